@@ -1,0 +1,1 @@
+"""Measurement: workloads, the ledger, the demo."""

@@ -1,0 +1,1 @@
+"""The driver domain: netback, learning bridge, toolstack, xenstored."""

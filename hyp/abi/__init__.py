@@ -1,0 +1,1 @@
+"""Binary layouts as documents: who writes each field, who reads it, and with which ordering."""

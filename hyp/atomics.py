@@ -1,0 +1,233 @@
+"""Memory ordering, copies and the few system calls that compiled code makes. Nothing else in the tree names an atomic.
+
+Every value is an int64 and every address is an int64: loads zero-extend, stores truncate. So no kernel mixes signed and
+unsigned, and the 32-bit indices of the rings wrap where they must: in `u32_add` and `u32_sub`, nowhere else.
+
+Which load to use:
+
+=====================  ==========================================================================================
+``load*_acquire``      an index a peer publishes; what it published before is visible after
+``load*_once``         anything else a peer can write; the compiler may neither repeat nor invent the load (R3)
+``load*``              memory that only this thread writes; free to be vectorised
+=====================  ==========================================================================================
+"""
+
+import platform
+from typing import Any
+
+import numba
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from hyp.kernels import compiled, i64, void
+
+_I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_PTR = _I8.as_pointer()
+
+
+def _load(bits: int, order: str | None) -> Any:
+    @intrinsic
+    def load(typing_context, addr):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            if order is None:
+                value = builder.load(pointer, align=1)
+            else:
+                value = builder.load_atomic(pointer, order, bits // 8)
+            return builder.zext(value, _I64) if bits < 64 else value
+
+        return i64(i64), generate
+
+    return load
+
+
+def _store(bits: int, order: str | None) -> Any:
+    @intrinsic
+    def store(typing_context, addr, value):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
+            value = builder.trunc(args[1], ir.IntType(bits)) if bits < 64 else args[1]
+            if order is None:
+                builder.store(value, pointer, align=1)
+            else:
+                builder.store_atomic(value, pointer, order, bits // 8)
+            return context.get_dummy_value()
+
+        return void(i64, i64), generate
+
+    return store
+
+
+def _compare_and_swap(bits: int) -> Any:
+    @intrinsic
+    def cas(typing_context, addr, expected, desired):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            width = ir.IntType(bits)
+            pointer = builder.inttoptr(args[0], width.as_pointer())
+            old, new = (builder.trunc(a, width) if bits < 64 else a for a in args[1:])
+            result = builder.cmpxchg(pointer, old, new, "seq_cst", "seq_cst")
+            value = builder.extract_value(result, 0)
+            return builder.zext(value, _I64) if bits < 64 else value
+
+        return i64(i64, i64, i64), generate
+
+    return cas
+
+
+load8, load16, load32, load64 = (_load(bits, None) for bits in (8, 16, 32, 64))
+load8_once, load16_once, load32_once, load64_once = (_load(bits, "monotonic") for bits in (8, 16, 32, 64))
+load32_acquire, load64_acquire = (_load(bits, "acquire") for bits in (32, 64))
+store8, store16, store32, store64 = (_store(bits, None) for bits in (8, 16, 32, 64))
+store16_once, store32_once, store64_once = (_store(bits, "monotonic") for bits in (16, 32, 64))
+store16_release, store32_release, store64_release = (_store(bits, "release") for bits in (16, 32, 64))
+# Return the value found; the swap took place if it equals `expected`.
+cas16, cas64 = _compare_and_swap(16), _compare_and_swap(64)
+
+
+@intrinsic
+def full_fence(typing_context):  # type: ignore[no-untyped-def]
+    """Full barrier: no load after it is satisfied before a store in front of it is visible."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return void(), generate
+
+
+@intrinsic
+def cpu_relax(typing_context):  # type: ignore[no-untyped-def]
+    """Hint of a spinning loop (PAUSE on x86, YIELD on Arm)."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        if platform.machine() == "x86_64":
+            builder.call(_libc(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
+        elif platform.machine() == "aarch64":
+            builder.call(_libc(builder, "llvm.aarch64.hint", ir.VoidType(), [_I32]), [_I32(1)])
+        return context.get_dummy_value()
+
+    return void(), generate
+
+
+@intrinsic
+def memcpy(typing_context, destination, source, length):  # type: ignore[no-untyped-def]
+    """Copy `length` bytes between addresses that do not overlap."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        function = builder.module.declare_intrinsic("llvm.memcpy", [_PTR, _PTR, _I64])
+        destination, source = builder.inttoptr(args[0], _PTR), builder.inttoptr(args[1], _PTR)
+        builder.call(function, [destination, source, args[2], _I1(0)])
+        return context.get_dummy_value()
+
+    return void(i64, i64, i64), generate
+
+
+@intrinsic
+def memzero(typing_context, destination, length):  # type: ignore[no-untyped-def]
+    """Set `length` bytes to zero."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        function = builder.module.declare_intrinsic("llvm.memset", [_PTR, _I64])
+        builder.call(function, [builder.inttoptr(args[0], _PTR), _I8(0), args[1], _I1(0)])
+        return context.get_dummy_value()
+
+    return void(i64, i64), generate
+
+
+@compiled
+def u32_add(a: int, b: int) -> int:
+    """a + b of a free-running 32-bit index."""
+    return (a + b) & 0xFFFFFFFF
+
+
+@compiled
+def u32_sub(a: int, b: int) -> int:
+    """a − b of free-running 32-bit indices: the distance from b forward to a."""
+    return (a - b) & 0xFFFFFFFF
+
+
+def record_view(dtype: Any) -> Any:
+    """An intrinsic that views an address as a record of `dtype` (private state only: accesses are plain)."""
+    record = numba.from_dtype(dtype)
+
+    @intrinsic
+    def view(typing_context, addr):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+        return record(i64), generate
+
+    return view
+
+
+@intrinsic
+def call_operation(typing_context, function, state, count):  # type: ignore[no-untyped-def]
+    """Call the C function at an address: ``int64 function(int64 state, int64 count)``."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(args[0], ir.FunctionType(_I64, [_I64, _I64]).as_pointer())
+        return builder.call(pointer, args[1:])
+
+    return i64(i64, i64, i64), generate
+
+
+# --- system calls ----------------------------------------------------------------------------------------------------
+
+sys_read = types.ExternalFunction("read", i64(types.int32, i64, i64))
+sys_write = types.ExternalFunction("write", i64(types.int32, i64, i64))
+sys_getppid = types.ExternalFunction("getppid", types.int32())
+
+
+def _libc(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
+    return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
+
+
+@intrinsic
+def clock_ns(typing_context):  # type: ignore[no-untyped-def]
+    """CLOCK_MONOTONIC in nanoseconds."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        spec = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
+        clock_gettime = _libc(builder, "clock_gettime", _I32, [_I32, _PTR])
+        builder.call(clock_gettime, [_I32(1), builder.bitcast(spec, _PTR)])
+        seconds, nanoseconds = (builder.load(cgutils.gep_inbounds(builder, spec, 0, k)) for k in (0, 1))
+        return builder.add(builder.mul(seconds, _I64(1_000_000_000)), nanoseconds)
+
+    return i64(), generate
+
+
+@intrinsic
+def notify(typing_context, eventfd):  # type: ignore[no-untyped-def]
+    """Signal an eventfd: one write(2). The result is write's."""
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        one = cgutils.alloca_once_value(builder, _I64(1))
+        write = _libc(builder, "write", _I64, [_I32, _PTR, _I64])
+        return builder.call(write, [builder.trunc(args[0], _I32), builder.bitcast(one, _PTR), _I64(8)])
+
+    return i64(i64), generate
+
+
+@intrinsic
+def epoll_sleep(typing_context, epoll, timeout_ns):  # type: ignore[no-untyped-def]
+    """Sleep in epoll_pwait2(2) until an event or for `timeout_ns` (negative: no limit). Number of events, or −1.
+
+    The events are hints (edge-triggered, never read): the rings tell what happened. Up to 16 are taken at a time; what is
+    left over wakes the next call.
+    """
+
+    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        # struct epoll_event is 12 bytes on x86-64 and 16 elsewhere
+        events = cgutils.alloca_once(builder, ir.ArrayType(_I64, 32))
+        spec = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
+        billion = _I64(1_000_000_000)
+        builder.store(builder.sdiv(args[1], billion), cgutils.gep_inbounds(builder, spec, 0, 0))
+        builder.store(builder.srem(args[1], billion), cgutils.gep_inbounds(builder, spec, 0, 1))
+        forever = builder.icmp_signed("<", args[1], _I64(0))
+        limit = builder.select(forever, ir.Constant(_PTR, None), builder.bitcast(spec, _PTR))
+        wait = _libc(builder, "epoll_pwait2", _I32, [_I32, _PTR, _I32, _PTR, _PTR])
+        call = [builder.trunc(args[0], _I32), builder.bitcast(events, _PTR), _I32(16), limit, ir.Constant(_PTR, None)]
+        return builder.sext(builder.call(wait, call), _I64)
+
+    return i64(i64, i64), generate

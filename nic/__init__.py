@@ -1,0 +1,1 @@
+"""The emulated multi-queue NIC: contexts, engines, embedded switch, wire."""
