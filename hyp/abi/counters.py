@@ -1,0 +1,107 @@
+"""The counters page of a process: one row per thing that counts (engine, context, vif, device, program).
+
+Row (512 B): 32 bytes of name (ASCII, zero-padded; an empty name is an unused row), then `COLUMNS` u64. The owner counts in
+private memory and copies the row here once a batch; everybody else maps the page read-only. The region outlives its
+writer. Counts only grow.
+
+At rest, at every hop, ``in = out + drops by name``; `bench/ledger.py` states the equation of each hop and checks it.
+"""
+
+from enum import IntEnum
+from typing import Any, Final
+
+import numpy as np
+
+ROW_BYTES: Final = 512
+NAME_BYTES: Final = 32
+COLUMNS: Final = (ROW_BYTES - NAME_BYTES) // 8
+ROWS: Final = 160
+COUNTERS_BYTES: Final = ROWS * ROW_BYTES
+
+ROW: Final = np.dtype([("name", "S32"), ("count", "<i8", (COLUMNS,))])
+
+
+class Count(IntEnum):
+    """Columns of a row. What "tx" and "rx" mean is seen from the guest: a vif's tx is what its guest sends."""
+
+    TX_FRAMES = 0
+    TX_BYTES = 1
+    RX_FRAMES = 2
+    RX_BYTES = 3
+    COPIES = 4  # payload copies made
+    COPIED_BYTES = 5
+    NOTIFICATIONS = 6  # eventfd writes
+    SUPPRESSED = 7  # batches published whose reader had not asked for a notification
+    WAKEUPS = 8  # returns from a sleep
+    HYPERCALLS = 9  # system calls in the place of hypercalls, one per batch
+    TRAPS = 10
+    BATCHES = 11
+    REPLICATED = 12  # extra copies of a frame made by flooding
+    PAUSES = 13  # a sending queue began to wait for a full receiver
+    FAULTS_PROTOCOL = 14  # a shared index ran away
+    FAULTS_DESCRIPTOR = 15  # bad length or flags
+    FAULTS_ADDRESS = 16  # no translation, or not the right
+    FAULTS_GRANT = 17  # a grant operation refused
+    DROP_NO_BUFFER = 18  # receiver full, and still full when the pause was over
+    DROP_NO_ROUTE = 19  # nobody has this address
+    DROP_SPOOFED = 20  # source address is not the sender's
+    DROP_BAD_FRAME = 21  # length or flags refused
+    DROP_BAD_ADDRESS = 22  # the sender's or the receiver's buffer address was refused
+    DROP_SMALL_BUFFER = 23  # the receiver's buffer is shorter than the frame
+    DROP_QUEUE_FULL = 24  # broadcast (which never pauses), or Dom0's own queue to the NIC
+    DROP_DOWN = 25  # the device it was for is closed or failed
+    DROP_SAME_PORT = 26  # a bridge never sends a frame back to its port
+    DROP_TAP = 27  # the kernel did not take the frame from the TAP
+    LOST = 28  # receiver: sequence numbers never seen
+    CORRUPT = 29  # receiver: checksum wrong
+    DUPLICATED = 30  # receiver: sequence number seen twice
+    CHECKED = 31  # receiver: frames whose whole payload was checksummed
+    FOREIGN = 32  # receiver: frames that are not of the test
+
+
+DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
+FAULTS: Final = [count for count in Count if count.name.startswith("FAULTS_")]
+
+# The enum's members as plain integers: compiled code freezes module globals, and only plain integers freeze well.
+TX_FRAMES: Final = int(Count.TX_FRAMES)
+TX_BYTES: Final = int(Count.TX_BYTES)
+RX_FRAMES: Final = int(Count.RX_FRAMES)
+RX_BYTES: Final = int(Count.RX_BYTES)
+COPIES: Final = int(Count.COPIES)
+COPIED_BYTES: Final = int(Count.COPIED_BYTES)
+NOTIFICATIONS: Final = int(Count.NOTIFICATIONS)
+SUPPRESSED: Final = int(Count.SUPPRESSED)
+WAKEUPS: Final = int(Count.WAKEUPS)
+HYPERCALLS: Final = int(Count.HYPERCALLS)
+BATCHES: Final = int(Count.BATCHES)
+REPLICATED: Final = int(Count.REPLICATED)
+PAUSES: Final = int(Count.PAUSES)
+FAULTS_PROTOCOL: Final = int(Count.FAULTS_PROTOCOL)
+FAULTS_DESCRIPTOR: Final = int(Count.FAULTS_DESCRIPTOR)
+FAULTS_ADDRESS: Final = int(Count.FAULTS_ADDRESS)
+FAULTS_GRANT: Final = int(Count.FAULTS_GRANT)
+DROP_NO_BUFFER: Final = int(Count.DROP_NO_BUFFER)
+DROP_NO_ROUTE: Final = int(Count.DROP_NO_ROUTE)
+DROP_SPOOFED: Final = int(Count.DROP_SPOOFED)
+DROP_BAD_FRAME: Final = int(Count.DROP_BAD_FRAME)
+DROP_BAD_ADDRESS: Final = int(Count.DROP_BAD_ADDRESS)
+DROP_SMALL_BUFFER: Final = int(Count.DROP_SMALL_BUFFER)
+DROP_QUEUE_FULL: Final = int(Count.DROP_QUEUE_FULL)
+DROP_DOWN: Final = int(Count.DROP_DOWN)
+DROP_SAME_PORT: Final = int(Count.DROP_SAME_PORT)
+DROP_TAP: Final = int(Count.DROP_TAP)
+LOST: Final = int(Count.LOST)
+CORRUPT: Final = int(Count.CORRUPT)
+DUPLICATED: Final = int(Count.DUPLICATED)
+CHECKED: Final = int(Count.CHECKED)
+FOREIGN: Final = int(Count.FOREIGN)
+
+
+def read_rows(page: Any) -> dict[str, dict[str, int]]:
+    """All named rows of a counters page (bytes-like, `COUNTERS_BYTES` long) as ``{row: {column: count}}``."""
+    rows = np.frombuffer(page, ROW, ROWS)
+    return {
+        row["name"].decode("ascii", "replace"): {c.name.lower(): int(row["count"][c]) for c in Count}
+        for row in rows
+        if row["name"]
+    }

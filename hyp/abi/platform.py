@@ -1,0 +1,32 @@
+"""Pages by which the hypervisor and the NIC's engines tell each other, and everybody, what they must know.
+
+*Platform page*: written by the hypervisor alone, mapped read-only by every other process::
+
+     0 u64 generation          counts the hypervisor's starts
+    64 u64 spin_limit_ns       longest a loop may spin before it sleeps; 0 when loops outnumber cores. A hint
+   128 u64 shootdown_request   counts shootdowns an engine has not been past yet (see hyp/iommu.py); release
+
+*Engine page*, one per NIC engine: written by that engine alone, mapped read-only by the hypervisor::
+
+     0 u64 epoch               odd: the engine is in a batch and may use translations it has looked up; even: it is not
+    64 .. CHECKPOINT[CONTEXTS] per context, published per batch, after the completions: what a restarted engine needs
+
+The engine never reads back what it publishes here.
+"""
+
+from typing import Final
+
+import numpy as np
+
+from hyp.abi.nic import CONTEXTS, PAGE
+
+GENERATION: Final = 0
+SPIN_LIMIT_NS: Final = 64
+SHOOTDOWN_REQUEST: Final = 128
+PLATFORM_BYTES: Final = PAGE
+
+EPOCH: Final = 0
+CHECKPOINTS: Final = 64
+CHECKPOINT: Final = np.dtype([("sq_cons", "<u4"), ("rq_cons", "<u4"), ("scq_prod", "<u4"), ("rcq_prod", "<u4")])
+CHECKPOINT_BYTES: Final = 16
+ENGINE_BYTES: Final = PAGE * (-(-(CHECKPOINTS + CHECKPOINT_BYTES * CONTEXTS) // PAGE))

@@ -1,0 +1,189 @@
+"""Event channels and the notification that compiled loops do with them.
+
+R6: an eventfd belongs to one notifier and one waiter, and only the notifier holds it. The hypervisor makes it, gives it to
+the notifier, and enters it (edge-triggered) into the waiter's *upcall*: an epoll descriptor, one per engine of a domain. So a waiter
+can neither swallow a wake-up by reading, nor block the notifier by filling the counter or clearing O_NONBLOCK. Nobody ever
+reads an eventfd: every write is an edge. A wake-up is a hint; the rings are the truth.
+
+`EventChannels` is the hypervisor's table (control plane). `WAIT`, `may_spin` and `sleep` are the loops' side: spin for a
+while that adapts, then sleep.
+"""
+
+import errno
+import os
+import select
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hyp.abi.counters import WAKEUPS
+from hyp.abi.platform import SPIN_LIMIT_NS
+from hyp.atomics import clock_ns, epoll_sleep, load64_once, record_view
+from hyp.counters import count
+from hyp.kernels import compiled
+
+# --- loops ------------------------------------------------------------------------------------------------------------
+
+WAIT = np.dtype([("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8")])
+"""Private state of a loop's waiting: its upcall, the address of the platform page, and how long it spins just now."""
+
+wait_at = record_view(WAIT)
+
+FIRST_SPIN_NS = 4000
+
+
+@compiled
+def may_spin(wait):  # type: ignore[no-untyped-def]
+    """How long, in ns, the loop should look for work before it sleeps. 0: not at all."""
+    limit = load64_once(wait.platform + SPIN_LIMIT_NS)
+    return min(wait.spin_ns, limit)
+
+
+@compiled
+def sleep(wait, timeout_ns, counts):  # type: ignore[no-untyped-def]
+    """Sleep until an event or for `timeout_ns` (negative: no limit), and learn from it how long to spin next time.
+
+    As KVM's halt-polling does: a sleep that ended soon would have been a spin that found work, so spin longer; one that
+    lasted would not, so spin less.
+    """
+    start = clock_ns()
+    events = epoll_sleep(wait.epoll, timeout_ns)
+    if events != 0:
+        count(counts, WAKEUPS, 1)
+    slept = clock_ns() - start
+    limit = load64_once(wait.platform + SPIN_LIMIT_NS)
+    if events > 0 and slept <= limit:
+        wait.spin_ns = min(max(2 * wait.spin_ns, FIRST_SPIN_NS), limit)
+    elif slept > 8 * limit:
+        wait.spin_ns >>= 1
+    return events
+
+
+# --- the hypervisor's table -------------------------------------------------------------------------------------------
+
+
+class EventError(OSError):
+    """An event-channel operation was refused; errno as Xen's interface gives it."""
+
+
+class Upcall:
+    """Where the events of one engine of a domain arrive: an epoll descriptor that the hypervisor fills."""
+
+    def __init__(self) -> None:
+        self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+
+    def deliver(self, eventfd: int, port: int) -> None:
+        """From now on a write to `eventfd` wakes the waiter. EventError if the waiter has spoilt its epoll descriptor."""
+        try:
+            self.epoll.register(eventfd, select.EPOLLIN | select.EPOLLET)
+        except OSError as error:
+            raise EventError(error.errno, f"port {port}: the waiter's upcall takes no events ({error.strerror})") from error
+
+    def forget(self, eventfd: int) -> None:
+        """The inverse of `deliver`; nothing happens if it is gone already."""
+        try:
+            self.epoll.unregister(eventfd)
+        except OSError:
+            pass
+
+    def close(self) -> None:
+        self.epoll.close()
+
+
+def new_eventfd() -> int:
+    """A fresh eventfd that never blocks its notifier."""
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+def raise_event(eventfd: int) -> None:
+    """Set pending, as a bind does on both ends."""
+    os.eventfd_write(eventfd, 1)
+
+
+@dataclass(slots=True)
+class Port:
+    """One end of a channel. `notifier` is the eventfd by which this end wakes the other."""
+
+    domid: int
+    number: int
+    remote: int
+    upcall: Upcall
+    peer: "Port | None" = None
+    notifier: int = -1
+
+
+@dataclass(slots=True)
+class EventChannels:
+    """Ports of all domains. Every method checks what a domain says; EventError otherwise."""
+
+    limit: int = 1024
+    _ports: dict[tuple[int, int], Port] = field(default_factory=dict)
+
+    def alloc_unbound(self, domid: int, remote: int, upcall: Upcall) -> int:
+        """A port that `remote` may bind to (EVTCHNOP_alloc_unbound)."""
+        number = self._free_number(domid)
+        self._ports[domid, number] = Port(domid, number, remote, upcall)
+        return number
+
+    def bind_interdomain(self, domid: int, remote: int, remote_port: int, upcall: Upcall) -> int:
+        """Bind a new port of `domid` to an unbound one of `remote` (EVTCHNOP_bind_interdomain); both ends become pending."""
+        theirs = self._ports.get((remote, remote_port))
+        if theirs is None or theirs.remote != domid or theirs.peer is not None:
+            raise EventError(errno.EINVAL, f"domain {domid}: port {remote_port} of domain {remote} is not open to it")
+        ours = Port(domid, self._free_number(domid), remote, upcall)
+        ours.notifier, theirs.notifier = new_eventfd(), new_eventfd()
+        try:
+            theirs.upcall.deliver(ours.notifier, theirs.number)
+            ours.upcall.deliver(theirs.notifier, ours.number)
+        except EventError:
+            self._disconnect(ours, theirs)
+            raise
+        ours.peer, theirs.peer = theirs, ours
+        self._ports[domid, ours.number] = ours
+        raise_event(ours.notifier)
+        raise_event(theirs.notifier)
+        return ours.number
+
+    def notifier(self, domid: int, number: int) -> int:
+        """The eventfd by which `domid` signals through its port (owned by the table). EventError while it is unbound."""
+        port = self._port(domid, number)
+        if port.peer is None:
+            raise EventError(errno.ENOTCONN, f"domain {domid}: port {number} is not bound yet")
+        return port.notifier
+
+    def status(self, domid: int, number: int) -> str:
+        """``"unbound"`` or ``"interdomain"`` (EVTCHNOP_status)."""
+        return "unbound" if self._port(domid, number).peer is None else "interdomain"
+
+    def close(self, domid: int, number: int) -> None:
+        """Close a port; the other end falls back to unbound (EVTCHNOP_close)."""
+        port = self._ports.pop((domid, self._port(domid, number).number))
+        peer = port.peer
+        if peer is not None:
+            self._disconnect(port, peer)
+            port.peer = peer.peer = None
+
+    def close_all(self, domid: int) -> None:
+        """Close every port of a domain that ended, and those that waited for it."""
+        for owner, number in [key for key in self._ports if key[0] == domid]:
+            self.close(owner, number)
+
+    @staticmethod
+    def _disconnect(one: Port, other: Port) -> None:
+        for end, far in ((one, other), (other, one)):
+            if end.notifier >= 0:
+                far.upcall.forget(end.notifier)
+                os.close(end.notifier)
+                end.notifier = -1
+
+    def _port(self, domid: int, number: int) -> Port:
+        try:
+            return self._ports[domid, number]
+        except KeyError:
+            raise EventError(errno.EINVAL, f"domain {domid} has no port {number}") from None
+
+    def _free_number(self, domid: int) -> int:
+        for number in range(1, self.limit):
+            if (domid, number) not in self._ports:
+                return number
+        raise EventError(errno.ENOSPC, f"domain {domid} has all its {self.limit - 1} ports open")

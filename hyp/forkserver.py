@@ -1,0 +1,95 @@
+"""The warm fork server: imports everything and loads all compiled code once, then forks a process in milliseconds.
+
+It has one task (a process with threads could not enter a user namespace) and no state. It forks twice, so that
+the new process becomes the keeper's child. Protocol, on its socket (the frames of hyp/control.py, served one at a time)::
+
+    event  progress {kernel, index, total, compiled, seconds}      while loading; then event warm {seconds}
+    fork   {name, role, module, config, purposes} + descriptors → {pid}     purposes name the descriptors in order
+"""
+
+import array
+import importlib
+import os
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+import msgpack
+
+from hyp import linux
+from hyp.control import MAX_FDS, MAX_MESSAGE
+
+
+def serve(sock: socket.socket, modules: list[str]) -> None:
+    """Load, then fork on request until the keeper closes the socket."""
+    linux.set_name("forkserver")
+    linux.die_with_parent()
+    sock.setblocking(True)
+    _load(sock, modules)
+    while True:
+        space = socket.CMSG_SPACE(MAX_FDS * 4)
+        packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
+        if not packet:
+            return
+        fds = array.array("i")
+        for _, _, data in ancillary:
+            fds.frombytes(data)
+        request = msgpack.unpackb(packet)
+        pid = _fork_twice(request["args"], list(fds))
+        for fd in fds:
+            os.close(fd)
+        sock.send(msgpack.packb({"id": request["id"], "gen": 1, "ok": {"pid": pid}}))
+
+
+def _load(sock: socket.socket, modules: list[str]) -> None:
+    from hyp import kernels  # after the fork from the keeper, which has no compiled code
+
+    start = time.perf_counter()
+    for module in modules:
+        importlib.import_module(module)
+    for name, index, total, compiled, seconds in kernels.load_all():
+        if compiled:
+            args = {"kernel": name, "index": index, "total": total, "seconds": seconds}
+            sock.send(msgpack.packb({"op": "progress", "args": args}))
+    sock.send(msgpack.packb({"op": "warm", "args": {"seconds": time.perf_counter() - start}}))
+
+
+def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
+    """Fork a grandchild that becomes the keeper's child; returns its pid."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        parent_alive, parent_holds = os.pipe()
+        grandchild = os.fork()
+        if grandchild == 0:
+            os.close(parent_holds)
+            _become(parent_alive, args, fds)
+        os.write(writer, grandchild.to_bytes(4, "little"))
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    pid = int.from_bytes(os.read(reader, 4), "little")
+    os.close(reader)
+    return pid
+
+
+def _become(parent_alive: int, args: dict[str, Any], fds: list[int]) -> None:
+    """In the grandchild: wait to be adopted, keep only one's own descriptors, run the role, exit."""
+    status = 1
+    try:
+        os.read(parent_alive, 1)  # end of file: the parent has exited, the keeper is the parent now, and its death must be ours
+        linux.die_with_parent()
+        keep = sorted({0, 1, 2, *fds})
+        for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True):
+            os.closerange(low + 1, high)
+        from hyp.process import run_role
+
+        sockets = dict(zip(args["purposes"], fds, strict=True))
+        status = run_role(args["name"], args["role"], args["module"], args["config"], sockets)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)

@@ -1,0 +1,128 @@
+"""IOMMU tables: what the NIC may reach for a context, and how a translation is taken away again.
+
+Table: one u64 per IOVA page, written by the hypervisor, mapped read-only by the NIC::
+
+    bit 0  READ   the device may read the page
+    bit 1  WRITE  the device may write the page
+    12..   frame  page number in the owning domain's RAM
+
+Shootdown. An engine may use a translation from the moment it looked it up until its batch ends. It therefore publishes an
+*epoch*: odd in a batch, even when it sleeps or is between two. To take a translation away:
+
+1. hypervisor: clear the entries; full fence; count `shootdown_request` up; full fence; read every engine's epoch.
+2. An even epoch: the engine's next batch begins with a full fence, after which it reads the cleared entry. Done with it.
+   An odd epoch: done with it as soon as the epoch differs.
+3. engine: at each batch boundary publish the epoch; full fence; if `shootdown_request` moved, signal the hypervisor.
+
+Steps 1 and 3 are Dekker's pattern: either the hypervisor sees the new epoch or the engine sees the request. The hypervisor
+waits in its event loop, so a stopped NIC cannot hang it; the NIC's death ends all waits. Only then may a page be reused.
+
+A page's translation is *pinned* as long as a registration holds it: registrations are counted per page.
+"""
+
+import numpy as np
+
+from hyp.abi.nic import PAGE
+from hyp.abi.platform import EPOCH, SHOOTDOWN_REQUEST
+from hyp.atomics import full_fence, load64_acquire, load64_once, store64_once, store64_release
+from hyp.kernels import compiled, entry, i64, void
+from hyp.memory import Mapping
+
+READ, WRITE = 1, 2
+RIGHTS = READ | WRITE
+NO_TRANSLATION = 0
+
+
+@compiled
+def translate(table: int, table_pages: int, ram: int, ram_pages: int, iova: int, rights: int) -> int:
+    """Address in this process of `iova`, valid up to the end of its page; 0 if there is no translation with `rights`."""
+    page = iova >> 12
+    if iova < 0 or page >= table_pages:
+        return NO_TRANSLATION
+    entry_word = load64_once(table + page * 8)
+    frame = entry_word >> 12
+    if (entry_word & rights) != rights or frame < 0 or frame >= ram_pages:
+        return NO_TRANSLATION
+    return ram + (frame << 12) + (iova & (PAGE - 1))
+
+
+@entry(void(i64, i64, i64, i64))
+def _write_entries(table: int, first: int, count: int, word: int) -> None:
+    """Set `count` entries from page `first` on to consecutive frames with the rights in `word`; 0 clears them."""
+    for k in range(count):
+        store64_once(table + (first + k) * 8, (((first + k) << 12) | word) if word else 0)
+    full_fence()
+
+
+@entry(void(i64))
+def _count_request(platform: int) -> None:
+    store64_release(platform + SHOOTDOWN_REQUEST, load64_once(platform + SHOOTDOWN_REQUEST) + 1)
+    full_fence()
+
+
+@entry(i64(i64))
+def _read_epoch(engine_page: int) -> int:
+    return load64_acquire(engine_page + EPOCH)
+
+
+class IommuTable:
+    """One domain's table with its registrations. IOVA = guest-physical address."""
+
+    def __init__(self, mapping: Mapping, pages: int) -> None:
+        self._table, self.pages = mapping, pages
+        self._readers = np.zeros(pages, np.int32)
+        self._writers = np.zeros(pages, np.int32)
+
+    def register(self, addr: int, length: int, *, writable: bool) -> None:
+        """Enter the pages of [addr, addr + length) and pin them. ValueError names what is wrong with the range."""
+        first, count = self._pages(addr, length)
+        self._readers[first : first + count] += 1
+        if writable:
+            self._writers[first : first + count] += 1
+        self._rewrite(first, count)
+
+    def deregister(self, addr: int, length: int, *, writable: bool) -> bool:
+        """Drop one registration; True if a translation or a right went away, so that a shootdown is due."""
+        first, count = self._pages(addr, length)
+        pages = slice(first, first + count)
+        self._readers[pages] -= 1
+        if writable:
+            self._writers[pages] -= 1
+        self._rewrite(first, count)
+        return bool((self._readers[pages] == 0).any() or (writable and (self._writers[pages] == 0).any()))
+
+    def clear(self) -> None:
+        """Take every translation away (the domain ends); a shootdown is due."""
+        self._readers[:] = 0
+        self._writers[:] = 0
+        _write_entries(self._table.address, 0, self.pages, 0)
+
+    def _pages(self, addr: int, length: int) -> tuple[int, int]:
+        if addr < 0 or length <= 0 or addr > self.pages * PAGE - length:
+            raise ValueError(f"[{addr:#x}, +{length:#x}) is not inside the domain's {self.pages * PAGE:#x} bytes of RAM")
+        if addr % PAGE or length % PAGE:
+            raise ValueError(f"[{addr:#x}, +{length:#x}) is not made of whole pages")
+        return addr // PAGE, length // PAGE
+
+    def _rewrite(self, first: int, count: int) -> None:
+        """Write entries [first, first + count) from the pin counts, one run of equal rights at a time."""
+        rights = np.where(self._readers[first : first + count] > 0, READ, 0)
+        rights = rights | np.where(self._writers[first : first + count] > 0, WRITE, 0)
+        edges = [0, *(np.flatnonzero(np.diff(rights)) + 1).tolist(), count]
+        for start, end in zip(edges, edges[1:], strict=False):
+            _write_entries(self._table.address, first + start, end - start, int(rights[start]))
+
+
+class Shootdown:
+    """The wait of step 2: `engines_to_wait_for` until `is_over`, re-checked whenever an engine signals."""
+
+    def __init__(self, platform: Mapping, engine_pages: list[Mapping]) -> None:
+        _count_request(platform.address)
+        self._waiting = [
+            (page, epoch) for page in engine_pages for epoch in (_read_epoch(page.address),) if epoch & 1
+        ]
+
+    def is_over(self) -> bool:
+        """True once no engine can still use what was cleared before this object was made."""
+        self._waiting = [(page, epoch) for page, epoch in self._waiting if _read_epoch(page.address) == epoch]
+        return not self._waiting

@@ -1,0 +1,133 @@
+"""Shared memory: every region of a topology is made, named, sized and mapped here. Two backings, one interface.
+
+``posix``   a POSIX shared-memory object ``/xbl.<uid>.<topology>.<owner>.<purpose>``, mode 0600, to be seen in /dev/shm while the
+            topology lives. Isolation is by convention: a process of the same user can open it for writing.
+``sealed``  a memfd whose size is sealed, so that nobody can shrink memory that another process reads (SIGBUS).
+
+Creation reserves the memory, so that a full /dev/shm is an error here and not a SIGBUS later.
+"""
+
+import errno
+import fcntl
+import mmap
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import posix_ipc
+
+from hyp.abi.nic import PAGE
+
+SHM = Path("/dev/shm")
+BACKINGS = ("posix", "sealed")
+MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
+
+
+class SharedMemoryError(OSError):
+    """A region could not be made; the message says which, how large, and why."""
+
+
+def shm_prefix(topology: str) -> str:
+    """What the names of a topology's POSIX objects begin with, without the leading slash."""
+    return f"xbl.{os.getuid()}.{topology}."
+
+
+@dataclass(slots=True)
+class Region:
+    """A piece of shared memory: `fd` is open for reading and writing and belongs to this object."""
+
+    name: str
+    size: int
+    fd: int
+    shm_name: str | None
+
+    def readonly_fd(self) -> int:
+        """A new descriptor that allows reading only (the caller closes it)."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+
+    def map(self) -> "Mapping":
+        """Map it for reading and writing."""
+        return Mapping(self.fd, self.size)
+
+    def seal_writes(self) -> None:
+        """Allow no *new* writable mapping (`sealed` only): what the owner mapped before is the only writer."""
+        if self.shm_name is None:
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_FUTURE_WRITE if hasattr(fcntl, "F_SEAL_FUTURE_WRITE") else 0x10)
+
+    def close(self) -> None:
+        """Close the descriptor and take the name away. Mappings stay."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self.shm_name is not None:
+            try:
+                posix_ipc.unlink_shared_memory(self.shm_name)
+            except posix_ipc.ExistentialError:
+                pass
+            self.shm_name = None
+
+
+class Mapping:
+    """A mapped descriptor. `address` is where it starts in this process; the memory stays mapped as long as the object lives."""
+
+    __slots__ = ("address", "array", "size", "_map")
+
+    def __init__(self, fd: int, size: int, *, writable: bool = True) -> None:
+        have = os.fstat(fd).st_size
+        if have < size:
+            raise SharedMemoryError(errno.EINVAL, f"a region of {have} bytes cannot be mapped as {size}")
+        protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED | MAP_POPULATE, protection)
+        self.size = size
+        self.array = np.frombuffer(self._map, np.uint8)
+        self.address = int(self.array.ctypes.data)
+
+    def words(self, dtype: str, offset: int = 0, count: int = -1) -> "np.ndarray[tuple[int], np.dtype[np.generic]]":
+        """A view of `count` elements of `dtype` from byte `offset` on."""
+        return np.frombuffer(self._map, dtype, count, offset)
+
+
+def create_region(backing: str, topology: str, owner: str, purpose: str, size: int) -> Region:
+    """A new, zeroed, reserved region of at least `size` bytes (whole pages). SharedMemoryError if there is no room."""
+    size = -(-size // PAGE) * PAGE
+    name = f"{owner}.{purpose}"
+    try:
+        if backing == "posix":
+            shm_name = f"/{shm_prefix(topology)}{name}"
+            fd = posix_ipc.SharedMemory(shm_name, posix_ipc.O_CREX, mode=0o600, size=size).fd
+            os.set_inheritable(fd, False)
+            region = Region(name, size, fd, shm_name)
+        elif backing == "sealed":
+            fd = os.memfd_create(f"xbl.{topology}.{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            os.ftruncate(fd, size)
+            region = Region(name, size, fd, None)
+        else:
+            raise ValueError(f"unknown backing {backing!r}; there are {', '.join(BACKINGS)}")
+        try:
+            os.posix_fallocate(fd, 0, size)
+            if backing == "sealed":
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except OSError:
+            region.close()
+            raise
+    except posix_ipc.ExistentialError as error:
+        raise SharedMemoryError(errno.EEXIST, f"region {name} of topology {topology} exists already") from error
+    except OSError as error:
+        room = os.statvfs(SHM)
+        free = room.f_bavail * room.f_frsize
+        reason = f"region {name} of topology {topology}: {size} bytes cannot be had ({error.strerror}); /dev/shm has {free} free"
+        raise SharedMemoryError(error.errno, reason) from error
+    return region
+
+
+def sweep(topology: str) -> list[str]:
+    """Unlink every POSIX object of a topology that no longer lives; returns their names."""
+    swept = []
+    for path in SHM.glob(f"{shm_prefix(topology)}*"):
+        try:
+            posix_ipc.unlink_shared_memory(f"/{path.name}")
+            swept.append(path.name)
+        except posix_ipc.ExistentialError:
+            pass
+    return swept

@@ -1,0 +1,93 @@
+"""What every process of a topology has in common: born of the fork server, a console to the keeper, an event loop, an end.
+
+A role is a module with ``async def main(process, config)``. It is forked with all code loaded, gets its sockets by number, serves
+operations on its console and on whatever consoles the keeper attaches later, says `ready`, and ends when `stopped` is set.
+"""
+
+import asyncio
+import importlib
+import logging
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import uvloop
+
+from hyp import linux
+from hyp.control import Channel, Handler
+
+log = logging.getLogger(__name__)
+
+
+def adopt_socket(fd: int) -> socket.socket:
+    """A socket object that owns `fd`."""
+    return socket.socket(fileno=fd)
+
+
+class Process:
+    """The process this code runs in. `sockets` has the descriptors it was born with, by purpose."""
+
+    def __init__(self, name: str, role: str, sockets: dict[str, int]) -> None:
+        self.name, self.role, self.sockets = name, role, sockets
+        self.stopped = asyncio.Event()
+        self._handlers: dict[str, Handler] = {"stop": self.stopped.set, "attach": self._attach}
+        self._takes_fds: set[str] = {"attach"}
+        self._clients: set[Channel] = set()
+        self.console = self._channel(adopt_socket(sockets["console"]), "the keeper", self._keeper_gone)
+
+    def serve(self, op: str, handler: Handler, *, takes_fds: bool = False) -> None:
+        """Offer an operation on this process's consoles."""
+        self._handlers[op] = handler
+        if takes_fds:
+            self._takes_fds.add(op)
+
+    def ready(self) -> None:
+        """Tell the keeper that this process does its work from now on."""
+        self.console.tell("ready")
+
+    def failed(self, cause: str) -> None:
+        """Tell the keeper why this process cannot do its work."""
+        self.console.tell("failed", cause=cause)
+
+    def hypercalls(self, handlers: dict[str, Handler] | None = None, takes_fds: frozenset[str] = frozenset()) -> Channel:
+        """The channel to the hypervisor on the socket this process was born with; `handlers` serves what it asks of us."""
+        return Channel(adopt_socket(self.sockets["hypercalls"]), handlers, name="the hypervisor", takes_fds=takes_fds)
+
+    def _channel(self, sock: socket.socket, name: str, on_close: Callable[[], None] | None = None) -> Channel:
+        return Channel(sock, self._handlers, name=name, takes_fds=self._takes_fds, on_close=on_close)
+
+    def _attach(self, fds: list[int]) -> None:
+        self._clients.add(self._channel(adopt_socket(fds[0]), "a client"))
+        self._clients = {client for client in self._clients if not client.closed.done()}
+
+    def _keeper_gone(self) -> None:
+        os._exit(1)  # the topology's end; nothing is to be saved
+
+
+async def _run(name: str, role: str, module: str, config: dict[str, Any], sockets: dict[str, int]) -> int:
+    process = Process(name, role, sockets)
+    main: Callable[[Process, dict[str, Any]], Awaitable[None]] = importlib.import_module(module).main
+    try:
+        await main(process, config)
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        cause = str(error) or type(error).__name__
+        process.failed(cause)
+        return 1
+
+
+def run_role(name: str, role: str, module: str, config: dict[str, Any], sockets: dict[str, int]) -> int:
+    """Be the process `name`: run the role's main to its end; returns the exit status."""
+    linux.set_name(f"{role}:{name}" if role != name else name)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for launch.py, which ends the topology in order
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"{name}: %(message)s")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        status = runner.run(_run(name, role, module, config, sockets))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return status

@@ -1,0 +1,63 @@
+"""Allocates an engine's private state and keeps it alive. Control plane; runs before the engine starts."""
+
+import numpy as np
+
+from hyp.abi.nic import CONTEXTS, mac_to_int
+from hyp.abi.platform import PLATFORM_BYTES
+from hyp.counters import CounterPage
+from hyp.engine import Engine
+from hyp.events import WAIT, new_eventfd
+from hyp.frames import TRACKER, TRACKERS
+from hyp.memory import Mapping
+from nic.crossing import CROSSING_BYTES
+from nic.state import CONTEXT, ENGINE, GATE, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
+from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
+
+
+class Crossings:
+    """The rings between the engines of one NIC, and the eventfds that wake an engine for them."""
+
+    def __init__(self, engines: int) -> None:
+        self.engines = engines
+        self._memory = np.zeros(engines * engines * CROSSING_BYTES if engines > 1 else 8, np.uint8)
+        self.kicks = np.array([new_eventfd() for _ in range(engines)], np.int64)
+        self.address = int(self._memory.ctypes.data)
+
+
+class EngineState:
+    """Everything that one engine's kernel works on: `address` is its argument."""
+
+    def __init__(self, index: int, crossings: Crossings, page: Mapping, platform: Mapping, shootdown_fd: int, epoll: int) -> None:
+        self.engine = Engine(f"nic{index}", epoll)
+        self._record = np.zeros(1, ENGINE)
+        self.contexts = np.zeros(CONTEXTS, CONTEXT)
+        self.trackers = np.zeros(TRACKERS, TRACKER)
+        self.wire = np.zeros(1, WIRE)
+        self._lists = np.zeros((2, CONTEXTS), np.int64)
+        self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
+        self._gates = np.zeros(crossings.engines, GATE)
+        self._wait = np.zeros(1, WAIT)
+        self._buffers = np.zeros(WIRE_BUFFERS * WIRE_STRIDE, np.uint8)
+        self._keep = (crossings, page, platform)
+        self.contexts["number"] = np.arange(CONTEXTS)
+        self.wire[0]["buffers"] = self._buffers.ctypes.data
+        self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
+        assert platform.size >= PLATFORM_BYTES
+        record = self._record[0]
+        for name, array in {
+            "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
+            "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "kick_fds": crossings.kicks,
+        }.items():  # fmt: skip
+            record[name] = array.ctypes.data
+        record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
+        record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
+        record["shootdown_fd"] = shootdown_fd
+        self.address = int(self._record.ctypes.data)
+
+    def configure(self, counters: CounterPage, wire_mac: str, pause_us: int) -> None:
+        """Set what comes from the topology, and the rows that count."""
+        index = int(self._record[0]["index"])
+        self._record[0]["pause_ns"] = pause_us * 1000
+        self._record[0]["counts"], self._record[0]["counts_shared"] = counters.row(f"engine{index}")
+        self.wire[0]["counts"], self.wire[0]["counts_shared"] = counters.row(f"wire{index}")
+        self.wire[0]["mac"] = mac_to_int(wire_mac)

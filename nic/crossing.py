@@ -1,0 +1,102 @@
+"""Frames between engines: a single-producer ring for each ordered pair, in the device's own memory.
+
+A context's queues belong to one engine, so a frame for another engine's context is copied into a crossing (an extra copy inside
+the device, counted), and that engine delivers it. Producer engine writes slots, then `prod` (release); consumer engine writes
+`cons` (release) after use. Both index words have an event word of the Xen kind, so that a sleeping engine is woken once::
+
+       0 prod, 64 cons, 128 prod_event (consumer's), then slots
+
+    slot: 0 target context or FLOOD, 8 source context, 16 length, 24 head0, 32 head1, 64.. the frame
+"""
+
+from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES, SUPPRESSED
+from hyp.abi.nic import MAX_FRAME
+from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_release
+from hyp.counters import count
+from hyp.kernels import compiled
+from nic.deliver import copy_frame
+from nic.queues import posted_buffers
+from nic.state import DELIVERED, PAUSE, context_of
+
+SLOTS = 64
+PROD, CONS, PROD_EVENT, FIRST_SLOT = 0, 64, 128, 256
+TARGET, SOURCE, LENGTH, HEAD0, HEAD1, FRAME = 0, 8, 16, 24, 32, 64
+SLOT_BYTES = FRAME + MAX_FRAME + 64  # 64 more than a multiple of the page, so that slots spread over the cache sets
+CROSSING_BYTES = FIRST_SLOT + SLOTS * SLOT_BYTES
+FLOOD = -1
+
+
+@compiled
+def crossing(e, source, target):  # type: ignore[no-untyped-def]
+    """Address of the ring from engine `source` to engine `target`."""
+    return e.crossings + (source * e.engines + target) * CROSSING_BYTES
+
+
+@compiled
+def slot_of(ring: int, index: int) -> int:
+    """Address of slot `index`."""
+    return ring + FIRST_SLOT + (index & (SLOTS - 1)) * SLOT_BYTES
+
+
+@compiled
+def cross(e, target, context, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """Put a frame into the crossing to engine `target`. DELIVERED, or PAUSE if the crossing is full."""
+    ring = crossing(e, e.index, target)
+    prod = load64(ring + PROD)
+    if prod - load64_acquire(ring + CONS) >= SLOTS:
+        return PAUSE
+    slot = slot_of(ring, prod)
+    store64(slot + TARGET, context)
+    store64(slot + SOURCE, origin)
+    store64(slot + LENGTH, length)
+    store64(slot + HEAD0, head0)
+    store64(slot + HEAD1, head1)
+    copy_frame(slot + FRAME, source, length, head0, head1)
+    count(e.counts, COPIES, 1)
+    count(e.counts, COPIED_BYTES, length)
+    store64_release(ring + PROD, prod + 1)
+    full_fence()
+    if load64_once(ring + PROD_EVENT) == prod + 1:
+        notify(load64(e.kick_fds + 8 * target))
+        count(e.counts, NOTIFICATIONS, 1)
+    else:
+        count(e.counts, SUPPRESSED, 1)
+    return DELIVERED
+
+
+@compiled
+def cross_or_pause(e, sender, target, context, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """`cross`, with a full crossing turned into a pause of `sender`, then into a drop."""
+    result = cross(e, target, context, origin, source, length, head0, head1)
+    if result != PAUSE:
+        return result
+    if sender.pause_until == 0:
+        sender.pause_until = e.now + e.pause_ns
+        sender.pause_for = -1 - target
+        count(e.counts, PAUSES, 1)
+        return PAUSE
+    return PAUSE if e.now < sender.pause_until else DROP_NO_BUFFER
+
+
+@compiled
+def is_paused(e, sender):  # type: ignore[no-untyped-def]
+    """True while `sender` need not be tried: its deadline lies ahead and the receiver or crossing it waits for is full."""
+    if sender.pause_until == 0 or e.now >= sender.pause_until:
+        return False
+    if sender.pause_for < 0:
+        ring = crossing(e, e.index, -1 - sender.pause_for)
+        return load64(ring + PROD) - load64_acquire(ring + CONS) >= SLOTS
+    r = context_of(e, sender.pause_for)
+    return r.active != 0 and posted_buffers(r) == 0
+
+
+@compiled
+def crossed(ring: int) -> int:
+    """Number of frames waiting in a crossing."""
+    return load64_acquire(ring + PROD) - load64(ring + CONS)
+
+
+@compiled
+def arm_crossing(ring: int) -> None:
+    """Ask to be woken for the next frame; the caller fences and checks `crossed` again."""
+    store64(ring + PROD_EVENT, load64(ring + CONS) + 1)

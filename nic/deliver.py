@@ -1,0 +1,92 @@
+"""Handing a frame to a context's receive queue: the one payload copy of bypass I/O, made by the device."""
+
+from hyp.abi.counters import (
+    COPIED_BYTES,
+    COPIES,
+    DROP_BAD_ADDRESS,
+    DROP_DOWN,
+    DROP_NO_BUFFER,
+    DROP_QUEUE_FULL,
+    DROP_SMALL_BUFFER,
+    FAULTS_ADDRESS,
+    FAULTS_DESCRIPTOR,
+    PAUSES,
+    RX_BYTES,
+    RX_FRAMES,
+)
+from hyp.abi.nic import STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
+from hyp.atomics import memcpy, store8, store64
+from hyp.counters import count
+from hyp.iommu import WRITE
+from hyp.kernels import compiled
+from nic.queues import complete_receive, posted_buffers, reach, receive_descriptor
+from nic.state import DELIVERED, PAUSE
+
+
+@compiled
+def copy_frame(destination, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """Copy a frame whose 14-byte header was validated as (`head0`, `head1`): the header comes from that copy (R3).
+
+    The payload may change under the copy; that is its sender's own affair.
+    """
+    memcpy(destination, source, length)
+    store64(destination, head0)
+    if length >= 16:
+        store64(destination + 8, head1)
+    else:
+        for k in range(8, length):
+            store8(destination + k, (head1 >> (8 * (k - 8))) & 0xFF)
+
+
+@compiled
+def put(e, r, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """Deliver into the receive queue of context `r`, which this engine owns. DELIVERED, PAUSE (no buffer), or a drop's name."""
+    if r.active == 0:
+        return DROP_DOWN
+    if posted_buffers(r) == 0:
+        return PAUSE if r.active != 0 else DROP_DOWN
+    addr, word = receive_descriptor(r)
+    if r.active == 0:
+        return DROP_DOWN
+    room = word & 0xFFFFFFFF
+    if room < length or (word >> 32) != 0:
+        count(r.counts, FAULTS_DESCRIPTOR, 1)
+        complete_receive(e, r, 0, STATUS_BAD_LENGTH)
+        return DROP_SMALL_BUFFER
+    destination = reach(r, addr, length, WRITE)
+    if destination == 0:
+        count(r.counts, FAULTS_ADDRESS, 1)
+        complete_receive(e, r, 0, STATUS_BAD_ADDRESS)
+        return DROP_BAD_ADDRESS
+    copy_frame(destination, source, length, head0, head1)
+    complete_receive(e, r, length, STATUS_OK)
+    count(r.counts, RX_FRAMES, 1)
+    count(r.counts, RX_BYTES, length)
+    count(r.counts, COPIES, 1)
+    count(r.counts, COPIED_BYTES, length)
+    return DELIVERED
+
+
+@compiled
+def put_or_pause(e, sender, r, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """`put`, with a full receiver turned into a pause of `sender` (a record with `pause_until`), then into a drop."""
+    result = put(e, r, source, length, head0, head1)
+    if result != PAUSE:
+        return result
+    if r.stalled == 0:
+        if sender.pause_until == 0:
+            sender.pause_until = e.now + e.pause_ns
+            sender.pause_for = r.number
+            count(e.counts, PAUSES, 1)
+            return PAUSE
+        if e.now < sender.pause_until:
+            return PAUSE
+        r.stalled = 1
+    return DROP_NO_BUFFER
+
+
+@compiled
+def put_broadcast(e, r, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """`put` for a copy of a flooded frame: it never pauses anybody."""
+    result = put(e, r, source, length, head0, head1)
+    return DROP_QUEUE_FULL if result == PAUSE else result

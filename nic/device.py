@@ -1,0 +1,171 @@
+"""The NIC process: takes contexts from the hypervisor, runs the engines, serves the wire's operations on its console.
+
+It trusts the hypervisor, which it shares the machine with, and nothing that a driver writes.
+"""
+
+import os
+from typing import Any
+
+from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.nic import MAX_FRAME, PAGE, mac_to_int
+from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
+from hyp.control import Refused
+from hyp.counters import CounterPage
+from hyp.frames import MIN_TEST_FRAME, tracker_report
+from hyp.memory import Mapping
+from hyp.process import Process
+from nic.build import Crossings, EngineState
+from nic.engine import FILTER, GENERATE, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
+from nic.switch import MAX_FILTERS
+from nic.wire import REFLECT, SINK
+
+WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK}
+
+
+class Nic:
+    """The device: its engines, its contexts, its filters."""
+
+    def __init__(self, process: Process, config: dict[str, Any]) -> None:
+        self._config, self._process = config, process
+        self._engines: list[EngineState] = []
+        self._mappings: dict[int, list[Mapping]] = {}
+        self._filters: dict[int, int] = {}  # MAC → context
+        handlers = {
+            "context_create": self.context_create, "context_start": self.context_start,
+            "context_destroy": self.context_destroy, "filter_change": self.filter_change,
+        }  # fmt: skip
+        self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
+        for handler in (self.wire_mode, self.wire_generate, self.wire_report, self.threads):
+            process.serve(handler.__name__, handler)
+
+    async def start(self) -> None:
+        """Register with the hypervisor and start the engines."""
+        engines = int(self._config["engines"])
+        reply = await self._hyp.call("nic_register", engines=engines)
+        counters_fd, platform_fd, *rest = reply.fds
+        self._counters = CounterPage(Mapping(counters_fd, COUNTERS_BYTES))
+        platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
+        crossings = Crossings(engines)
+        for index in range(engines):
+            page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
+            state = EngineState(index, crossings, Mapping(page_fd, ENGINE_BYTES), platform, shootdown_fd, epoll)
+            state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"])
+            state.wire[0]["mode"] = WIRE_MODES[self._config["wire"]["mode"]]
+            state.engine.wake_on(int(crossings.kicks[index]))
+            self._engines.append(state)
+        for state in self._engines:
+            state.engine.start(run, state.address)
+        await self._hyp.call("nic_ready")
+
+    # -- the hypervisor's operations --
+
+    async def context_create(self, fds: list[int], context: int, name: str, memory: int, mac: str, privileged: bool) -> None:
+        """Map what a context needs. fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd."""
+        ram_fd, iommu_fd, doorbell_fd, completion_fd = fds
+        ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
+        iommu = Mapping(iommu_fd, memory // PAGE * 8, writable=False)
+        self._mappings[context] = [ram, iommu, doorbell]
+        counts, shared = self._counters.row(f"ctx{context}:{name}")
+        for index, state in enumerate(self._engines):
+            record = state.contexts[context : context + 1]
+            record[:] = 0
+            record["number"] = context
+            record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
+            record["privileged"], record["mac"] = privileged, mac_to_int(mac)
+            record["ram"], record["ram_pages"] = ram.address, memory // PAGE
+            record["iommu"], record["iommu_pages"] = iommu.address, memory // PAGE
+            record["doorbell"], record["completion_fd"] = doorbell.address, completion_fd
+            record["counts"], record["counts_shared"] = counts, shared
+        for fd in (ram_fd, iommu_fd, doorbell_fd):
+            os.close(fd)
+
+    async def context_start(self, context: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int) -> None:
+        """Serve a context from now on."""
+        queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size}
+        for state in self._engines:
+            record = state.contexts[context]
+            if record["active"] or record["failed"]:
+                raise Refused("EBUSY", f"context {context} has been started already")
+            for name, value in queues.items():
+                record[name] = value
+        mac = int(self._engines[0].contexts[context]["mac"])
+        if mac:
+            await self._filter(mac, context)
+        for state in self._engines:
+            await state.engine.post(START_CONTEXT, context)
+
+    async def context_destroy(self, context: int) -> None:
+        """Let go of a context: no engine touches anything of it when this returns."""
+        if context not in self._mappings:
+            return
+        for state in self._engines:
+            await state.engine.post(STOP_CONTEXT, context)
+        self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
+        os.close(int(self._engines[0].contexts[context]["completion_fd"]))
+        del self._mappings[context]
+
+    async def filter_change(self, context: int, add: list[int], remove: list[int]) -> None:
+        """Give MAC addresses to a context, take others away."""
+        for mac in remove:
+            if self._filters.get(mac) == context:
+                await self._filter(mac, -1)
+        for mac in add:
+            await self._filter(mac, context)
+
+    async def _filter(self, mac: int, context: int) -> None:
+        if context >= 0 and mac not in self._filters and len(self._filters) >= MAX_FILTERS:
+            raise Refused("ENOSPC", f"the embedded switch has all its {MAX_FILTERS} filters")
+        self._filters[mac] = context
+        for state in self._engines:
+            await state.engine.post(FILTER, mac, context)
+        if context < 0:
+            del self._filters[mac]
+
+    def _owner(self, context: int) -> int:
+        return context % len(self._engines)
+
+    # -- the wire's operations, on the console --
+
+    async def wire_mode(self, mode: str) -> None:
+        """``sink`` or ``reflect``."""
+        for state in self._engines:
+            await state.engine.post(WIRE_MODE, WIRE_MODES[mode])
+
+    async def wire_generate(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0) -> None:
+        """Send test frames of `frame` bytes to `mac`: `frames` of them, or for `seconds`; `pps` 0: as fast as they are taken."""
+        if not MIN_TEST_FRAME <= frame <= MAX_FRAME:
+            raise Refused("EINVAL", f"frame is {frame}, not in [{MIN_TEST_FRAME}, {MAX_FRAME}]")
+        context = self._filters.get(mac_to_int(mac), 0)
+        engine = self._engines[self._owner(context)].engine
+        interval = 1_000_000_000 // pps if pps > 0 else 0
+        count = frames if frames > 0 else 1 << 62
+        await engine.post(GENERATE, mac_to_int(mac), frame, count, int(seconds * 1e9), interval, stream)
+
+    def wire_report(self, stream: int) -> dict[str, Any]:
+        """What the wire has seen of a stream, and what the generator still has to send, summed over the engines."""
+        reports = [tracker_report(state.trackers, stream) for state in self._engines]
+        best = max(reports, key=lambda report: report["frames"])
+        sending = [state.wire[0] for state in self._engines if int(state.wire[0]["stream"]) == stream]
+        return {
+            "received": best,
+            "left": sum(int(wire["left"]) for wire in sending),
+            "sent": sum(int(wire["sequence"]) for wire in sending),
+        }
+
+    def threads(self) -> dict[str, int]:
+        """Kernel thread ids of the engines, by name."""
+        return {state.engine.name: state.engine.thread_id for state in self._engines}
+
+    async def stop(self) -> None:
+        """End the engines."""
+        for state in self._engines:
+            await state.engine.stop()
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """Be the NIC until the keeper says stop."""
+    nic = Nic(process, config)
+    await nic.start()
+    process.ready()
+    await process.stopped.wait()
+    await nic.stop()

@@ -1,0 +1,317 @@
+"""An engine of the NIC: one compiled loop that owns its contexts' queues. One call is one life, its sleeps included.
+
+A batch:
+  1. publish the epoch (odd), fence, look for a shootdown            hyp/iommu.py
+  2. take set-up changes from the mailbox
+  3. deliver what other engines crossed over
+  4. one turn for each context's send queue                          nic/send.py
+  5. the wire's generator
+  6. publish: completions' notifications, checkpoints, counters
+If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
+"""
+
+from hyp.abi.counters import DROP_DOWN, NOTIFICATIONS, SUPPRESSED
+from hyp.abi.nic import RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
+from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, EPOCH, SHOOTDOWN_REQUEST
+from hyp.atomics import (
+    clock_ns,
+    cpu_relax,
+    full_fence,
+    load32_once,
+    load64,
+    load64_once,
+    notify,
+    store32_once,
+    store64,
+    store64_release,
+    u32_add,
+    u32_sub,
+)
+from hyp.counters import commit, count
+from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
+from hyp.events import may_spin, sleep, wait_at
+from hyp.kernels import compiled, entry, i64
+from nic.crossing import (
+    CONS,
+    FLOOD,
+    FRAME,
+    HEAD0,
+    HEAD1,
+    LENGTH,
+    SOURCE,
+    TARGET,
+    arm_crossing,
+    crossed,
+    crossing,
+    is_paused,
+    slot_of,
+)
+from nic.deliver import put_or_pause
+from nic.queues import posted_sends
+from nic.send import flood_crossed, serve_sends
+from nic.state import DELIVERED, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, wire_at
+from nic.switch import enter, forget
+from nic.wire import generate
+
+START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE = 1, 2, 3, 4, 5
+CROSSING_BUDGET = 32
+
+
+@compiled
+def _begin_batch(e):  # type: ignore[no-untyped-def]
+    e.epoch += 2 - (e.epoch + 1) % 2
+    store64_release(e.page + EPOCH, e.epoch)
+    full_fence()
+    _heed_shootdown(e)
+    e.now = clock_ns()
+
+
+@compiled
+def _heed_shootdown(e):  # type: ignore[no-untyped-def]
+    """After the epoch was published: tell the hypervisor, if it has asked since the last time."""
+    request = load64_once(e.platform + SHOOTDOWN_REQUEST)
+    if request != e.shootdowns:
+        e.shootdowns = request
+        notify(e.shootdown_fd)
+
+
+@compiled
+def _start_context(e, number):  # type: ignore[no-untyped-def]
+    c = context_of(e, number)
+    c.active = 1
+    if c.mine != 0:
+        store64(e.order + 8 * e.active, number)
+        e.active += 1
+
+
+@compiled
+def _stop_context(e, number):  # type: ignore[no-untyped-def]
+    c = context_of(e, number)
+    c.active = 0
+    forget(e.table, number)
+    left = 0
+    for k in range(e.active):
+        other = load64(e.order + 8 * k)
+        if other != number:
+            store64(e.order + 8 * left, other)
+            left += 1
+    e.active = left
+    if c.mine != 0:
+        commit(c.counts, c.counts_shared)
+
+
+@compiled
+def _generate(e, target, length, frames, seconds_ns, interval_ns, stream):  # type: ignore[no-untyped-def]
+    w = wire_at(e.wire)
+    w.target, w.length, w.left, w.stream, w.sequence = target, length, frames, stream, 0
+    w.interval_ns, w.due_ns = interval_ns, clock_ns()
+    w.until_ns = w.due_ns + seconds_ns if seconds_ns > 0 else 0
+    w.last_ns = w.due_ns
+
+
+@compiled
+def _take_mail(e):  # type: ignore[no-untyped-def]
+    """Carry out what the control plane posted. Returns True if the engine is to stop."""
+    stop = False
+    box = e.mailbox
+    while mail_waiting(box, e.mail) > 0:
+        op, a = mail_word(box, e.mail, 0), mail_word(box, e.mail, 1)
+        b = mail_word(box, e.mail, 2)
+        if op == STOP:
+            stop = True
+        elif op == START_CONTEXT:
+            _start_context(e, a)
+        elif op == STOP_CONTEXT:
+            _stop_context(e, a)
+        elif op == FILTER:
+            enter(e.table, a, b)
+        elif op == WIRE_MODE:
+            wire_at(e.wire).mode = a
+        elif op == GENERATE:
+            c, d = mail_word(box, e.mail, 3), mail_word(box, e.mail, 4)
+            _generate(e, a, b, c, d, mail_word(box, e.mail, 5), mail_word(box, e.mail, 6))
+        e.mail += 1
+    _publish(e)
+    mail_taken(box, e.mail)
+    return stop
+
+
+@compiled
+def _serve_crossing(e, origin):  # type: ignore[no-untyped-def]
+    """Deliver what engine `origin` put into our crossing. Returns the number of frames done."""
+    ring, gate = crossing(e, origin, e.index), gate_at(e.gates + origin * GATE_BYTES)
+    waiting = min(crossed(ring), CROSSING_BUDGET)
+    if waiting == 0 or is_paused(e, gate):
+        return 0
+    done = 0
+    cons = load64(ring + CONS)
+    while done < waiting:
+        slot = slot_of(ring, cons)
+        number, length, frame = load64(slot + TARGET), load64(slot + LENGTH), slot + FRAME
+        head0, head1 = load64(slot + HEAD0), load64(slot + HEAD1)
+        result = DELIVERED
+        if number == FLOOD:
+            flood_crossed(e, load64(slot + SOURCE), frame, length, head0, head1)
+        else:
+            r = context_of(e, number)
+            result = put_or_pause(e, gate, r, frame, length, head0, head1) if r.active != 0 else DROP_DOWN
+        if result == PAUSE:
+            break
+        gate.pause_until = 0
+        if result != DELIVERED:
+            count(e.counts, result, 1)
+        cons += 1
+        done += 1
+    store64_release(ring + CONS, cons)
+    return done
+
+
+@compiled
+def _tell_driver(e, c):  # type: ignore[no-untyped-def]
+    """Notify the driver if a completion passed its event index. The batch's fence has been made."""
+    due = False
+    if c.scq_prod != c.scq_told:
+        event = load32_once(c.doorbell + SCQ_EVENT)
+        due = u32_sub(c.scq_prod, event) < u32_sub(c.scq_prod, c.scq_told)
+        c.scq_told = c.scq_prod
+    if c.rcq_prod != c.rcq_told:
+        event = load32_once(c.doorbell + RCQ_EVENT)
+        due = due or u32_sub(c.rcq_prod, event) < u32_sub(c.rcq_prod, c.rcq_told)
+        c.rcq_told = c.rcq_prod
+    if due:
+        notify(c.completion_fd)
+        count(c.counts, NOTIFICATIONS, 1)
+    else:
+        count(c.counts, SUPPRESSED, 1)
+
+
+@compiled
+def _checkpoint(e, c):  # type: ignore[no-untyped-def]
+    """What a restarted engine needs, after the completions it speaks of."""
+    at = e.page + CHECKPOINTS + c.number * CHECKPOINT_BYTES
+    store32_once(at, c.sq_cons)
+    store32_once(at + 4, c.rq_cons)
+    store32_once(at + 8, c.scq_prod)
+    store32_once(at + 12, c.rcq_prod)
+
+
+@compiled
+def _publish(e):  # type: ignore[no-untyped-def]
+    """End of a batch: everything that others may see of it."""
+    if e.dirty_count > 0:
+        full_fence()
+    for k in range(e.dirty_count):
+        c = context_of(e, load64(e.dirty + 8 * k))
+        c.dirty = 0
+        _tell_driver(e, c)
+        _checkpoint(e, c)
+        commit(c.counts, c.counts_shared)
+    e.dirty_count = 0
+    w = wire_at(e.wire)
+    if w.dirty != 0:
+        w.dirty = 0
+        commit(w.counts, w.counts_shared)
+    commit(e.counts, e.counts_shared)
+
+
+@compiled
+def _arm(e):  # type: ignore[no-untyped-def]
+    """Ask every driver and engine for a notification, then look once more. Returns (something to do, ns to sleep or −1)."""
+    deadline = -1
+    for k in range(e.active):
+        c = context_of(e, load64(e.order + 8 * k))
+        if c.pause_until != 0:
+            deadline = c.pause_until if deadline < 0 else min(deadline, c.pause_until)
+        event = u32_add(c.sq_cons, 1)
+        if c.sq_armed != event:
+            store32_once(c.doorbell + SQ_EVENT, event)
+            c.sq_armed = event
+        store32_once(c.doorbell + RQ_EVENT, u32_add(c.rq_cons, 1))
+    for origin in range(e.engines):
+        if origin != e.index:
+            arm_crossing(crossing(e, origin, e.index))
+            gate = gate_at(e.gates + origin * GATE_BYTES)
+            if gate.pause_until != 0:
+                deadline = gate.pause_until if deadline < 0 else min(deadline, gate.pause_until)
+    w = wire_at(e.wire)
+    if w.left > 0:
+        due = max(w.due_ns, w.pause_until)
+        deadline = due if deadline < 0 else min(deadline, due)
+    full_fence()
+    return _has_work(e), (-1 if deadline < 0 else max(deadline - clock_ns(), 0))
+
+
+@compiled
+def _has_work(e):  # type: ignore[no-untyped-def]
+    if mail_waiting(e.mailbox, e.mail) > 0:
+        return True
+    for k in range(e.active):
+        c = context_of(e, load64(e.order + 8 * k))
+        if c.active != 0 and posted_sends(c) > 0 and not is_paused(e, c):
+            return True
+    for origin in range(e.engines):
+        if origin != e.index:
+            gate = gate_at(e.gates + origin * GATE_BYTES)
+            if crossed(crossing(e, origin, e.index)) > 0 and not is_paused(e, gate):
+                return True
+    w = wire_at(e.wire)
+    return w.left > 0 and w.due_ns <= e.now and not is_paused(e, w)
+
+
+@compiled
+def _idle(e):  # type: ignore[no-untyped-def]
+    """Nothing moved: spin while that pays, then sleep."""
+    wait = wait_at(e.wait)
+    if e.idle_since == 0:
+        e.idle_since = e.now
+    if e.now - e.idle_since < may_spin(wait):
+        cpu_relax()
+        return
+    e.now = clock_ns()
+    ready, timeout = _arm(e)
+    if ready:
+        return
+    e.epoch += 1
+    store64_release(e.page + EPOCH, e.epoch)
+    full_fence()
+    _heed_shootdown(e)
+    sleep(wait, timeout, e.counts)
+    e.idle_since = 0
+
+
+@compiled
+def _round(e):  # type: ignore[no-untyped-def]
+    """Steps 3 to 5. Returns the number of frames moved."""
+    moved = 0
+    for origin in range(e.engines):
+        if origin != e.index:
+            moved += _serve_crossing(e, origin)
+    e.first = e.first + 1 if e.first + 1 < e.active else 0
+    for k in range(e.active):
+        at = e.first + k
+        c = context_of(e, load64(e.order + 8 * (at if at < e.active else at - e.active)))
+        if c.active != 0:
+            moved += serve_sends(e, c)
+    return moved + generate(e)
+
+
+@entry(i64(i64))
+def run(address: int) -> int:
+    """Serve until the mailbox says stop. `address`: the ENGINE record. Returns the number of batches that moved frames."""
+    e = engine_at(address)
+    batches = 0
+    while True:
+        _begin_batch(e)
+        if mail_waiting(e.mailbox, e.mail) > 0 and _take_mail(e):
+            break
+        if _round(e) > 0:
+            batches += 1
+            e.idle_since = 0
+            _publish(e)
+        else:
+            _idle(e)
+    e.epoch += 1
+    store64_release(e.page + EPOCH, e.epoch)
+    full_fence()
+    _heed_shootdown(e)
+    return batches

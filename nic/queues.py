@@ -1,0 +1,113 @@
+"""A context's queues as the engine sees them: descriptors in, completions out, every address through the IOMMU table."""
+
+from hyp.abi.counters import FAULTS_ADDRESS, FAULTS_PROTOCOL
+from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RQ_PROD, SQ_PROD
+from hyp.atomics import load32_acquire, load64_once, store64, store64_release, u32_add, u32_sub
+from hyp.counters import count
+from hyp.iommu import READ, WRITE, translate
+from hyp.kernels import compiled
+from nic.state import touch
+
+NOWHERE = 0
+
+
+@compiled
+def reach(c, iova, length, rights):  # type: ignore[no-untyped-def]
+    """Address of [iova, iova + length) if the context may use all of it with `rights`; else 0.
+
+    The hypervisor maps a domain's RAM page by page to consecutive frames; a range whose frames are not consecutive is
+    refused, so that one copy serves any range.
+    """
+    start = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, iova, rights)
+    if start == NOWHERE or length <= 0:
+        return NOWHERE
+    within = 4096 - (iova & 4095)
+    while within < length:
+        if translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, iova + within, rights) != start + within:
+            return NOWHERE
+        within += 4096
+    return start
+
+
+@compiled
+def fail(c, column):  # type: ignore[no-untyped-def]
+    """Take a context out of service: its driver broke the protocol. Its counters say how; nobody else notices."""
+    count(c.counts, column, 1)
+    c.failed = 1
+    c.active = 0
+
+
+@compiled
+def posted_sends(c):  # type: ignore[no-untyped-def]
+    """Number of descriptors posted and not yet taken. A producer index that ran ahead fails the context."""
+    ahead = u32_sub(c.sq_prod, c.sq_cons)
+    if ahead == 0:
+        c.sq_prod = load32_acquire(c.doorbell + SQ_PROD)
+        ahead = u32_sub(c.sq_prod, c.sq_cons)
+        if ahead > c.sq_size:
+            fail(c, FAULTS_PROTOCOL)
+            return 0
+    return ahead
+
+
+@compiled
+def posted_buffers(c):  # type: ignore[no-untyped-def]
+    """Number of receive buffers posted and not yet filled. A producer index that ran ahead fails the context."""
+    ahead = u32_sub(c.rq_prod, c.rq_cons)
+    if ahead == 0:
+        c.rq_prod = load32_acquire(c.doorbell + RQ_PROD)
+        ahead = u32_sub(c.rq_prod, c.rq_cons)
+        if ahead > c.rq_size:
+            fail(c, FAULTS_PROTOCOL)
+            return 0
+        if ahead > 0:
+            c.stalled = 0
+    return ahead
+
+
+@compiled
+def send_descriptor(c):  # type: ignore[no-untyped-def]
+    """Copy of the next send descriptor as two words, or (−1, −1) after failing the context: its ring is out of reach."""
+    slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, c.sq + (c.sq_cons & (c.sq_size - 1)) * DESC_BYTES, READ)
+    if slot == NOWHERE:
+        fail(c, FAULTS_ADDRESS)
+        return -1, -1
+    return load64_once(slot), load64_once(slot + 8)
+
+
+@compiled
+def receive_descriptor(c):  # type: ignore[no-untyped-def]
+    """Copy of the next receive descriptor as two words, or (−1, −1) after failing the context."""
+    slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, c.rq + (c.rq_cons & (c.rq_size - 1)) * DESC_BYTES, READ)
+    if slot == NOWHERE:
+        fail(c, FAULTS_ADDRESS)
+        return -1, -1
+    return load64_once(slot), load64_once(slot + 8)
+
+
+@compiled
+def _write_completion(c, queue, size, prod, index, length, status):  # type: ignore[no-untyped-def]
+    slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, queue + (prod & (size - 1)) * CQE_BYTES, WRITE)
+    if slot == NOWHERE:
+        fail(c, FAULTS_ADDRESS)
+        return
+    owner = 0 if prod & size else 1
+    store64(slot, index | (length << 32))
+    store64_release(slot + 8, status | (owner << 32))
+
+
+@compiled
+def complete_send(e, c, status):  # type: ignore[no-untyped-def]
+    """Write the completion of the descriptor at `sq_cons`."""
+    _write_completion(c, c.scq, c.sq_size, c.scq_prod, c.sq_cons, 0, status)
+    c.scq_prod = u32_add(c.scq_prod, 1)
+    touch(e, c)
+
+
+@compiled
+def complete_receive(e, c, length, status):  # type: ignore[no-untyped-def]
+    """Write the completion of the buffer at `rq_cons` and use it up."""
+    _write_completion(c, c.rcq, c.rq_size, c.rcq_prod, c.rq_cons, length, status)
+    c.rcq_prod = u32_add(c.rcq_prod, 1)
+    c.rq_cons = u32_add(c.rq_cons, 1)
+    touch(e, c)

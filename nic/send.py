@@ -1,0 +1,159 @@
+"""Serving a context's send queue: copy the descriptor, check it, read the header once, switch the frame."""
+
+from hyp.abi.counters import (
+    BATCHES,
+    DROP_BAD_ADDRESS,
+    DROP_BAD_FRAME,
+    DROP_QUEUE_FULL,
+    DROP_SAME_PORT,
+    DROP_SPOOFED,
+    FAULTS_ADDRESS,
+    FAULTS_DESCRIPTOR,
+    REPLICATED,
+    TX_BYTES,
+    TX_FRAMES,
+)
+from hyp.abi.nic import (
+    DESC_SIGNALED,
+    GROUP_BIT,
+    MAC_MASK,
+    MAX_FRAME,
+    MIN_FRAME,
+    NO_CONTEXT,
+    STATUS_BAD_ADDRESS,
+    STATUS_BAD_FLAGS,
+    STATUS_BAD_LENGTH,
+    STATUS_DROPPED,
+    STATUS_OK,
+    STATUS_SPOOFED,
+)
+from hyp.atomics import load8, load64, load64_once, u32_add
+from hyp.counters import count
+from hyp.iommu import READ
+from hyp.kernels import compiled
+from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
+from nic.deliver import put_broadcast, put_or_pause
+from nic.queues import complete_send, posted_sends, reach, send_descriptor
+from nic.state import DELIVERED, PAUSE, context_of, touch
+from nic.switch import lookup
+from nic.wire import outbound
+
+BUDGET_FRAMES = 64
+BUDGET_BYTES = 64 * 1024
+"""What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
+
+
+@compiled
+def _flood_here(e, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """Deliver to every context of this engine but `origin`. Returns the number of deliveries tried."""
+    tried = 0
+    for k in range(e.active):
+        r = context_of(e, load64(e.order + 8 * k))
+        if r.number != origin and r.active != 0:
+            tried += 1
+            result = put_broadcast(e, r, source, length, head0, head1)
+            if result != DELIVERED:
+                count(r.counts, result, 1)
+    return tried
+
+
+@compiled
+def flood(e, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """A broadcast or multicast frame of context `origin`: to the wire and to all others. Never pauses."""
+    outbound(e, source, length, head0, head1)
+    count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
+    for target in range(e.engines):
+        if target != e.index:
+            if cross(e, target, FLOOD, origin, source, length, head0, head1) == PAUSE:
+                count(e.counts, REPLICATED, 1)
+                count(e.counts, DROP_QUEUE_FULL, 1)
+
+
+@compiled
+def flood_crossed(e, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """The part of a flood that concerns this engine's contexts; it arrived by a crossing."""
+    count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
+
+
+@compiled
+def _switch(e, c, source, length, head0, head1):  # type: ignore[no-untyped-def]
+    """Pass a checked frame of context `c` on. DELIVERED, PAUSE, or a drop's name."""
+    target = head0 & MAC_MASK
+    if target & GROUP_BIT:
+        flood(e, c.number, source, length, head0, head1)
+        return DELIVERED
+    number = lookup(e.table, target)
+    if number == NO_CONTEXT:
+        outbound(e, source, length, head0, head1)
+        return DELIVERED
+    if number == c.number:
+        return DROP_SAME_PORT
+    r = context_of(e, number)
+    if r.mine == 0 and r.active != 0:
+        return cross_or_pause(e, c, r.engine, number, c.number, source, length, head0, head1)
+    return put_or_pause(e, c, r, source, length, head0, head1)
+
+
+@compiled
+def _header(source, length):  # type: ignore[no-untyped-def]
+    """The first 14 bytes, each read once, as two words (zero beyond the frame)."""
+    head0 = load64_once(source)
+    if length >= 16:
+        return head0, load64_once(source + 8)
+    head1 = 0
+    for k in range(8, length):
+        head1 |= load8(source + k) << (8 * (k - 8))
+    return head0, head1
+
+
+@compiled
+def _send_one(e, c, addr, word):  # type: ignore[no-untyped-def]
+    """One descriptor. Returns (STATUS_*, drop's name or DELIVERED or PAUSE)."""
+    length, flags = word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
+    if length < MIN_FRAME or length > MAX_FRAME:
+        count(c.counts, FAULTS_DESCRIPTOR, 1)
+        return STATUS_BAD_LENGTH, DROP_BAD_FRAME
+    if flags & ~DESC_SIGNALED:
+        count(c.counts, FAULTS_DESCRIPTOR, 1)
+        return STATUS_BAD_FLAGS, DROP_BAD_FRAME
+    source = reach(c, addr, length, READ)
+    if source == 0:
+        count(c.counts, FAULTS_ADDRESS, 1)
+        return STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS
+    head0, head1 = _header(source, length)
+    claimed = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
+    if claimed != c.mac and c.privileged == 0:
+        return STATUS_SPOOFED, DROP_SPOOFED
+    result = _switch(e, c, source, length, head0, head1)
+    return STATUS_OK if result == DELIVERED else STATUS_DROPPED, result
+
+
+@compiled
+def serve_sends(e, c):  # type: ignore[no-untyped-def]
+    """One turn of a context's send queue. Returns the number of descriptors done."""
+    waiting = posted_sends(c)
+    if waiting == 0 or is_paused(e, c):
+        return 0
+    done = 0
+    total = 0
+    while done < waiting and done < BUDGET_FRAMES and total < BUDGET_BYTES:
+        addr, word = send_descriptor(c)
+        if c.active == 0:
+            break
+        status, result = _send_one(e, c, addr, word)
+        if result == PAUSE:
+            break
+        c.pause_until = 0
+        if result != DELIVERED:
+            count(c.counts, result, 1)
+        if status != STATUS_OK or (word >> 32) & DESC_SIGNALED:
+            complete_send(e, c, status)
+        c.sq_cons = u32_add(c.sq_cons, 1)
+        total += word & 0xFFFF
+        done += 1
+    if done > 0:
+        count(c.counts, TX_FRAMES, done)
+        count(c.counts, TX_BYTES, total)
+        count(c.counts, BATCHES, 1)
+        touch(e, c)
+    return done

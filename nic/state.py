@@ -1,0 +1,140 @@
+"""An engine's private state. Nobody else maps it; what others may see is published (hyp/abi/nic.py, platform.py).
+
+Everything hangs on the ENGINE record, so that compiled functions take one argument: `engine_at(address)`.
+"""
+
+import numpy as np
+
+from hyp.atomics import record_view, store64
+from hyp.kernels import compiled
+
+CONTEXT = np.dtype(
+    [
+        # set by the control plane before the context starts
+        ("number", "i8"),
+        ("active", "i8"),  # 1 while the engine serves it
+        ("mine", "i8"),  # this engine owns its queues (every engine knows every context)
+        ("engine", "i8"),  # which engine does
+        ("privileged", "i8"),  # the physical function: any source MAC, and what nobody else has an address for
+        ("mac", "i8"),
+        ("ram", "i8"),
+        ("ram_pages", "i8"),
+        ("iommu", "i8"),
+        ("iommu_pages", "i8"),
+        ("doorbell", "i8"),
+        ("completion_fd", "i8"),
+        ("sq", "i8"),
+        ("scq", "i8"),
+        ("rq", "i8"),
+        ("rcq", "i8"),
+        ("sq_size", "i8"),
+        ("rq_size", "i8"),
+        ("counts", "i8"),  # private counters row, and its shared place
+        ("counts_shared", "i8"),
+        # the engine's own: free-running 32-bit indices, never read back from shared memory
+        ("sq_prod", "i8"),  # as last loaded from the doorbell page
+        ("sq_cons", "i8"),
+        ("sq_armed", "i8"),  # last value written to sq_event
+        ("scq_prod", "i8"),
+        ("scq_told", "i8"),  # scq_prod when the driver was last considered for a notification
+        ("rq_prod", "i8"),
+        ("rq_cons", "i8"),
+        ("rcq_prod", "i8"),
+        ("rcq_told", "i8"),
+        ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
+        ("pause_for", "i8"),  # the context it waits for, or −1 − engine for a full crossing
+        ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it posts a buffer
+        ("dirty", "i8"),  # in this batch's list of contexts to publish
+        ("failed", "i8"),
+    ]
+)
+CONTEXT_BYTES = CONTEXT.itemsize
+
+WIRE = np.dtype(
+    [
+        ("mode", "i8"),
+        ("mac", "i8"),
+        ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of WIRE_STRIDE bytes
+        ("next", "i8"),
+        ("counts", "i8"),
+        ("counts_shared", "i8"),
+        # the generator
+        ("left", "i8"),  # frames still to be sent; 0: none
+        ("target", "i8"),  # destination MAC
+        ("length", "i8"),
+        ("stream", "i8"),
+        ("sequence", "i8"),
+        ("interval_ns", "i8"),  # 0: as fast as they are taken
+        ("due_ns", "i8"),
+        ("until_ns", "i8"),  # 0: no limit in time
+        ("pause_until", "i8"),
+        ("pause_for", "i8"),
+        ("last_ns", "i8"),
+        ("dirty", "i8"),
+    ]
+)
+
+ENGINE = np.dtype(
+    [
+        ("index", "i8"),
+        ("engines", "i8"),
+        ("contexts", "i8"),  # CONTEXTS records
+        ("order", "i8"),  # numbers of the active contexts of this engine, i8 each
+        ("active", "i8"),  # how many
+        ("first", "i8"),  # where the next round begins
+        ("dirty", "i8"),  # numbers of the contexts touched in this batch
+        ("dirty_count", "i8"),
+        ("table", "i8"),  # switch: SWITCH_SLOTS of SWITCH_ENTRY
+        ("crossings", "i8"),  # engines × engines crossing rings
+        ("page", "i8"),  # engine page (we write)
+        ("platform", "i8"),  # platform page (we read)
+        ("mailbox", "i8"),
+        ("mail", "i8"),  # messages taken so far
+        ("wire", "i8"),
+        ("trackers", "i8"),
+        ("counts", "i8"),
+        ("counts_shared", "i8"),
+        ("epoch", "i8"),
+        ("shootdowns", "i8"),  # shootdown_request as last seen
+        ("shootdown_fd", "i8"),
+        ("pause_ns", "i8"),
+        ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch
+        ("idle_since", "i8"),
+        ("wait", "i8"),  # a WAIT record (hyp/events.py)
+        ("kick_fds", "i8"),  # by engine: its eventfd for crossings, i8 each
+        ("gates", "i8"),  # by engine: a GATE for what arrives from it
+    ]
+)
+
+GATE = np.dtype([("pause_until", "i8"), ("pause_for", "i8")])
+"""A sender without a queue of its own: frames that arrive from another engine wait here for a full receiver."""
+GATE_BYTES = GATE.itemsize
+
+SWITCH_SLOTS = 1024
+SWITCH_ENTRY = np.dtype([("mac", "i8"), ("context", "i8")])
+SWITCH_ENTRY_BYTES = SWITCH_ENTRY.itemsize
+
+context_at = record_view(CONTEXT)
+wire_at = record_view(WIRE)
+engine_at = record_view(ENGINE)
+gate_at = record_view(GATE)
+switch_entry_at = record_view(SWITCH_ENTRY)
+
+PAUSE = -1
+"""Result of a delivery that must be tried again: the receiver is full and the sending queue's deadline has not passed."""
+DELIVERED = 0
+"""Any other result is a Count column: the name of the drop."""
+
+@compiled
+def context_of(e, number):  # type: ignore[no-untyped-def]
+    """The CONTEXT record `number` of engine `e`."""
+    return context_at(e.contexts + number * CONTEXT_BYTES)
+
+
+@compiled
+def touch(e, c) -> None:  # type: ignore[no-untyped-def]
+    """Enter a context in the list of those that this batch publishes."""
+    if c.dirty == 0:
+        c.dirty = 1
+        store64(e.dirty + 8 * e.dirty_count, c.number)
+        e.dirty_count += 1

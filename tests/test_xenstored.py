@@ -1,0 +1,795 @@
+"""xenstored as a process of its own: the wire, hostile clients, the asyncio client, XenBus, and Xen's own tools."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dom0.xenstored import OUTPUT_LIMIT, PAUSE_BYTES, Xenstored
+from hyp.abi import xs_wire
+from hyp.abi.xs_wire import HEADER, Message, MessageType
+from hyp.xenbus import XenbusError, XenbusState, backend_path, frontend_path, switch_state, wait_for_state
+from hyp.xenstore import WATCH_BACKLOG, Transaction, Watch, XenstoreClient, XenstoreError
+
+LOOPS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
+LONG = "x" * 1900  # an event or a value of this size soon fills what may wait unread
+
+
+# The server's process.
+
+
+class Raw:
+    """A client that sends what it is told, well-formed or not."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        sock.settimeout(20)
+        self._decoder = xs_wire.Decoder()
+        self._received: list[Message] = []
+        self.bytes_received = 0
+
+    def send(self, type_: int, *strings: str, tx: int = 0, req: int = 1) -> None:
+        self.sock.sendall(xs_wire.pack(type_, req, tx, xs_wire.join(strings)))
+
+    def receive(self) -> Message:
+        while not self._received:
+            data = self.sock.recv(1 << 16)
+            if not data:
+                raise EOFError
+            self.bytes_received += len(data)
+            self._received += self._decoder.feed(data)
+        return self._received.pop(0)
+
+    def call(self, type_: int, *strings: str, tx: int = 0) -> bytes:
+        """Payload of the reply, past any events; an error's is its name."""
+        self.send(type_, *strings, tx=tx)
+        while (reply := self.receive()).type == MessageType.WATCH_EVENT:
+            pass
+        assert reply.type in (type_, MessageType.ERROR)
+        return reply.payload
+
+    def ended(self) -> bool:
+        """Whether the server has closed the connection, after whatever it had sent."""
+        with contextlib.suppress(EOFError, ConnectionResetError):
+            while True:
+                self.receive()
+        return True
+
+
+class Served:
+    """A running xenstored: client sockets per domain, and what it reports at its end."""
+
+    def __init__(self, pid: int, control: socket.socket, clients: dict[int, list[socket.socket]]) -> None:
+        self.pid, self.control, self.clients = pid, control, clients
+        self.report: dict[str, Any] = {}
+
+    def raw(self, domid: int) -> Raw:
+        return Raw(self.clients[domid].pop())
+
+    def stop(self) -> dict[str, Any]:
+        """End it; its disconnections by cause, and its log."""
+        if not self.report:
+            self.control.shutdown(socket.SHUT_WR)
+            self.control.settimeout(20)
+            received = b""
+            while data := self.control.recv(1 << 16):
+                received += data
+            self.report = json.loads(received)
+        return self.report
+
+
+async def _server(control: socket.socket, ends: list[tuple[int, socket.socket]], path: str) -> None:
+    lines: list[str] = []
+    _log_to(lines)
+    server = Xenstored()
+    for domid in {domid for domid, _ in ends} - {0}:
+        server.introduce(domid)
+    for domid, sock in ends:
+        server.add_connection(domid, sock)
+    if path:
+        await server.serve_unix(path)
+    control.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(control, b"r")
+    await loop.sock_recv(control, 1)
+    report = {"disconnects": dict(server.disconnects), "log": lines}
+    server.close()
+    await loop.sock_sendall(control, json.dumps(report).encode())
+
+
+def _log_to(lines: list[str]) -> None:
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    logger = logging.getLogger("dom0.xenstored")
+    logger.addHandler(Lines())
+    logger.setLevel(logging.INFO)
+
+
+def forked(body: Callable[[], object]) -> int:
+    """Run `body` in a child process; its pid. Exit status 1 upon any exception."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            body()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return pid
+
+
+def succeeded(pid: int) -> bool:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@contextlib.contextmanager
+def xenstored(domids: Sequence[int], loop: str = "uvloop", path: str = "") -> Iterator[Served]:
+    """A server with one connection for each of `domids`, which may repeat."""
+    control, control_end = socket.socketpair()
+    clients: dict[int, list[socket.socket]] = {domid: [] for domid in domids}
+    ends = []
+    for domid in domids:
+        client, end = socket.socketpair()
+        clients[domid].append(client)
+        ends.append((domid, end))
+    everyone = [sock for socks in clients.values() for sock in socks]
+
+    def run() -> None:
+        for sock in [control, *everyone]:
+            sock.close()
+        LOOPS[loop](_server(control_end, ends, path))
+
+    pid = forked(run)
+    for sock in [control_end, *(end for _, end in ends)]:
+        sock.close()
+    control.settimeout(20)
+    assert control.recv(1) == b"r"
+    served = Served(pid, control, clients)
+    try:
+        yield served
+    finally:
+        killed = False
+        try:
+            served.stop()
+        except (OSError, ValueError):
+            killed = True
+            os.kill(pid, signal.SIGKILL)
+        assert succeeded(pid) or killed
+        for sock in [control, *everyone]:
+            sock.close()
+
+
+# The wire.
+
+
+def test_layout_is_that_of_xens_header(tmp_path: Path) -> None:
+    numbers = {f"XS_{type_.name}": int(type_) for type_ in MessageType}
+    numbers |= {
+        "XENSTORE_PAYLOAD_MAX": xs_wire.PAYLOAD_MAX,
+        "XENSTORE_ABS_PATH_MAX": xs_wire.ABS_PATH_MAX,
+        "XENSTORE_REL_PATH_MAX": xs_wire.REL_PATH_MAX,
+        "sizeof(struct xsd_sockmsg)": HEADER.size,
+    }
+    for index, field in enumerate(["type", "req_id", "tx_id", "len"]):
+        numbers[f"offsetof(struct xsd_sockmsg, {field})"] = 4 * index
+    checks = "\n".join(f'_Static_assert({expr} == {n}, "{expr}");' for expr, n in numbers.items())
+    program = f"""#include <stdio.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <errno.h>
+#include <xen/io/xs_wire.h>\n{checks}
+#define COUNT (sizeof xsd_errors / sizeof *xsd_errors)
+int main(void) {{ for (size_t i = 0; i < COUNT; i++) puts(xsd_errors[i].errstring); }}"""
+    source = tmp_path / "check.c"
+    source.write_text(program)
+    subprocess.run(["gcc", "-o", tmp_path / "check", source], check=True)
+    out = subprocess.run([tmp_path / "check"], check=True, capture_output=True, text=True).stdout
+    assert set(out.split()) == xs_wire.ERROR_NAMES
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.binary(max_size=100)), max_size=8), st.integers(1, 40))
+def test_decoder_does_not_care_how_the_stream_is_cut(messages: list[tuple[int, bytes]], size: int) -> None:
+    sent = [Message(n, n ^ 1, n ^ 2, payload) for n, payload in messages]
+    stream = b"".join(xs_wire.pack(*message) for message in sent)
+    decoder = xs_wire.Decoder()
+    got = [m for at in range(0, len(stream), size) for m in decoder.feed(stream[at : at + size])]
+    assert got == sent
+    assert decoder.partial == 0
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.binary(max_size=200))
+def test_no_bytes_do_more_than_raise_a_wire_error(data: bytes) -> None:
+    with contextlib.suppress(xs_wire.WireError):
+        list(xs_wire.Decoder().feed(data))
+    with contextlib.suppress(xs_wire.WireError):
+        assert xs_wire.join(xs_wire.split(data)) == data
+    with contextlib.suppress(xs_wire.WireError):
+        assert str(xs_wire.parse_permission(xs_wire.text(data)))[0] in "nrwb"
+
+
+@pytest.mark.parametrize("string", ["", "r", "5", "x5", "r-1", "r 5", "r٥", "r5 ", "r99999", "r32752", "r1_0", "rr5"])
+def test_what_is_not_a_permission(string: str) -> None:
+    with pytest.raises(xs_wire.WireError):
+        xs_wire.parse_permission(string)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_every_request_to_the_byte(loop: str) -> None:
+    m = MessageType
+    with xenstored([0, 5], loop) as served:
+        dom0, guest = served.raw(0), served.raw(5)
+        assert dom0.call(m.WRITE, "/tool/a", "1") == b"OK\0"
+        assert dom0.call(m.READ, "/tool/a") == b"1\0"
+        assert dom0.call(m.READ, "/tool/none") == b"ENOENT\0"
+        assert dom0.call(m.MKDIR, "/tool/b/c") == b"OK\0"
+        assert dom0.call(m.DIRECTORY, "/tool") == b"a\0b\0"
+        assert dom0.call(m.DIRECTORY, "/tool/a") == b""
+        generation, _, rest = dom0.call(m.DIRECTORY_PART, "/tool", "0").partition(b"\0")
+        assert (generation.isdigit(), rest) == (True, b"a\0b\0\0")
+        assert dom0.call(m.DIRECTORY_PART, "/tool", "2") == generation + b"\0b\0\0"
+        assert dom0.call(m.DIRECTORY_PART, "/tool", "99") == generation + b"\0\0"
+        assert dom0.call(m.SET_PERMS, "/tool/a", "n0", "r5") == b"OK\0"
+        assert dom0.call(m.GET_PERMS, "/tool/a") == b"n0\0r5\0"
+        assert guest.call(m.READ, "/tool/a") == b"1\0"
+        assert guest.call(m.WRITE, "/tool/a", "2") == b"EACCES\0"
+        assert guest.call(m.GET_DOMAIN_PATH, "5") == b"/local/domain/5\0"
+        tx = int(guest.call(m.TRANSACTION_START, "").rstrip(b"\0"))
+        assert guest.call(m.TRANSACTION_START, "", tx=tx) == b"EBUSY\0"
+        assert guest.call(m.WRITE, "x", "1", tx=tx) == b"OK\0"
+        assert dom0.call(m.READ, "/local/domain/5/x") == b"ENOENT\0"
+        assert guest.call(m.TRANSACTION_END, "X", tx=tx) == b"EINVAL\0"
+        assert guest.call(m.TRANSACTION_END, "T", tx=tx) == b"OK\0"
+        assert guest.call(m.TRANSACTION_END, "T", tx=tx) == b"ENOENT\0"
+        assert dom0.call(m.RM, "/local/domain/5/x") == b"OK\0"
+        assert guest.call(m.READ, "x") == b"ENOENT\0"
+        assert dom0.call(m.INTRODUCE, "7", "1", "1") == b"OK\0"
+        assert dom0.call(m.INTRODUCE, "7", "1", "1") == b"EEXIST\0"
+        assert guest.call(m.IS_DOMAIN_INTRODUCED, "7") == b"T\0"
+        assert dom0.call(m.RESUME, "7") == b"OK\0"
+        assert dom0.call(m.RELEASE, "7") == b"OK\0"
+        assert guest.call(m.IS_DOMAIN_INTRODUCED, "7") == b"F\0"
+        assert dom0.call(m.RESUME, "7") == b"ENOENT\0"
+        for privileged in (m.RELEASE, m.RESUME):
+            assert guest.call(privileged, "0") == b"EACCES\0"
+        assert guest.call(m.INTRODUCE, "8", "1", "1") == b"EACCES\0"
+        assert dom0.call(m.CONTROL, "help") == b"EINVAL\0"
+        guest.send(m.WATCH, "x", "token", req=77)
+        assert guest.receive() == Message(m.WATCH, 77, 0, b"OK\0")
+        assert guest.receive() == Message(m.WATCH_EVENT, 0, 0, b"x\0token\0")
+        dom0.call(m.WRITE, "/local/domain/5/x/y", "1")
+        assert guest.receive() == Message(m.WATCH_EVENT, 0, 0, b"x/y\0token\0")
+        assert guest.call(m.UNWATCH, "x", "none") == b"ENOENT\0"
+        assert guest.call(m.RESET_WATCHES, "") == b"OK\0"
+        assert guest.call(m.UNWATCH, "x", "token") == b"ENOENT\0"
+        assert dom0.call(m.RELEASE, "5") == b"OK\0"
+        assert guest.ended()
+        assert served.stop()["disconnects"] == {"released": 1}
+
+
+# Hostile clients. Each test ends with somebody else being served.
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with xenstored([0, 0, 5, 6]) as server:
+        yield server
+
+
+def bystander_is_served(served: Served) -> None:
+    bystander = served.raw(6)
+    assert bystander.call(MessageType.WRITE, "alive", "yes") == b"OK\0"
+    assert bystander.call(MessageType.READ, "alive") == b"yes\0"
+
+
+@pytest.mark.parametrize("length", [4097, 1 << 31, (1 << 32) - 1])
+def test_oversize_length_ends_only_that_connection(served: Served, length: int) -> None:
+    hostile = served.raw(5)
+    hostile.sock.sendall(struct.pack("<IIII", MessageType.READ, 1, 0, length))
+    assert hostile.ended()
+    bystander_is_served(served)
+    report = served.stop()
+    assert report["disconnects"] == {"malformed": 1}
+    assert any("domain 5" in line and str(length) in line for line in report["log"])
+
+
+@pytest.mark.parametrize("type_", [15, 16, 19, 20, 23, 0xFFFF, 0xFFFF_FFFF])
+def test_garbage_type_is_answered_and_the_connection_goes_on(served: Served, type_: int) -> None:
+    hostile = served.raw(5)
+    hostile.send(type_, "x", req=9, tx=4)
+    assert hostile.receive() == Message(MessageType.ERROR, 9, 4, b"ENOSYS\0")
+    assert hostile.call(MessageType.GET_DOMAIN_PATH, "5") == b"/local/domain/5\0"
+    bystander_is_served(served)
+
+
+def test_garbage_payloads_are_answered(served: Served) -> None:
+    hostile = served.raw(5)
+    payloads = [b"", b"no nul", b"\0" * 4096, b"\xff" * 4096, b"+1\0", b"99999.\0", b"\xff\0\xff\0", b"/\0\xff\0"]
+    valid = {(MessageType.WATCH, b"/\0\xff\0"), (MessageType.UNWATCH, b"/\0\xff\0")}  # any bytes are a token
+    for type_ in sorted(set(MessageType) - {MessageType.TRANSACTION_START, MessageType.RESET_WATCHES}):
+        for payload in payloads:
+            hostile.sock.sendall(xs_wire.pack(type_, 1, 0, payload))
+            while (reply := hostile.receive()).type == MessageType.WATCH_EVENT:
+                assert reply.payload == b"/\0\xff\0"
+            if (type_, payload) in valid:
+                assert reply == Message(type_, 1, 0, b"OK\0")
+            else:
+                assert reply.type == MessageType.ERROR
+                assert reply.payload in (b"EINVAL\0", b"EACCES\0", b"ENOSYS\0", b"ENOENT\0")
+    bystander_is_served(served)
+    assert served.stop()["disconnects"] == {}
+
+
+def test_half_a_header_then_silence_holds_nobody_up(served: Served) -> None:
+    hostile = served.raw(5)
+    message = xs_wire.pack(MessageType.GET_DOMAIN_PATH, 3, 0, b"5\0")
+    hostile.sock.sendall(message[:9])
+    bystander_is_served(served)
+    for byte in message[9:]:
+        hostile.sock.sendall(bytes([byte]))
+    assert hostile.receive().payload == b"/local/domain/5\0"
+    hostile.sock.sendall(message[:9])
+    hostile.sock.close()
+    assert served.raw(0).call(MessageType.RESUME, "5") == b"OK\0"
+    assert "malformed" not in served.stop()["disconnects"]
+
+
+def test_guest_that_never_reads_its_events_is_disconnected(served: Served) -> None:
+    hostile, dom0 = served.raw(5), served.raw(0)
+    hostile.send(MessageType.WATCH, "", "bad")
+    hostile.send(MessageType.WATCH, "noise", "t")
+    for number in range(600):
+        assert dom0.call(MessageType.WRITE, f"/local/domain/5/noise/{number}{LONG}", "") == b"OK\0"
+    bystander_is_served(served)
+    assert hostile.ended()
+    report = served.stop()
+    assert report["disconnects"] == {"overflow": 1}
+    assert any("domain 5" in line and "unread" in line for line in report["log"])
+
+
+def test_domain_0_that_is_slow_loses_detail_not_its_connection(served: Served) -> None:
+    slow, guest = served.raw(0), served.raw(5)
+    assert slow.call(MessageType.WATCH, "/local/domain/5", "t") == b"OK\0"
+    count = 900
+    for number in range(count):
+        assert guest.call(MessageType.WRITE, f"{number}{LONG}", "") == b"OK\0"
+    bystander_is_served(served)
+    events = []
+    slow.send(MessageType.GET_DOMAIN_PATH, "5")
+    while (message := slow.receive()).type == MessageType.WATCH_EVENT:
+        events.append(message.payload)
+    assert message.payload == b"/local/domain/5\0"
+    assert b"/local/domain/5\0t\0" in events[1:], "the watched path stands for what was left out"
+    assert slow.bytes_received < count * len(LONG) - OUTPUT_LIMIT
+    guest.call(MessageType.WRITE, "later", "")
+    assert slow.receive().payload == b"/local/domain/5/later\0t\0"
+    assert served.stop()["disconnects"] == {}
+
+
+def test_an_event_that_waits_unread_is_not_queued_again(served: Served) -> None:
+    lazy, dom0 = served.raw(5), served.raw(0)
+    assert lazy.call(MessageType.WATCH, "node", LONG[:1000]) == b"OK\0"
+    for number in range(2000):
+        assert dom0.call(MessageType.WRITE, "/local/domain/5/node", str(number)) == b"OK\0"
+    assert lazy.call(MessageType.READ, "node") == b"1999\0"
+    assert lazy.bytes_received < 2000 * 1000 / 2
+    assert served.stop()["disconnects"] == {}
+
+
+def test_requests_wait_while_their_replies_are_not_read(served: Served) -> None:
+    eager = served.raw(5)
+    assert eager.call(MessageType.WRITE, "value", LONG) == b"OK\0"
+    count = 2000
+    assert count * len(LONG) > 4 * (PAUSE_BYTES + OUTPUT_LIMIT)
+    request = xs_wire.pack(MessageType.READ, 1, 0, b"value\0")
+    sender = forked(lambda: eager.sock.sendall(request * count))
+    bystander_is_served(served)
+    for _ in range(count):
+        assert len(eager.receive().payload) == len(LONG) + 1
+    assert succeeded(sender)
+    assert served.stop()["disconnects"] == {}
+
+
+def test_quotas_hold_over_the_wire(served: Served) -> None:
+    hostile = served.raw(5)
+
+    def until_refused(type_: MessageType, strings: Callable[[int], tuple[str, ...]]) -> tuple[int, bytes]:
+        for number in range(2000):
+            reply = hostile.call(type_, *strings(number))
+            if reply.startswith(b"E"):
+                return number, reply
+        raise AssertionError("no quota")
+
+    assert until_refused(MessageType.MKDIR, lambda n: (f"n{n}",)) == (999, b"ENOSPC\0")
+    assert until_refused(MessageType.WATCH, lambda n: (f"w{n}", "t")) == (128, b"E2BIG\0")
+    assert until_refused(MessageType.TRANSACTION_START, lambda n: ("",)) == (10, b"ENOSPC\0")
+    assert hostile.call(MessageType.WRITE, "n0", "x" * 2048) == b"ENOSPC\0"  # with its NUL one byte too many
+    bystander_is_served(served)
+
+
+def test_the_end_of_a_connection_ends_its_transactions_and_watches_not_its_nodes(served: Served) -> None:
+    first, dom0 = served.raw(0), served.raw(0)
+    first.call(MessageType.WRITE, "/tool/kept", "1")
+    first.call(MessageType.WATCH, "/tool", "t")
+    tx = int(first.call(MessageType.TRANSACTION_START, "").rstrip(b"\0"))
+    first.call(MessageType.WRITE, "/tool/dropped", "1", tx=tx)
+    first.sock.close()
+    assert dom0.call(MessageType.READ, "/tool/kept") == b"1\0"
+    assert dom0.call(MessageType.READ, "/tool/dropped") == b"ENOENT\0"
+    bystander_is_served(served)
+
+
+# The asyncio client.
+
+
+def with_clients(loop: str, domids: Sequence[int], body: Callable[..., Awaitable[None]]) -> dict[str, Any]:
+    """Run `body` with a client for each domain; the server's report."""
+    with xenstored(domids, loop) as served:
+
+        async def main() -> None:
+            async with contextlib.AsyncExitStack() as stack:
+                socks = [served.clients[domid].pop(0) for domid in domids]
+                await body(*[await stack.enter_async_context(await XenstoreClient.open(sock)) for sock in socks])
+
+        LOOPS[loop](main())
+        return served.stop()
+
+
+async def fails(name: str, request: Awaitable[object]) -> XenstoreError:
+    with pytest.raises(XenstoreError) as caught:
+        await request
+    assert caught.value.name == name
+    return caught.value
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_client_requests(loop: str) -> None:
+    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        await guest.write("a/b", "grüße")
+        await guest.write("a/raw", b"\x00\xff")
+        assert (await dom0.read("/local/domain/5/a/b"), await dom0.read_bytes("/local/domain/5/a/raw")) == (
+            "grüße",
+            b"\x00\xff",
+        )
+        assert (await guest.read("a/raw")).encode("utf-8", "surrogateescape") == b"\x00\xff"
+        assert await guest.directory("a") == ["b", "raw"]
+        assert await guest.directory("a/b") == []
+        await guest.set_perms("a", ["n5", "r0"])
+        assert await guest.get_perms("a") == ["n5", "r0"]
+        error = await fails("EACCES", guest.write("/tool/x", "1"))
+        assert (error.path, error.op, str(error)) == ("/tool/x", "WRITE", "xenstore WRITE /tool/x: EACCES")
+        await fails("E2BIG", dom0.write("/tool/x", "x" * 4096))
+        await fails("EINVAL", dom0.read("/tool/\0x"))
+        await guest.rm("a")
+        await fails("ENOENT", guest.read("a"))
+        await dom0.introduce(9)
+        assert await guest.is_introduced(9)
+        await dom0.release(9)
+        assert not await guest.is_introduced(9)
+        assert await guest.domain_path(9) == "/local/domain/9"
+
+    with_clients(loop, [0, 5], body)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_many_requests_outstanding_find_their_replies(loop: str) -> None:
+    async def body(guest: XenstoreClient) -> None:
+        await asyncio.gather(*[guest.write(f"n{i}", str(i)) for i in range(500)])
+        assert await asyncio.gather(*[guest.read(f"n{i}") for i in range(500)]) == [str(i) for i in range(500)]
+        cancelled = asyncio.ensure_future(guest.read("n1"))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        assert await guest.read("n2") == "2"
+
+    with_clients(loop, [5], body)
+
+
+def test_a_long_directory_comes_in_parts() -> None:
+    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        names = [f"{i:04}{'x' * 30}" for i in range(900)]
+        await asyncio.gather(*[guest.mkdir(f"d/{name}") for name in names])
+        assert await dom0.directory("/local/domain/5/d") == names
+        async with dom0.transaction() as tx:
+            assert await tx.directory("/local/domain/5/d") == names
+
+    with_clients("uvloop", [0, 5], body)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_watch_is_iterated_until_unwatched(loop: str) -> None:
+    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        watch = await guest.watch("device", "t")
+        await fails("EEXIST", guest.watch("device", "t"))
+        same_token = await guest.watch("other", "t")
+        assert await watch.get() == "device"
+        assert await same_token.get() == "other"
+        await dom0.write("/local/domain/5/device/vif/0/state", "4")
+        await dom0.write("/local/domain/5/other", "4")
+        assert await same_token.get() == "other"
+
+        async def collect() -> list[str]:
+            return [path async for path in watch]
+
+        collector = asyncio.ensure_future(collect())
+        await guest.read("other")
+        await guest.unwatch("device", "t")
+        assert await collector == ["device/vif/0/state"]
+        await fails("ENOENT", guest.unwatch("device", "t"))
+
+    with_clients(loop, [0, 5], body)
+
+
+def test_watch_backlog_is_bounded() -> None:
+    async def body() -> list[str]:
+        watch = Watch("/a", "t")
+        for number in range(WATCH_BACKLOG + 5):
+            watch._fire(f"/a/{number}")
+            watch._fire("/a/0")
+        return [await watch.get() for _ in range(len(watch._paths))]
+
+    paths = asyncio.run(body())
+    assert paths[0] == "/a", "which stands for all that were dropped"
+    assert len(paths) <= 8
+
+
+def test_transaction_of_the_client() -> None:
+    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        async with guest.transaction() as tx:
+            await tx.write("a", "1")
+            await fails("ENOENT", guest.read("a"))
+        assert await guest.read("a") == "1"
+
+        async def abandoned() -> None:
+            async with guest.transaction() as tx:
+                await tx.write("a", "2")
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError):
+            await abandoned()
+        assert await guest.read("a") == "1"
+
+        async def conflicting() -> None:
+            async with guest.transaction() as tx:
+                await tx.read("a")
+                await dom0.write("/local/domain/5/a", "3")
+
+        for _ in range(20):  # more than a guest's quota: each is over
+            await fails("EAGAIN", conflicting())
+
+        async def always(tx: Transaction) -> None:
+            await tx.read("a")
+            await dom0.write("/local/domain/5/a", "4")
+
+        await fails("EAGAIN", guest.retry(always, attempts=3))
+
+    with_clients("uvloop", [0, 5], body)
+
+
+def test_no_increment_is_lost_between_processes() -> None:
+    rounds, processes = 40, 3
+
+    def increment(sock: socket.socket) -> None:
+        uvloop.run(increments(sock))
+
+    async def increments(sock: socket.socket) -> None:
+        async def once(tx: Transaction) -> None:
+            await tx.write("/tool/counter", str(int(await tx.read("/tool/counter")) + 1))
+
+        async with await XenstoreClient.open(sock) as client:
+            for _ in range(rounds):
+                await client.retry(once, attempts=10_000)
+
+    with xenstored([0] * (processes + 1)) as served:
+        dom0 = served.raw(0)
+        dom0.sock.sendall(xs_wire.pack(MessageType.WRITE, 1, 0, b"/tool/counter\x000"))
+        assert dom0.receive().payload == b"OK\0"
+        pids = [forked(partial(increment, sock)) for sock in served.clients[0]]
+        assert [succeeded(pid) for pid in pids] == [True] * processes
+        assert dom0.call(MessageType.READ, "/tool/counter") == str(rounds * processes).encode()
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_the_death_of_xenstored_is_an_error_at_once(loop: str) -> None:
+    with xenstored([5], loop) as served:
+
+        async def body() -> None:
+            async with await XenstoreClient.open(served.clients[5].pop()) as client:
+                watch = await client.watch("a", "t")
+                await watch.get()
+                waiting = asyncio.ensure_future(watch.get())
+                os.kill(served.pid, signal.SIGKILL)
+                await fails("EIO", waiting)
+                error = await fails("EIO", client.read("a"))
+                assert error.path == "a"
+                with pytest.raises(XenstoreError):
+                    async for _ in watch:
+                        pass
+
+        LOOPS[loop](body())
+
+
+# XenBus.
+
+
+FRONT, BACK = frontend_path(5, "vif", 0), backend_path(0, "vif", 5, 0)
+
+
+async def create_device(dom0: XenstoreClient) -> None:
+    """What the toolstack does."""
+
+    async def create(tx: Transaction) -> None:
+        for path, peer, owner, reader in ((FRONT, BACK, 5, 0), (BACK, FRONT, 0, 5)):
+            await tx.mkdir(path)
+            await tx.set_perms(path, [f"n{owner}", f"r{reader}"])
+            await tx.write(f"{path}/{'backend' if owner else 'frontend'}", peer)
+            await tx.write(f"{path}/state", str(int(XenbusState.INITIALISING)))
+
+    await dom0.retry(create)
+
+
+async def frontend(sock: socket.socket) -> None:
+    async with await XenstoreClient.open(sock) as client:
+        backend = await client.read("device/vif/0/backend")
+        await wait_for_state(client, backend, [XenbusState.INIT_WAIT], 20)
+        await client.write("device/vif/0/tx-ring-ref", "8")
+        await switch_state(client, FRONT, XenbusState.INITIALISED)
+        await wait_for_state(client, backend, [XenbusState.CONNECTED], 20)
+        await switch_state(client, FRONT, XenbusState.CONNECTED)
+        await wait_for_state(client, backend, [XenbusState.CLOSING, XenbusState.CLOSED], 20)
+        await switch_state(client, FRONT, XenbusState.CLOSED)
+
+
+async def backend(sock: socket.socket) -> None:
+    async with await XenstoreClient.open(sock) as client:
+        await create_device(client)
+        await switch_state(client, BACK, XenbusState.INIT_WAIT)
+        wanted = [XenbusState.INITIALISED, XenbusState.CONNECTED]
+        assert await wait_for_state(client, FRONT, wanted, 20) == XenbusState.INITIALISED
+        assert await client.read(f"{FRONT}/tx-ring-ref") == "8"
+        await switch_state(client, BACK, XenbusState.CONNECTED)
+        await wait_for_state(client, FRONT, [XenbusState.CONNECTED], 20)
+        await switch_state(client, BACK, XenbusState.CLOSING)
+        await wait_for_state(client, FRONT, [XenbusState.CLOSED], 20)
+        await switch_state(client, BACK, XenbusState.CLOSED)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_front_and_back_end_connect_and_close(loop: str) -> None:
+    with xenstored([0, 0, 5], loop) as served:
+        dom0 = served.raw(0)
+        back = forked(lambda: LOOPS[loop](backend(served.clients[0][0])))
+        dom0.call(MessageType.WATCH, FRONT, "t")
+        while dom0.call(MessageType.READ, f"{FRONT}/state") == b"ENOENT\0":
+            while dom0.receive().type != MessageType.WATCH_EVENT:
+                pass
+        front = forked(lambda: LOOPS[loop](frontend(served.clients[5][0])))
+        assert [succeeded(back), succeeded(front)] == [True, True]
+        assert dom0.call(MessageType.READ, f"{FRONT}/state") == b"6"
+        assert dom0.call(MessageType.READ, f"{BACK}/state") == b"6"
+
+
+def test_wait_says_what_it_saw_and_what_it_wanted() -> None:
+    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        await create_device(dom0)
+        seen = r"backend/vif/5/0/state: .*INITIALISING, wanted CONNECTED or CLOSED"
+        with pytest.raises(XenbusError, match=seen) as late:
+            await wait_for_state(guest, BACK, [XenbusState.CLOSED, XenbusState.CONNECTED], 0.05)
+        assert (late.value.path, late.value.seen) == (BACK, XenbusState.INITIALISING)
+        waiting = asyncio.ensure_future(wait_for_state(guest, BACK, [XenbusState.CONNECTED], 20))
+        await asyncio.sleep(0)
+        await guest.read("device")  # the wait has sent its watch before this
+        await dom0.rm(BACK)
+        with pytest.raises(XenbusError, match="removed"):
+            await waiting
+        await fails("ENOENT", switch_state(dom0, BACK, XenbusState.CLOSED))
+        await fails("ENOENT", dom0.read(BACK))
+        with pytest.raises(XenbusError, match="not there"):
+            await wait_for_state(guest, BACK, [XenbusState.CONNECTED], 0.05)
+
+    with_clients("uvloop", [0, 5], body)
+
+
+@pytest.mark.parametrize("wait", [0, 1e-4])
+def test_what_is_cancelled_leaves_neither_watches_nor_transactions(wait: float) -> None:
+    async def body(guest: XenstoreClient) -> None:
+        await guest.write(f"{FRONT}/state", "1")
+        for _ in range(300):  # more than the quotas allow at once
+            with pytest.raises(XenbusError):
+                await wait_for_state(guest, FRONT, [XenbusState.CONNECTED], wait)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(switch_state(guest, FRONT, XenbusState.INITIALISED), wait)
+            switching = asyncio.ensure_future(switch_state(guest, FRONT, XenbusState.INITIALISED))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            switching.cancel()
+        await asyncio.gather(*[guest.watch(f"w{n}", "t") for n in range(128)])
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(10):
+                await stack.enter_async_context(guest.transaction())
+
+    with_clients("uvloop", [5], body)
+
+
+@pytest.mark.parametrize("garbage", ["", "9", "-1", "4 ", "44", "٤", "connected", "\udcff"])
+def test_a_state_that_is_none_is_unknown(garbage: str) -> None:
+    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        await guest.write(f"{FRONT}/state", garbage)
+        assert await wait_for_state(dom0, FRONT, [XenbusState.UNKNOWN], 20) == XenbusState.UNKNOWN
+
+    with_clients("uvloop", [0, 5], body)
+
+
+# A listening socket, and Xen's own tools on it (Debian: xenstore-utils).
+
+
+def tool(path: Path, *command: str, status: int = 0) -> str:
+    assert shutil.which(command[0]), f"{command[0]} is missing: apt-get install xenstore-utils"
+    environment = {**os.environ, "XENSTORED_PATH": str(path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
+    assert done.returncode == status, done.stderr
+    return done.stdout
+
+
+def test_xens_own_tools(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with xenstored([5], path=str(path)) as served:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        guest = served.raw(5)
+        tool(path, "xenstore-write", "/tool/a", "one", "/tool/b/c", "two")
+        assert tool(path, "xenstore-read", "/tool/a", "/tool/b/c") == "one\ntwo\n"
+        assert tool(path, "xenstore-list", "/tool") == "a\nb\n"
+        assert tool(path, "xenstore-ls", "/tool") == 'a = "one"\nb = ""\n c = "two"\n'
+        tool(path, "xenstore-chmod", "/tool/a", "n0", "r5")
+        assert guest.call(MessageType.READ, "/tool/a") == b"one"
+        assert tool(path, "xenstore-ls", "-fp", "/tool").split()[:4] == ["/tool/a", "=", '"one"', "(n0,r5)"]
+        tool(path, "xenstore-exists", "/tool/none", status=1)
+        tool(path, "xenstore-rm", "/tool/b")
+        assert tool(path, "xenstore-list", "/tool") == "a\n"
+        names = [f"{i:04}{'x' * 30}" for i in range(300)]
+        for name in names:
+            guest.call(MessageType.MKDIR, f"d/{name}")
+        assert tool(path, "xenstore-list", "/local/domain/5/d").split() == names
+        watch = tool(path, "xenstore-watch", "-n", "1", "/tool")
+        assert watch == "/tool\n"
+    assert not path.exists()
+
+
+def test_a_dead_servers_socket_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+
+    async def serve(path: Path) -> None:
+        server = Xenstored()
+        try:
+            await server.serve_unix(str(path))
+        finally:
+            server.close()
+
+    with socket.socket(socket.AF_UNIX) as left_behind:
+        left_behind.bind(str(path))
+    asyncio.run(serve(path))
+    assert not path.exists()
+    with xenstored([0], path=str(path)), pytest.raises(OSError, match="in use"):
+        asyncio.run(serve(path))
+    path.write_text("not a socket")
+    with pytest.raises(OSError, match="in use"):
+        asyncio.run(serve(path))
+    assert path.read_text() == "not a socket"
