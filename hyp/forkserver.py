@@ -61,11 +61,10 @@ def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        parent_alive, parent_holds = os.pipe()
+        intermediate = os.getpid()
         grandchild = os.fork()
         if grandchild == 0:
-            os.close(parent_holds)
-            _become(parent_alive, args, fds)
+            _become(intermediate, args, fds)
         os.write(writer, grandchild.to_bytes(4, "little"))
         os._exit(0)
     os.waitpid(child, 0)
@@ -75,11 +74,12 @@ def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
     return pid
 
 
-def _become(parent_alive: int, args: dict[str, Any], fds: list[int]) -> None:
+def _become(intermediate: int, args: dict[str, Any], fds: list[int]) -> None:
     """In the grandchild: wait to be adopted, keep only one's own descriptors, run the role, exit."""
     status = 1
     try:
-        os.read(parent_alive, 1)  # end of file: the parent has exited, the keeper is the parent now, and its death must be ours
+        while os.getppid() == intermediate:  # it is exiting; then the keeper is the parent, and its death must be ours
+            os.sched_yield()
         linux.die_with_parent()
         keep = sorted({0, 1, 2, *fds})
         for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True):

@@ -23,8 +23,6 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvloop
-
 from hyp import forkserver, linux
 from hyp.control import Answer, Channel, Refused, close_all, socketpair
 from hyp.memory import sweep
@@ -352,7 +350,7 @@ def main(argv: list[str]) -> int:
     rundir.socket_path.unlink(missing_ok=True)
     listener.bind(str(rundir.socket_path))
     listener.listen(16)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner() as runner:  # not uvloop, which keeps SIGCHLD to itself: PID 1 reaps whoever is adopted
         runner.run(keep(socket.socket(fileno=owner_fd), rundir, listener, forked))
     sweep(name)
     rundir.remove()

@@ -4,15 +4,25 @@ import mmap
 import os
 import random
 import select
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numba
 import numpy as np
 import pytest
 
 from hyp.abi.ring import PAGE_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS, SRING
-from hyp.atomics import epoll_sleep, load32_once, notify, store32
-from hyp.kernels import entry, i64
+from hyp.atomics import (
+    clock_ns,
+    cpu_relax,
+    epoll_sleep,
+    load32_once,
+    load64_acquire,
+    load64_once,
+    notify,
+    store32,
+    store64_release,
+)
+from hyp.kernels import compiled, entry, i64
 from hyp.ring import (
     PROTOCOL_FAULT,
     RING,
@@ -120,6 +130,57 @@ def drive(rings, side, count, kick, epoll, tally):  # type: ignore[no-untyped-de
             if epoll_sleep(epoll, STALL_NS) == 0:
                 return STALLED
     return done
+
+
+@compiled
+def meet(place, side, phase):  # type: ignore[no-untyped-def]
+    """Wait until both sides have come to `phase`. 0 if the other did not come for as long as STALL_NS."""
+    store64_release(place + 64 * side, phase)
+    deadline = clock_ns() + STALL_NS
+    while load64_acquire(place + 64 * (1 - side)) < phase:
+        cpu_relax()
+        if clock_ns() > deadline:
+            return 0
+    for _ in range((phase * 7 + side * phase * 13) % 64):  # so that the two meet at every distance
+        load64_once(place + 64 * side)
+    return 1
+
+
+@entry(i64(RINGS, i64, i64, i64, i64[::1]))
+def duel(rings, side, rounds, place, tally):  # type: ignore[no-untyped-def]
+    """Publish one slot while the other side arms, both ways, `rounds` times or 1.5 s long. Rounds done, or STALLED.
+
+    tally: wake-ups that got lost, because the one saw no request for an event and the other no slot.
+    """
+    front, back = rings[0], rings[1]
+    finish = clock_ns() + 1_500_000_000
+    for turn in range(rounds):
+        for way in (FRONT, BACK):
+            mine, theirs = place + 128 + 64 * side, place + 192 - 64 * side
+            if side == way:  # before the race: whatever is slow
+                next_request(front) if way == FRONT else next_response_slot(back)
+            if side == FRONT and way == FRONT:
+                store64_release(place + 256, clock_ns() > finish)
+            if not meet(place, side, 4 * turn + 2 * way + 1):
+                return STALLED
+            last = load64_acquire(place + 256)  # between two meetings of this turn, so that both see the same
+            if side == way:
+                outcome = push_requests(front) if way == FRONT else push_responses(back)
+            else:
+                outcome = arm_requests(back) if way == FRONT else arm_responses(front)
+            store64_release(mine, outcome)
+            if not meet(place, side, 4 * turn + 2 * way + 2):
+                return STALLED
+            tally[0] += outcome + load64_acquire(theirs) == 0
+            if side != way and way == FRONT:
+                tally[1] += unconsumed_requests(back) != 1
+                next_request_slot(back)
+            elif side != way:
+                tally[1] += unconsumed_responses(front) != 1
+                next_response(front)
+        if last:
+            return turn + 1
+    return rounds
 
 
 class Pair:
@@ -391,6 +452,18 @@ def test_garbage_event_index_costs_at_most_a_notification(pair: Pair, start: int
 # --- two processes ---------------------------------------------------------------------------------------------------
 
 
+def in_two_processes(run: Callable[[int], None]) -> None:
+    """``run(FRONT)`` here and ``run(BACK)`` in a child. What was compiled before is there in both."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run(BACK)
+        finally:
+            os._exit(0)
+    run(FRONT)
+    os.waitpid(child, 0)
+
+
 @pytest.fixture
 def wakers() -> Iterator[tuple[list[int], list["select.epoll"]]]:
     """For each side: the eventfd that wakes it, and the epoll it sleeps in."""
@@ -403,6 +476,24 @@ def wakers() -> Iterator[tuple[list[int], list["select.epoll"]]]:
         poll.close()
     for eventfd in eventfds:
         os.close(eventfd)
+
+
+def test_push_and_arm_at_the_same_time_do_not_miss_each_other(pair: Pair) -> None:
+    """Either the one who publishes sees that a notification is due, or the one who arms sees what was published."""
+    place = np.frombuffer(mmap.mmap(-1, PAGE_BYTES), np.int64)
+    tallies = np.frombuffer(mmap.mmap(-1, PAGE_BYTES), np.int64).reshape(2, -1)
+    duel.load()
+
+    def run(side: int) -> None:
+        tally = np.zeros(2, np.int64)
+        tallies[side, 0] = duel(pair.rings, side, 400_000, int(place.ctypes.data), tally)
+        tallies[side, 1:3] = tally
+
+    in_two_processes(run)
+    print(f"{tallies[0, 0]} rounds")
+    assert tallies[0, 0] > 100
+    assert tallies[0, :3].tolist() == [tallies[1, 0], 0, 0]
+    assert tallies[1, 1:3].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(("entries", "count"), [(256, 4_000_000), (8, 200_000), (1, 20_000)])
@@ -420,14 +511,7 @@ def test_no_wake_up_is_lost_under_load(
         results[side, 0] = drive(pair.rings, side, count, eventfds[1 - side], polls[side].fileno(), tally)
         results[side, 1:4] = tally
 
-    child = os.fork()
-    if child == 0:
-        try:
-            run(BACK)
-        finally:
-            os._exit(0)
-    run(FRONT)
-    os.waitpid(child, 0)
+    in_two_processes(run)
     for side in (FRONT, BACK):
         done, wrong, sleeps, notifications = map(int, results[side, :4])
         print(f"side {side}: {done} slots, {sleeps} sleeps, {notifications} notifications")

@@ -1,0 +1,184 @@
+"""A running topology as its owner sees it: start, consoles, counters, end. No data path in it.
+
+`Lab` is what launch.py, the benchmarks and the tests use. It starts the keeper, hands it the plan of processes, and
+from then on talks to single processes over consoles that the keeper opens for it.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hyp.abi.counters import COUNTERS_BYTES, read_rows
+from hyp.control import Channel, PeerGone, Reply, close_all, socketpair
+from hyp.domain import DOM0, DOMID_NIC
+from hyp.linux import pid_of
+from hyp.memory import Mapping, sweep
+from hyp.rundir import RunDir
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 180.0
+ROLES = {"hyp": "hyp.hypervisor", "xenstored": "dom0.xenstored", "nic": "nic.device", "dom0": "dom0.domain", "domu": "domu.guest"}
+MODULES = [*ROLES.values(), "domu.traffic", "domu.tap", "domu.frontends.bypass", "domu.frontends.split"]
+
+
+class LabError(Exception):
+    """A topology could not be started, or one of its processes failed; the message names it and says why."""
+
+
+Event = Callable[[str, dict[str, Any]], None]
+"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``."""
+
+
+def spin_limit_us(setting: int | str, loops: int) -> int:
+    """How long loops may spin when `loops` of them are busy: never, by itself, if there are more than cores."""
+    if setting != "auto":
+        return int(setting)
+    return 50 if loops <= len(os.sched_getaffinity(0)) else 0
+
+
+def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
+    """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
+    name, backing = topology["name"], topology["memory"]["backing"]
+    guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
+    loops = topology["nic"]["engines"] + topology["dom0"]["engines"] + len(guests)
+
+    def process(name: str, role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
+        return {"name": name, "role": role, "module": ROLES[role], "config": config, "domain": domain, "xenstore": xenstore}
+
+    shared = {"name": name, "memory": {"backing": backing}, "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], loops)}
+    dom0 = {**topology["dom0"], "guests": guests, "queue": topology["nic"]["queue"]}
+    processes = [
+        process("hyp", "hyp", shared, None, None),
+        process("xenstored", "xenstored", {}, None, None),
+        process("nic", "nic", topology["nic"], {"domid": DOMID_NIC, "memory": 0}, None),
+        process("dom0", "dom0", dom0, {"domid": DOM0, "memory": topology["dom0"]["memory"]}, DOM0),
+    ]
+    for guest in guests:
+        config = {**guest, "queue": topology["nic"]["queue"]}
+        domid = guest["domid"]
+        processes.append(process(guest["name"], "domu", config, {"domid": domid, "memory": guest["memory"]}, domid))
+    return processes
+
+
+class Lab:
+    """One topology, up as long as this object is open: ``async with Lab(topology) as lab``."""
+
+    def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
+        self.topology, self.name = topology, str(topology["name"])
+        self._on_event = on_event or (lambda kind, details: None)
+        self._rundir = RunDir(self.name)
+        self._consoles: dict[str, Channel] = {}
+        self.deaths: list[str] = []
+        self.timings: dict[str, float] = {}
+
+    async def __aenter__(self) -> "Lab":
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the keeper and boot everything. LabError names what could not start; then nothing is left behind."""
+        lock = self._rundir.acquire()
+        ours, theirs = socketpair()
+        theirs.setblocking(True)
+        command = [sys.executable, "-m", "hyp.keeper", self.name, str(theirs.fileno()), *MODULES]
+        with open(self._rundir.log_path, "wb") as log:
+            self._keeper = subprocess.Popen(
+                command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            )  # fmt: skip
+        os.close(lock)
+        theirs.close()
+        handlers = {
+            "progress": lambda **details: self._on_event("progress", details),
+            "warm": lambda **details: self._on_event("warm", details),
+            "died": self._died,
+        }
+        self._channel = Channel(ours, handlers, name="the keeper")
+        try:
+            info = {"topology": {key: self.topology[key] for key in ("name", "guest")}}
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.timings = (await self._channel.call("boot", plan=plan(self.topology), info=info)).value
+        except BaseException as error:
+            log_text = self._rundir.log_tail()
+            await self.stop()
+            if isinstance(error, Exception):
+                reason = "it took too long" if isinstance(error, TimeoutError) else str(error)
+                hint = f"\nlog:\n{log_text}" if isinstance(error, PeerGone) else ""
+                raise LabError(f"topology {self.name}: {reason}{hint}") from error
+            raise
+
+    async def stop(self) -> None:
+        """Take the topology down and wait until nothing of it is left."""
+        for console in self._consoles.values():
+            console.close()
+        self._consoles.clear()
+        self._channel.close()  # the keeper takes that for the order to go down
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._keeper.wait)
+        if self._rundir.path.exists():  # the keeper was killed: what it would have swept is left to us
+            sweep(self.name)
+            self._rundir.remove()
+
+    def _died(self, name: str, role: str, cause: str) -> None:
+        self.deaths.append(f"{name} {cause}")
+        self._on_event("died", {"name": name, "role": role, "cause": cause})
+
+    # -- talking to processes --
+
+    async def call(self, process: str, op: str, /, **args: Any) -> Any:
+        """An operation of one process's console; its value."""
+        console = self._consoles.get(process)
+        if console is None or console.closed.done():
+            console = self._consoles[process] = await open_console(self._channel, process)
+        return (await console.call(op, **args)).value
+
+    async def keeper(self, op: str, /, **args: Any) -> Reply:
+        """An operation of the keeper."""
+        return await self._channel.call(op, **args)
+
+    async def pids(self) -> dict[str, int]:
+        """Process ids, as this process's /proc numbers them, by name."""
+        reply = await self.keeper("pidfds")
+        try:
+            return {name: pid_of(fd) for name, fd in zip(reply.value, reply.fds, strict=True)}
+        finally:
+            close_all(reply.fds)
+
+    async def counters(self) -> "CounterReader":
+        """A reader of every process's counters."""
+        reply = await self.keeper("held", suffix=".counters")
+        names = [key.removesuffix(".counters") for key in reply.value]
+        try:
+            pages = {n: Mapping(fd, COUNTERS_BYTES, writable=False) for n, fd in zip(names, reply.fds, strict=True)}
+        finally:
+            close_all(reply.fds)
+        return CounterReader(pages)
+
+
+class CounterReader:
+    """Maps the counters of all processes; they stay readable when their writers are stopped or dead."""
+
+    def __init__(self, pages: dict[str, Mapping]) -> None:
+        self._pages = pages
+
+    def read(self) -> dict[str, dict[str, int]]:
+        """``{"process/row": {column: count}}``."""
+        return {
+            f"{process}/{row}": counts for process, page in self._pages.items() for row, counts in read_rows(page.array.data).items()
+        }
+
+
+async def open_console(keeper: Channel, process: str) -> Channel:
+    """A control channel of our own to a process, by way of the keeper."""
+    from hyp.process import adopt_socket
+
+    reply = await keeper.call("console", name=process)
+    return Channel(adopt_socket(reply.fds[0]), name=process)

@@ -1,0 +1,151 @@
+"""The device interface: what a program in a guest sees of its network device, whichever path is behind it.
+
+A front end fills in a DEVICE record; programs (compiled) call its operations by address, as a kernel calls through
+`struct net_device_ops`. Frames are handed over in bursts, and who owns a buffer is always visible:
+
+=====================  ==============================================================================================
+`tx_reserve(d, want)`  up to `want` free send buffers; their addresses are in the tx burst. They stay the program's
+`tx_commit(d, n)`      sends the first `n` of them, whose lengths the program has put into the tx burst. They are the device's
+`tx_pending(d)`        number of frames committed and not yet done with (sent, or dropped under a name)
+`rx_poll(d, want)`     up to `want` of the oldest received frames, in the rx burst. They are the program's until released;
+                       polling again before that shows the same frames
+`rx_release(d, n)`     gives the oldest `n` back to the device
+`arm(d, what)`         asks to be woken for what is in `what` (RX, TX: room to send); true if it is there already
+=====================  ==============================================================================================
+
+Every operation returns −1 once the device has failed (the other side broke the protocol, or is gone).
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from hyp.atomics import call_operation, load64, record_view, store64
+from hyp.kernels import Operation, compiled
+
+BURST = 64
+RX, TX = 1, 2
+FAILED = -1
+
+FRAME_BYTES = 16  # address, length: i8 each
+
+DEVICE = np.dtype(
+    [
+        ("op_tx_reserve", "i8"),
+        ("op_tx_commit", "i8"),
+        ("op_tx_pending", "i8"),
+        ("op_rx_poll", "i8"),
+        ("op_rx_release", "i8"),
+        ("op_arm", "i8"),
+        ("front", "i8"),  # the front end's own record
+        ("tx", "i8"),  # BURST frames
+        ("rx", "i8"),
+        ("mac", "i8"),
+        ("room", "i8"),  # bytes in a send buffer
+        ("counts", "i8"),  # private counters row, and its shared place
+        ("counts_shared", "i8"),
+        ("wait", "i8"),  # a WAIT record (hyp/events.py)
+    ]
+)
+device_at = record_view(DEVICE)
+
+
+@compiled
+def tx_reserve(device: int, want: int) -> int:
+    return call_operation(device_at(device).op_tx_reserve, device, want)
+
+
+@compiled
+def tx_commit(device: int, n: int) -> int:
+    return call_operation(device_at(device).op_tx_commit, device, n)
+
+
+@compiled
+def tx_pending(device: int) -> int:
+    return call_operation(device_at(device).op_tx_pending, device, 0)
+
+
+@compiled
+def rx_poll(device: int, want: int) -> int:
+    return call_operation(device_at(device).op_rx_poll, device, want)
+
+
+@compiled
+def rx_release(device: int, n: int) -> int:
+    return call_operation(device_at(device).op_rx_release, device, n)
+
+
+@compiled
+def arm(device: int, what: int) -> int:
+    return call_operation(device_at(device).op_arm, device, what)
+
+
+@compiled
+def frame_addr(burst: int, k: int) -> int:
+    """Address of frame `k` of a burst."""
+    return load64(burst + k * FRAME_BYTES)
+
+
+@compiled
+def frame_length(burst: int, k: int) -> int:
+    """Length of frame `k` of a burst, in bytes."""
+    return load64(burst + k * FRAME_BYTES + 8)
+
+
+@compiled
+def set_frame(burst: int, k: int, addr: int, length: int) -> None:
+    """Enter a frame into a burst."""
+    store64(burst + k * FRAME_BYTES, addr)
+    store64(burst + k * FRAME_BYTES + 8, length)
+
+
+@compiled
+def set_length(burst: int, k: int, length: int) -> None:
+    """Say how long frame `k` of the tx burst is."""
+    store64(burst + k * FRAME_BYTES + 8, length)
+
+
+@dataclass(slots=True)
+class Operations:
+    """The six operations of a front end."""
+
+    tx_reserve: Operation
+    tx_commit: Operation
+    tx_pending: Operation
+    rx_poll: Operation
+    rx_release: Operation
+    arm: Operation
+
+
+@dataclass(slots=True)
+class Device:
+    """A connected device: `record` is its DEVICE; `keep` holds what the record points at."""
+
+    mac: str
+    record: "np.ndarray[tuple[int], np.dtype[np.void]]"
+    keep: list[Any] = field(default_factory=list)
+
+    @property
+    def address(self) -> int:
+        return int(self.record.ctypes.data)
+
+
+def new_device(operations: Operations, front: int, mac: str, mac_word: int, room: int, counts: tuple[int, int], wait: int) -> Device:
+    """A DEVICE record with its bursts. `front`: address of the front end's record; `wait`: of the WAIT record."""
+    record = np.zeros(1, DEVICE)
+    bursts = np.zeros((2, BURST * FRAME_BYTES // 8), np.int64)
+    row = record[0]
+    for name in ("tx_reserve", "tx_commit", "tx_pending", "rx_poll", "rx_release", "arm"):
+        row[f"op_{name}"] = getattr(operations, name).address
+    row["front"], row["mac"], row["room"], row["wait"] = front, mac_word, room, wait
+    row["counts"], row["counts_shared"] = counts
+    row["tx"], row["rx"] = bursts[0].ctypes.data, bursts[1].ctypes.data
+    return Device(mac, record, [bursts])
+
+
+class FrontEnd(Protocol):
+    """What a module in domu/frontends offers."""
+
+    async def connect(self, guest: Any) -> Device:
+        """Set the device up with the other side and return it, ready for traffic."""

@@ -1,0 +1,169 @@
+"""The bypass front end: the guest drives its own NIC context. Set-up is privileged; no packet is anybody else's business.
+
+Buffers are bound to queue slots: send slot i uses send buffer i, receive slot i buffer i. Sends complete in order, so one signalled
+descriptor per commit tells about all before it.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.abi.nic import DESC_SIGNALED, STATUS_OK, mac_to_int
+from hyp.atomics import full_fence, record_view, u32_sub
+from hyp.counters import commit, count
+from hyp.kernels import compiled, entry, i64, operation, void
+from hyp.ram import open_queue_pair, register, start_queue_pair
+from hyp.verbs import (
+    arm_receives,
+    arm_sends,
+    consume_receives,
+    peek_receive,
+    poll_sends,
+    post_receive,
+    post_send,
+    qp_at,
+    receives_completed,
+    ring_receives,
+    ring_sends,
+    send_room,
+    sends_completed,
+)
+from domu.device import RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
+
+if TYPE_CHECKING:
+    from domu.guest import Guest
+
+BUFFER = 2048 + 64  # not a power of two, so that buffers do not all fall on the same cache sets
+
+BYPASS = np.dtype(
+    [
+        ("qp", "i8"),
+        ("ram", "i8"),  # address of guest-physical 0
+        ("tx_pool", "i8"),  # guest-physical addresses
+        ("rx_pool", "i8"),
+    ]
+)
+_bypass_at = record_view(BYPASS)
+
+
+@compiled
+def _buffer(pool: int, index: int, size: int) -> int:
+    """Guest-physical address of the buffer of slot `index`."""
+    return pool + (index & (size - 1)) * BUFFER
+
+
+@operation(i64(i64, i64))
+def tx_reserve(device: int, want: int) -> int:
+    d = device_at(device)
+    b = _bypass_at(d.front)
+    q = qp_at(b.qp)
+    room = send_room(q)
+    if room < want:
+        poll_sends(q)
+        room = send_room(q)
+    n = min(room, want)
+    for k in range(n):
+        set_frame(d.tx, k, b.ram + _buffer(b.tx_pool, q.sq_prod + k, q.sq_size), 0)
+    return n
+
+
+@operation(i64(i64, i64))
+def tx_commit(device: int, n: int) -> int:
+    d = device_at(device)
+    b = _bypass_at(d.front)
+    q = qp_at(b.qp)
+    total = 0
+    for k in range(n):
+        length = frame_length(d.tx, k)
+        total += length
+        post_send(q, _buffer(b.tx_pool, q.sq_prod, q.sq_size), length, DESC_SIGNALED if k == n - 1 else 0)
+    count(d.counts, TX_FRAMES, n)
+    count(d.counts, TX_BYTES, total)
+    ring_sends(q)
+    commit(d.counts, d.counts_shared)
+    return n
+
+
+@operation(i64(i64, i64))
+def tx_pending(device: int, _: int) -> int:
+    q = qp_at(_bypass_at(device_at(device).front).qp)
+    poll_sends(q)
+    return u32_sub(q.sq_prod, q.sq_done)
+
+
+@operation(i64(i64, i64))
+def rx_poll(device: int, want: int) -> int:
+    d = device_at(device)
+    b = _bypass_at(d.front)
+    q = qp_at(b.qp)
+    n = 0
+    while n < want:
+        index, length, status = peek_receive(q, n)
+        if index < 0:
+            break
+        set_frame(d.rx, n, b.ram + _buffer(b.rx_pool, index, q.rq_size), length if status == STATUS_OK else 0)
+        n += 1
+    return n
+
+
+@operation(i64(i64, i64))
+def rx_release(device: int, n: int) -> int:
+    d = device_at(device)
+    b = _bypass_at(d.front)
+    q = qp_at(b.qp)
+    for _ in range(n):
+        index, length, status = peek_receive(q, 0)
+        if status == STATUS_OK:
+            count(d.counts, RX_FRAMES, 1)
+            count(d.counts, RX_BYTES, length)
+        post_receive(q, _buffer(b.rx_pool, q.rq_prod, q.rq_size), BUFFER)
+        consume_receives(q, 1)
+    ring_receives(q)
+    commit(d.counts, d.counts_shared)
+    return n
+
+
+@operation(i64(i64, i64))
+def arm(device: int, what: int) -> int:
+    d = device_at(device)
+    q = qp_at(_bypass_at(d.front).qp)
+    if what & RX:
+        arm_receives(q)
+    if what & TX:
+        arm_sends(q)
+    full_fence()
+    if what & RX and receives_completed(q):
+        return 1
+    return 1 if what & TX and sends_completed(q) else 0
+
+
+@entry(void(i64))
+def _post_all_buffers(device: int) -> None:
+    """Give the whole receive pool to the NIC."""
+    b = _bypass_at(device_at(device).front)
+    q = qp_at(b.qp)
+    for k in range(q.rq_size):
+        post_receive(q, _buffer(b.rx_pool, k, q.rq_size), BUFFER)
+    ring_receives(q)
+
+
+OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, arm)
+
+
+async def connect(guest: "Guest") -> Device:
+    """Open a context, register pools, post all receive buffers, start."""
+    entries = int(guest.config["queue"])
+    counts = guest.counters.row("device")
+    pair = await open_queue_pair(guest.hyp, guest.upcall, entries, counts[0])
+    front = np.zeros(1, BYPASS)
+    record = front[0]
+    record["qp"], record["ram"] = pair.address, guest.ram.address
+    for name, writable in (("tx_pool", False), ("rx_pool", True)):
+        record[name] = guest.ram.allocate(entries * BUFFER)
+        await register(guest.hyp, int(record[name]), entries * BUFFER, writable=writable)
+    await start_queue_pair(guest.hyp, guest.ram, pair)
+    device = new_device(OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), BUFFER, counts, guest.wait)
+    device.keep += [pair, front]
+    _post_all_buffers(device.address)
+    return device

@@ -1,0 +1,71 @@
+"""The guest process: its RAM, its upcall, its network device by whichever path, and the program on top.
+
+The boot: ask the hypervisor who one is → let the front end connect → start the program → ready.
+"""
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.platform import PLATFORM_BYTES
+from hyp.control import Channel
+from hyp.counters import CounterPage
+from hyp.engine import Engine
+from hyp.events import WAIT
+from hyp.memory import Mapping
+from hyp.process import Process
+from hyp.ram import Ram
+from domu.device import Device
+
+
+class Guest:
+    """What front ends and programs find in their domain."""
+
+    device: Device
+
+    def __init__(self, process: Process, config: dict[str, Any]) -> None:
+        self.process, self.config = process, config
+        self.hyp: Channel = process.hypercalls()
+        process.serve("threads", self.threads)
+
+    async def boot(self) -> None:
+        """Get one's memory, platform page and upcall from the hypervisor."""
+        reply = await self.hyp.call("domain_info")
+        ram_fd, counters_fd, platform_fd = reply.fds
+        self.domid = int(reply.value["domid"])
+        self.ram = Ram(Mapping(ram_fd, int(reply.value["memory"])))
+        self.counters = CounterPage(Mapping(counters_fd, COUNTERS_BYTES))
+        self._platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
+        upcall = await self.hyp.call("upcall_create")
+        self.upcall = int(upcall.value["upcall"])
+        self._wait = np.zeros(1, WAIT)
+        self._wait[0]["epoll"], self._wait[0]["platform"] = upcall.fds[0], self._platform.address
+        self.wait = int(self._wait.ctypes.data)
+        self.engine = Engine(self.process.name, upcall.fds[0])
+
+    async def connect(self) -> None:
+        """Let the front end of this guest's path set the device up."""
+        front_end = importlib.import_module(f"domu.frontends.{self.config['path']}")
+        self.device = await front_end.connect(self)
+
+    def threads(self) -> dict[str, int]:
+        """Kernel thread ids of the data plane, by name."""
+        return {self.engine.name: self.engine.thread_id}
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """Be the guest until the keeper says stop."""
+    guest = Guest(process, config)
+    await guest.boot()
+    await guest.connect()
+    if config["program"] == "tap":
+        from domu.tap import TapProgram as Program
+    else:
+        from domu.traffic import Traffic as Program  # type: ignore[assignment]
+    program = Program(guest)
+    program.start()
+    process.ready()
+    await process.stopped.wait()
+    await guest.engine.stop()

@@ -1,0 +1,69 @@
+"""A domain's own view of its RAM: where things lie in it, and the set-up of a NIC context on it (control plane)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyp.abi.nic import CQE_BYTES, DESC_BYTES, PAGE
+from hyp.control import Channel
+from hyp.memory import Mapping
+from hyp.verbs import QP
+
+
+class Ram:
+    """Guest-physical memory, given out in whole pages and never taken back (a device's pools live as long as the domain)."""
+
+    def __init__(self, mapping: Mapping) -> None:
+        self._mapping, self._next = mapping, PAGE  # page 0 stays unused, as a trap for forgotten addresses
+        self.address, self.size = mapping.address, mapping.size
+
+    def allocate(self, length: int) -> int:
+        """Guest-physical address of `length` zeroed bytes, page-aligned. MemoryError names what is missing."""
+        length = -(-length // PAGE) * PAGE
+        if self._next + length > self.size:
+            raise MemoryError(f"{length} bytes do not fit into the domain's {self.size} bytes of RAM ({self._next} in use)")
+        gpa, self._next = self._next, self._next + length
+        return gpa
+
+
+@dataclass(slots=True)
+class QueuePair:
+    """A started NIC context: `record` is its QP, alive as long as this object."""
+
+    context: int
+    mac: str
+    record: "np.ndarray[tuple[int], np.dtype[np.void]]"
+    doorbell: Mapping
+
+    @property
+    def address(self) -> int:
+        return int(self.record.ctypes.data)
+
+
+async def register(hyp: Channel, gpa: int, length: int, *, writable: bool) -> int:
+    """Register [gpa, gpa + length), rounded up to pages, with the IOMMU; returns the key."""
+    length = -(-length // PAGE) * PAGE
+    return int((await hyp.call("mr_register", addr=gpa, length=length, writable=writable)).value["key"])
+
+
+async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int) -> QueuePair:
+    """Open a context for queues of `entries` descriptors; `counts` is the private counters row of the driver."""
+    reply = await hyp.call("context_open", upcall=upcall)
+    doorbell_fd, eventfd = reply.fds
+    pair = QueuePair(int(reply.value["context"]), str(reply.value["mac"]), np.zeros(1, QP), Mapping(doorbell_fd, PAGE))
+    record = pair.record[0]
+    record["doorbell"], record["doorbell_fd"], record["counts"] = pair.doorbell.address, eventfd, counts
+    record["sq_size"] = record["rq_size"] = entries
+    return pair
+
+
+async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair) -> None:
+    """Place the queues in RAM, register them, and let the NIC serve them."""
+    record, places = pair.record[0], {}
+    for name, size in (("sq", DESC_BYTES), ("scq", CQE_BYTES), ("rq", DESC_BYTES), ("rcq", CQE_BYTES)):
+        length = size * int(record["sq_size"])
+        places[name] = ram.allocate(length)
+        record[name] = ram.address + places[name]
+        await register(hyp, places[name], length, writable=name.endswith("cq"))
+    sizes = {"sq_size": int(record["sq_size"]), "rq_size": int(record["rq_size"])}
+    await hyp.call("context_start", context=pair.context, **places, **sizes)

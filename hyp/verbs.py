@@ -1,0 +1,174 @@
+"""The driver's half of the NIC's queues (hyp/abi/nic.py), named as people who do kernel bypass name it: post, poll, arm.
+
+Used by the guest's bypass front end and by Dom0's native driver alike. All state in the QP record is private; what the device may read
+is written to RAM and to the doorbell page, an index once a batch.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from hyp.abi.counters import NOTIFICATIONS, SUPPRESSED
+from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RCQ_EVENT, RQ_EVENT, RQ_PROD, SCQ_EVENT, SQ_EVENT, SQ_PROD
+from hyp.atomics import (
+    full_fence,
+    load32_once,
+    load64_acquire,
+    load64_once,
+    notify,
+    record_view,
+    store32_once,
+    store32_release,
+    store64,
+    u32_add,
+    u32_sub,
+)
+from hyp.counters import count
+from hyp.kernels import compiled
+
+QP = np.dtype(
+    [
+        ("doorbell", "i8"),  # address of the doorbell page
+        ("doorbell_fd", "i8"),
+        ("sq", "i8"),  # addresses of the queues
+        ("scq", "i8"),
+        ("rq", "i8"),
+        ("rcq", "i8"),
+        ("sq_size", "i8"),
+        ("rq_size", "i8"),
+        ("sq_prod", "i8"),  # posted
+        ("sq_rung", "i8"),  # published
+        ("sq_done", "i8"),  # completed: everything before it
+        ("scq_cons", "i8"),
+        ("rq_prod", "i8"),
+        ("rq_rung", "i8"),
+        ("rcq_cons", "i8"),
+        ("counts", "i8"),  # private counters row
+    ]
+)
+"""A queue pair with its completion queues. Sizes are powers of two; indices run free modulo 2^32."""
+QP_BYTES = QP.itemsize
+
+qp_at = record_view(QP)
+
+
+# --- send queue -------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def send_room(q: Any) -> int:
+    """Number of descriptors that can be posted."""
+    return q.sq_size - u32_sub(q.sq_prod, q.sq_done)
+
+
+@compiled
+def post_send(q: Any, iova: int, length: int, flags: int) -> None:
+    """Write the next send descriptor; the device sees it after `ring_sends`. The caller has checked `send_room`."""
+    slot = q.sq + (q.sq_prod & (q.sq_size - 1)) * DESC_BYTES
+    store64(slot, iova)
+    store64(slot + 8, length | (flags << 32))
+    q.sq_prod = u32_add(q.sq_prod, 1)
+
+
+@compiled
+def _ring(q: Any, prod_offset: int, event_offset: int, old: int, new: int) -> None:
+    """Publish a producer index and notify the device if it asked to be (hold-off)."""
+    store32_release(q.doorbell + prod_offset, new)
+    full_fence()
+    if u32_sub(new, load32_once(q.doorbell + event_offset)) < u32_sub(new, old):
+        notify(q.doorbell_fd)
+        count(q.counts, NOTIFICATIONS, 1)
+    else:
+        count(q.counts, SUPPRESSED, 1)
+
+
+@compiled
+def ring_sends(q: Any) -> None:
+    """Make everything posted visible to the device."""
+    if q.sq_prod != q.sq_rung:
+        _ring(q, SQ_PROD, SQ_EVENT, q.sq_rung, q.sq_prod)
+        q.sq_rung = q.sq_prod
+
+
+@compiled
+def _completed(queue: int, size: int, cons: int) -> int:
+    """Second word of the completion at `cons` if the device has written it, else −1."""
+    word = load64_acquire(queue + (cons & (size - 1)) * CQE_BYTES + 8)
+    owner = 0 if cons & size else 1
+    return word & 0xFFFFFFFF if (word >> 32) & 1 == owner else -1
+
+
+@compiled
+def poll_sends(q: Any) -> int:
+    """Take all send completions that are there. Returns the number of descriptors now done."""
+    before = q.sq_done
+    for _ in range(q.sq_size):
+        if _completed(q.scq, q.sq_size, q.scq_cons) < 0:
+            break
+        index = load64_once(q.scq + (q.scq_cons & (q.sq_size - 1)) * CQE_BYTES) & 0xFFFFFFFF
+        done = u32_add(index, 1)
+        if u32_sub(done, q.sq_done) <= u32_sub(q.sq_prod, q.sq_done):
+            q.sq_done = done
+        q.scq_cons = u32_add(q.scq_cons, 1)
+    return u32_sub(q.sq_done, before)
+
+
+@compiled
+def arm_sends(q: Any) -> None:
+    """Ask for a notification of the next send completion; the caller fences and polls again."""
+    store32_once(q.doorbell + SCQ_EVENT, u32_add(q.scq_cons, 1))
+
+
+@compiled
+def sends_completed(q: Any) -> bool:
+    """True if a send completion waits to be polled."""
+    return _completed(q.scq, q.sq_size, q.scq_cons) >= 0
+
+
+# --- receive queue ----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def post_receive(q: Any, iova: int, length: int) -> None:
+    """Give the next receive buffer to the device; it sees it after `ring_receives`."""
+    slot = q.rq + (q.rq_prod & (q.rq_size - 1)) * DESC_BYTES
+    store64(slot, iova)
+    store64(slot + 8, length)
+    q.rq_prod = u32_add(q.rq_prod, 1)
+
+
+@compiled
+def ring_receives(q: Any) -> None:
+    """Make the buffers posted visible to the device."""
+    if q.rq_prod != q.rq_rung:
+        _ring(q, RQ_PROD, RQ_EVENT, q.rq_rung, q.rq_prod)
+        q.rq_rung = q.rq_prod
+
+
+@compiled
+def peek_receive(q: Any, ahead: int) -> tuple[int, int, int]:
+    """The completion `ahead` places after the next one: (buffer index, length, status), or (−1, 0, 0) if it is not there yet."""
+    at = u32_add(q.rcq_cons, ahead)
+    word = _completed(q.rcq, q.rq_size, at)
+    if word < 0:
+        return -1, 0, 0
+    first = load64_once(q.rcq + (at & (q.rq_size - 1)) * CQE_BYTES)
+    return first & 0xFFFFFFFF, (first >> 32) & 0xFFFFFFFF, word & 0xFFFF
+
+
+@compiled
+def consume_receives(q: Any, n: int) -> None:
+    """Be done with `n` receive completions."""
+    q.rcq_cons = u32_add(q.rcq_cons, n)
+
+
+@compiled
+def arm_receives(q: Any) -> None:
+    """Ask for a notification of the next receive completion; the caller fences and looks again."""
+    store32_once(q.doorbell + RCQ_EVENT, u32_add(q.rcq_cons, 1))
+
+
+@compiled
+def receives_completed(q: Any) -> bool:
+    """True if a receive completion waits."""
+    return _completed(q.rcq, q.rq_size, q.rcq_cons) >= 0
