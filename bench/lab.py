@@ -22,7 +22,7 @@ from hyp.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 180.0
-ROLES = {"hyp": "hyp.hypervisor", "xenstored": "dom0.xenstored", "nic": "nic.device", "dom0": "dom0.domain", "domu": "domu.guest"}
+ROLES = {"hyp": "hyp.hypervisor", "xenstored": "dom0.store_process", "nic": "nic.device", "dom0": "dom0.domain", "domu": "domu.guest"}
 MODULES = [*ROLES.values(), "domu.traffic", "domu.tap", "domu.frontends.bypass", "domu.frontends.split"]
 
 
@@ -51,7 +51,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         return {"name": name, "role": role, "module": ROLES[role], "config": config, "domain": domain, "xenstore": xenstore}
 
     shared = {"name": name, "memory": {"backing": backing}, "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], loops)}
-    dom0 = {**topology["dom0"], "guests": guests, "queue": topology["nic"]["queue"]}
+    dom0 = {**topology["dom0"], "guests": guests, "queue": topology["nic"]["queue"], "pause_us": topology["nic"]["pause_us"]}
     processes = [
         process("hyp", "hyp", shared, None, None),
         process("xenstored", "xenstored", {}, None, None),

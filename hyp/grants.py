@@ -106,10 +106,11 @@ DOMAIN_VIEW = np.dtype(
 """What the hypercalls of one process know of a domain. Private; an array of them is indexed by domain id."""
 DOMAIN_VIEW_BYTES = DOMAIN_VIEW.itemsize
 
-_view_at = record_view(DOMAIN_VIEW)
+view_at = record_view(DOMAIN_VIEW)
 
 COPY_COUNTS = np.dtype([("hypercalls", "i8"), ("copies", "i8"), ("copied_bytes", "i8"), ("grant_faults", "i8")])
 """What `grant_copy` counts: system calls, copies done, their bytes, copies refused. Any such record will do."""
+copy_counts_at = record_view(COPY_COUNTS)
 
 
 # --- the granting domain ---------------------------------------------------------------------------------------------
@@ -293,13 +294,31 @@ def unmap_grant(domains: Any, n_domains: int, caller: int, domid: int, ref: int,
     return int(unpin(domains[domid], ref, caller, write))
 
 
+@compiled
+def map_grant_at(views: int, n_domains: int, caller: int, domid: int, ref: int, write: int) -> int:
+    """`map_grant` for an address of DOMAIN_VIEW records. The address of the page here, or a negative status."""
+    if domid < 0 or domid >= n_domains or _view(views, domid).present == 0:
+        return GNTST_BAD_DOMAIN
+    view = _view(views, domid)
+    frame = pin(view, ref, caller, write)
+    return frame if frame < 0 else view.ram + (frame << PAGE_SHIFT)
+
+
+@compiled
+def unmap_grant_at(views: int, n_domains: int, caller: int, domid: int, ref: int, write: int) -> int:
+    """Undo `map_grant_at`. GNTST_OKAY or a negative status."""
+    if domid < 0 or domid >= n_domains or _view(views, domid).present == 0:
+        return GNTST_BAD_DOMAIN
+    return unpin(_view(views, domid), ref, caller, write)
+
+
 # --- batched copy ----------------------------------------------------------------------------------------------------
 
 
 @compiled
 def _view(views: int, domid: int) -> Any:
     """The DOMAIN_VIEW of a domain, by address: handing the array down would count references to it, atomically, per op."""
-    return _view_at(views + domid * DOMAIN_VIEW_BYTES)
+    return view_at(views + domid * DOMAIN_VIEW_BYTES)
 
 
 @compiled
@@ -363,15 +382,14 @@ def _copy_one(views: int, n_domains: int, caller: int, op: int) -> int:
 
 
 @compiled
-def grant_copy(domains: Any, n_domains: int, caller: int, ops: int, count: int, counts: Any) -> int:
+def grant_copy_at(views: int, n_domains: int, caller: int, ops: int, count: int, counts: Any) -> int:
     """Carry out `count` copies for domain `caller`: one hypercall. The number that were refused.
 
-    `domains` is a DOMAIN_VIEW array in which the caller is present, `ops` the address of GNTTAB_COPY records (8-byte
-    aligned), `counts` a COPY_COUNTS record. Each op gets its status: those of `pin`, and BAD_DOMAIN, BAD_COPY_ARG (over
-    the end of a page, or a reference onto itself), PERMISSION_DENIED (a frame number of another domain).
+    `views` is the address of an array of DOMAIN_VIEW, in which the caller is present, `ops` the address of GNTTAB_COPY
+    records (8-byte aligned), `counts` a COPY_COUNTS record. Each op gets its status: those of `pin`, and BAD_DOMAIN,
+    BAD_COPY_ARG (over the end of a page, or a reference onto itself), PERMISSION_DENIED (a frame number of another domain).
     """
     sys_getppid()  # what entering the hypervisor costs
-    views = i64(domains.ctypes.data)
     refused, copied_bytes = 0, 0
     for k in range(count):
         op = ops + k * COPY_BYTES
@@ -384,6 +402,12 @@ def grant_copy(domains: Any, n_domains: int, caller: int, ops: int, count: int, 
     counts.copied_bytes += copied_bytes
     counts.grant_faults += refused
     return refused
+
+
+@compiled
+def grant_copy(domains: Any, n_domains: int, caller: int, ops: int, count: int, counts: Any) -> int:
+    """`grant_copy_at` for a DOMAIN_VIEW array."""
+    return int(grant_copy_at(i64(domains.ctypes.data), n_domains, caller, ops, count, counts))
 
 
 # --- the hypervisor's own process ------------------------------------------------------------------------------------

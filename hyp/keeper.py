@@ -245,6 +245,8 @@ class Keeper:
         self._owner.tell("died", name=child.name, role=child.role, cause=cause)
         if child.domid is not None and not self._children["hyp"].ended.done():
             self._children["hyp"].console.tell("domain_destroy", domid=child.domid)
+        if child.domid is not None and not self._children["xenstored"].ended.done():
+            self._children["xenstored"].console.tell("release", domid=child.domid)
 
     # -- the end --
 

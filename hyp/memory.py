@@ -83,6 +83,14 @@ class Mapping:
         self.array = np.frombuffer(self._map, np.uint8)
         self.address = int(self.array.ctypes.data)
 
+    @classmethod
+    def adopt(cls, fd: int, size: int, *, writable: bool = True) -> "Mapping":
+        """Map a descriptor that was received, and close it: the mapping is what keeps the memory."""
+        try:
+            return cls(fd, size, writable=writable)
+        finally:
+            os.close(fd)
+
     def words(self, dtype: str, offset: int = 0, count: int = -1) -> "np.ndarray[tuple[int], np.dtype[np.generic]]":
         """A view of `count` elements of `dtype` from byte `offset` on."""
         return np.frombuffer(self._map, dtype, count, offset)

@@ -5,6 +5,7 @@ operations on its console and on whatever consoles the keeper attaches later, sa
 """
 
 import asyncio
+import faulthandler
 import importlib
 import logging
 import os
@@ -83,6 +84,7 @@ async def _run(name: str, role: str, module: str, config: dict[str, Any], socket
 
 def run_role(name: str, role: str, module: str, config: dict[str, Any], sockets: dict[str, int]) -> int:
     """Be the process `name`: run the role's main to its end; returns the exit status."""
+    faulthandler.enable()
     linux.set_name(f"{role}:{name}" if role != name else name)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for launch.py, which ends the topology in order
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"{name}: %(message)s")

@@ -28,6 +28,7 @@ from hyp.atomics import (
     load32_acquire,
     load32_once,
     memzero,
+    record_view,
     store32_once,
     store32_release,
     u32_add,
@@ -53,6 +54,8 @@ RING = np.dtype(
     ]
 )
 """One side's private state. All indices are free-running 32-bit values."""
+RING_BYTES = RING.itemsize
+ring_at = record_view(RING)
 
 
 def ring_size(entry_bytes: int, page_bytes: int = PAGE_BYTES) -> int:

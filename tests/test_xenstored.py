@@ -395,12 +395,12 @@ def test_an_event_that_waits_unread_is_not_queued_again(served: Served) -> None:
     assert served.stop()["disconnects"] == {}
 
 
-def test_requests_wait_while_their_replies_are_not_read(served: Served) -> None:
+@pytest.mark.parametrize("count", [220, 2000])  # in one read of the server, and in many
+def test_requests_wait_while_their_replies_are_not_read(served: Served, count: int) -> None:
     eager = served.raw(5)
-    assert eager.call(MessageType.WRITE, "value", LONG) == b"OK\0"
-    count = 2000
-    assert count * len(LONG) > 4 * (PAUSE_BYTES + OUTPUT_LIMIT)
-    request = xs_wire.pack(MessageType.READ, 1, 0, b"value\0")
+    assert eager.call(MessageType.WRITE, "v", LONG) == b"OK\0"
+    assert count * len(LONG) > PAUSE_BYTES + OUTPUT_LIMIT
+    request = xs_wire.pack(MessageType.READ, 1, 0, b"v\0")
     sender = forked(lambda: eager.sock.sendall(request * count))
     bystander_is_served(served)
     for _ in range(count):
@@ -436,6 +436,17 @@ def test_the_end_of_a_connection_ends_its_transactions_and_watches_not_its_nodes
     assert dom0.call(MessageType.READ, "/tool/kept") == b"1\0"
     assert dom0.call(MessageType.READ, "/tool/dropped") == b"ENOENT\0"
     bystander_is_served(served)
+
+
+def test_a_domain_that_connects_again_has_its_quota_back() -> None:
+    with xenstored([5, 5]) as served:
+        first, second = served.raw(5), served.raw(5)
+        while first.call(MessageType.TRANSACTION_START, "") != b"ENOSPC\0":
+            pass
+        assert second.call(MessageType.TRANSACTION_START, "") == b"ENOSPC\0"
+        first.sock.close()
+        replies = (second.call(MessageType.TRANSACTION_START, "") for _ in range(10_000))
+        assert any(reply != b"ENOSPC\0" for reply in replies)
 
 
 # The asyncio client.
@@ -514,6 +525,26 @@ def test_a_long_directory_comes_in_parts() -> None:
     with_clients("uvloop", [0, 5], body)
 
 
+def test_a_long_directory_that_changes_meanwhile_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        names = [f"{i:04}{'x' * 30}" for i in range(300)]
+        await asyncio.gather(*[guest.mkdir(f"d/{name}") for name in names])
+        request, parts = dom0._request, 0
+
+        async def meddle(type_: MessageType, path: str, payload: bytes) -> bytes:
+            nonlocal parts
+            reply = await request(type_, path, payload)
+            parts += type_ == MessageType.DIRECTORY_PART
+            if parts == 2:
+                await guest.rm(f"d/{names[0]}")
+            return reply
+
+        monkeypatch.setattr(dom0, "_request", meddle)
+        assert await dom0.directory("/local/domain/5/d") == names[1:]
+
+    with_clients("uvloop", [0, 5], body)
+
+
 @pytest.mark.parametrize("loop", LOOPS)
 def test_watch_is_iterated_until_unwatched(loop: str) -> None:
     async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
@@ -563,8 +594,9 @@ def test_transaction_of_the_client() -> None:
                 await tx.write("a", "2")
                 raise KeyError("mine")
 
-        with pytest.raises(KeyError):
-            await abandoned()
+        for _ in range(20):  # more than a guest's quota: each is over
+            with pytest.raises(KeyError):
+                await abandoned()
         assert await guest.read("a") == "1"
 
         async def conflicting() -> None:
@@ -572,7 +604,7 @@ def test_transaction_of_the_client() -> None:
                 await tx.read("a")
                 await dom0.write("/local/domain/5/a", "3")
 
-        for _ in range(20):  # more than a guest's quota: each is over
+        for _ in range(20):
             await fails("EAGAIN", conflicting())
 
         async def always(tx: Transaction) -> None:

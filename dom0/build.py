@@ -1,0 +1,101 @@
+"""Allocates the state of Dom0's engine, keeps it alive, and changes its ports through the mailbox. Control plane."""
+
+import numpy as np
+
+from dom0.bridge import ENTRY, SLOTS
+from dom0.engine import ADD_PORT, REMOVE_PORT
+from dom0.state import BUFFERS, ENGINE, FLUSH, MAX_PORTS, PENDING, PORT, STAGE, STAGED, UPLINK
+from dom0.uplink import RX_BUFFER, receive_buffer
+from hyp.abi.grant import COPY_BYTES, PAGE_BYTES
+from hyp.engine import Engine
+from hyp.events import WAIT
+from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
+from hyp.kernels import entry, i64, void
+from hyp.memory import Mapping
+from hyp.ram import QueuePair, Ram
+from hyp.verbs import post_receive, qp_at, ring_receives
+from dom0.state import engine_at
+
+
+@entry(void(i64))
+def _post_all_buffers(engine: int) -> None:
+    """Give every receive buffer of the uplink to the NIC."""
+    e = engine_at(engine)
+    q = qp_at(e.qp)
+    for k in range(q.rq_size):
+        post_receive(q, receive_buffer(e, k), RX_BUFFER)
+    ring_receives(q)
+
+
+class EngineState:
+    """Everything Dom0's kernel works on: `address` is its argument."""
+
+    def __init__(self, engine: Engine, upcall: int, epoll: int, platform: Mapping, domains: int) -> None:
+        self.engine, self.upcall = engine, upcall
+        self._record = np.zeros(1, ENGINE)
+        self.ports = np.zeros(MAX_PORTS, PORT)
+        self.views = np.zeros(domains, DOMAIN_VIEW)
+        self._stages = np.zeros((MAX_PORTS, STAGE), STAGED)
+        self._fdb = np.zeros(SLOTS, ENTRY)
+        self._ops = np.zeros(max(FLUSH, STAGE) * COPY_BYTES // 8, np.int64)
+        self._pending = np.zeros(FLUSH, PENDING)
+        self._copy_counts = np.zeros(1, COPY_COUNTS)
+        self._free = np.arange(BUFFERS, dtype=np.int64)
+        self._wait = np.zeros(1, WAIT)
+        self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
+        for number in range(MAX_PORTS):
+            self.ports[number]["number"], self.ports[number]["stage"] = number, self._stages[number].ctypes.data
+        record = self._record[0]
+        for name, array in {
+            "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
+            "pending": self._pending, "copy_counts": self._copy_counts, "wait": self._wait,
+        }.items():  # fmt: skip
+            record[name] = array.ctypes.data
+        record["view_count"], record["free_count"], record["mailbox"] = domains, BUFFERS, engine.mailbox
+        self._keep = platform
+
+    @property
+    def address(self) -> int:
+        return int(self._record.ctypes.data)
+
+    @property
+    def views_address(self) -> int:
+        return int(self.views.ctypes.data)
+
+    @property
+    def view_count(self) -> int:
+        return len(self.views)
+
+    def configure(self, ram: Ram, pair: QueuePair, rx_pool: int, pool: int, counts: tuple[int, int], ageing_s: float, pause_us: int) -> None:
+        """Set RAM, uplink and limits. `pool`, `rx_pool`: guest-physical addresses of BUFFERS pages, and of a page per receive slot."""
+        record = self._record[0]
+        record["ram"], record["pool"], record["rx_pool"], record["qp"] = ram.address, pool, rx_pool, pair.address
+        record["counts"], record["counts_shared"] = counts
+        record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
+        self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
+        record["posted"] = self._posted.ctypes.data
+        view = self.views[0]
+        view["ram"], view["ram_bytes"], view["present"] = ram.address, ram.size, 1
+        self._keep_pair = (ram, pair)
+
+    def post_receive_buffers(self) -> None:
+        """Fill the uplink's receive queue."""
+        _post_all_buffers(self.address)
+
+    async def add_uplink(self, counts: tuple[int, int]) -> None:
+        """Make the NIC port 0 of the bridge."""
+        self.ports[UPLINK]["counts"], self.ports[UPLINK]["counts_shared"] = counts
+        await self.engine.post(ADD_PORT, UPLINK)
+
+    async def add_vif(self, number: int, domid: int, rings: list[int], event_fd: int, counts: tuple[int, int]) -> None:
+        """Make a connected vif port `number` of the bridge."""
+        port = self.ports[number]
+        port["domid"], port["event_fd"], port["failed"] = domid, event_fd, 0
+        port["tx_ring"], port["rx_ring"] = rings
+        port["counts"], port["counts_shared"] = counts
+        port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = 0
+        await self.engine.post(ADD_PORT, number)
+
+    async def remove_port(self, number: int) -> None:
+        """The engine touches nothing of the port any more when this returns."""
+        await self.engine.post(REMOVE_PORT, number)

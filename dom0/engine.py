@@ -1,0 +1,268 @@
+"""Dom0's engine: one compiled loop that owns the vifs' rings and the uplink's queues. One call is one life, its sleeps included.
+
+A round, for each port in turn: take frames in (unless some still wait) → learn and look up → pass on → copy what goes to
+guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a deadline, then its frame drops.
+"""
+
+from hyp.abi.counters import (
+    DROP_DOWN,
+    DROP_NO_BUFFER,
+    DROP_NO_ROUTE,
+    DROP_QUEUE_FULL,
+    DROP_SAME_PORT,
+    PAUSES,
+    REPLICATED,
+)
+from hyp.abi.nic import GROUP_BIT, MAC_MASK
+from hyp.atomics import clock_ns, cpu_relax, full_fence, load64
+from hyp.counters import commit, count
+from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
+from hyp.events import may_spin, sleep, wait_at
+from hyp.kernels import compiled, entry, i64
+from hyp.ring import arm_requests, ring_at
+from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
+from dom0.bridge import NOWHERE, forget_port, learn, whereabouts
+from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests
+from dom0.state import UPLINK, engine_at, give_buffer, port_of, staged_of
+from dom0.uplink import post_frame, repost_received, ring_uplink, take_received, uplink_has_room
+
+ADD_PORT, REMOVE_PORT = 1, 2
+DELIVERED, PAUSE = 0, -1
+
+
+@compiled
+def _put(e, s, t):  # type: ignore[no-untyped-def]
+    """Pass the staged frame on to port `t`. DELIVERED, PAUSE (no room), or a drop's name."""
+    if t.active == 0:
+        return DROP_DOWN
+    if t.number == UPLINK:
+        if not uplink_has_room(e):
+            return PAUSE
+        post_frame(e, t, s.buffer, s.gpa, s.length)
+        s.posted = 1
+        return DELIVERED
+    if flush_is_full(e):
+        flush_copies(e)
+    if not has_room(t):
+        return PAUSE if t.active != 0 else DROP_DOWN
+    queue_copy(e, t, s.gpa, s.length)
+    return DELIVERED
+
+
+@compiled
+def _flood(e, p, s):  # type: ignore[no-untyped-def]
+    """Pass the frame on to every port but its own. A flooded copy never pauses anybody."""
+    copies = 0
+    for number in range(e.port_count):
+        t = port_of(e, number)
+        if number != p.number and t.active != 0:
+            copies += 1
+            result = _put(e, s, t)
+            if result != DELIVERED:
+                count(t.counts, DROP_QUEUE_FULL if result == PAUSE else result, 1)
+                t.dirty = 1
+    if copies == 0:
+        return DROP_NO_ROUTE
+    count(e.counts, REPLICATED, copies - 1)
+    return DELIVERED
+
+
+@compiled
+def _pass_on(e, p, s):  # type: ignore[no-untyped-def]
+    """Learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
+    head0, head1 = load64(s.addr), load64(s.addr + 8)
+    target = head0 & MAC_MASK
+    learn(e.fdb, ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16), p.number, e.now)
+    if target & GROUP_BIT:
+        return _flood(e, p, s)
+    number = whereabouts(e.fdb, target, e.now, e.ageing_ns)
+    if number == NOWHERE:
+        return _flood(e, p, s)
+    if number == p.number:
+        return DROP_SAME_PORT
+    t = port_of(e, number)
+    result = _put(e, s, t)
+    if result != PAUSE:
+        return result
+    if t.stalled == 0:
+        if p.pause_until == 0:
+            p.pause_until = e.now + e.pause_ns
+            t.waited_for = 1
+            count(p.counts, PAUSES, 1)
+            return PAUSE
+        if e.now < p.pause_until:
+            return PAUSE
+        t.stalled = 1
+    return DROP_NO_BUFFER
+
+
+@compiled
+def _forward(e, p):  # type: ignore[no-untyped-def]
+    """Pass the port's staged frames on. Returns how many."""
+    done = 0
+    while p.next < p.staged:
+        s = staged_of(p, p.next)
+        if s.length > 0 and (s.buffer >= 0 or p.number == UPLINK):
+            result = _pass_on(e, p, s)
+            if result == PAUSE:
+                break
+            if result != DELIVERED:
+                count(p.counts, result, 1)
+        p.pause_until = 0
+        p.next += 1
+        done += 1
+    return done
+
+
+@compiled
+def _serve_port(e, p):  # type: ignore[no-untyped-def]
+    """One turn of a port. Returns the number of frames passed on."""
+    if p.next == p.staged:
+        if p.number == UPLINK:
+            take_received(e, p)
+        else:
+            take_requests(e, p)
+            e.op_count = 0
+        if p.next == p.staged:
+            return 0
+    done = _forward(e, p)
+    flush_copies(e)
+    ring_uplink(e)
+    if done > 0 and p.active != 0:
+        p.dirty = 1
+        if p.number == UPLINK:
+            repost_received(e, p)
+        else:
+            answer_requests(e, p)
+    return done
+
+
+@compiled
+def _round(e):  # type: ignore[no-untyped-def]
+    moved = 0
+    e.first = e.first + 1 if e.first + 1 < e.port_count else 0
+    for k in range(e.port_count):
+        at = e.first + k
+        p = port_of(e, at if at < e.port_count else at - e.port_count)
+        if p.active != 0:
+            moved += _serve_port(e, p)
+    return moved
+
+
+@compiled
+def _publish(e):  # type: ignore[no-untyped-def]
+    """Copy the counters of what moved to the shared page."""
+    for number in range(e.port_count):
+        p = port_of(e, number)
+        if p.dirty != 0:
+            p.dirty = 0
+            commit(p.counts, p.counts_shared)
+    commit(e.counts, e.counts_shared)
+
+
+@compiled
+def _remove_port(e, number):  # type: ignore[no-untyped-def]
+    p = port_of(e, number)
+    p.active = 0
+    for k in range(p.staged - p.answers, p.staged):
+        s = staged_of(p, k)
+        if number != UPLINK and s.buffer >= 0 and s.posted == 0:
+            give_buffer(e, s.buffer)
+    p.staged, p.next, p.answers, p.pause_until = 0, 0, 0, 0
+    forget_port(e.fdb, number)
+    commit(p.counts, p.counts_shared)
+
+
+@compiled
+def _take_mail(e):  # type: ignore[no-untyped-def]
+    """Carry out what the control plane posted. Returns True if the engine is to stop."""
+    stop = False
+    while mail_waiting(e.mailbox, e.mail) > 0:
+        op, number = mail_word(e.mailbox, e.mail, 0), mail_word(e.mailbox, e.mail, 1)
+        if op == STOP:
+            stop = True
+        elif op == ADD_PORT:
+            port_of(e, number).active = 1
+            e.port_count = max(e.port_count, number + 1)
+        elif op == REMOVE_PORT:
+            _remove_port(e, number)
+        e.mail += 1
+    _publish(e)
+    mail_taken(e.mailbox, e.mail)
+    return stop
+
+
+@compiled
+def _arm(e):  # type: ignore[no-untyped-def]
+    """Ask every guest and the NIC for a notification and look once more. Returns (something to do, ns to sleep or −1)."""
+    ready, deadline = mail_waiting(e.mailbox, e.mail) > 0, -1
+    for number in range(e.port_count):
+        p = port_of(e, number)
+        if p.active != 0 and p.pause_until != 0:
+            deadline = p.pause_until if deadline < 0 else min(deadline, p.pause_until)
+    q = qp_at(e.qp)
+    if deadline >= 0:
+        arm_sends(q)
+    for number in range(e.port_count):
+        p = port_of(e, number)
+        if p.active != 0 and number == UPLINK:
+            arm_receives(q)
+        elif p.active != 0:
+            if p.next == p.staged and arm_requests(ring_at(p.tx_ring)):
+                ready = True
+            if deadline >= 0:
+                arm_requests(ring_at(p.rx_ring))
+    full_fence()
+    uplink = port_of(e, UPLINK)
+    if uplink.active != 0 and uplink.next == uplink.staged and receives_completed(q):
+        ready = True
+    if deadline < 0:
+        return ready, -1
+    return ready or _paused_can_go(e), max(deadline - clock_ns(), 0)
+
+
+@compiled
+def _paused_can_go(e):  # type: ignore[no-untyped-def]
+    """True if something that a paused port may wait for has come: room in the NIC's queue or in any guest's ring."""
+    if sends_completed(qp_at(e.qp)):
+        return True
+    for number in range(e.port_count):
+        p = port_of(e, number)
+        if p.active != 0 and number != UPLINK and p.stalled == 0 and p.waited_for != 0 and has_room(p):
+            return True
+    return False
+
+
+@compiled
+def _idle(e):  # type: ignore[no-untyped-def]
+    """Nothing moved: spin while that pays, then sleep."""
+    wait = wait_at(e.wait)
+    if e.idle_since == 0:
+        e.idle_since = e.now
+    if e.now - e.idle_since < may_spin(wait):
+        cpu_relax()
+        return
+    ready, timeout = _arm(e)
+    if not ready:
+        commit(e.counts, e.counts_shared)
+        sleep(wait, timeout, e.counts)
+    e.idle_since = 0
+
+
+@entry(i64(i64))
+def run(address: int) -> int:
+    """Serve until the mailbox says stop. `address`: the ENGINE record. Returns the number of rounds that moved frames."""
+    e = engine_at(address)
+    rounds = 0
+    while True:
+        e.now = clock_ns()
+        if mail_waiting(e.mailbox, e.mail) > 0 and _take_mail(e):
+            break
+        if _round(e) > 0:
+            rounds += 1
+            e.idle_since = 0
+            _publish(e)
+        else:
+            _idle(e)
+    _publish(e)
+    return rounds

@@ -1,0 +1,257 @@
+"""netback: the back end of a guest's vif, on Xen's rings (hyp/abi/netif.py). Compiled.
+
+Transmit: take requests from the ring (each copied once, then checked), have the hypervisor copy their frames into Dom0's buffers in one
+batch, stage them for the bridge. A request is answered only when its frame is somewhere that survives Dom0.
+Receive: a frame for the guest takes the guest's next receive request; the copies of a batch are one hypercall; then the responses.
+"""
+
+from hyp.abi.counters import (
+    BATCHES,
+    COPIED_BYTES,
+    COPIES,
+    DROP_BAD_ADDRESS,
+    DROP_BAD_FRAME,
+    FAULTS_DESCRIPTOR,
+    FAULTS_GRANT,
+    FAULTS_PROTOCOL,
+    HYPERCALLS,
+    NOTIFICATIONS,
+    RX_BYTES,
+    RX_FRAMES,
+    SUPPRESSED,
+    TX_BYTES,
+    TX_FRAMES,
+)
+from hyp.abi.grant import (
+    COPY_BYTES,
+    COPY_DEST,
+    COPY_DEST_DOMID,
+    COPY_DEST_GREF,
+    COPY_DEST_OFFSET,
+    COPY_FLAGS,
+    COPY_LEN,
+    COPY_SOURCE,
+    COPY_SOURCE_DOMID,
+    COPY_SOURCE_GREF,
+    COPY_SOURCE_OFFSET,
+    COPY_STATUS,
+    DOMID_SELF,
+    PAGE_BYTES,
+)
+from hyp.abi.netif import RSP_ERROR, RSP_OKAY
+from hyp.abi.nic import MAX_FRAME, MIN_FRAME
+from hyp.atomics import load16, load32_once, load64_once, notify, store16, store32, store64
+from hyp.counters import count
+from hyp.grants import copy_counts_at, grant_copy_at
+from hyp.kernels import compiled
+from hyp.ring import (
+    PROTOCOL_FAULT,
+    next_request_slot,
+    next_response_slot,
+    push_responses,
+    ring_at,
+    unconsumed_requests,
+)
+from dom0.state import (
+    COLOURS,
+    FLUSH,
+    PENDING_BYTES,
+    STAGE,
+    give_buffer,
+    pending_at,
+    port_of,
+    staged_of,
+    take_buffer,
+)
+
+DOM0 = 0
+COLOUR_LIMIT = PAGE_BYTES - COLOURS * 64
+
+
+@compiled
+def fail_port(p, column):  # type: ignore[no-untyped-def]
+    """The guest broke the protocol: its vif is out of service. Nobody else notices."""
+    count(p.counts, column, 1)
+    p.failed = 1
+    p.active = 0
+
+
+@compiled
+def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offset, length, flags):  # type: ignore[no-untyped-def]
+    """Append one operation to the batch."""
+    op = e.ops + e.op_count * COPY_BYTES
+    store64(op + COPY_SOURCE, source)
+    store16(op + COPY_SOURCE_DOMID, source_domid)
+    store16(op + COPY_SOURCE_OFFSET, source_offset)
+    store64(op + COPY_DEST, dest)
+    store16(op + COPY_DEST_DOMID, dest_domid)
+    store16(op + COPY_DEST_OFFSET, dest_offset)
+    store16(op + COPY_LEN, length)
+    store16(op + COPY_FLAGS, flags)
+    e.op_count += 1
+
+
+@compiled
+def run_copies(e):  # type: ignore[no-untyped-def]
+    """Execute the batch: one hypercall. Its operations have their status then."""
+    grant_copy_at(e.views, e.view_count, DOM0, e.ops, e.op_count, copy_counts_at(e.copy_counts))
+    count(e.counts, HYPERCALLS, 1)
+
+
+@compiled
+def _copied(e, k):  # type: ignore[no-untyped-def]
+    return load16(e.ops + k * COPY_BYTES + COPY_STATUS) == 0
+
+
+# --- from the guest ---------------------------------------------------------------------------------------------------
+
+
+@compiled
+def take_requests(e, p):  # type: ignore[no-untyped-def]
+    """Take up to STAGE transmit requests in and stage their frames. Returns how many."""
+    ring = ring_at(p.tx_ring)
+    ready = unconsumed_requests(ring)
+    if ready == PROTOCOL_FAULT:
+        fail_port(p, FAULTS_PROTOCOL)
+        return 0
+    ready = min(ready, min(STAGE, e.free_count))
+    if ready == 0:
+        return 0
+    e.op_count = 0
+    for k in range(ready):
+        _stage_request(e, p, next_request_slot(ring), k)
+    p.staged, p.next, p.answers = ready, 0, ready
+    if e.op_count > 0:
+        run_copies(e)
+    _settle_requests(e, p, ready)
+    count(p.counts, BATCHES, 1)
+    return ready
+
+
+@compiled
+def _stage_request(e, p, slot, k):  # type: ignore[no-untyped-def]
+    """Copy the request once, check the copy, plan its grant copy."""
+    gref, word1, word2 = load32_once(slot), load32_once(slot + 4), load32_once(slot + 8)
+    offset, flags = word1 & 0xFFFF, word1 >> 16
+    s = staged_of(p, k)
+    s.id, length = word2 & 0xFFFF, word2 >> 16
+    s.length, s.posted, s.buffer, s.status = length, 0, -1, RSP_ERROR
+    if flags != 0 or length < MIN_FRAME or length > MAX_FRAME or offset + length > PAGE_BYTES:
+        count(p.counts, FAULTS_DESCRIPTOR, 1)
+        return
+    s.buffer = take_buffer(e)
+    into = (s.buffer % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
+    s.gpa = e.pool + s.buffer * PAGE_BYTES + into
+    s.addr = e.ram + s.gpa
+    s.status = e.op_count
+    add_copy(e, gref, p.domid, offset, s.gpa >> 12, DOMID_SELF, into, length, COPY_SOURCE_GREF)
+
+
+@compiled
+def _settle_requests(e, p, ready):  # type: ignore[no-untyped-def]
+    """After the copies: count what came in, and give up what could not be copied."""
+    for k in range(ready):
+        s = staged_of(p, k)
+        count(p.counts, TX_FRAMES, 1)
+        count(p.counts, TX_BYTES, s.length)
+        if s.buffer < 0:
+            count(p.counts, DROP_BAD_FRAME, 1)
+        elif _copied(e, s.status):
+            s.status = RSP_OKAY
+            count(p.counts, COPIES, 1)
+            count(p.counts, COPIED_BYTES, s.length)
+        else:
+            s.status = RSP_ERROR
+            count(p.counts, FAULTS_GRANT, 1)
+            count(p.counts, DROP_BAD_ADDRESS, 1)
+            give_buffer(e, s.buffer)
+            s.buffer = -1
+
+
+@compiled
+def answer_requests(e, p):  # type: ignore[no-untyped-def]
+    """Answer the staged requests that have been passed on (all before `next`), and free their buffers."""
+    first = p.staged - p.answers
+    if first == p.next:
+        return
+    ring = ring_at(p.tx_ring)
+    for k in range(first, p.next):
+        s = staged_of(p, k)
+        slot = next_response_slot(ring)
+        store32(slot, s.id | ((s.status & 0xFFFF) << 16))
+        if s.buffer >= 0 and s.posted == 0:
+            give_buffer(e, s.buffer)
+    p.answers = p.staged - p.next
+    tell_guest(p, push_responses(ring))
+
+
+@compiled
+def tell_guest(p, due):  # type: ignore[no-untyped-def]
+    """Send the event, if the guest asked for it."""
+    p.dirty = 1
+    if due:
+        notify(p.event_fd)
+        count(p.counts, NOTIFICATIONS, 1)
+    else:
+        count(p.counts, SUPPRESSED, 1)
+
+
+# --- to the guest -----------------------------------------------------------------------------------------------------
+
+
+@compiled
+def has_room(p):  # type: ignore[no-untyped-def]
+    """True if the guest has posted a receive request."""
+    ready = unconsumed_requests(ring_at(p.rx_ring))
+    if ready == PROTOCOL_FAULT:
+        fail_port(p, FAULTS_PROTOCOL)
+        return False
+    if ready > 0:
+        p.stalled, p.waited_for = 0, 0
+    return ready > 0
+
+
+@compiled
+def queue_copy(e, p, gpa, length):  # type: ignore[no-untyped-def]
+    """Plan the copy of a frame in Dom0's RAM into the guest's next receive page. The caller has checked `has_room`."""
+    word = load64_once(next_request_slot(ring_at(p.rx_ring)))  # u16 id, u16 pad, u32 gref
+    gref = (word >> 32) & 0xFFFFFFFF
+    pending = pending_at(e.pending + e.op_count * PENDING_BYTES)
+    offset = (e.op_count % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
+    pending.port, pending.id, pending.length, pending.offset = p.number, word & 0xFFFF, length, offset
+    add_copy(e, gpa >> 12, DOMID_SELF, gpa & (PAGE_BYTES - 1), gref, p.domid, offset, length, COPY_DEST_GREF)
+    p.copies += 1
+
+
+@compiled
+def flush_is_full(e):  # type: ignore[no-untyped-def]
+    """True if no further copy fits into the batch."""
+    return e.op_count >= FLUSH
+
+
+@compiled
+def flush_copies(e):  # type: ignore[no-untyped-def]
+    """Make the planned copies (one hypercall), answer the guests' receive requests, send events."""
+    if e.op_count == 0:
+        return
+    run_copies(e)
+    for k in range(e.op_count):
+        pending = pending_at(e.pending + k * PENDING_BYTES)
+        p = port_of(e, pending.port)
+        slot = next_response_slot(ring_at(p.rx_ring))
+        if _copied(e, k):
+            store64(slot, pending.id | (pending.offset << 16) | (pending.length << 48))
+            count(p.counts, RX_FRAMES, 1)
+            count(p.counts, RX_BYTES, pending.length)
+            count(p.counts, COPIES, 1)
+            count(p.counts, COPIED_BYTES, pending.length)
+        else:
+            store64(slot, pending.id | ((RSP_ERROR & 0xFFFF) << 48))
+            count(p.counts, FAULTS_GRANT, 1)
+            count(p.counts, DROP_BAD_ADDRESS, 1)
+    for k in range(e.op_count):
+        p = port_of(e, pending_at(e.pending + k * PENDING_BYTES).port)
+        if p.copies > 0:
+            p.copies = 0
+            tell_guest(p, push_responses(ring_at(p.rx_ring)))
+    e.op_count = 0

@@ -1,0 +1,121 @@
+"""The private state of Dom0's engine: ports of the bridge, staged frames, buffers. Everything hangs on the ENGINE record."""
+
+import numpy as np
+
+from hyp.atomics import load64, record_view, store64
+from hyp.kernels import compiled
+
+STAGE = 64  # frames that a port takes in at a time, and the most that wait there for a full receiver
+BUFFERS = 1024  # one page each
+MAX_PORTS = 65
+UPLINK = 0  # port 0 is the NIC; ports 1.. are vifs
+COLOURS = 15  # frames begin at one of these multiples of 64 B in their page, so that they spread over the cache sets
+
+PORT = np.dtype(
+    [
+        ("number", "i8"),
+        ("active", "i8"),
+        ("failed", "i8"),
+        ("domid", "i8"),
+        ("tx_ring", "i8"),  # RING records (hyp/ring.py), as the back end
+        ("rx_ring", "i8"),
+        ("event_fd", "i8"),
+        ("counts", "i8"),
+        ("counts_shared", "i8"),
+        # frames taken in and not yet passed on: entries next .. staged − 1 of STAGED records
+        ("stage", "i8"),
+        ("staged", "i8"),
+        ("next", "i8"),
+        ("pause_until", "i8"),
+        ("waited_for", "i8"),  # as a receiver: some port pauses for it
+        ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it has room
+        ("answers", "i8"),  # transmit requests staged and not yet answered
+        ("copies", "i8"),  # receive copies queued in this flush
+        ("dirty", "i8"),
+    ]
+)
+PORT_BYTES = PORT.itemsize
+
+STAGED = np.dtype(
+    [
+        ("buffer", "i8"),  # number of a Dom0 buffer, −1: none (the request was refused)
+        ("addr", "i8"),  # address of the frame in it
+        ("gpa", "i8"),
+        ("length", "i8"),
+        ("id", "i8"),  # of the transmit request
+        ("status", "i8"),  # of its response
+        ("posted", "i8"),  # the NIC has the buffer until the send completes
+    ]
+)
+STAGED_BYTES = STAGED.itemsize
+
+PENDING = np.dtype([("port", "i8"), ("id", "i8"), ("length", "i8"), ("offset", "i8")])
+"""A receive copy in the batch: whose response is due once it is made."""
+PENDING_BYTES = PENDING.itemsize
+FLUSH = 128
+
+ENGINE = np.dtype(
+    [
+        ("ports", "i8"),
+        ("port_count", "i8"),  # ports 0 .. port_count − 1 have ever been in use
+        ("first", "i8"),
+        ("fdb", "i8"),
+        ("ageing_ns", "i8"),
+        ("qp", "i8"),  # the uplink's queue pair
+        ("ram", "i8"),  # address of Dom0's guest-physical 0
+        ("pool", "i8"),  # guest-physical address of the buffers
+        ("free", "i8"),  # stack of free buffer numbers
+        ("free_count", "i8"),
+        ("posted", "i8"),  # ring of buffers the NIC has to send, in order
+        ("posted_head", "i8"),
+        ("posted_tail", "i8"),
+        ("rx_pool", "i8"),  # guest-physical address of the uplink's receive buffers
+        ("views", "i8"),  # DOMAIN_VIEW records (hyp/grants.py), by domain id
+        ("view_count", "i8"),
+        ("ops", "i8"),  # gnttab_copy operations
+        ("op_count", "i8"),
+        ("pending", "i8"),
+        ("copy_counts", "i8"),
+        ("mailbox", "i8"),
+        ("mail", "i8"),
+        ("counts", "i8"),
+        ("counts_shared", "i8"),
+        ("pause_ns", "i8"),
+        ("now", "i8"),
+        ("idle_since", "i8"),
+        ("wait", "i8"),
+    ]
+)
+
+engine_at = record_view(ENGINE)
+port_at = record_view(PORT)
+staged_at = record_view(STAGED)
+pending_at = record_view(PENDING)
+
+
+@compiled
+def port_of(e, number):  # type: ignore[no-untyped-def]
+    """The PORT record `number`."""
+    return port_at(e.ports + number * PORT_BYTES)
+
+
+@compiled
+def staged_of(p, k):  # type: ignore[no-untyped-def]
+    """Entry `k` of a port's stage."""
+    return staged_at(p.stage + k * STAGED_BYTES)
+
+
+@compiled
+def take_buffer(e):  # type: ignore[no-untyped-def]
+    """A free buffer's number, or −1."""
+    if e.free_count == 0:
+        return -1
+    e.free_count -= 1
+    return load64(e.free + 8 * e.free_count)
+
+
+@compiled
+def give_buffer(e, number):  # type: ignore[no-untyped-def]
+    """Give a buffer back."""
+    store64(e.free + 8 * e.free_count, number)
+    e.free_count += 1

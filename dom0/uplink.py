@@ -1,0 +1,104 @@
+"""Dom0's native driver on the NIC's physical function, as a port of the bridge (port UPLINK). Compiled.
+
+Frames to send stay in the buffers they were copied into until the NIC has sent them; received frames stay in the receive buffers until the
+bridge has passed them on.
+"""
+
+from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.abi.nic import DESC_SIGNALED, PAGE, STATUS_OK
+from hyp.atomics import load64, store64
+from hyp.counters import count
+from hyp.kernels import compiled
+from hyp.verbs import (
+    consume_receives,
+    peek_receive,
+    poll_sends,
+    post_receive,
+    post_send,
+    qp_at,
+    ring_receives,
+    ring_sends,
+    send_room,
+)
+from dom0.state import COLOURS, STAGE, give_buffer, staged_of
+
+RX_BUFFER = 2048 + 64  # in a page of its own, because a grant copy does not cross pages
+SIGNAL_EVERY = 32
+
+
+@compiled
+def receive_buffer(e, index):  # type: ignore[no-untyped-def]
+    """Guest-physical address of the buffer of receive slot `index`."""
+    slot = index & (qp_at(e.qp).rq_size - 1)
+    return e.rx_pool + slot * PAGE + (slot % COLOURS) * 64
+
+
+@compiled
+def reclaim(e):  # type: ignore[no-untyped-def]
+    """Free the buffers of completed sends. Returns how many."""
+    done = poll_sends(qp_at(e.qp))
+    for _ in range(done):
+        give_buffer(e, load64(e.posted + 8 * (e.posted_head % qp_at(e.qp).sq_size)))
+        e.posted_head += 1
+    return done
+
+
+@compiled
+def uplink_has_room(e):  # type: ignore[no-untyped-def]
+    """True if the NIC's send queue takes a frame."""
+    if send_room(qp_at(e.qp)) > 0:
+        return True
+    reclaim(e)
+    return send_room(qp_at(e.qp)) > 0
+
+
+@compiled
+def post_frame(e, p, buffer, gpa, length):  # type: ignore[no-untyped-def]
+    """Post a frame on the NIC's send queue; the buffer is the NIC's until it is reclaimed."""
+    q = qp_at(e.qp)
+    store64(e.posted + 8 * (e.posted_tail % q.sq_size), buffer)
+    e.posted_tail += 1
+    post_send(q, gpa, length, DESC_SIGNALED if e.posted_tail % SIGNAL_EVERY == 0 else 0)
+    count(p.counts, TX_FRAMES, 1)
+    count(p.counts, TX_BYTES, length)
+    p.dirty = 1
+
+
+@compiled
+def ring_uplink(e):  # type: ignore[no-untyped-def]
+    """Make what was posted visible to the NIC."""
+    ring_sends(qp_at(e.qp))
+
+
+@compiled
+def take_received(e, p):  # type: ignore[no-untyped-def]
+    """Stage up to STAGE received frames. Returns how many."""
+    q = qp_at(e.qp)
+    n = 0
+    while n < STAGE:
+        index, length, status = peek_receive(q, n)
+        if index < 0:
+            break
+        s = staged_of(p, n)
+        s.gpa = receive_buffer(e, index)
+        s.addr, s.buffer, s.posted = e.ram + s.gpa, -1, 0
+        s.length = length if status == STATUS_OK else 0
+        if status == STATUS_OK:
+            count(p.counts, RX_FRAMES, 1)
+            count(p.counts, RX_BYTES, length)
+        n += 1
+    p.staged, p.next, p.answers = n, 0, n
+    p.dirty = 1
+    return n
+
+
+@compiled
+def repost_received(e, p):  # type: ignore[no-untyped-def]
+    """Give the receive buffers of the frames passed on (all before `next`) back to the NIC."""
+    q = qp_at(e.qp)
+    first = p.staged - p.answers
+    for _ in range(first, p.next):
+        post_receive(q, receive_buffer(e, q.rq_prod), RX_BUFFER)
+    consume_receives(q, p.next - first)
+    p.answers = p.staged - p.next
+    ring_receives(q)

@@ -1,0 +1,127 @@
+"""netback's control side: one vif per split guest, from its nodes in xenstore to a port of the bridge, and back.
+
+Back end's states: InitWait (the toolstack's nodes are there, features written) → the front end writes rings and event channel and
+becomes Initialised → map the rings by grant, bind the event channel, add the port → Connected → Closing/Closed or the guest's
+death: remove the port, unmap, Closed.
+"""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from dom0.build import EngineState
+from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.control import Channel
+from hyp.counters import CounterPage
+from hyp.grants import map_grant_at, unmap_grant_at
+from hyp.kernels import entry, i64, void
+from hyp.memory import Mapping
+from hyp.ring import RING, attach_back, ring_at, ring_size
+from hyp.xenbus import XenbusState, backend_path, frontend_path, switch_state, wait_for_state
+from hyp.xenstore import XenstoreClient
+
+DEVICE = "vif"
+HANDSHAKE_TIMEOUT_S = 30.0
+DOM0 = 0
+
+
+@entry(i64(i64, i64, i64, i64))
+def _map_ring(views: int, count: int, domid: int, gref: int) -> int:
+    """Address of the granted page, mapped for writing, or a negative grant status."""
+    return map_grant_at(views, count, DOM0, domid, gref, 1)
+
+
+@entry(i64(i64, i64, i64, i64))
+def _unmap_ring(views: int, count: int, domid: int, gref: int) -> int:
+    return unmap_grant_at(views, count, DOM0, domid, gref, 1)
+
+
+@entry(void(i64, i64, i64, i64))
+def _attach(ring: int, sring: int, entries: int, entry_bytes: int) -> None:
+    attach_back(ring_at(ring), sring, entries, entry_bytes)
+
+
+async def create_nodes(store: XenstoreClient, domid: int, handle: int, mac: str) -> None:
+    """The toolstack's part: both ends' nodes, each side's readable by the other and writable by its owner."""
+    front, back = frontend_path(domid, DEVICE, handle), backend_path(DOM0, DEVICE, domid, handle)
+    back_nodes = {"frontend": front, "frontend-id": str(domid), "handle": str(handle), "mac": mac, "online": "1"}
+    front_nodes = {"backend": back, "backend-id": str(DOM0), "handle": str(handle), "mac": mac}
+    initialising = str(int(XenbusState.INITIALISING))
+    await store.mkdir(back)
+    await store.set_perms(back, [f"n{DOM0}", f"r{domid}"])
+    await store.mkdir(front)
+    await store.set_perms(front, [f"n{domid}", f"r{DOM0}"])
+    for path, nodes in ((back, back_nodes), (front, front_nodes)):
+        for name, value in {**nodes, "state": initialising}.items():
+            await store.write(f"{path}/{name}", value)
+
+
+class Vif:
+    """One vif: port `number` of the bridge. `run` is its life."""
+
+    def __init__(self, hyp: Channel, store: XenstoreClient, state: EngineState, counters: CounterPage, guest: dict[str, Any], number: int) -> None:
+        self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
+        self.domid, self.name, self.mac, self.number = int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number
+        self._front = frontend_path(self.domid, DEVICE, 0)
+        self._back = backend_path(DOM0, DEVICE, self.domid, 0)
+        self._rings = np.zeros(2, RING)
+        self._grefs: list[int] = []
+        self._keep: list[Mapping] = []
+        self.gone = asyncio.Event()
+
+    async def run(self) -> None:
+        """Offer, connect, wait for the end, disconnect."""
+        await self._store.write(f"{self._back}/feature-rx-copy", "1")
+        await switch_state(self._store, self._back, XenbusState.INIT_WAIT)
+        ready = (XenbusState.INITIALISED, XenbusState.CONNECTED)
+        await wait_for_state(self._store, self._front, ready, HANDSHAKE_TIMEOUT_S)
+        await self._connect()
+        await switch_state(self._store, self._back, XenbusState.CONNECTED)
+        await self.gone.wait()
+        await self._disconnect()
+
+    async def _connect(self) -> None:
+        await self._view_guest()
+        refs = {}
+        for name, entry_bytes, ring in (("tx-ring-ref", TX_SLOT_BYTES, 0), ("rx-ring-ref", RX_SLOT_BYTES, 1)):
+            refs[name] = await self._read_int(name)
+            sring = _map_ring(self._state.views_address, self._state.view_count, self.domid, refs[name])
+            if sring < 0:
+                raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {name} {refs[name]} cannot be mapped (grant status {sring})")
+            self._grefs.append(refs[name])
+            _attach(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes)
+        port = await self._read_int("event-channel")
+        bound = await self._hyp.call("evtchn_bind_interdomain", remote=self.domid, remote_port=port, upcall=self._state.upcall)
+        self._event_fd = bound.fds[0]
+        self._port = int(bound.value["port"])
+        counts = self._counters.row(f"vif{self.domid}:{self.name}")
+        rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
+        await self._hyp.call("filter_change", context=DOM0, add=[self.mac], remove=[])
+        await self._state.add_vif(self.number, self.domid, rings, self._event_fd, counts)
+
+    async def _disconnect(self) -> None:
+        """Take the port away, then everything under it."""
+        await self._state.remove_port(self.number)
+        for gref in self._grefs:
+            _unmap_ring(self._state.views_address, self._state.view_count, self.domid, gref)
+        self._state.views[self.domid]["present"] = 0
+        await self._hyp.call("filter_change", context=DOM0, add=[], remove=[self.mac])
+        self._keep.clear()
+
+    async def _view_guest(self) -> None:
+        """Let the grant hypercalls, which run on our threads, see the guest."""
+        reply = await self._hyp.call("foreign_view", domid=self.domid)
+        memory, refs = int(reply.value["memory"]), int(reply.value["refs"])
+        ram, table, active = (Mapping.adopt(fd, size) for fd, size in zip(reply.fds, (memory, refs * 8, refs * 8), strict=True))
+        self._keep = [ram, table, active]
+        view = self._state.views[self.domid]
+        view["grant_table"], view["refs"], view["active"] = table.address, refs, active.address
+        view["ram"], view["ram_bytes"], view["present"] = ram.address, memory, 1
+
+    async def _read_int(self, node: str) -> int:
+        text = await self._store.read(f"{self._front}/{node}")
+        if not (text.isascii() and text.isdigit() and len(text) <= 10):
+            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {node} is {text!r}, not a number")
+        return int(text)
+

@@ -1,0 +1,329 @@
+"""The split front end, Xen's netfront: rings and grants shared with netback in Dom0, which does the rest.
+
+As a Linux netfront does, it grants a page per packet and takes the grant back when the packet is answered. Send page i belongs to
+request id i, receive page i to receive slot i.
+
+Set-up (XenBus): wait for the back end's InitWait → rings in RAM, granted → event channel → Initialised → back end Connected →
+receive requests posted → Connected.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hyp.abi.counters import FAULTS_GRANT, FAULTS_PROTOCOL, NOTIFICATIONS, RX_BYTES, RX_FRAMES, SUPPRESSED, TX_BYTES, TX_FRAMES
+from hyp.abi.grant import PAGE_BYTES
+from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.abi.nic import mac_to_int
+from hyp.atomics import load16_once, load64, load64_once, notify, record_view, store32, store64
+from hyp.counters import commit, count
+from hyp.grants import end_access, grant_access
+from hyp.kernels import compiled, entry, i64, operation, void
+from hyp.memory import Mapping
+from hyp.process import adopt_socket
+from hyp.ring import (
+    PROTOCOL_FAULT,
+    RING,
+    arm_responses,
+    attach_front,
+    free_requests,
+    next_request,
+    next_response,
+    push_requests,
+    ring_at,
+    ring_size,
+    signed16,
+    sring_init,
+    unconsumed_responses,
+)
+from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
+from hyp.xenstore import XenstoreClient
+from domu.device import FAILED, RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
+
+if TYPE_CHECKING:
+    from domu.guest import Guest
+
+BACKEND = 0
+GRANT_FRAMES = 4
+FIRST_REF = 8  # below are Xen's reserved entries
+HANDSHAKE_TIMEOUT_S = 30.0
+TX_SLOTS = ring_size(TX_SLOT_BYTES)
+RX_SLOTS = ring_size(RX_SLOT_BYTES)
+TX_REF, RX_REF = FIRST_REF + 2, FIRST_REF + 2 + TX_SLOTS
+COLOURS = 15  # frames begin at one of these multiples of 64 B in their page, so that they spread over the cache sets
+ROOM = PAGE_BYTES - COLOURS * 64
+
+NETFRONT = np.dtype(
+    [
+        ("tx_ring", "i8"),  # RING records, as the front end
+        ("rx_ring", "i8"),
+        ("table", "i8"),  # address of the grant table
+        ("event_fd", "i8"),
+        ("ram", "i8"),  # address of guest-physical 0
+        ("tx_pool", "i8"),  # guest-physical addresses; a page per slot
+        ("rx_pool", "i8"),
+        ("free", "i8"),  # ring of TX_SLOTS free request ids
+        ("free_head", "i8"),
+        ("free_tail", "i8"),
+        ("busy", "i8"),  # by request id: 1 while the back end has it
+        ("polled", "i8"),  # RX_SLOTS × (address, length): responses taken from the ring and not yet released
+        ("polled_head", "i8"),
+        ("polled_tail", "i8"),
+        ("failed", "i8"),
+    ]
+)
+_netfront_at = record_view(NETFRONT)
+
+
+@compiled
+def _colour(slot: int) -> int:
+    return (slot % COLOURS) * 64
+
+
+@compiled
+def _fail(d, f):  # type: ignore[no-untyped-def]
+    """The back end broke the protocol: the device is out of service."""
+    count(d.counts, FAULTS_PROTOCOL, 1)
+    f.failed = 1
+    return FAILED
+
+
+@compiled
+def _reap(d, f):  # type: ignore[no-untyped-def]
+    """Take all transmit responses: revoke their grants, free their ids. 0, or FAILED."""
+    ring = ring_at(f.tx_ring)
+    ready = unconsumed_responses(ring)
+    while ready > 0:
+        for _ in range(ready):
+            number = load16_once(next_response(ring))
+            if number >= TX_SLOTS or load64(f.busy + 8 * number) == 0:
+                return _fail(d, f)
+            store64(f.busy + 8 * number, 0)
+            if end_access(f.table, TX_REF + number) == 0:
+                count(d.counts, FAULTS_GRANT, 1)  # answered and still in use: the page is lost to us until it is not
+                return _fail(d, f)
+            store64(f.free + 8 * (f.free_tail % TX_SLOTS), number)
+            f.free_tail += 1
+        ready = unconsumed_responses(ring)
+    return _fail(d, f) if ready == PROTOCOL_FAULT else 0
+
+
+@compiled
+def _room(f):  # type: ignore[no-untyped-def]
+    return min(free_requests(ring_at(f.tx_ring)), f.free_tail - f.free_head)
+
+
+@operation(i64(i64, i64))
+def tx_reserve(device: int, want: int) -> int:
+    d = device_at(device)
+    f = _netfront_at(d.front)
+    if f.failed != 0 or (_room(f) < want and _reap(d, f) < 0):
+        return FAILED
+    n = min(_room(f), want)
+    for k in range(n):
+        number = load64(f.free + 8 * ((f.free_head + k) % TX_SLOTS))
+        set_frame(d.tx, k, f.ram + f.tx_pool + number * PAGE_BYTES + _colour(number), 0)
+    return n
+
+
+@operation(i64(i64, i64))
+def tx_commit(device: int, n: int) -> int:
+    d = device_at(device)
+    f = _netfront_at(d.front)
+    if f.failed != 0:
+        return FAILED
+    ring = ring_at(f.tx_ring)
+    total = 0
+    for k in range(n):
+        number = load64(f.free + 8 * (f.free_head % TX_SLOTS))
+        f.free_head += 1
+        store64(f.busy + 8 * number, 1)
+        length = frame_length(d.tx, k)
+        total += length
+        grant_access(f.table, TX_REF + number, BACKEND, (f.tx_pool >> 12) + number, 1)
+        slot = next_request(ring)
+        store32(slot, TX_REF + number)
+        store32(slot + 4, _colour(number))  # offset; no flags
+        store32(slot + 8, number | (length << 16))
+    count(d.counts, TX_FRAMES, n)
+    count(d.counts, TX_BYTES, total)
+    _tell(d, f, push_requests(ring))
+    commit(d.counts, d.counts_shared)
+    return n
+
+
+@compiled
+def _tell(d, f, due):  # type: ignore[no-untyped-def]
+    if due:
+        notify(f.event_fd)
+        count(d.counts, NOTIFICATIONS, 1)
+    else:
+        count(d.counts, SUPPRESSED, 1)
+
+
+@operation(i64(i64, i64))
+def tx_pending(device: int, _: int) -> int:
+    d = device_at(device)
+    f = _netfront_at(d.front)
+    if f.failed != 0 or _reap(d, f) < 0:
+        return FAILED
+    return TX_SLOTS - (f.free_tail - f.free_head)
+
+
+@compiled
+def _take_response(d, f, slot, index):  # type: ignore[no-untyped-def]
+    """Check one receive response, revoke its grant, remember the frame. 0, or FAILED."""
+    word = load64_once(slot)  # u16 id, offset, flags; s16 status
+    number, offset, status = word & 0xFFFF, (word >> 16) & 0xFFFF, signed16(word >> 48)
+    expected = index & (RX_SLOTS - 1)
+    if number != expected or (status > 0 and offset + status > PAGE_BYTES):
+        return _fail(d, f)
+    if end_access(f.table, RX_REF + expected) == 0:
+        count(d.counts, FAULTS_GRANT, 1)
+        return _fail(d, f)
+    at = f.polled + 16 * (f.polled_tail % RX_SLOTS)
+    store64(at, f.ram + f.rx_pool + expected * PAGE_BYTES + offset)
+    store64(at + 8, max(status, 0))
+    f.polled_tail += 1
+    return 0
+
+
+@operation(i64(i64, i64))
+def rx_poll(device: int, want: int) -> int:
+    d = device_at(device)
+    f = _netfront_at(d.front)
+    if f.failed != 0:
+        return FAILED
+    ring = ring_at(f.rx_ring)
+    missing = want - (f.polled_tail - f.polled_head)
+    if missing > 0:
+        ready = unconsumed_responses(ring)
+        if ready == PROTOCOL_FAULT:
+            return _fail(d, f)
+        for _ in range(min(ready, missing)):
+            index = ring.rsp_cons
+            if _take_response(d, f, next_response(ring), index) < 0:
+                return FAILED
+    n = min(want, f.polled_tail - f.polled_head)
+    for k in range(n):
+        at = f.polled + 16 * ((f.polled_head + k) % RX_SLOTS)
+        set_frame(d.rx, k, load64(at), load64(at + 8))
+    return n
+
+
+@compiled
+def _post_receive(f, ring):  # type: ignore[no-untyped-def]
+    """Grant the page of the next receive slot and ask for a frame in it."""
+    number = ring.req_prod_pvt & (RX_SLOTS - 1)
+    grant_access(f.table, RX_REF + number, BACKEND, (f.rx_pool >> 12) + number, 0)
+    store64(next_request(ring), number | ((RX_REF + number) << 32))
+
+
+@operation(i64(i64, i64))
+def rx_release(device: int, n: int) -> int:
+    d = device_at(device)
+    f = _netfront_at(d.front)
+    if f.failed != 0:
+        return FAILED
+    ring = ring_at(f.rx_ring)
+    for _ in range(n):
+        length = load64(f.polled + 16 * (f.polled_head % RX_SLOTS) + 8)
+        f.polled_head += 1
+        if length > 0:
+            count(d.counts, RX_FRAMES, 1)
+            count(d.counts, RX_BYTES, length)
+        _post_receive(f, ring)
+    _tell(d, f, push_requests(ring))
+    commit(d.counts, d.counts_shared)
+    return n
+
+
+@operation(i64(i64, i64))
+def arm(device: int, what: int) -> int:
+    d = device_at(device)
+    f = _netfront_at(d.front)
+    ready = 0
+    if what & RX and arm_responses(ring_at(f.rx_ring)):
+        ready = 1
+    if what & TX and arm_responses(ring_at(f.tx_ring)):
+        ready = 1
+    return ready
+
+
+OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, arm)
+
+
+@entry(void(i64, i64))
+def _init_rings(front: int, rings: int) -> None:
+    """Initialise both shared pages (`rings`: guest-physical address of the two), grant them, free all ids."""
+    f = _netfront_at(front)
+    sring = f.ram + rings
+    for k in range(2):
+        sring_init(sring + k * PAGE_BYTES)
+        grant_access(f.table, FIRST_REF + k, BACKEND, (rings >> 12) + k, 0)
+    attach_front(ring_at(f.tx_ring), sring, TX_SLOTS, TX_SLOT_BYTES)
+    attach_front(ring_at(f.rx_ring), sring + PAGE_BYTES, RX_SLOTS, RX_SLOT_BYTES)
+    for number in range(TX_SLOTS):
+        store64(f.free + 8 * number, number)
+    f.free_tail = TX_SLOTS
+
+
+@entry(void(i64))
+def _post_all_receives(device: int) -> None:
+    """Ask for a frame in every receive page."""
+    d = device_at(device)
+    f = _netfront_at(d.front)
+    ring = ring_at(f.rx_ring)
+    for _ in range(RX_SLOTS):
+        _post_receive(f, ring)
+    _tell(d, f, push_requests(ring))
+
+
+class _Memory:
+    """What the NETFRONT record points at."""
+
+    def __init__(self, guest: "Guest", table: Mapping) -> None:
+        self.record = np.zeros(1, NETFRONT)
+        self._rings = np.zeros(2, RING)
+        self._lists = np.zeros((2, TX_SLOTS), np.int64)
+        self._polled = np.zeros((RX_SLOTS, 2), np.int64)
+        self._table = table
+        self.ring_pages = guest.ram.allocate(2 * PAGE_BYTES)
+        row = self.record[0]
+        row["tx_ring"], row["rx_ring"] = (int(self._rings[k : k + 1].ctypes.data) for k in range(2))
+        row["free"], row["busy"] = (int(self._lists[k].ctypes.data) for k in range(2))
+        row["polled"], row["table"], row["ram"] = self._polled.ctypes.data, table.address, guest.ram.address
+        row["tx_pool"] = guest.ram.allocate(TX_SLOTS * PAGE_BYTES)
+        row["rx_pool"] = guest.ram.allocate(RX_SLOTS * PAGE_BYTES)
+        self.address = int(self.record.ctypes.data)
+
+
+async def connect(guest: "Guest") -> Device:
+    """Walk the XenBus handshake with netback; returns the connected device."""
+    store = await XenstoreClient.open(adopt_socket(guest.process.sockets["xenstore"]))
+    front = frontend_path(guest.domid, "vif", 0)
+    back = await _backend_path(store, front)
+    await wait_for_state(store, back, [XenbusState.INIT_WAIT], HANDSHAKE_TIMEOUT_S)
+    mac = await store.read(f"{front}/mac")
+    setup = await guest.hyp.call("gnttab_setup", frames=GRANT_FRAMES)
+    memory = _Memory(guest, Mapping.adopt(setup.fds[0], GRANT_FRAMES * PAGE_BYTES))
+    _init_rings(memory.address, memory.ring_pages)
+    port = int((await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=guest.upcall)).value["port"])
+    nodes = {"tx-ring-ref": FIRST_REF, "rx-ring-ref": FIRST_REF + 1, "event-channel": port, "request-rx-copy": 1}
+    for name, value in nodes.items():
+        await store.write(f"{front}/{name}", str(value))
+    await switch_state(store, front, XenbusState.INITIALISED)
+    await wait_for_state(store, back, [XenbusState.CONNECTED], HANDSHAKE_TIMEOUT_S)
+    memory.record[0]["event_fd"] = (await guest.hyp.call("evtchn_notifier", port=port)).fds[0]
+    device = new_device(OPERATIONS, memory.address, mac, mac_to_int(mac), ROOM, guest.counters.row("device"), guest.wait)
+    device.keep += [memory, store]
+    _post_all_receives(device.address)
+    await switch_state(store, front, XenbusState.CONNECTED)
+    return device
+
+
+async def _backend_path(store: XenstoreClient, front: str) -> str:
+    """Where the toolstack says the back end is; waits until the toolstack has made the device."""
+    await wait_for_state(store, front, [XenbusState.INITIALISING], HANDSHAKE_TIMEOUT_S)
+    return await store.read(f"{front}/backend")
+
