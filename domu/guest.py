@@ -18,12 +18,16 @@ from hyp.memory import Mapping
 from hyp.process import Process
 from hyp.ram import Ram
 from domu.device import Device
+from domu.netns import Tap, create
+from domu.tap import TapProgram
+from domu.traffic import Traffic
 
 
 class Guest:
     """What front ends and programs find in their domain."""
 
     device: Device
+    tap: Tap | None = None
 
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self.process, self.config = process, config
@@ -58,14 +62,13 @@ class Guest:
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Be the guest until the keeper says stop."""
     guest = Guest(process, config)
+    if config["program"] == "tap":
+        guest.tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
     await guest.boot()
     await guest.connect()
-    if config["program"] == "tap":
-        from domu.tap import TapProgram as Program
-    else:
-        from domu.traffic import Traffic as Program  # type: ignore[assignment]
-    program = Program(guest)
+    program = TapProgram(guest) if guest.tap is not None else Traffic(guest)
     program.start()
     process.ready()
     await process.stopped.wait()
+    program.stop()
     await guest.engine.stop()

@@ -302,6 +302,9 @@ class Traffic:
         """Start the loop."""
         self._engine.start(run, int(self._record.ctypes.data))
 
+    def stop(self) -> None:
+        """Nothing runs but the loop."""
+
     async def send_stream(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0) -> dict[str, Any]:
         """Send test frames to `mac`; answers when all have been sent and none is pending."""
         return await self._job(SEND_STREAM, mac, frame, stream, frames, seconds)

@@ -1,0 +1,189 @@
+"""The TAP program: the guest's kernel side. Unmodified programs in the guest's network namespace talk through an `eth0`.
+
+One compiled loop moves frames between the TAP and the device: a read or write system call per frame, as TAP has it, and no
+copy of our own: frames are read into the device's send buffers and written from its receive buffers.
+"""
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hyp.abi.counters import DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.atomics import clock_ns, cpu_relax, record_view, sys_read, sys_write
+from hyp.counters import commit, count
+from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
+from hyp.events import may_spin, sleep, wait_at
+from hyp.kernels import compiled, entry, i64
+from domu.device import (
+    BURST,
+    FAILED,
+    RX,
+    TX,
+    arm,
+    device_at,
+    frame_addr,
+    frame_length,
+    rx_poll,
+    rx_release,
+    set_length,
+    tx_commit,
+    tx_reserve,
+)
+
+if TYPE_CHECKING:
+    from domu.guest import Guest
+
+TAP = np.dtype(
+    [
+        ("device", "i8"),
+        ("tap_fd", "i8"),
+        ("mailbox", "i8"),
+        ("mail", "i8"),
+        ("counts", "i8"),
+        ("counts_shared", "i8"),
+        ("readable", "i8"),  # the TAP has not said EAGAIN since it was last seen readable
+        ("full", "i8"),  # the device had no send buffer
+        ("now", "i8"),
+        ("idle_since", "i8"),
+    ]
+)
+_tap_at = record_view(TAP)
+
+
+@compiled
+def _from_tap(t, d):  # type: ignore[no-untyped-def]
+    """Read frames from the TAP into send buffers until it has no more. Returns how many, or FAILED."""
+    room = tx_reserve(t.device, BURST)
+    if room < 0:
+        return FAILED
+    t.full = 1 if room == 0 else 0
+    n, total = 0, 0
+    while n < room:
+        length = sys_read(t.tap_fd, frame_addr(d.tx, n), d.room)
+        if length <= 0:
+            t.readable = 0
+            break
+        set_length(d.tx, n, length)
+        total += length
+        n += 1
+    if n == 0:
+        return 0
+    count(t.counts, TX_FRAMES, n)
+    count(t.counts, TX_BYTES, total)
+    return tx_commit(t.device, n)
+
+
+@compiled
+def _to_tap(t, d):  # type: ignore[no-untyped-def]
+    """Write received frames to the TAP. Returns how many, or FAILED."""
+    n = rx_poll(t.device, BURST)
+    for k in range(n):
+        length = frame_length(d.rx, k)
+        if length <= 0:
+            continue
+        if sys_write(t.tap_fd, frame_addr(d.rx, k), length) == length:
+            count(t.counts, RX_FRAMES, 1)
+            count(t.counts, RX_BYTES, length)
+        else:
+            count(t.counts, DROP_TAP, 1)
+    if n > 0:
+        rx_release(t.device, n)
+    return n
+
+
+@compiled
+def _idle(t, d):  # type: ignore[no-untyped-def]
+    wait = wait_at(d.wait)
+    if t.idle_since == 0:
+        t.idle_since = t.now
+    if t.now - t.idle_since < may_spin(wait):
+        cpu_relax()
+        t.readable = 1  # only a read tells
+        return
+    commit(t.counts, t.counts_shared)
+    commit(d.counts, d.counts_shared)
+    if arm(t.device, RX | TX if t.full != 0 else RX) == 0 and mail_waiting(t.mailbox, t.mail) == 0:
+        sleep(wait, -1, d.counts)
+    t.readable = 1
+    t.idle_since = 0
+
+
+@entry(i64(i64))
+def run(address: int) -> int:
+    """Pump until the mailbox says stop. `address`: the TAP record. Returns 0, or FAILED if the device failed."""
+    t = _tap_at(address)
+    d = device_at(t.device)
+    result = 0
+    while result == 0:
+        if mail_waiting(t.mailbox, t.mail) > 0:
+            stop = mail_word(t.mailbox, t.mail, 0) == STOP
+            t.mail += 1
+            mail_taken(t.mailbox, t.mail)
+            if stop:
+                break
+        t.now = clock_ns()
+        received = _to_tap(t, d)
+        sent = _from_tap(t, d) if t.readable != 0 else 0
+        if received < 0 or sent < 0:
+            result = FAILED
+        elif received + sent > 0:
+            t.idle_since = 0
+        else:
+            _idle(t, d)
+    commit(t.counts, t.counts_shared)
+    commit(d.counts, d.counts_shared)
+    return result
+
+
+class TapProgram:
+    """The program's control side: runs what the user wants in the guest's namespace."""
+
+    def __init__(self, guest: "Guest") -> None:
+        assert guest.tap is not None
+        self._record = np.zeros(1, TAP)
+        self._engine: Engine = guest.engine
+        self._engine.wake_on(guest.tap.fd)
+        row = self._record[0]
+        row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, guest.tap.fd, self._engine.mailbox
+        row["counts"], row["counts_shared"] = guest.counters.row("tap")
+        row["readable"] = 1
+        self._programs: dict[int, asyncio.subprocess.Process] = {}
+        guest.process.serve("execute", self.execute, takes_fds=True)
+        guest.process.serve("kill", self.kill)
+
+    def start(self) -> None:
+        """Start the loop."""
+        self._engine.start(run, int(self._record.ctypes.data))
+
+    async def execute(self, fds: list[int], argv: list[str], env: dict[str, str], cwd: str, token: int) -> dict[str, int]:
+        """Run a program in the guest. fds: its standard input, output and error. Answers when it ends, with its exit status.
+
+        A negative status is the signal that ended it. OSError if it cannot be started.
+        """
+        stdin, stdout, stderr = fds
+        try:
+            program = await asyncio.create_subprocess_exec(
+                *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
+            )
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._programs[token] = program
+        try:
+            return {"status": await program.wait()}
+        finally:
+            del self._programs[token]
+
+    def kill(self, token: int, number: int) -> None:
+        """Send a signal to a program started with `token` and to its children."""
+        program = self._programs.get(token)
+        if program is not None:
+            os.killpg(program.pid, signal.Signals(number))
+
+    def stop(self) -> None:
+        """End what still runs."""
+        for token in list(self._programs):
+            self.kill(token, signal.SIGKILL)
