@@ -14,10 +14,11 @@ from types import TracebackType
 from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES, read_rows
-from hyp.control import Channel, PeerGone, Reply, close_all, socketpair
-from hyp.domain import DOM0, DOMID_NIC
+from hyp.control import Channel, ControlError, PeerGone, Reply, close_all, socketpair
+from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.linux import pid_of
 from hyp.memory import Mapping, sweep
+from hyp.process import adopt_socket
 from hyp.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,7 +46,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
     name, backing = topology["name"], topology["memory"]["backing"]
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
-    loops = topology["nic"]["engines"] + topology["dom0"]["engines"] + len(guests)
+    loops = topology["nic"]["engines"] + 1 + len(guests)
 
     def process(name: str, role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
         return {"name": name, "role": role, "module": ROLES[role], "config": config, "domain": domain, "xenstore": xenstore}
@@ -86,34 +87,41 @@ class Lab:
     async def start(self) -> None:
         """Start the keeper and boot everything. LabError names what could not start; then nothing is left behind."""
         lock = self._rundir.acquire()
+        try:
+            self._start_keeper(lock)
+        except BaseException:
+            self._rundir.remove()
+            raise
+        finally:
+            os.close(lock)
+        try:
+            info = {"guests": self.topology["guest"]}
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.timings = (await self._channel.call("boot", plan=plan(self.topology), info=info)).value
+        except BaseException as error:
+            log_text = self._rundir.log_tail()
+            await self.stop()
+            if isinstance(error, (ControlError, TimeoutError)):
+                reason = "it took too long" if isinstance(error, TimeoutError) else str(error)
+                hint = f"\nThe log's end:\n{log_text}" if isinstance(error, PeerGone) and log_text else ""
+                raise LabError(f"topology {self.name}: {reason}{hint}") from error
+            raise
+
+    def _start_keeper(self, lock: int) -> None:
         ours, theirs = socketpair()
-        theirs.setblocking(True)
-        command = [sys.executable, "-m", "hyp.keeper", self.name, str(theirs.fileno()), *MODULES]
-        with open(self._rundir.log_path, "wb") as log:
+        with theirs, open(self._rundir.log_path, "wb") as log:
+            theirs.setblocking(True)
+            command = [sys.executable, "-m", "hyp.keeper", self.name, str(theirs.fileno()), *MODULES]
             self._keeper = subprocess.Popen(
                 command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )  # fmt: skip
-        os.close(lock)
-        theirs.close()
         handlers = {
             "progress": lambda **details: self._on_event("progress", details),
             "warm": lambda **details: self._on_event("warm", details),
             "died": self._died,
         }
         self._channel = Channel(ours, handlers, name="the keeper")
-        try:
-            info = {"topology": {key: self.topology[key] for key in ("name", "guest")}}
-            async with asyncio.timeout(START_TIMEOUT_S):
-                self.timings = (await self._channel.call("boot", plan=plan(self.topology), info=info)).value
-        except BaseException as error:
-            log_text = self._rundir.log_tail()
-            await self.stop()
-            if isinstance(error, Exception):
-                reason = "it took too long" if isinstance(error, TimeoutError) else str(error)
-                hint = f"\nlog:\n{log_text}" if isinstance(error, PeerGone) else ""
-                raise LabError(f"topology {self.name}: {reason}{hint}") from error
-            raise
 
     async def stop(self) -> None:
         """Take the topology down and wait until nothing of it is left."""
@@ -121,11 +129,21 @@ class Lab:
             console.close()
         self._consoles.clear()
         self._channel.close()  # the keeper takes that for the order to go down
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, self._keeper.wait)
+        await asyncio.get_running_loop().run_in_executor(None, self._keeper.wait)
         if self._rundir.path.exists():  # the keeper was killed: what it would have swept is left to us
             sweep(self.name)
             self._rundir.remove()
+
+    async def ended(self) -> str:
+        """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""
+        return str(await asyncio.shield(self._channel.closed))
+
+    async def start_generator(self) -> None:
+        """Let the wire generate what the topology file says, if it says so."""
+        wire = self.topology["nic"]["wire"]
+        if wire["mode"] == "generate":
+            mac = next(guest["mac"] for guest in self.topology["guest"] if guest["name"] == wire["to"])
+            await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
 
     def _died(self, name: str, role: str, cause: str) -> None:
         self.deaths.append(f"{name} {cause}")
@@ -178,7 +196,5 @@ class CounterReader:
 
 async def open_console(keeper: Channel, process: str) -> Channel:
     """A control channel of our own to a process, by way of the keeper."""
-    from hyp.process import adopt_socket
-
     reply = await keeper.call("console", name=process)
     return Channel(adopt_socket(reply.fds[0]), name=process)

@@ -244,7 +244,7 @@ def _idle(e):  # type: ignore[no-untyped-def]
         return
     ready, timeout = _arm(e)
     if not ready:
-        commit(e.counts, e.counts_shared)
+        _publish(e)
         sleep(wait, timeout, e.counts)
     e.idle_since = 0
 

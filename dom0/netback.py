@@ -22,6 +22,7 @@ from hyp.abi.counters import (
     TX_BYTES,
     TX_FRAMES,
 )
+from hyp.abi.domids import DOM0
 from hyp.abi.grant import (
     COPY_BYTES,
     COPY_DEST,
@@ -64,7 +65,6 @@ from dom0.state import (
     take_buffer,
 )
 
-DOM0 = 0
 COLOUR_LIMIT = PAGE_BYTES - COLOURS * 64
 
 
@@ -74,6 +74,7 @@ def fail_port(p, column):  # type: ignore[no-untyped-def]
     count(p.counts, column, 1)
     p.failed = 1
     p.active = 0
+    p.dirty = 1
 
 
 @compiled

@@ -4,9 +4,9 @@ from typing import Any
 
 from dom0.store import StoreError
 from dom0.xenstored import Xenstored
+from hyp.abi.domids import DOM0
 from hyp.process import Process, adopt_socket
 
-DOM0 = 0
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:

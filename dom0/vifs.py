@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dom0.build import EngineState
+from hyp.abi.domids import DOM0
 from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.control import Channel
 from hyp.counters import CounterPage
@@ -23,7 +24,6 @@ from hyp.xenstore import XenstoreClient
 
 DEVICE = "vif"
 HANDSHAKE_TIMEOUT_S = 30.0
-DOM0 = 0
 
 
 @entry(i64(i64, i64, i64, i64))

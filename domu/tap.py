@@ -159,28 +159,36 @@ class TapProgram:
         self._engine.start(run, int(self._record.ctypes.data))
 
     async def execute(self, fds: list[int], argv: list[str], env: dict[str, str], cwd: str, token: int) -> dict[str, int]:
-        """Run a program in the guest. fds: its standard input, output and error. Answers when it ends, with its exit status.
+        """Run a program in the guest. Answers when it ends, with its exit status (negative: the signal that ended it).
 
-        A negative status is the signal that ended it. OSError if it cannot be started.
+        fds: its standard input, output and error, and a pipe's end that reads end-of-file when whoever asked is gone: then
+        the program is killed. OSError if it cannot be started.
         """
-        stdin, stdout, stderr = fds
+        stdin, stdout, stderr, lease = fds
+        loop = asyncio.get_running_loop()
         try:
             program = await asyncio.create_subprocess_exec(
                 *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
             )
+        except BaseException:
+            os.close(lease)
+            raise
         finally:
-            for fd in fds:
+            for fd in (stdin, stdout, stderr):
                 os.close(fd)
         self._programs[token] = program
+        loop.add_reader(lease, self.kill, token, signal.SIGKILL)
         try:
             return {"status": await program.wait()}
         finally:
+            loop.remove_reader(lease)
+            os.close(lease)
             del self._programs[token]
 
     def kill(self, token: int, number: int) -> None:
         """Send a signal to a program started with `token` and to its children."""
         program = self._programs.get(token)
-        if program is not None:
+        if program is not None and program.returncode is None:
             os.killpg(program.pid, signal.Signals(number))
 
     def stop(self) -> None:

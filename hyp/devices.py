@@ -10,7 +10,8 @@ from typing import Any
 
 from hyp.abi.nic import CONTEXTS, PAGE
 from hyp.control import Channel, Refused, Reply
-from hyp.domain import DOM0, Context, Domain
+from hyp.abi.domids import DOM0
+from hyp.domain import Context, Domain
 from hyp.events import EventError, Upcall, new_eventfd, raise_event
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region

@@ -9,10 +9,6 @@ from hyp.events import Upcall
 from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region
 
-DOM0 = 0
-DOMID_NIC = 0x7FF1
-"""The device's pseudo-domain (Xen's DOMID_IO): it has upcalls and counters, and no RAM."""
-
 MAX_UPCALLS = 16
 MAX_REGISTRATIONS = 4096
 

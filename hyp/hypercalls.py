@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from hyp.abi.nic import MAX_QUEUE, MIN_QUEUE, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.control import Answer, Handler, Refused
-from hyp.domain import DOM0, MAX_REGISTRATIONS, MAX_UPCALLS, Domain, Registration
+from hyp.abi.domids import DOM0
+from hyp.domain import MAX_REGISTRATIONS, MAX_UPCALLS, Domain, Registration
 from hyp.events import Upcall
 from hyp.grants import ACTIVE_BYTES_PER_REF, REFS_PER_FRAME
 

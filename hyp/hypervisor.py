@@ -9,7 +9,8 @@ from typing import Any
 from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
 from hyp.control import Channel, PeerGone, Refused, close_all
 from hyp.devices import Devices
-from hyp.domain import DOM0, DOMID_NIC, Domain
+from hyp.abi.domids import DOM0, DOMID_NIC
+from hyp.domain import Domain
 from hyp.events import EventChannels
 from hyp.grants import release_mapper
 from hyp.hypercalls import DeviceCalls, calls_for

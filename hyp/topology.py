@@ -140,7 +140,10 @@ def _check_guests(reader: _Reader, tables: list[dict[str, Any]], wire: Wire) -> 
 
 
 def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list[dict[str, Any]]) -> None:
-    """Both ends of a workload exist and run the traffic program."""
+    """Both ends of a workload exist and run the traffic program; the wire answers round trips and begins none."""
+    for index, table in enumerate(tables):
+        if table.get("kind") == "rr" and table.get("from") == WIRE:
+            reader.refuse(f"workload[{index}].from", "the wire answers round trips, it does not begin any")
     programs = {name: table.get("program") for table in guests if isinstance(name := table.get("name"), str)}
     for key, peer in _strings(tables, "workload", "from") + _strings(tables, "workload", "to"):
         if peer == WIRE:

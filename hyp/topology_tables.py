@@ -179,7 +179,7 @@ class Nic(Table):
     """``[nic]``: `pause_us` in microseconds, `queue` in descriptors."""
 
     engines: Engines = 1
-    pause_us: int = Field(default=1000, ge=0, le=1_000_000)
+    pause_us: int = Field(default=20_000, ge=0, le=1_000_000)
     queue: Annotated[int, Field(ge=64, le=4096), AfterValidator(_power_of_two)] = 256
     wire: Wire = Wire()
 
@@ -188,7 +188,6 @@ class Dom0(Table):
     """``[dom0]``: `memory` in bytes, `ageing_s` in seconds."""
 
     memory: Ram = 32 * MIB
-    engines: Engines = 1
     ageing_s: int = Field(default=300, ge=1, le=1_000_000)
 
 
@@ -279,7 +278,7 @@ class Topology(Table):
         """About how many bytes of shared memory it needs: all RAM and what goes with it. Rather too many."""
         ram = [self.dom0.memory, *(guest.memory for guest in self.guests)]
         tables = sum(-(-size // PAGE) * TABLE_BYTES_PER_PAGE for size in ram)
-        engines = self.nic.engines + self.dom0.engines
+        engines = self.nic.engines + 1  # and Dom0's
         return sum(ram) + tables + len(ram) * DOMAIN_OVERHEAD + engines * ENGINE_OVERHEAD + BASE_OVERHEAD
 
 

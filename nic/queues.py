@@ -3,7 +3,7 @@
 from hyp.abi.counters import FAULTS_ADDRESS, FAULTS_PROTOCOL
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RQ_PROD, SQ_PROD
 from hyp.atomics import load32_acquire, load64_once, store64, store64_release, u32_add, u32_sub
-from hyp.counters import count
+from hyp.counters import commit, count
 from hyp.iommu import READ, WRITE, translate
 from hyp.kernels import compiled
 from nic.state import touch
@@ -35,6 +35,7 @@ def fail(c, column):  # type: ignore[no-untyped-def]
     count(c.counts, column, 1)
     c.failed = 1
     c.active = 0
+    commit(c.counts, c.counts_shared)
 
 
 @compiled

@@ -54,6 +54,7 @@ def _flood_here(e, origin, source, length, head0, head1):  # type: ignore[no-unt
             result = put_broadcast(e, r, source, length, head0, head1)
             if result != DELIVERED:
                 count(r.counts, result, 1)
+                touch(e, r)
     return tried
 
 

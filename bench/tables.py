@@ -1,0 +1,85 @@
+"""What a person sees of the results: rich tables."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.table import Table
+
+Record = dict[str, Any]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A figure with a sensible number of digits; a dash for none."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    if abs(value) < 10**-digits:
+        return f"{value:.1g}"
+    return f"{value:,.{digits}f}"
+
+
+def results(records: Iterable[Record]) -> Table:
+    """One row a workload."""
+    table = Table(title=None, header_style="bold", pad_edge=False, box=None)
+    for name in ("path", "workload", "B", "frames", "Mframes/s", "Gbit/s", "RTT p50", "p99 µs", "CPU µs/frame"):
+        table.add_column(name, justify="left" if name in ("path", "workload") else "right", no_wrap=True)
+    for name in ("Dom0", "copies", "notif.", "hyperc.", "wake-ups", "lost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for record in records:
+        cost, rtt = record["per_frame"], record["rtt_us"] or {}
+        per_frame = [number(cost[name], 3) for name in ("dom0_frames", "copies", "notifications", "hypercalls", "wakeups")]
+        table.add_row(
+            record["path"],
+            f"{record['workload']} {record['from']}→{record['to']}",
+            str(record["frame"]),
+            f"{record['frames']:,}",
+            number(record["mpps"]),
+            number(record["gbps"]),
+            number(rtt.get("p50"), 1),
+            number(rtt.get("p99"), 1),
+            number(record["cpu_us_per_frame"], 3),
+            *per_frame,
+            "0" if not record["lost"] else f"{record['lost']:,}",
+        )
+    return table
+
+
+def kind_of(record: Record) -> tuple[str, str, int]:
+    """What two records of different paths must have in common to be compared."""
+    return (record["workload"], "wire" if "wire" in (record["from"], record["to"]) else "guest", record["frame"])
+
+
+def comparison(records: Iterable[Record]) -> Table | None:
+    """Bypass beside split, for the workloads that both ran; None if there is none."""
+    by_kind: dict[tuple[str, str, int], dict[str, Record]] = {}
+    for record in records:
+        by_kind.setdefault(kind_of(record), {})[record["path"]] = record
+    pairs = {kind: paths for kind, paths in by_kind.items() if {"split", "bypass"} <= paths.keys()}
+    if not pairs:
+        return None
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    for name in ("workload", "B", "what", "split", "bypass", "ratio"):
+        table.add_column(name, justify="left" if name in ("workload", "what") else "right", no_wrap=True)
+    for (workload, far, frame), paths in pairs.items():
+        split, bypass = paths["split"], paths["bypass"]
+        rows = [("CPU µs per frame, split ÷ bypass", split["cpu_us_per_frame"], bypass["cpu_us_per_frame"], False)]
+        if workload == "stream":
+            rows.insert(0, ("Mframes/s, bypass ÷ split", split["mpps"], bypass["mpps"], True))
+        elif split["rtt_us"] and bypass["rtt_us"]:
+            rows.insert(0, ("round trip p50 µs, split ÷ bypass", split["rtt_us"]["p50"], bypass["rtt_us"]["p50"], False))
+        for what, one, other, more_is_better in rows:
+            ratio = other / one if more_is_better else one / other
+            table.add_row(f"{workload} to {far}", str(frame), what, number(one, 3), number(other, 3), f"{ratio:.2f}×")
+    return table
+
+
+def losses(records: Iterable[Record]) -> list[str]:
+    """A line for each record with drops or errors."""
+    lines = []
+    for record in records:
+        where = f"{record['workload']} {record['from']} → {record['to']}, {record['frame']} B"
+        if record["drops"]:
+            lines.append(f"{where}: dropped " + ", ".join(f"{n:,} {name}" for name, n in record["drops"].items()))
+        lines += [f"ERROR {where}: {error}" for error in record["errors"]]
+    return lines

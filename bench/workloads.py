@@ -1,0 +1,176 @@
+"""Runs a topology's workloads, one after the other, and turns each into a record: rate, round trips, ledger, losses explained.
+
+The receiver is counted, never the sender. A workload ends when everything is at rest: then every frame sent was received or dropped
+under a name, or the record has an error.
+"""
+
+import asyncio
+import itertools
+import time
+from typing import Any
+
+from bench.accounting import Usage, spent, usages
+from bench.lab import CounterReader, Lab, spin_limit_us
+from bench.ledger import Snapshot, difference, drops, faults, per_frame, unbalanced
+
+WIRE = "wire"
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+ANNOUNCEMENT = 64
+REST_TIMEOUT_S = 10.0
+MARGIN_S = 30.0
+
+Workload = dict[str, Any]
+"""``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
+
+
+class WorkloadError(Exception):
+    """A workload could not be run to its end; the message says which and why."""
+
+
+class Runner:
+    """Runs workloads on a lab. Each gets a stream number of its own, so that a late frame is never taken for another's."""
+
+    def __init__(self, lab: Lab, counters: CounterReader, pids: dict[str, int]) -> None:
+        self.lab, self._counters, self.pids = lab, counters, pids
+        self._streams = itertools.count(1)
+        self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
+        self._wire_mac = str(lab.topology["nic"]["wire"]["mac"])
+
+    @classmethod
+    async def open(cls, lab: Lab) -> "Runner":
+        """A runner on a lab that is up."""
+        return cls(lab, await lab.counters(), await lab.pids())
+
+    def path(self, load: Workload) -> str:
+        """The path that a workload takes; two names if its ends differ."""
+        paths = {self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE}
+        return "-".join(sorted(paths))
+
+    async def run(self, load: Workload) -> dict[str, Any]:
+        """Run one workload; returns its record. WorkloadError if it cannot be run."""
+        name = describe(load)
+        await self._prepare(load)
+        before, used, start = await self._settled(), usages(self.pids), time.monotonic()
+        stream = next(self._streams)
+        limit = (load["seconds"] or 60.0) + MARGIN_S
+        try:
+            async with asyncio.timeout(limit):
+                report = await (self._round_trips(load, stream) if load["kind"] == "rr" else self._stream(load, stream))
+        except TimeoutError:
+            raise WorkloadError(f"{name}: not done after {limit:g} s") from None
+        after = await self._settled()
+        elapsed = time.monotonic() - start
+        cpu = spent(usages(self.pids), used)
+        return self._record(load, report, difference(after, before), after, cpu, elapsed)
+
+    # -- steps --
+
+    async def _prepare(self, load: Workload) -> None:
+        """Wire mode, spinning that fits the loops in use, and an announcement, so that bridges know where the receiver is."""
+        lab, peers = self.lab, [peer for peer in (load["from"], load["to"]) if peer != WIRE]
+        split = any(self._guests[peer]["path"] == "split" for peer in peers)
+        loops = len(peers) + lab.topology["nic"]["engines"] + (1 if split else 0)
+        await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(lab.topology["spin"]["limit_us"], loops))
+        if WIRE in (load["from"], load["to"]):
+            await lab.call("nic", "wire_mode", mode="reflect" if load["kind"] == "rr" else "sink")
+        for peer in (load["to"], load["from"]):
+            stream = next(self._streams)
+            if peer == WIRE:
+                await lab.call("nic", "wire_generate", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
+            else:
+                await lab.call(peer, "send_stream", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
+
+    async def _settled(self) -> Snapshot:
+        """Counters once everything is at rest; what does not balance after REST_TIMEOUT_S is left for the record to name."""
+        deadline = time.monotonic() + REST_TIMEOUT_S
+        last: Snapshot = {}
+        while True:
+            now = self._counters.read()
+            if (now == last and not unbalanced(now)) or time.monotonic() > deadline:
+                return now
+            last = now
+            await asyncio.sleep(0.002)
+
+    def _mac(self, peer: str) -> str:
+        return self._wire_mac if peer == WIRE else str(self._guests[peer]["mac"])
+
+    def _amount(self, load: Workload) -> dict[str, Any]:
+        return {"frames": load["frames"]} if load["frames"] else {"seconds": load["seconds"]}
+
+    async def _stream(self, load: Workload, stream: int) -> dict[str, Any]:
+        lab, job = self.lab, {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
+        if load["from"] == WIRE:
+            await lab.call("nic", "wire_generate", **job)
+            while (wire := await lab.call("nic", "wire_report", stream=stream))["left"] > 0:
+                await asyncio.sleep(0.01)
+            sent = wire["sent"]
+        else:
+            sent = (await lab.call(load["from"], "send_stream", **job))["sent"]
+        await self._settled()
+        if load["to"] == WIRE:
+            received = (await lab.call("nic", "wire_report", stream=stream))["received"]
+        else:
+            received = await lab.call(load["to"], "received", stream=stream)
+        return {"sent": sent, "received": received}
+
+    async def _round_trips(self, load: Workload, stream: int) -> dict[str, Any]:
+        job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
+        report = await self.lab.call(load["from"], "round_trips", **job)
+        received = await self.lab.call(load["from"], "received", stream=stream | 0x8000)
+        return {**report, "received": received}
+
+    # -- the record --
+
+    def _record(
+        self, load: Workload, report: dict[str, Any], counted: Snapshot, at_rest: Snapshot, cpu: dict[str, Usage], elapsed: float
+    ) -> dict[str, Any]:
+        received = report["received"]
+        round_trips = load["kind"] == "rr"
+        frames = received["frames"]
+        seconds = report["seconds"] if round_trips else (received["last_ns"] - received["first_ns"]) / 1e9
+        moved = 2 * frames if round_trips else frames  # a round trip is two frames
+        cpu_us = sum(use.cpu_ns for use in cpu.values()) / 1000
+        named = drops(counted)
+        record: dict[str, Any] = {
+            "path": self.path(load), "workload": load["kind"], "from": load["from"], "to": load["to"], "frame": load["frame"],
+            "frames": frames, "sent": report["sent"], "seconds": seconds,
+            "mpps": moved / seconds / 1e6 if seconds > 0 else 0.0,
+            "gbps": moved * load["frame"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
+            "rtt_us": report.get("rtt_us"),
+            "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
+            "per_frame": per_frame(counted, moved),
+            "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
+            "checksummed": counted_checks(counted, moved), "drops": named,
+            "processes": {name: {"cpu_ms": use.cpu_ns / 1e6, "switches": use.switches} for name, use in cpu.items()},
+            "elapsed": elapsed,
+        }  # fmt: skip
+        record["errors"] = errors(record, counted, at_rest)
+        return record
+
+
+def counted_checks(counted: Snapshot, frames: int) -> float:
+    """Fraction of the frames whose whole payload was checksummed by a receiver."""
+    checked = sum(counts["checked"] for counts in counted.values())
+    return min(1.0, checked / frames) if frames else 0.0
+
+
+def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list[str]:
+    """What makes the record worthless: corruption, duplicates, losses without a name, protocol faults, hops that do not balance."""
+    found = []
+    if record["frames"] == 0:
+        found.append("no frame arrived")
+    for what in ("corrupt", "duplicated"):
+        if record[what]:
+            found.append(f"{record[what]} frames {what}")
+    unexplained = record["lost"] - sum(record["drops"].values())
+    if unexplained > 0 or record["lost"] < 0:
+        found.append(f"{record['lost']} frames lost, {sum(record['drops'].values())} of them under a name")
+    found += [f"{row}: {name} {n}" for row, names in faults(counted).items() for name, n in names.items()]
+    found += [f"does not balance: {equation}" for equation in unbalanced(at_rest)]
+    return found
+
+
+def describe(load: Workload) -> str:
+    """A workload in words."""
+    amount = f"{load['frames']} frames" if load["frames"] else f"{load['seconds']:g} s"
+    return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {amount}"
