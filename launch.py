@@ -12,21 +12,28 @@ Exit status: 0 all is well; 1 a workload lost, duplicated or corrupted frames, o
 line is wrong; 3 the topology could not be started; 130 Ctrl-C. `exec` exits with the program's own status.
 """
 
+import importlib.util
 import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
+if importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None:
+    if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
+        sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
+    os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before anything imports numpy: threads would keep guests out of namespaces
 
 import asyncio  # noqa: E402
 import json  # noqa: E402
-import sys  # noqa: E402
 from collections.abc import Callable, Coroutine  # noqa: E402
-from pathlib import Path  # noqa: E402
 from typing import Annotated, Any, NoReturn  # noqa: E402
 
 import typer  # noqa: E402
 import uvloop  # noqa: E402
 
-ROOT = Path(__file__).resolve().parent
 FAILED, USAGE, NOT_STARTED, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(

@@ -97,7 +97,7 @@ class Lab:
         try:
             info = {"guests": self.topology["guest"]}
             async with asyncio.timeout(START_TIMEOUT_S):
-                self.timings = (await self._channel.call("boot", plan=plan(self.topology), info=info)).value
+                self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
         except BaseException as error:
             log_text = self._rundir.log_tail()
             await self.stop()
@@ -121,14 +121,14 @@ class Lab:
             "warm": lambda **details: self._on_event("warm", details),
             "died": self._died,
         }
-        self._channel = Channel(ours, handlers, name="the keeper")
+        self.channel = Channel(ours, handlers, name="the keeper")
 
     async def stop(self) -> None:
         """Take the topology down and wait until nothing of it is left."""
         for console in self._consoles.values():
             console.close()
         self._consoles.clear()
-        self._channel.close()  # the keeper takes that for the order to go down
+        self.channel.close()  # the keeper takes that for the order to go down
         await asyncio.get_running_loop().run_in_executor(None, self._keeper.wait)
         if self._rundir.path.exists():  # the keeper was killed: what it would have swept is left to us
             sweep(self.name)
@@ -136,7 +136,7 @@ class Lab:
 
     async def ended(self) -> str:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""
-        return str(await asyncio.shield(self._channel.closed))
+        return str(await asyncio.shield(self.channel.closed))
 
     async def start_generator(self) -> None:
         """Let the wire generate what the topology file says, if it says so."""
@@ -155,12 +155,12 @@ class Lab:
         """An operation of one process's console; its value."""
         console = self._consoles.get(process)
         if console is None or console.closed.done():
-            console = self._consoles[process] = await open_console(self._channel, process)
+            console = self._consoles[process] = await open_console(self.channel, process)
         return (await console.call(op, **args)).value
 
     async def keeper(self, op: str, /, **args: Any) -> Reply:
         """An operation of the keeper."""
-        return await self._channel.call(op, **args)
+        return await self.channel.call(op, **args)
 
     async def pids(self) -> dict[str, int]:
         """Process ids, as this process's /proc numbers them, by name."""

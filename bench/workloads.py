@@ -47,9 +47,13 @@ class Runner:
         return "-".join(sorted(paths))
 
     async def run(self, load: Workload) -> dict[str, Any]:
-        """Run one workload; returns its record. WorkloadError if it cannot be run."""
+        """Prepare and measure one workload; returns its record. WorkloadError if it cannot be run."""
+        await self.prepare(load)
+        return await self.measure(load)
+
+    async def measure(self, load: Workload) -> dict[str, Any]:
+        """Run a workload that was prepared. Neither Dom0 nor the hypervisor is asked for anything."""
         name = describe(load)
-        await self._prepare(load)
         before, used, start = await self._settled(), usages(self.pids), time.monotonic()
         stream = next(self._streams)
         limit = (load["seconds"] or 60.0) + MARGIN_S
@@ -65,7 +69,7 @@ class Runner:
 
     # -- steps --
 
-    async def _prepare(self, load: Workload) -> None:
+    async def prepare(self, load: Workload) -> None:
         """Wire mode, spinning that fits the loops in use, and an announcement, so that bridges know where the receiver is."""
         lab, peers = self.lab, [peer for peer in (load["from"], load["to"]) if peer != WIRE]
         split = any(self._guests[peer]["path"] == "split" for peer in peers)

@@ -130,8 +130,14 @@ MACROS: list[tuple[ModuleType, str, str]] = [
 ]
 
 # Our dtype: Xen's structure, and its field for each of ours (None: padding). Size, offsets and field sizes must agree.
-GSO = {"type": "type", "flags": "flags", "size": "u.gso.size", "gso_type": "u.gso.type", "pad": "u.gso.pad"}
-HASH = {"hash_type": "u.hash.type", "algorithm": "u.hash.algorithm", "value": "u.hash.value"}
+GSO: dict[str, str | None] = {
+    "type": "type",
+    "flags": "flags",
+    "size": "u.gso.size",
+    "gso_type": "u.gso.type",
+    "pad": "u.gso.pad",
+}
+HASH: dict[str, str | None] = {"hash_type": "u.hash.type", "algorithm": "u.hash.algorithm", "value": "u.hash.value"}
 STRUCTS: list[tuple[np.dtype[np.void], str, dict[str, str | None]]] = [
     (netif.TX_REQUEST, TX, {}),
     (netif.TX_RESPONSE, "struct netif_tx_response", {}),

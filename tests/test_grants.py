@@ -28,7 +28,6 @@ from hyp.abi.grant import (
     GNTST_OKAY,
     GNTST_PERMISSION_DENIED,
     GNTTAB_COPY,
-    GRANT_ENTRY,
     GTF_ACCEPT_TRANSFER,
     GTF_INVALID,
     GTF_PERMIT_ACCESS,
@@ -63,6 +62,7 @@ COUNTS = numba.types.Array(numba.from_dtype(COPY_COUNTS), 1, "C")
 MAP, UNMAP, GRANT, END = range(4)
 INIT, ALLOC, FREE = range(3)
 SECOND = 1_000_000_000
+TIME_LIMIT = 20 * SECOND  # of a process whose parent has crashed
 
 DOM0, GUEST, OTHER, ABSENT = range(4)
 PAGES = {DOM0: 64, GUEST: 16, OTHER: 16}
@@ -85,9 +85,10 @@ def operate(domains, op, caller, domid, ref, write, frame):  # type: ignore[no-u
 
 @entry(i64(VIEWS, i64, i64, i64, COUNTS, i64))
 def copy_batches(domains, caller, ops, count, counts, stop):  # type: ignore[no-untyped-def]
-    """One batch, or, if `stop` is an address, batches until there is something at it. Copies refused."""
+    """One batch, or, if `stop` is an address, batches until there is something at it or TIME_LIMIT. Copies refused."""
+    finish = clock_ns() + TIME_LIMIT
     refused = grant_copy(domains, len(domains), caller, ops, count, counts[0])
-    while stop and load64_once(stop) == 0:
+    while stop and load64_once(stop) == 0 and clock_ns() < finish:
         refused += grant_copy(domains, len(domains), caller, ops, count, counts[0])
     return refused
 
@@ -95,8 +96,8 @@ def copy_batches(domains, caller, ops, count, counts, stop):  # type: ignore[no-
 @entry(void(i64, i64, i64, i64))
 def rewrite(table, ref, seed, stop):  # type: ignore[no-untyped-def]
     """A hostile guest: entry `ref` is another one at every moment, granted, foreign or nonsense."""
-    word = seed
-    while load64_once(stop) == 0:
+    word, finish = seed, clock_ns() + TIME_LIMIT
+    while load64_once(stop) == 0 and clock_ns() < finish:
         word = word * 6364136223846793005 + 1442695040888963407
         flags = GTF_PERMIT_ACCESS | (word >> 33) & (GTF_READONLY | GTF_READING | GTF_WRITING)
         if (word >> 40) & 7 == 0:
@@ -172,9 +173,6 @@ class World:
         finally:
             os.close(fd)
 
-    def entry(self, domid: int = GUEST, ref: int = REF) -> "np.void":
-        return self.tables[domid].words(GRANT_ENTRY.descr)[ref]  # type: ignore[arg-type,return-value]
-
     def flags(self, domid: int = GUEST, ref: int = REF) -> int:
         return int(self.tables[domid].words("<u2")[4 * ref])
 
@@ -208,8 +206,10 @@ class World:
 
     def at_rest(self) -> bool:
         """Nothing is pinned, locked or marked."""
-        marks = [self.tables[d].words("<u2")[::4] & (GTF_READING | GTF_WRITING) for d in PAGES]
-        return not any(a.array.any() for a in self.actives.values()) and not any(m.any() for m in marks)
+        marks = [
+            self.flags(domid, ref) & (GTF_READING | GTF_WRITING) for domid in PAGES for ref in range(REFS_PER_FRAME)
+        ]
+        return not any(active.array.any() for active in self.actives.values()) and not any(marks)
 
 
 @pytest.fixture
@@ -560,14 +560,15 @@ def test_mapper_killed_in_mid_copy(world: World) -> None:
 
     child = in_child(mapper)
     caught = False
-    for _ in range(5000):  # stop it until that happens to be in mid-copy
+    finish = time.monotonic() + 15
+    while time.monotonic() < finish and not caught:  # stop it until that happens to be in mid-copy
+        if world.flags(ref=REF + 1) & GTF_WRITING == 0:
+            continue  # it has no core just now, or is between two copies
         os.kill(child, signal.SIGSTOP)
         os.waitpid(child, os.WUNTRACED)
-        caught = world.flags() & GTF_WRITING != 0 and world.flags(ref=REF + 1) & GTF_WRITING != 0
-        if caught:
-            break
-        os.kill(child, signal.SIGCONT)
-        os.sched_yield()
+        caught = world.flags(ref=REF + 1) & GTF_WRITING != 0
+        if not caught:
+            os.kill(child, signal.SIGCONT)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     assert caught

@@ -1,0 +1,740 @@
+"""The other ends, for tests, fuzzing and benchmarks: a NIC with its hypervisor, and drivers that behave or do not.
+
+`Bench` runs the real NIC (`nic.device`), its engines in threads of this process or all of it in a forked one, and the real
+hypervisor's tables (`hyp.hypervisor`) in this process. There is no keeper, no fork server, no xenstore, no Dom0 process. The control
+plane runs on an event loop in a thread of its own, so that tests are plain functions::
+
+    with Bench(engines=2) as bench:
+        anna, bert = bench.guest(), bench.guest()
+        bert.post_buffers(8)
+        anna.send(anna.frame(bert.mac))
+        assert bert.take(1) == [(STATUS_OK, anna.frame(bert.mac))]
+        bench.at_rest()
+
+Three kinds of driver work on a `Guest`'s queue pair:
+
+* its methods: descriptor by descriptor, in Python, straight from the layout in hyp/abi/nic.py (not through hyp/verbs.py, so
+  that the one is checked against the other). What they post is never checked first: `post` is also the hostile driver's tool;
+* `Traffic`: compiled loops over hyp/verbs.py, in a thread: a stream of test frames out, or in and verified. They sleep as a front
+  end does and report a wake-up that got lost;
+* `Hostile`: compiled, at full speed, in a thread: writes garbage into the doorbell page and the rings.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import uvloop
+
+from hyp import linux
+from hyp.abi.counters import COUNTERS_BYTES, DROPS, read_rows
+from hyp.abi.nic import (
+    CQE,
+    DESC,
+    DESC_SIGNALED,
+    DOORBELL,
+    PAGE,
+    RQ_PROD,
+    SQ_PROD,
+    STATUS_OK,
+    mac_to_int,
+)
+from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, full_fence, load64_once, memcpy, record_view, store32_once, store64_once
+from hyp.control import Channel, Reply, socketpair
+from hyp.domain import DOM0, DOMID_NIC
+from hyp.frames import ETHERTYPE_WIRE, TRACKER, TRACKERS, tracker_report, verify, write_test_frame
+from hyp.hypervisor import Hypervisor
+from hyp.kernels import compiled, entry, i64, void
+from hyp.memory import Mapping
+from hyp.process import Process, adopt_socket, run_role
+from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
+from hyp.verbs import (
+    arm_receives,
+    arm_sends,
+    consume_receives,
+    peek_receive,
+    poll_sends,
+    post_receive,
+    post_send,
+    qp_at,
+    receives_completed,
+    ring_receives,
+    ring_sends,
+    send_room,
+    sends_completed,
+)
+from nic.device import Nic
+
+TIMEOUT_S: Final = 20.0
+STALL_NS: Final = 15_000_000_000  # a wake-up that takes this long was lost
+JUST_BELOW_WRAP: Final = 0xFFFF_FFF0
+WRAP: Final = 1 << 32
+WIRE_MAC: Final = "02:00:00:00:ff:01"
+BROADCAST_MAC: Final = "ff:ff:ff:ff:ff:ff"
+DEFAULT_RAM: Final = 1 << 20
+PRIVATE_INDICES: Final = ("sq_prod", "sq_cons", "scq_prod", "scq_told", "rq_prod", "rq_cons", "rcq_prod", "rcq_told")
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = TIMEOUT_S) -> Any:
+    """Wait until `condition()` is true and return what it returned; AssertionError with `what` if that does not happen."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"did not happen within {seconds} s: {what}"
+        time.sleep(0.0005)
+    return found
+
+
+# --- compiled drivers ------------------------------------------------------------------------------------------------
+
+JOB = np.dtype(
+    [
+        ("qp", "i8"),  # address of the QP record
+        ("epoll", "i8"),
+        ("ram", "i8"),  # address of guest-physical 0
+        ("tx_pool", "i8"),  # guest-physical addresses: a page for each slot
+        ("rx_pool", "i8"),
+        ("counts", "i8"),  # a private counters row
+        ("head0", "i8"),  # the header of the frames to send
+        ("head1", "i8"),
+        ("length", "i8"),
+        ("stream", "i8"),
+        ("frames", "i8"),  # how many to send, or how many good ones to receive
+        ("signal_every", "i8"),
+        ("window", "i8"),  # most descriptors under way; receive buffers posted
+        ("trackers", "i8"),
+        ("stop", "i8"),  # set by the test: come to an end
+        ("until_ns", "i8"),  # 0: no limit in time
+        ("done", "i8"),  # frames sent and completed, or good ones received
+        ("bad", "i8"),  # receive completions with an error status
+        ("seed", "i8"),
+        ("first", "i8"),  # for the hostile: guest-physical range that it scribbles over
+        ("size", "i8"),
+    ]
+)
+job_at = record_view(JOB)
+FINISHED, STALLED, STOPPED = 0, -1, 1
+
+
+@compiled
+def _at_end(job):  # type: ignore[no-untyped-def]
+    return job.stop != 0 or (job.until_ns != 0 and clock_ns() >= job.until_ns)
+
+
+@entry(i64(i64))
+def send_stream(address: int) -> int:
+    """Send test frames as a front end does: batch, ring, poll, arm, look again, sleep. FINISHED, STOPPED or STALLED."""
+    job = job_at(address)
+    q = qp_at(job.qp)
+    sequence, last = 0, 0
+    ending = False
+    while True:
+        job.done += poll_sends(q)
+        ending = ending or sequence == job.frames or _at_end(job)
+        under_way = q.sq_size - send_room(q)
+        if ending and under_way == 0:
+            return FINISHED if sequence == job.frames else STOPPED
+        room = 0 if ending else min(min(job.window - under_way, job.frames - sequence), 32)
+        for k in range(room):
+            gpa = job.tx_pool + (q.sq_prod & (q.sq_size - 1)) * PAGE
+            write_test_frame(job.ram + gpa, job.length, job.head0, job.head1, job.stream, sequence, 0)
+            sequence += 1
+            signaled = k == room - 1 or sequence % job.signal_every == 0
+            post_send(q, gpa, job.length, DESC_SIGNALED if signaled else 0)
+        ring_sends(q)
+        if room == 0:
+            arm_sends(q)
+            full_fence()
+            if not sends_completed(q):
+                slept = epoll_sleep(job.epoll, STALL_NS)
+                last = last + 1 if slept == 0 else 0
+                if last > 0 and not sends_completed(q):
+                    return STALLED
+
+
+@entry(i64(i64))
+def receive_stream(address: int) -> int:
+    """Receive and verify until `frames` good ones have come. FINISHED, STOPPED, or STALLED if nothing comes."""
+    job = job_at(address)
+    q = qp_at(job.qp)
+    rounds = 0
+    while job.done < job.frames and not _at_end(job):
+        index, length, status = peek_receive(q, 0)
+        if index < 0:
+            ring_receives(q)
+            arm_receives(q)
+            full_fence()
+            if not receives_completed(q):
+                limit = 20_000_000 if job.until_ns != 0 else STALL_NS
+                if epoll_sleep(job.epoll, limit) == 0 and job.until_ns == 0:
+                    return STALLED
+            continue
+        if status == STATUS_OK:
+            addr = job.ram + job.rx_pool + (index & (q.rq_size - 1)) * PAGE
+            if verify(job.trackers, job.counts, addr, length, clock_ns()):
+                job.done += 1
+        else:
+            job.bad += 1
+        consume_receives(q, 1)
+        post_receive(q, job.rx_pool + (q.rq_prod & (q.rq_size - 1)) * PAGE, PAGE)
+        rounds += 1
+        if rounds % 8 == 0:
+            ring_receives(q)
+    ring_receives(q)
+    return FINISHED if job.done >= job.frames else STOPPED
+
+
+@compiled
+def _random(job):  # type: ignore[no-untyped-def]
+    """xorshift64."""
+    x = job.seed
+    x ^= x << 13
+    x ^= (x >> 7) & 0x01FF_FFFF_FFFF_FFFF
+    x ^= x << 17
+    job.seed = x
+    return x & 0x7FFF_FFFF_FFFF_FFFF
+
+
+@compiled
+def _hostile_address(job):  # type: ignore[no-untyped-def]
+    """An IOVA: one's own page, a misaligned one, unregistered, beyond RAM, or so large that sums with it wrap."""
+    kind = _random(job) & 7
+    page = job.tx_pool + (_random(job) & 63) * PAGE
+    if kind < 3:
+        return page
+    if kind == 3:
+        return page + (_random(job) & 4095)
+    if kind == 4:
+        return _random(job) & 0xFF_FFFF
+    if kind == 5:
+        return 0x7FFF_FFFF_FFFF_FFFF - (_random(job) & 8191)
+    if kind == 6:
+        return -(_random(job) & 8191)
+    return _random(job)
+
+
+@entry(i64(i64))
+def post_garbage(address: int) -> int:
+    """Hostile, careful with its indices: descriptors of every kind, rewritten after they were published. Number posted."""
+    job = job_at(address)
+    q = qp_at(job.qp)
+    posted = 0
+    while not _at_end(job):
+        poll_sends(q)
+        for _ in range(min(send_room(q), 8)):
+            length = _random(job) & 0xFFF if _random(job) & 3 else _random(job)
+            post_send(q, _hostile_address(job), length, DESC_SIGNALED if _random(job) & 15 else _random(job) & 0xFFFF_FFFF)
+            posted += 1
+        ring_sends(q)
+        index, _, _ = peek_receive(q, 0)
+        if index >= 0:
+            consume_receives(q, 1)
+            post_receive(q, _hostile_address(job), _random(job) & 0x1_0000_1FFF)
+            ring_receives(q)
+        for _ in range(4):  # after the device may have checked them
+            store64_once(q.sq + (_random(job) & (q.sq_size - 1)) * 16 + (_random(job) & 8), _random(job))
+            store64_once(job.ram + job.tx_pool + (_random(job) & 63) * PAGE + (_random(job) & 8), _random(job))
+    return posted
+
+
+@entry(i64(i64))
+def scribble(address: int) -> int:
+    """Hostile: random words all over the doorbell page and [first, first + size). Number of rounds."""
+    job = job_at(address)
+    q = qp_at(job.qp)
+    rounds = 0
+    while not _at_end(job):
+        store32_once(q.doorbell + 64 * (_random(job) % 6), _random(job))
+        store32_once(q.doorbell + SQ_PROD, _random(job) & 127)
+        store32_once(q.doorbell + (_random(job) & 1023) * 4, _random(job))
+        for _ in range(16):
+            store64_once(job.ram + job.first + (_random(job) % (job.size >> 3)) * 8, _random(job))
+        rounds += 1
+    return rounds
+
+
+@entry(void(i64, i64, i64, i64, i64, i64))
+def _compose(addr: int, length: int, head0: int, head1: int, stream: int, sequence: int) -> None:
+    write_test_frame(addr, length, head0, head1, stream, sequence, 0)
+
+
+@entry(void())
+def fence() -> None:
+    """Full barrier, for drivers in Python."""
+    full_fence()
+
+
+@entry(i64(i64, i64))
+def sleep_until_event(epoll: int, timeout_ns: int) -> int:
+    """epoll_pwait2 without the GIL. Number of events, 0 at the timeout."""
+    return epoll_sleep(epoll, timeout_ns)
+
+
+def header(destination: str, source: str) -> bytes:
+    """The first 14 bytes of a test frame."""
+    macs = b"".join(mac_to_int(mac).to_bytes(6, "little") for mac in (destination, source))
+    return macs + ETHERTYPE_WIRE.to_bytes(2, "little")
+
+
+def head_words(destination: str, source: str) -> tuple[int, int]:
+    """`header` as compiled code takes it."""
+    head = header(destination, source) + bytes(2)
+    return int.from_bytes(head[:8], "little", signed=True), int.from_bytes(head[8:], "little", signed=True)
+
+
+def compose(destination: str, source: str, length: int = 64, stream: int = 1, sequence: int = 0) -> bytes:
+    """A test frame (hyp/frames.py) of `length` ≥ 48 bytes."""
+    buffer = np.zeros(length + 16, np.uint8)
+    _compose(int(buffer.ctypes.data), length, *head_words(destination, source), stream, sequence)
+    return buffer[:length].tobytes()
+
+
+# --- guests ----------------------------------------------------------------------------------------------------------
+
+
+class Guest:
+    """A domain with a NIC context and a driver in Python. Guest-physical layout: queues, `tx_pool`, `rx_pool`, free space."""
+
+    def __init__(self, bench: "Bench", domid: int, name: str, mac: str, channel: Channel, ram: Mapping, upcall: tuple[int, int]) -> None:
+        self.bench, self.domid, self.name, self.mac, self.hyp = bench, domid, name, mac, channel
+        self.mapping, self.ram = ram, Ram(ram)
+        self.upcall, self.epoll = upcall
+        self.memory = ram.array
+        self._counts = np.zeros(128, np.int64)
+        self.pair: QueuePair
+
+    def call(self, op: str, **args: Any) -> Reply:
+        """A hypercall."""
+        return self.bench.run(self.hyp.call(op, **args))
+
+    async def _open(self, entries: int, start: int) -> None:
+        self.pair = await open_queue_pair(self.hyp, self.upcall, entries, int(self._counts.ctypes.data))
+        self.q, self.entries, self.context = self.pair.record[0], entries, self.pair.context
+        self.words = np.frombuffer(self.pair.doorbell.array, DOORBELL, 1)[0]
+        for name in ("sq_prod", "sq_rung", "sq_done", "scq_cons", "rq_prod", "rq_rung", "rcq_cons"):
+            self.q[name] = start
+        self.words["sq_prod"] = self.words["rq_prod"] = start
+        if start:
+            self.bench.begin_at(self.context, start)
+        await start_queue_pair(self.hyp, self.ram, self.pair)
+        at = {name: int(self.q[name]) - self.ram.address for name in ("sq", "scq", "rq", "rcq")}
+        self.places = at
+        self.sq, self.rq = (self._view(at[name], DESC, entries) for name in ("sq", "rq"))
+        self.scq, self.rcq = (self._view(at[name], CQE, entries) for name in ("scq", "rcq"))
+        for ring in (self.scq, self.rcq):  # as the pass before would have left it
+            index = (start + (np.arange(entries) - start) % entries) % WRAP
+            ring["owner"] = (index & entries) != 0
+        self.tx_pool, self.rx_pool = self.ram.allocate(entries * PAGE), self.ram.allocate(entries * PAGE)
+        self.free = self.rx_pool + entries * PAGE
+        await register(self.hyp, self.tx_pool, entries * PAGE, writable=False)
+        await register(self.hyp, self.rx_pool, entries * PAGE, writable=True)
+        self._signaled = 0
+
+    def _view(self, gpa: int, dtype: np.dtype[Any], count: int) -> Any:
+        return np.frombuffer(self.memory, dtype, count, gpa)
+
+    # -- memory --
+
+    def write(self, gpa: int, content: bytes) -> None:
+        """Put bytes into RAM."""
+        self.memory[gpa : gpa + len(content)] = np.frombuffer(content, np.uint8)
+
+    def read(self, gpa: int, length: int) -> bytes:
+        """Take bytes out of RAM."""
+        return self.memory[gpa : gpa + length].tobytes()
+
+    def frame(self, destination: str, length: int = 64, stream: int = 1, sequence: int = 0, source: str | None = None) -> bytes:
+        """A test frame from this guest."""
+        return compose(destination, source or self.mac, length, stream, sequence)
+
+    # -- sending --
+
+    def post(self, addr: int, length: int, flags: int = DESC_SIGNALED, reserved: int = 0) -> int:
+        """Write the next send descriptor, whatever it says; returns its index."""
+        index = int(self.q["sq_prod"])
+        self.sq[index % self.entries] = (addr % (1 << 64), length % WRAP, flags, reserved)
+        self.q["sq_prod"] = (index + 1) % WRAP
+        return index
+
+    def ring(self) -> None:
+        """Publish what was posted and wake the NIC (always: a hint too many does no harm)."""
+        self.words["sq_prod"] = self.q["sq_rung"] = self.q["sq_prod"]
+        self.kick()
+
+    def kick(self) -> None:
+        """Signal the doorbell's eventfd."""
+        os.eventfd_write(int(self.q["doorbell_fd"]), 1)
+
+    def send(self, *frames: bytes, flags: int = DESC_SIGNALED) -> None:
+        """Post well-formed frames from the pool's pages and ring. At most as many as the queue has slots."""
+        for content in frames:
+            gpa = self.tx_pool + int(self.q["sq_prod"]) % self.entries * PAGE
+            self.write(gpa, content)
+            self.post(gpa, len(content), flags)
+        self.ring()
+
+    def sent(self, count: int = 1) -> list[int]:
+        """Wait for `count` send completions; their statuses. The owner bits and the order of indices are checked."""
+        statuses = []
+        for cqe in self._completions(self.scq, "scq_cons", "scq_event", count):
+            index = int(cqe["index"])
+            assert 0 <= (index - int(self.q["sq_done"])) % WRAP < self.entries, "a completion of what was not posted"
+            self.q["sq_done"] = (index + 1) % WRAP
+            statuses.append(int(cqe["status"]))
+        return statuses
+
+    def send_one(self, addr: int, length: int, flags: int = DESC_SIGNALED) -> int:
+        """Post one raw descriptor, ring, wait: its status."""
+        self.post(addr, length, flags)
+        self.ring()
+        return self.sent(1)[0]
+
+    # -- receiving --
+
+    def post_buffer(self, addr: int, length: int = PAGE, flags: int = 0) -> None:
+        """Write the next receive descriptor, whatever it says."""
+        index = int(self.q["rq_prod"])
+        self.rq[index % self.entries] = (addr % (1 << 64), length % WRAP, flags, 0)
+        self.q["rq_prod"] = (index + 1) % WRAP
+
+    def ring_buffers(self) -> None:
+        """Publish the receive buffers and wake the NIC."""
+        self.words["rq_prod"] = self.q["rq_rung"] = self.q["rq_prod"]
+        self.kick()
+
+    def post_buffers(self, count: int, length: int = PAGE) -> None:
+        """Post `count` buffers, each the page of its slot, and ring."""
+        for _ in range(count):
+            self.post_buffer(self.rx_pool + int(self.q["rq_prod"]) % self.entries * PAGE, length)
+        self.ring_buffers()
+
+    def take(self, count: int = 1) -> list[tuple[int, bytes]]:
+        """Wait for `count` receive completions: (status, frame) each."""
+        return [
+            (int(cqe["status"]), self.read(int(self.rq[int(cqe["index"]) % self.entries]["addr"]), int(cqe["length"])))
+            for cqe in self._completions(self.rcq, "rcq_cons", "rcq_event", count)
+        ]
+
+    def waiting(self) -> int:
+        """Number of receive completions that have not been taken."""
+        cons, n = int(self.q["rcq_cons"]), 0
+        while n < self.entries and self._is_new(self.rcq, (cons + n) % WRAP):
+            n += 1
+        return n
+
+    def _is_new(self, ring: Any, index: int) -> bool:
+        return bool(int(ring[index % self.entries]["owner"]) == (0 if index & self.entries else 1))
+
+    def _completions(self, ring: Any, cons_name: str, event_name: str, count: int) -> Iterator[Any]:
+        for done in range(count):
+            cons = int(self.q[cons_name])
+            deadline = time.monotonic() + TIMEOUT_S
+            while not self._is_new(ring, cons):
+                self.words[event_name] = (cons + 1) % WRAP
+                fence()
+                if not self._is_new(ring, cons):
+                    assert time.monotonic() < deadline, f"{self.name}: completion {done} of {count} did not come"
+                    sleep_until_event(self.epoll, 100_000_000)
+            self.q[cons_name] = (cons + 1) % WRAP
+            yield ring[cons % self.entries].copy()
+
+    # -- compiled loops --
+
+    def job(self, **fields: int) -> "np.ndarray[Any, Any]":
+        """A JOB record for a compiled driver on this guest."""
+        job = np.zeros(1, JOB)
+        defaults = {
+            "qp": self.pair.address, "epoll": self.epoll, "ram": self.ram.address, "tx_pool": self.tx_pool,
+            "rx_pool": self.rx_pool, "counts": int(self._counts.ctypes.data), "length": 64, "stream": 1,
+            "signal_every": 16, "window": self.entries, "seed": 0x1234_5678_9ABC_DEF1 + self.domid,
+        }  # fmt: skip
+        for name, value in {**defaults, **fields}.items():
+            job[0][name] = value
+        return job
+
+    def sender(self, destination: str, frames: int, **fields: int) -> "Loop":
+        """A thread that sends `frames` test frames."""
+        head0, head1 = head_words(destination, self.mac)
+        return Loop(send_stream, self.job(head0=head0, head1=head1, frames=frames, **fields), self)
+
+    def receiver(self, frames: int, **fields: int) -> "Loop":
+        """A thread that receives and verifies test frames until `frames` good ones have come; the queue is filled first."""
+        self.post_buffers(self.entries - (int(self.q["rq_prod"]) - int(self.q["rcq_cons"])) % WRAP)
+        return Loop(receive_stream, self.job(frames=frames, **fields), self)
+
+
+class Loop:
+    """A compiled loop in a thread. `job[0]` is its record; `wait` returns what the loop returned."""
+
+    def __init__(self, kernel: Callable[[int], int], job: "np.ndarray[Any, Any]", *keep: Any) -> None:
+        self.job, self._keep = job, keep
+        self.trackers = np.zeros(TRACKERS, TRACKER)
+        job[0]["trackers"] = self.trackers.ctypes.data
+        self.result: int | None = None
+        self._thread = threading.Thread(target=self._run, args=(kernel,), daemon=True)
+        self._thread.start()
+
+    def _run(self, kernel: Callable[[int], int]) -> None:
+        self.result = kernel(int(self.job.ctypes.data))
+
+    def __getitem__(self, field: str) -> int:
+        return int(self.job[0][field])
+
+    def report(self, stream: int = 1) -> dict[str, int]:
+        """What a receiver knows of a stream."""
+        return tracker_report(self.trackers, stream)
+
+    def stop(self) -> int:
+        """Ask it to end, and wait."""
+        self.job[0]["stop"] = 1
+        return self.wait()
+
+    def wait(self, seconds: float = 40.0) -> int:
+        """Wait for its end; AssertionError if it does not come."""
+        self._thread.join(seconds)
+        assert not self._thread.is_alive(), f"the loop did not end; it has done {self['done']} of {self['frames']}"
+        assert self.result is not None, "the loop raised"
+        return self.result
+
+
+# --- the bench -------------------------------------------------------------------------------------------------------
+
+
+class _Silent:
+    """A keeper's console that nobody listens to."""
+
+    async def call(self, op: str, **args: Any) -> Reply:
+        return Reply(None, [])
+
+    def tell(self, op: str, **args: Any) -> None:
+        pass
+
+
+class _HypervisorProcess:
+    """As much of `Process` as `Hypervisor` needs."""
+
+    console = _Silent()
+
+
+class _NicProcess(Process):
+    """The NIC's `Process` where it is a thread of the test's process, which must survive the end of its console."""
+
+    def _keeper_gone(self) -> None:
+        self.stopped.set()
+
+
+class Bench:
+    """A hypervisor, a NIC and guests. `pause_us`: how long a sender waits for a full receiver. `forked`: the NIC is a process."""
+
+    def __init__(
+        self, *, engines: int = 1, pause_us: int = 1_000_000, spin_us: int = 0, wire: str = "sink", backing: str = "sealed",
+        topology: str = "bench", forked: bool = False,
+    ) -> None:  # fmt: skip
+        self._config = {"engines": engines, "pause_us": pause_us, "wire": {"mac": WIRE_MAC, "mode": wire}}
+        self._hypervisor_config = {"name": topology, "memory": {"backing": backing}, "spin_limit_us": spin_us}
+        self.engines, self.macs, self.guests = engines, dict[int, str](), list[Guest]()
+        self.pid: int | None = None
+        self._ends = [socketpair(), socketpair()]  # hypercalls, console
+        if forked:
+            self._fork()
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Bench":
+        try:
+            self.run(self._start())
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, Any], seconds: float = TIMEOUT_S) -> Any:
+        """Run a coroutine on the control plane's loop and wait for its result."""
+        return self.submit(coroutine).result(seconds)
+
+    def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Begin to run a coroutine on the control plane's loop: a concurrent.futures.Future."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    # -- start and end --
+
+    def _fork(self) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                linux.die_with_parent()
+                for ours, _ in self._ends:
+                    ours.close()
+                sockets = dict(zip(("hypercalls", "console"), (theirs.detach() for _, theirs in self._ends), strict=True))
+                status = run_role("nic", "nic", "nic.device", self._config, sockets)
+            finally:
+                os._exit(status)
+        for _, theirs in self._ends:
+            theirs.close()
+
+    async def _start(self) -> None:
+        self.hypervisor = Hypervisor(_HypervisorProcess(), self._hypervisor_config)  # type: ignore[arg-type]
+        self.devices = self.hypervisor.devices
+        (hypercalls, nic_hypercalls), (console, nic_console) = self._ends
+        ready = asyncio.get_running_loop().create_future()
+        self.console = Channel(console, {"ready": lambda: ready.set_result(None)}, name="the NIC")
+        await self.hypervisor.domain_create(DOMID_NIC, "nic", 0, [hypercalls.detach()])
+        if self.pid is None:
+            process = _NicProcess("nic", "nic", {"hypercalls": nic_hypercalls.detach(), "console": nic_console.detach()})
+            self.nic = Nic(process, self._config)
+            await self.nic.start()
+        else:
+            await ready
+        self.dom0 = await self._domain(DOM0, "dom0", DEFAULT_RAM)
+        await self.dom0.hyp.call("toolstack_ready")
+
+    def close(self) -> None:
+        """End everything; all threads are gone when this returns."""
+        try:
+            self.run(self._stop())
+        finally:
+            if self.pid is not None:
+                os.waitpid(self.pid, 0)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+            for pair in self._ends:
+                for end in pair:
+                    end.close()
+
+    async def _stop(self) -> None:
+        if self.pid is not None:
+            os.kill(self.pid, 9)
+        elif hasattr(self, "nic"):
+            await self.nic.stop()
+            self.nic._process.console.close()
+            self.nic._hyp.close()
+        for guest in [*self.guests, *([self.dom0] if hasattr(self, "dom0") else [])]:
+            guest.hyp.close()
+        if hasattr(self, "console"):
+            self.console.close()
+        if hasattr(self, "hypervisor"):
+            for domain in self.hypervisor.domains.values():
+                if domain.channel is not None:
+                    domain.channel.close()
+                domain.close()
+            self.hypervisor.platform.close()
+            self._loop.remove_reader(self.devices._past_batch.epoll.fileno())
+
+    # -- guests --
+
+    async def _domain(self, domid: int, name: str, memory: int) -> Guest:
+        near, far = socketpair()
+        await self.hypervisor.domain_create(domid, name, memory, [near.detach()])
+        toolstack = {"context_authorize": self._authorize, "domain_gone": lambda domid: None}
+        hyp = Channel(far, toolstack if domid == DOM0 else {}, name="the hypervisor")
+        ram, *others = (await hyp.call("domain_info")).fds
+        upcall = await hyp.call("upcall_create")
+        for fd in others:
+            os.close(fd)
+        return Guest(self, domid, name, self.macs.get(domid, "00:00:00:00:00:00"), hyp, Mapping.adopt(ram, memory),
+                     (int(upcall.value["upcall"]), upcall.fds[0]))  # fmt: skip
+
+    def _authorize(self, domid: int) -> dict[str, str]:
+        return {"mac": self.macs[domid]}
+
+    def guest(self, mac: str | None = None, *, queue: int = 64, memory: int = DEFAULT_RAM, start: int = 0) -> Guest:
+        """A guest with a started context; its indices begin at `start`. The n-th guest gets context n, engine n mod engines."""
+        guest = self.domain(mac, memory)
+        self.run(guest._open(queue, start))
+        return guest
+
+    def domain(self, mac: str | None = None, memory: int = DEFAULT_RAM) -> Guest:
+        """A guest without a context."""
+        domid = len(self.guests) + 1
+        self.macs[domid] = mac or f"02:00:00:00:00:{domid:02x}"
+        guest = self.run(self._domain(domid, f"guest{domid}", memory))
+        self.guests.append(guest)
+        return guest
+
+    def physical_function(self, queue: int = 64) -> Guest:
+        """Dom0 with its context 0: any source address, and what the wire sends to nobody else."""
+        self.run(self.dom0._open(queue, 0))
+        return self.dom0
+
+    def begin_at(self, context: int, start: int) -> None:
+        """Let the NIC's private indices of a context that is not started yet begin at `start`."""
+        for state in self.nic._engines:
+            for name in PRIVATE_INDICES:
+                state.contexts[context][name] = start
+
+    # -- the device --
+
+    def wire(self, op: str, **args: Any) -> Any:
+        """An operation of the NIC's console: ``wire_mode``, ``wire_generate``, ``wire_report``, ``threads``."""
+        return self.run(self._wire(op, args)).value
+
+    async def _wire(self, op: str, args: dict[str, Any]) -> Reply:
+        return await self.console.call(op, **args)
+
+    def filters(self, context: int, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> None:
+        """Dom0 programs the MAC filters."""
+        self.dom0.call("filter_change", context=context, add=list(add), remove=list(remove))
+
+    def sync(self) -> None:
+        """Every engine has begun a new batch and committed its counters when this returns."""
+        self.wire("wire_mode", mode=self._config["wire"]["mode"])
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """The NIC's counters, by row: ``engine0``, ``wire0``, ``ctx1:guest1``."""
+        region = self.hypervisor.domains[DOMID_NIC].counters
+        page = Mapping(region.fd, COUNTERS_BYTES, writable=False)
+        return read_rows(page.array.data)
+
+    def count(self, column: str, row: str = "") -> int:
+        """Sum of a column over all rows whose name begins with `row`."""
+        return sum(counts[column] for name, counts in self.counts().items() if name.startswith(row))
+
+    def of(self, guest: Guest) -> dict[str, int]:
+        """A guest's row, columns that are not zero only."""
+        row = self.counts()[f"ctx{guest.context}:{guest.name}"]
+        return {column: n for column, n in row.items() if n}
+
+    def drops(self) -> dict[str, int]:
+        """Drops by name, over all rows, those that are not zero."""
+        totals = {drop.name.lower(): self.count(drop.name.lower()) for drop in DROPS}
+        return {name: n for name, n in totals.items() if n}
+
+    def balance(self) -> tuple[int, int]:
+        """(frames that went in, frames that came out or were dropped by name). Equal at rest."""
+        went_in = self.count("tx_frames", "ctx") + self.count("tx_frames", "wire") + self.count("replicated")
+        came_out = self.count("rx_frames", "ctx") + self.count("rx_frames", "wire") + sum(self.drops().values())
+        return went_in, came_out
+
+    def at_rest(self, sent: int | None = None) -> None:
+        """Wait until nothing is under way; what went in has come out then. `sent`: frames that guests and wire sent."""
+
+        def balanced() -> bool:
+            self.sync()
+            went_in, came_out = self.balance()
+            started = self.count("tx_frames", "ctx") + self.count("tx_frames", "wire")
+            return went_in == came_out and (sent is None or started == sent)
+
+        try:
+            eventually(balanced, "rest", 5.0)
+        except AssertionError:
+            rows = {name: {c: n for c, n in row.items() if n} for name, row in self.counts().items()}
+            raise AssertionError(f"in {self.balance()[0]} ≠ out {self.balance()[1]} (expected to send {sent}): {rows}") from None
+
+
+@contextmanager
+def bench_of(guests: int, **options: Any) -> Iterator[tuple[Any, ...]]:
+    """``(bench, guest1, …)``."""
+    start, queue = options.pop("start", 0), options.pop("queue", 64)
+    with Bench(**options) as bench:
+        yield bench, *(bench.guest(start=start, queue=queue) for _ in range(guests))
