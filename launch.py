@@ -24,15 +24,13 @@ if importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer"
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
     os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before anything imports numpy: threads would keep guests out of namespaces
+import asyncio
+import json
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, NoReturn
 
-import asyncio  # noqa: E402
-import json  # noqa: E402
-from collections.abc import Callable, Coroutine  # noqa: E402
-from typing import Annotated, Any, NoReturn  # noqa: E402
-
-import typer  # noqa: E402
-import uvloop  # noqa: E402
+import typer
+import uvloop
 
 FAILED, USAGE, NOT_STARTED, INTERRUPTED = 1, 2, 3, 130
 
@@ -112,6 +110,10 @@ def execute(
     """Run a program inside a guest of a running topology, on this terminal."""
     from bench.clients import ClientError, execute
 
+    if argv[0] == "--":
+        del argv[0]
+    if not argv:
+        fail("exec: which program?", USAGE)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             status = runner.run(execute(guest, argv, topology))

@@ -47,8 +47,15 @@ async def status_of(run: RunDir) -> dict[str, Any]:
 
 
 async def living() -> list[dict[str, Any]]:
-    """`status_of` all living topologies of this user."""
-    return [await status_of(run) for run in all_topologies() if run.is_alive()]
+    """`status_of` all living topologies of this user; one that does not answer (yet) has no processes to show."""
+    found = []
+    for run in all_topologies():
+        if run.is_alive():
+            try:
+                found.append(await status_of(run))
+            except ClientError:
+                found.append({"name": run.name, "state": "starting or ending", "processes": [], "guests": []})
+    return found
 
 
 async def find_guest(guest: str, topology: str | None) -> RunDir:

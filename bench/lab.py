@@ -5,6 +5,7 @@ from then on talks to single processes over consoles that the keeper opens for i
 """
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -75,6 +76,7 @@ class Lab:
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
         self.deaths: list[str] = []
+        self._death = asyncio.Event()
         self.timings: dict[str, float] = {}
 
     async def __aenter__(self) -> "Lab":
@@ -138,6 +140,13 @@ class Lab:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""
         return str(await asyncio.shield(self.channel.closed))
 
+    async def any_death(self, timeout: float = 2.0) -> list[str]:
+        """What died, as the keeper says; waits for its word, which may come after a socket's end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._death.wait()
+        return self.deaths
+
     async def start_generator(self) -> None:
         """Let the wire generate what the topology file says, if it says so."""
         wire = self.topology["nic"]["wire"]
@@ -147,6 +156,7 @@ class Lab:
 
     def _died(self, name: str, role: str, cause: str) -> None:
         self.deaths.append(f"{name} {cause}")
+        self._death.set()
         self._on_event("died", {"name": name, "role": role, "cause": cause})
 
     # -- talking to processes --

@@ -15,7 +15,7 @@ from rich.console import Console
 from bench.lab import Lab, LabError
 from bench.tables import comparison, losses, results
 from bench.workloads import Runner, WorkloadError, describe
-from hyp.control import ControlError
+from hyp.control import ControlError, PeerGone
 from hyp.rundir import TopologyExists
 
 FAILED, NOT_STARTED = 1, 3
@@ -52,7 +52,11 @@ async def lab_up(topology: dict[str, Any], out: Console) -> AsyncIterator[Lab]:
         ready = time.monotonic() - start
         guests = ", ".join(f"{guest['name']} ({guest['path']})" for guest in topology["guest"])
         out.print(f"topology [bold]{lab.name}[/] is up in {ready:.2f} s: {guests}")
-        yield lab
+        try:
+            yield lab
+        except PeerGone:
+            await lab.any_death()  # which is told when it is known
+            raise
 
 
 async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Console) -> list[dict[str, Any]]:

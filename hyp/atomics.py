@@ -16,11 +16,15 @@ import platform
 from typing import Any
 
 import numba
+import numba.core.cgutils
+import numba.extending
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import types
 
 from hyp.kernels import compiled, i64, void
+
+intrinsic: Any = numba.extending.intrinsic
+cgutils: Any = numba.core.cgutils
 
 _I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _PTR = _I8.as_pointer()

@@ -317,7 +317,7 @@ def unmap_grant_at(views: int, n_domains: int, caller: int, domid: int, ref: int
 
 @compiled
 def _view(views: int, domid: int) -> Any:
-    """The DOMAIN_VIEW of a domain, by address: handing the array down would count references to it, atomically, per op."""
+    """The DOMAIN_VIEW of a domain, by address: to hand the array down is to count references to it, atomically."""
     return view_at(views + domid * DOMAIN_VIEW_BYTES)
 
 
@@ -387,7 +387,7 @@ def grant_copy_at(views: int, n_domains: int, caller: int, ops: int, count: int,
 
     `views` is the address of an array of DOMAIN_VIEW, in which the caller is present, `ops` the address of GNTTAB_COPY
     records (8-byte aligned), `counts` a COPY_COUNTS record. Each op gets its status: those of `pin`, and BAD_DOMAIN,
-    BAD_COPY_ARG (over the end of a page, or a reference onto itself), PERMISSION_DENIED (a frame number of another domain).
+    BAD_COPY_ARG (over the end of a page, or a reference onto itself), PERMISSION_DENIED (a foreign frame number).
     """
     sys_getppid()  # what entering the hypervisor costs
     refused, copied_bytes = 0, 0

@@ -24,6 +24,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numba
+from numba.core import types
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("hyp", "nic", "dom0", "domu")
 # Compiled code is recognised by this import. A file that has it may take constants only from others that have it, and from hyp/abi.
@@ -61,12 +64,7 @@ def cache_root() -> Path:
 
 CACHE = cache_root() / source_hash()
 CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
-os.environ["NUMBA_CACHE_DIR"] = str(CACHE)
-# A process with a second thread cannot enter a user namespace, and OpenBLAS starts one on import of numpy.
-os.environ["OPENBLAS_NUM_THREADS"] = "1"
-
-import numba  # noqa: E402  (after the environment it reads)
-from numba.core import types  # noqa: E402
+numba.config.CACHE_DIR = str(CACHE)  # not by the environment: whoever imported numba before us has had it read
 
 i64 = types.int64
 void = types.void

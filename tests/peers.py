@@ -15,9 +15,9 @@ Three kinds of driver work on a `Guest`'s queue pair:
 
 * its methods: descriptor by descriptor, in Python, straight from the layout in hyp/abi/nic.py (not through hyp/verbs.py, so
   that the one is checked against the other). What they post is never checked first: `post` is also the hostile driver's tool;
-* `Traffic`: compiled loops over hyp/verbs.py, in a thread: a stream of test frames out, or in and verified. They sleep as a front
-  end does and report a wake-up that got lost;
-* `Hostile`: compiled, at full speed, in a thread: writes garbage into the doorbell page and the rings.
+* `Guest.traffic`: a compiled loop over hyp/verbs.py, in a thread: test frames out, test frames in and verified. It sleeps as a front
+  end does and reports a wake-up that got lost;
+* `Loop(scribble, guest.job(...))` and the like: hostile, compiled, at full speed, in a thread.
 """
 
 import asyncio
@@ -45,12 +45,12 @@ from hyp.abi.nic import (
     STATUS_OK,
     mac_to_int,
 )
-from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, full_fence, load64_once, memcpy, record_view, store32_once, store64_once
+from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, full_fence, record_view, store32_once, store64_once
 from hyp.control import Channel, Reply, socketpair
-from hyp.domain import DOM0, DOMID_NIC
+from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.frames import ETHERTYPE_WIRE, TRACKER, TRACKERS, tracker_report, verify, write_test_frame
 from hyp.hypervisor import Hypervisor
-from hyp.kernels import compiled, entry, i64, void
+from hyp.kernels import Entry, compiled, entry, i64, void
 from hyp.memory import Mapping
 from hyp.process import Process, adopt_socket, run_role
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
@@ -104,17 +104,22 @@ JOB = np.dtype(
         ("head1", "i8"),
         ("length", "i8"),
         ("stream", "i8"),
-        ("frames", "i8"),  # how many to send, or how many good ones to receive
+        ("frames", "i8"),  # how many to send
+        ("expect", "i8"),  # how many good ones to receive
         ("signal_every", "i8"),
         ("window", "i8"),  # most descriptors under way; receive buffers posted
         ("trackers", "i8"),
         ("stop", "i8"),  # set by the test: come to an end
         ("until_ns", "i8"),  # 0: no limit in time
-        ("done", "i8"),  # frames sent and completed, or good ones received
+        ("sequence", "i8"),  # frames posted
+        ("done", "i8"),  # frames completed
+        ("received", "i8"),  # good ones received
         ("bad", "i8"),  # receive completions with an error status
         ("seed", "i8"),
         ("first", "i8"),  # for the hostile: guest-physical range that it scribbles over
         ("size", "i8"),
+        ("other0", "i8"),  # for `flip`: the other header
+        ("other1", "i8"),
     ]
 )
 job_at = record_view(JOB)
@@ -126,67 +131,65 @@ def _at_end(job):  # type: ignore[no-untyped-def]
     return job.stop != 0 or (job.until_ns != 0 and clock_ns() >= job.until_ns)
 
 
-@entry(i64(i64))
-def send_stream(address: int) -> int:
-    """Send test frames as a front end does: batch, ring, poll, arm, look again, sleep. FINISHED, STOPPED or STALLED."""
-    job = job_at(address)
-    q = qp_at(job.qp)
-    sequence, last = 0, 0
-    ending = False
-    while True:
-        job.done += poll_sends(q)
-        ending = ending or sequence == job.frames or _at_end(job)
-        under_way = q.sq_size - send_room(q)
-        if ending and under_way == 0:
-            return FINISHED if sequence == job.frames else STOPPED
-        room = 0 if ending else min(min(job.window - under_way, job.frames - sequence), 32)
-        for k in range(room):
-            gpa = job.tx_pool + (q.sq_prod & (q.sq_size - 1)) * PAGE
-            write_test_frame(job.ram + gpa, job.length, job.head0, job.head1, job.stream, sequence, 0)
-            sequence += 1
-            signaled = k == room - 1 or sequence % job.signal_every == 0
-            post_send(q, gpa, job.length, DESC_SIGNALED if signaled else 0)
-        ring_sends(q)
-        if room == 0:
-            arm_sends(q)
-            full_fence()
-            if not sends_completed(q):
-                slept = epoll_sleep(job.epoll, STALL_NS)
-                last = last + 1 if slept == 0 else 0
-                if last > 0 and not sends_completed(q):
-                    return STALLED
+@compiled
+def _send_some(job, q):  # type: ignore[no-untyped-def]
+    """Post as many test frames as window and batch allow. Returns how many."""
+    room = min(min(job.window - (q.sq_size - send_room(q)), job.frames - job.sequence), 32)
+    for k in range(room):
+        gpa = job.tx_pool + (q.sq_prod & (q.sq_size - 1)) * PAGE
+        write_test_frame(job.ram + gpa, job.length, job.head0, job.head1, job.stream, job.sequence, 0)
+        job.sequence += 1
+        signaled = k == room - 1 or job.sequence % job.signal_every == 0
+        post_send(q, gpa, job.length, DESC_SIGNALED if signaled else 0)
+    ring_sends(q)
+    return room
 
 
-@entry(i64(i64))
-def receive_stream(address: int) -> int:
-    """Receive and verify until `frames` good ones have come. FINISHED, STOPPED, or STALLED if nothing comes."""
-    job = job_at(address)
-    q = qp_at(job.qp)
-    rounds = 0
-    while job.done < job.frames and not _at_end(job):
+@compiled
+def _receive_some(job, q):  # type: ignore[no-untyped-def]
+    """Verify what has come and give the buffers back, at most 32. Returns how many."""
+    for k in range(32):
         index, length, status = peek_receive(q, 0)
         if index < 0:
             ring_receives(q)
-            arm_receives(q)
-            full_fence()
-            if not receives_completed(q):
-                limit = 20_000_000 if job.until_ns != 0 else STALL_NS
-                if epoll_sleep(job.epoll, limit) == 0 and job.until_ns == 0:
-                    return STALLED
-            continue
+            return k
         if status == STATUS_OK:
             addr = job.ram + job.rx_pool + (index & (q.rq_size - 1)) * PAGE
             if verify(job.trackers, job.counts, addr, length, clock_ns()):
-                job.done += 1
+                job.received += 1
         else:
             job.bad += 1
         consume_receives(q, 1)
         post_receive(q, job.rx_pool + (q.rq_prod & (q.rq_size - 1)) * PAGE, PAGE)
-        rounds += 1
-        if rounds % 8 == 0:
-            ring_receives(q)
     ring_receives(q)
-    return FINISHED if job.done >= job.frames else STOPPED
+    return 32
+
+
+@entry(i64(i64))
+def exchange(address: int) -> int:
+    """Send `frames` and receive `expect` good ones, as a front end does: batch, ring, poll, arm, look again, sleep.
+
+    FINISHED; STOPPED if it was asked to stop, once all that was posted is completed; STALLED if no wake-up came.
+    """
+    job = job_at(address)
+    q = qp_at(job.qp)
+    job.frames = min(job.frames, 1 << 60)
+    while True:
+        moved = poll_sends(q)
+        job.done += moved
+        moved += _receive_some(job, q)
+        if _at_end(job):
+            job.frames, job.expect = job.sequence, 0
+        moved += _send_some(job, q)
+        if job.done == job.sequence == job.frames and job.received >= job.expect:
+            return STOPPED if _at_end(job) else FINISHED
+        if moved == 0:
+            arm_sends(q)
+            arm_receives(q)
+            full_fence()
+            if not sends_completed(q) and not receives_completed(q):
+                if epoll_sleep(job.epoll, STALL_NS) == 0 and not sends_completed(q) and not receives_completed(q):
+                    return STALLED
 
 
 @compiled
@@ -256,6 +259,21 @@ def scribble(address: int) -> int:
             store64_once(job.ram + job.first + (_random(job) % (job.size >> 3)) * 8, _random(job))
         rounds += 1
     return rounds
+
+
+@entry(i64(i64))
+def flip(address: int) -> int:
+    """Hostile: change the header at `first` to and fro between (head0, head1) and (other0, other1). Number of changes."""
+    job = job_at(address)
+    at = job.ram + job.first
+    changes = 0
+    while not _at_end(job):
+        store64_once(at, job.other0 if changes & 1 else job.head0)
+        store64_once(at + 8, job.other1 if changes & 1 else job.head1)
+        for _ in range(changes & 15):
+            cpu_relax()
+        changes += 1
+    return changes
 
 
 @entry(void(i64, i64, i64, i64, i64, i64))
@@ -457,21 +475,21 @@ class Guest:
             job[0][name] = value
         return job
 
-    def sender(self, destination: str, frames: int, **fields: int) -> "Loop":
-        """A thread that sends `frames` test frames."""
-        head0, head1 = head_words(destination, self.mac)
-        return Loop(send_stream, self.job(head0=head0, head1=head1, frames=frames, **fields), self)
+    def traffic(self, destination: str = WIRE_MAC, frames: int = 0, expect: int = 0, **fields: int) -> "Loop":
+        """A thread that sends `frames` test frames to `destination` and verifies what comes until `expect` good ones have.
 
-    def receiver(self, frames: int, **fields: int) -> "Loop":
-        """A thread that receives and verifies test frames until `frames` good ones have come; the queue is filled first."""
+        Another one on the same guest would take its wake-ups. The receive queue is filled first.
+        """
         self.post_buffers(self.entries - (int(self.q["rq_prod"]) - int(self.q["rcq_cons"])) % WRAP)
-        return Loop(receive_stream, self.job(frames=frames, **fields), self)
+        head0, head1 = head_words(destination, self.mac)
+        return Loop(exchange, self.job(head0=head0, head1=head1, frames=frames, expect=expect, **fields), self)
 
 
 class Loop:
     """A compiled loop in a thread. `job[0]` is its record; `wait` returns what the loop returned."""
 
-    def __init__(self, kernel: Callable[[int], int], job: "np.ndarray[Any, Any]", *keep: Any) -> None:
+    def __init__(self, kernel: Entry, job: "np.ndarray[Any, Any]", *keep: Any) -> None:
+        kernel.load()
         self.job, self._keep = job, keep
         self.trackers = np.zeros(TRACKERS, TRACKER)
         job[0]["trackers"] = self.trackers.ctypes.data
@@ -479,7 +497,7 @@ class Loop:
         self._thread = threading.Thread(target=self._run, args=(kernel,), daemon=True)
         self._thread.start()
 
-    def _run(self, kernel: Callable[[int], int]) -> None:
+    def _run(self, kernel: Entry) -> None:
         self.result = kernel(int(self.job.ctypes.data))
 
     def __getitem__(self, field: str) -> int:
@@ -497,7 +515,7 @@ class Loop:
     def wait(self, seconds: float = 40.0) -> int:
         """Wait for its end; AssertionError if it does not come."""
         self._thread.join(seconds)
-        assert not self._thread.is_alive(), f"the loop did not end; it has done {self['done']} of {self['frames']}"
+        assert not self._thread.is_alive(), f"no end: {self['done']}/{self['frames']} sent, {self['received']}/{self['expect']} received"
         assert self.result is not None, "the loop raised"
         return self.result
 
@@ -735,6 +753,6 @@ class Bench:
 @contextmanager
 def bench_of(guests: int, **options: Any) -> Iterator[tuple[Any, ...]]:
     """``(bench, guest1, …)``."""
-    start, queue = options.pop("start", 0), options.pop("queue", 64)
+    of_guests = {name: options.pop(name) for name in ("start", "queue", "memory") if name in options}
     with Bench(**options) as bench:
-        yield bench, *(bench.guest(start=start, queue=queue) for _ in range(guests))
+        yield bench, *(bench.guest(**of_guests) for _ in range(guests))
