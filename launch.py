@@ -103,7 +103,7 @@ def run(
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 def execute(
-    guest: Annotated[str, typer.Argument(help="A guest with program = \"tap\".")],
+    guest: Annotated[str, typer.Argument(help='A guest with program = "tap".')],
     argv: Annotated[list[str], typer.Argument(metavar="-- PROGRAM [ARGS]...", help="The program and its arguments.")],
     topology: Annotated[str | None, typer.Option(help="Which topology, if several have such a guest.")] = None,
 ) -> None:
@@ -143,7 +143,9 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
         for process in topology["processes"]:
             guest = guests.get(process["name"])
             what = f"{guest['path']}, {guest['program']}, {guest['mac']} {guest['address'] or ''}" if guest else ""
-            print(f"  {process['name']:<16} {process['role']:<10} {process['state']:<10} pid {process['pid'] or '–':<8} {what}".rstrip())
+            print(
+                f"  {process['name']:<16} {process['role']:<10} {process['state']:<10} pid {process['pid'] or '–':<8} {what}".rstrip()
+            )
 
 
 @app.command()
@@ -151,7 +153,9 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
     """Is the topology sound, and does it fit this machine? Nothing is started."""
     topology = load_topology(file)
     size = topology.shared_memory_bytes() / 2**20
-    print(f"{file}: topology {topology.name!r} is sound: {len(topology.guests)} guests, {len(topology.workloads)} workloads, {size:.0f} MiB of shared memory")
+    print(
+        f"{file}: topology {topology.name!r} is sound: {len(topology.guests)} guests, {len(topology.workloads)} workloads, {size:.0f} MiB of shared memory"
+    )
 
 
 @app.command()

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from bench.lab import open_console
@@ -83,11 +84,9 @@ async def execute(guest: str, argv: Sequence[str], topology: str | None) -> int:
     token, loop = os.getpid(), asyncio.get_running_loop()
     theirs, lease = os.pipe()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        loop.add_signal_handler(number, lambda n=number: console.tell("kill", token=token, number=int(n)))
+        loop.add_signal_handler(number, partial(console.tell, "kill", token=token, number=int(number)))
     try:
-        call = console.call(
-            "execute", fds=[0, 1, 2, theirs], argv=list(argv), env=dict(os.environ), cwd=os.getcwd(), token=token
-        )
+        call = console.call("execute", fds=[0, 1, 2, theirs], argv=list(argv), env=dict(os.environ), cwd=os.getcwd(), token=token)
         status = int((await call).value["status"])
     except ControlError as error:
         raise ClientError(f"{guest}: {argv[0]}: {error}") from error

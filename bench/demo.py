@@ -62,7 +62,9 @@ async def _demo(seconds: float, out: Console) -> dict[str, Any]:
         records = await run_workloads(runner, topology["workload"], out)
         out.print()
         out.print(results(records))
-        out.print("[dim]Dom0, copies, notif., hyperc., wake-ups: per frame, from the lab's counters; a round trip is two frames[/]\n")
+        out.print(
+            "[dim]Dom0, copies, notif., hyperc., wake-ups: per frame, from the lab's counters; a round trip is two frames[/]\n"
+        )
         out.print(comparison(records) or "")
         for line in losses(records):
             out.print(line)
@@ -101,7 +103,14 @@ def _stopped(pids: list[int]) -> Iterator[None]:
 
 async def _stopped_proof(runner: Runner, out: Console) -> dict[str, Any]:
     """The bypass stream undisturbed, then with Dom0 and hyp stopped, alternating."""
-    load_: Workload = {"kind": "stream", "from": "carl", "to": "dora", "frame": 64, "seconds": PROOF_SECONDS, "frames": None}
+    load_: Workload = {
+        "kind": "stream",
+        "from": "carl",
+        "to": "dora",
+        "frame": 64,
+        "seconds": PROOF_SECONDS,
+        "frames": None,
+    }
     both = [runner.pids["dom0"], runner.pids["hyp"]]
     rates: dict[str, list[float]] = {"undisturbed": [], "stopped": []}
     records = []

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES, read_rows
-from hyp.control import Channel, ControlError, PeerGone, Reply, close_all, socketpair
 from hyp.abi.domids import DOM0, DOMID_NIC
+from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
 from hyp.linux import pid_of
 from hyp.memory import Mapping, sweep
 from hyp.process import adopt_socket
@@ -24,7 +24,13 @@ from hyp.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 180.0
-ROLES = {"hyp": "hyp.hypervisor", "xenstored": "dom0.store_process", "nic": "nic.device", "dom0": "dom0.domain", "domu": "domu.guest"}
+ROLES = {
+    "hyp": "hyp.hypervisor",
+    "xenstored": "dom0.store_process",
+    "nic": "nic.device",
+    "dom0": "dom0.domain",
+    "domu": "domu.guest",
+}
 MODULES = [*ROLES.values(), "domu.traffic", "domu.tap", "domu.frontends.bypass", "domu.frontends.split"]
 
 
@@ -49,11 +55,29 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
     loops = topology["nic"]["engines"] + 1 + len(guests)
 
-    def process(name: str, role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
-        return {"name": name, "role": role, "module": ROLES[role], "config": config, "domain": domain, "xenstore": xenstore}
+    def process(
+        name: str, role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None
+    ) -> dict[str, Any]:
+        return {
+            "name": name,
+            "role": role,
+            "module": ROLES[role],
+            "config": config,
+            "domain": domain,
+            "xenstore": xenstore,
+        }
 
-    shared = {"name": name, "memory": {"backing": backing}, "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], loops)}
-    dom0 = {**topology["dom0"], "guests": guests, "queue": topology["nic"]["queue"], "pause_us": topology["nic"]["pause_us"]}
+    shared = {
+        "name": name,
+        "memory": {"backing": backing},
+        "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], loops),
+    }
+    dom0 = {
+        **topology["dom0"],
+        "guests": guests,
+        "queue": topology["nic"]["queue"],
+        "pause_us": topology["nic"]["pause_us"],
+    }
     processes = [
         process("hyp", "hyp", shared, None, None),
         process("xenstored", "xenstored", {}, None, None),
@@ -118,7 +142,7 @@ class Lab:
                 command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                 start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
             )  # fmt: skip
-        handlers = {
+        handlers: dict[str, Handler] = {
             "progress": lambda **details: self._on_event("progress", details),
             "warm": lambda **details: self._on_event("warm", details),
             "died": self._died,
@@ -200,7 +224,9 @@ class CounterReader:
     def read(self) -> dict[str, dict[str, int]]:
         """``{"process/row": {column: count}}``."""
         return {
-            f"{process}/{row}": counts for process, page in self._pages.items() for row, counts in read_rows(page.array.data).items()
+            f"{process}/{row}": counts
+            for process, page in self._pages.items()
+            for row, counts in read_rows(page.array.data).items()
         }
 
 

@@ -75,8 +75,16 @@ async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Co
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    model = next((line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "?")
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "kernel": platform.release(), "python": platform.python_version()}
+    model = next(
+        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "?",
+    )
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+    }
 
 
 def write_json(path: Path, lab_name: str, records: list[dict[str, Any]], **more: Any) -> None:

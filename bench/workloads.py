@@ -102,7 +102,10 @@ class Runner:
         return {"frames": load["frames"]} if load["frames"] else {"seconds": load["seconds"]}
 
     async def _stream(self, load: Workload, stream: int) -> dict[str, Any]:
-        lab, job = self.lab, {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
+        lab, job = (
+            self.lab,
+            {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)},
+        )
         if load["from"] == WIRE:
             await lab.call("nic", "wire_generate", **job)
             while (wire := await lab.call("nic", "wire_report", stream=stream))["left"] > 0:
@@ -126,7 +129,13 @@ class Runner:
     # -- the record --
 
     def _record(
-        self, load: Workload, report: dict[str, Any], counted: Snapshot, at_rest: Snapshot, cpu: dict[str, Usage], elapsed: float
+        self,
+        load: Workload,
+        report: dict[str, Any],
+        counted: Snapshot,
+        at_rest: Snapshot,
+        cpu: dict[str, Usage],
+        elapsed: float,
     ) -> dict[str, Any]:
         received = report["received"]
         round_trips = load["kind"] == "rr"

@@ -20,7 +20,7 @@ _entry_at = record_view(ENTRY)
 
 
 @compiled
-def _entry(fdb, mac, probe):  # type: ignore[no-untyped-def]
+def _entry(fdb, mac, probe):
     slot = (((mac * 0x1E3779B97F4A7C15) >> 40) + probe) & (SLOTS - 1)
     return _entry_at(fdb + slot * ENTRY_BYTES)
 

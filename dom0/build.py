@@ -4,9 +4,9 @@ import numpy as np
 
 from dom0.bridge import ENTRY, SLOTS
 from dom0.engine import ADD_PORT, REMOVE_PORT
-from dom0.state import BUFFERS, ENGINE, FLUSH, MAX_PORTS, PENDING, PORT, STAGE, STAGED, UPLINK
+from dom0.state import BUFFERS, ENGINE, FLUSH, MAX_PORTS, PENDING, PORT, STAGE, STAGED, UPLINK, engine_at
 from dom0.uplink import RX_BUFFER, receive_buffer
-from hyp.abi.grant import COPY_BYTES, PAGE_BYTES
+from hyp.abi.grant import COPY_BYTES
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
@@ -14,7 +14,6 @@ from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
 from hyp.ram import QueuePair, Ram
 from hyp.verbs import post_receive, qp_at, ring_receives
-from dom0.state import engine_at
 
 
 @entry(void(i64))
@@ -66,7 +65,16 @@ class EngineState:
     def view_count(self) -> int:
         return len(self.views)
 
-    def configure(self, ram: Ram, pair: QueuePair, rx_pool: int, pool: int, counts: tuple[int, int], ageing_s: float, pause_us: int) -> None:
+    def configure(
+        self,
+        ram: Ram,
+        pair: QueuePair,
+        rx_pool: int,
+        pool: int,
+        counts: tuple[int, int],
+        ageing_s: float,
+        pause_us: int,
+    ) -> None:
         """Set RAM, uplink and limits. `pool`, `rx_pool`: guest-physical addresses of BUFFERS pages, and of a page per receive slot."""
         record = self._record[0]
         record["ram"], record["pool"], record["rx_pool"], record["qp"] = ram.address, pool, rx_pool, pair.address

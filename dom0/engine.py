@@ -4,6 +4,10 @@ A round, for each port in turn: take frames in (unless some still wait) → lear
 guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a deadline, then its frame drops.
 """
 
+from dom0.bridge import NOWHERE, forget_port, learn, whereabouts
+from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests
+from dom0.state import UPLINK, engine_at, give_buffer, port_of, staged_of
+from dom0.uplink import post_frame, repost_received, ring_uplink, take_received, uplink_has_room
 from hyp.abi.counters import (
     DROP_DOWN,
     DROP_NO_BUFFER,
@@ -21,17 +25,13 @@ from hyp.events import may_spin, sleep, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
-from dom0.bridge import NOWHERE, forget_port, learn, whereabouts
-from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests
-from dom0.state import UPLINK, engine_at, give_buffer, port_of, staged_of
-from dom0.uplink import post_frame, repost_received, ring_uplink, take_received, uplink_has_room
 
 ADD_PORT, REMOVE_PORT = 1, 2
 DELIVERED, PAUSE = 0, -1
 
 
 @compiled
-def _put(e, s, t):  # type: ignore[no-untyped-def]
+def _put(e, s, t):
     """Pass the staged frame on to port `t`. DELIVERED, PAUSE (no room), or a drop's name."""
     if t.active == 0:
         return DROP_DOWN
@@ -50,7 +50,7 @@ def _put(e, s, t):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _flood(e, p, s):  # type: ignore[no-untyped-def]
+def _flood(e, p, s):
     """Pass the frame on to every port but its own. A flooded copy never pauses anybody."""
     copies = 0
     for number in range(e.port_count):
@@ -68,7 +68,7 @@ def _flood(e, p, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _pass_on(e, p, s):  # type: ignore[no-untyped-def]
+def _pass_on(e, p, s):
     """Learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
     head0, head1 = load64(s.addr), load64(s.addr + 8)
     target = head0 & MAC_MASK
@@ -97,7 +97,7 @@ def _pass_on(e, p, s):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _forward(e, p):  # type: ignore[no-untyped-def]
+def _forward(e, p):
     """Pass the port's staged frames on. Returns how many."""
     done = 0
     while p.next < p.staged:
@@ -115,7 +115,7 @@ def _forward(e, p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _serve_port(e, p):  # type: ignore[no-untyped-def]
+def _serve_port(e, p):
     """One turn of a port. Returns the number of frames passed on."""
     if p.next == p.staged:
         if p.number == UPLINK:
@@ -138,7 +138,7 @@ def _serve_port(e, p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _round(e):  # type: ignore[no-untyped-def]
+def _round(e):
     moved = 0
     e.first = e.first + 1 if e.first + 1 < e.port_count else 0
     for k in range(e.port_count):
@@ -150,7 +150,7 @@ def _round(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _publish(e):  # type: ignore[no-untyped-def]
+def _publish(e):
     """Copy the counters of what moved to the shared page."""
     for number in range(e.port_count):
         p = port_of(e, number)
@@ -161,7 +161,7 @@ def _publish(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _remove_port(e, number):  # type: ignore[no-untyped-def]
+def _remove_port(e, number):
     p = port_of(e, number)
     p.active = 0
     for k in range(p.staged - p.answers, p.staged):
@@ -174,7 +174,7 @@ def _remove_port(e, number):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _take_mail(e):  # type: ignore[no-untyped-def]
+def _take_mail(e):
     """Carry out what the control plane posted. Returns True if the engine is to stop."""
     stop = False
     while mail_waiting(e.mailbox, e.mail) > 0:
@@ -193,7 +193,7 @@ def _take_mail(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _arm(e):  # type: ignore[no-untyped-def]
+def _arm(e):
     """Ask every guest and the NIC for a notification and look once more. Returns (something to do, ns to sleep or −1)."""
     ready, deadline = mail_waiting(e.mailbox, e.mail) > 0, -1
     for number in range(e.port_count):
@@ -222,7 +222,7 @@ def _arm(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _paused_can_go(e):  # type: ignore[no-untyped-def]
+def _paused_can_go(e):
     """True if something that a paused port may wait for has come: room in the NIC's queue or in any guest's ring."""
     if sends_completed(qp_at(e.qp)):
         return True
@@ -234,7 +234,7 @@ def _paused_can_go(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _idle(e):  # type: ignore[no-untyped-def]
+def _idle(e):
     """Nothing moved: spin while that pays, then sleep."""
     wait = wait_at(e.wait)
     if e.idle_since == 0:

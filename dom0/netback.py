@@ -5,6 +5,17 @@ batch, stage them for the bridge. A request is answered only when its frame is s
 Receive: a frame for the guest takes the guest's next receive request; the copies of a batch are one hypercall; then the responses.
 """
 
+from dom0.state import (
+    COLOURS,
+    FLUSH,
+    PENDING_BYTES,
+    STAGE,
+    give_buffer,
+    pending_at,
+    port_of,
+    staged_of,
+    take_buffer,
+)
 from hyp.abi.counters import (
     BATCHES,
     COPIED_BYTES,
@@ -53,23 +64,12 @@ from hyp.ring import (
     ring_at,
     unconsumed_requests,
 )
-from dom0.state import (
-    COLOURS,
-    FLUSH,
-    PENDING_BYTES,
-    STAGE,
-    give_buffer,
-    pending_at,
-    port_of,
-    staged_of,
-    take_buffer,
-)
 
 COLOUR_LIMIT = PAGE_BYTES - COLOURS * 64
 
 
 @compiled
-def fail_port(p, column):  # type: ignore[no-untyped-def]
+def fail_port(p, column):
     """The guest broke the protocol: its vif is out of service. Nobody else notices."""
     count(p.counts, column, 1)
     p.failed = 1
@@ -78,7 +78,7 @@ def fail_port(p, column):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offset, length, flags):  # type: ignore[no-untyped-def]
+def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offset, length, flags):
     """Append one operation to the batch."""
     op = e.ops + e.op_count * COPY_BYTES
     store64(op + COPY_SOURCE, source)
@@ -93,14 +93,14 @@ def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offs
 
 
 @compiled
-def run_copies(e):  # type: ignore[no-untyped-def]
+def run_copies(e):
     """Execute the batch: one hypercall. Its operations have their status then."""
     grant_copy_at(e.views, e.view_count, DOM0, e.ops, e.op_count, copy_counts_at(e.copy_counts))
     count(e.counts, HYPERCALLS, 1)
 
 
 @compiled
-def _copied(e, k):  # type: ignore[no-untyped-def]
+def _copied(e, k):
     return load16(e.ops + k * COPY_BYTES + COPY_STATUS) == 0
 
 
@@ -108,7 +108,7 @@ def _copied(e, k):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def take_requests(e, p):  # type: ignore[no-untyped-def]
+def take_requests(e, p):
     """Take up to STAGE transmit requests in and stage their frames. Returns how many."""
     ring = ring_at(p.tx_ring)
     ready = unconsumed_requests(ring)
@@ -130,7 +130,7 @@ def take_requests(e, p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _stage_request(e, p, slot, k):  # type: ignore[no-untyped-def]
+def _stage_request(e, p, slot, k):
     """Copy the request once, check the copy, plan its grant copy."""
     gref, word1, word2 = load32_once(slot), load32_once(slot + 4), load32_once(slot + 8)
     offset, flags = word1 & 0xFFFF, word1 >> 16
@@ -149,7 +149,7 @@ def _stage_request(e, p, slot, k):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _settle_requests(e, p, ready):  # type: ignore[no-untyped-def]
+def _settle_requests(e, p, ready):
     """After the copies: count what came in, and give up what could not be copied."""
     for k in range(ready):
         s = staged_of(p, k)
@@ -170,7 +170,7 @@ def _settle_requests(e, p, ready):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def answer_requests(e, p):  # type: ignore[no-untyped-def]
+def answer_requests(e, p):
     """Answer the staged requests that have been passed on (all before `next`), and free their buffers."""
     first = p.staged - p.answers
     if first == p.next:
@@ -187,7 +187,7 @@ def answer_requests(e, p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def tell_guest(p, due):  # type: ignore[no-untyped-def]
+def tell_guest(p, due):
     """Send the event, if the guest asked for it."""
     p.dirty = 1
     if due:
@@ -201,7 +201,7 @@ def tell_guest(p, due):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def has_room(p):  # type: ignore[no-untyped-def]
+def has_room(p):
     """True if the guest has posted a receive request."""
     ready = unconsumed_requests(ring_at(p.rx_ring))
     if ready == PROTOCOL_FAULT:
@@ -213,7 +213,7 @@ def has_room(p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def queue_copy(e, p, gpa, length):  # type: ignore[no-untyped-def]
+def queue_copy(e, p, gpa, length):
     """Plan the copy of a frame in Dom0's RAM into the guest's next receive page. The caller has checked `has_room`."""
     word = load64_once(next_request_slot(ring_at(p.rx_ring)))  # u16 id, u16 pad, u32 gref
     gref = (word >> 32) & 0xFFFFFFFF
@@ -225,13 +225,13 @@ def queue_copy(e, p, gpa, length):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def flush_is_full(e):  # type: ignore[no-untyped-def]
+def flush_is_full(e):
     """True if no further copy fits into the batch."""
     return e.op_count >= FLUSH
 
 
 @compiled
-def flush_copies(e):  # type: ignore[no-untyped-def]
+def flush_copies(e):
     """Make the planned copies (one hypercall), answer the guests' receive requests, send events."""
     if e.op_count == 0:
         return

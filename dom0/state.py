@@ -94,19 +94,19 @@ pending_at = record_view(PENDING)
 
 
 @compiled
-def port_of(e, number):  # type: ignore[no-untyped-def]
+def port_of(e, number):
     """The PORT record `number`."""
     return port_at(e.ports + number * PORT_BYTES)
 
 
 @compiled
-def staged_of(p, k):  # type: ignore[no-untyped-def]
+def staged_of(p, k):
     """Entry `k` of a port's stage."""
     return staged_at(p.stage + k * STAGED_BYTES)
 
 
 @compiled
-def take_buffer(e):  # type: ignore[no-untyped-def]
+def take_buffer(e):
     """A free buffer's number, or −1."""
     if e.free_count == 0:
         return -1
@@ -115,7 +115,7 @@ def take_buffer(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def give_buffer(e, number):  # type: ignore[no-untyped-def]
+def give_buffer(e, number):
     """Give a buffer back."""
     store64(e.free + 8 * e.free_count, number)
     e.free_count += 1

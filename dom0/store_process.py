@@ -8,7 +8,6 @@ from hyp.abi.domids import DOM0
 from hyp.process import Process, adopt_socket
 
 
-
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper says stop."""
     server = Xenstored()

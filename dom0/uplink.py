@@ -4,6 +4,7 @@ Frames to send stay in the buffers they were copied into until the NIC has sent 
 bridge has passed them on.
 """
 
+from dom0.state import COLOURS, STAGE, give_buffer, staged_of
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import DESC_SIGNALED, PAGE, STATUS_OK
 from hyp.atomics import load64, store64
@@ -20,21 +21,20 @@ from hyp.verbs import (
     ring_sends,
     send_room,
 )
-from dom0.state import COLOURS, STAGE, give_buffer, staged_of
 
 RX_BUFFER = 2048 + 64  # in a page of its own, because a grant copy does not cross pages
 SIGNAL_EVERY = 32
 
 
 @compiled
-def receive_buffer(e, index):  # type: ignore[no-untyped-def]
+def receive_buffer(e, index):
     """Guest-physical address of the buffer of receive slot `index`."""
     slot = index & (qp_at(e.qp).rq_size - 1)
     return e.rx_pool + slot * PAGE + (slot % COLOURS) * 64
 
 
 @compiled
-def reclaim(e):  # type: ignore[no-untyped-def]
+def reclaim(e):
     """Free the buffers of completed sends. Returns how many."""
     done = poll_sends(qp_at(e.qp))
     for _ in range(done):
@@ -44,7 +44,7 @@ def reclaim(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def uplink_has_room(e):  # type: ignore[no-untyped-def]
+def uplink_has_room(e):
     """True if the NIC's send queue takes a frame."""
     if send_room(qp_at(e.qp)) > 0:
         return True
@@ -53,7 +53,7 @@ def uplink_has_room(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def post_frame(e, p, buffer, gpa, length):  # type: ignore[no-untyped-def]
+def post_frame(e, p, buffer, gpa, length):
     """Post a frame on the NIC's send queue; the buffer is the NIC's until it is reclaimed."""
     q = qp_at(e.qp)
     store64(e.posted + 8 * (e.posted_tail % q.sq_size), buffer)
@@ -65,13 +65,13 @@ def post_frame(e, p, buffer, gpa, length):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def ring_uplink(e):  # type: ignore[no-untyped-def]
+def ring_uplink(e):
     """Make what was posted visible to the NIC."""
     ring_sends(qp_at(e.qp))
 
 
 @compiled
-def take_received(e, p):  # type: ignore[no-untyped-def]
+def take_received(e, p):
     """Stage up to STAGE received frames. Returns how many."""
     q = qp_at(e.qp)
     n = 0
@@ -93,7 +93,7 @@ def take_received(e, p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def repost_received(e, p):  # type: ignore[no-untyped-def]
+def repost_received(e, p):
     """Give the receive buffers of the frames passed on (all before `next`) back to the NIC."""
     q = qp_at(e.qp)
     first = p.staged - p.answers

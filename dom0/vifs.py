@@ -60,9 +60,22 @@ async def create_nodes(store: XenstoreClient, domid: int, handle: int, mac: str)
 class Vif:
     """One vif: port `number` of the bridge. `run` is its life."""
 
-    def __init__(self, hyp: Channel, store: XenstoreClient, state: EngineState, counters: CounterPage, guest: dict[str, Any], number: int) -> None:
+    def __init__(
+        self,
+        hyp: Channel,
+        store: XenstoreClient,
+        state: EngineState,
+        counters: CounterPage,
+        guest: dict[str, Any],
+        number: int,
+    ) -> None:
         self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
-        self.domid, self.name, self.mac, self.number = int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number
+        self.domid, self.name, self.mac, self.number = (
+            int(guest["domid"]),
+            str(guest["name"]),
+            str(guest["mac"]),
+            number,
+        )
         self._front = frontend_path(self.domid, DEVICE, 0)
         self._back = backend_path(DOM0, DEVICE, self.domid, 0)
         self._rings = np.zeros(2, RING)
@@ -88,7 +101,9 @@ class Vif:
             refs[name] = await self._read_int(name)
             sring = _map_ring(self._state.views_address, self._state.view_count, self.domid, refs[name])
             if sring < 0:
-                raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {name} {refs[name]} cannot be mapped (grant status {sring})")
+                raise RuntimeError(
+                    f"vif of domain {self.domid} ({self.name}): {name} {refs[name]} cannot be mapped (grant status {sring})"
+                )
             self._grefs.append(refs[name])
             _attach(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes)
         port = await self._read_int("event-channel")
@@ -124,4 +139,3 @@ class Vif:
         if not (text.isascii() and text.isdigit() and len(text) <= 10):
             raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {node} is {text!r}, not a number")
         return int(text)
-

@@ -131,7 +131,9 @@ class Device:
         return int(self.record.ctypes.data)
 
 
-def new_device(operations: Operations, front: int, mac: str, mac_word: int, room: int, counts: tuple[int, int], wait: int) -> Device:
+def new_device(
+    operations: Operations, front: int, mac: str, mac_word: int, room: int, counts: tuple[int, int], wait: int
+) -> Device:
     """A DEVICE record with its bursts. `front`: address of the front end's record; `wait`: of the WAIT record."""
     record = np.zeros(1, DEVICE)
     bursts = np.zeros((2, BURST * FRAME_BYTES // 8), np.int64)

@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from domu.device import Device
+from domu.netns import Tap, create
+from domu.tap import TapProgram
+from domu.traffic import Traffic
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Channel
@@ -17,10 +21,6 @@ from hyp.events import WAIT
 from hyp.memory import Mapping
 from hyp.process import Process
 from hyp.ram import Ram
-from domu.device import Device
-from domu.netns import Tap, create
-from domu.tap import TapProgram
-from domu.traffic import Traffic
 
 
 class Guest:

@@ -11,12 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hyp.abi.counters import DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.atomics import clock_ns, cpu_relax, record_view, sys_read, sys_write
-from hyp.counters import commit, count
-from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, sleep, wait_at
-from hyp.kernels import compiled, entry, i64
 from domu.device import (
     BURST,
     FAILED,
@@ -32,6 +26,12 @@ from domu.device import (
     tx_commit,
     tx_reserve,
 )
+from hyp.abi.counters import DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.atomics import clock_ns, cpu_relax, record_view, sys_read, sys_write
+from hyp.counters import commit, count
+from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
+from hyp.events import may_spin, sleep, wait_at
+from hyp.kernels import compiled, entry, i64
 
 if TYPE_CHECKING:
     from domu.guest import Guest
@@ -54,7 +54,7 @@ _tap_at = record_view(TAP)
 
 
 @compiled
-def _from_tap(t, d):  # type: ignore[no-untyped-def]
+def _from_tap(t, d):
     """Read frames from the TAP into send buffers until it has no more. Returns how many, or FAILED."""
     room = tx_reserve(t.device, BURST)
     if room < 0:
@@ -77,7 +77,7 @@ def _from_tap(t, d):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _to_tap(t, d):  # type: ignore[no-untyped-def]
+def _to_tap(t, d):
     """Write received frames to the TAP. Returns how many, or FAILED."""
     n = rx_poll(t.device, BURST)
     for k in range(n):
@@ -95,7 +95,7 @@ def _to_tap(t, d):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _idle(t, d):  # type: ignore[no-untyped-def]
+def _idle(t, d):
     wait = wait_at(d.wait)
     if t.idle_since == 0:
         t.idle_since = t.now

@@ -10,6 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from domu.device import (
+    BURST,
+    FAILED,
+    RX,
+    TX,
+    arm,
+    device_at,
+    frame_addr,
+    frame_length,
+    rx_poll,
+    rx_release,
+    set_length,
+    tx_commit,
+    tx_pending,
+    tx_reserve,
+)
 from hyp.abi.nic import mac_to_int
 from hyp.atomics import (
     clock_ns,
@@ -37,22 +53,6 @@ from hyp.frames import (
     write_test_frame,
 )
 from hyp.kernels import compiled, entry, i64
-from domu.device import (
-    BURST,
-    FAILED,
-    RX,
-    TX,
-    arm,
-    device_at,
-    frame_addr,
-    frame_length,
-    rx_poll,
-    rx_release,
-    set_length,
-    tx_commit,
-    tx_pending,
-    tx_reserve,
-)
 
 if TYPE_CHECKING:
     from domu.guest import Guest
@@ -94,7 +94,7 @@ _traffic_at = record_view(TRAFFIC)
 
 
 @compiled
-def _begin_job(p, op, stream, target, length, frames, nanoseconds):  # type: ignore[no-untyped-def]
+def _begin_job(p, op, stream, target, length, frames, nanoseconds):
     p.job = STREAMING if op == SEND_STREAM else ASKING
     p.stream, p.target, p.length, p.left, p.sequence = stream, target, length, frames, 0
     p.started_ns = clock_ns()
@@ -103,14 +103,14 @@ def _begin_job(p, op, stream, target, length, frames, nanoseconds):  # type: ign
 
 
 @compiled
-def _end_job(p) -> None:  # type: ignore[no-untyped-def]
+def _end_job(p) -> None:
     p.job = IDLE
     p.ended_ns = clock_ns()
     notify(p.done_fd)
 
 
 @compiled
-def _take_mail(p):  # type: ignore[no-untyped-def]
+def _take_mail(p):
     stop = False
     while mail_waiting(p.mailbox, p.mail) > 0:
         op = mail_word(p.mailbox, p.mail, 0)
@@ -125,7 +125,7 @@ def _take_mail(p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _echo(p, d, source, length):  # type: ignore[no-untyped-def]
+def _echo(p, d, source, length):
     """Send a frame back with its addresses swapped. False if there is no room to send."""
     if tx_reserve(p.device, 1) != 1:
         return False
@@ -141,7 +141,7 @@ def _echo(p, d, source, length):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _receive(p, d):  # type: ignore[no-untyped-def]
+def _receive(p, d):
     """Verify and answer what has arrived, one burst. Returns the number of frames, or FAILED."""
     n = rx_poll(p.device, BURST)
     if n <= 0:
@@ -166,7 +166,7 @@ def _receive(p, d):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _send_stream(p, d):  # type: ignore[no-untyped-def]
+def _send_stream(p, d):
     """Write and send one burst of the stream. Returns the number of frames, or FAILED."""
     if p.left <= 0 or (p.until_ns != 0 and p.now >= p.until_ns):
         p.job = DRAINING
@@ -185,7 +185,7 @@ def _send_stream(p, d):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _ask(p, d):  # type: ignore[no-untyped-def]
+def _ask(p, d):
     """Send the next request, if none is under way. Returns the number of frames, or FAILED."""
     if p.waiting != 0:
         if p.now - p.asked_ns < REPLY_TIMEOUT_NS:
@@ -209,7 +209,7 @@ def _ask(p, d):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _work(p, d):  # type: ignore[no-untyped-def]
+def _work(p, d):
     """One round. Returns the number of frames moved, or FAILED."""
     moved = _receive(p, d)
     sent = 0
@@ -225,7 +225,7 @@ def _work(p, d):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _time_left(p):  # type: ignore[no-untyped-def]
+def _time_left(p):
     """ns until the job has to do something even if nothing arrives (0: now), or −1."""
     deadline = 0
     if p.job == STREAMING:
@@ -236,7 +236,7 @@ def _time_left(p):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _idle(p, d):  # type: ignore[no-untyped-def]
+def _idle(p, d):
     wait = wait_at(d.wait)
     if p.idle_since == 0:
         p.idle_since = p.now
@@ -316,7 +316,12 @@ class Traffic:
         report["answered"] = len(times)
         if len(times):
             p50, p99 = np.percentile(times, [50, 99])
-            report["rtt_us"] = {"p50": float(p50), "p99": float(p99), "mean": float(times.mean()), "max": float(times.max())}
+            report["rtt_us"] = {
+                "p50": float(p50),
+                "p99": float(p99),
+                "mean": float(times.mean()),
+                "max": float(times.max()),
+            }
         return report
 
     def received(self, stream: int) -> dict[str, int]:

@@ -32,13 +32,11 @@ _PTR = _I8.as_pointer()
 
 def _load(bits: int, order: str | None) -> Any:
     @intrinsic
-    def load(typing_context, addr):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def load(typing_context, addr):
+        def generate(context, builder, signature, args):
             pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
-            if order is None:
-                value = builder.load(pointer, align=1)
-            else:
-                value = builder.load_atomic(pointer, order, bits // 8)
+            plain = order is None
+            value = builder.load(pointer, align=1) if plain else builder.load_atomic(pointer, order, bits // 8)
             return builder.zext(value, _I64) if bits < 64 else value
 
         return i64(i64), generate
@@ -48,8 +46,8 @@ def _load(bits: int, order: str | None) -> Any:
 
 def _store(bits: int, order: str | None) -> Any:
     @intrinsic
-    def store(typing_context, addr, value):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def store(typing_context, addr, value):
+        def generate(context, builder, signature, args):
             pointer = builder.inttoptr(args[0], ir.IntType(bits).as_pointer())
             value = builder.trunc(args[1], ir.IntType(bits)) if bits < 64 else args[1]
             if order is None:
@@ -65,8 +63,8 @@ def _store(bits: int, order: str | None) -> Any:
 
 def _compare_and_swap(bits: int) -> Any:
     @intrinsic
-    def cas(typing_context, addr, expected, desired):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def cas(typing_context, addr, expected, desired):
+        def generate(context, builder, signature, args):
             width = ir.IntType(bits)
             pointer = builder.inttoptr(args[0], width.as_pointer())
             old, new = (builder.trunc(a, width) if bits < 64 else a for a in args[1:])
@@ -90,10 +88,10 @@ cas16, cas64 = _compare_and_swap(16), _compare_and_swap(64)
 
 
 @intrinsic
-def full_fence(typing_context):  # type: ignore[no-untyped-def]
+def full_fence(typing_context):
     """Full barrier: no load after it is satisfied before a store in front of it is visible."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
@@ -101,10 +99,10 @@ def full_fence(typing_context):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def cpu_relax(typing_context):  # type: ignore[no-untyped-def]
+def cpu_relax(typing_context):
     """Hint of a spinning loop (PAUSE on x86, YIELD on Arm)."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         if platform.machine() == "x86_64":
             builder.call(_libc(builder, "llvm.x86.sse2.pause", ir.VoidType(), []), [])
         elif platform.machine() == "aarch64":
@@ -115,10 +113,10 @@ def cpu_relax(typing_context):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def memcpy(typing_context, destination, source, length):  # type: ignore[no-untyped-def]
+def memcpy(typing_context, destination, source, length):
     """Copy `length` bytes between addresses that do not overlap."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         function = builder.module.declare_intrinsic("llvm.memcpy", [_PTR, _PTR, _I64])
         destination, source = builder.inttoptr(args[0], _PTR), builder.inttoptr(args[1], _PTR)
         builder.call(function, [destination, source, args[2], _I1(0)])
@@ -128,10 +126,10 @@ def memcpy(typing_context, destination, source, length):  # type: ignore[no-unty
 
 
 @intrinsic
-def memzero(typing_context, destination, length):  # type: ignore[no-untyped-def]
+def memzero(typing_context, destination, length):
     """Set `length` bytes to zero."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         function = builder.module.declare_intrinsic("llvm.memset", [_PTR, _I64])
         builder.call(function, [builder.inttoptr(args[0], _PTR), _I8(0), args[1], _I1(0)])
         return context.get_dummy_value()
@@ -156,8 +154,8 @@ def record_view(dtype: Any) -> Any:
     record = numba.from_dtype(dtype)
 
     @intrinsic
-    def view(typing_context, addr):  # type: ignore[no-untyped-def]
-        def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def view(typing_context, addr):
+        def generate(context, builder, signature, args):
             return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
 
         return record(i64), generate
@@ -166,10 +164,10 @@ def record_view(dtype: Any) -> Any:
 
 
 @intrinsic
-def call_operation(typing_context, function, state, count):  # type: ignore[no-untyped-def]
+def call_operation(typing_context, function, state, count):
     """Call the C function at an address: ``int64 function(int64 state, int64 count)``."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         pointer = builder.inttoptr(args[0], ir.FunctionType(_I64, [_I64, _I64]).as_pointer())
         return builder.call(pointer, args[1:])
 
@@ -178,9 +176,9 @@ def call_operation(typing_context, function, state, count):  # type: ignore[no-u
 
 # --- system calls ----------------------------------------------------------------------------------------------------
 
-sys_read = types.ExternalFunction("read", i64(types.int32, i64, i64))
-sys_write = types.ExternalFunction("write", i64(types.int32, i64, i64))
-sys_getppid = types.ExternalFunction("getppid", types.int32())
+sys_read: Any = types.ExternalFunction("read", i64(types.int32, i64, i64))
+sys_write: Any = types.ExternalFunction("write", i64(types.int32, i64, i64))
+sys_getppid: Any = types.ExternalFunction("getppid", types.int32())
 
 
 def _libc(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
@@ -188,10 +186,10 @@ def _libc(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
 
 
 @intrinsic
-def clock_ns(typing_context):  # type: ignore[no-untyped-def]
+def clock_ns(typing_context):
     """CLOCK_MONOTONIC in nanoseconds."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         spec = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
         clock_gettime = _libc(builder, "clock_gettime", _I32, [_I32, _PTR])
         builder.call(clock_gettime, [_I32(1), builder.bitcast(spec, _PTR)])
@@ -202,10 +200,10 @@ def clock_ns(typing_context):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def notify(typing_context, eventfd):  # type: ignore[no-untyped-def]
+def notify(typing_context, eventfd):
     """Signal an eventfd: one write(2). The result is write's."""
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         one = cgutils.alloca_once_value(builder, _I64(1))
         write = _libc(builder, "write", _I64, [_I32, _PTR, _I64])
         return builder.call(write, [builder.trunc(args[0], _I32), builder.bitcast(one, _PTR), _I64(8)])
@@ -214,14 +212,14 @@ def notify(typing_context, eventfd):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def epoll_sleep(typing_context, epoll, timeout_ns):  # type: ignore[no-untyped-def]
+def epoll_sleep(typing_context, epoll, timeout_ns):
     """Sleep in epoll_pwait2(2) until an event or for `timeout_ns` (negative: no limit). Number of events, or −1.
 
     The events are hints (edge-triggered, never read): the rings tell what happened. Up to 16 are taken at a time; what is
     left over wakes the next call.
     """
 
-    def generate(context, builder, signature, args):  # type: ignore[no-untyped-def]
+    def generate(context, builder, signature, args):
         # struct epoll_event is 12 bytes on x86-64 and 16 elsewhere
         events = cgutils.alloca_once(builder, ir.ArrayType(_I64, 32))
         spec = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))

@@ -8,9 +8,9 @@ import asyncio
 import os
 from typing import Any
 
+from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, PAGE
 from hyp.control import Channel, Refused, Reply
-from hyp.abi.domids import DOM0
 from hyp.domain import Context, Domain
 from hyp.events import EventError, Upcall, new_eventfd, raise_event
 from hyp.iommu import Shootdown

@@ -41,19 +41,19 @@ def _post(box: int, message: int, sequence: int) -> None:
 
 
 @compiled
-def mail_waiting(box, taken):  # type: ignore[no-untyped-def]
+def mail_waiting(box, taken):
     """Number of messages posted and not yet taken by the engine, which has taken `taken` so far."""
     return load64_acquire(box + POSTED) - taken
 
 
 @compiled
-def mail_word(box, sequence, word):  # type: ignore[no-untyped-def]
+def mail_word(box, sequence, word):
     """Word 0 (the opcode) to 7 of message `sequence`."""
     return load64_acquire(box + MESSAGES + (sequence % SLOTS) * MESSAGE_BYTES + 8 * word)
 
 
 @compiled
-def mail_taken(box, taken):  # type: ignore[no-untyped-def]
+def mail_taken(box, taken):
     """Tell the control thread that every message before `taken` has been carried out."""
     store64_release(box + TAKEN, taken)
     notify(load64_acquire(box + REPLY_FD))

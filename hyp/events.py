@@ -33,14 +33,14 @@ FIRST_SPIN_NS = 4000
 
 
 @compiled
-def may_spin(wait):  # type: ignore[no-untyped-def]
+def may_spin(wait):
     """How long, in ns, the loop should look for work before it sleeps. 0: not at all."""
     limit = load64_once(wait.platform + SPIN_LIMIT_NS)
     return min(wait.spin_ns, limit)
 
 
 @compiled
-def sleep(wait, timeout_ns, counts):  # type: ignore[no-untyped-def]
+def sleep(wait, timeout_ns, counts):
     """Sleep until an event or for `timeout_ns` (negative: no limit), and learn from it how long to spin next time.
 
     As KVM's halt-polling does: a sleep that ended soon would have been a spin that found work, so spin longer; one that

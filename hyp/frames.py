@@ -143,6 +143,6 @@ def tracker_report(trackers: "np.ndarray[tuple[int], np.dtype[np.void]]", stream
     """A stream's tracker as a plain dict; all zero if no frame of the stream was seen."""
     row = trackers[stream % TRACKERS]
     names = TRACKER.names or ()
-    if int(row["stream"]) != stream or int(row["frames"]) == 0 and int(row["corrupt"]) == 0:
+    if int(row["stream"]) != stream or (int(row["frames"]) == 0 and int(row["corrupt"]) == 0):
         return {**dict.fromkeys(names, 0), "stream": stream}
     return {name: int(row[name]) for name in names}

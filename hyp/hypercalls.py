@@ -7,10 +7,10 @@ serves the NIC.
 
 from typing import TYPE_CHECKING, Any
 
+from hyp.abi.domids import DOM0
 from hyp.abi.nic import MAX_QUEUE, MIN_QUEUE, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.control import Answer, Handler, Refused
-from hyp.abi.domids import DOM0
 from hyp.domain import MAX_REGISTRATIONS, MAX_UPCALLS, Domain, Registration
 from hyp.events import Upcall
 from hyp.grants import ACTIVE_BYTES_PER_REF, REFS_PER_FRAME
@@ -94,7 +94,9 @@ class GuestCalls:
         if len(domain.registrations) >= MAX_REGISTRATIONS:
             raise Refused("ENOSPC", f"domain {domain.domid} has all its {MAX_REGISTRATIONS} memory regions")
         registration = Registration(
-            integer(domain, "addr", addr, 0, domain.memory), integer(domain, "length", length, 1, domain.memory), bool(writable)
+            integer(domain, "addr", addr, 0, domain.memory),
+            integer(domain, "length", length, 1, domain.memory),
+            bool(writable),
         )
         domain.iommu_region()
         assert domain.iommu is not None
@@ -118,7 +120,7 @@ class GuestCalls:
     async def context_start(self, context: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int) -> None:
         """Set the queues' places (IOVA, in registered memory) and sizes; the NIC serves them from now on."""
         domain, number = self.domain, self._context(context)
-        queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq}
+        queues: dict[str, Any] = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq}
         for name, size in (("sq_size", sq_size), ("rq_size", rq_size)):
             integer(domain, name, size, MIN_QUEUE, MAX_QUEUE)
             if size & (size - 1):
@@ -173,7 +175,7 @@ class PrivilegedCalls(GuestCalls):
 
     async def filter_change(self, context: int, add: list[str], remove: list[str]) -> None:
         """Program the MAC filters of any context."""
-        macs = {"add": [mac_to_int(mac) for mac in add], "remove": [mac_to_int(mac) for mac in remove]}
+        macs: dict[str, Any] = {"add": [mac_to_int(mac) for mac in add], "remove": [mac_to_int(mac) for mac in remove]}
         await self.hv.devices.call("filter_change", context=integer(self.domain, "context", context, 0, 1 << 16), **macs)
 
     def spin_limit(self, limit_us: int) -> None:

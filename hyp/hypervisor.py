@@ -6,10 +6,10 @@ The keeper, over the console channel, creates and destroys domains; a domain's h
 import logging
 from typing import Any
 
+from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
 from hyp.control import Channel, PeerGone, Refused, close_all
 from hyp.devices import Devices
-from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.domain import Domain
 from hyp.events import EventChannels
 from hyp.grants import release_mapper

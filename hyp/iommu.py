@@ -20,6 +20,8 @@ waits in its event loop, so a stopped NIC cannot hang it; the NIC's death ends a
 A page's translation is *pinned* as long as a registration holds it: registrations are counted per page.
 """
 
+from itertools import pairwise
+
 import numpy as np
 
 from hyp.abi.nic import PAGE
@@ -109,7 +111,7 @@ class IommuTable:
         rights = np.where(self._readers[first : first + count] > 0, READ, 0)
         rights = rights | np.where(self._writers[first : first + count] > 0, WRITE, 0)
         edges = [0, *(np.flatnonzero(np.diff(rights)) + 1).tolist(), count]
-        for start, end in zip(edges, edges[1:], strict=False):
+        for start, end in pairwise(edges):
             _write_entries(self._table.address, first + start, end - start, int(rights[start]))
 
 
@@ -118,9 +120,7 @@ class Shootdown:
 
     def __init__(self, platform: Mapping, engine_pages: list[Mapping]) -> None:
         _count_request(platform.address)
-        self._waiting = [
-            (page, epoch) for page in engine_pages for epoch in (_read_epoch(page.address),) if epoch & 1
-        ]
+        self._waiting = [(page, epoch) for page in engine_pages for epoch in (_read_epoch(page.address),) if epoch & 1]
 
     def is_over(self) -> bool:
         """True once no engine can still use what was cleared before this object was made."""

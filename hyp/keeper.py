@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hyp import forkserver, linux
-from hyp.control import Answer, Channel, Refused, close_all, socketpair
+from hyp.control import Answer, Channel, Handler, Refused, close_all, socketpair
 from hyp.memory import sweep
 from hyp.rundir import RunDir
 
@@ -65,12 +65,18 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(number, self.go_down)
         self._owner = Channel(owner, self._handlers(owner=True), name="launch.py", on_close=self.go_down)
-        handlers = {"progress": self._progress, "warm": self._is_warm}
+        handlers: dict[str, Handler] = {"progress": self._progress, "warm": self._is_warm}
         self._forkserver_pid = forkserver_pid
         self._forkserver = Channel(forkserver, handlers, name="the fork server", on_close=self._forkserver_gone)
 
     def _handlers(self, *, owner: bool = False) -> dict[str, Any]:
-        handlers = {"status": self.status, "console": self.console, "held": self.held, "pidfds": self.pidfds, "down": self.down}
+        handlers = {
+            "status": self.status,
+            "console": self.console,
+            "held": self.held,
+            "pidfds": self.pidfds,
+            "down": self.down,
+        }
         return {**handlers, "boot": self.boot} if owner else handlers
 
     # -- the fork server --
@@ -102,9 +108,7 @@ class Keeper:
 
     def status(self) -> dict[str, Any]:
         """State and processes."""
-        children = [
-            {"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()
-        ]
+        children = [{"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()]
         return {**self._info, "processes": children}
 
     def pidfds(self) -> Answer:
@@ -179,8 +183,8 @@ class Keeper:
         ready: asyncio.Future[None] = self._loop.create_future()
         ended: asyncio.Future[int] = self._loop.create_future()
         name = plan["name"]
-        handlers = {
-            "ready": lambda: ready.done() or ready.set_result(None),
+        handlers: dict[str, Handler] = {
+            "ready": lambda: None if ready.done() else ready.set_result(None),
             "failed": lambda cause: self._failed(name, cause),
             "hold": self._hold,
             "let_go": self._let_go,
@@ -206,7 +210,7 @@ class Keeper:
 
     async def _or_failure(self, future: "asyncio.Future[None]") -> None:
         """Wait for `future`, or raise as soon as any process has failed or ended."""
-        watched = [child.ended for child in self._children.values()]
+        watched: list[asyncio.Future[Any]] = [child.ended for child in self._children.values()]
         await asyncio.wait([future, *watched], return_when=asyncio.FIRST_COMPLETED)
         for child in self._children.values():
             if child.ended.done():

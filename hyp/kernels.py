@@ -64,7 +64,8 @@ def cache_root() -> Path:
 
 CACHE = cache_root() / source_hash()
 CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
-numba.config.CACHE_DIR = str(CACHE)  # not by the environment: whoever imported numba before us has had it read
+# Not by the environment: whoever imported numba before us has had it read.
+vars(numba.config)["CACHE_DIR"] = str(CACHE)
 
 i64 = types.int64
 void = types.void

@@ -71,7 +71,7 @@ class Region:
 class Mapping:
     """A mapped descriptor. `address` is where it starts in this process; the memory stays mapped as long as the object lives."""
 
-    __slots__ = ("address", "array", "size", "_map")
+    __slots__ = ("_map", "address", "array", "size")
 
     def __init__(self, fd: int, size: int, *, writable: bool = True) -> None:
         have = os.fstat(fd).st_size

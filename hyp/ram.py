@@ -1,6 +1,7 @@
 """A domain's own view of its RAM: where things lie in it, and the set-up of a NIC context on it (control plane)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,11 +60,12 @@ async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int) 
 
 async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair) -> None:
     """Place the queues in RAM, register them, and let the NIC serve them."""
-    record, places = pair.record[0], {}
+    record = pair.record[0]
+    places: dict[str, Any] = {}
     for name, size in (("sq", DESC_BYTES), ("scq", CQE_BYTES), ("rq", DESC_BYTES), ("rcq", CQE_BYTES)):
         length = size * int(record["sq_size"])
         places[name] = ram.allocate(length)
         record[name] = ram.address + places[name]
         await register(hyp, places[name], length, writable=name.endswith("cq"))
-    sizes = {"sq_size": int(record["sq_size"]), "rq_size": int(record["rq_size"])}
+    sizes: dict[str, Any] = {"sq_size": int(record["sq_size"]), "rq_size": int(record["rq_size"])}
     await hyp.call("context_start", context=pair.context, **places, **sizes)

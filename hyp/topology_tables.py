@@ -280,5 +280,3 @@ class Topology(Table):
         tables = sum(-(-size // PAGE) * TABLE_BYTES_PER_PAGE for size in ram)
         engines = self.nic.engines + 1  # and Dom0's
         return sum(ram) + tables + len(ram) * DOMAIN_OVERHEAD + engines * ENGINE_OVERHEAD + BASE_OVERHEAD
-
-

@@ -81,9 +81,7 @@ async def switch_state(client: XenstoreClient, path: str, state: XenbusState) ->
     await client.retry(write)
 
 
-async def wait_for_state(
-    client: XenstoreClient, path: str, states: Iterable[XenbusState], timeout: float
-) -> XenbusState:
+async def wait_for_state(client: XenstoreClient, path: str, states: Iterable[XenbusState], timeout: float) -> XenbusState:
     """Wait until the device at `path`, the other end's, is in one of `states`; returns which.
 
     `timeout` is in seconds. A device that is not there yet is waited for. Raises XenbusError when the time is up, or

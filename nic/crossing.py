@@ -27,7 +27,7 @@ FLOOD = -1
 
 
 @compiled
-def crossing(e, source, target):  # type: ignore[no-untyped-def]
+def crossing(e, source, target):
     """Address of the ring from engine `source` to engine `target`."""
     return e.crossings + (source * e.engines + target) * CROSSING_BYTES
 
@@ -39,7 +39,7 @@ def slot_of(ring: int, index: int) -> int:
 
 
 @compiled
-def cross(e, target, context, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def cross(e, target, context, origin, source, length, head0, head1):
     """Put a frame into the crossing to engine `target`. DELIVERED, or PAUSE if the crossing is full."""
     ring = crossing(e, e.index, target)
     prod = load64(ring + PROD)
@@ -65,7 +65,7 @@ def cross(e, target, context, origin, source, length, head0, head1):  # type: ig
 
 
 @compiled
-def cross_or_pause(e, sender, target, context, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def cross_or_pause(e, sender, target, context, origin, source, length, head0, head1):
     """`cross`, with a full crossing turned into a pause of `sender`, then into a drop."""
     result = cross(e, target, context, origin, source, length, head0, head1)
     if result != PAUSE:
@@ -79,7 +79,7 @@ def cross_or_pause(e, sender, target, context, origin, source, length, head0, he
 
 
 @compiled
-def is_paused(e, sender):  # type: ignore[no-untyped-def]
+def is_paused(e, sender):
     """True while `sender` need not be tried: its deadline lies ahead and the receiver or crossing it waits for is full."""
     if sender.pause_until == 0 or e.now >= sender.pause_until:
         return False

@@ -24,7 +24,7 @@ from nic.state import DELIVERED, PAUSE
 
 
 @compiled
-def copy_frame(destination, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def copy_frame(destination, source, length, head0, head1):
     """Copy a frame whose 14-byte header was validated as (`head0`, `head1`): the header comes from that copy (R3).
 
     The payload may change under the copy; that is its sender's own affair.
@@ -39,7 +39,7 @@ def copy_frame(destination, source, length, head0, head1):  # type: ignore[no-un
 
 
 @compiled
-def put(e, r, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def put(e, r, source, length, head0, head1):
     """Deliver into the receive queue of context `r`, which this engine owns. DELIVERED, PAUSE (no buffer), or a drop's name."""
     if r.active == 0:
         return DROP_DOWN
@@ -68,7 +68,7 @@ def put(e, r, source, length, head0, head1):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def put_or_pause(e, sender, r, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def put_or_pause(e, sender, r, source, length, head0, head1):
     """`put`, with a full receiver turned into a pause of `sender` (a record with `pause_until`), then into a drop."""
     result = put(e, r, source, length, head0, head1)
     if result != PAUSE:
@@ -86,7 +86,7 @@ def put_or_pause(e, sender, r, source, length, head0, head1):  # type: ignore[no
 
 
 @compiled
-def put_broadcast(e, r, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def put_broadcast(e, r, source, length, head0, head1):
     """`put` for a copy of a flooded frame: it never pauses anybody."""
     result = put(e, r, source, length, head0, head1)
     return DROP_QUEUE_FULL if result == PAUSE else result

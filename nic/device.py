@@ -9,7 +9,7 @@ from typing import Any
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import MAX_FRAME, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
-from hyp.control import Refused
+from hyp.control import Handler, Refused
 from hyp.counters import CounterPage
 from hyp.frames import MIN_TEST_FRAME, tracker_report
 from hyp.memory import Mapping
@@ -30,7 +30,7 @@ class Nic:
         self._engines: list[EngineState] = []
         self._mappings: dict[int, list[Mapping]] = {}
         self._filters: dict[int, int] = {}  # MAC → context
-        handlers = {
+        handlers: dict[str, Handler] = {
             "context_create": self.context_create, "context_start": self.context_start,
             "context_destroy": self.context_destroy, "filter_change": self.filter_change,
         }  # fmt: skip

@@ -58,7 +58,7 @@ CROSSING_BUDGET = 32
 
 
 @compiled
-def _begin_batch(e):  # type: ignore[no-untyped-def]
+def _begin_batch(e):
     e.epoch += 2 - (e.epoch + 1) % 2
     store64_release(e.page + EPOCH, e.epoch)
     full_fence()
@@ -67,7 +67,7 @@ def _begin_batch(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _heed_shootdown(e):  # type: ignore[no-untyped-def]
+def _heed_shootdown(e):
     """After the epoch was published: tell the hypervisor, if it has asked since the last time."""
     request = load64_once(e.platform + SHOOTDOWN_REQUEST)
     if request != e.shootdowns:
@@ -76,7 +76,7 @@ def _heed_shootdown(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _start_context(e, number):  # type: ignore[no-untyped-def]
+def _start_context(e, number):
     c = context_of(e, number)
     c.active = 1
     if c.mine != 0:
@@ -85,7 +85,7 @@ def _start_context(e, number):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _stop_context(e, number):  # type: ignore[no-untyped-def]
+def _stop_context(e, number):
     c = context_of(e, number)
     c.active = 0
     forget(e.table, number)
@@ -101,7 +101,7 @@ def _stop_context(e, number):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _generate(e, target, length, frames, seconds_ns, interval_ns, stream):  # type: ignore[no-untyped-def]
+def _generate(e, target, length, frames, seconds_ns, interval_ns, stream):
     w = wire_at(e.wire)
     w.target, w.length, w.left, w.stream, w.sequence = target, length, frames, stream, 0
     w.interval_ns, w.due_ns = interval_ns, clock_ns()
@@ -110,7 +110,7 @@ def _generate(e, target, length, frames, seconds_ns, interval_ns, stream):  # ty
 
 
 @compiled
-def _take_mail(e):  # type: ignore[no-untyped-def]
+def _take_mail(e):
     """Carry out what the control plane posted. Returns True if the engine is to stop."""
     stop = False
     box = e.mailbox
@@ -137,7 +137,7 @@ def _take_mail(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _serve_crossing(e, origin):  # type: ignore[no-untyped-def]
+def _serve_crossing(e, origin):
     """Deliver what engine `origin` put into our crossing. Returns the number of frames done."""
     ring, gate = crossing(e, origin, e.index), gate_at(e.gates + origin * GATE_BYTES)
     waiting = min(crossed(ring), CROSSING_BUDGET)
@@ -167,7 +167,7 @@ def _serve_crossing(e, origin):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _tell_driver(e, c):  # type: ignore[no-untyped-def]
+def _tell_driver(e, c):
     """Notify the driver if a completion passed its event index. The batch's fence has been made."""
     due = False
     if c.scq_prod != c.scq_told:
@@ -186,7 +186,7 @@ def _tell_driver(e, c):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _checkpoint(e, c):  # type: ignore[no-untyped-def]
+def _checkpoint(e, c):
     """What a restarted engine needs, after the completions it speaks of."""
     at = e.page + CHECKPOINTS + c.number * CHECKPOINT_BYTES
     store32_once(at, c.sq_cons)
@@ -196,7 +196,7 @@ def _checkpoint(e, c):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _publish(e):  # type: ignore[no-untyped-def]
+def _publish(e):
     """End of a batch: everything that others may see of it."""
     if e.dirty_count > 0:
         full_fence()
@@ -215,7 +215,7 @@ def _publish(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _arm(e):  # type: ignore[no-untyped-def]
+def _arm(e):
     """Ask every driver and engine for a notification, then look once more. Returns (something to do, ns to sleep or −1)."""
     deadline = -1
     for k in range(e.active):
@@ -242,7 +242,7 @@ def _arm(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _has_work(e):  # type: ignore[no-untyped-def]
+def _has_work(e):
     if mail_waiting(e.mailbox, e.mail) > 0:
         return True
     for k in range(e.active):
@@ -259,7 +259,7 @@ def _has_work(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _idle(e):  # type: ignore[no-untyped-def]
+def _idle(e):
     """Nothing moved: spin while that pays, then sleep."""
     wait = wait_at(e.wait)
     if e.idle_since == 0:
@@ -280,7 +280,7 @@ def _idle(e):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _round(e):  # type: ignore[no-untyped-def]
+def _round(e):
     """Steps 3 to 5. Returns the number of frames moved."""
     moved = 0
     for origin in range(e.engines):

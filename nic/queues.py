@@ -12,7 +12,7 @@ NOWHERE = 0
 
 
 @compiled
-def reach(c, iova, length, rights):  # type: ignore[no-untyped-def]
+def reach(c, iova, length, rights):
     """Address of [iova, iova + length) if the context may use all of it with `rights`; else 0.
 
     The hypervisor maps a domain's RAM page by page to consecutive frames; a range whose frames are not consecutive is
@@ -30,7 +30,7 @@ def reach(c, iova, length, rights):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def fail(c, column):  # type: ignore[no-untyped-def]
+def fail(c, column):
     """Take a context out of service: its driver broke the protocol. Its counters say how; nobody else notices."""
     count(c.counts, column, 1)
     c.failed = 1
@@ -39,7 +39,7 @@ def fail(c, column):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def posted_sends(c):  # type: ignore[no-untyped-def]
+def posted_sends(c):
     """Number of descriptors posted and not yet taken. A producer index that ran ahead fails the context."""
     ahead = u32_sub(c.sq_prod, c.sq_cons)
     if ahead == 0:
@@ -52,7 +52,7 @@ def posted_sends(c):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def posted_buffers(c):  # type: ignore[no-untyped-def]
+def posted_buffers(c):
     """Number of receive buffers posted and not yet filled. A producer index that ran ahead fails the context."""
     ahead = u32_sub(c.rq_prod, c.rq_cons)
     if ahead == 0:
@@ -67,7 +67,7 @@ def posted_buffers(c):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def send_descriptor(c):  # type: ignore[no-untyped-def]
+def send_descriptor(c):
     """Copy of the next send descriptor as two words, or (−1, −1) after failing the context: its ring is out of reach."""
     slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, c.sq + (c.sq_cons & (c.sq_size - 1)) * DESC_BYTES, READ)
     if slot == NOWHERE:
@@ -77,7 +77,7 @@ def send_descriptor(c):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def receive_descriptor(c):  # type: ignore[no-untyped-def]
+def receive_descriptor(c):
     """Copy of the next receive descriptor as two words, or (−1, −1) after failing the context."""
     slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, c.rq + (c.rq_cons & (c.rq_size - 1)) * DESC_BYTES, READ)
     if slot == NOWHERE:
@@ -87,7 +87,7 @@ def receive_descriptor(c):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _write_completion(c, queue, size, prod, index, length, status):  # type: ignore[no-untyped-def]
+def _write_completion(c, queue, size, prod, index, length, status):
     slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, queue + (prod & (size - 1)) * CQE_BYTES, WRITE)
     if slot == NOWHERE:
         fail(c, FAULTS_ADDRESS)
@@ -98,7 +98,7 @@ def _write_completion(c, queue, size, prod, index, length, status):  # type: ign
 
 
 @compiled
-def complete_send(e, c, status):  # type: ignore[no-untyped-def]
+def complete_send(e, c, status):
     """Write the completion of the descriptor at `sq_cons`."""
     _write_completion(c, c.scq, c.sq_size, c.scq_prod, c.sq_cons, 0, status)
     c.scq_prod = u32_add(c.scq_prod, 1)
@@ -106,7 +106,7 @@ def complete_send(e, c, status):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def complete_receive(e, c, length, status):  # type: ignore[no-untyped-def]
+def complete_receive(e, c, length, status):
     """Write the completion of the buffer at `rq_cons` and use it up."""
     _write_completion(c, c.rcq, c.rq_size, c.rcq_prod, c.rq_cons, length, status)
     c.rcq_prod = u32_add(c.rcq_prod, 1)

@@ -44,7 +44,7 @@ BUDGET_BYTES = 64 * 1024
 
 
 @compiled
-def _flood_here(e, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def _flood_here(e, origin, source, length, head0, head1):
     """Deliver to every context of this engine but `origin`. Returns the number of deliveries tried."""
     tried = 0
     for k in range(e.active):
@@ -59,25 +59,24 @@ def _flood_here(e, origin, source, length, head0, head1):  # type: ignore[no-unt
 
 
 @compiled
-def flood(e, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def flood(e, origin, source, length, head0, head1):
     """A broadcast or multicast frame of context `origin`: to the wire and to all others. Never pauses."""
     outbound(e, source, length, head0, head1)
     count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
     for target in range(e.engines):
-        if target != e.index:
-            if cross(e, target, FLOOD, origin, source, length, head0, head1) == PAUSE:
-                count(e.counts, REPLICATED, 1)
-                count(e.counts, DROP_QUEUE_FULL, 1)
+        if target != e.index and cross(e, target, FLOOD, origin, source, length, head0, head1) == PAUSE:
+            count(e.counts, REPLICATED, 1)
+            count(e.counts, DROP_QUEUE_FULL, 1)
 
 
 @compiled
-def flood_crossed(e, origin, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def flood_crossed(e, origin, source, length, head0, head1):
     """The part of a flood that concerns this engine's contexts; it arrived by a crossing."""
     count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
 
 
 @compiled
-def _switch(e, c, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def _switch(e, c, source, length, head0, head1):
     """Pass a checked frame of context `c` on. DELIVERED, PAUSE, or a drop's name."""
     target = head0 & MAC_MASK
     if target & GROUP_BIT:
@@ -96,7 +95,7 @@ def _switch(e, c, source, length, head0, head1):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _header(source, length):  # type: ignore[no-untyped-def]
+def _header(source, length):
     """The first 14 bytes, each read once, as two words (zero beyond the frame)."""
     head0 = load64_once(source)
     if length >= 16:
@@ -108,7 +107,7 @@ def _header(source, length):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _send_one(e, c, addr, word):  # type: ignore[no-untyped-def]
+def _send_one(e, c, addr, word):
     """One descriptor. Returns (STATUS_*, drop's name or DELIVERED or PAUSE)."""
     length, flags = word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
     if length < MIN_FRAME or length > MAX_FRAME:
@@ -130,7 +129,7 @@ def _send_one(e, c, addr, word):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def serve_sends(e, c):  # type: ignore[no-untyped-def]
+def serve_sends(e, c):
     """One turn of a context's send queue. Returns the number of descriptors done."""
     waiting = posted_sends(c)
     if waiting == 0 or is_paused(e, c):

@@ -125,14 +125,15 @@ PAUSE = -1
 DELIVERED = 0
 """Any other result is a Count column: the name of the drop."""
 
+
 @compiled
-def context_of(e, number):  # type: ignore[no-untyped-def]
+def context_of(e, number):
     """The CONTEXT record `number` of engine `e`."""
     return context_at(e.contexts + number * CONTEXT_BYTES)
 
 
 @compiled
-def touch(e, c) -> None:  # type: ignore[no-untyped-def]
+def touch(e, c) -> None:
     """Enter a context in the list of those that this batch publishes."""
     if c.dirty == 0:
         c.dirty = 1

@@ -37,7 +37,7 @@ def head_words(destination: int, source: int, rest: int) -> tuple[int, int]:
 
 
 @compiled
-def inbound(e, w, target, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def inbound(e, w, target, source, length, head0, head1):
     """A frame from the wire for MAC `target`: to who has it, else to the physical function. DELIVERED, PAUSE, or a drop's name."""
     number = lookup(e.table, target)
     if number == NO_CONTEXT:
@@ -51,7 +51,7 @@ def inbound(e, w, target, source, length, head0, head1):  # type: ignore[no-unty
 
 
 @compiled
-def outbound(e, source, length, head0, head1):  # type: ignore[no-untyped-def]
+def outbound(e, source, length, head0, head1):
     """A frame leaves on the wire. Always taken: the copy into a wire buffer is the device's DMA."""
     w = wire_at(e.wire)
     w.dirty = 1
@@ -69,7 +69,7 @@ def outbound(e, source, length, head0, head1):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _reflect(e, w, buffer, length, head0, head1):  # type: ignore[no-untyped-def]
+def _reflect(e, w, buffer, length, head0, head1):
     source = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
     target = head0 & MAC_MASK
     if target & GROUP_BIT:
@@ -94,7 +94,7 @@ def _reflect(e, w, buffer, length, head0, head1):  # type: ignore[no-untyped-def
 
 
 @compiled
-def generate(e):  # type: ignore[no-untyped-def]
+def generate(e):
     """Send what is due of the generator's frames, at most BATCH. Returns how many."""
     w = wire_at(e.wire)
     sent = 0

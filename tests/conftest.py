@@ -4,7 +4,7 @@ import os
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import pytest  # noqa: E402
+import pytest
 
 
 @pytest.fixture(scope="session")

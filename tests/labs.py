@@ -57,7 +57,9 @@ def run(main: Coroutine[Any, Any, T]) -> T:
         return runner.run(main)
 
 
-def workload(kind: str, sender: str, receiver: str, frame: int = 64, seconds: float | None = 0.3, frames: int | None = None) -> dict[str, Any]:
+def workload(
+    kind: str, sender: str, receiver: str, frame: int = 64, seconds: float | None = 0.3, frames: int | None = None
+) -> dict[str, Any]:
     """A workload as a topology file gives it."""
     seconds = None if frames else seconds
     return {"kind": kind, "from": sender, "to": receiver, "frame": frame, "seconds": seconds, "frames": frames}
@@ -71,7 +73,12 @@ def launch(*arguments: str | Path, timeout: float = TIMEOUT_S, **options: Any) -
 def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
     """Start launch.py."""
     return subprocess.Popen(
-        [*LAUNCH, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, **options
+        [*LAUNCH, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        **options,
     )
 
 

@@ -71,7 +71,7 @@ GUARD, GUEST_BYTE, DOM0_BYTE = 0xEE, 0x5A, 0x11
 
 
 @entry(i64(VIEWS, i64, i64, i64, i64, i64, i64))
-def operate(domains, op, caller, domid, ref, write, frame):  # type: ignore[no-untyped-def]
+def operate(domains, op, caller, domid, ref, write, frame):
     """What `caller` does with reference `ref` of `domid`; for GRANT and END, `caller` is the grantee."""
     if op == MAP:
         return map_grant(domains, len(domains), caller, domid, ref, write)
@@ -84,7 +84,7 @@ def operate(domains, op, caller, domid, ref, write, frame):  # type: ignore[no-u
 
 
 @entry(i64(VIEWS, i64, i64, i64, COUNTS, i64))
-def copy_batches(domains, caller, ops, count, counts, stop):  # type: ignore[no-untyped-def]
+def copy_batches(domains, caller, ops, count, counts, stop):
     """One batch, or, if `stop` is an address, batches until there is something at it or TIME_LIMIT. Copies refused."""
     finish = clock_ns() + TIME_LIMIT
     refused = grant_copy(domains, len(domains), caller, ops, count, counts[0])
@@ -94,7 +94,7 @@ def copy_batches(domains, caller, ops, count, counts, stop):  # type: ignore[no-
 
 
 @entry(void(i64, i64, i64, i64))
-def rewrite(table, ref, seed, stop):  # type: ignore[no-untyped-def]
+def rewrite(table, ref, seed, stop):
     """A hostile guest: entry `ref` is another one at every moment, granted, foreign or nonsense."""
     word, finish = seed, clock_ns() + TIME_LIMIT
     while load64_once(stop) == 0 and clock_ns() < finish:
@@ -110,7 +110,7 @@ def rewrite(table, ref, seed, stop):  # type: ignore[no-untyped-def]
 
 
 @entry(i64(i64, i64, i64, i64, i64, i64[::1]))
-def grant_and_revoke(table, ref, frame, page, stop, tally):  # type: ignore[no-untyped-def]
+def grant_and_revoke(table, ref, frame, page, stop, tally):
     """A correct guest, for a second: grant a page to Dom0, revoke it, and see whether it is left alone from then on.
 
     tally: grants made, revocations that had to wait. Returns the words that changed after the page was revoked.
@@ -136,7 +136,7 @@ def grant_and_revoke(table, ref, frame, page, stop, tally):  # type: ignore[no-u
 
 
 @entry(i64(i64[::1], i64, i64))
-def references(free, op, ref):  # type: ignore[no-untyped-def]
+def references(free, op, ref):
     """The allocator of references."""
     if op == INIT:
         init_grefs(free)
@@ -206,9 +206,7 @@ class World:
 
     def at_rest(self) -> bool:
         """Nothing is pinned, locked or marked."""
-        marks = [
-            self.flags(domid, ref) & (GTF_READING | GTF_WRITING) for domid in PAGES for ref in range(REFS_PER_FRAME)
-        ]
+        marks = [self.flags(domid, ref) & (GTF_READING | GTF_WRITING) for domid in PAGES for ref in range(REFS_PER_FRAME)]
         return not any(active.array.any() for active in self.actives.values()) and not any(marks)
 
 
@@ -384,12 +382,8 @@ GRANTED = (GUEST, REF, 0)
 
 
 @pytest.mark.parametrize("flags", [0, COPY_SOURCE_GREF, COPY_DEST_GREF, BOTH])
-@pytest.mark.parametrize(
-    ("source_offset", "dest_offset", "length"), [(0, 0, 4096), (7, 4001, 95), (4095, 0, 1), (9, 9, 0)]
-)
-def test_copy_moves_these_bytes_and_no_others(
-    world: World, flags: int, source_offset: int, dest_offset: int, length: int
-) -> None:
+@pytest.mark.parametrize(("source_offset", "dest_offset", "length"), [(0, 0, 4096), (7, 4001, 95), (4095, 0, 1), (9, 9, 0)])
+def test_copy_moves_these_bytes_and_no_others(world: World, flags: int, source_offset: int, dest_offset: int, length: int) -> None:
     world.grant(5, write=0)
     world.grant(2, domid=OTHER)
     source = (GUEST, REF) if flags & COPY_SOURCE_GREF else (DOMID_SELF, 3)

@@ -190,7 +190,10 @@ def test_what_a_machine_wide_kill_left_is_swept_by_the_next_run_and_by_clean(tmp
 
 
 def test_two_topologies_side_by_side_and_clean_touches_neither(tmp_path: Path) -> None:
-    with staying_up(topology_file(tmp_path, "one", GUESTS)), staying_up(topology_file(tmp_path, "two", GUESTS)) as (two, _):
+    with (
+        staying_up(topology_file(tmp_path, "one", GUESTS)),
+        staying_up(topology_file(tmp_path, "two", GUESTS)) as (two, _),
+    ):
         before = {name: left_behind(unique(name)) for name in ("one", "two")}
         assert all(before.values())
         assert launch("clean").returncode == 0

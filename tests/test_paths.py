@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def test_streams_and_round_trips_on_both_paths(tmp_path: Path) -> None:
                         assert cost["dom0_frames"] == pytest.approx(hop, abs=1e-3)
                         assert (cost["hypercalls"] == 0) == (path == "bypass")
                         if load["kind"] == "stream":
-                            assert cost["copies"] == pytest.approx(COPIES[path, far] * (1 - _lost(record)), abs=0.6 * _lost(record) + 1e-3)
+                            assert cost["copies"] == pytest.approx(
+                                COPIES[path, far] * (1 - _lost(record)), abs=0.6 * _lost(record) + 1e-3
+                            )
 
     run(main())
 
@@ -121,7 +124,10 @@ def test_a_stopped_receiver_loses_frames_under_a_name_and_nobody_else_notices(tm
     async def main() -> None:
         async with running(tmp_path, "full", "[nic]\npause_us = 2000\n" + GUESTS) as runner:
             lab = runner.lab
-            for sender, receiver, bystanders in (("carl", "dora", ("anna", "bert")), ("anna", "bert", ("carl", "dora"))):
+            for sender, receiver, bystanders in (
+                ("carl", "dora", ("anna", "bert")),
+                ("anna", "bert", ("carl", "dora")),
+            ):
                 target = next(guest["mac"] for guest in lab.topology["guest"] if guest["name"] == receiver)
                 await runner.prepare(workload("stream", sender, receiver))
                 os.kill(runner.pids[receiver], signal.SIGSTOP)
@@ -133,7 +139,7 @@ def test_a_stopped_receiver_loses_frames_under_a_name_and_nobody_else_notices(tm
                 finally:
                     os.kill(runner.pids[receiver], signal.SIGCONT)
                 counters = await lab.counters()
-                await until(lambda: _balanced(counters), "all hops to balance")
+                await until(partial(_balanced, counters), "all hops to balance")
                 received = await lab.call(receiver, "received", stream=900)
                 dropped = sum(row["drop_no_buffer"] for row in counters.read().values())
                 assert 0 < received["frames"] < 20_000

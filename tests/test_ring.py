@@ -57,7 +57,7 @@ STALL_NS = 15_000_000_000  # a wake-up that takes this long was lost
 
 
 @entry(i64(RINGS, i64, i64, i64, i64))
-def operate(rings, op, sring, entries, argument):  # type: ignore[no-untyped-def]
+def operate(rings, op, sring, entries, argument):
     """One operation of either side."""
     front, back = rings[0], rings[1]
     if op == INIT:
@@ -94,7 +94,7 @@ def operate(rings, op, sring, entries, argument):  # type: ignore[no-untyped-def
 
 
 @entry(i64(RINGS, i64, i64, i64, i64, i64[::1]))
-def drive(rings, side, count, kick, epoll, tally):  # type: ignore[no-untyped-def]
+def drive(rings, side, count, kick, epoll, tally):
     """Send (front) or echo (back) `count` slots; sleep when there is nothing to do. Slots done, STALLED or FAULTED.
 
     tally: wrong slots, sleeps, notifications sent.
@@ -133,7 +133,7 @@ def drive(rings, side, count, kick, epoll, tally):  # type: ignore[no-untyped-de
 
 
 @compiled
-def meet(place, side, phase):  # type: ignore[no-untyped-def]
+def meet(place, side, phase):
     """Wait until both sides have come to `phase`. 0 if the other did not come for as long as STALL_NS."""
     store64_release(place + 64 * side, phase)
     deadline = clock_ns() + STALL_NS
@@ -147,7 +147,7 @@ def meet(place, side, phase):  # type: ignore[no-untyped-def]
 
 
 @entry(i64(RINGS, i64, i64, i64, i64[::1]))
-def duel(rings, side, rounds, place, tally):  # type: ignore[no-untyped-def]
+def duel(rings, side, rounds, place, tally):
     """Publish one slot while the other side arms, both ways, `rounds` times or 1.5 s long. Rounds done, or STALLED.
 
     tally: wake-ups that got lost, because the one saw no request for an event and the other no slot.
@@ -503,9 +503,7 @@ def test_push_and_arm_at_the_same_time_do_not_miss_each_other(pair: Pair) -> Non
 
 
 @pytest.mark.parametrize(("entries", "count"), [(256, 4_000_000), (8, 200_000), (1, 20_000)])
-def test_no_wake_up_is_lost_under_load(
-    wakers: tuple[list[int], list["select.epoll"]], entries: int, count: int
-) -> None:
+def test_no_wake_up_is_lost_under_load(wakers: tuple[list[int], list["select.epoll"]], entries: int, count: int) -> None:
     """Large rings stream, small ones sleep at nearly every slot. A lost wake-up leaves both sides asleep."""
     eventfds, polls = wakers
     pair = Pair(entries, JUST_BELOW_WRAP)

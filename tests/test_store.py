@@ -429,9 +429,7 @@ def test_introduce_keeps_a_home_that_domain_0_prepared(store: Store, dom0: Sessi
     assert [str(p) for p in dom0.get_perms("/local/domain/7")] == ["n0", "r7"]
 
 
-def test_the_next_domain_with_an_id_inherits_nothing(
-    store: Store, guest: Session, other: Session, dom0: Session
-) -> None:
+def test_the_next_domain_with_an_id_inherits_nothing(store: Store, guest: Session, other: Session, dom0: Session) -> None:
     dom0.write("/local/domain/0/backend/vif/5/0/state", b"2")
     dom0.set_perms("/local/domain/0/backend/vif/5/0/state", perms("n0", "r5"))
     other.mkdir("inbox")

@@ -283,9 +283,7 @@ GUEST_KEY = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "key", "reason"), GUEST_KEY, ids=[text.replace("\n", " ") for text, _, _ in GUEST_KEY]
-)
+@pytest.mark.parametrize(("text", "key", "reason"), GUEST_KEY, ids=[text.replace("\n", " ") for text, _, _ in GUEST_KEY])
 def test_refused_guest_key(tmp_path: Path, text: str, key: str, reason: str) -> None:
     found = problems(tmp_path, f"{ANNA}[[guest]]\n{text}\n")
     assert list(found) == [f"guest[1].{key}"]
@@ -363,9 +361,7 @@ WORKLOAD_KEY = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "key", "reason"), WORKLOAD_KEY, ids=[text.replace("\n", " ")[:90] for text, _, _ in WORKLOAD_KEY]
-)
+@pytest.mark.parametrize(("text", "key", "reason"), WORKLOAD_KEY, ids=[text.replace("\n", " ")[:90] for text, _, _ in WORKLOAD_KEY])
 def test_refused_workload_key(tmp_path: Path, text: str, key: str, reason: str) -> None:
     sound = '[[workload]]\nkind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 1200\n'
     guests = f"{ANNA}{BERT}mtu = 1186\n{TAP}"

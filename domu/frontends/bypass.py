@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from domu.device import RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import DESC_SIGNALED, STATUS_OK, mac_to_int
 from hyp.atomics import full_fence, record_view, u32_sub
@@ -29,7 +30,6 @@ from hyp.verbs import (
     send_room,
     sends_completed,
 )
-from domu.device import RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
 
 if TYPE_CHECKING:
     from domu.guest import Guest
@@ -113,7 +113,7 @@ def rx_release(device: int, n: int) -> int:
     b = _bypass_at(d.front)
     q = qp_at(b.qp)
     for _ in range(n):
-        index, length, status = peek_receive(q, 0)
+        _, length, status = peek_receive(q, 0)
         if status == STATUS_OK:
             count(d.counts, RX_FRAMES, 1)
             count(d.counts, RX_BYTES, length)

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hyp.abi.counters import FAULTS_GRANT, FAULTS_PROTOCOL, NOTIFICATIONS, RX_BYTES, RX_FRAMES, SUPPRESSED, TX_BYTES, TX_FRAMES
+from domu.device import FAILED, RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
+from hyp.abi.counters import (
+    FAULTS_GRANT,
+    FAULTS_PROTOCOL,
+    NOTIFICATIONS,
+    RX_BYTES,
+    RX_FRAMES,
+    SUPPRESSED,
+    TX_BYTES,
+    TX_FRAMES,
+)
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.nic import mac_to_int
@@ -38,7 +48,6 @@ from hyp.ring import (
 )
 from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
 from hyp.xenstore import XenstoreClient
-from domu.device import FAILED, RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
 
 if TYPE_CHECKING:
     from domu.guest import Guest
@@ -81,7 +90,7 @@ def _colour(slot: int) -> int:
 
 
 @compiled
-def _fail(d, f):  # type: ignore[no-untyped-def]
+def _fail(d, f):
     """The back end broke the protocol: the device is out of service."""
     count(d.counts, FAULTS_PROTOCOL, 1)
     f.failed = 1
@@ -89,7 +98,7 @@ def _fail(d, f):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _reap(d, f):  # type: ignore[no-untyped-def]
+def _reap(d, f):
     """Take all transmit responses: revoke their grants, free their ids. 0, or FAILED."""
     ring = ring_at(f.tx_ring)
     ready = unconsumed_responses(ring)
@@ -109,7 +118,7 @@ def _reap(d, f):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _room(f):  # type: ignore[no-untyped-def]
+def _room(f):
     return min(free_requests(ring_at(f.tx_ring)), f.free_tail - f.free_head)
 
 
@@ -153,7 +162,7 @@ def tx_commit(device: int, n: int) -> int:
 
 
 @compiled
-def _tell(d, f, due):  # type: ignore[no-untyped-def]
+def _tell(d, f, due):
     if due:
         notify(f.event_fd)
         count(d.counts, NOTIFICATIONS, 1)
@@ -171,7 +180,7 @@ def tx_pending(device: int, _: int) -> int:
 
 
 @compiled
-def _take_response(d, f, slot, index):  # type: ignore[no-untyped-def]
+def _take_response(d, f, slot, index):
     """Check one receive response, revoke its grant, remember the frame. 0, or FAILED."""
     word = load64_once(slot)  # u16 id, offset, flags; s16 status
     number, offset, status = word & 0xFFFF, (word >> 16) & 0xFFFF, signed16(word >> 48)
@@ -212,7 +221,7 @@ def rx_poll(device: int, want: int) -> int:
 
 
 @compiled
-def _post_receive(f, ring):  # type: ignore[no-untyped-def]
+def _post_receive(f, ring):
     """Grant the page of the next receive slot and ask for a frame in it."""
     number = ring.req_prod_pvt & (RX_SLOTS - 1)
     grant_access(f.table, RX_REF + number, BACKEND, (f.rx_pool >> 12) + number, 0)
@@ -326,4 +335,3 @@ async def _backend_path(store: XenstoreClient, front: str) -> str:
     """Where the toolstack says the back end is; waits until the toolstack has made the device."""
     await wait_for_state(store, front, [XenbusState.INITIALISING], HANDSHAKE_TIMEOUT_S)
     return await store.read(f"{front}/backend")
-

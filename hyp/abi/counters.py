@@ -101,7 +101,5 @@ def read_rows(page: Any) -> dict[str, dict[str, int]]:
     """All named rows of a counters page (bytes-like, `COUNTERS_BYTES` long) as ``{row: {column: count}}``."""
     rows = np.frombuffer(page, ROW, ROWS)
     return {
-        row["name"].decode("ascii", "replace"): {c.name.lower(): int(row["count"][c]) for c in Count}
-        for row in rows
-        if row["name"]
+        row["name"].decode("ascii", "replace"): {c.name.lower(): int(row["count"][c]) for c in Count} for row in rows if row["name"]
     }

@@ -133,9 +133,7 @@ GSO_TYPE_NONE = 0
 GSO_TYPE_TCPV4 = 1
 GSO_TYPE_TCPV6 = 2
 
-EXTRA_GSO = np.dtype(
-    [("type", "u1"), ("flags", "u1"), ("size", "<u2"), ("gso_type", "u1"), ("pad", "u1"), ("features", "<u2")]
-)
+EXTRA_GSO = np.dtype([("type", "u1"), ("flags", "u1"), ("size", "<u2"), ("gso_type", "u1"), ("pad", "u1"), ("features", "<u2")])
 EXTRA_MCAST = np.dtype([("type", "u1"), ("flags", "u1"), ("addr", "u1", 6)])
 EXTRA_HASH = np.dtype([("type", "u1"), ("flags", "u1"), ("hash_type", "u1"), ("algorithm", "u1"), ("value", "u1", 4)])
 

@@ -59,10 +59,26 @@ INTRODUCE_SPECIAL = "@introduceDomain"
 RELEASE_SPECIAL = "@releaseDomain"
 
 # Every name xs_wire.h lists: a client's library maps any other to EINVAL.
-ERROR_NAMES = frozenset({
-    "EINVAL", "EACCES", "EEXIST", "EISDIR", "ENOENT", "ENOMEM", "ENOSPC", "EIO",
-    "ENOTEMPTY", "ENOSYS", "EROFS", "EBUSY", "EAGAIN", "EISCONN", "E2BIG", "EPERM",
-})
+ERROR_NAMES = frozenset(
+    {
+        "EINVAL",
+        "EACCES",
+        "EEXIST",
+        "EISDIR",
+        "ENOENT",
+        "ENOMEM",
+        "ENOSPC",
+        "EIO",
+        "ENOTEMPTY",
+        "ENOSYS",
+        "EROFS",
+        "EBUSY",
+        "EAGAIN",
+        "EISCONN",
+        "E2BIG",
+        "EPERM",
+    }
+)
 
 
 class MessageType(IntEnum):
