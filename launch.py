@@ -144,7 +144,7 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
             guest = guests.get(process["name"])
             what = f"{guest['path']}, {guest['program']}, {guest['mac']} {guest['address'] or ''}" if guest else ""
             print(
-                f"  {process['name']:<16} {process['role']:<10} {process['state']:<10} pid {process['pid'] or '–':<8} {what}".rstrip()
+                f"  {process['name']:<16} {process['role']:<10} {process['state']:<10} {process['pid'] or '–':<8} {what}".rstrip()
             )
 
 
@@ -153,9 +153,8 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
     """Is the topology sound, and does it fit this machine? Nothing is started."""
     topology = load_topology(file)
     size = topology.shared_memory_bytes() / 2**20
-    print(
-        f"{file}: topology {topology.name!r} is sound: {len(topology.guests)} guests, {len(topology.workloads)} workloads, {size:.0f} MiB of shared memory"
-    )
+    parts = f"{len(topology.guests)} guests, {len(topology.workloads)} workloads, {size:.0f} MiB of shared memory"
+    print(f"{file}: topology {topology.name!r} is sound: {parts}")
 
 
 @app.command()

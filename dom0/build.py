@@ -75,7 +75,7 @@ class EngineState:
         ageing_s: float,
         pause_us: int,
     ) -> None:
-        """Set RAM, uplink and limits. `pool`, `rx_pool`: guest-physical addresses of BUFFERS pages, and of a page per receive slot."""
+        """Set RAM, uplink and limits. `pool`, `rx_pool`: where BUFFERS pages, and a page per receive slot, lie."""
         record = self._record[0]
         record["ram"], record["pool"], record["rx_pool"], record["qp"] = ram.address, pool, rx_pool, pair.address
         record["counts"], record["counts_shared"] = counts

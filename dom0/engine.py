@@ -1,7 +1,8 @@
 """Dom0's engine: one compiled loop that owns the vifs' rings and the uplink's queues. One call is one life, its sleeps included.
 
-A round, for each port in turn: take frames in (unless some still wait) → learn and look up → pass on → copy what goes to
-guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a deadline, then its frame drops.
+A round, for each port in turn: take frames in (unless some still wait) → learn and look up → pass on → copy what goes
+to guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a deadline,
+then its frame drops.
 """
 
 from dom0.bridge import NOWHERE, forget_port, learn, whereabouts

@@ -1,4 +1,4 @@
-"""The toolstack's side of bypass: who gets a NIC context, with which MAC address. Asked by the hypervisor at set-up, never later."""
+"""The toolstack's side of bypass: who gets a NIC context, with which MAC address. Asked at set-up, never later."""
 
 from typing import Any
 

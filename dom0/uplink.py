@@ -1,7 +1,7 @@
 """Dom0's native driver on the NIC's physical function, as a port of the bridge (port UPLINK). Compiled.
 
-Frames to send stay in the buffers they were copied into until the NIC has sent them; received frames stay in the receive buffers until the
-bridge has passed them on.
+Frames to send stay in the buffers they were copied into until the NIC has sent them; received frames stay in the
+receive buffers until the bridge has passed them on.
 """
 
 from dom0.state import COLOURS, STAGE, give_buffer, staged_of

@@ -1,7 +1,8 @@
 """The hypervisor's side of the NIC: contexts, their descriptors, and the shootdown of translations.
 
 A context's life: `open_context` (toolstack allows, doorbell page and eventfds are made, NIC creates it) → the guest registers
-memory → `context_start` → traffic, in which nothing of this file takes part → `close_context` (the NIC's engine lets go of it first).
+memory → `context_start` → traffic, in which nothing of this file takes part → `close_context`
+(the NIC's engine lets go of it first).
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The driver's half of the NIC's queues (hyp/abi/nic.py), named as people who do kernel bypass name it: post, poll, arm.
 
-Used by the guest's bypass front end and by Dom0's native driver alike. All state in the QP record is private; what the device may read
-is written to RAM and to the doorbell page, an index once a batch.
+Used by the guest's bypass front end and by Dom0's native driver alike. All state in the QP record is private;
+what the device may read is written to RAM and to the doorbell page, an index once a batch.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""What all tests share: one thread for numpy (guests enter namespaces), and the lab's data path compiled once, before any clock runs."""
+"""What all tests share: one thread for numpy, and the lab's data path compiled once, before any clock runs."""
 
 import os
 
@@ -15,5 +15,6 @@ def warm() -> None:
 
     from bench.lab import MODULES, ROOT
 
-    script = "import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\nfrom hyp import kernels\nlist(kernels.load_all())"
+    script = "import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\n"
+    script += "from hyp import kernels\nlist(kernels.load_all())"
     subprocess.run([sys.executable, "-c", script, *MODULES], check=True, cwd=ROOT, timeout=300)

@@ -91,7 +91,8 @@ def test_a_wrong_topology_is_refused_before_anything_is_spawned(tmp_path: Path, 
 
 
 def test_a_guest_that_cannot_start_names_itself_and_its_cause(tmp_path: Path) -> None:
-    text = '[nic]\nqueue = 4096\n[[guest]]\nname = "tiny"\npath = "bypass"\nmemory = "4 MiB"\n[[guest]]\nname = "other"\npath = "split"\n'
+    text = '[nic]\nqueue = 4096\n[[guest]]\nname = "tiny"\npath = "bypass"\nmemory = "4 MiB"\n'
+    text += '[[guest]]\nname = "other"\npath = "split"\n'
     done = launch("run", topology_file(tmp_path, "tiny", text))
     assert done.returncode == 3
     assert "tiny could not start" in done.stdout
