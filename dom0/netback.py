@@ -1,7 +1,7 @@
 """netback: the back end of a guest's vif, on Xen's rings (hyp/abi/netif.py). Compiled.
 
-Transmit: take requests from the ring (each copied once, then checked), have the hypervisor copy their frames
-into Dom0's buffers in one batch, stage them for the bridge. A request is answered only when its frame is somewhere that survives Dom0.
+Transmit: take requests from the ring (each copied once, then checked), have the hypervisor copy
+their frames into Dom0's buffers in one batch, stage them for the bridge. A request is answered only when its frame is somewhere that survives Dom0.
 Receive: a frame for the guest takes the guest's next receive request; the copies of a batch are one hypercall; then the responses.
 """
 

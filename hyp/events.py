@@ -2,8 +2,8 @@
 
 R6: an eventfd belongs to one notifier and one waiter, and only the notifier holds it. The hypervisor makes it, gives it to
 the notifier, and enters it (edge-triggered) into the waiter's *upcall*: an epoll descriptor, one per engine of a domain.
-So a waiter can neither swallow a wake-up by reading, nor block the notifier by filling the counter or clearing O_NONBLOCK. Nobody ever
-reads an eventfd: every write is an edge. A wake-up is a hint; the rings are the truth.
+So a waiter can neither swallow a wake-up by reading, nor block the notifier by filling the counter or clearing
+O_NONBLOCK. Nobody ever reads an eventfd: every write is an edge. A wake-up is a hint; the rings are the truth.
 
 `EventChannels` is the hypervisor's table (control plane). `WAIT`, `may_spin` and `sleep` are the loops' side: spin for a
 while that adapts, then sleep.
