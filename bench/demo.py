@@ -70,7 +70,7 @@ async def _demo(seconds: float, out: Console) -> dict[str, Any]:
             out.print(line)
         stopped = await _stopped_proof(runner, out)
         kernel = _kernel_proof(records, out)
-        deaths = list(lab.deaths)
+        deaths = dict(lab.deaths)
     programs = await _real_programs(out)
     broken = [record for record in [*records, *stopped["records"]] if record["errors"]]
     return {

@@ -99,7 +99,7 @@ class Lab:
         self._on_event = on_event or (lambda kind, details: None)
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
-        self.deaths: list[str] = []
+        self.deaths: dict[str, str] = {}  # process → cause
         self._death = asyncio.Event()
         self.timings: dict[str, float] = {}
 
@@ -164,11 +164,19 @@ class Lab:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""
         return str(await asyncio.shield(self.channel.closed))
 
-    async def any_death(self, timeout: float = 2.0) -> list[str]:
+    async def death_of(self, names: set[str]) -> str:
+        """Wait until one of the named processes dies; returns its name and the cause."""
+        while not (dead := [f"{name} {cause}" for name, cause in self.deaths.items() if name in names]):
+            self._death.clear()
+            await self._death.wait()
+        return dead[0]
+
+    async def any_death(self, timeout: float = 2.0) -> dict[str, str]:
         """What died, as the keeper says; waits for its word, which may come after a socket's end."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout):
-                await self._death.wait()
+                while not self.deaths:
+                    await self._death.wait()
         return self.deaths
 
     async def start_generator(self) -> None:
@@ -179,7 +187,7 @@ class Lab:
             await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
 
     def _died(self, name: str, role: str, cause: str) -> None:
-        self.deaths.append(f"{name} {cause}")
+        self.deaths[name] = cause
         self._death.set()
         self._on_event("died", {"name": name, "role": role, "cause": cause})
 

@@ -100,7 +100,7 @@ async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:
             if not topology["workload"]:
                 return await _stay_up(lab, out)
             records = await run_workloads(await Runner.open(lab), topology["workload"], out)
-            deaths = list(lab.deaths)
+            deaths = dict(lab.deaths)
     except (LabError, TopologyExists) as error:
         out.print(f"[red]{error}[/]", markup=True)
         return NOT_STARTED

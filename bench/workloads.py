@@ -7,6 +7,7 @@ under a name, or the record has an error.
 import asyncio
 import itertools
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.accounting import Usage, spent, usages
@@ -21,6 +22,9 @@ MARGIN_S = 30.0
 
 Workload = dict[str, Any]
 """``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
+
+
+Job = Callable[[Workload, int], Awaitable[dict[str, Any]]]
 
 
 class WorkloadError(Exception):
@@ -59,13 +63,29 @@ class Runner:
         limit = (load["seconds"] or 60.0) + MARGIN_S
         try:
             async with asyncio.timeout(limit):
-                report = await (self._round_trips(load, stream) if load["kind"] == "rr" else self._stream(load, stream))
+                report = await self._unless_death(load, self._round_trips if load["kind"] == "rr" else self._stream, stream)
         except TimeoutError:
             raise WorkloadError(f"{name}: not done after {limit:g} s") from None
         after = await self._settled()
         elapsed = time.monotonic() - start
         cpu = spent(usages(self.pids), used)
         return self._record(load, report, difference(after, before), after, cpu, elapsed)
+
+    async def _unless_death(self, load: Workload, job: Job, stream: int) -> dict[str, Any]:
+        """The job's report; WorkloadError as soon as a process dies that it needs."""
+        needed = {peer for peer in (load["from"], load["to"]) if peer != WIRE} | {"nic"}
+        if "split" in self.path(load):
+            needed.add("dom0")
+        death, work = asyncio.ensure_future(self.lab.death_of(needed)), asyncio.ensure_future(job(load, stream))
+        try:
+            await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
+            if death.done():
+                raise WorkloadError(f"{describe(load)}: {death.result()}")
+            return work.result()
+        finally:
+            death.cancel()
+            work.cancel()
+            await asyncio.wait({death, work})
 
     # -- steps --
 

@@ -44,7 +44,9 @@ def learn(fdb: int, mac: int, port: int, now_ns: int) -> None:
 
 @compiled
 def whereabouts(fdb: int, mac: int, now_ns: int, ageing_ns: int) -> int:
-    """The port that `mac` is behind, or NOWHERE if it was never seen or not for `ageing_ns`."""
+    """The port that `mac` is behind, or NOWHERE if it was never seen or not for `ageing_ns`. Address 0 marks an empty entry."""
+    if mac == 0:
+        return NOWHERE
     for probe in range(PROBES):
         entry = _entry(fdb, mac, probe)
         if entry.mac == mac:

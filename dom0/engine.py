@@ -7,8 +7,8 @@ then its frame drops.
 
 from dom0.bridge import NOWHERE, forget_port, learn, whereabouts
 from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests
-from dom0.state import UPLINK, engine_at, give_buffer, port_of, staged_of
-from dom0.uplink import post_frame, repost_received, ring_uplink, take_received, uplink_has_room
+from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
+from dom0.uplink import post_frame, reclaim, repost_received, ring_uplink, take_received, uplink_has_room
 from hyp.abi.counters import (
     DROP_DOWN,
     DROP_NO_BUFFER,
@@ -39,6 +39,7 @@ def _put(e, s, t):
     if t.number == UPLINK:
         if not uplink_has_room(e):
             return PAUSE
+        t.stalled, t.waited_for = 0, 0
         post_frame(e, t, s.buffer, s.gpa, s.length)
         s.posted = 1
         return DELIVERED
@@ -122,6 +123,8 @@ def _serve_port(e, p):
         if p.number == UPLINK:
             take_received(e, p)
         else:
+            if e.free_count < STAGE:
+                reclaim(e)
             take_requests(e, p)
             e.op_count = 0
         if p.next == p.staged:
@@ -165,6 +168,7 @@ def _publish(e):
 def _remove_port(e, number):
     p = port_of(e, number)
     p.active = 0
+    count(p.counts, DROP_DOWN, p.staged - p.next)
     for k in range(p.staged - p.answers, p.staged):
         s = staged_of(p, k)
         if number != UPLINK and s.buffer >= 0 and s.posted == 0:
@@ -202,7 +206,8 @@ def _arm(e):
         if p.active != 0 and p.pause_until != 0:
             deadline = p.pause_until if deadline < 0 else min(deadline, p.pause_until)
     q = qp_at(e.qp)
-    if deadline >= 0:
+    short = e.free_count < STAGE  # of buffers, which the NIC has: their completion is work
+    if deadline >= 0 or short:
         arm_sends(q)
     for number in range(e.port_count):
         p = port_of(e, number)
@@ -216,6 +221,8 @@ def _arm(e):
     full_fence()
     uplink = port_of(e, UPLINK)
     if uplink.active != 0 and uplink.next == uplink.staged and receives_completed(q):
+        ready = True
+    if short and sends_completed(q):
         ready = True
     if deadline < 0:
         return ready, -1

@@ -1,7 +1,8 @@
 """netback: the back end of a guest's vif, on Xen's rings (hyp/abi/netif.py). Compiled.
 
 Transmit: take requests from the ring (each copied once, then checked), have the hypervisor copy
-their frames into Dom0's buffers in one batch, stage them for the bridge. A request is answered only when its frame is somewhere that survives Dom0.
+their frames into Dom0's buffers in one batch, stage them for the bridge. A request is answered only when its frame is
+somewhere that survives Dom0.
 Receive: a frame for the guest takes the guest's next receive request; the copies of a batch are one hypercall; then the responses.
 """
 
@@ -22,6 +23,7 @@ from hyp.abi.counters import (
     COPIES,
     DROP_BAD_ADDRESS,
     DROP_BAD_FRAME,
+    DROP_DOWN,
     FAULTS_DESCRIPTOR,
     FAULTS_GRANT,
     FAULTS_PROTOCOL,
@@ -72,6 +74,8 @@ COLOUR_LIMIT = PAGE_BYTES - COLOURS * 64
 def fail_port(p, column):
     """The guest broke the protocol: its vif is out of service. Nobody else notices."""
     count(p.counts, column, 1)
+    count(p.counts, DROP_DOWN, p.staged - p.next)
+    p.next = p.staged
     p.failed = 1
     p.active = 0
     p.dirty = 1

@@ -6,6 +6,7 @@ death: remove the port, unmap, Closed.
 """
 
 import asyncio
+import os
 from typing import Any
 
 import numpy as np
@@ -91,8 +92,23 @@ class Vif:
         await wait_for_state(self._store, self._front, ready, HANDSHAKE_TIMEOUT_S)
         await self._connect()
         await switch_state(self._store, self._back, XenbusState.CONNECTED)
-        await self.gone.wait()
+        guest_there = await self._until_closing()
         await self._disconnect()
+        if guest_there:
+            await switch_state(self._store, self._back, XenbusState.CLOSED)
+
+    async def _until_closing(self) -> bool:
+        """Wait until the front end closes (True) or its domain is gone (False)."""
+        closing = (XenbusState.CLOSING, XenbusState.CLOSED)
+        closes = asyncio.ensure_future(wait_for_state(self._store, self._front, closing, float("inf")))
+        gone = asyncio.ensure_future(self.gone.wait())
+        try:
+            await asyncio.wait({closes, gone}, return_when=asyncio.FIRST_COMPLETED)
+            return not gone.done() and closes.exception() is None
+        finally:
+            closes.cancel()
+            gone.cancel()
+            await asyncio.wait({closes, gone})
 
     async def _connect(self) -> None:
         await self._view_guest()
@@ -121,8 +137,10 @@ class Vif:
         for gref in self._grefs:
             _unmap_ring(self._state.views_address, self._state.view_count, self.domid, gref)
         self._state.views[self.domid]["present"] = 0
-        await self._hyp.call("filter_change", context=DOM0, add=[], remove=[self.mac])
         self._keep.clear()
+        os.close(self._event_fd)
+        await self._hyp.call("evtchn_close", port=self._port)
+        await self._hyp.call("filter_change", context=DOM0, add=[], remove=[self.mac])
 
     async def _view_guest(self) -> None:
         """Let the grant hypercalls, which run on our threads, see the guest."""

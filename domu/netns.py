@@ -132,15 +132,16 @@ def _unshare(flags: int) -> None:
 
 
 def _enter() -> None:
-    """A new network namespace; inside a new user namespace if privilege is lacking."""
+    """A new network namespace; inside a new user namespace, as root of it, if we are not root or may not otherwise."""
     limit = {errno.ENOSPC: "the machine allows no more of them: raise /proc/sys/user/max_net_namespaces"}
-    try:
-        with _step("create a network namespace", limit):
-            _unshare(CLONE_NEWNET)
-        return
-    except NamespaceError as error:
-        if not isinstance(error.__cause__, PermissionError):
-            raise
+    if os.geteuid() == 0:
+        try:
+            with _step("create a network namespace", limit):
+                _unshare(CLONE_NEWNET)
+            return
+        except NamespaceError as error:
+            if not isinstance(error.__cause__, PermissionError):
+                raise
     uid, gid = os.geteuid(), os.getegid()
     remedy = _user_namespace_remedy()
     remedies = dict.fromkeys((errno.EPERM, errno.ENOSPC, errno.EUSERS), remedy)

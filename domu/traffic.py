@@ -86,6 +86,7 @@ TRAFFIC = np.dtype(
         ("latencies", "i8"),  # MAX_ROUND_TRIPS × i8, ns
         ("answered", "i8"),
         ("failed", "i8"),
+        ("no_room", "i8"),  # an answer waits for a send buffer
         ("now", "i8"),
         ("idle_since", "i8"),
     ]
@@ -147,11 +148,13 @@ def _receive(p, d):
     if n <= 0:
         return n
     done = 0
+    p.no_room = 0
     while done < n:
         addr, length = frame_addr(d.rx, done), frame_length(d.rx, done)
         if length >= MIN_TEST_FRAME and is_test_frame(addr, length) and load16(addr + STREAM) & ECHO:
             mine = p.job == ASKING and load16(addr + STREAM) == p.stream
             if not mine and not _echo(p, d, addr, length):
+                p.no_room = 1
                 break
             good = verify(p.trackers, p.counts, addr, length, p.now)
             if mine and good and p.waiting != 0:
@@ -245,7 +248,7 @@ def _idle(p, d):
         return
     commit(p.counts, p.counts_shared)
     commit(d.counts, d.counts_shared)
-    what = RX | TX if p.job == STREAMING or p.job == DRAINING else RX
+    what = RX | TX if p.job == STREAMING or p.job == DRAINING or p.no_room != 0 else RX
     if arm(p.device, what) != 0 or mail_waiting(p.mailbox, p.mail) > 0:
         return
     timeout = _time_left(p)

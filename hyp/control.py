@@ -29,7 +29,7 @@ import msgpack
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 160 * 1024
-MAX_FDS = 32
+MAX_FDS = 250  # the kernel's own limit is 253
 MAX_PENDING = 64
 
 
@@ -170,6 +170,7 @@ class Channel:
                 self._end(str(error))
                 return
             if packet is None:
+                close_all(fds)  # an empty packet, which looks like the end, can carry some
                 self._end("end of file")
                 return
             try:
@@ -277,6 +278,8 @@ def describe(error: Exception) -> list[str]:
         return [error.name, str(error)]
     if isinstance(error, PeerGone):
         return ["ENOTCONN", str(error)]
+    if isinstance(error, TimeoutError):
+        return ["ETIMEDOUT", str(error) or "it took too long"]
     if isinstance(error, OSError) and error.errno:
         return [errno.errorcode.get(error.errno, "EIO"), error.strerror or str(error)]
     if isinstance(error, (ValueError, TypeError, KeyError, LookupError)):

@@ -13,7 +13,7 @@ from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, PAGE
 from hyp.control import Channel, Refused, Reply
 from hyp.domain import Context, Domain
-from hyp.events import EventError, Upcall, new_eventfd, raise_event
+from hyp.events import Upcall, new_eventfd, raise_event
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 
@@ -83,15 +83,14 @@ class Devices:
 
     async def open_context(self, domain: Domain, upcall: Upcall) -> Context:
         """A context for `domain` whose completions arrive at `upcall`. Refused if it has one, or the toolstack says no."""
+        mac = await self._mac_for(domain)
+        # Checked after the wait: another call of the same guest, or its end, may have come in between.
         if domain.contexts:
             raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}) has a context already")
-        async with asyncio.timeout(SETUP_TIMEOUT_S):
-            await asyncio.shield(self.nic_ready)
-            if domain.domid == DOM0:
-                mac = "00:00:00:00:00:00"
-            else:
-                await asyncio.shield(self.toolstack_ready)
-                mac = await self._authorize(domain)
+        if domain.dying:
+            raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}) has ended")
+        if self.nic is None:
+            raise Refused("ENODEV", "the NIC is gone")
         number = self._free_number(domain)
         engine = number % len(self._engine_upcalls)
         region = create_region(self._backing, self._topology, domain.name, f"doorbell{number}", PAGE)
@@ -110,8 +109,10 @@ class Devices:
                 )  # fmt: skip
             finally:
                 os.close(iommu)
+            if domain.contexts.get(number) is not context:
+                raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
             raise_event(context.completion_fd)
-        except (Refused, EventError):
+        except BaseException:
             self._release(domain, context)
             raise
         return context
@@ -126,7 +127,10 @@ class Devices:
         self._release(domain, context)
 
     def _release(self, domain: Domain, context: Context) -> None:
-        domain.contexts.pop(context.number, None)
+        """Let go of everything a context had; nothing happens if that was done already."""
+        if domain.contexts.get(context.number) is not context:
+            return
+        domain.contexts.pop(context.number)
         self._contexts.pop(context.number, None)
         if self._engine_upcalls:
             self._engine_upcalls[context.engine].forget(context.doorbell_fd)
@@ -134,6 +138,18 @@ class Devices:
         os.close(context.doorbell_fd)
         os.close(context.completion_fd)
         context.doorbell.close()
+
+    async def _mac_for(self, domain: Domain) -> str:
+        """The MAC address of the context that `domain` may have, once NIC and toolstack are there."""
+        try:
+            async with asyncio.timeout(SETUP_TIMEOUT_S):
+                await asyncio.shield(self.nic_ready)
+                if domain.domid == DOM0:
+                    return "00:00:00:00:00:00"
+                await asyncio.shield(self.toolstack_ready)
+                return await self._authorize(domain)
+        except TimeoutError:
+            raise Refused("ETIMEDOUT", f"NIC and toolstack did not answer for {SETUP_TIMEOUT_S:g} s") from None
 
     async def _authorize(self, domain: Domain) -> str:
         if self.toolstack is None:

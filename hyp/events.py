@@ -76,6 +76,8 @@ class Upcall:
         """From now on a write to `eventfd` wakes the waiter. EventError if the waiter has spoilt its epoll descriptor."""
         try:
             self.epoll.register(eventfd, select.EPOLLIN | select.EPOLLET)
+        except ValueError:
+            raise EventError(errno.EBADF, f"port {port}: the waiter is gone") from None
         except OSError as error:
             raise EventError(error.errno, f"port {port}: the waiter's upcall takes no events ({error.strerror})") from error
 
@@ -83,7 +85,7 @@ class Upcall:
         """The inverse of `deliver`; nothing happens if it is gone already."""
         try:
             self.epoll.unregister(eventfd)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: closed, its domain has ended
             pass
 
     def close(self) -> None:
@@ -164,7 +166,7 @@ class EventChannels:
             port.peer = peer.peer = None
 
     def close_all(self, domid: int) -> None:
-        """Close every port of a domain that ended, and those that waited for it."""
+        """Close every port of a domain that ended; the other ends fall back to unbound."""
         for owner, number in [key for key in self._ports if key[0] == domid]:
             self.close(owner, number)
 

@@ -8,7 +8,7 @@ serves the NIC.
 from typing import TYPE_CHECKING, Any
 
 from hyp.abi.domids import DOM0
-from hyp.abi.nic import MAX_QUEUE, MIN_QUEUE, PAGE, mac_to_int
+from hyp.abi.nic import CONTEXTS, MAX_QUEUE, MIN_QUEUE, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.control import Answer, Handler, Refused
 from hyp.domain import MAX_REGISTRATIONS, MAX_UPCALLS, Domain, Registration
@@ -82,8 +82,8 @@ class GuestCalls:
     def gnttab_setup(self, frames: int) -> Answer:
         """The grant table (version 1) of `frames` pages, made at the first call. fds: the table (read-write)."""
         frames = integer(self.domain, "frames", frames, 1, MAX_GRANT_FRAMES)
+        self.domain.region("active", frames * REFS_PER_FRAME * ACTIVE_BYTES_PER_REF)
         table = self.domain.region("gnttab", frames * PAGE)
-        self.domain.region("active", table.size // PAGE * REFS_PER_FRAME * ACTIVE_BYTES_PER_REF)
         return Answer({"refs": table.size // PAGE * REFS_PER_FRAME}, fds=[table.fd])
 
     # -- memory registration and device contexts --
@@ -176,7 +176,7 @@ class PrivilegedCalls(GuestCalls):
     async def filter_change(self, context: int, add: list[str], remove: list[str]) -> None:
         """Program the MAC filters of any context."""
         macs: dict[str, Any] = {"add": [mac_to_int(mac) for mac in add], "remove": [mac_to_int(mac) for mac in remove]}
-        await self.hv.devices.call("filter_change", context=integer(self.domain, "context", context, 0, 1 << 16), **macs)
+        await self.hv.devices.call("filter_change", context=integer(self.domain, "context", context, 0, CONTEXTS - 1), **macs)
 
     def spin_limit(self, limit_us: int) -> None:
         """Set how long loops may spin before they sleep, in µs (0: never)."""

@@ -1,7 +1,8 @@
 """The keeper: a topology's init. It forks everything, holds what must outlive its owner, and alone decides lifetime.
 
 Where namespaces are to be had it is PID 1 of the topology's PID namespace, so that its own death ends everything. It holds the
-topology's flock, both ends of every domain's sockets, and the regions that the hypervisor hands it. It has no other knowledge: what
+topology's flock, both ends of every domain's sockets as long as both sides live, and the regions that the hypervisor
+hands it. It has no other knowledge: what
 processes there are and what they are told comes in the plan.
 
 States: booting → up → going down → gone. Booting fails as a whole when one process fails: the plan's caller gets its name and
@@ -44,7 +45,7 @@ class Child:
     ready: asyncio.Future[None]
     ended: asyncio.Future[int]
     failure: str | None = None
-    sockets: list[socket.socket] = field(default_factory=list)
+    sockets: dict[str, tuple[socket.socket, socket.socket]] = field(default_factory=dict)  # purpose → server's end, its own
 
 
 class Keeper:
@@ -149,26 +150,20 @@ class Keeper:
     # -- spawning --
 
     async def _spawn(self, plan: dict[str, Any]) -> None:
-        purposes, theirs, ours = ["console"], [], []
         console, far = socketpair()
-        theirs.append(far)
+        sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
         if plan["domain"] is not None:
-            near, far = socketpair()
-            await self._create_domain(plan, near)
-            ours.append(near)
-            theirs.append(far)
-            purposes.append("hypercalls")
+            sockets["hypercalls"] = socketpair()
+            await self._create_domain(plan, sockets["hypercalls"][0])
         if plan["xenstore"] is not None:
-            near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            await self._children["xenstored"].console.call("connect", fds=[near.fileno()], domid=plan["xenstore"])
-            ours.append(near)
-            theirs.append(far)
-            purposes.append("xenstore")
+            sockets["xenstore"] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            near = sockets["xenstore"][0].fileno()
+            await self._children["xenstored"].console.call("connect", fds=[near], domid=plan["xenstore"])
         args = {key: plan[key] for key in ("name", "role", "module", "config")}
-        reply = await self._forkserver.call("fork", fds=[end.fileno() for end in theirs], purposes=purposes, **args)
-        pid = int(reply.value["pid"])
-        self._add(plan, pid, console, ours + theirs[1:])
-        theirs[0].close()
+        fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
+        reply = await self._forkserver.call("fork", fds=fds, purposes=["console", *sockets], **args)
+        far.close()
+        self._add(plan, int(reply.value["pid"]), console, sockets)
 
     async def _create_domain(self, plan: dict[str, Any], near: socket.socket) -> None:
         domain = plan["domain"]
@@ -178,7 +173,9 @@ class Keeper:
             "domain_create", fds=[near.fileno()], domid=domain["domid"], name=plan["name"], memory=domain["memory"]
         )
 
-    def _add(self, plan: dict[str, Any], pid: int, console: socket.socket, sockets: list[socket.socket]) -> None:
+    def _add(
+        self, plan: dict[str, Any], pid: int, console: socket.socket, sockets: dict[str, tuple[socket.socket, socket.socket]]
+    ) -> None:
         domid = plan["domain"]["domid"] if plan["domain"] else None
         ready: asyncio.Future[None] = self._loop.create_future()
         ended: asyncio.Future[int] = self._loop.create_future()
@@ -186,9 +183,9 @@ class Keeper:
         handlers: dict[str, Handler] = {
             "ready": lambda: None if ready.done() else ready.set_result(None),
             "failed": lambda cause: self._failed(name, cause),
-            "hold": self._hold,
-            "let_go": self._let_go,
         }
+        if plan["role"] == "hyp":  # nobody else has anything to be held
+            handlers |= {"hold": self._hold, "let_go": self._let_go}
         channel = Channel(console, handlers, name=name, takes_fds=frozenset({"hold"}))
         child = Child(name, plan["role"], domid, pid, os.pidfd_open(pid), channel, ready, ended, sockets=sockets)
         self._children[name] = child
@@ -196,9 +193,11 @@ class Keeper:
             self._ended(child, self._exits.pop(pid))
 
     def _hold(self, key: str, fds: list[int]) -> None:
+        if len(fds) != 1:
+            close_all(fds)
+            raise Refused("EINVAL", f"hold {key}: {len(fds)} descriptors, not one")
         self._let_go(key)
         self._held[key] = fds[0]
-        close_all(fds[1:])
 
     def _let_go(self, key: str) -> None:
         if key in self._held:
@@ -243,6 +242,7 @@ class Keeper:
         if child.ended.done():
             return
         child.ended.set_result(code)
+        self._drop_sockets(child)
         if self._down is not None or self._info.get("state") != "up":
             return
         cause = child.failure or _describe_exit(code)
@@ -251,6 +251,15 @@ class Keeper:
             self._children["hyp"].console.tell("domain_destroy", domid=child.domid)
         if child.domid is not None and not self._children["xenstored"].ended.done():
             self._children["xenstored"].console.tell("release", domid=child.domid)
+
+    def _drop_sockets(self, dead: Child) -> None:
+        """What only the dead process could answer is to fail for its peers: end their sockets, which live in our hands too."""
+        serves = {"hyp": "hypercalls", "xenstored": "xenstore"}.get(dead.role)
+        for child in self._children.values():
+            for purpose, ends in child.sockets.items():
+                if purpose == serves or child is dead:
+                    for end in ends:
+                        end.close()
 
     # -- the end --
 

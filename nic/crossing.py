@@ -2,16 +2,17 @@
 
 A context's queues belong to one engine, so a frame for another engine's context is copied into a crossing (an extra copy inside
 the device, counted), and that engine delivers it. Producer engine writes slots, then `prod` (release); consumer engine writes
-`cons` (release) after use. Both index words have an event word of the Xen kind, so that a sleeping engine is woken once::
+`cons` (release) after use. A consumer that is about to sleep sets `prod_event` to the producer index it waits for; a producer
+that finds the ring full sets `wanted`, and the consumer wakes it when it has made room. A full fence and a re-check follow::
 
-       0 prod, 64 cons, 128 prod_event (consumer's), then slots
+       0 prod, 64 cons, 128 prod_event (consumer's), 192 wanted (set by the producer, cleared by the consumer), then slots
 
     slot: 0 target context or FLOOD, 8 source context, 16 length, 24 head0, 32 head1, 64.. the frame
 """
 
 from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES, SUPPRESSED
 from hyp.abi.nic import MAX_FRAME
-from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_release
+from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_once, store64_release
 from hyp.counters import count
 from hyp.kernels import compiled
 from nic.deliver import copy_frame
@@ -19,7 +20,7 @@ from nic.queues import posted_buffers
 from nic.state import DELIVERED, PAUSE, context_of
 
 SLOTS = 64
-PROD, CONS, PROD_EVENT, FIRST_SLOT = 0, 64, 128, 256
+PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256
 TARGET, SOURCE, LENGTH, HEAD0, HEAD1, FRAME = 0, 8, 16, 24, 32, 64
 SLOT_BYTES = FRAME + MAX_FRAME + 64  # 64 more than a multiple of the page, so that slots spread over the cache sets
 CROSSING_BYTES = FIRST_SLOT + SLOTS * SLOT_BYTES
@@ -70,6 +71,7 @@ def cross_or_pause(e, sender, target, context, origin, source, length, head0, he
     result = cross(e, target, context, origin, source, length, head0, head1)
     if result != PAUSE:
         return result
+    store64_once(crossing(e, e.index, target) + WANTED, 1)
     if sender.pause_until == 0:
         sender.pause_until = e.now + e.pause_ns
         sender.pause_for = -1 - target
@@ -94,6 +96,16 @@ def is_paused(e, sender):
 def crossed(ring: int) -> int:
     """Number of frames waiting in a crossing."""
     return load64_acquire(ring + PROD) - load64(ring + CONS)
+
+
+@compiled
+def made_room(e, ring, origin):
+    """After `cons` was published: wake engine `origin` if it waits for room."""
+    full_fence()
+    if load64_once(ring + WANTED) != 0:
+        store64_once(ring + WANTED, 0)
+        notify(load64(e.kick_fds + 8 * origin))
+        count(e.counts, NOTIFICATIONS, 1)
 
 
 @compiled

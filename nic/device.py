@@ -3,6 +3,7 @@
 It trusts the hypervisor, which it shares the machine with, and nothing that a driver writes.
 """
 
+import asyncio
 import os
 from typing import Any
 
@@ -29,6 +30,8 @@ class Nic:
         self._config, self._process = config, process
         self._engines: list[EngineState] = []
         self._mappings: dict[int, list[Mapping]] = {}
+        self._started: set[int] = set()
+        self._setup = asyncio.Lock()  # a guest's calls may overtake each other; what they do to a context must not
         self._filters: dict[int, int] = {}  # MAC → context
         handlers: dict[str, Handler] = {
             "context_create": self.context_create, "context_start": self.context_start,
@@ -80,37 +83,43 @@ class Nic:
             os.close(fd)
 
     async def context_start(self, context: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int) -> None:
-        """Serve a context from now on."""
+        """Serve a context from now on. Refused if it has been started before, or is gone."""
         queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size}
-        for state in self._engines:
-            record = state.contexts[context]
-            if record["active"] or record["failed"]:
+        async with self._setup:
+            if context not in self._mappings:
+                raise Refused("ENODEV", f"there is no context {context}")
+            if context in self._started:
                 raise Refused("EBUSY", f"context {context} has been started already")
-            for name, value in queues.items():
-                record[name] = value
-        mac = int(self._engines[0].contexts[context]["mac"])
-        if mac:
-            await self._filter(mac, context)
-        for state in self._engines:
-            await state.engine.post(START_CONTEXT, context)
+            self._started.add(context)
+            for state in self._engines:
+                for name, value in queues.items():
+                    state.contexts[context][name] = value
+            mac = int(self._engines[0].contexts[context]["mac"])
+            if mac:
+                await self._filter(mac, context)
+            for state in self._engines:
+                await state.engine.post(START_CONTEXT, context)
 
     async def context_destroy(self, context: int) -> None:
         """Let go of a context: no engine touches anything of it when this returns."""
-        if context not in self._mappings:
-            return
-        for state in self._engines:
-            await state.engine.post(STOP_CONTEXT, context)
-        self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
-        os.close(int(self._engines[0].contexts[context]["completion_fd"]))
-        del self._mappings[context]
+        async with self._setup:
+            if context not in self._mappings:
+                return
+            for state in self._engines:
+                await state.engine.post(STOP_CONTEXT, context)
+            self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
+            os.close(int(self._engines[0].contexts[context]["completion_fd"]))
+            self._started.discard(context)
+            del self._mappings[context]
 
     async def filter_change(self, context: int, add: list[int], remove: list[int]) -> None:
         """Give MAC addresses to a context, take others away."""
-        for mac in remove:
-            if self._filters.get(mac) == context:
-                await self._filter(mac, -1)
-        for mac in add:
-            await self._filter(mac, context)
+        async with self._setup:
+            for mac in remove:
+                if self._filters.get(mac) == context:
+                    await self._filter(mac, -1)
+            for mac in add:
+                await self._filter(mac, context)
 
     async def _filter(self, mac: int, context: int) -> None:
         if context >= 0 and mac not in self._filters and len(self._filters) >= MAX_FILTERS:

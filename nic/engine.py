@@ -44,6 +44,7 @@ from nic.crossing import (
     crossed,
     crossing,
     is_paused,
+    made_room,
     slot_of,
 )
 from nic.deliver import put_or_pause
@@ -68,9 +69,13 @@ def _begin_batch(e):
 
 @compiled
 def _heed_shootdown(e):
-    """After the epoch was published: tell the hypervisor, if it has asked since the last time."""
+    """After the epoch was published: tell the hypervisor, if it has asked since the last time, now and at the next boundary.
+
+    Twice, because a request that came between the store of the epoch and this load may wait for just this epoch to pass.
+    """
     request = load64_once(e.platform + SHOOTDOWN_REQUEST)
-    if request != e.shootdowns:
+    if request != e.shootdowns or e.heed_again != 0:
+        e.heed_again = 1 if request != e.shootdowns else 0
         e.shootdowns = request
         notify(e.shootdown_fd)
 
@@ -162,13 +167,17 @@ def _serve_crossing(e, origin):
             count(e.counts, result, 1)
         cons += 1
         done += 1
-    store64_release(ring + CONS, cons)
+    if done > 0:
+        store64_release(ring + CONS, cons)
+        made_room(e, ring, origin)
     return done
 
 
 @compiled
 def _tell_driver(e, c):
     """Notify the driver if a completion passed its event index. The batch's fence has been made."""
+    if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
+        return
     due = False
     if c.scq_prod != c.scq_told:
         event = load32_once(c.doorbell + SCQ_EVENT)
@@ -215,6 +224,15 @@ def _publish(e):
 
 
 @compiled
+def _arm_receiver(e, sender):
+    """A paused sender waits for a receiver's buffers: ask the receiver's driver to ring when it posts some."""
+    if sender.pause_until != 0 and sender.pause_for >= 0:
+        r = context_of(e, sender.pause_for)
+        if r.active != 0:
+            store32_once(r.doorbell + RQ_EVENT, u32_add(r.rq_cons, 1))
+
+
+@compiled
 def _arm(e):
     """Ask every driver and engine for a notification, then look once more. Returns (something to do, ns to sleep or −1)."""
     deadline = -1
@@ -226,15 +244,17 @@ def _arm(e):
         if c.sq_armed != event:
             store32_once(c.doorbell + SQ_EVENT, event)
             c.sq_armed = event
-        store32_once(c.doorbell + RQ_EVENT, u32_add(c.rq_cons, 1))
+        _arm_receiver(e, c)
     for origin in range(e.engines):
         if origin != e.index:
             arm_crossing(crossing(e, origin, e.index))
             gate = gate_at(e.gates + origin * GATE_BYTES)
+            _arm_receiver(e, gate)
             if gate.pause_until != 0:
                 deadline = gate.pause_until if deadline < 0 else min(deadline, gate.pause_until)
     w = wire_at(e.wire)
     if w.left > 0:
+        _arm_receiver(e, w)
         due = max(w.due_ns, w.pause_until)
         deadline = due if deadline < 0 else min(deadline, due)
     full_fence()

@@ -96,6 +96,7 @@ ENGINE = np.dtype(
         ("counts_shared", "i8"),
         ("epoch", "i8"),
         ("shootdowns", "i8"),  # shootdown_request as last seen
+        ("heed_again", "i8"),  # it was new at the last boundary
         ("shootdown_fd", "i8"),
         ("pause_ns", "i8"),
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch

@@ -8,6 +8,7 @@ from hyp.abi.counters import (
     COPIED_BYTES,
     COPIES,
     DROP_NO_ROUTE,
+    DROP_QUEUE_FULL,
     RX_BYTES,
     RX_FRAMES,
     TX_BYTES,
@@ -18,7 +19,7 @@ from hyp.atomics import load64
 from hyp.counters import count
 from hyp.frames import ETHERTYPE_WIRE, verify, write_test_frame
 from hyp.kernels import compiled
-from nic.crossing import cross_or_pause
+from nic.crossing import cross, cross_or_pause, is_paused
 from nic.deliver import copy_frame, put_broadcast, put_or_pause
 from nic.state import DELIVERED, PAUSE, context_of, wire_at
 from nic.switch import lookup
@@ -83,12 +84,11 @@ def _reflect(e, w, buffer, length, head0, head1):
     if r.active != 0:
         # A reflected frame belongs to nobody's sending queue, so it does not pause anybody.
         if r.mine == 0:
-            result = cross_or_pause(e, w, r.engine, r.number, WIRE_ORIGIN, buffer, length, back0, back1)
+            result = cross(e, r.engine, r.number, WIRE_ORIGIN, buffer, length, back0, back1)
+            if result == PAUSE:
+                result = DROP_QUEUE_FULL
         else:
             result = put_broadcast(e, r, buffer, length, back0, back1)
-        w.pause_until = 0
-        if result == PAUSE:
-            result = DROP_NO_ROUTE
     if result != DELIVERED:
         count(w.counts, result, 1)
 
@@ -99,13 +99,13 @@ def generate(e):
     w = wire_at(e.wire)
     sent = 0
     while w.left > 0 and sent < BATCH:
-        if (w.until_ns != 0 and e.now >= w.until_ns) or w.due_ns > e.now:
+        if (w.until_ns != 0 and e.now >= w.until_ns) or w.due_ns > e.now or is_paused(e, w):
             break
         buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
         head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
-        if w.pause_until == 0:
-            stamp = e.now if w.interval_ns > 0 else 0
-            write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp)
+        # Written afresh after a pause: meanwhile other frames may have left through this buffer.
+        stamp = e.now if w.pause_until == 0 else w.pause_until - e.pause_ns
+        write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp if w.interval_ns > 0 else 0)
         result = inbound(e, w, w.target, buffer, w.length, head0, load64(buffer + 8))
         if result == PAUSE:
             break

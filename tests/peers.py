@@ -17,7 +17,7 @@ Three kinds of driver work on a `Guest`'s queue pair:
   that the one is checked against the other). What they post is never checked first: `post` is also the hostile driver's tool;
 * `Guest.traffic`: a compiled loop over hyp/verbs.py, in a thread: test frames out, test frames in and verified. It sleeps as a front
   end does and reports a wake-up that got lost;
-* `Loop(scribble, guest.job(...))` and the like: hostile, compiled, at full speed, in a thread.
+* `Loop(scribble, guest, guest.job(...))` and the like: hostile, compiled, at full speed, in a thread.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ from hyp.abi.nic import (
     mac_to_int,
 )
 from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, full_fence, record_view, store32_once, store64_once
-from hyp.control import Channel, Reply, socketpair
+from hyp.control import Channel, Reply, close_all, socketpair
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.frames import ETHERTYPE_WIRE, TRACKER, TRACKERS, tracker_report, verify, write_test_frame
 from hyp.hypervisor import Hypervisor
@@ -356,6 +356,15 @@ class Guest:
     def _view(self, gpa: int, dtype: np.dtype[Any], count: int) -> Any:
         return np.frombuffer(self.memory, dtype, count, gpa)
 
+    def wake(self) -> None:
+        """A wake-up without a cause, as the hypervisor makes one at set-up."""
+        os.eventfd_write(self.bench.hypervisor.domains[self.domid].contexts[self.context].completion_fd, 1)
+
+    def close(self) -> None:
+        """Close what it holds open."""
+        self.hyp.close()
+        close_all([self.epoll, *([int(self.q["doorbell_fd"])] if hasattr(self, "q") else [])])
+
     # -- memory --
 
     def write(self, gpa: int, content: bytes) -> None:
@@ -482,15 +491,15 @@ class Guest:
         """
         self.post_buffers(self.entries - (int(self.q["rq_prod"]) - int(self.q["rcq_cons"])) % WRAP)
         head0, head1 = head_words(destination, self.mac)
-        return Loop(exchange, self.job(head0=head0, head1=head1, frames=frames, expect=expect, **fields), self)
+        return Loop(exchange, self, self.job(head0=head0, head1=head1, frames=frames, expect=expect, **fields))
 
 
 class Loop:
     """A compiled loop in a thread. `job[0]` is its record; `wait` returns what the loop returned."""
 
-    def __init__(self, kernel: Entry, job: "np.ndarray[Any, Any]", *keep: Any) -> None:
+    def __init__(self, kernel: Entry, guest: Guest, job: "np.ndarray[Any, Any]") -> None:
         kernel.load()
-        self.job, self._keep = job, keep
+        self.job, self._guest = job, guest
         self.trackers = np.zeros(TRACKERS, TRACKER)
         job[0]["trackers"] = self.trackers.ctypes.data
         self.result: int | None = None
@@ -510,6 +519,7 @@ class Loop:
     def stop(self) -> int:
         """Ask it to end, and wait."""
         self.job[0]["stop"] = 1
+        self._guest.wake()
         return self.wait()
 
     def wait(self, seconds: float = 40.0) -> int:
@@ -638,7 +648,7 @@ class Bench:
             self.nic._process.console.close()
             self.nic._hyp.close()
         for guest in [*self.guests, *([self.dom0] if hasattr(self, "dom0") else [])]:
-            guest.hyp.close()
+            guest.close()
         if hasattr(self, "console"):
             self.console.close()
         if hasattr(self, "hypervisor"):

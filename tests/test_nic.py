@@ -333,6 +333,7 @@ def test_reflected_frames_come_back_with_their_addresses_swapped(engines: int) -
     with bench_of(2, engines=engines, wire="reflect") as (bench, anna, bert):
         for guest in (anna, bert):
             guest.post_buffers(8)
+        for guest in (anna, bert):
             guest.send(guest.frame(WIRE_MAC, 1514), guest.frame(NOBODY, 64), guest.frame(BROADCAST_MAC, 99))
             assert guest.sent(3) == [STATUS_OK] * 3
         bench.at_rest(12)
@@ -568,7 +569,7 @@ def test_the_header_that_was_checked_is_the_header_that_is_sent() -> None:
         head0, head1 = head_words(bert.mac, mallory.mac)
         other0, other1 = head_words(BROADCAST_MAC, victim.mac)
         mallory.write(mallory.tx_pool, compose(bert.mac, mallory.mac))
-        flipping = Loop(flip, mallory.job(first=mallory.tx_pool, head0=head0, head1=head1, other0=other0, other1=other1), mallory)
+        flipping = Loop(flip, mallory, mallory.job(first=mallory.tx_pool, head0=head0, head1=head1, other0=other0, other1=other1))
         passed = spoofed = 0
         allowed = (header(bert.mac, mallory.mac), header(BROADCAST_MAC, mallory.mac))
         for _ in range(400):
@@ -594,9 +595,9 @@ def test_bystanders_of_drivers_that_scribble_at_full_speed(engines: int) -> None
     with bench_of(5, engines=engines, pause_us=2_000_000) as (bench, anna, bert, careful, wild, wilder):
         for k, page in enumerate(range(careful.tx_pool, careful.tx_pool + 64 * PAGE, PAGE)):
             careful.write(page, careful.frame((bert.mac, BROADCAST_MAC, WIRE_MAC, wild.mac)[k % 4], 200 + k))
-        loops = [Loop(post_garbage, careful.job(), careful)]
+        loops = [Loop(post_garbage, careful, careful.job())]
         for guest in (wild, wilder):
-            loops.append(Loop(scribble, guest.job(first=PAGE, size=guest.rx_pool - PAGE), guest))
+            loops.append(Loop(scribble, guest, guest.job(first=PAGE, size=guest.rx_pool - PAGE)))
         frames = 15_000
         receiver, sender = bert.traffic(expect=frames), anna.traffic(bert.mac, frames, stream=9, length=300)
         assert sender.wait() == FINISHED
@@ -608,7 +609,6 @@ def test_bystanders_of_drivers_that_scribble_at_full_speed(engines: int) -> None
         faults = bench.of(careful)
         assert all(faults[name] > 0 for name in ("faults_descriptor", "faults_address")), faults
         assert sum(bench.of(guest).get("faults_protocol", 0) for guest in (wild, wilder)) == 2
-        anna.post_buffers(64)
         bench.at_rest()
         well(bench, bert, anna)
 
@@ -713,6 +713,24 @@ def test_streams_across_engines_arrive_whole(engines: int) -> None:
             assert (report["frames"], report["lost"], report["corrupt"], report["duplicated"]) == (frames, 0, 0, 0)
         bench.at_rest(4 * frames)
         assert bench.drops() == {}
+
+
+def test_every_sender_that_waits_for_a_full_crossing_is_woken() -> None:
+    """One takes the slot that another was woken for; the other must be woken for the next one."""
+    with bench_of(16, engines=2, pause_us=60_000_000) as (bench, *guests):
+        heavy, full, *light = (guests[k] for k in (0, 1, *range(2, 16, 2)))  # all senders are on engine 1, `full` on engine 0
+        heavy.send(*(heavy.frame(full.mac, sequence=k) for k in range(64)))
+        heavy.sent(64)
+        heavy.send(*(heavy.frame(full.mac, sequence=k) for k in range(64, 80)))
+        eventually(lambda: bench.count("pauses", "engine1") or bench.sync(), "the crossing is full")
+        for k, guest in enumerate(light, 1):
+            guest.send(guest.frame(full.mac))
+            eventually(lambda k=k: bench.count("pauses", "engine1") > k or bench.sync(), "another sender waits")
+        for _ in range(80 + len(light)):
+            full.post_buffers(1)
+            assert full.take(1)[0][0] == STATUS_OK
+        assert heavy.sent(16) == [STATUS_OK] * 16
+        bench.at_rest(80 + len(light))
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])

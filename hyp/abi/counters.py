@@ -32,7 +32,7 @@ class Count(IntEnum):
     COPIED_BYTES = 5
     NOTIFICATIONS = 6  # eventfd writes
     SUPPRESSED = 7  # batches published whose reader had not asked for a notification
-    WAKEUPS = 8  # returns from a sleep
+    WAKEUPS = 8  # sleeps ended by an event
     HYPERCALLS = 9  # system calls in the place of hypercalls, one per batch
     TRAPS = 10
     BATCHES = 11
@@ -48,7 +48,7 @@ class Count(IntEnum):
     DROP_BAD_FRAME = 21  # length or flags refused
     DROP_BAD_ADDRESS = 22  # the sender's or the receiver's buffer address was refused
     DROP_SMALL_BUFFER = 23  # the receiver's buffer is shorter than the frame
-    DROP_QUEUE_FULL = 24  # broadcast (which never pauses), or Dom0's own queue to the NIC
+    DROP_QUEUE_FULL = 24  # no room for a copy of a flooded frame, or for a reflected one: these never pause anybody
     DROP_DOWN = 25  # the device it was for is closed or failed
     DROP_SAME_PORT = 26  # a bridge never sends a frame back to its port
     DROP_TAP = 27  # the kernel did not take the frame from the TAP
