@@ -20,12 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from bench.guests import run_in_guest
 from bench.lab import ROOT, Lab, LabError
-from bench.session import FAILED, NOT_STARTED, console, lab_up, run_workloads, write_json
-from bench.tables import comparison, losses, number, results
+from bench.session import FAILED, NOT_STARTED, console, lab_up, print_results, run_workloads, write_json
+from bench.tables import processes
 from bench.workloads import Runner, Workload, WorkloadError
 from domu.netns import can_create
 from hyp.control import ControlError
@@ -60,14 +59,7 @@ async def _demo(seconds: float, out: Console) -> dict[str, Any]:
     async with lab_up(topology, out) as lab:
         runner = await Runner.open(lab)
         records = await run_workloads(runner, topology["workload"], out)
-        out.print()
-        out.print(results(records))
-        out.print(
-            "[dim]Dom0, copies, notif., hyperc., wake-ups: per frame, from the lab's counters; a round trip is two frames[/]\n"
-        )
-        out.print(comparison(records) or "")
-        for line in losses(records):
-            out.print(line)
+        print_results(records, out)
         stopped = await _stopped_proof(runner, out)
         kernel = _kernel_proof(records, out)
         deaths = dict(lab.deaths)
@@ -124,7 +116,7 @@ async def _stopped_proof(runner: Runner, out: Console) -> dict[str, Any]:
                 records.append({**record, "kind": kind})
     free, held = (statistics.median(rates[kind]) for kind in rates)
     ratios = [b / a for a, b in zip(rates["undisturbed"], rates["stopped"], strict=True)]
-    out.print("[bold]Proof 1.[/] The bypass stream carl→dora, 64 B, with Dom0 and the hypervisor stopped (SIGSTOP):")
+    out.print("\n[bold]Proof 1.[/] The bypass stream carl→dora, 64 B, with Dom0 and the hypervisor stopped (SIGSTOP):")
     out.print(f"  undisturbed {free:.2f} Mframes/s, stopped {held:.2f} Mframes/s (medians of {PROOF_REPEATS}, alternating)")
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
     out.print(f"  stopped ÷ undisturbed: {statistics.median(ratios):.2f} (pair by pair {spread})\n")
@@ -133,21 +125,10 @@ async def _stopped_proof(runner: Runner, out: Console) -> dict[str, Any]:
 
 def _kernel_proof(records: list[dict[str, Any]], out: Console) -> list[dict[str, Any]]:
     """CPU time and context switches of Dom0 and hyp, as the kernel counts them, in one stream of each path."""
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for name in ("stream", "B", "process", "CPU ms", "context switches", "CPU µs per 1000 frames"):
-        table.add_column(name, justify="left" if name in ("stream", "process") else "right")
-    rows = []
-    for record in records:
-        if record["workload"] != "stream" or record["to"] == "wire" or record["frame"] != 64:
-            continue
-        for process in ("dom0", "hyp"):
-            use = record["processes"][process]
-            per_1000 = use["cpu_ms"] * 1e6 / record["frames"] if record["frames"] else 0.0
-            rows.append({"path": record["path"], "process": process, **use})
-            name = f"{record['path']} {record['from']}→{record['to']}"
-            table.add_row(name, str(record["frame"]), process, number(use["cpu_ms"]), str(use["switches"]), number(per_1000))
+    streams = [r for r in records if r["workload"] == "stream" and r["to"] != "wire" and r["frame"] == 64]
+    rows = [{"path": r["path"], "process": name, **r["processes"][name]} for r in streams for name in ("dom0", "hyp")]
     out.print("[bold]Proof 2.[/] What the kernel says Dom0 and the hypervisor did during those streams (/proc/<pid>/task):")
-    out.print(table)
+    out.print(processes(streams, ("dom0", "hyp")))
     out.print()
     return rows
 

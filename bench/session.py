@@ -13,13 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from bench.lab import Lab, LabError
-from bench.tables import comparison, losses, results
+from bench.tables import comparison, ledger, losses, rates
 from bench.workloads import Runner, WorkloadError, describe
 from hyp.control import ControlError, PeerGone
 from hyp.rundir import TopologyExists
 
 FAILED, NOT_STARTED = 1, 3
-WIDE = 168  # columns: a pipe has no width, and tables are not to be cut off in it
+WIDE = 100  # columns: a pipe has no width, and tables are not to be cut off in it
 
 
 def console() -> Console:
@@ -39,7 +39,8 @@ class Progress:
             if not self._compiling:
                 self._compiling = True
                 self._out.print("compiling the data path (once for this version; it is cached) …")
-            self._out.print(f"  [{details['index']}/{details['total']}] {details['kernel']}  {details['seconds']:.1f} s")
+            if details["seconds"] >= 0.5:
+                self._out.print(f"  [{details['index']}/{details['total']}] {details['kernel']}  {details['seconds']:.1f} s")
         elif kind == "died":
             self._out.print(f"[bold red]{details['name']} died: {details['cause']}[/]")
 
@@ -67,10 +68,24 @@ async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Co
             record = await runner.run(load)
         rate = f"{record['mpps']:.2f} Mframes/s, {record['gbps']:.1f} Gbit/s"
         if record["rtt_us"]:
-            rate = f"round trip p50 {record['rtt_us']['p50']:.1f} µs, p99 {record['rtt_us']['p99']:.1f} µs"
+            rate = f"p50 {record['rtt_us']['p50']:.1f} µs, p99 {record['rtt_us']['p99']:.1f} µs"
         out.print(f"  [{index}/{len(workloads)}] {record['path']:<7} {describe(load)}: {rate}")
         records.append(record)
     return records
+
+
+def print_results(records: list[dict[str, Any]], out: Console) -> None:
+    """The tables of a series of workloads, and what was dropped or went wrong."""
+    out.print("\n[bold]Rates[/] (frames at the receiver; CPU µs per frame of all processes; a round trip is two frames)")
+    out.print(rates(records))
+    out.print("\n[bold]Ledger[/] (per frame: handled by Dom0, payload copies, eventfd writes, hypercalls, wake-ups)")
+    out.print(ledger(records))
+    beside = comparison(records)
+    if beside is not None:
+        out.print("\n[bold]Side by side[/]")
+        out.print(beside)
+    for line in losses(records):
+        out.print(line)
 
 
 def machine() -> dict[str, Any]:
@@ -107,12 +122,7 @@ async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:
     except (WorkloadError, ControlError) as error:
         out.print(f"[red]{error}[/]")
         return FAILED
-    out.print(results(records))
-    beside = comparison(records)
-    if beside is not None:
-        out.print(beside)
-    for line in losses(records):
-        out.print(line)
+    print_results(records, out)
     if json_out is not None:
         write_json(json_out, lab.name, records, ready=lab.timings)
     return FAILED if deaths or any(record["errors"] for record in records) else 0

@@ -19,29 +19,50 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:,.{digits}f}"
 
 
-def results(records: Iterable[Record]) -> Table:
-    """One row a workload."""
-    table = Table(title=None, header_style="bold", pad_edge=False, box=None)
-    for name in ("path", "workload", "B", "frames", "Mframes/s", "Gbit/s", "RTT p50", "p99 µs", "CPU µs/frame"):
-        table.add_column(name, justify="left" if name in ("path", "workload") else "right", no_wrap=True)
-    for name in ("Dom0", "copies", "notif.", "hyperc.", "wake-ups", "lost"):
-        table.add_column(name, justify="right", no_wrap=True)
+def _table(*columns: str) -> Table:
+    """Text columns first (path, workload, …), then figures to the right."""
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    for name in columns:
+        left = name in ("path", "workload", "what", "stream", "process")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    return table
+
+
+def _name(record: Record) -> tuple[str, str, str]:
+    return record["path"], f"{record['workload']} {record['from']}→{record['to']}", str(record["frame"])
+
+
+def rates(records: Iterable[Record]) -> Table:
+    """What each workload reached, one row each. It fits into 80 columns."""
+    table = _table("path", "workload", "B", "Mfr/s", "Gbit/s", "p50 µs", "p99 µs", "CPU µs", "lost")
     for record in records:
-        cost, rtt = record["per_frame"], record["rtt_us"] or {}
+        rtt = record["rtt_us"] or {}
+        times = [number(rtt.get("p50"), 1), number(rtt.get("p99"), 1), number(record["cpu_us_per_frame"], 3)]
+        lost = "0" if not record["lost"] else f"{record['lost']:,}"
+        table.add_row(*_name(record), number(record["mpps"]), number(record["gbps"]), *times, lost)
+    return table
+
+
+def ledger(records: Iterable[Record]) -> Table:
+    """What one frame of each workload cost, one row each."""
+    table = _table("path", "workload", "B", "frames", "Dom0", "copies", "notif.", "hyperc.", "wake-ups")
+    for record in records:
+        cost = record["per_frame"]
         per_frame = [number(cost[name], 3) for name in ("dom0_frames", "copies", "notifications", "hypercalls", "wakeups")]
-        table.add_row(
-            record["path"],
-            f"{record['workload']} {record['from']}→{record['to']}",
-            str(record["frame"]),
-            f"{record['frames']:,}",
-            number(record["mpps"]),
-            number(record["gbps"]),
-            number(rtt.get("p50"), 1),
-            number(rtt.get("p99"), 1),
-            number(record["cpu_us_per_frame"], 3),
-            *per_frame,
-            "0" if not record["lost"] else f"{record['lost']:,}",
-        )
+        table.add_row(*_name(record), f"{record['frames']:,}", *per_frame)
+    return table
+
+
+def processes(records: Iterable[Record], names: Iterable[str]) -> Table:
+    """CPU time and context switches of some processes during each workload, as the kernel counts them."""
+    table = _table("stream", "B", "process", "CPU ms", "context switches", "CPU µs/1000 frames")
+    for record in records:
+        for name in names:
+            use = record["processes"][name]
+            per_1000 = use["cpu_ms"] * 1e6 / record["frames"] if record["frames"] else 0.0
+            path, _, frame = _name(record)
+            stream = f"{path} {record['from']}→{record['to']}"
+            table.add_row(stream, frame, name, number(use["cpu_ms"]), str(use["switches"]), number(per_1000))
     return table
 
 
@@ -58,9 +79,7 @@ def comparison(records: Iterable[Record]) -> Table | None:
     pairs = {kind: paths for kind, paths in by_kind.items() if {"split", "bypass"} <= paths.keys()}
     if not pairs:
         return None
-    table = Table(header_style="bold", pad_edge=False, box=None)
-    for name in ("workload", "B", "what", "split", "bypass", "ratio"):
-        table.add_column(name, justify="left" if name in ("workload", "what") else "right", no_wrap=True)
+    table = _table("workload", "B", "what", "split", "bypass", "ratio")
     for (workload, far, frame), paths in pairs.items():
         split, bypass = paths["split"], paths["bypass"]
         rows = [("CPU µs per frame, split ÷ bypass", split["cpu_us_per_frame"], bypass["cpu_us_per_frame"], False)]

@@ -71,7 +71,6 @@ def cross_or_pause(e, sender, target, context, origin, source, length, head0, he
     result = cross(e, target, context, origin, source, length, head0, head1)
     if result != PAUSE:
         return result
-    store64_once(crossing(e, e.index, target) + WANTED, 1)
     if sender.pause_until == 0:
         sender.pause_until = e.now + e.pause_ns
         sender.pause_for = -1 - target
@@ -96,6 +95,12 @@ def is_paused(e, sender):
 def crossed(ring: int) -> int:
     """Number of frames waiting in a crossing."""
     return load64_acquire(ring + PROD) - load64(ring + CONS)
+
+
+@compiled
+def want_room(e, target):
+    """Ask engine `target` to wake us when it has made room in the crossing to it; the caller fences and looks again."""
+    store64_once(crossing(e, e.index, target) + WANTED, 1)
 
 
 @compiled

@@ -46,6 +46,7 @@ from nic.crossing import (
     is_paused,
     made_room,
     slot_of,
+    want_room,
 )
 from nic.deliver import put_or_pause
 from nic.queues import posted_sends
@@ -225,11 +226,18 @@ def _publish(e):
 
 @compiled
 def _arm_receiver(e, sender):
-    """A paused sender waits for a receiver's buffers: ask the receiver's driver to ring when it posts some."""
-    if sender.pause_until != 0 and sender.pause_for >= 0:
-        r = context_of(e, sender.pause_for)
-        if r.active != 0:
-            store32_once(r.doorbell + RQ_EVENT, u32_add(r.rq_cons, 1))
+    """What a paused sender waits for: ask the receiver's driver to ring when it posts buffers, or an engine for room.
+
+    For every sender, every time: another one may have taken the slot that we were woken for last.
+    """
+    if sender.pause_until == 0:
+        return
+    if sender.pause_for < 0:
+        want_room(e, -1 - sender.pause_for)
+        return
+    r = context_of(e, sender.pause_for)
+    if r.active != 0:
+        store32_once(r.doorbell + RQ_EVENT, u32_add(r.rq_cons, 1))
 
 
 @compiled

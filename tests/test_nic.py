@@ -555,8 +555,10 @@ def test_a_ring_out_of_reach_fails_the_context_alone(ring: str) -> None:
             anna.send(anna.frame(mallory.mac))
             anna.sent(1)
         else:
+            bert.post_buffers(1)
             words[0] = 1  # sq_prod
             mallory.kick()
+            bert.take(1) if ring == "scq" else None
         eventually(lambda: bench.of(mallory).get("faults_address") or bench.sync(), "the context fails")
         assert bench.of(mallory)["faults_address"] == 1
         well(bench, anna, bert)

@@ -1,0 +1,439 @@
+"""Event channels: the hypervisor's table, what a hostile waiter can do with what it holds (R6), and loops that sleep on them."""
+
+import errno
+import fcntl
+import mmap
+import os
+import resource
+import select
+import signal
+import struct
+import termios
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from hyp.abi.evtchn import NR_CHANNELS
+from hyp.abi.platform import SPIN_LIMIT_NS
+from hyp.atomics import clock_ns, cpu_relax, full_fence, load64_acquire, load64_once, notify, store64_once, store64_release
+from hyp.counters import PRIVATE_ROW_BYTES
+from hyp.events import WAIT, EventChannels, EventError, Upcall, may_spin, new_eventfd, raise_event, sleep, wait_at
+from hyp.kernels import entry, i64
+
+ONE, OTHER, THIRD = 3, 7, 9
+STALL_NS = 15_000_000_000
+LOST = -1
+
+
+@pytest.fixture
+def table() -> EventChannels:
+    return EventChannels()
+
+
+@pytest.fixture
+def upcalls() -> Iterator[list[Upcall]]:
+    made = [Upcall() for _ in range(3)]
+    yield made
+    for upcall in made:
+        upcall.close()
+
+
+def pending(upcall: Upcall) -> bool:
+    """Take what is pending; was there anything?"""
+    return bool(upcall.epoll.poll(0))
+
+
+def bind(table: EventChannels, upcalls: list[Upcall]) -> tuple[int, int]:
+    """A channel between ONE (upcall 0) and OTHER (upcall 1); the ports. What bind left pending has been taken."""
+    port = table.alloc_unbound(ONE, OTHER, upcalls[0])
+    remote = table.bind_interdomain(OTHER, ONE, port, upcalls[1])
+    for upcall in upcalls:
+        pending(upcall)
+    return port, remote
+
+
+def refused(code: int, call: Callable[..., object], *args: object) -> None:
+    with pytest.raises(EventError) as error:
+        call(*args)
+    assert error.value.errno == code, error.value
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_bind_sets_both_ends_pending(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port = table.alloc_unbound(ONE, OTHER, upcalls[0])
+    assert table.status(ONE, port) == "unbound"
+    assert not pending(upcalls[0])
+    remote = table.bind_interdomain(OTHER, ONE, port, upcalls[1])
+    assert table.status(ONE, port) == table.status(OTHER, remote) == "interdomain"
+    assert [pending(upcall) for upcall in upcalls] == [True, True, False]
+    assert [pending(upcall) for upcall in upcalls] == [False, False, False]
+
+
+def test_events_arrive_at_the_other_end_only(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port, remote = bind(table, upcalls)
+    for domid, number, there in ((ONE, port, 1), (OTHER, remote, 0)):
+        raise_event(table.notifier(domid, number))
+        assert [pending(upcall) for upcall in upcalls] == [k == there for k in range(3)]
+
+
+def test_many_events_before_anybody_looks_are_one(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port, _ = bind(table, upcalls)
+    for _ in range(1000):
+        raise_event(table.notifier(ONE, port))
+    assert len(upcalls[1].epoll.poll(0)) == 1
+    assert not pending(upcalls[1])
+    raise_event(table.notifier(ONE, port))
+    assert pending(upcalls[1]), "an event after a wake-up is a new one, though nobody read the eventfd"
+
+
+def test_port_numbers_are_a_domains_own_and_never_0(table: EventChannels, upcalls: list[Upcall]) -> None:
+    assert [table.alloc_unbound(ONE, OTHER, upcalls[0]) for _ in range(3)] == [1, 2, 3]
+    assert table.alloc_unbound(OTHER, ONE, upcalls[1]) == 1
+    table.close(ONE, 2)
+    assert table.alloc_unbound(ONE, THIRD, upcalls[0]) == 2
+
+
+def test_only_the_domain_that_was_named_can_bind(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port = table.alloc_unbound(ONE, OTHER, upcalls[0])
+    refused(errno.EINVAL, table.bind_interdomain, THIRD, ONE, port, upcalls[2])
+    refused(errno.EINVAL, table.bind_interdomain, ONE, ONE, port, upcalls[0])
+    assert table.status(ONE, port) == "unbound"
+    assert [pending(upcall) for upcall in upcalls] == [False] * 3
+    table.bind_interdomain(OTHER, ONE, port, upcalls[1])
+
+
+def test_a_port_is_bound_once(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port, remote = bind(table, upcalls)
+    refused(errno.EINVAL, table.bind_interdomain, OTHER, ONE, port, upcalls[1])
+    refused(errno.EINVAL, table.bind_interdomain, ONE, OTHER, remote, upcalls[0])
+    raise_event(table.notifier(OTHER, remote))
+    assert pending(upcalls[0])
+
+
+@pytest.mark.parametrize("port", [0, -1, 5, NR_CHANNELS, 1 << 40])
+def test_ports_that_are_not_there(table: EventChannels, upcalls: list[Upcall], port: int) -> None:
+    bind(table, upcalls)
+    refused(errno.EINVAL, table.bind_interdomain, OTHER, ONE, port, upcalls[1])
+    for call in (table.notifier, table.status, table.close):
+        refused(errno.EINVAL, call, ONE, port)
+
+
+def test_an_unbound_port_has_no_notifier(table: EventChannels, upcalls: list[Upcall]) -> None:
+    refused(errno.ENOTCONN, table.notifier, ONE, table.alloc_unbound(ONE, OTHER, upcalls[0]))
+
+
+def test_the_limit_is_per_domain_and_binding_counts_too(upcalls: list[Upcall]) -> None:
+    table = EventChannels(limit=5)
+    ports = [table.alloc_unbound(ONE, OTHER, upcalls[0]) for _ in range(4)]
+    refused(errno.ENOSPC, table.alloc_unbound, ONE, OTHER, upcalls[0])
+    for port in ports[:3]:
+        table.bind_interdomain(OTHER, ONE, port, upcalls[1])
+    table.alloc_unbound(OTHER, ONE, upcalls[1])
+    before = len(os.listdir("/proc/self/fd"))
+    refused(errno.ENOSPC, table.bind_interdomain, OTHER, ONE, ports[3], upcalls[1])
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert table.status(ONE, ports[3]) == "unbound"
+    table.close(OTHER, 1)
+    table.bind_interdomain(OTHER, ONE, ports[3], upcalls[1])
+
+
+def test_after_close_nothing_arrives_from_a_notifier_that_was_kept(table: EventChannels, upcalls: list[Upcall]) -> None:
+    for closer in (ONE, OTHER):
+        port, remote = bind(table, upcalls)
+        kept = [os.dup(table.notifier(ONE, port)), os.dup(table.notifier(OTHER, remote))]
+        table.close(*((ONE, port) if closer == ONE else (OTHER, remote)))
+        survivor = (OTHER, remote) if closer == ONE else (ONE, port)
+        refused(errno.EINVAL, table.status, closer, port if closer == ONE else remote)
+        assert table.status(*survivor) == "unbound"
+        refused(errno.ENOTCONN, table.notifier, *survivor)
+        for fd in kept:
+            raise_event(fd)
+        assert [pending(upcall) for upcall in upcalls] == [False] * 3, "a stale wake-up"
+        # the surviving end can be bound again by the one it was meant for, with eventfds of its own
+        owner, number = survivor
+        again = table.bind_interdomain(closer, owner, number, upcalls[0 if closer == ONE else 1])
+        assert pending(upcalls[0])
+        assert pending(upcalls[1])
+        for fd in kept:
+            raise_event(fd)
+            os.close(fd)
+        assert [pending(upcall) for upcall in upcalls] == [False] * 3, "a stale wake-up"
+        raise_event(table.notifier(closer, again))
+        assert pending(upcalls[1 if closer == ONE else 0])
+        table.close_all(ONE)
+        table.close_all(OTHER)
+
+
+def test_close_all_ends_a_domain_and_leaves_the_others(table: EventChannels, upcalls: list[Upcall]) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    port, remote = bind(table, upcalls)
+    waiting = table.alloc_unbound(OTHER, ONE, upcalls[1])
+    third = table.alloc_unbound(THIRD, OTHER, upcalls[2])
+    fourth = table.bind_interdomain(OTHER, THIRD, third, upcalls[1])
+    table.close_all(ONE)
+    refused(errno.EINVAL, table.status, ONE, port)
+    assert table.status(OTHER, remote) == table.status(OTHER, waiting) == "unbound"
+    assert table.status(OTHER, fourth) == "interdomain"
+    table.close_all(OTHER)
+    table.close_all(THIRD)
+    assert len(os.listdir("/proc/self/fd")) == before, "eventfds were left open"
+    assert not table._ports
+
+
+def test_closing_a_port_whose_waiter_has_ended(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port, _ = bind(table, upcalls)
+    upcalls[1].close()
+    table.close(ONE, port)
+    unbound = table.alloc_unbound(OTHER, ONE, upcalls[1])
+    refused(errno.EBADF, table.bind_interdomain, ONE, OTHER, unbound, upcalls[0])
+    assert table.status(OTHER, unbound) == "unbound"
+
+
+# --- R6: the waiter holds its upcall and nothing else ----------------------------------------------------------------
+
+
+def as_guest(attack: Callable[[int], None], keep: int) -> None:
+    """Run `attack(epoll)` in a process that has no descriptor but that; AssertionError if it raises."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            os.closerange(3, keep)
+            os.closerange(keep + 1, 1 << 16)
+            attack(keep)
+            status = 0
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def fails(*codes: int) -> Callable[[Callable[[], object]], None]:
+    def check(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except OSError as error:
+            assert error.errno in codes, error
+        else:
+            raise AssertionError("it was allowed")
+
+    return check
+
+
+def targets(epoll: int) -> list[int]:
+    """Numbers under which the hypervisor put eventfds into the epoll descriptor, as fdinfo tells everybody."""
+    with open(f"/proc/self/fdinfo/{epoll}") as info:
+        return [int(line.split()[1]) for line in info if line.startswith("tfd")]
+
+
+def misuse(fd: int) -> None:
+    """Everything a waiter can try with its epoll descriptor, and with the numbers it can read about it."""
+    held = {os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")}
+    assert not any("eventfd" in link for link in held), held
+    fails(errno.EINVAL)(lambda: os.read(fd, 8))
+    fails(errno.EINVAL)(lambda: os.write(fd, struct.pack("<Q", (1 << 64) - 2)))
+    fails(errno.ENXIO, errno.EACCES)(lambda: os.open(f"/proc/self/fd/{fd}", os.O_RDWR))
+    epoll = select.epoll.fromfd(fd)
+    found = targets(fd)
+    assert found
+    for number in found:
+        for call in (lambda n=number: epoll.unregister(n), lambda n=number: epoll.modify(n, 0)):
+            fails(errno.EBADF, errno.ENOENT)(call)
+        decoy = os.eventfd(0, os.EFD_NONBLOCK)
+        if number != fd:
+            os.dup2(decoy, number)
+            for call in (lambda n=number: epoll.unregister(n), lambda n=number: epoll.modify(n, 0)):
+                fails(errno.ENOENT)(call)
+            os.close(number)
+    fcntl.fcntl(fd, fcntl.F_SETFL, 0)
+    fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK | os.O_APPEND)
+    for request in (termios.FIONBIO, termios.FIOASYNC):
+        try:
+            fcntl.ioctl(fd, request, struct.pack("i", 0))
+        except OSError:
+            pass
+    others = [select.epoll() for _ in range(3)]
+    for other in others:
+        other.register(fd, select.EPOLLIN | select.EPOLLET)
+        other.poll(0)
+    for _ in range(100):
+        epoll.poll(0)
+
+
+def test_a_waiter_can_neither_swallow_nor_fill_nor_block(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port, _ = bind(table, upcalls)
+    notifier = table.notifier(ONE, port)
+    raise_event(notifier)
+    as_guest(misuse, upcalls[1].epoll.fileno())
+    assert fcntl.fcntl(notifier, fcntl.F_GETFL) & os.O_NONBLOCK
+    pending(upcalls[1])
+    for _ in range(2000):  # none of these writes may block (the alarm would end the test) or fail, and each wakes
+        raise_event(notifier)
+        assert pending(upcalls[1])
+    assert not pending(upcalls[1])
+
+
+def test_a_waiter_that_never_looks_does_not_block_its_notifier(table: EventChannels, upcalls: list[Upcall]) -> None:
+    port, remote = bind(table, upcalls)
+    signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the notifier was blocked"))
+    signal.alarm(10)
+    try:
+        for _ in range(200_000):
+            os.eventfd_write(table.notifier(ONE, port), 1)
+    finally:
+        signal.alarm(0)
+    assert pending(upcalls[1])
+    raise_event(table.notifier(OTHER, remote))
+    assert pending(upcalls[0])
+
+
+def test_a_waiter_that_spoils_its_upcall_hurts_itself_alone(table: EventChannels, upcalls: list[Upcall]) -> None:
+    """A thousand epoll descriptors that watch the upcall: the kernel then refuses to add anything to it."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limits[1] != resource.RLIM_INFINITY and limits[1] < 3000:
+        pytest.skip("needs 3000 descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(limits[0], 3000), limits[1]))
+    port = table.alloc_unbound(ONE, OTHER, upcalls[0])
+    watchers = [select.epoll() for _ in range(1100)]
+    try:
+        raise_event(first := new_eventfd())
+        upcalls[1].deliver(first, 1)
+        for watcher in watchers:
+            try:
+                watcher.register(upcalls[1].epoll.fileno(), select.EPOLLIN)
+            except OSError:
+                break
+        before = len(os.listdir("/proc/self/fd"))
+        try:
+            table.bind_interdomain(OTHER, ONE, port, upcalls[1])
+        except EventError as error:
+            assert "upcall" in str(error)
+            assert len(os.listdir("/proc/self/fd")) == before, "a failed bind left eventfds open"
+            assert table.status(ONE, port) == "unbound"
+            refused(errno.ENOTCONN, table.notifier, ONE, port)
+    finally:
+        for watcher in watchers:
+            watcher.close()
+        os.close(first)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    third = table.alloc_unbound(ONE, THIRD, upcalls[0])
+    table.bind_interdomain(THIRD, ONE, third, upcalls[2])
+    assert pending(upcalls[2])
+
+
+# --- loops -----------------------------------------------------------------------------------------------------------
+
+INDEX, EVENT, STRIDE = 0, 64, 128  # of a side: what it has published, and the index it wants to be woken for
+
+
+@entry(i64(i64, i64, i64, i64, i64, i64))
+def rally(place: int, side: int, rounds: int, notifier: int, wait_address: int, counts: int) -> int:
+    """Play ping-pong over two index words with hold-off. `rounds`, or LOST. counts: a private counters row."""
+    wait = wait_at(wait_address)
+    mine, theirs = place + side * STRIDE, place + (1 - side) * STRIDE
+    for turn in range(1, rounds + 1):
+        if side == 0:
+            store64_release(mine + INDEX, turn)
+            full_fence()
+            if load64_once(theirs + EVENT) == turn:
+                notify(notifier)
+        since = clock_ns()
+        while load64_acquire(theirs + INDEX) < turn:
+            if clock_ns() - since < may_spin(wait):
+                cpu_relax()
+                continue
+            store64_once(mine + EVENT, turn)
+            full_fence()
+            if load64_acquire(theirs + INDEX) < turn:
+                if sleep(wait, STALL_NS, counts) == 0 and load64_acquire(theirs + INDEX) < turn:
+                    return LOST
+            since = clock_ns()
+        if side == 1:
+            store64_release(mine + INDEX, turn)
+            full_fence()
+            if load64_once(theirs + EVENT) == turn:
+                notify(notifier)
+    return rounds
+
+
+def play(place: int, side: int, rounds: int, notifier: int, upcall: Upcall, platform: int) -> tuple[int, int, int]:
+    """(rounds, wake-ups, spin limit learnt) of one side."""
+    counts = np.zeros(PRIVATE_ROW_BYTES // 8, np.int64)
+    wait = np.zeros(1, WAIT)
+    wait[0]["epoll"], wait[0]["platform"] = upcall.epoll.fileno(), platform
+    played = rally(place, side, rounds, notifier, int(wait.ctypes.data), int(counts.ctypes.data))
+    return int(played), int(counts[8]), int(wait[0]["spin_ns"])
+
+
+@pytest.mark.parametrize("spin_us", [0, 30])
+def test_two_processes_play_ping_pong_without_a_lost_wake_up(table: EventChannels, upcalls: list[Upcall], spin_us: int) -> None:
+    rounds = 50_000
+    port, remote = bind(table, upcalls)
+    memory = mmap.mmap(-1, 4096)
+    words = np.frombuffer(memory, np.int64)
+    place = int(words.ctypes.data)
+    platform = place + 2048
+    words[(2048 + SPIN_LIMIT_NS) // 8] = spin_us * 1000
+    rally.load()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            played, _, _ = play(place, 1, rounds, table.notifier(OTHER, remote), upcalls[1], platform)
+            status = 0 if played == rounds else 2
+        finally:
+            os._exit(status)
+    played, wakeups, spin_ns = play(place, 0, rounds, table.notifier(ONE, port), upcalls[0], platform)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert played == rounds
+    assert words[INDEX // 8] == words[(STRIDE + INDEX) // 8] == rounds
+    assert spin_ns <= spin_us * 1000
+    if spin_us == 0:
+        assert wakeups > 0
+
+
+def test_a_loop_learns_to_spin_where_it_pays_and_to_stop(upcalls: list[Upcall]) -> None:
+    """KVM's halt-polling: sleeps that end within the limit let it spin longer, long ones shorter; the limit always holds."""
+    eventfd = new_eventfd()
+    upcalls[0].deliver(eventfd, 1)
+    page = np.zeros(512, np.int64)
+    wait, counts = np.zeros(1, WAIT), np.zeros(64, np.int64)
+    wait[0]["epoll"], wait[0]["platform"] = upcalls[0].epoll.fileno(), page.ctypes.data
+    page[SPIN_LIMIT_NS // 8] = limit = 1_000_000_000
+    grown = []
+    for _ in range(30):
+        raise_event(eventfd)
+        assert doze(int(wait.ctypes.data), 5_000_000_000, int(counts.ctypes.data)) == 1
+        grown.append(int(wait[0]["spin_ns"]))
+    assert grown[0] > 0
+    assert grown == sorted(grown)
+    assert grown[-1] == limit
+    page[SPIN_LIMIT_NS // 8] = 1000
+    assert doze(int(wait.ctypes.data), -2, int(counts.ctypes.data)) == 1000, "the limit holds at once"
+    assert doze(int(wait.ctypes.data), 1_000_000, int(counts.ctypes.data)) == 0
+    assert int(wait[0]["spin_ns"]) == limit // 2
+    assert int(counts[8]) == 30
+    page[SPIN_LIMIT_NS // 8] = 0
+    assert doze(int(wait.ctypes.data), -2, int(counts.ctypes.data)) == 0
+    os.close(eventfd)
+
+
+@entry(i64(i64, i64, i64))
+def doze(wait_address: int, timeout_ns: int, counts: int) -> int:
+    """`sleep`, or with −2 `may_spin`."""
+    wait = wait_at(wait_address)
+    return may_spin(wait) if timeout_ns == -2 else sleep(wait, timeout_ns, counts)
+
+
+def test_sleep_ends_at_its_timeout_and_counts_no_wake_up(upcalls: list[Upcall]) -> None:
+    page, wait, counts = np.zeros(512, np.int64), np.zeros(1, WAIT), np.zeros(64, np.int64)
+    wait[0]["epoll"], wait[0]["platform"] = upcalls[0].epoll.fileno(), page.ctypes.data
+    start = time.monotonic_ns()
+    assert doze(int(wait.ctypes.data), 2_000_000, int(counts.ctypes.data)) == 0
+    assert time.monotonic_ns() - start >= 2_000_000
+    assert int(counts[8]) == 0
