@@ -10,7 +10,8 @@ A front end fills in a DEVICE record; programs (compiled) call its operations by
 `rx_poll(d, want)`     up to `want` of the oldest received frames, in the rx burst. They are the program's until released;
                        polling again before that shows the same frames
 `rx_release(d, n)`     gives the oldest `n` back to the device
-`arm(d, what)`         asks to be woken for what is in `what` (RX, TX: room to send); true if it is there already
+`arm(d, what)`         asks to be woken for what is in `what`; true if it is there already. RX: a frame received;
+                       TX: room for a burst (woken when half of what is pending is done); ALL: nothing is pending
 =====================  ==============================================================================================
 
 Every operation returns −1 once the device has failed (the other side broke the protocol, or is gone).
@@ -25,7 +26,7 @@ from hyp.atomics import call_operation, load64, record_view, store64
 from hyp.kernels import Operation, compiled
 
 BURST = 64
-RX, TX = 1, 2
+RX, TX, ALL = 1, 2, 4
 FAILED = -1
 
 FRAME_BYTES = 16  # address, length: i8 each
@@ -104,6 +105,12 @@ def set_frame(burst: int, k: int, addr: int, length: int) -> None:
 def set_length(burst: int, k: int, length: int) -> None:
     """Say how long frame `k` of the tx burst is."""
     store64(burst + k * FRAME_BYTES + 8, length)
+
+
+@compiled
+def completions_to_wait_for(what: int, due: int) -> int:
+    """How many of the `due` completions make a wake-up worth it: all for ALL, half for TX, at least one."""
+    return max(due if what & ALL else (due + 1) >> 1, 1)
 
 
 @dataclass(slots=True)

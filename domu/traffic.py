@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domu.device import (
+    ALL,
     BURST,
     FAILED,
     RX,
@@ -174,9 +175,10 @@ def _send_stream(p, d):
     if p.left <= 0 or (p.until_ns != 0 and p.now >= p.until_ns):
         p.job = DRAINING
         return 0
-    n = tx_reserve(p.device, min(BURST, p.left))
-    if n <= 0:
-        return n
+    want = min(BURST, p.left)
+    n = tx_reserve(p.device, want)
+    if n < want:
+        return min(n, 0)  # wait for room for a whole burst: small ones cost a hand-over each
     head0 = p.target | ((d.mac & 0xFFFF) << 48)
     head1 = (d.mac >> 16) | (ETHERTYPE_WIRE << 32)
     for k in range(n):
@@ -248,7 +250,11 @@ def _idle(p, d):
         return
     commit(p.counts, p.counts_shared)
     commit(d.counts, d.counts_shared)
-    what = RX | TX if p.job == STREAMING or p.job == DRAINING or p.no_room != 0 else RX
+    what = RX
+    if p.job == STREAMING or p.no_room != 0:
+        what |= TX
+    elif p.job == DRAINING:
+        what |= ALL
     if arm(p.device, what) != 0 or mail_waiting(p.mailbox, p.mail) > 0:
         return
     timeout = _time_left(p)

@@ -122,6 +122,8 @@ class Channel:
             return await future
         finally:
             self._inbox.calls.pop(number, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # fetched here too, for a call that could not even be sent
 
     def tell(self, op: str, /, **args: Any) -> None:
         """Send an event; nothing comes back. Nothing happens if the peer is gone."""

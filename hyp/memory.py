@@ -103,16 +103,16 @@ def create_region(backing: str, topology: str, owner: str, purpose: str, size: i
     try:
         if backing == "posix":
             shm_name = f"/{shm_prefix(topology)}{name}"
-            fd = posix_ipc.SharedMemory(shm_name, posix_ipc.O_CREX, mode=0o600, size=size).fd
+            fd = posix_ipc.SharedMemory(shm_name, posix_ipc.O_CREX, mode=0o600).fd
             os.set_inheritable(fd, False)
             region = Region(name, size, fd, shm_name)
         elif backing == "sealed":
             fd = os.memfd_create(f"xbl.{topology}.{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            os.ftruncate(fd, size)
             region = Region(name, size, fd, None)
         else:
             raise ValueError(f"unknown backing {backing!r}; there are {', '.join(BACKINGS)}")
         try:
+            os.ftruncate(fd, size)
             os.posix_fallocate(fd, 0, size)
             if backing == "sealed":
                 fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
@@ -132,7 +132,9 @@ def create_region(backing: str, topology: str, owner: str, purpose: str, size: i
 def sweep(topology: str) -> list[str]:
     """Unlink every POSIX object of a topology that no longer lives; returns their names."""
     swept = []
-    for path in SHM.glob(f"{shm_prefix(topology)}*"):
+    for path in SHM.iterdir():
+        if not path.name.startswith(shm_prefix(topology)):
+            continue
         try:
             posix_ipc.unlink_shared_memory(f"/{path.name}")
             swept.append(path.name)

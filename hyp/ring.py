@@ -157,13 +157,16 @@ def next_response(r: Any) -> int:
 
 
 @compiled
-def arm_responses(r: Any) -> int:
-    """Ask to be notified of the next response. 1 if there is something already (do not sleep), else 0."""
-    if u32_sub(r.rsp_prod_seen, r.rsp_cons) != 0:
+def arm_responses(r: Any, ahead: int = 1) -> int:
+    """Ask to be notified of the `ahead`-th response from now. 1 if it is there already (do not sleep), else 0.
+
+    More than the next one is for a front end that waits for room: Linux's netfront asks for half of what is pending.
+    """
+    if u32_sub(r.rsp_prod_seen, r.rsp_cons) >= ahead:
         return 1
-    store32_once(r.sring + RSP_EVENT, u32_add(r.rsp_cons, 1))
+    store32_once(r.sring + RSP_EVENT, u32_add(r.rsp_cons, ahead))
     full_fence()  # the back end sees the event index before its producer index is read; pairs with push_responses
-    return 1 if load32_acquire(r.sring + RSP_PROD) != r.rsp_cons else 0
+    return 1 if u32_sub(load32_acquire(r.sring + RSP_PROD), r.rsp_cons) >= ahead else 0
 
 
 # --- back end --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import NOTIFICATIONS, SUPPRESSED
-from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RCQ_EVENT, RQ_EVENT, RQ_PROD, SCQ_EVENT, SQ_EVENT, SQ_PROD
+from hyp.abi.nic import CQE_BYTES, DESC_BYTES, DESC_SIGNALED, RCQ_EVENT, RQ_EVENT, RQ_PROD, SCQ_EVENT, SQ_EVENT, SQ_PROD
 from hyp.atomics import (
     full_fence,
     load32_once,
@@ -39,6 +39,7 @@ QP = np.dtype(
         ("sq_prod", "i8"),  # posted
         ("sq_rung", "i8"),  # published
         ("sq_done", "i8"),  # completed: everything before it
+        ("signaled", "i8"),  # sends posted that have a completion of their own
         ("scq_cons", "i8"),
         ("rq_prod", "i8"),
         ("rq_rung", "i8"),
@@ -68,6 +69,8 @@ def post_send(q: Any, iova: int, length: int, flags: int) -> None:
     store64(slot, iova)
     store64(slot + 8, length | (flags << 32))
     q.sq_prod = u32_add(q.sq_prod, 1)
+    if flags & DESC_SIGNALED:
+        q.signaled = u32_add(q.signaled, 1)
 
 
 @compiled
@@ -114,15 +117,21 @@ def poll_sends(q: Any) -> int:
 
 
 @compiled
-def arm_sends(q: Any) -> None:
-    """Ask for a notification of the next send completion; the caller fences and polls again."""
-    store32_once(q.doorbell + SCQ_EVENT, u32_add(q.scq_cons, 1))
+def completions_due(q: Any) -> int:
+    """Number of send completions that the device still owes."""
+    return u32_sub(q.signaled, q.scq_cons)
 
 
 @compiled
-def sends_completed(q: Any) -> bool:
-    """True if a send completion waits to be polled."""
-    return _completed(q.scq, q.sq_size, q.scq_cons) >= 0
+def arm_sends(q: Any, ahead: int = 1) -> None:
+    """Ask for a notification of the `ahead`-th send completion from now; the caller fences and looks again."""
+    store32_once(q.doorbell + SCQ_EVENT, u32_add(q.scq_cons, ahead))
+
+
+@compiled
+def sends_completed(q: Any, ahead: int = 1) -> bool:
+    """True if that many send completions wait to be polled."""
+    return _completed(q.scq, q.sq_size, u32_add(q.scq_cons, ahead - 1)) >= 0
 
 
 # --- receive queue ----------------------------------------------------------------------------------------------------

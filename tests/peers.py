@@ -34,25 +34,24 @@ import uvloop
 
 from hyp import linux
 from hyp.abi.counters import COUNTERS_BYTES, DROPS, read_rows
+from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.nic import (
     CQE,
     DESC,
     DESC_SIGNALED,
     DOORBELL,
     PAGE,
-    RQ_PROD,
     SQ_PROD,
     STATUS_OK,
     mac_to_int,
 )
 from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, full_fence, record_view, store32_once, store64_once
 from hyp.control import Channel, Reply, close_all, socketpair
-from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.frames import ETHERTYPE_WIRE, TRACKER, TRACKERS, tracker_report, verify, write_test_frame
 from hyp.hypervisor import Hypervisor
 from hyp.kernels import Entry, compiled, entry, i64, void
 from hyp.memory import Mapping
-from hyp.process import Process, adopt_socket, run_role
+from hyp.process import Process, run_role
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
     arm_receives,

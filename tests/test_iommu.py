@@ -31,7 +31,17 @@ from hyp.frames import PAYLOAD
 from hyp.iommu import READ, RIGHTS, WRITE, IommuTable, Shootdown, translate
 from hyp.kernels import compiled, entry, i64
 from hyp.memory import create_region
-from hyp.verbs import consume_receives, peek_receive, poll_sends, post_receive, post_send, qp_at, ring_receives, ring_sends, send_room
+from hyp.verbs import (
+    consume_receives,
+    peek_receive,
+    poll_sends,
+    post_receive,
+    post_send,
+    qp_at,
+    ring_receives,
+    ring_sends,
+    send_room,
+)
 from tests.peers import STOPPED, TIMEOUT_S, WIRE_MAC, Bench, Guest, Loop, bench_of, compose, eventually, job_at
 
 PAGES = 16

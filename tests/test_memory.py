@@ -1,6 +1,7 @@
 """Regions of shared memory: names, sizes, rights, seals, what happens when there is no room, and sweeping up."""
 
 import errno
+import gc
 import mmap
 import os
 import resource
@@ -22,6 +23,7 @@ def nothing_left() -> Iterator[None]:
     """Every test takes its regions away itself; what it leaves is an error (and is swept)."""
     before = len(os.listdir("/proc/self/fd"))
     yield
+    gc.collect()  # a mapping that failed keeps a duplicate until its exception is gone
     left = sweep(TOPOLOGY)
     assert left == []
     assert len(os.listdir("/proc/self/fd")) <= before
@@ -166,7 +168,7 @@ def test_sweep_takes_its_own_topology_only() -> None:
     try:
         assert sorted(sweep(TOPOLOGY)) == sorted(f"{shm_prefix(TOPOLOGY)}anna.{purpose}" for purpose in ("ram", "iommu"))
         assert sweep(TOPOLOGY) == []
-        assert sweep("*") == sweep("") == []
+        assert sweep(f"{TOPOLOGY[:-1]}?") == sweep(f"{TOPOLOGY}[-b]*") == sweep("") == []
         assert foreign.exists()
         for other in others:
             assert (SHM / f"{shm_prefix(other)}anna.ram").exists()

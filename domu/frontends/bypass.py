@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domu.device import RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
+from domu.device import (
+    ALL,
+    BURST,
+    RX,
+    TX,
+    Device,
+    Operations,
+    completions_to_wait_for,
+    device_at,
+    frame_length,
+    new_device,
+    set_frame,
+)
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import DESC_SIGNALED, STATUS_OK, mac_to_int
 from hyp.atomics import full_fence, record_view, u32_sub
@@ -18,6 +30,7 @@ from hyp.ram import open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
     arm_receives,
     arm_sends,
+    completions_due,
     consume_receives,
     peek_receive,
     poll_sends,
@@ -128,14 +141,19 @@ def rx_release(device: int, n: int) -> int:
 def arm(device: int, what: int) -> int:
     d = device_at(device)
     q = qp_at(_bypass_at(d.front).qp)
+    ahead = 0
     if what & RX:
         arm_receives(q)
-    if what & TX:
-        arm_sends(q)
+    if what & (TX | ALL):
+        poll_sends(q)
+        if (what & ALL and send_room(q) == q.sq_size) or (what & TX and send_room(q) >= BURST):
+            return 1
+        ahead = completions_to_wait_for(what, completions_due(q))
+        arm_sends(q, ahead)
     full_fence()
     if what & RX and receives_completed(q):
         return 1
-    return 1 if what & TX and sends_completed(q) else 0
+    return 1 if ahead > 0 and sends_completed(q, ahead) else 0
 
 
 @entry(void(i64))

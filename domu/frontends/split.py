@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domu.device import FAILED, RX, TX, Device, Operations, device_at, frame_length, new_device, set_frame
+from domu.device import (
+    ALL,
+    BURST,
+    FAILED,
+    RX,
+    TX,
+    Device,
+    Operations,
+    completions_to_wait_for,
+    device_at,
+    frame_length,
+    new_device,
+    set_frame,
+)
 from hyp.abi.counters import (
     FAULTS_GRANT,
     FAULTS_PROTOCOL,
@@ -254,8 +267,14 @@ def arm(device: int, what: int) -> int:
     ready = 0
     if what & RX and arm_responses(ring_at(f.rx_ring)):
         ready = 1
-    if what & TX and arm_responses(ring_at(f.tx_ring)):
-        ready = 1
+    if what & (TX | ALL):
+        if _reap(d, f) < 0:
+            return FAILED
+        pending = TX_SLOTS - (f.free_tail - f.free_head)
+        if (what & ALL and pending == 0) or (what & TX and _room(f) >= BURST):
+            return 1
+        if arm_responses(ring_at(f.tx_ring), completions_to_wait_for(what, pending)):
+            ready = 1
     return ready
 
 

@@ -1,0 +1,85 @@
+"""The architecture's import rule: downward only. hyp knows nobody; nic, dom0 and domu know hyp and themselves."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+OURS = {"hyp", "nic", "dom0", "domu", "bench", "launch", "tests"}
+MAY_IMPORT = {
+    "hyp": {"hyp"},
+    "nic": {"hyp", "nic"},
+    "dom0": {"hyp", "dom0"},
+    "domu": {"hyp", "domu"},
+    "bench": {"hyp", "nic", "dom0", "domu", "bench"},
+}
+GENERATED = {".git", ".venv", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache", "__pycache__", "build", "dist"}
+SUFFIXES = {".py", ".toml", ".md", ".sh", ".yml", ".yaml", ".cfg", ""}
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imports(tree: ast.AST, package: str) -> Iterator[tuple[int, str]]:
+    """(line, first part of the module's name) of every import, at any depth, and of importlib's with a literal name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            yield node.lineno, package if node.level else (node.module or "").split(".")[0]
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value.split(".")[0]
+
+
+def forbidden(text: str, package: str) -> list[str]:
+    """Imports of ours that `package` must not make."""
+    found = imports(ast.parse(text), package)
+    return [f"line {line}: imports {name}" for line, name in found if name in OURS and name not in MAY_IMPORT[package]]
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_downward_only(package: str) -> None:
+    files = sources(package)
+    assert files
+    wrong = [f"{path.relative_to(ROOT)}: {what}" for path in files for what in forbidden(path.read_text(), package)]
+    assert wrong == []
+
+
+def test_nobody_imports_launch() -> None:
+    files = [path for package in (*MAY_IMPORT, "tests") for path in sources(package)]
+    wrong = [str(path) for path in files if any(name == "launch" for _, name in imports(ast.parse(path.read_text()), ""))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("text", [
+    "import nic", "import nic.engine as e", "from nic import engine", "def f():\n    from dom0.state import PORT",
+    "import os, bench.lab", "import importlib\nimportlib.import_module('domu.tap')", "from launch import main",
+    "if TYPE_CHECKING:\n    from tests.peers import Bench",
+])  # fmt: skip
+def test_the_rule_sees_what_it_forbids(text: str) -> None:
+    assert forbidden(text, "hyp")
+
+
+@pytest.mark.parametrize("text", ["import os", "from hyp.ring import RING", "from . import ring", "import nicely", "'import nic'"])
+def test_the_rule_lets_the_rest_through(text: str) -> None:
+    assert forbidden(text, "hyp") == []
+
+
+def test_nothing_needs_what_is_not_in_the_repository() -> None:
+    """The code must work from a plain clone: nothing in it points beside it."""
+    here = Path(__file__).resolve()
+    beside = ["/".join(("..", "shared")), "/".join(("", "work", "main"))]
+    wrong = []
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        if not path.is_file() or path == here or path.suffix not in SUFFIXES or GENERATED.intersection(parts):
+            continue
+        text = path.read_text(errors="replace")
+        wrong += [f"{path.relative_to(ROOT)}: {what}" for what in beside if what in text]
+    assert wrong == []
