@@ -13,6 +13,7 @@ from hyp.abi.nic import CQE_BYTES, DESC_BYTES, DESC_SIGNALED, RCQ_EVENT, RQ_EVEN
 from hyp.atomics import (
     full_fence,
     load32_once,
+    load64,
     load64_acquire,
     load64_once,
     notify,
@@ -109,6 +110,8 @@ def poll_sends(q: Any) -> int:
         if _completed(q.scq, q.sq_size, q.scq_cons) < 0:
             break
         index = load64_once(q.scq + (q.scq_cons & (q.sq_size - 1)) * CQE_BYTES) & 0xFFFFFFFF
+        if (load64(q.sq + (index & (q.sq_size - 1)) * DESC_BYTES + 8) >> 32) & DESC_SIGNALED == 0:
+            q.signaled = u32_add(q.signaled, 1)  # a failed send has a completion unasked
         done = u32_add(index, 1)
         if u32_sub(done, q.sq_done) <= u32_sub(q.sq_prod, q.sq_done):
             q.sq_done = done

@@ -52,9 +52,9 @@ def unique(name: str) -> str:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on uvloop."""
+    """Run a coroutine on uvloop, for TIMEOUT_S at most: a signal handler of pytest's does not get through to uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        return runner.run(asyncio.wait_for(main, TIMEOUT_S))
 
 
 def workload(

@@ -1,8 +1,8 @@
 """The other ends, for tests, fuzzing and benchmarks: a NIC with its hypervisor, and drivers that behave or do not.
 
 `Bench` runs the real NIC (`nic.device`), its engines in threads of this process or all of it in a forked one, and the real
-hypervisor's tables (`hyp.hypervisor`) in this process. There is no keeper, no fork server, no xenstore, no Dom0 process. The control
-plane runs on an event loop in a thread of its own, so that tests are plain functions::
+hypervisor's tables (`hyp.hypervisor`) in this process. There is no keeper, no fork server, no xenstore, no Dom0 process. The
+control plane runs on an event loop in a thread of its own, so that tests are plain functions::
 
     with Bench(engines=2) as bench:
         anna, bert = bench.guest(), bench.guest()
@@ -15,8 +15,8 @@ Three kinds of driver work on a `Guest`'s queue pair:
 
 * its methods: descriptor by descriptor, in Python, straight from the layout in hyp/abi/nic.py (not through hyp/verbs.py, so
   that the one is checked against the other). What they post is never checked first: `post` is also the hostile driver's tool;
-* `Guest.traffic`: a compiled loop over hyp/verbs.py, in a thread: test frames out, test frames in and verified. It sleeps as a front
-  end does and reports a wake-up that got lost;
+* `Guest.traffic`: a compiled loop over hyp/verbs.py, in a thread: test frames out, test frames in and verified. It sleeps as a
+  front end does and reports a wake-up that got lost;
 * `Loop(scribble, guest, guest.job(...))` and the like: hostile, compiled, at full speed, in a thread.
 """
 
@@ -186,9 +186,10 @@ def exchange(address: int) -> int:
             arm_sends(q)
             arm_receives(q)
             full_fence()
-            if not sends_completed(q) and not receives_completed(q):
-                if epoll_sleep(job.epoll, STALL_NS) == 0 and not sends_completed(q) and not receives_completed(q):
-                    return STALLED
+            if sends_completed(q) or receives_completed(q):
+                continue
+            if epoll_sleep(job.epoll, STALL_NS) == 0 and not sends_completed(q) and not receives_completed(q):
+                return STALLED
 
 
 @compiled
@@ -317,7 +318,9 @@ def compose(destination: str, source: str, length: int = 64, stream: int = 1, se
 class Guest:
     """A domain with a NIC context and a driver in Python. Guest-physical layout: queues, `tx_pool`, `rx_pool`, free space."""
 
-    def __init__(self, bench: "Bench", domid: int, name: str, mac: str, channel: Channel, ram: Mapping, upcall: tuple[int, int]) -> None:
+    def __init__(
+        self, bench: "Bench", domid: int, name: str, mac: str, channel: Channel, ram: Mapping, upcall: tuple[int, int]
+    ) -> None:
         self.bench, self.domid, self.name, self.mac, self.hyp = bench, domid, name, mac, channel
         self.mapping, self.ram = ram, Ram(ram)
         self.upcall, self.epoll = upcall
@@ -524,7 +527,8 @@ class Loop:
     def wait(self, seconds: float = 40.0) -> int:
         """Wait for its end; AssertionError if it does not come."""
         self._thread.join(seconds)
-        assert not self._thread.is_alive(), f"no end: {self['done']}/{self['frames']} sent, {self['received']}/{self['expect']} received"
+        progress = f"{self['done']}/{self['frames']} sent, {self['received']}/{self['expect']} received"
+        assert not self._thread.is_alive(), f"the loop does not end: {progress}"
         assert self.result is not None, "the loop raised"
         return self.result
 

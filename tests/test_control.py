@@ -148,7 +148,8 @@ def test_calls_go_both_ways_and_overlap() -> None:
         server, ours, client = serve()
         assert (await client.call("add", a=2, b=3)).value == 5
         assert (await ours.call("echo", value=[1, {"x": b"y"}, None, 2.5])).value == [1, {"x": b"y"}, None, 2.5]
-        values = await asyncio.gather(*(client.call("slow", value=k) for k in range(500)), *(ours.call("echo", value=k) for k in range(500)))
+        calls = [client.call("slow", value=k) for k in range(500)] + [ours.call("echo", value=k) for k in range(500)]
+        values = await asyncio.gather(*calls)
         assert [reply.value for reply in values] == [*range(500), *range(500)]
         assert {reply.generation for reply in values[:500]} == {5}
         close(ours, client)
@@ -357,8 +358,8 @@ def test_garbage_ends_the_channel_of_its_sender_alone(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", [
-    msgpack.packb({"id": 99, "ok": 1}), msgpack.packb({"id": -1, "error": ["EIO", "?"]}), msgpack.packb({"id": 1 << 63, "ok": None}),
-    msgpack.packb({"id": True, "ok": 1}),
+    msgpack.packb({"id": 99, "ok": 1}), msgpack.packb({"id": -1, "error": ["EIO", "?"]}),
+    msgpack.packb({"id": 1 << 63, "ok": None}), msgpack.packb({"id": True, "ok": 1}),
 ])  # fmt: skip
 def test_a_reply_to_nothing_is_ignored(what: bytes) -> None:
     async def main() -> None:
@@ -374,7 +375,8 @@ def test_a_reply_to_nothing_is_ignored(what: bytes) -> None:
 
 
 @pytest.mark.parametrize("reply", [
-    {"error": 5}, {"error": []}, {"error": ["EIO"]}, {"error": None}, {"ok": 1, "gen": "x"}, {"ok": 1, "gen": None}, {"ok": 1, "gen": [1]},
+    {"error": 5}, {"error": []}, {"error": ["EIO"]}, {"error": None}, {"ok": 1, "gen": "x"}, {"ok": 1, "gen": None},
+    {"ok": 1, "gen": [1]},
 ])  # fmt: skip
 def test_a_malformed_reply_ends_the_call_and_the_channel(reply: dict[str, Any]) -> None:
     async def main() -> None:
@@ -422,7 +424,8 @@ def test_descriptors_of_events_and_of_stray_replies_are_closed() -> None:
         _, hostile, sock, bystander = await attack()
         before = len(os.listdir("/proc/self/fd"))
         with tempfile.TemporaryFile() as file:
-            for message in ({"op": "note", "args": {"value": 1}}, {"op": "unheard"}, {"id": 77, "ok": 1}, {"id": 78, "error": ["EIO", ""]}):
+            event, unheard = {"op": "note", "args": {"value": 1}}, {"op": "unheard"}
+            for message in (event, unheard, {"id": 77, "ok": 1}, {"id": 78, "error": ["EIO", ""]}):
                 socket.send_fds(sock, [msgpack.packb(message)], [file.fileno()] * 20)
         await send(sock, msgpack.packb({"id": 5, "op": "add", "args": {"a": 1, "b": 1}}))
         await receive(sock)

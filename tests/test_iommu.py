@@ -175,7 +175,8 @@ def test_hypercalls_check_what_a_guest_says() -> None:
         guest = bench.domain()
         bad: list[dict[str, Any]] = [
             {"addr": -PAGE, "length": PAGE}, {"addr": 1, "length": PAGE}, {"addr": 0, "length": 1 << 20 << 1},
-            {"addr": "0", "length": PAGE}, {"addr": 0.0, "length": PAGE}, {"addr": True, "length": PAGE}, {"addr": [], "length": {}},
+            {"addr": "0", "length": PAGE}, {"addr": 0.0, "length": PAGE}, {"addr": True, "length": PAGE},
+            {"addr": [], "length": {}},
         ]  # fmt: skip
         for args in bad:
             with pytest.raises(Refused) as refused:
@@ -376,7 +377,7 @@ async def _take_over(devices: Any) -> None:
 
 
 def test_nothing_is_read_through_a_translation_after_its_shootdown() -> None:
-    with watched_page() as (bench, anna, page, sender, eye):
+    with watched_page() as (bench, anna, page, _, eye):
         iommu = bench.hypervisor.domains[anna.domid].iommu
         assert iommu is not None
         entry_at = iommu._table.address + page // PAGE * 8
@@ -391,7 +392,7 @@ def test_nothing_is_read_through_a_translation_after_its_shootdown() -> None:
 
 @pytest.mark.parametrize("engines", [1, 2])
 def test_deregistering_returns_when_the_nic_no_longer_uses_the_page(engines: int) -> None:
-    with watched_page(engines=engines) as (bench, anna, page, sender, eye):
+    with watched_page(engines=engines) as (_, anna, page, sender, eye):
         whole = anna.read(page, MAX_FRAME)
         poison = whole[:PAYLOAD] + POISON.to_bytes(8, "little") * ((MAX_FRAME - PAYLOAD) // 8)
         for _ in range(150):

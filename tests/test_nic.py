@@ -86,7 +86,7 @@ def test_a_frame_arrives_as_it_was_sent(pair: tuple[Bench, Guest, Guest], length
 
 
 def test_nothing_is_written_behind_a_received_frame(pair: tuple[Bench, Guest, Guest]) -> None:
-    bench, anna, bert = pair
+    _, anna, bert = pair
     for length in (14, 15, 16, 17, 31, 64, 1001):
         slot = int(bert.q["rq_prod"]) % bert.entries
         at = bert.rx_pool + slot * PAGE
@@ -302,7 +302,8 @@ def test_the_physical_function_sends_for_others_and_takes_what_is_nobodys() -> N
 
 def test_the_sink_verifies_what_leaves_the_machine(pair: tuple[Bench, Guest, Guest]) -> None:
     bench, anna, _ = pair
-    good = [anna.frame(WIRE_MAC, length, stream=5, sequence=k) for k, length in enumerate((48, 49, 55, 56, 64, 1000, 1514, MAX_FRAME))]
+    lengths = (48, 49, 55, 56, 64, 1000, 1514, MAX_FRAME)
+    good = [anna.frame(WIRE_MAC, length, stream=5, sequence=k) for k, length in enumerate(lengths)]
     broken = bytearray(anna.frame(WIRE_MAC, 200, stream=5, sequence=8))
     broken[150] ^= 1
     foreign = header(NOBODY, anna.mac)[:12] + b"\x08\x00" + bytes(50)
@@ -338,8 +339,8 @@ def test_reflected_frames_come_back_with_their_addresses_swapped(engines: int) -
             assert guest.sent(3) == [STATUS_OK] * 3
         bench.at_rest(12)
         for guest, other in ((anna, bert), (bert, anna)):
-            back = [header(guest.mac, source) + guest.frame(to, n)[14:]
-                    for source, to, n in ((WIRE_MAC, WIRE_MAC, 1514), (NOBODY, NOBODY, 64), (WIRE_MAC, BROADCAST_MAC, 99))]  # fmt: skip
+            sent = ((WIRE_MAC, WIRE_MAC, 1514), (NOBODY, NOBODY, 64), (WIRE_MAC, BROADCAST_MAC, 99))
+            back = [header(guest.mac, source) + guest.frame(to, length)[14:] for source, to, length in sent]
             assert sorted(frame for _, frame in guest.take(4)) == sorted([*back, other.frame(BROADCAST_MAC, 99)])
         assert bench.drops() == {}
 
@@ -466,7 +467,7 @@ def test_receive_into_a_bad_address(pair: tuple[Bench, Guest, Guest], which: str
 
 
 def test_a_range_may_begin_anywhere_and_cross_pages(pair: tuple[Bench, Guest, Guest]) -> None:
-    bench, anna, bert = pair
+    _, anna, bert = pair
     for offset in (0, 1, 7, 63, 100, PAGE - 1, PAGE - 13, PAGE - 14, PAGE - 16, PAGE - 1000):
         frame = header(bert.mac, anna.mac) + random.Random(offset).randbytes(2000)
         anna.write(anna.tx_pool + offset, frame)
@@ -567,7 +568,7 @@ def test_a_ring_out_of_reach_fails_the_context_alone(ring: str) -> None:
 
 def test_the_header_that_was_checked_is_the_header_that_is_sent() -> None:
     """A second thread of the sender forges the source address while the NIC reads the frame."""
-    with bench_of(3) as (bench, mallory, bert, victim):
+    with bench_of(3) as (_, mallory, bert, victim):
         head0, head1 = head_words(bert.mac, mallory.mac)
         other0, other1 = head_words(BROADCAST_MAC, victim.mac)
         mallory.write(mallory.tx_pool, compose(bert.mac, mallory.mac))
@@ -751,7 +752,8 @@ def test_whatever_is_sent_what_goes_in_comes_out(engines: int, mode: str) -> Non
                     source = guest.mac if rng.random() < 0.9 else NOBODY
                     guest.write(at, guest.frame(rng.choice(targets), length, source=source))
                     fault = rng.random()
-                    guest.post(at if fault > 0.1 else at + (1 << 33), length if fault < 0.9 else 5, DESC_SIGNALED if fault < 0.95 else 7)
+                    addr = at + (1 << 33) if fault < 0.1 else at
+                    guest.post(addr, 5 if fault > 0.9 else length, 7 if fault > 0.95 else DESC_SIGNALED)
                 guest.ring()
                 if rng.random() < 0.7:
                     free = 64 - (int(guest.q["rq_prod"]) - int(guest.q["rcq_cons"])) % WRAP
