@@ -336,7 +336,7 @@ class Guest:
         self.pair = await open_queue_pair(self.hyp, self.upcall, entries, int(self._counts.ctypes.data))
         self.q, self.entries, self.context = self.pair.record[0], entries, self.pair.context
         self.words = np.frombuffer(self.pair.doorbell.array, DOORBELL, 1)[0]
-        for name in ("sq_prod", "sq_rung", "sq_done", "scq_cons", "rq_prod", "rq_rung", "rcq_cons"):
+        for name in ("sq_prod", "sq_rung", "sq_done", "scq_cons", "signaled", "rq_prod", "rq_rung", "rcq_cons"):
             self.q[name] = start
         self.words["sq_prod"] = self.words["rq_prod"] = start
         if start:
@@ -388,6 +388,7 @@ class Guest:
         index = int(self.q["sq_prod"])
         self.sq[index % self.entries] = (addr % (1 << 64), length % WRAP, flags, reserved)
         self.q["sq_prod"] = (index + 1) % WRAP
+        self.q["signaled"] = (int(self.q["signaled"]) + (flags & DESC_SIGNALED)) % WRAP
         return index
 
     def ring(self) -> None:
@@ -414,6 +415,8 @@ class Guest:
             index = int(cqe["index"])
             assert 0 <= (index - int(self.q["sq_done"])) % WRAP < self.entries, "a completion of what was not posted"
             self.q["sq_done"] = (index + 1) % WRAP
+            if not int(self.sq[index % self.entries]["flags"]) & DESC_SIGNALED:  # it failed, and is completed unasked
+                self.q["signaled"] = (int(self.q["signaled"]) + 1) % WRAP
             statuses.append(int(cqe["status"]))
         return statuses
 

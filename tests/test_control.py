@@ -35,9 +35,13 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def uvloop_is_there() -> None:
-    """The first loop of a process opens descriptors that stay."""
+def settled() -> Iterator[None]:
+    """The first loop of a process opens descriptors that stay; and what exists already need not be looked at by each collection."""
     uvloop.new_event_loop().close()
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -145,7 +149,7 @@ def close(*channels: Channel) -> None:
 
 def test_calls_go_both_ways_and_overlap() -> None:
     async def main() -> None:
-        server, ours, client = serve()
+        _, ours, client = serve()
         assert (await client.call("add", a=2, b=3)).value == 5
         assert (await ours.call("echo", value=[1, {"x": b"y"}, None, 2.5])).value == [1, {"x": b"y"}, None, 2.5]
         calls = [client.call("slow", value=k) for k in range(500)] + [ours.call("echo", value=k) for k in range(500)]
@@ -455,7 +459,7 @@ def test_an_empty_packet_with_descriptors() -> None:
 
 def test_a_peer_that_never_reads_is_dropped() -> None:
     async def main() -> None:
-        server, hostile, sock, bystander = await attack()
+        _, hostile, sock, bystander = await attack()
         big = msgpack.packb({"id": 1, "op": "slow", "args": {"value": b"x" * 10_000}})
         for _ in range(1000):
             if hostile.closed.done():

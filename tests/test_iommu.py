@@ -320,7 +320,7 @@ def inspect(address: int) -> int:
     job = job_at(address)
     q = qp_at(job.qp)
     while job.stop == 0:
-        index, length, status = peek_receive(q, 0)
+        index, length, _ = peek_receive(q, 0)
         if index < 0:
             ring_receives(q)
             epoll_sleep(job.epoll, 1_000_000)
