@@ -107,14 +107,14 @@ def test_everything_given(tmp_path: Path) -> None:
         address = "10.0.0.255/8"
         [[workload]]
         kind = "rr"
-        from = "wire"
-        to = "0"
+        from = "0"
+        to = "wire"
         frame = 590
         frames = 10
         [[workload]]
         kind = "stream"
-        from = "0"
-        to = "wire"
+        from = "wire"
+        to = "0"
         seconds = 2
     """
     plain = read(tmp_path, text).plain()
@@ -127,8 +127,8 @@ def test_everything_given(tmp_path: Path) -> None:
         ("02:00:00:00:00:02", 8 * MIB, 1500, "10.0.0.255/8"),
     ]
     assert plain["workload"] == [
-        {"kind": "rr", "from": "wire", "to": "0", "frame": 590, "seconds": None, "frames": 10},
-        {"kind": "stream", "from": "0", "to": "wire", "frame": 64, "seconds": 2.0, "frames": None},
+        {"kind": "rr", "from": "0", "to": "wire", "frame": 590, "seconds": None, "frames": 10},
+        {"kind": "stream", "from": "wire", "to": "0", "frame": 64, "seconds": 2.0, "frames": None},
     ]
 
 
@@ -342,7 +342,8 @@ WORKLOAD_KEY = [
     ('kind = "rr"\nfrom = "ana"\nto = "bert"\nframes = 1', "from", "neither a guest nor 'wire' (did you mean 'anna'?)"),
     ('kind = "rr"\nfrom = "anna"\nto = "wyre"\nframes = 1', "to", "neither a guest nor 'wire' (did you mean 'wire'?)"),
     ('kind = "rr"\nfrom = "anna"\nto = "anna"\nframes = 1', "to", "'anna' is the sender itself"),
-    ('kind = "rr"\nfrom = "wire"\nto = "wire"\nframes = 1', "to", "'wire' is the sender itself"),
+    ('kind = "stream"\nfrom = "wire"\nto = "wire"\nframes = 1', "to", "'wire' is the sender itself"),
+    ('kind = "rr"\nfrom = "wire"\nto = "bert"\nframes = 1', "from", "the wire answers round trips"),
     ('kind = "rr"\nfrom = "tess"\nto = "bert"\nframes = 1', "from", "guest 'tess' has program = \"tap\""),
     ('kind = "rr"\nfrom = "bert"\nto = "tess"\nframes = 1', "to", "guest 'tess' has program = \"tap\""),
     ('kind = "rr"\nfrom = "anna"\nto = "bert"', "frames", "exactly one of seconds and frames"),
