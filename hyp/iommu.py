@@ -9,13 +9,17 @@ Table: one u64 per IOVA page, written by the hypervisor, mapped read-only by the
 Shootdown. An engine may use a translation from the moment it looked it up until its batch ends. It therefore publishes an
 *epoch*: odd in a batch, even when it sleeps or is between two. To take a translation away:
 
-1. hypervisor: clear the entries; full fence; count `shootdown_request` up; full fence; read every engine's epoch.
-2. An even epoch: the engine's next batch begins with a full fence, after which it reads the cleared entry. Done with it.
-   An odd epoch: done with it as soon as the epoch differs.
-3. engine: at each batch boundary publish the epoch; full fence; if `shootdown_request` moved, signal the hypervisor.
+1. hypervisor: clear the entries; full fence; read every engine's epoch.
+   An even epoch: the engine's next batch begins with a full fence, after which it reads the cleared entry. Done with it.
+2. For those that were odd: count `shootdown_request` up; full fence; done with an engine as soon as its epoch differs.
+3. engine: at each batch boundary publish the epoch; full fence; if `shootdown_request` moved, signal the hypervisor, at
+   this boundary and at the next.
 
-Steps 1 and 3 are Dekker's pattern: either the hypervisor sees the new epoch or the engine sees the request. The hypervisor
-waits in its event loop, so a stopped NIC cannot hang it; the NIC's death ends all waits. Only then may a page be reused.
+Steps 2 and 3 are Dekker's pattern: either the hypervisor sees the next epoch or the engine, having published it, sees the
+request. The epoch is read *before* the request is made: one read after it may be of a batch that began after the engine had
+answered, whose end nobody would be told. And the engine signals twice, because it may have seen the request at the boundary
+that began the batch that is waited for. The hypervisor waits in its event loop, so a stopped NIC cannot hang it; the NIC's
+death ends all waits. Only then may a page be reused.
 
 A page's translation is *pinned* as long as a registration holds it: registrations are counted per page.
 """
@@ -116,11 +120,13 @@ class IommuTable:
 
 
 class Shootdown:
-    """The wait of step 2: `engines_to_wait_for` until `is_over`, re-checked whenever an engine signals."""
+    """The wait of step 2, begun when it is made, after the entries were cleared. `is_over` is asked again upon each signal."""
 
     def __init__(self, platform: Mapping, engine_pages: list[Mapping]) -> None:
-        _count_request(platform.address)
-        self._waiting = [(page, epoch) for page in engine_pages for epoch in (_read_epoch(page.address),) if epoch & 1]
+        epochs = [(page, _read_epoch(page.address)) for page in engine_pages]
+        self._waiting = [(page, epoch) for page, epoch in epochs if epoch & 1]
+        if self._waiting:
+            _count_request(platform.address)
 
     def is_over(self) -> bool:
         """True once no engine can still use what was cleared before this object was made."""

@@ -49,7 +49,7 @@ from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, full_fence, record_vie
 from hyp.control import Channel, Reply, close_all, socketpair
 from hyp.frames import ETHERTYPE_WIRE, TRACKER, TRACKERS, tracker_report, verify, write_test_frame
 from hyp.hypervisor import Hypervisor
-from hyp.kernels import Entry, compiled, entry, i64, void
+from hyp.kernels import Entry, compiled, entry, i64, load_all, void
 from hyp.memory import Mapping
 from hyp.process import Process, run_role
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
@@ -573,6 +573,8 @@ class Bench:
         self._hypervisor_config = {"name": topology, "memory": {"backing": backing}, "spin_limit_us": spin_us}
         self.engines, self.macs, self.guests = engines, dict[int, str](), list[Guest]()
         self.pid: int | None = None
+        for _ in load_all():  # here, before there are threads and processes that would all compile
+            pass
         self._ends = [socketpair(), socketpair()]  # hypercalls, console
         if forked:
             self._fork()

@@ -251,9 +251,9 @@ def shoot(platform: int, page: int, epoll: int, until_ns: int, gap: int) -> int:
     turn = 0
     while clock_ns() < until_ns:
         full_fence()
+        epoch = load64_acquire(page + EPOCH)
         store64_release(platform + SHOOTDOWN_REQUEST, load64_once(platform + SHOOTDOWN_REQUEST) + 1)
         full_fence()
-        epoch = load64_acquire(page + EPOCH)
         while epoch & 1 and load64_acquire(page + EPOCH) == epoch:
             if epoll_sleep(epoll, LOST_NS) == 0:
                 return LOST
@@ -283,9 +283,9 @@ def hammer(platform: int, engine: int, table_entry: int, word: int, page: int, u
             cpu_relax()
         store64_once(table_entry, 0)
         full_fence()
+        epoch, limit = load64_acquire(engine + EPOCH), clock_ns() + LOST_NS
         store64_release(platform + SHOOTDOWN_REQUEST, load64_once(platform + SHOOTDOWN_REQUEST) + 1)
         full_fence()
-        epoch, limit = load64_acquire(engine + EPOCH), clock_ns() + LOST_NS
         while wait != 0 and epoch & 1 and load64_acquire(engine + EPOCH) == epoch:
             if clock_ns() > limit:
                 return LOST
