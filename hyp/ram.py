@@ -51,7 +51,7 @@ async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int) 
     """Open a context for queues of `entries` descriptors; `counts` is the private counters row of the driver."""
     reply = await hyp.call("context_open", upcall=upcall)
     doorbell_fd, eventfd = reply.fds
-    pair = QueuePair(int(reply.value["context"]), str(reply.value["mac"]), np.zeros(1, QP), Mapping(doorbell_fd, PAGE))
+    pair = QueuePair(int(reply.value["context"]), str(reply.value["mac"]), np.zeros(1, QP), Mapping.adopt(doorbell_fd, PAGE))
     record = pair.record[0]
     record["doorbell"], record["doorbell_fd"], record["counts"] = pair.doorbell.address, eventfd, counts
     record["sq_size"] = record["rq_size"] = entries

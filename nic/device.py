@@ -46,12 +46,12 @@ class Nic:
         engines = int(self._config["engines"])
         reply = await self._hyp.call("nic_register", engines=engines)
         counters_fd, platform_fd, *rest = reply.fds
-        self._counters = CounterPage(Mapping(counters_fd, COUNTERS_BYTES))
-        platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
+        self._counters = CounterPage(Mapping.adopt(counters_fd, COUNTERS_BYTES))
+        platform = Mapping.adopt(platform_fd, PLATFORM_BYTES, writable=False)
         crossings = Crossings(engines)
         for index in range(engines):
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
-            state = EngineState(index, crossings, Mapping(page_fd, ENGINE_BYTES), platform, shootdown_fd, epoll)
+            state = EngineState(index, crossings, Mapping.adopt(page_fd, ENGINE_BYTES), platform, shootdown_fd, epoll)
             state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"])
             state.wire[0]["mode"] = WIRE_MODES[self._config["wire"]["mode"]]
             state.engine.wake_on(int(crossings.kicks[index]))

@@ -47,10 +47,11 @@ from hyp.abi.nic import (
 )
 from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, full_fence, record_view, store32_once, store64_once
 from hyp.control import Channel, Reply, close_all, socketpair
+from hyp.events import Upcall
 from hyp.frames import ETHERTYPE_WIRE, TRACKER, TRACKERS, tracker_report, verify, write_test_frame
 from hyp.hypervisor import Hypervisor
 from hyp.kernels import Entry, compiled, entry, i64, load_all, void
-from hyp.memory import Mapping
+from hyp.memory import Mapping, Region
 from hyp.process import Process, run_role
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
@@ -621,6 +622,13 @@ class Bench:
     async def _start(self) -> None:
         self.hypervisor = Hypervisor(_HypervisorProcess(), self._hypervisor_config)  # type: ignore[arg-type]
         self.devices = self.hypervisor.devices
+        add_engine, self._shootdown_fds = self.devices.add_engine, list[int]()
+
+        def add(page: Region, upcall: Upcall) -> int:
+            self._shootdown_fds.append(add_engine(page, upcall))
+            return self._shootdown_fds[-1]
+
+        self.devices.add_engine = add  # type: ignore[method-assign]
         (hypercalls, nic_hypercalls), (console, nic_console) = self._ends
         ready = asyncio.get_running_loop().create_future()
         self.console = Channel(console, {"ready": lambda: ready.set_result(None)}, name="the NIC")
@@ -653,8 +661,7 @@ class Bench:
             os.kill(self.pid, 9)
         elif hasattr(self, "nic"):
             await self.nic.stop()
-            self.nic._process.console.close()
-            self.nic._hyp.close()
+            self._close_nic()
         for guest in [*self.guests, *([self.dom0] if hasattr(self, "dom0") else [])]:
             guest.close()
         if hasattr(self, "console"):
@@ -663,9 +670,22 @@ class Bench:
             for domain in self.hypervisor.domains.values():
                 if domain.channel is not None:
                     domain.channel.close()
+                for context in list(domain.contexts.values()):
+                    self.devices._release(domain, context)
                 domain.close()
             self.hypervisor.platform.close()
             self._loop.remove_reader(self.devices._past_batch.epoll.fileno())
+            close_all(self._shootdown_fds)
+
+    def _close_nic(self) -> None:
+        """What the end of its process would close."""
+        nic = self.nic
+        nic._process.console.close()
+        nic._hyp.close()
+        for state in nic._engines:
+            close_all([state.engine._kick, state.engine._reply, int(state._record[0]["shootdown_fd"])])
+        close_all([int(nic._engines[0].contexts[number]["completion_fd"]) for number in nic._mappings])
+        close_all([int(fd) for fd in nic._engines[0]._keep[0].kicks])
 
     # -- guests --
 
