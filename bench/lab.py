@@ -21,6 +21,7 @@ from hyp.linux import pid_of
 from hyp.memory import Mapping, sweep
 from hyp.process import adopt_socket
 from hyp.rundir import RunDir
+from hyp.topology_tables import PATHS
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 180.0
@@ -31,7 +32,7 @@ ROLES = {
     "dom0": "dom0.domain",
     "domu": "domu.guest",
 }
-MODULES = [*ROLES.values(), "domu.traffic", "domu.tap", "domu.frontends.bypass", "domu.frontends.split"]
+MODULES = [*ROLES.values(), "domu.traffic", "domu.tap", *(f"domu.frontends.{path}" for path in PATHS)]
 
 
 class LabError(Exception):
@@ -42,11 +43,11 @@ Event = Callable[[str, dict[str, Any]], None]
 """``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``."""
 
 
-def spin_limit_us(setting: int | str, loops: int) -> int:
+def spin_limit_us(setting: int | str, loops: int, cpus: int | None = None) -> int:
     """How long loops may spin when `loops` of them are busy: never, by itself, if there are more than cores."""
     if setting != "auto":
         return int(setting)
-    return 50 if loops <= len(os.sched_getaffinity(0)) else 0
+    return 50 if loops <= (cpus or len(os.sched_getaffinity(0))) else 0
 
 
 def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ under a name, or the record has an error.
 
 import asyncio
 import itertools
+import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from bench.accounting import Usage, spent, usages
 from bench.lab import CounterReader, Lab, spin_limit_us
 from bench.ledger import Snapshot, difference, drops, faults, per_frame, unbalanced
+from hyp.frames import HEADER_ONLY
 
 WIRE = "wire"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -36,7 +38,9 @@ class Runner:
 
     def __init__(self, lab: Lab, counters: CounterReader, pids: dict[str, int]) -> None:
         self.lab, self._counters, self.pids = lab, counters, pids
-        self._streams = itertools.count(1)
+        self.cpus = sorted(os.sched_getaffinity(0))
+        self._pinned: dict[str, list[int]] = {}
+        self._streams = itertools.cycle(range(1, HEADER_ONLY))
         self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
         self._wire_mac = str(lab.topology["nic"]["wire"]["mac"])
 
@@ -59,7 +63,7 @@ class Runner:
         """Run a workload that was prepared. Neither Dom0 nor the hypervisor is asked for anything."""
         name = describe(load)
         before, used, start = await self._settled(), usages(self.pids), time.monotonic()
-        stream = next(self._streams)
+        stream = next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
         limit = (load["seconds"] or 60.0) + MARGIN_S
         try:
             async with asyncio.timeout(limit):
@@ -93,8 +97,10 @@ class Runner:
         """Wire mode, spinning that fits the loops in use, and an announcement, so that bridges know where the receiver is."""
         lab, peers = self.lab, [peer for peer in (load["from"], load["to"]) if peer != WIRE]
         split = any(self._guests[peer]["path"] == "split" for peer in peers)
-        loops = len(peers) + lab.topology["nic"]["engines"] + (1 if split else 0)
-        await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(lab.topology["spin"]["limit_us"], loops))
+        engines = lab.topology["nic"]["engines"]
+        loops = len(peers) + engines + (1 if split else 0)
+        await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(lab.topology["spin"]["limit_us"], loops, len(self.cpus)))
+        await self._place([*peers[:1], *(["dom0"] if split else []), "nic", *peers[1:]], loops <= len(self.cpus) and engines == 1)
         if WIRE in (load["from"], load["to"]):
             await lab.call("nic", "wire_mode", mode="reflect" if load["kind"] == "rr" else "sink")
         for peer in (load["to"], load["from"]):
@@ -103,6 +109,17 @@ class Runner:
                 await lab.call("nic", "wire_generate", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
             else:
                 await lab.call(peer, "send_stream", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
+
+    async def _place(self, processes: list[str], apart: bool) -> None:
+        """A CPU for each of the loops if there are enough; else all may run on all.
+
+        The scheduler at times puts loops that spin on one CPU, where each waits for the other's time slice to end.
+        """
+        for k, process in enumerate(processes):
+            cpus = [self.cpus[k]] if apart else self.cpus
+            if self._pinned.get(process) != cpus:
+                await self.lab.call(process, "pin", cpus=cpus)
+                self._pinned[process] = cpus
 
     async def _settled(self) -> Snapshot:
         """Counters once everything is at rest; what does not balance after REST_TIMEOUT_S is left for the record to name."""

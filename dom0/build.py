@@ -101,7 +101,7 @@ class EngineState:
         port["domid"], port["event_fd"], port["failed"] = domid, event_fd, 0
         port["tx_ring"], port["rx_ring"] = rings
         port["counts"], port["counts_shared"] = counts
-        port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = 0
+        port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
         await self.engine.post(ADD_PORT, number)
 
     async def remove_port(self, number: int) -> None:

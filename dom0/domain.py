@@ -33,6 +33,7 @@ class DriverDomain:
         self._vifs: dict[int, Vif] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         process.serve("threads", self.threads)
+        process.serve("pin", lambda cpus: self._engine.pin(cpus))
 
     async def start(self) -> None:
         """Uplink first, then the guests' nodes; vifs connect as their guests come."""

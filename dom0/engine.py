@@ -6,9 +6,18 @@ then its frame drops.
 """
 
 from dom0.bridge import NOWHERE, forget_port, learn, whereabouts
-from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests
+from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests, tell_guest
 from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
-from dom0.uplink import post_frame, reclaim, repost_received, ring_uplink, take_received, uplink_has_room
+from dom0.uplink import (
+    completions_to_wait_for,
+    post_frame,
+    publish_uplink,
+    reclaim,
+    repost_received,
+    take_received,
+    tell_uplink,
+    uplink_has_room,
+)
 from hyp.abi.counters import (
     DROP_DOWN,
     DROP_NO_BUFFER,
@@ -29,6 +38,8 @@ from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_
 
 ADD_PORT, REMOVE_PORT = 1, 2
 DELIVERED, PAUSE = 0, -1
+PATIENCE = 3
+"""Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
 
 
 @compiled
@@ -131,7 +142,7 @@ def _serve_port(e, p):
             return 0
     done = _forward(e, p)
     flush_copies(e)
-    ring_uplink(e)
+    publish_uplink(e)
     if done > 0 and p.active != 0:
         p.dirty = 1
         if p.number == UPLINK:
@@ -151,6 +162,17 @@ def _round(e):
         if p.active != 0:
             moved += _serve_port(e, p)
     return moved
+
+
+@compiled
+def _tell_guests(e, idle):
+    """Send the events owed: at once if nothing more is to be done, else a few rounds later, so that a busy Dom0 wakes for many."""
+    for number in range(e.port_count):
+        p = port_of(e, number)
+        if p.owed != 0:
+            p.waits += 1
+            if idle or p.waits >= PATIENCE:
+                tell_guest(p)
 
 
 @compiled
@@ -207,8 +229,9 @@ def _arm(e):
             deadline = p.pause_until if deadline < 0 else min(deadline, p.pause_until)
     q = qp_at(e.qp)
     short = e.free_count < STAGE  # of buffers, which the NIC has: their completion is work
+    ahead = completions_to_wait_for(e)
     if deadline >= 0 or short:
-        arm_sends(q)
+        arm_sends(q, ahead)
     for number in range(e.port_count):
         p = port_of(e, number)
         if p.active != 0 and number == UPLINK:
@@ -222,17 +245,17 @@ def _arm(e):
     uplink = port_of(e, UPLINK)
     if uplink.active != 0 and uplink.next == uplink.staged and receives_completed(q):
         ready = True
-    if short and sends_completed(q):
+    if short and sends_completed(q, ahead):
         ready = True
     if deadline < 0:
         return ready, -1
-    return ready or _paused_can_go(e), max(deadline - clock_ns(), 0)
+    return ready or _paused_can_go(e, ahead), max(deadline - clock_ns(), 0)
 
 
 @compiled
-def _paused_can_go(e):
+def _paused_can_go(e, ahead):
     """True if something that a paused port may wait for has come: room in the NIC's queue or in any guest's ring."""
-    if sends_completed(qp_at(e.qp)):
+    if sends_completed(qp_at(e.qp), ahead):
         return True
     for number in range(e.port_count):
         p = port_of(e, number)
@@ -269,8 +292,13 @@ def run(address: int) -> int:
         if _round(e) > 0:
             rounds += 1
             e.idle_since = 0
+            _tell_guests(e, False)
             _publish(e)
         else:
+            tell_uplink(e)
+            _tell_guests(e, True)
             _idle(e)
+    tell_uplink(e)
+    _tell_guests(e, True)
     _publish(e)
     return rounds

@@ -187,18 +187,26 @@ def answer_requests(e, p):
         if s.buffer >= 0 and s.posted == 0:
             give_buffer(e, s.buffer)
     p.answers = p.staged - p.next
-    tell_guest(p, push_responses(ring))
+    owe_event(p, push_responses(ring))
 
 
 @compiled
-def tell_guest(p, due):
-    """Send the event, if the guest asked for it."""
+def owe_event(p, due):
+    """Note whether the guest asked for the event of what was published. `tell_guests` (dom0/engine.py) sends it."""
     p.dirty = 1
     if due:
-        notify(p.event_fd)
-        count(p.counts, NOTIFICATIONS, 1)
+        p.owed = 1
     else:
         count(p.counts, SUPPRESSED, 1)
+
+
+@compiled
+def tell_guest(p):
+    """Send the event that is owed."""
+    p.owed, p.waits = 0, 0
+    notify(p.event_fd)
+    count(p.counts, NOTIFICATIONS, 1)
+    p.dirty = 1
 
 
 # --- to the guest -----------------------------------------------------------------------------------------------------
@@ -258,5 +266,5 @@ def flush_copies(e):
         p = port_of(e, pending_at(e.pending + k * PENDING_BYTES).port)
         if p.copies > 0:
             p.copies = 0
-            tell_guest(p, push_responses(ring_at(p.rx_ring)))
+            owe_event(p, push_responses(ring_at(p.rx_ring)))
     e.op_count = 0

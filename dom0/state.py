@@ -31,6 +31,8 @@ PORT = np.dtype(
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it has room
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued in this flush
+        ("owed", "i8"),  # the guest asked for the event of something published, and has not been sent it
+        ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
     ]
 )

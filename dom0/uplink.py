@@ -11,15 +11,18 @@ from hyp.atomics import load64, store64
 from hyp.counters import count
 from hyp.kernels import compiled
 from hyp.verbs import (
+    completions_due,
     consume_receives,
     peek_receive,
     poll_sends,
     post_receive,
     post_send,
+    publish_sends,
     qp_at,
     ring_receives,
-    ring_sends,
     send_room,
+    sends_untold,
+    tell_sends,
 )
 
 RX_BUFFER = 2048 + 64  # in a page of its own, because a grant copy does not cross pages
@@ -53,6 +56,13 @@ def uplink_has_room(e):
 
 
 @compiled
+def completions_to_wait_for(e):
+    """How many send completions make a wake-up worth it: most of those that the NIC owes, so that a batch fits in."""
+    due = completions_due(qp_at(e.qp))
+    return max(due - (due >> 2), 1)
+
+
+@compiled
 def post_frame(e, p, buffer, gpa, length):
     """Post a frame on the NIC's send queue; the buffer is the NIC's until it is reclaimed."""
     q = qp_at(e.qp)
@@ -65,9 +75,18 @@ def post_frame(e, p, buffer, gpa, length):
 
 
 @compiled
-def ring_uplink(e):
-    """Make what was posted visible to the NIC."""
-    ring_sends(qp_at(e.qp))
+def publish_uplink(e):
+    """Let the NIC see what was posted; it is woken when half a queue has come together, or when nothing more comes."""
+    q = qp_at(e.qp)
+    publish_sends(q)
+    if 2 * sends_untold(q) >= q.sq_size:
+        tell_sends(q)
+
+
+@compiled
+def tell_uplink(e):
+    """Wake the NIC for what it has not been told of. Before every sleep, and whenever a round found nothing to do."""
+    tell_sends(qp_at(e.qp))
 
 
 @compiled

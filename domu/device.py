@@ -110,7 +110,7 @@ def set_length(burst: int, k: int, length: int) -> None:
 @compiled
 def completions_to_wait_for(what: int, due: int) -> int:
     """How many of the `due` completions make a wake-up worth it: all for ALL, half for TX, at least one."""
-    return max(due if what & ALL else (due + 1) >> 1, 1)
+    return max(due if what & ALL else due - (due >> 2), 1)
 
 
 @dataclass(slots=True)

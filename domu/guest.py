@@ -33,6 +33,7 @@ class Guest:
         self.process, self.config = process, config
         self.hyp: Channel = process.hypercalls()
         process.serve("threads", self.threads)
+        process.serve("pin", lambda cpus: self.engine.pin(cpus))
 
     async def boot(self) -> None:
         """Get one's memory, platform page and upcall from the hypervisor."""

@@ -126,6 +126,32 @@ def memcpy(typing_context, destination, source, length):
 
 
 @intrinsic
+def copy32(typing_context, destination, source):
+    """Copy 32 bytes, any alignment, in registers: a call of memcpy costs more than so small a copy."""
+
+    def generate(context, builder, signature, args):
+        wide = ir.VectorType(_I64, 4).as_pointer()
+        destination, source = (builder.inttoptr(arg, wide) for arg in args)
+        builder.store(builder.load(source, align=1), destination, align=1)
+        return context.get_dummy_value()
+
+    return void(i64, i64), generate
+
+
+@intrinsic
+def prefetch(typing_context, addr):
+    """Hint that the cache line at `addr` will be read soon. Any address will do: a hint does not fault."""
+
+    def generate(context, builder, signature, args):
+        signature = ir.FunctionType(ir.VoidType(), [_PTR, _I32, _I32, _I32])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [_PTR], signature)
+        builder.call(function, [builder.inttoptr(args[0], _PTR), _I32(0), _I32(3), _I32(1)])
+        return context.get_dummy_value()
+
+    return void(i64), generate
+
+
+@intrinsic
 def memzero(typing_context, destination, length):
     """Set `length` bytes to zero."""
 

@@ -83,7 +83,7 @@ class Devices:
 
     async def open_context(self, domain: Domain, upcall: Upcall) -> Context:
         """A context for `domain` whose completions arrive at `upcall`. Refused if it has one, or the toolstack says no."""
-        mac = await self._mac_for(domain)
+        mac, passthrough = await self._policy_for(domain)
         # Checked after the wait: another call of the same guest, or its end, may have come in between.
         if domain.contexts:
             raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}) has a context already")
@@ -105,7 +105,7 @@ class Devices:
             try:
                 await self.call(
                     "context_create", fds=fds, context=number, name=domain.name, memory=domain.memory, mac=mac,
-                    privileged=domain.domid == DOM0,
+                    privileged=domain.domid == DOM0, passthrough=passthrough,
                 )  # fmt: skip
             finally:
                 os.close(iommu)
@@ -139,23 +139,23 @@ class Devices:
         os.close(context.completion_fd)
         context.doorbell.close()
 
-    async def _mac_for(self, domain: Domain) -> str:
-        """The MAC address of the context that `domain` may have, once NIC and toolstack are there."""
+    async def _policy_for(self, domain: Domain) -> tuple[str, bool]:
+        """MAC address of the context that `domain` may have, and whether the IOMMU lets it pass (native); once all are there."""
         try:
             async with asyncio.timeout(SETUP_TIMEOUT_S):
                 await asyncio.shield(self.nic_ready)
                 if domain.domid == DOM0:
-                    return "00:00:00:00:00:00"
+                    return "00:00:00:00:00:00", False
                 await asyncio.shield(self.toolstack_ready)
                 return await self._authorize(domain)
         except TimeoutError:
             raise Refused("ETIMEDOUT", f"NIC and toolstack did not answer for {SETUP_TIMEOUT_S:g} s") from None
 
-    async def _authorize(self, domain: Domain) -> str:
+    async def _authorize(self, domain: Domain) -> tuple[str, bool]:
         if self.toolstack is None:
             raise Refused("ENODEV", "Dom0's toolstack is gone")
         reply = await self.toolstack.call("context_authorize", domid=domain.domid)
-        return str(reply.value["mac"])
+        return str(reply.value["mac"]), bool(reply.value["passthrough"])
 
     def _free_number(self, domain: Domain) -> int:
         if domain.domid == DOM0:

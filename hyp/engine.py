@@ -107,6 +107,10 @@ class Engine:
         """Kernel thread id, for CPU accounting; 0 before the start."""
         return (self._thread.native_id or 0) if self._thread else 0
 
+    def pin(self, cpus: list[int]) -> None:
+        """Let the loop run on these CPUs only."""
+        os.sched_setaffinity(self.thread_id, cpus)
+
     async def post(self, opcode: int, *args: int) -> None:
         """Send one message and wait until the engine has carried it out. RuntimeError if the engine has ended."""
         if self._ended is None or self._ended.done():

@@ -70,7 +70,7 @@ vars(numba.config)["CACHE_DIR"] = str(CACHE)
 i64 = types.int64
 void = types.void
 
-compiled = numba.njit(error_model="numpy", nogil=True)
+compiled = numba.njit(error_model="numpy", nogil=True, forceinline=True)
 
 
 class Entry:

@@ -58,14 +58,15 @@ async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int) 
     return pair
 
 
-async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair) -> None:
-    """Place the queues in RAM, register them, and let the NIC serve them."""
+async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair, *, registers: bool = True) -> None:
+    """Place the queues in RAM, register them (unless the context is passed through), and let the NIC serve them."""
     record = pair.record[0]
     places: dict[str, Any] = {}
     for name, size in (("sq", DESC_BYTES), ("scq", CQE_BYTES), ("rq", DESC_BYTES), ("rcq", CQE_BYTES)):
         length = size * int(record["sq_size"])
         places[name] = ram.allocate(length)
         record[name] = ram.address + places[name]
-        await register(hyp, places[name], length, writable=name.endswith("cq"))
+        if registers:
+            await register(hyp, places[name], length, writable=name.endswith("cq"))
     sizes: dict[str, Any] = {"sq_size": int(record["sq_size"]), "rq_size": int(record["rq_size"])}
     await hyp.call("context_start", context=pair.context, **places, **sizes)

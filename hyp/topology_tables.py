@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic import ValidationInfo as Info
 
-PATHS: Final = ("split", "bypass")
+PATHS: Final = ("native", "bypass", "split")
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
 
@@ -234,6 +234,7 @@ class Workload(Table):
     from_: str = Field(alias="from")
     to: str
     frame: Frame = 64
+    payload: Literal["full", "header"] = "full"
     seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(default=None, validate_default=True)
 

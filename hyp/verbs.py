@@ -39,6 +39,7 @@ QP = np.dtype(
         ("rq_size", "i8"),
         ("sq_prod", "i8"),  # posted
         ("sq_rung", "i8"),  # published
+        ("sq_told", "i8"),  # published when the device was last considered for a notification
         ("sq_done", "i8"),  # completed: everything before it
         ("signaled", "i8"),  # sends posted that have a completion of their own
         ("scq_cons", "i8"),
@@ -75,9 +76,8 @@ def post_send(q: Any, iova: int, length: int, flags: int) -> None:
 
 
 @compiled
-def _ring(q: Any, prod_offset: int, event_offset: int, old: int, new: int) -> None:
-    """Publish a producer index and notify the device if it asked to be (hold-off)."""
-    store32_release(q.doorbell + prod_offset, new)
+def _tell(q: Any, event_offset: int, old: int, new: int) -> None:
+    """Notify the device if the producer index that was published passed what it waits for on its way from old to new (hold-off)."""
     full_fence()
     if u32_sub(new, load32_once(q.doorbell + event_offset)) < u32_sub(new, old):
         notify(q.doorbell_fd)
@@ -87,11 +87,32 @@ def _ring(q: Any, prod_offset: int, event_offset: int, old: int, new: int) -> No
 
 
 @compiled
-def ring_sends(q: Any) -> None:
-    """Make everything posted visible to the device."""
+def publish_sends(q: Any) -> None:
+    """Let the device see everything posted without waking it: several batches may share a wake-up. `tell_sends` must follow."""
     if q.sq_prod != q.sq_rung:
-        _ring(q, SQ_PROD, SQ_EVENT, q.sq_rung, q.sq_prod)
+        store32_release(q.doorbell + SQ_PROD, q.sq_prod)
         q.sq_rung = q.sq_prod
+
+
+@compiled
+def sends_untold(q: Any) -> int:
+    """Number of descriptors published since the device was last considered for a notification."""
+    return u32_sub(q.sq_rung, q.sq_told)
+
+
+@compiled
+def tell_sends(q: Any) -> None:
+    """Wake the device for what was published, if it asked for that."""
+    if q.sq_rung != q.sq_told:
+        _tell(q, SQ_EVENT, q.sq_told, q.sq_rung)
+        q.sq_told = q.sq_rung
+
+
+@compiled
+def ring_sends(q: Any) -> None:
+    """Make everything posted visible to the device and wake it if it asked for that."""
+    publish_sends(q)
+    tell_sends(q)
 
 
 @compiled
@@ -153,7 +174,8 @@ def post_receive(q: Any, iova: int, length: int) -> None:
 def ring_receives(q: Any) -> None:
     """Make the buffers posted visible to the device."""
     if q.rq_prod != q.rq_rung:
-        _ring(q, RQ_PROD, RQ_EVENT, q.rq_rung, q.rq_prod)
+        store32_release(q.doorbell + RQ_PROD, q.rq_prod)
+        _tell(q, RQ_EVENT, q.rq_rung, q.rq_prod)
         q.rq_rung = q.rq_prod
 
 

@@ -10,7 +10,7 @@ from hyp.events import WAIT, new_eventfd
 from hyp.frames import TRACKER, TRACKERS
 from hyp.memory import Mapping
 from nic.crossing import CROSSING_BYTES
-from nic.state import CONTEXT, ENGINE, GATE, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
+from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
 from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
 
 
@@ -33,6 +33,7 @@ class EngineState:
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
         self.trackers = np.zeros(TRACKERS, TRACKER)
         self.wire = np.zeros(1, WIRE)
+        self._stage = np.zeros(BUDGET_FRAMES, STAGED)
         self._lists = np.zeros((2, CONTEXTS), np.int64)
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
@@ -40,6 +41,7 @@ class EngineState:
         self._buffers = np.zeros(WIRE_BUFFERS * WIRE_STRIDE, np.uint8)
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)
+        self.contexts["route_mac"] = -1
         self.wire[0]["buffers"] = self._buffers.ctypes.data
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         assert platform.size >= PLATFORM_BYTES
@@ -47,6 +49,7 @@ class EngineState:
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
             "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "kick_fds": crossings.kicks,
+            "stage": self._stage,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address

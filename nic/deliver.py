@@ -15,7 +15,7 @@ from hyp.abi.counters import (
     RX_FRAMES,
 )
 from hyp.abi.nic import STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
-from hyp.atomics import memcpy, store8, store64
+from hyp.atomics import copy32, memcpy, store8, store64
 from hyp.counters import count
 from hyp.iommu import WRITE
 from hyp.kernels import compiled
@@ -29,7 +29,11 @@ def copy_frame(destination, source, length, head0, head1):
 
     The payload may change under the copy; that is its sender's own affair.
     """
-    memcpy(destination, source, length)
+    if 32 <= length <= 64:
+        copy32(destination, source)
+        copy32(destination + length - 32, source + length - 32)
+    else:
+        memcpy(destination, source, length)
     store64(destination, head0)
     if length >= 16:
         store64(destination + 8, head1)

@@ -38,7 +38,7 @@ class Nic:
             "context_destroy": self.context_destroy, "filter_change": self.filter_change,
         }  # fmt: skip
         self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
-        for handler in (self.wire_mode, self.wire_generate, self.wire_report, self.threads):
+        for handler in (self.wire_mode, self.wire_generate, self.wire_report, self.threads, self.pin):
             process.serve(handler.__name__, handler)
 
     async def start(self) -> None:
@@ -62,7 +62,9 @@ class Nic:
 
     # -- the hypervisor's operations --
 
-    async def context_create(self, fds: list[int], context: int, name: str, memory: int, mac: str, privileged: bool) -> None:
+    async def context_create(
+        self, fds: list[int], context: int, name: str, memory: int, mac: str, privileged: bool, passthrough: bool
+    ) -> None:
         """Map what a context needs. fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd."""
         ram_fd, iommu_fd, doorbell_fd, completion_fd = fds
         ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
@@ -72,9 +74,9 @@ class Nic:
         for index, state in enumerate(self._engines):
             record = state.contexts[context : context + 1]
             record[:] = 0
-            record["number"] = context
+            record["number"], record["route_mac"] = context, -1
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
-            record["privileged"], record["mac"] = privileged, mac_to_int(mac)
+            record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)
             record["ram"], record["ram_pages"] = ram.address, memory // PAGE
             record["iommu"], record["iommu_pages"] = iommu.address, memory // PAGE
             record["doorbell"], record["completion_fd"] = doorbell.address, completion_fd
@@ -164,6 +166,11 @@ class Nic:
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the engines, by name."""
         return {state.engine.name: state.engine.thread_id for state in self._engines}
+
+    def pin(self, cpus: list[int]) -> None:
+        """Let the engines run on these CPUs only."""
+        for state in self._engines:
+            state.engine.pin(cpus)
 
     async def stop(self) -> None:
         """End the engines."""

@@ -11,7 +11,7 @@ If nothing moved: spin for a while, then arm every queue, fence, look again, pub
 """
 
 from hyp.abi.counters import DROP_DOWN, NOTIFICATIONS, SUPPRESSED
-from hyp.abi.nic import RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
+from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
 from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, EPOCH, SHOOTDOWN_REQUEST
 from hyp.atomics import (
     clock_ns,
@@ -57,6 +57,8 @@ from nic.wire import generate
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE = 1, 2, 3, 4, 5
 CROSSING_BUDGET = 32
+PATIENCE = 3
+"""Batches that a notification may be held back while there is work (interrupt moderation). Nothing to do: none."""
 
 
 @compiled
@@ -91,10 +93,18 @@ def _start_context(e, number):
 
 
 @compiled
+def _forget_routes(e):
+    """The switch's table has changed: what contexts remember of it may be wrong."""
+    for number in range(CONTEXTS):
+        context_of(e, number).route_mac = -1
+
+
+@compiled
 def _stop_context(e, number):
     c = context_of(e, number)
     c.active = 0
     forget(e.table, number)
+    _forget_routes(e)
     left = 0
     for k in range(e.active):
         other = load64(e.order + 8 * k)
@@ -131,13 +141,14 @@ def _take_mail(e):
             _stop_context(e, a)
         elif op == FILTER:
             enter(e.table, a, b)
+            _forget_routes(e)
         elif op == WIRE_MODE:
             wire_at(e.wire).mode = a
         elif op == GENERATE:
             c, d = mail_word(box, e.mail, 3), mail_word(box, e.mail, 4)
             _generate(e, a, b, c, d, mail_word(box, e.mail, 5), mail_word(box, e.mail, 6))
         e.mail += 1
-    _publish(e)
+    _publish(e, True)
     mail_taken(box, e.mail)
     return stop
 
@@ -175,24 +186,26 @@ def _serve_crossing(e, origin):
 
 
 @compiled
-def _tell_driver(e, c):
-    """Notify the driver if a completion passed its event index. The batch's fence has been made."""
+def _passed(c, event_offset, told, prod):
+    """True if the index that the driver waits for lies between what it was told of and `prod`. The batch's fence has been made."""
+    return u32_sub(prod, load32_once(c.doorbell + event_offset)) < u32_sub(prod, told)
+
+
+@compiled
+def _tell_driver(e, c, idle):
+    """Notify the driver if a completion passed its event index. True if that is held back, since more is about to come."""
     if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
-        return
-    due = False
-    if c.scq_prod != c.scq_told:
-        event = load32_once(c.doorbell + SCQ_EVENT)
-        due = u32_sub(c.scq_prod, event) < u32_sub(c.scq_prod, c.scq_told)
-        c.scq_told = c.scq_prod
-    if c.rcq_prod != c.rcq_told:
-        event = load32_once(c.doorbell + RCQ_EVENT)
-        due = due or u32_sub(c.rcq_prod, event) < u32_sub(c.rcq_prod, c.rcq_told)
-        c.rcq_told = c.rcq_prod
-    if due:
+        return False
+    if _passed(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _passed(c, RCQ_EVENT, c.rcq_told, c.rcq_prod):
+        c.waits += 1
+        if not idle and c.waits < PATIENCE:
+            return True
         notify(c.completion_fd)
         count(c.counts, NOTIFICATIONS, 1)
     else:
         count(c.counts, SUPPRESSED, 1)
+    c.waits, c.scq_told, c.rcq_told = 0, c.scq_prod, c.rcq_prod
+    return False
 
 
 @compiled
@@ -206,17 +219,21 @@ def _checkpoint(e, c):
 
 
 @compiled
-def _publish(e):
+def _publish(e, idle):
     """End of a batch: everything that others may see of it."""
     if e.dirty_count > 0:
         full_fence()
+    held = 0
     for k in range(e.dirty_count):
         c = context_of(e, load64(e.dirty + 8 * k))
-        c.dirty = 0
-        _tell_driver(e, c)
+        if _tell_driver(e, c, idle):
+            store64(e.dirty + 8 * held, c.number)
+            held += 1
+        else:
+            c.dirty = 0
         _checkpoint(e, c)
         commit(c.counts, c.counts_shared)
-    e.dirty_count = 0
+    e.dirty_count = held
     w = wire_at(e.wire)
     if w.dirty != 0:
         w.dirty = 0
@@ -335,8 +352,10 @@ def run(address: int) -> int:
         if _round(e) > 0:
             batches += 1
             e.idle_since = 0
-            _publish(e)
+            _publish(e, False)
         else:
+            if e.dirty_count > 0:
+                _publish(e, True)
             _idle(e)
     e.epoch += 1
     store64_release(e.page + EPOCH, e.epoch)

@@ -12,18 +12,29 @@ NOWHERE = 0
 
 
 @compiled
+def _address(c, iova, rights):
+    """Address of `iova`, good to the end of its page, or 0: the one place where the device translates.
+
+    Pass-through checks no more than that there is such a place: to leave RAM would be a machine check, not a fault to survive.
+    """
+    if c.passthrough != 0:
+        return c.ram + iova if iova >= 0 and iova >> 12 < c.ram_pages else NOWHERE
+    return translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, iova, rights)
+
+
+@compiled
 def reach(c, iova, length, rights):
     """Address of [iova, iova + length) if the context may use all of it with `rights`; else 0.
 
     The hypervisor maps a domain's RAM page by page to consecutive frames; a range whose frames are not consecutive is
     refused, so that one copy serves any range.
     """
-    start = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, iova, rights)
+    start = _address(c, iova, rights)
     if start == NOWHERE or length <= 0:
         return NOWHERE
     within = 4096 - (iova & 4095)
     while within < length:
-        if translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, iova + within, rights) != start + within:
+        if _address(c, iova + within, rights) != start + within:
             return NOWHERE
         within += 4096
     return start
@@ -67,9 +78,9 @@ def posted_buffers(c):
 
 
 @compiled
-def send_descriptor(c):
-    """Copy of the next send descriptor as two words, or (−1, −1) after failing the context: its ring is out of reach."""
-    slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, c.sq + (c.sq_cons & (c.sq_size - 1)) * DESC_BYTES, READ)
+def send_descriptor(c, ahead):
+    """Copy of the descriptor `ahead` of the next as two words, or (−1, −1) after failing the context: its ring is out of reach."""
+    slot = _address(c, c.sq + ((c.sq_cons + ahead) & (c.sq_size - 1)) * DESC_BYTES, READ)
     if slot == NOWHERE:
         fail(c, FAULTS_ADDRESS)
         return -1, -1
@@ -79,7 +90,7 @@ def send_descriptor(c):
 @compiled
 def receive_descriptor(c):
     """Copy of the next receive descriptor as two words, or (−1, −1) after failing the context."""
-    slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, c.rq + (c.rq_cons & (c.rq_size - 1)) * DESC_BYTES, READ)
+    slot = _address(c, c.rq + (c.rq_cons & (c.rq_size - 1)) * DESC_BYTES, READ)
     if slot == NOWHERE:
         fail(c, FAULTS_ADDRESS)
         return -1, -1
@@ -88,7 +99,7 @@ def receive_descriptor(c):
 
 @compiled
 def _write_completion(c, queue, size, prod, index, length, status):
-    slot = translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, queue + (prod & (size - 1)) * CQE_BYTES, WRITE)
+    slot = _address(c, queue + (prod & (size - 1)) * CQE_BYTES, WRITE)
     if slot == NOWHERE:
         fail(c, FAULTS_ADDRESS)
         return

@@ -27,20 +27,16 @@ from hyp.abi.nic import (
     STATUS_OK,
     STATUS_SPOOFED,
 )
-from hyp.atomics import load8, load64, load64_once, u32_add
+from hyp.atomics import load8, load64, load64_once, prefetch, u32_add
 from hyp.counters import count
 from hyp.iommu import READ
 from hyp.kernels import compiled
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause
 from nic.queues import complete_send, posted_sends, reach, send_descriptor
-from nic.state import DELIVERED, PAUSE, context_of, touch
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, PAUSE, STAGED_BYTES, context_of, staged_at, touch
 from nic.switch import lookup
 from nic.wire import outbound
-
-BUDGET_FRAMES = 64
-BUDGET_BYTES = 64 * 1024
-"""What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
 
 
 @compiled
@@ -82,7 +78,9 @@ def _switch(e, c, source, length, head0, head1):
     if target & GROUP_BIT:
         flood(e, c.number, source, length, head0, head1)
         return DELIVERED
-    number = lookup(e.table, target)
+    if target != c.route_mac:
+        c.route_mac, c.route = target, lookup(e.table, target)
+    number = c.route
     if number == NO_CONTEXT:
         outbound(e, source, length, head0, head1)
         return DELIVERED
@@ -107,19 +105,52 @@ def _header(source, length):
 
 
 @compiled
-def _send_one(e, c, addr, word):
-    """One descriptor. Returns (STATUS_*, drop's name or DELIVERED or PAUSE)."""
+def _refuse(s, status, drop, fault):
+    s.status, s.drop, s.fault = status, drop, fault
+
+
+@compiled
+def _stage(c, s, addr, word):
+    """Check one descriptor (our copy of it) and find its frame."""
     length, flags = word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
+    s.length, s.signaled, s.source = length, flags & DESC_SIGNALED, 0
     if length < MIN_FRAME or length > MAX_FRAME:
-        count(c.counts, FAULTS_DESCRIPTOR, 1)
-        return STATUS_BAD_LENGTH, DROP_BAD_FRAME
-    if flags & ~DESC_SIGNALED:
-        count(c.counts, FAULTS_DESCRIPTOR, 1)
-        return STATUS_BAD_FLAGS, DROP_BAD_FRAME
-    source = reach(c, addr, length, READ)
-    if source == 0:
-        count(c.counts, FAULTS_ADDRESS, 1)
-        return STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS
+        _refuse(s, STATUS_BAD_LENGTH, DROP_BAD_FRAME, FAULTS_DESCRIPTOR)
+    elif flags & ~DESC_SIGNALED:
+        _refuse(s, STATUS_BAD_FLAGS, DROP_BAD_FRAME, FAULTS_DESCRIPTOR)
+    else:
+        s.source = reach(c, addr, length, READ)
+        if s.source == 0:
+            _refuse(s, STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS, FAULTS_ADDRESS)
+
+
+@compiled
+def _fetch(e, c, waiting):
+    """Stage the next descriptors, as much as one turn may send. Returns how many.
+
+    All of them before the first frame is touched: so frames come out of the driver's cache while others are dealt with.
+    """
+    n = 0
+    total = 0
+    while n < waiting and n < BUDGET_FRAMES and total < BUDGET_BYTES:
+        addr, word = send_descriptor(c, n)
+        if c.active == 0:
+            break
+        s = staged_at(e.stage + n * STAGED_BYTES)
+        _stage(c, s, addr, word)
+        prefetch(s.source)
+        total += word & 0xFFFF
+        n += 1
+    return n
+
+
+@compiled
+def _send_one(e, c, s):
+    """Send one staged frame. Returns (STATUS_*, drop's name or DELIVERED or PAUSE)."""
+    if s.source == 0:
+        count(c.counts, s.fault, 1)
+        return s.status, s.drop
+    source, length = s.source, s.length
     head0, head1 = _header(source, length)
     claimed = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
     if claimed != c.mac and c.privileged == 0:
@@ -134,22 +165,21 @@ def serve_sends(e, c):
     waiting = posted_sends(c)
     if waiting == 0 or is_paused(e, c):
         return 0
+    fetched = _fetch(e, c, waiting)
     done = 0
     total = 0
-    while done < waiting and done < BUDGET_FRAMES and total < BUDGET_BYTES:
-        addr, word = send_descriptor(c)
-        if c.active == 0:
-            break
-        status, result = _send_one(e, c, addr, word)
+    while done < fetched:
+        s = staged_at(e.stage + done * STAGED_BYTES)
+        status, result = _send_one(e, c, s)
         if result == PAUSE:
             break
         c.pause_until = 0
         if result != DELIVERED:
             count(c.counts, result, 1)
-        if status != STATUS_OK or (word >> 32) & DESC_SIGNALED:
+        if status != STATUS_OK or s.signaled != 0:
             complete_send(e, c, status)
         c.sq_cons = u32_add(c.sq_cons, 1)
-        total += word & 0xFFFF
+        total += s.length & 0xFFFF
         done += 1
     if done > 0:
         count(c.counts, TX_FRAMES, done)

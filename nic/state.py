@@ -15,6 +15,7 @@ CONTEXT = np.dtype(
         ("active", "i8"),  # 1 while the engine serves it
         ("mine", "i8"),  # this engine owns its queues (every engine knows every context)
         ("engine", "i8"),  # which engine does
+        ("passthrough", "i8"),  # native: the IOMMU translates nothing, an IOVA is a place in the owner's RAM
         ("privileged", "i8"),  # the physical function: any source MAC, and what nobody else has an address for
         ("mac", "i8"),
         ("ram", "i8"),
@@ -41,8 +42,11 @@ CONTEXT = np.dtype(
         ("rq_cons", "i8"),
         ("rcq_prod", "i8"),
         ("rcq_told", "i8"),
+        ("waits", "i8"),  # batches that a notification has been held back
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
         ("pause_for", "i8"),  # the context it waits for, or −1 − engine for a full crossing
+        ("route_mac", "i8"),  # the destination of its last frame (−1: none), and the switch's answer
+        ("route", "i8"),
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it posts a buffer
         ("dirty", "i8"),  # in this batch's list of contexts to publish
         ("failed", "i8"),
@@ -84,6 +88,7 @@ ENGINE = np.dtype(
         ("first", "i8"),  # where the next round begins
         ("dirty", "i8"),  # numbers of the contexts touched in this batch
         ("dirty_count", "i8"),
+        ("stage", "i8"),  # BUDGET_FRAMES of STAGED
         ("table", "i8"),  # switch: SWITCH_SLOTS of SWITCH_ENTRY
         ("crossings", "i8"),  # engines × engines crossing rings
         ("page", "i8"),  # engine page (we write)
@@ -111,6 +116,14 @@ GATE = np.dtype([("pause_until", "i8"), ("pause_for", "i8")])
 """A sender without a queue of its own: frames that arrive from another engine wait here for a full receiver."""
 GATE_BYTES = GATE.itemsize
 
+BUDGET_FRAMES = 64
+BUDGET_BYTES = 64 * 1024
+"""What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
+
+STAGED = np.dtype([("source", "i8"), ("length", "i8"), ("signaled", "i8"), ("status", "i8"), ("drop", "i8"), ("fault", "i8")])
+"""A send descriptor fetched and checked: where its frame is, or 0 if it is refused: `status`, `drop` and `fault` say how."""
+STAGED_BYTES = STAGED.itemsize
+
 SWITCH_SLOTS = 1024
 SWITCH_ENTRY = np.dtype([("mac", "i8"), ("context", "i8")])
 SWITCH_ENTRY_BYTES = SWITCH_ENTRY.itemsize
@@ -119,6 +132,7 @@ context_at = record_view(CONTEXT)
 wire_at = record_view(WIRE)
 engine_at = record_view(ENGINE)
 gate_at = record_view(GATE)
+staged_at = record_view(STAGED)
 switch_entry_at = record_view(SWITCH_ENTRY)
 
 PAUSE = -1

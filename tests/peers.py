@@ -337,7 +337,7 @@ class Guest:
         self.pair = await open_queue_pair(self.hyp, self.upcall, entries, int(self._counts.ctypes.data))
         self.q, self.entries, self.context = self.pair.record[0], entries, self.pair.context
         self.words = np.frombuffer(self.pair.doorbell.array, DOORBELL, 1)[0]
-        for name in ("sq_prod", "sq_rung", "sq_done", "scq_cons", "signaled", "rq_prod", "rq_rung", "rcq_cons"):
+        for name in ("sq_prod", "sq_rung", "sq_told", "sq_done", "scq_cons", "signaled", "rq_prod", "rq_rung", "rcq_cons"):
             self.q[name] = start
         self.words["sq_prod"] = self.words["rq_prod"] = start
         if start:
@@ -394,7 +394,7 @@ class Guest:
 
     def ring(self) -> None:
         """Publish what was posted and wake the NIC (always: a hint too many does no harm)."""
-        self.words["sq_prod"] = self.q["sq_rung"] = self.q["sq_prod"]
+        self.words["sq_prod"] = self.q["sq_rung"] = self.q["sq_told"] = self.q["sq_prod"]
         self.kick()
 
     def kick(self) -> None:
@@ -573,6 +573,7 @@ class Bench:
         self._config = {"engines": engines, "pause_us": pause_us, "wire": {"mac": WIRE_MAC, "mode": wire}}
         self._hypervisor_config = {"name": topology, "memory": {"backing": backing}, "spin_limit_us": spin_us}
         self.engines, self.macs, self.guests = engines, dict[int, str](), list[Guest]()
+        self.passed_through: set[int] = set()  # domains whose contexts the IOMMU passes through
         self.pid: int | None = None
         for _ in load_all():  # here, before there are threads and processes that would all compile
             pass
@@ -701,8 +702,8 @@ class Bench:
         return Guest(self, domid, name, self.macs.get(domid, "00:00:00:00:00:00"), hyp, Mapping.adopt(ram, memory),
                      (int(upcall.value["upcall"]), upcall.fds[0]))  # fmt: skip
 
-    def _authorize(self, domid: int) -> dict[str, str]:
-        return {"mac": self.macs[domid]}
+    def _authorize(self, domid: int) -> dict[str, Any]:
+        return {"mac": self.macs[domid], "passthrough": domid in self.passed_through}
 
     def guest(self, mac: str | None = None, *, queue: int = 64, memory: int = DEFAULT_RAM, start: int = 0) -> Guest:
         """A guest with a started context; its indices begin at `start`. The n-th guest gets context n, engine n mod engines."""

@@ -22,7 +22,7 @@ from hyp.abi.nic import (
 from hyp.abi.platform import CHECKPOINT, CHECKPOINTS
 from hyp.control import Refused
 from hyp.ram import register
-from nic.send import BUDGET_BYTES, BUDGET_FRAMES
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES
 from tests.peers import (
     BROADCAST_MAC,
     DEFAULT_RAM,

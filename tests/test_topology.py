@@ -127,8 +127,8 @@ def test_everything_given(tmp_path: Path) -> None:
         ("02:00:00:00:00:02", 8 * MIB, 1500, "10.0.0.255/8"),
     ]
     assert plain["workload"] == [
-        {"kind": "rr", "from": "0", "to": "wire", "frame": 590, "seconds": None, "frames": 10},
-        {"kind": "stream", "from": "wire", "to": "0", "frame": 64, "seconds": 2.0, "frames": None},
+        {"kind": "rr", "from": "0", "to": "wire", "frame": 590, "payload": "full", "seconds": None, "frames": 10},
+        {"kind": "stream", "from": "wire", "to": "0", "frame": 64, "payload": "full", "seconds": 2.0, "frames": None},
     ]
 
 
@@ -148,9 +148,9 @@ def test_64_guests_have_64_macs(tmp_path: Path) -> None:
 
 
 def test_path_set_is_the_callers(tmp_path: Path) -> None:
-    path = write(tmp_path, ANNA.replace("split", "trapped"))
-    assert load(path, {*PATHS, "trapped"}).guests[0].path == "trapped"
-    with pytest.raises(TopologyError, match=r"guest\[0\]\.path: 'trapped' is not a path; there are bypass, split"):
+    path = write(tmp_path, ANNA.replace("split", "fifth"))
+    assert load(path, {*PATHS, "fifth"}).guests[0].path == "fifth"
+    with pytest.raises(TopologyError, match=rf"guest\[0\]\.path: 'fifth' is not a path; there are {', '.join(sorted(PATHS))}"):
         load(path)
 
 
@@ -264,7 +264,7 @@ GUEST_KEY = [
     ('name = "Bert"\npath = "split"', "name", "'Bert' is not a name"),
     ('path = "split"', "name", "is required"),
     ('name = "bert"', "path", "is required"),
-    ('name = "bert"\npath = "splitt"', "path", "there are bypass, split (did you mean 'split'?)"),
+    ('name = "bert"\npath = "splitt"', "path", f"there are {', '.join(sorted(PATHS))} (did you mean 'split'?)"),
     ('name = "bert"\npath = 1', "path", "must be a valid string, not 1"),
     ('name = "bert"\npath = "split"\nmac = "02:00:00:00:00"', "mac", "is not a MAC address"),
     ('name = "bert"\npath = "split"\nmac = "02-00-00-00-00-07"', "mac", "is not a MAC address"),

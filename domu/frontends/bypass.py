@@ -171,6 +171,11 @@ OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, 
 
 async def connect(guest: "Guest") -> Device:
     """Open a context, register pools, post all receive buffers, start."""
+    return await connect_context(guest, registers=True)
+
+
+async def connect_context(guest: "Guest", *, registers: bool) -> Device:
+    """`connect`; without `registers` the device needs no registration to reach the guest's RAM (domu/frontends/native.py)."""
     entries = int(guest.config["queue"])
     counts = guest.counters.row("device")
     pair = await open_queue_pair(guest.hyp, guest.upcall, entries, counts[0])
@@ -179,8 +184,9 @@ async def connect(guest: "Guest") -> Device:
     record["qp"], record["ram"] = pair.address, guest.ram.address
     for name, writable in (("tx_pool", False), ("rx_pool", True)):
         record[name] = guest.ram.allocate(entries * BUFFER)
-        await register(guest.hyp, int(record[name]), entries * BUFFER, writable=writable)
-    await start_queue_pair(guest.hyp, guest.ram, pair)
+        if registers:
+            await register(guest.hyp, int(record[name]), entries * BUFFER, writable=writable)
+    await start_queue_pair(guest.hyp, guest.ram, pair, registers=registers)
     device = new_device(OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), BUFFER, counts, guest.wait)
     device.keep += [pair, front]
     _post_all_buffers(device.address)
