@@ -21,6 +21,7 @@ from rich.table import Table
 
 from bench.fingerprint import fingerprint
 from bench.floor import Floor
+from bench.floor.layout import MAX_WORKERS
 from bench.probe import MachineProbe
 
 PROCESSES = (2, 3, 4)
@@ -65,7 +66,7 @@ async def run(options: LimitOptions) -> dict[str, Any]:
     of processes and cores; memcpy one per working set. RuntimeError if the floor itself lost or broke a frame.
     """
     machine = fingerprint()
-    cpus = sorted(os.sched_getaffinity(0))
+    cpus = sorted(os.sched_getaffinity(0))[:MAX_WORKERS]  # no process of the floor goes further
     with MachineProbe(cpus) as every, MachineProbe(cpus[:1]) as single:
         placements = [Placement("all", tuple(cpus), every), Placement("1", tuple(cpus[:1]), single)]
         async with Floor() as floor:
