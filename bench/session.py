@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bench.fingerprint import fingerprint
 from bench.lab import Lab, LabError
 from bench.tables import comparison, ledger, losses, rates
 from bench.workloads import Runner, WorkloadError, describe
@@ -88,23 +87,9 @@ def print_results(records: list[dict[str, Any]], out: Console) -> None:
         out.print(line)
 
 
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    model = next(
-        (line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "?",
-    )
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
-
-
 def write_json(path: Path, lab_name: str, records: list[dict[str, Any]], **more: Any) -> None:
     """The records and what they were measured on."""
-    path.write_text(json.dumps({"topology": lab_name, "machine": machine(), "workloads": records, **more}, indent=2) + "\n")
+    path.write_text(json.dumps({"topology": lab_name, "machine": fingerprint(), "workloads": records, **more}, indent=2) + "\n")
 
 
 async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:
