@@ -153,7 +153,9 @@ class Ratio:
     aa_high: float | None
     verdict: str
 
-    plain = Figure.plain
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Self:

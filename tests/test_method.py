@@ -268,8 +268,9 @@ def test_counts_have_no_noise(value: float | None, relation: Any, verdict: str) 
 @given(st.floats(0.5, 2), st.floats(1, 1.5), st.floats(1, 1.5), st.floats(0.5, 2), st.floats(1.0, 1.2))
 def test_no_claim_and_its_opposite_are_both_met(middle: float, down: float, up: float, target: float, aa: float) -> None:
     measured = seen(middle, middle / down, middle * up, aa)
-    verdicts = {decide(measured, target, True).verdict, decide(measured, target, False).verdict}
-    assert verdicts in ({"undecided"}, {"met", "missed"})
+    verdicts = [decide(measured, target, True).verdict, decide(measured, target, False).verdict]
+    assert verdicts.count("met") <= 1
+    assert verdicts.count("missed") <= 1
 
 
 # -- JSON --
