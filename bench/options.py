@@ -15,6 +15,8 @@ BENCHMARKS = ("throughput", "latency", "scale", "cost", "peers", "limit")
 PEERS = ("vhost", "vhost-hugepages", "veth", "unix")
 FRAMES = (64, 512, 1500)
 QUICK_FRAMES = (64, 1500)
+SECONDS, QUICK_SECONDS = 4.8, 1.2
+SLICE_S, QUICK_SLICE_S = 0.4, 0.2
 
 
 class OptionsError(Exception):
@@ -32,11 +34,11 @@ class Options:
     paths: tuple[str, ...] = PATHS
     frames: tuple[int, ...] = FRAMES
     cores: Cores = "all"
-    seconds: float = 4.8
+    seconds: float = SECONDS
     repeat: int = 0
     quick: bool = False
     peers: tuple[str, ...] = PEERS
-    slice_s: float = 0.4
+    slice_s: float = SLICE_S
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -1,6 +1,7 @@
 """results.json: what a run of the bench leaves (its schema is in docs/bench.md), and how benchmarks fill it."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from bench.method import Samples
 VERSION = 1
 WHO = ("path", "peer", "floor")  # a record has one of these: whose figures it holds
 POINT = ("direction", "frame", "cores")  # where they were measured
+
+MARKS = {"met": "✓", "missed": "✗", "undecided": "?", "no figure": "–"}
+"""Verdicts of claims, and a sign for each: colour alone would not do."""
 
 Row = dict[str, Any]
 
@@ -92,7 +96,7 @@ class BenchmarkResult:
     series: list[Series] = field(default_factory=list)
 
     def take(self, samples: Samples, name: str, who: dict[str, str], point: Row, metrics: Iterable[str] = (), **more: Any) -> None:
-        """A record per steady regime of what one contender did, the headline first; one without figures if there are none.
+        """A record per steady regime of what one contender did, the headline first, which has the errors.
 
         `who`: {"path": …}, {"peer": …} or {"floor": …}; `point`: direction, frame, cores; `more`: checksummed, per_frame, …
         """
@@ -103,7 +107,9 @@ class BenchmarkResult:
             figures = {one: samples.figure(name, one, regime) for one in names}
             n = max(figure.n for figure in figures.values())
             shown = {one: _figure(figure.plain()) for one, figure in figures.items() if figure.n}
-            self.records.append({**who, **point, "regime": regime, "n": n, **shown, **more, "errors": errors})
+            self.records.append({**who, **point, "regime": regime, "n": n, **shown, **more, "errors": []})
+        if regimes:
+            self.records[-len(regimes)]["errors"] = errors
         if not regimes:
             missing = errors or [f"no slice in a steady regime, but {samples.regime_counts()}"]
             self.records.append({**who, **point, "regime": None, "n": 0, **more, "errors": missing})
@@ -134,9 +140,41 @@ def figures(record: Row) -> dict[str, Row]:
     return {name: value for name, value in record.items() if isinstance(value, dict) and value.keys() >= {"median", "low", "high"}}
 
 
+def grouped(errors: Iterable[str]) -> list[str]:
+    """Errors of slices ("round 3: …"), each said once with its rounds."""
+    rounds: dict[str, list[str]] = {}
+    for error in errors:
+        where, colon, what = error.partition(": ")
+        known = bool(colon) and where.startswith("round ")
+        rounds.setdefault(what if known else error, []).extend([where.removeprefix("round ")] if known else [])
+    return [f"{what} (round {', '.join(numbers)})" if numbers else what for what, numbers in rounds.items()]
+
+
 def who(record: Row) -> tuple[str, str]:
     """("path" | "peer" | "floor", its name) of a record; ("path", "?") if it does not say."""
     return next(((kind, str(record[kind])) for kind in WHO if kind in record), ("path", "?"))
+
+
+def short(value: float) -> str:
+    """Three significant digits; k and M where a number would be long."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    for limit, factor, sign in ((999_500, 1e6, " M"), (99_950, 1e3, " k")):
+        if abs(value) >= limit:
+            return short(value / factor) + sign
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}" if digits <= 5 else f"{value:.2g}"
+
+
+def span(low: float, high: float) -> str:
+    """An interval."""
+    return f"{short(low)} – {short(high)}"
+
+
+def describe(record: Row) -> str:
+    """Whose figures, and where they were measured."""
+    point = [f"{record[part]} B" if part == "frame" else str(record[part]) for part in POINT if record.get(part) is not None]
+    return ", ".join([who(record)[1], *point])
 
 
 class ResultsError(Exception):
