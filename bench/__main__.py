@@ -7,16 +7,23 @@ Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, 
 is wrong, and nothing was started; 130 Ctrl-C, with a report of the benchmarks that were done.
 """
 
-import asyncio
-import importlib
 import importlib.util
 import os
 import sys
+from pathlib import Path
+
+VENV_PYTHON = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
+if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None):
+    if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
+        sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
+    os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]])
+
+import asyncio
+import importlib
 import tempfile
 import time
 import traceback
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol, cast
 
 import typer
@@ -57,7 +64,12 @@ class Benchmark(Protocol):
 
 def benchmark(name: str) -> Benchmark:
     """The module of a benchmark, loaded now."""
-    return cast(Benchmark, importlib.import_module(f"bench.{name}"))
+    return cast(Benchmark, importlib.import_module(BENCHMARKS[name]))
+
+
+def available() -> list[str]:
+    """The benchmarks that this version has."""
+    return [name for name, module in BENCHMARKS.items() if importlib.util.find_spec(module) is not None]
 
 
 def console() -> Console:
@@ -132,8 +144,10 @@ def run(
     started = datetime.now(UTC)
     folder = out or Path("bench-results") / started.strftime("%Y-%m-%d-%H%M%S")
     try:
-        if name is not None and name not in BENCHMARKS:
-            raise OptionsError(f"no benchmark {name!r} (known: {', '.join(BENCHMARKS)}; or: compare A B)")
+        if name is not None and name not in available():
+            raise OptionsError(f"no benchmark {name!r} (known: {', '.join(available())}; or: compare A B)")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise OptionsError("the report needs matplotlib: run `make setup` first")
         sizes = (QUICK_FRAMES if quick else FRAMES) if frames is None else _sizes(frames)
         time_each = seconds if seconds is not None else (QUICK_SECONDS if quick else SECONDS)
         options = Options(
@@ -144,11 +158,12 @@ def run(
     except OptionsError as error:
         fail(str(error))
     screen = console()
-    names = [name] if name is not None else [name for name in BENCHMARKS if importlib.util.find_spec(f"bench.{name}")]
+    names = [name] if name is not None else available()
     results: Row = {"version": VERSION, "started": started.isoformat(timespec="seconds"), "seconds": 0.0}
     results |= {"machine": fingerprint(), "options": options.plain(), "benchmarks": {}}
     status = _drive(names, options, results, screen)
-    _finish(results, folder, json_out, screen)
+    if results["benchmarks"]:
+        _finish(results, folder, json_out, screen)
     raise typer.Exit(status)
 
 

@@ -9,8 +9,8 @@ from hyp.topology_tables import MAX_FRAME, MIN_FRAME, PATHS
 
 Cores = Literal["all", "1", "both"]
 
-BENCHMARKS = ("throughput", "latency", "scale", "cost", "peers", "limit")
-"""Benchmarks by name: `bench.<name>` has ``async def run(options, progress) -> BenchmarkResult``."""
+BENCHMARKS = {name: f"bench.{name}" for name in ("throughput", "latency", "scale", "cost", "peers", "limit")}
+"""Benchmarks by name, in the order of a run: a module that has ``async def run(options, progress) -> BenchmarkResult``."""
 
 PEERS = ("vhost", "vhost-hugepages", "veth", "unix")
 FRAMES = (64, 512, 1500)

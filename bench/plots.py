@@ -103,7 +103,7 @@ def _x_axis(axes: Axes, series: Row, places: list[float], numeric: bool) -> None
 
 def _y_axis(axes: Axes, lines: list[Row]) -> None:
     """From 0, unless the lines are more than a factor of 50 apart: then logarithmic."""
-    ends = [end for line in lines for values in (line["y"], line["high"], line["low"]) for end in values if end is not None]
+    ends = [end for line in lines for values in (line["y"], *_ends(line)) for end in values if end is not None]
     if min(ends) > 0 and max(ends) / min(ends) > 50:
         axes.set_yscale("log")
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -180,7 +180,7 @@ def _bars(series: Row, lines: list[Row]) -> Figure:
         if number >= len(values):
             panel.set_visible(False)
             continue
-        unit = f"{series['x']['label']} " if number == 0 else ""
+        unit = f"{series['x']['label']}: " if number == 0 else ""
         panel.set_title(f"{unit}{values[number]}", loc="left", fontsize=9.5, fontweight="bold")
         _panel(panel, lines, number, paint, max(ends) or 1.0, number % columns == 0)
     figure.supxlabel(series["y"]["label"], fontsize=9.5)

@@ -62,7 +62,8 @@ def document(results: Row, pictures: dict[str, list[Element]]) -> Element:
     words = [str(machine.get("cpu") or machine.get("cpu_model") or "?"), f"{machine.get('cores', '?')} cores"]
     words.append(f"Linux {machine.get('kernel', '?')}")
     quick = " A quick run: to try things, not to cite." if results["options"].get("quick") else ""
-    when = f"{results['started']}, {duration(results['seconds'])}.{quick}"
+    started = str(results["started"]).replace("T", " ").replace("+00:00", " UTC")
+    when = f"{started}, {duration(results['seconds'])}.{quick}"
     names = [("claims", "Claims"), *((f"b-{name}", str(benchmark["title"])) for name, benchmark in benchmarks.items())]
     links = [el("a", text, href=f"#{name}") for name, text in [*names, ("machine", "Machine"), ("method", "Method")]]
     body = el(
@@ -146,11 +147,20 @@ def _benchmark(name: str, benchmark: Row, pictures: Sequence[Element]) -> Elemen
         str(benchmark["title"]),
         el("p", benchmark["about"]) if benchmark["about"] else None,
         *pictures,
-        *([el("h3", "Figures"), _records(records)] if records else []),
+        *([el("h3", "Figures"), *_figures(records)] if records else []),
         *([el("h3", "Ratios, pair by pair"), _ratios(ratios)] if ratios else []),
         *([el("h3", "What one frame cost"), _ledger(records)] if any(record.get("per_frame") for record in records) else []),
         *([el("h3", "Notes"), el("ul", *(el("li", note) for note in notes))] if notes else []),
     )
+
+
+def _figures(records: Sequence[Row]) -> list[Element]:
+    """The headline's figures; those of other regimes folded away, with as many columns."""
+    first = list({describe(record): record for record in reversed(records)}.values())[::-1]
+    headline = [record for record in records if any(record is one for one in first)]
+    others = [record for record in records if not any(record is one for one in first)]
+    folded = [el("details", el("summary", f"The other regimes ({len(others)} rows)"), _records(others))] if others else []
+    return [_records(headline), *folded]
 
 
 def _records(records: Sequence[Row]) -> Element:

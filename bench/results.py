@@ -162,7 +162,7 @@ def short(value: float) -> str:
     for limit, factor, sign in ((999_500, 1e6, " M"), (99_950, 1e3, " k")):
         if abs(value) >= limit:
             return short(value / factor) + sign
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.3g}")))))
     return f"{value:,.{digits}f}" if digits <= 5 else f"{value:.2g}"
 
 
