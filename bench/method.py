@@ -32,6 +32,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, Protocol, Self
 
+from bench.progress import Steps
+
 LONGEST_SLICE_S = 0.5
 CONFIDENCE = 0.95
 FEWEST = 6  # the fewest values whose median has a 95 % interval: 2 · 2⁻⁶ = 3 %
@@ -51,13 +53,6 @@ class Probe(Protocol):
 
     def regime(self, before: Any, after: Any) -> str:
         """The label of a slice between two readings: "apart", "together", "mixed", "stolen"."""
-
-
-class Steps(Protocol):
-    """Is told how far a measurement has come (bench/progress.py)."""
-
-    def step(self, text: str, fraction: float) -> None:
-        """`fraction` (0 to 1) is done; `text` says what comes now."""
 
 
 @dataclass(slots=True)
