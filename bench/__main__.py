@@ -1,5 +1,6 @@
 """The bench: all benchmarks, or one, and a report.
 
+\b
     python -m bench [NAME] [options]     run all benchmarks (or one) and write a folder with results.json, plots and report.html
     python -m bench compare A B          what got faster, slower or can't be told between two runs (results.json or their folders)
 

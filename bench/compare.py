@@ -15,8 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bench.results import POINT, Row, figures, metric, who
-from bench.tables import number
+from bench.results import POINT, Row, figures, metric, short, span, who
 
 CANT_TELL = "can't be told"
 SAME_MACHINE = (
@@ -123,17 +122,16 @@ def report(a: Row, b: Row) -> Group:
     """Everything that is to be said about two runs, for a terminal."""
     rows = compare(a, b)
     table = Table(header_style="bold", pad_edge=False, box=None)
-    point_columns = ("benchmark", "contender", "direction", "bytes", "cores", "regime")
-    for name in (*point_columns, "figure", "A", "B", "B ÷ A", "95 % and A/A", "verdict"):
-        right = name in ("bytes", "A", "B", "B ÷ A")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for name in ("benchmark", "contender", "where", "regime", "figure", "A", "B", "B ÷ A", "95 % and A/A", "verdict"):
+        table.add_column(name, justify="right" if name in ("A", "B", "B ÷ A") else "left", overflow="fold")
     styles = {"faster": "green", "slower": "red", CANT_TELL: "dim"}
     for row in rows:
-        span = f"{row.low:.2f} – {row.high:.2f}" if row.low is not None and row.high is not None else row.reason
-        point = (row.benchmark, row.contender, row.direction, row.frame, row.cores, row.regime)
+        interval = span(row.low, row.high) if row.low is not None and row.high is not None else row.reason
+        where = " ".join(part for part in (row.direction, f"{row.frame} B" if row.frame else "", row.cores) if part)
         shown = metric(row.metric)
-        cells = (f"{shown.label} {shown.unit}".strip(), number(row.a), number(row.b), f"{row.ratio:.3f}", span)
-        table.add_row(*(Text(cell) for cell in (*point, *cells)), Text(row.verdict, style=styles.get(row.verdict, "")))
+        cells = (row.benchmark, row.contender, where, row.regime, f"{shown.label} {shown.unit}".strip())
+        numbers = (short(row.a), short(row.b), f"{row.ratio:.3f}", interval)
+        table.add_row(*map(Text, (*cells, *numbers)), Text(row.verdict, style=styles.get(row.verdict, "")))
     counts = {verdict: sum(row.verdict == verdict for row in rows) for verdict in dict.fromkeys(row.verdict for row in rows)}
     warnings = [f"not the same machine or method: {what}" for what in other_machine(a, b)]
     lines: list[Table | Text] = [Text(warning, style="bold yellow") for warning in warnings]
