@@ -1,0 +1,236 @@
+"""The bench: all benchmarks, or one, and a report.
+
+\b
+    python -m bench [NAME] [options]     run all benchmarks (or one) and write a folder with results.json, plots and report.html
+    python -m bench compare A B          what got faster, slower or can't be told between two runs (results.json or their folders)
+
+Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, duplicated or corrupted frames; 2 the command line
+is wrong, and nothing was started; 130 Ctrl-C, with a report of the benchmarks that were done.
+"""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+VENV_PYTHON = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
+if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None):
+    if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
+        sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
+    os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]])
+
+import asyncio
+import importlib
+import tempfile
+import time
+import traceback
+from datetime import UTC, datetime
+from typing import Annotated, Any, NoReturn, Protocol, cast
+
+import typer
+import uvloop
+from rich.console import Console
+
+from bench.options import (
+    BENCHMARKS,
+    FRAMES,
+    PEERS,
+    QUICK_FRAMES,
+    QUICK_SECONDS,
+    QUICK_SLICE_S,
+    SECONDS,
+    SLICE_S,
+    Cores,
+    Options,
+    OptionsError,
+)
+from bench.progress import Steps, parts, watched
+from bench.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
+from hyp.topology_tables import PATHS
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+WIDE = 160
+
+settings: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+app = typer.Typer(**settings)
+compare_app = typer.Typer(**settings)
+
+
+class Benchmark(Protocol):
+    """What a module `bench.<name>` has."""
+
+    async def run(self, options: Options, progress: Steps) -> BenchmarkResult:
+        """Measure."""
+
+
+def benchmark(name: str) -> Benchmark:
+    """The module of a benchmark, loaded now."""
+    return cast(Benchmark, importlib.import_module(BENCHMARKS[name]))
+
+
+def available() -> list[str]:
+    """The benchmarks that this version has."""
+    return [name for name, module in BENCHMARKS.items() if importlib.util.find_spec(module) is not None]
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables when it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+
+
+def fail(message: str, status: int = USAGE) -> NoReturn:
+    """Say why on standard error and exit."""
+    print(message, file=sys.stderr)
+    raise typer.Exit(status)
+
+
+def fingerprint() -> Row:
+    """The machine, as fully as this version can tell."""
+    from bench.session import machine
+
+    try:
+        module = importlib.import_module("bench.probe")
+    except ModuleNotFoundError:
+        return machine()
+    found: Row = module.fingerprint()
+    return found
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """ "a,b" as a tuple; "" and "none" are empty."""
+    return () if text.strip() in ("", "none") else tuple(part.strip() for part in text.split(","))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _listed(text))
+    except ValueError:
+        raise OptionsError(f"--frames {text}: sizes in bytes, such as 64,1500") from None
+
+
+def _writable(json_out: Path | None, folder: Path) -> None:
+    """OptionsError unless the results can be written; hours may pass until then."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OptionsError(f"--out {folder}: {error.strerror}") from None
+    if json_out is None:
+        return
+    try:
+        new = not json_out.exists()
+        with open(json_out, "a"):
+            pass
+        if new:
+            json_out.unlink()
+    except OSError as error:
+        raise OptionsError(f"--json {json_out}: {error.strerror}") from None
+
+
+@app.command(help=__doc__)
+def run(
+    name: Annotated[str | None, typer.Argument(help=f"One benchmark: {', '.join(BENCHMARKS)}. Without: all.")] = None,
+    paths: Annotated[str, typer.Option(help=f"Which of {', '.join(PATHS)}.")] = ",".join(PATHS),
+    frames: Annotated[str | None, typer.Option(help="Frame sizes in bytes, comma-separated.")] = None,
+    peers: Annotated[str, typer.Option(help=f"Which of {', '.join(PEERS)}, or none.")] = ",".join(PEERS),
+    cores: Annotated[str, typer.Option(help="all, 1 or both: which cores everything may use.")] = "all",
+    seconds: Annotated[float | None, typer.Option(help="Time per contender and point, in slices of at most 0.5 s.")] = None,
+    repeat: Annotated[int, typer.Option(help="Rounds of slices; takes the place of --seconds.")] = 0,
+    quick: Annotated[bool, typer.Option(help="Few points and short slices: to try things, not to cite.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 1,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write results.json to this file, too.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report; default: bench-results/<time>.")] = None,
+) -> None:
+    """Measure and report."""
+    started = datetime.now(UTC)
+    folder = out or Path("bench-results") / started.strftime("%Y-%m-%d-%H%M%S")
+    try:
+        if name is not None and name not in available():
+            raise OptionsError(f"no benchmark {name!r} (known: {', '.join(available())}; or: compare A B)")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise OptionsError("the report needs matplotlib: run `make setup` first")
+        sizes = (QUICK_FRAMES if quick else FRAMES) if frames is None else _sizes(frames)
+        time_each = seconds if seconds is not None else (QUICK_SECONDS if quick else SECONDS)
+        options = Options(
+            paths=_listed(paths), frames=sizes, cores=cast(Cores, cores), seconds=time_each, repeat=repeat, quick=quick,
+            peers=_listed(peers), slice_s=QUICK_SLICE_S if quick else SLICE_S, seed=seed,
+        )  # fmt: skip
+        _writable(json_out, folder)
+    except OptionsError as error:
+        fail(str(error))
+    screen = console()
+    names = [name] if name is not None else available()
+    results: Row = {"version": VERSION, "started": started.isoformat(timespec="seconds"), "seconds": 0.0}
+    results |= {"machine": fingerprint(), "options": options.plain(), "benchmarks": {}}
+    status = _drive(names, options, results, screen)
+    if results["benchmarks"]:
+        _finish(results, folder, json_out, screen)
+    raise typer.Exit(status)
+
+
+def _drive(names: list[str], options: Options, results: Row, screen: Console) -> int:
+    """Run the benchmarks; returns the exit status. What was done stays in `results`, whatever ends it."""
+    begin = time.monotonic()
+    try:
+        with watched(screen) as progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_measure(names, options, progress, results["benchmarks"]))
+    except KeyboardInterrupt:
+        print("interrupted; everything has been taken down", file=sys.stderr)
+        return INTERRUPTED
+    finally:
+        results["seconds"] = round(time.monotonic() - begin, 1)
+
+
+async def _measure(names: list[str], options: Options, progress: Steps, done: dict[str, Row]) -> int:
+    """One benchmark after the other. One that fails does not take the others' results along."""
+    status = 0
+    for name, part in zip(names, parts(progress, names), strict=True):
+        part.step("starting", 0.0)
+        try:
+            done[name] = (await benchmark(name).run(options, part)).plain()
+        except Exception as error:
+            traceback.print_exc()
+            done[name] = BenchmarkResult(name, "", notes=[f"FAILED: {type(error).__name__}: {error}"]).plain()
+            status = FAILED
+        if any(record.get("errors") for record in done[name]["records"]):
+            status = FAILED
+    return status
+
+
+def _finish(results: Row, folder: Path, json_out: Path | None, screen: Console) -> None:
+    """Tables on the screen, the folder, and the JSON file if one was asked for."""
+    from bench.report import write
+    from bench.summary import tables
+
+    screen.print(tables(results))
+    if json_out is not None:
+        dump(json_out, results)
+    written = write(folder, results)
+    screen.print(f"report: {os.path.relpath(written)}", markup=False, soft_wrap=True)
+
+
+@compare_app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="results.json, or a report's folder: before.")],
+    b: Annotated[Path, typer.Argument(help="The same: after.")],
+) -> None:
+    """What got faster, slower or can't be told between two runs."""
+    from bench.compare import report
+
+    try:
+        before, after = read(a), read(b)
+    except ResultsError as error:
+        fail(str(error))
+    console().print(report(before, after))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["compare"]:
+        compare_app(arguments[1:], prog_name="python -m bench compare")
+    app(arguments, prog_name="python -m bench")
+
+
+if __name__ == "__main__":
+    main()
