@@ -28,7 +28,7 @@ import numba
 from numba.core import types
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("hyp", "nic", "dom0", "domu")
+PACKAGES = ("hyp", "nic", "dom0", "domu", "bench")
 # Compiled code is recognised by this import. A file that has it may take constants only from others that have it, and from hyp/abi.
 MARK = b"from hyp.kernels import"
 
