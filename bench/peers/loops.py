@@ -38,7 +38,7 @@ HEAD1 = ETHERTYPE_WIRE << 32
 @compiled
 def _is_transient(code: int) -> bool:
     """The socket's timeout, which lets the loop look at STOP; or memory that will be free again."""
-    return code == EAGAIN or code == EINTR or code == ENOBUFS
+    return code in (EAGAIN, EINTR, ENOBUFS)
 
 
 @entry(void(i64, i64, i64, i64, i64, i64))

@@ -87,7 +87,6 @@ class SocketPeer(ABC):
             self._sockets = list(await self.open_sockets())
             for sock, which in zip(self._sockets, (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO), strict=True):
                 sock.setsockopt(socket.SOL_SOCKET, which, struct.pack("ll", 0, LOOK_US))
-            self._sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, LOOK_US))
             for cpu in (cpus[0], cpus[-1]):
                 self._workers.append(Worker(cpu))
             for worker in self._workers:
@@ -140,7 +139,8 @@ class SocketPeer(ABC):
 
 def _errors(out: dict[str, int], into: dict[str, int], lost: int, named: int) -> list[str]:
     """Reasons why a slice gives no figure."""
-    found = [f"the {who} stopped: {os.strerror(end['errno'])}" for who, end in (("sender", out), ("receiver", into)) if end["errno"]]
+    ends = {"sender": out, "receiver": into}
+    found = [f"the {who} stopped: {os.strerror(end['errno'])}" for who, end in ends.items() if end["errno"]]
     found += [f"{into[what]} frames {what}" for what in ("corrupt", "duplicated", "foreign") if into[what]]
     if lost != named:
         found.append(f"{lost} frames lost, of which the kernel names {named}")

@@ -1,8 +1,8 @@
 """A kernel veth pair between two network namespaces, UDP: what containers on one machine get.
 
-A UDP payload is 42 bytes shorter than its Ethernet frame. A test frame has 48 bytes at least, hence frames smaller than 90 bytes are
-sent as 90 (``frame_bytes`` in the slices' detail). UDP has no flow control: what the receiver's socket has no room for is dropped, and
-counted under that name by the kernel.
+A UDP payload is 42 bytes shorter than its Ethernet frame. A test frame has 48 bytes at least, hence frames smaller than 90 bytes
+are sent as 90 (``frame_bytes`` in the slices' detail). UDP has no flow control: what the receiver's socket has no room for is
+dropped, and counted by the kernel, whose count is held against the loss.
 
 Most of the receiving half runs in the sender's system call (softirq); what ksoftirqd takes over is in no process's CPU time.
 """
@@ -30,7 +30,10 @@ HEADERS = 14 + 20 + 8
 
 
 def make_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected UDP sockets in two new namespaces with a veth pair between; all goes with the sockets. PeerError if it cannot be."""
+    """Connected UDP sockets at the two ends of a new veth pair, the sender's first. Pair and namespaces go with the sockets.
+
+    PeerError if it cannot be done.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         command = [sys.executable, "-m", "bench.peers.namespaces", str(theirs.fileno())]

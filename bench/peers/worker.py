@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import uvloop
 from bench.peers import loops
 from hyp import linux
 from hyp.abi.counters import COLUMNS, CORRUPT, DUPLICATED, FOREIGN, LOST
-from hyp.control import Channel, Refused
+from hyp.control import Channel, Handler, Refused
 from hyp.frames import TRACKER, TRACKERS
 
 
@@ -64,10 +65,10 @@ class Loop:
             array[:] = np.zeros(1, array.dtype)[0]
         common = self.control.ctypes.data, self.socket.fileno(), self.headers.ctypes.data, self.buffers.ctypes.data
         if self.receives:
-            call = (loops.receive, *common, self.trackers.ctypes.data, self.row.ctypes.data)
+            body = partial(loops.receive, *common, self.trackers.ctypes.data, self.row.ctypes.data)
         else:
-            call = (loops.send, *common, self.length, stream)
-        self._running = asyncio.get_running_loop().run_in_executor(self._executor, *call)
+            body = partial(loops.send, *common, self.length, stream)
+        self._running = asyncio.get_running_loop().run_in_executor(self._executor, body)
 
     def read(self) -> tuple[int, int]:
         """Time and count, read together."""
@@ -89,7 +90,7 @@ async def _serve(sock: socket.socket) -> None:
     loop = Loop()
     loops.send.load()
     loops.receive.load()
-    handlers = {"open": loop.open, "start": loop.start, "read": loop.read, "stop": loop.stop}
+    handlers: dict[str, Handler] = {"open": loop.open, "start": loop.start, "read": loop.read, "stop": loop.stop}
     # a loop in its thread would keep an orderly exit waiting, and there is nothing to save
     channel = Channel(sock, handlers, name="the bench", takes_fds={"open"}, on_close=lambda: os._exit(0))
     channel.tell("ready")
