@@ -160,9 +160,10 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
 @app.command()
 def clean() -> None:
     """Remove what dead topologies left behind. A living one is never touched."""
+    from bench.peers import hugepages
     from hyp.rundir import clean as sweep
 
-    removed = sweep()
+    removed = sweep() + hugepages.sweep()
     for item in removed:
         print(f"removed {item}")
     if not removed:

@@ -204,6 +204,10 @@ def call_operation(typing_context, function, state, count):
 
 sys_read: Any = types.ExternalFunction("read", i64(types.int32, i64, i64))
 sys_write: Any = types.ExternalFunction("write", i64(types.int32, i64, i64))
+sys_sendmmsg: Any = types.ExternalFunction("sendmmsg", types.int32(types.int32, i64, types.int32, types.int32))
+sys_recvmmsg: Any = types.ExternalFunction("recvmmsg", types.int32(types.int32, i64, types.int32, types.int32, i64))
+# Address of the calling thread's errno; meaningful only directly after a call that failed.
+sys_errno_location: Any = types.ExternalFunction("__errno_location", i64())
 sys_getppid: Any = types.ExternalFunction("getppid", types.int32())
 
 

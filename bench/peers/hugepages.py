@@ -1,0 +1,115 @@
+"""2 MiB huge pages: reserved for a bench, and given back whatever becomes of it.
+
+What was reserved is written down *before* it is reserved, in ``<run folders>/hugepages``, which is flocked as long as the
+reservation lasts. A record that nobody locks is a dead bench's, and the next reservation, or `sweep`, gives back what it says.
+The whole machine shares one number of pages, so one reservation at a time is allowed.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+
+from bench.peers.base import PeerError
+from hyp.rundir import base
+
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+PAGE_BYTES = 2 << 20
+
+
+def total() -> int:
+    """Pages in the pool."""
+    return int((POOL / "nr_hugepages").read_text())
+
+
+def free() -> int:
+    """Pages that nobody uses or is promised."""
+    return int((POOL / "free_hugepages").read_text()) - int((POOL / "resv_hugepages").read_text())
+
+
+def missing(pages: int) -> str | None:
+    """None if `pages` can be had; else what to do."""
+    if not POOL.exists():
+        return "the kernel has no 2 MiB huge pages"
+    if free() >= pages or os.access(POOL / "nr_hugepages", os.W_OK):
+        return None
+    return f"needs root to reserve {pages} huge pages of 2 MiB, or reserve them: sysctl vm.nr_hugepages={total() - free() + pages}"
+
+
+def _path() -> Path:
+    return base() / "hugepages"
+
+
+def _lock() -> int:
+    """The record's descriptor, locked. BlockingIOError if a living bench has it."""
+    while True:
+        fd = os.open(_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # it may have been removed by its last owner between open and flock
+            if os.fstat(fd).st_ino == _path().stat().st_ino:
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            raise
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+
+
+def _restore(fd: int) -> int:
+    """Give back what the record of `fd` says, and not what anybody else has changed since; the number of pages."""
+    text = os.pread(fd, 4096, 0)
+    with contextlib.suppress(ValueError):
+        record: dict[str, int] = json.loads(text)
+        now = total()
+        # between the record and the reservation nothing has been added yet: never below what there was
+        target = min(now, max(record["before"], now - record["added"]))
+        if target != now:
+            (POOL / "nr_hugepages").write_text(str(target))
+        return now - target
+    return 0  # empty: died before it wrote anything
+
+
+def reserve(pages: int) -> int:
+    """Make sure that `pages` are free; a descriptor, which `give_back` takes. PeerError if they cannot be had."""
+    try:
+        fd = _lock()
+    except BlockingIOError:
+        raise PeerError("another bench has huge pages reserved; wait for its end") from None
+    try:
+        _restore(fd)
+        before, added = total(), max(0, pages - free())
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, json.dumps({"before": before, "added": added}).encode(), 0)
+        if added:
+            (POOL / "nr_hugepages").write_text(str(before + added))
+        if free() < pages:
+            raise PeerError(f"the kernel found only {free()} of {pages} huge pages of 2 MiB: memory is short or fragmented")
+    except BaseException as error:
+        give_back(fd)
+        if isinstance(error, OSError):
+            raise PeerError(f"huge pages: {error.strerror}") from error
+        raise
+    return fd
+
+
+def give_back(fd: int) -> int:
+    """End a reservation: the pool is as it was, the record is gone; returns the number of pages given back."""
+    try:
+        return _restore(fd)
+    finally:
+        _path().unlink(missing_ok=True)
+        os.close(fd)
+
+
+def sweep() -> list[str]:
+    """Give back what a dead bench reserved; a line for what was done. A living bench's are left alone."""
+    if not _path().exists():
+        return []
+    try:
+        pages = give_back(_lock())
+    except BlockingIOError:
+        return []
+    return [f"{pages} huge pages of 2 MiB"] if pages else []
