@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.accounting import Usage, spent, usages
 from bench.lab import CounterReader, Lab, spin_limit_us
-from bench.ledger import Snapshot, difference, drops, faults, per_frame, unbalanced
+from bench.ledger import Snapshot, difference, drops, faults, per_frame, trap_ns, unbalanced
 
 WIRE = "wire"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -37,6 +37,7 @@ class Runner:
     def __init__(self, lab: Lab, counters: CounterReader, pids: dict[str, int]) -> None:
         self.lab, self._counters, self.pids = lab, counters, pids
         self._streams = itertools.count(1)
+        self._price: dict[str, int] = {}  # as of the last `prepare`
         self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
         self._wire_mac = str(lab.topology["nic"]["wire"]["mac"])
 
@@ -76,6 +77,8 @@ class Runner:
         needed = {peer for peer in (load["from"], load["to"]) if peer != WIRE} | {"nic"}
         if "split" in self.path(load):
             needed.add("dom0")
+        if "trapped" in self.path(load):
+            needed.add("hyp")
         death, work = asyncio.ensure_future(self.lab.death_of(needed)), asyncio.ensure_future(job(load, stream))
         try:
             await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
@@ -92,8 +95,9 @@ class Runner:
     async def prepare(self, load: Workload) -> None:
         """Wire mode, spinning that fits the loops in use, and an announcement, so that bridges know where the receiver is."""
         lab, peers = self.lab, [peer for peer in (load["from"], load["to"]) if peer != WIRE]
-        split = any(self._guests[peer]["path"] == "split" for peer in peers)
-        loops = len(peers) + lab.topology["nic"]["engines"] + (1 if split else 0)
+        shared = {"split", "trapped"} & {self._guests[peer]["path"] for peer in peers}  # each has one more loop: Dom0's, the VMM's
+        loops = len(peers) + lab.topology["nic"]["engines"] + len(shared)
+        self._price = await lab.call("hyp", "price")
         await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(lab.topology["spin"]["limit_us"], loops))
         if WIRE in (load["from"], load["to"]):
             await lab.call("nic", "wire_mode", mode="reflect" if load["kind"] == "rr" else "sink")
@@ -171,12 +175,14 @@ class Runner:
             "gbps": moved * load["frame"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
             "rtt_us": report.get("rtt_us"),
             "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
-            "per_frame": per_frame(counted, moved),
+            "per_frame": per_frame(counted, moved), "trap_ns": trap_ns(counted),
             "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
             "checksummed": counted_checks(counted, moved), "drops": named,
             "processes": {name: {"cpu_ms": use.cpu_ns / 1e6, "switches": use.switches} for name, use in cpu.items()},
             "elapsed": elapsed,
         }  # fmt: skip
+        if any(self._price.values()):
+            record["modelled"] = dict(self._price)
         record["errors"] = errors(record, counted, at_rest)
         return record
 

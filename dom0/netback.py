@@ -54,10 +54,13 @@ from hyp.abi.grant import (
 )
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME
+from hyp.abi.platform import EVENT_NS, HYPERCALL_NS
 from hyp.atomics import load16, load32_once, load64_once, notify, store16, store32, store64
 from hyp.counters import count
+from hyp.events import wait_at
 from hyp.grants import copy_counts_at, grant_copy_at
 from hyp.kernels import compiled
+from hyp.price import pay
 from hyp.ring import (
     PROTOCOL_FAULT,
     next_request_slot,
@@ -99,6 +102,7 @@ def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offs
 @compiled
 def run_copies(e):
     """Execute the batch: one hypercall. Its operations have their status then."""
+    pay(wait_at(e.wait).platform, HYPERCALL_NS)
     grant_copy_at(e.views, e.view_count, DOM0, e.ops, e.op_count, copy_counts_at(e.copy_counts))
     count(e.counts, HYPERCALLS, 1)
 
@@ -187,15 +191,16 @@ def answer_requests(e, p):
         if s.buffer >= 0 and s.posted == 0:
             give_buffer(e, s.buffer)
     p.answers = p.staged - p.next
-    tell_guest(p, push_responses(ring))
+    tell_guest(e, p, push_responses(ring))
 
 
 @compiled
-def tell_guest(p, due):
+def tell_guest(e, p, due):
     """Send the event, if the guest asked for it."""
     p.dirty = 1
     if due:
         notify(p.event_fd)
+        pay(wait_at(e.wait).platform, EVENT_NS)
         count(p.counts, NOTIFICATIONS, 1)
     else:
         count(p.counts, SUPPRESSED, 1)
@@ -258,5 +263,5 @@ def flush_copies(e):
         p = port_of(e, pending_at(e.pending + k * PENDING_BYTES).port)
         if p.copies > 0:
             p.copies = 0
-            tell_guest(p, push_responses(ring_at(p.rx_ring)))
+            tell_guest(e, p, push_responses(ring_at(p.rx_ring)))
     e.op_count = 0

@@ -18,3 +18,11 @@ class Toolstack:
             name = f" ({guest['name']})" if guest else ""
             raise Refused("EPERM", f"the toolstack gives domain {domid}{name} no NIC context: its path is not bypass")
         return {"mac": str(guest["mac"])}
+
+    def emulation_authorize(self, domid: int) -> dict[str, str]:
+        """The MAC address of the emulated NIC that `domid` may have. Refused if its path is not trapped."""
+        guest = self._guests.get(domid)
+        if guest is None or guest["path"] != "trapped":
+            name = f" ({guest['name']})" if guest else ""
+            raise Refused("EPERM", f"the toolstack gives domain {domid}{name} no emulated NIC: its path is not trapped")
+        return {"mac": str(guest["mac"])}

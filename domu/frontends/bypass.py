@@ -157,7 +157,7 @@ def arm(device: int, what: int) -> int:
 
 
 @entry(void(i64))
-def _post_all_buffers(device: int) -> None:
+def post_all_buffers(device: int) -> None:
     """Give the whole receive pool to the NIC."""
     b = _bypass_at(device_at(device).front)
     q = qp_at(b.qp)
@@ -183,5 +183,7 @@ async def connect(guest: "Guest") -> Device:
     await start_queue_pair(guest.hyp, guest.ram, pair)
     device = new_device(OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), BUFFER, counts, guest.wait)
     device.keep += [pair, front]
-    _post_all_buffers(device.address)
+    if guest.config["path"] == "bypass":  # Xen delivers its interrupts as events
+        device.record[0]["interrupts"] = pair.address
+    post_all_buffers(device.address)
     return device
