@@ -1,6 +1,5 @@
 """The price model: who pays, how often, and that nobody does by default."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench.lab import Lab
-from bench.ledger import difference, total
+from bench.ledger import Snapshot, difference, total
 from bench.tables import notes, rates
 from bench.workloads import Runner
 from hyp.abi.platform import EVENT_NS, PLATFORM_BYTES
@@ -87,10 +86,18 @@ def test_prices_that_cannot_be(tmp_path: Path, model: str, key: str, reason: str
 
 
 class Meter:
-    """CPU time and involuntary context switches of one data-plane thread: what it loses its CPU for, it has not paid with CPU time."""
+    """CPU time and involuntary context switches of one thread: each time it loses its CPU, one price may go unpaid in CPU time.
+
+    `tid` is its number in the topology's own PID namespace, if that has one.
+    """
 
     def __init__(self, pid: int, tid: int) -> None:
-        self._folder = Path(f"/proc/{pid}/task/{tid}")
+        threads = Path(f"/proc/{pid}/task").iterdir()
+        (self._folder,) = (folder for folder in threads if self._inner(folder / "status") == tid)
+
+    @staticmethod
+    def _inner(status: Path) -> int:
+        return next(int(line.split()[-1]) for line in status.read_text().splitlines() if line.startswith("NSpid:"))
 
     def read(self) -> tuple[int, int]:
         cpu_ns = int((self._folder / "schedstat").read_text().split()[0])
@@ -98,7 +105,7 @@ class Meter:
         return cpu_ns, next(int(line.split()[1]) for line in lines if line.startswith("nonvoluntary"))
 
 
-async def paid(runner: Runner, process: str, load: dict[str, Any], price: str) -> tuple[dict[str, Any], Mapping[str, Mapping[str, int]], int]:
+async def paid(runner: Runner, process: str, load: dict[str, Any], price: str) -> tuple[dict[str, Any], Snapshot, int]:
     """Run a workload at a price: its record, what was counted, and how many times the thread of `process` can have paid."""
     lab = runner.lab
     await lab.call("hyp", "price", **{name: PRICE_NS if name == price else 0 for name in PRICES})
@@ -124,7 +131,7 @@ def test_every_operation_is_paid_for_by_the_thread_that_makes_it(tmp_path: Path)
             assert times >= total(counted, "hypercalls") >= 5000 / 128
             for process, rows in (("dom0", "dom0/vif"), ("anna", "anna/device")):
                 _, counted, times = await paid(runner, process, asks, "event_ns")
-                assert times >= total(counted, "notifications", rows) >= 90
+                assert times >= total(counted, "notifications", rows) >= 10
             _, counted, times = await paid(runner, "hyp", workload("stream", "emil", "wire", frames=10_000), "trap_ns")
             assert times >= total(counted, "traps", "hyp/vmm") >= 10_000 / 64
             record, counted, _ = await paid(runner, "hyp", workload("rr", "emil", "wire", frames=100), "trap_ns")
@@ -139,7 +146,8 @@ def test_bypass_pays_for_interrupts_only(tmp_path: Path) -> None:
         async with running(tmp_path, "bypasspaid", LAB) as runner:
             asks = workload("rr", "carl", "dora", frames=200)
             _, counted, times = await paid(runner, "carl", asks, "event_ns")
-            assert times >= counted["carl/device"]["wakeups"] * 0.9 >= 100  # a wake-up by the control plane is no event of the NIC's
+            # some wake-ups are the control plane's, which are no events of the NIC's
+            assert times >= counted["carl/device"]["wakeups"] * 0.9 >= 100
             for price in ("hypercall_ns", "trap_ns", "grant_map_ns"):
                 record, _, _ = await paid(runner, "carl", asks, price)
                 assert record["rtt_us"]["p50"] * 1000 < PRICE_NS * 100
