@@ -60,6 +60,7 @@ def test_defaults(tmp_path: Path) -> None:
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300},
         "spin": {"limit_us": "auto"},
+        "model": {"price": {"hypercall_ns": 0, "trap_ns": 0, "grant_map_ns": 0, "event_ns": 0}},
         "guest": [
             {
                 "name": "anna",
@@ -148,9 +149,9 @@ def test_64_guests_have_64_macs(tmp_path: Path) -> None:
 
 
 def test_path_set_is_the_callers(tmp_path: Path) -> None:
-    path = write(tmp_path, ANNA.replace("split", "trapped"))
-    assert load(path, {*PATHS, "trapped"}).guests[0].path == "trapped"
-    with pytest.raises(TopologyError, match=r"guest\[0\]\.path: 'trapped' is not a path; there are bypass, split"):
+    path = write(tmp_path, ANNA.replace("split", "mediated"))
+    assert load(path, {*PATHS, "mediated"}).guests[0].path == "mediated"
+    with pytest.raises(TopologyError, match=rf"guest\[0\]\.path: 'mediated' is not a path; there are {', '.join(sorted(PATHS))}"):
         load(path)
 
 
@@ -176,7 +177,7 @@ def test_demo_gives_both_paths_the_same_traffic() -> None:
 def test_manual_has_every_key() -> None:
     manual = (ROOT / "docs/topology.md").read_text()
     tables = topology_tables
-    models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Guest, tables.Workload)
+    models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Model, tables.Price, tables.Guest, tables.Workload)
     for model in models:
         for name, field in model.model_fields.items():
             key = field.alias or name
@@ -201,7 +202,7 @@ ONE_KEY = [
     ('name = "lab\\n"', "name", "is not a name"),
     ("name = 1", "name", "must be a valid string, not 1"),
     ("nam = 1", "nam", "is not a key (did you mean 'name'?)"),
-    ("zzz = 1", "zzz", "is not a key; there are name, memory, nic, dom0, spin, guest, workload"),
+    ("zzz = 1", "zzz", "is not a key; there are name, memory, nic, dom0, spin, model, guest, workload"),
     ('file = "other.toml"', "file", "is not a key"),
     ("[[guests]]", "guests", "is not a key (did you mean 'guest'?)"),
     ("memory = 3", "memory", "must be a table ([memory]), not 3"),
@@ -264,7 +265,7 @@ GUEST_KEY = [
     ('name = "Bert"\npath = "split"', "name", "'Bert' is not a name"),
     ('path = "split"', "name", "is required"),
     ('name = "bert"', "path", "is required"),
-    ('name = "bert"\npath = "splitt"', "path", "there are bypass, split (did you mean 'split'?)"),
+    ('name = "bert"\npath = "splitt"', "path", f"there are {', '.join(sorted(PATHS))} (did you mean 'split'?)"),
     ('name = "bert"\npath = 1', "path", "must be a valid string, not 1"),
     ('name = "bert"\npath = "split"\nmac = "02:00:00:00:00"', "mac", "is not a MAC address"),
     ('name = "bert"\npath = "split"\nmac = "02-00-00-00-00-07"', "mac", "is not a MAC address"),
