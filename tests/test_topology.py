@@ -177,8 +177,8 @@ def test_demo_gives_both_paths_the_same_traffic() -> None:
 def test_manual_has_every_key() -> None:
     manual = (ROOT / "docs/topology.md").read_text()
     tables = topology_tables
-    models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Model, tables.Price, tables.Guest, tables.Workload)
-    for model in models:
+    models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Model, tables.Price)
+    for model in (*models, tables.Guest, tables.Workload):
         for name, field in model.model_fields.items():
             key = field.alias or name
             assert f"`{key}`" in manual or f"[nic.{key}]" in manual, f"{model.__name__}.{key}"
