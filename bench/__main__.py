@@ -31,6 +31,7 @@ import typer
 import uvloop
 from rich.console import Console
 
+from bench.fingerprint import fingerprint
 from bench.options import (
     BENCHMARKS,
     FRAMES,
@@ -82,18 +83,6 @@ def fail(message: str, status: int = USAGE) -> NoReturn:
     """Say why on standard error and exit."""
     print(message, file=sys.stderr)
     raise typer.Exit(status)
-
-
-def fingerprint() -> Row:
-    """The machine, as fully as this version can tell."""
-    from bench.session import machine
-
-    try:
-        module = importlib.import_module("bench.probe")
-    except ModuleNotFoundError:
-        return machine()
-    found: Row = module.fingerprint()
-    return found
 
 
 def _listed(text: str) -> tuple[str, ...]:

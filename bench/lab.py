@@ -54,7 +54,8 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
     name, backing = topology["name"], topology["memory"]["backing"]
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
-    loops = topology["nic"]["engines"] + 1 + len(guests)
+    trapped = any(guest["path"] == "trapped" for guest in guests)
+    loops = topology["nic"]["engines"] + 1 + len(guests) + trapped
 
     def process(
         name: str, role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None
@@ -72,6 +73,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         "name": name,
         "memory": {"backing": backing},
         "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], loops),
+        "price": topology["model"]["price"],
     }
     dom0 = {
         **topology["dom0"],

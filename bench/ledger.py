@@ -8,6 +8,8 @@ A *snapshot* is ``{"process/row": {column: count}}`` (`CounterReader.read`). Row
     dom0/uplink            tx: posted on the NIC, rx: received from it
     dom0/vif<domid>:<name> tx: taken from the guest, rx: copied to the guest
     dom0/bridge            copies made by flooding
+    hyp/vmm<domid>:<name>  tx: taken from a trapped guest, rx: copied to it; traps that it made
+    hyp/uplink<domid>:<name>  tx: posted on the NIC by its device model, rx: received from it
     <guest>/device         tx: handed to the path, rx: received from it
     <guest>/tap            tx: read from the TAP, rx: written to it
 """
@@ -59,7 +61,8 @@ class Equation:
 def equations(snapshot: Snapshot) -> list[Equation]:
     """Every hop's equation for the rows that are there."""
     found = []
-    for hop, ports, outside in (("NIC", "nic/ctx", "nic/wire"), ("Dom0", "dom0/vif", "dom0/uplink")):
+    hops = [("NIC", "nic/ctx", "nic/wire"), ("Dom0", "dom0/vif", "dom0/uplink"), ("VMM", "hyp/vmm", "hyp/uplink")]
+    for hop, ports, outside in hops:
         prefix = ports.partition("/")[0] + "/"
         # The wire's and the uplink's tx and rx are seen from the machine's outside: what a port sends, they receive.
         near, far = ("tx_frames", "rx_frames") if hop == "NIC" else ("rx_frames", "tx_frames")
@@ -75,8 +78,10 @@ def _links(snapshot: Snapshot) -> list[Equation]:
     pairs = [("dom0/uplink", "nic/ctx0:dom0")]
     for row in snapshot:
         kind, _, guest = row.partition(":")
-        if kind.startswith(("nic/ctx", "dom0/vif")) and f"{guest}/device" in snapshot:
+        if kind.startswith(("nic/ctx", "dom0/vif", "hyp/vmm")) and f"{guest}/device" in snapshot:
             pairs.append((f"{guest}/device", row))
+        if kind.startswith("hyp/uplink"):
+            pairs += [(row, context) for context in snapshot if context.startswith("nic/ctx") and context.endswith(f":{guest}.vmm")]
     found = []
     for near, far in pairs:
         if near in snapshot and far in snapshot:
@@ -100,13 +105,26 @@ def dom0_frames(snapshot: Snapshot) -> int:
     return total(snapshot, "tx_frames", "dom0/vif") + total(snapshot, "rx_frames", "dom0/uplink")
 
 
+def vmm_frames(snapshot: Snapshot) -> int:
+    """Frames that the hypervisor handled: each device model's, taken from its guest or from the NIC."""
+    return total(snapshot, "tx_frames", "hyp/vmm") + total(snapshot, "rx_frames", "hyp/uplink")
+
+
+def trap_ns(snapshot: Snapshot) -> float | None:
+    """How long a guest stood still for one trap, on average; None if there was none."""
+    traps = sum(counts["traps"] for row, counts in snapshot.items() if row.endswith("/device"))
+    return total(snapshot, "trap_ns") / traps if traps else None
+
+
 def per_frame(snapshot: Snapshot, frames: int) -> dict[str, float]:
     """What one of `frames` frames cost, over all processes."""
     sums = {
         "dom0_frames": dom0_frames(snapshot),
+        "vmm_frames": vmm_frames(snapshot),
         "copies": total(snapshot, "copies"),
         "notifications": total(snapshot, "notifications"),
         "hypercalls": total(snapshot, "hypercalls"),
+        "traps": total(snapshot, "traps", "hyp/vmm"),
         "wakeups": total(snapshot, "wakeups"),
     }
     return {name: value / frames if frames else 0.0 for name, value in sums.items()}

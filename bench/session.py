@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench.fingerprint import fingerprint
 from bench.lab import Lab, LabError
-from bench.tables import comparison, ledger, losses, rates
+from bench.tables import comparison, ledger, losses, notes, rates
 from bench.workloads import Runner, WorkloadError, describe
 from hyp.control import ControlError, PeerGone
 from hyp.rundir import TopologyExists
@@ -77,13 +77,13 @@ def print_results(records: list[dict[str, Any]], out: Console) -> None:
     """The tables of a series of workloads, and what was dropped or went wrong."""
     out.print("\n[bold]Rates[/] (frames at the receiver; CPU µs per frame of all processes; a round trip is two frames)")
     out.print(rates(records))
-    out.print("\n[bold]Ledger[/] (per frame: handled by Dom0, payload copies, eventfd writes, hypercalls, wake-ups)")
+    out.print("\n[bold]Ledger[/] (per frame: handled by Dom0, by the VMM, copies, eventfd writes, hypercalls, traps, wake-ups)")
     out.print(ledger(records))
     beside = comparison(records)
     if beside is not None:
         out.print("\n[bold]Side by side[/]")
         out.print(beside)
-    for line in losses(records):
+    for line in [*notes(records), *losses(records)]:
         out.print(line)
 
 

@@ -29,7 +29,8 @@ def _table(*columns: str) -> Table:
 
 
 def _name(record: Record) -> tuple[str, str, str]:
-    return record["path"], f"{record['workload']} {record['from']}→{record['to']}", str(record["frame"])
+    path = f"{record['path']} modelled" if record.get("modelled") else record["path"]
+    return path, f"{record['workload']} {record['from']}→{record['to']}", str(record["frame"])
 
 
 def rates(records: Iterable[Record]) -> Table:
@@ -43,12 +44,15 @@ def rates(records: Iterable[Record]) -> Table:
     return table
 
 
+PER_FRAME = ("dom0_frames", "vmm_frames", "copies", "notifications", "hypercalls", "traps", "wakeups")
+
+
 def ledger(records: Iterable[Record]) -> Table:
     """What one frame of each workload cost, one row each."""
-    table = _table("path", "workload", "B", "frames", "Dom0", "copies", "notif.", "hyperc.", "wake-ups")
+    table = _table("path", "workload", "B", "frames", "Dom0", "VMM", "copies", "notif.", "hyperc.", "traps", "wake-ups")
     for record in records:
         cost = record["per_frame"]
-        per_frame = [number(cost[name], 3) for name in ("dom0_frames", "copies", "notifications", "hypercalls", "wakeups")]
+        per_frame = [number(cost[name], 3) for name in PER_FRAME]
         table.add_row(*_name(record), f"{record['frames']:,}", *per_frame)
     return table
 
@@ -64,6 +68,19 @@ def processes(records: Iterable[Record], names: Iterable[str]) -> Table:
             stream = f"{path} {record['from']}→{record['to']}"
             table.add_row(stream, frame, name, number(use["cpu_ms"]), str(use["switches"]), number(per_1000))
     return table
+
+
+def notes(records: Iterable[Record]) -> list[str]:
+    """What the tables do not say: what one trap cost, and which prices results were modelled with."""
+    records = list(records)
+    lines = []
+    for record in records:
+        if record.get("trap_ns") is not None:
+            path, workload, frame = _name(record)
+            lines.append(f"{path} {workload}, {frame} B: a guest stood still for {record['trap_ns'] / 1000:.2f} µs a trap")
+    for price in {tuple(record["modelled"].items()) for record in records if record.get("modelled")}:
+        lines.append("modelled: each operation costs in addition " + ", ".join(f"{name} {n}" for name, n in price if n))
+    return lines
 
 
 def kind_of(record: Record) -> tuple[str, str, int]:

@@ -8,12 +8,12 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from bench.accounting import Usage, spent, usages
 from bench.lab import CounterReader, Lab, spin_limit_us
-from bench.ledger import Snapshot, difference, drops, faults, per_frame, unbalanced
+from bench.ledger import Snapshot, difference, drops, faults, per_frame, trap_ns, unbalanced
 from hyp.frames import HEADER_ONLY
 
 WIRE = "wire"
@@ -21,6 +21,9 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 ANNOUNCEMENT = 64
 REST_TIMEOUT_S = 10.0
 MARGIN_S = 30.0
+
+SHARED_LOOPS = {"split": "dom0", "trapped": "hyp"}
+"""Paths with a loop between guest and NIC that all guests share, and the process that it runs in."""
 
 Workload = dict[str, Any]
 """``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
@@ -41,6 +44,7 @@ class Runner:
         self.cpus = sorted(os.sched_getaffinity(0))
         self._pinned: dict[str, list[int]] = {}
         self._streams = itertools.cycle(range(1, HEADER_ONLY))
+        self._price: dict[str, int] = {}  # as of the last `prepare`
         self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
         self._wire_mac = str(lab.topology["nic"]["wire"]["mac"])
 
@@ -77,9 +81,10 @@ class Runner:
 
     async def _unless_death(self, load: Workload, job: Job, stream: int) -> dict[str, Any]:
         """The job's report; WorkloadError as soon as a process dies that it needs."""
-        needed = {peer for peer in (load["from"], load["to"]) if peer != WIRE} | {"nic"}
-        if "split" in self.path(load):
-            needed.add("dom0")
+        peers = {peer for peer in (load["from"], load["to"]) if peer != WIRE}
+        needed = peers | {"nic"} | self._between(peers)
+        if "trapped" in self.path(load):
+            needed.add("hyp")
         death, work = asyncio.ensure_future(self.lab.death_of(needed)), asyncio.ensure_future(job(load, stream))
         try:
             await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
@@ -96,11 +101,12 @@ class Runner:
     async def prepare(self, load: Workload) -> None:
         """Wire mode, spinning that fits the loops in use, and an announcement, so that bridges know where the receiver is."""
         lab, peers = self.lab, [peer for peer in (load["from"], load["to"]) if peer != WIRE]
-        split = any(self._guests[peer]["path"] == "split" for peer in peers)
+        between = sorted(self._between(peers))
         engines = lab.topology["nic"]["engines"]
-        loops = len(peers) + engines + (1 if split else 0)
+        loops = len(peers) + engines + len(between)
+        self._price = await lab.call("hyp", "price")
         await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(lab.topology["spin"]["limit_us"], loops, len(self.cpus)))
-        await self._place([*peers[:1], *(["dom0"] if split else []), "nic", *peers[1:]], loops <= len(self.cpus) and engines == 1)
+        await self._place([*peers[:1], *between, "nic", *peers[1:]], loops <= len(self.cpus) and engines == 1)
         if WIRE in (load["from"], load["to"]):
             await lab.call("nic", "wire_mode", mode="reflect" if load["kind"] == "rr" else "sink")
         for peer in (load["to"], load["from"]):
@@ -109,6 +115,11 @@ class Runner:
                 await lab.call("nic", "wire_generate", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
             else:
                 await lab.call(peer, "send_stream", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
+
+    def _between(self, peers: Iterable[str]) -> set[str]:
+        """Processes with a loop between these guests and the NIC."""
+        paths = {self._guests[peer]["path"] for peer in peers}
+        return {process for path, process in SHARED_LOOPS.items() if path in paths}
 
     async def _place(self, processes: list[str], apart: bool) -> None:
         """A CPU for each of the loops if there are enough; else all may run on all.
@@ -188,12 +199,14 @@ class Runner:
             "gbps": moved * load["frame"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
             "rtt_us": report.get("rtt_us"),
             "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
-            "per_frame": per_frame(counted, moved),
+            "per_frame": per_frame(counted, moved), "trap_ns": trap_ns(counted),
             "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
             "checksummed": counted_checks(counted, moved), "drops": named,
             "processes": {name: {"cpu_ms": use.cpu_ns / 1e6, "switches": use.switches} for name, use in cpu.items()},
             "elapsed": elapsed,
         }  # fmt: skip
+        if any(self._price.values()):
+            record["modelled"] = dict(self._price)
         record["errors"] = errors(record, counted, at_rest)
         return record
 

@@ -58,6 +58,11 @@ class EngineState:
         return int(self._record.ctypes.data)
 
     @property
+    def platform(self) -> int:
+        """Address of the platform page."""
+        return self._keep.address
+
+    @property
     def views_address(self) -> int:
         return int(self.views.ctypes.data)
 

@@ -28,7 +28,11 @@ class DriverDomain:
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self._process, self._config = process, config
         self._toolstack = Toolstack(config["guests"])
-        handlers = {"context_authorize": self._toolstack.context_authorize, "domain_gone": self._domain_gone}
+        handlers = {
+            "context_authorize": self._toolstack.context_authorize,
+            "emulation_authorize": self._toolstack.emulation_authorize,
+            "domain_gone": self._domain_gone,
+        }
         self._hyp = process.hypercalls(handlers)
         self._vifs: dict[int, Vif] = {}
         self._tasks: set[asyncio.Task[None]] = set()

@@ -28,11 +28,13 @@ from hyp.abi.counters import (
     REPLICATED,
 )
 from hyp.abi.nic import GROUP_BIT, MAC_MASK
+from hyp.abi.platform import EVENT_NS
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
 from hyp.events import may_spin, sleep, wait_at
 from hyp.kernels import compiled, entry, i64
+from hyp.price import pay
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
@@ -172,7 +174,7 @@ def _tell_guests(e, idle):
         if p.owed != 0:
             p.waits += 1
             if idle or p.waits >= PATIENCE:
-                tell_guest(p)
+                tell_guest(e, p)
 
 
 @compiled
@@ -276,7 +278,10 @@ def _idle(e):
     ready, timeout = _arm(e)
     if not ready:
         _publish(e)
-        sleep(wait, timeout, e.counts)
+        q = qp_at(e.qp)
+        asked = timeout >= 0 or e.free_count < STAGE  # for sends; `_arm` did
+        if sleep(wait, timeout, e.counts) > 0 and (receives_completed(q) or (asked and sends_completed(q))):
+            pay(wait.platform, EVENT_NS)  # the NIC's interrupt; what guests sent has been paid for
     e.idle_since = 0
 
 

@@ -54,10 +54,13 @@ from hyp.abi.grant import (
 )
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME
+from hyp.abi.platform import EVENT_NS, HYPERCALL_NS
 from hyp.atomics import load16, load32_once, load64_once, notify, store16, store32, store64
 from hyp.counters import count
+from hyp.events import wait_at
 from hyp.grants import copy_counts_at, grant_copy_at
 from hyp.kernels import compiled
+from hyp.price import pay
 from hyp.ring import (
     PROTOCOL_FAULT,
     next_request_slot,
@@ -99,6 +102,7 @@ def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offs
 @compiled
 def run_copies(e):
     """Execute the batch: one hypercall. Its operations have their status then."""
+    pay(wait_at(e.wait).platform, HYPERCALL_NS)
     grant_copy_at(e.views, e.view_count, DOM0, e.ops, e.op_count, copy_counts_at(e.copy_counts))
     count(e.counts, HYPERCALLS, 1)
 
@@ -201,10 +205,11 @@ def owe_event(p, due):
 
 
 @compiled
-def tell_guest(p):
+def tell_guest(e, p):
     """Send the event that is owed."""
     p.owed, p.waits = 0, 0
     notify(p.event_fd)
+    pay(wait_at(e.wait).platform, EVENT_NS)
     count(p.counts, NOTIFICATIONS, 1)
     p.dirty = 1
 

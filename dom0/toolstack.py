@@ -23,3 +23,11 @@ class Toolstack:
                 "EPERM", f"the toolstack gives domain {domid}{name} no NIC context: its path is not {' or '.join(OWN_CONTEXT)}"
             )
         return {"mac": str(guest["mac"]), "passthrough": guest["path"] == "native"}
+
+    def emulation_authorize(self, domid: int) -> dict[str, Any]:
+        """The emulated NIC that `domid` may have: its MAC address. Refused if its path is not trapped."""
+        guest = self._guests.get(domid)
+        if guest is None or guest["path"] != "trapped":
+            name = f" ({guest['name']})" if guest else ""
+            raise Refused("EPERM", f"the toolstack gives domain {domid}{name} no emulated NIC: its path is not trapped")
+        return {"mac": str(guest["mac"]), "passthrough": False}

@@ -14,11 +14,13 @@ import numpy as np
 from dom0.build import EngineState
 from hyp.abi.domids import DOM0
 from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.abi.platform import GRANT_MAP_NS
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.grants import map_grant_at, unmap_grant_at
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
+from hyp.price import pay
 from hyp.ring import RING, attach_back, ring_at, ring_size
 from hyp.xenbus import XenbusState, backend_path, frontend_path, switch_state, wait_for_state
 from hyp.xenstore import XenstoreClient
@@ -27,14 +29,16 @@ DEVICE = "vif"
 HANDSHAKE_TIMEOUT_S = 30.0
 
 
-@entry(i64(i64, i64, i64, i64))
-def _map_ring(views: int, count: int, domid: int, gref: int) -> int:
+@entry(i64(i64, i64, i64, i64, i64))
+def _map_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
     """Address of the granted page, mapped for writing, or a negative grant status."""
+    pay(platform, GRANT_MAP_NS)
     return map_grant_at(views, count, DOM0, domid, gref, 1)
 
 
-@entry(i64(i64, i64, i64, i64))
-def _unmap_ring(views: int, count: int, domid: int, gref: int) -> int:
+@entry(i64(i64, i64, i64, i64, i64))
+def _unmap_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
+    pay(platform, GRANT_MAP_NS)
     return unmap_grant_at(views, count, DOM0, domid, gref, 1)
 
 
@@ -115,7 +119,7 @@ class Vif:
         refs = {}
         for name, entry_bytes, ring in (("tx-ring-ref", TX_SLOT_BYTES, 0), ("rx-ring-ref", RX_SLOT_BYTES, 1)):
             refs[name] = await self._read_int(name)
-            sring = _map_ring(self._state.views_address, self._state.view_count, self.domid, refs[name])
+            sring = _map_ring(self._state.platform, self._state.views_address, self._state.view_count, self.domid, refs[name])
             if sring < 0:
                 raise RuntimeError(
                     f"vif of domain {self.domid} ({self.name}): {name} {refs[name]} cannot be mapped (grant status {sring})"
@@ -135,7 +139,7 @@ class Vif:
         """Take the port away, then everything under it."""
         await self._state.remove_port(self.number)
         for gref in self._grefs:
-            _unmap_ring(self._state.views_address, self._state.view_count, self.domid, gref)
+            _unmap_ring(self._state.platform, self._state.views_address, self._state.view_count, self.domid, gref)
         self._state.views[self.domid]["present"] = 0
         self._keep.clear()
         os.close(self._event_fd)

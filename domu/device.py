@@ -22,8 +22,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from hyp.abi.platform import EVENT_NS
 from hyp.atomics import call_operation, load64, record_view, store64
+from hyp.events import sleep, wait_at
 from hyp.kernels import Operation, compiled
+from hyp.price import pay
+from hyp.verbs import qp_at, receives_completed, sends_completed
 
 BURST = 64
 RX, TX, ALL = 1, 2, 4
@@ -47,6 +51,7 @@ DEVICE = np.dtype(
         ("counts", "i8"),  # private counters row, and its shared place
         ("counts_shared", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
+        ("interrupts", "i8"),  # a QP record whose completions reach the guest as events that have a price; 0: none
     ]
 )
 device_at = record_view(DEVICE)
@@ -111,6 +116,17 @@ def set_length(burst: int, k: int, length: int) -> None:
 def completions_to_wait_for(what: int, due: int) -> int:
     """How many of the `due` completions make a wake-up worth it: all for ALL, half for TX, at least one."""
     return max(due if what & ALL else due - (due >> 2), 1)
+
+
+@compiled
+def sleep_for(d: Any, what: int, timeout_ns: int) -> None:
+    """Sleep until an event or for `timeout_ns` (negative: no limit), having armed the device `d` for `what`."""
+    wait = wait_at(d.wait)
+    if sleep(wait, timeout_ns, d.counts) <= 0 or d.interrupts == 0:
+        return
+    q = qp_at(d.interrupts)
+    if (what & RX and receives_completed(q)) or (what & (TX | ALL) and sends_completed(q)):
+        pay(wait.platform, EVENT_NS)
 
 
 @dataclass(slots=True)

@@ -42,11 +42,11 @@ class Guest:
         self.domid = int(reply.value["domid"])
         self.ram = Ram(Mapping(ram_fd, int(reply.value["memory"])))
         self.counters = CounterPage(Mapping(counters_fd, COUNTERS_BYTES))
-        self._platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
+        self.platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
         upcall = await self.hyp.call("upcall_create")
         self.upcall = int(upcall.value["upcall"])
         self._wait = np.zeros(1, WAIT)
-        self._wait[0]["epoll"], self._wait[0]["platform"] = upcall.fds[0], self._platform.address
+        self._wait[0]["epoll"], self._wait[0]["platform"] = upcall.fds[0], self.platform.address
         self.wait = int(self._wait.ctypes.data)
         self.engine = Engine(self.process.name, upcall.fds[0])
 

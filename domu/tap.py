@@ -23,6 +23,7 @@ from domu.device import (
     rx_poll,
     rx_release,
     set_length,
+    sleep_for,
     tx_commit,
     tx_reserve,
 )
@@ -30,7 +31,7 @@ from hyp.abi.counters import DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.atomics import clock_ns, cpu_relax, record_view, sys_read, sys_write
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, sleep, wait_at
+from hyp.events import may_spin, wait_at
 from hyp.kernels import compiled, entry, i64
 
 if TYPE_CHECKING:
@@ -105,8 +106,9 @@ def _idle(t, d):
         return
     commit(t.counts, t.counts_shared)
     commit(d.counts, d.counts_shared)
-    if arm(t.device, RX | TX if t.full != 0 else RX) == 0 and mail_waiting(t.mailbox, t.mail) == 0:
-        sleep(wait, -1, d.counts)
+    what = RX | TX if t.full != 0 else RX
+    if arm(t.device, what) == 0 and mail_waiting(t.mailbox, t.mail) == 0:
+        sleep_for(d, what, -1)
     t.readable = 1
     t.idle_since = 0
 

@@ -23,6 +23,7 @@ from domu.device import (
     rx_poll,
     rx_release,
     set_length,
+    sleep_for,
     tx_commit,
     tx_pending,
     tx_reserve,
@@ -41,7 +42,7 @@ from hyp.atomics import (
 from hyp.control import Refused
 from hyp.counters import commit
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, new_eventfd, sleep, wait_at
+from hyp.events import may_spin, new_eventfd, wait_at
 from hyp.frames import (
     ETHERTYPE_WIRE,
     MIN_TEST_FRAME,
@@ -259,7 +260,7 @@ def _idle(p, d):
         return
     timeout = _time_left(p)
     if timeout != 0:
-        sleep(wait, timeout, d.counts)
+        sleep_for(d, what, timeout)
     p.idle_since = 0
 
 

@@ -154,7 +154,8 @@ class Devices:
     async def _authorize(self, domain: Domain) -> tuple[str, bool]:
         if self.toolstack is None:
             raise Refused("ENODEV", "Dom0's toolstack is gone")
-        reply = await self.toolstack.call("context_authorize", domid=domain.domid)
+        question = "emulation_authorize" if domain.device_model else "context_authorize"
+        reply = await self.toolstack.call(question, domid=domain.domid)
         return str(reply.value["mac"]), bool(reply.value["passthrough"])
 
     def _free_number(self, domain: Domain) -> int:

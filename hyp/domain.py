@@ -50,6 +50,7 @@ class Domain:
     contexts: dict[int, Context] = field(default_factory=dict)
     iommu: IommuTable | None = None
     dying: bool = False
+    device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/emulation.py); `domid` is its guest's
     _regions: dict[str, Region] = field(default_factory=dict)
     _next_key: int = 1
 

@@ -119,24 +119,41 @@ class GuestCalls:
 
     async def context_start(self, context: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int) -> None:
         """Set the queues' places (IOVA, in registered memory) and sizes; the NIC serves them from now on."""
-        domain, number = self.domain, self._context(context)
-        queues: dict[str, Any] = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq}
-        for name, size in (("sq_size", sq_size), ("rq_size", rq_size)):
-            integer(domain, name, size, MIN_QUEUE, MAX_QUEUE)
-            if size & (size - 1):
-                raise Refused("EINVAL", f"domain {domain.domid} ({domain.name}): {name} is {size}, not a power of two")
-        for name, addr in queues.items():
-            bytes_needed = 16 * (rq_size if name in ("rq", "rcq") else sq_size)
-            integer(domain, name, addr, 0, domain.memory - bytes_needed)
-            if addr % PAGE:
-                raise Refused("EINVAL", f"domain {domain.domid} ({domain.name}): {name} is not page-aligned")
-        await self.hv.devices.call("context_start", context=number, **queues, sq_size=sq_size, rq_size=rq_size)
+        queues = self._queues({"sq": sq, "scq": scq, "rq": rq, "rcq": rcq}, sq_size, rq_size)
+        await self.hv.devices.call("context_start", context=self._context(context), **queues)
 
     async def context_close(self, context: int) -> None:
         """Give a context back; returns when the NIC has let go of it."""
         await self.hv.devices.close_context(self.domain, self._context(context))
 
+    # -- an emulated device --
+
+    async def emulation_attach(
+        self, interrupts: int, answers: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int
+    ) -> Answer:
+        """An emulated NIC (hyp/abi/trap.py) with queues at guest-physical addresses, if Dom0's toolstack allows it.
+
+        fds: trap page (read-write), eventfd that signals a trap. `interrupts`, `answers`: upcalls for its interrupt and for
+        the answers to traps.
+        """
+        queues = self._queues({"sq": sq, "scq": scq, "rq": rq, "rcq": rcq}, sq_size, rq_size)
+        return await self.hv.emulation.attach(self.domain, self._upcall(interrupts), self._upcall(answers), queues)
+
     # -- checks --
+
+    def _queues(self, places: dict[str, Any], sq_size: Any, rq_size: Any) -> dict[str, Any]:
+        """Places and sizes of four queues: powers of two, page-aligned, within RAM."""
+        domain = self.domain
+        for name, size in (("sq_size", sq_size), ("rq_size", rq_size)):
+            integer(domain, name, size, MIN_QUEUE, MAX_QUEUE)
+            if size & (size - 1):
+                raise Refused("EINVAL", f"domain {domain.domid} ({domain.name}): {name} is {size}, not a power of two")
+        for name, addr in places.items():
+            bytes_needed = 16 * (rq_size if name in ("rq", "rcq") else sq_size)
+            integer(domain, name, addr, 0, domain.memory - bytes_needed)
+            if addr % PAGE:
+                raise Refused("EINVAL", f"domain {domain.domid} ({domain.name}): {name} is not page-aligned")
+        return {**places, "sq_size": sq_size, "rq_size": rq_size}
 
     def _upcall(self, index: Any) -> Upcall:
         return self.domain.upcalls[integer(self.domain, "upcall", index, 0, len(self.domain.upcalls) - 1)]

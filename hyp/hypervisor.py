@@ -11,10 +11,12 @@ from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
 from hyp.control import Channel, PeerGone, Refused, close_all
 from hyp.devices import Devices
 from hyp.domain import Domain
+from hyp.emulation import Emulation
 from hyp.events import EventChannels
 from hyp.grants import release_mapper
 from hyp.hypercalls import DeviceCalls, calls_for
 from hyp.memory import create_region
+from hyp.price import MAX_PRICE_NS, PRICES
 from hyp.process import Process, adopt_socket
 
 log = logging.getLogger(__name__)
@@ -34,11 +36,26 @@ class Hypervisor:
         self.platform.seal_writes()
         self._platform_page.words("<u8", GENERATION, 1)[0] = self.generation
         self.set_spin_limit(int(config["spin_limit_us"]))
+        self.set_price(**config.get("price", {}))
         self.devices = Devices(self.topology, self.backing, self._platform_page)
+        self.emulation = Emulation(self, self._platform_page, self._hold)
 
     def set_spin_limit(self, limit_us: int) -> None:
         """How long loops may spin, in µs; every loop reads it from the platform page."""
         self._platform_page.words("<u8", SPIN_LIMIT_NS, 1)[0] = limit_us * 1000
+
+    def set_price(self, **prices: int) -> dict[str, int]:
+        """Set some prices of the model, in ns (hyp/price.py); returns all as they are now. EINVAL if one is unknown or not sane."""
+        for name, price in prices.items():
+            if name not in PRICES or not isinstance(price, int) or isinstance(price, bool) or not 0 <= price <= MAX_PRICE_NS:
+                known = ", ".join(PRICES)
+                raise Refused("EINVAL", f"price {name} = {price!r}: prices are {known}, integers in [0, {MAX_PRICE_NS}]")
+        for name, price in prices.items():
+            self._platform_page.words("<u8", PRICES[name], 1)[0] = price
+        return {name: int(self._platform_page.words("<u8", offset, 1)[0]) for name, offset in PRICES.items()}
+
+    async def _hold(self, key: str, fd: int) -> None:
+        await self._process.console.call("hold", key=key, fds=[fd])
 
     async def domain_create(self, domid: int, name: str, memory: int, fds: list[int]) -> None:
         """Create a domain; fds: the hypervisor's end of its hypercall socket."""
@@ -62,7 +79,7 @@ class Hypervisor:
         elif domid == DOM0:
             self.devices.toolstack = domain.channel
         for key, fd in held.items():
-            await self._process.console.call("hold", key=key, fds=[fd])
+            await self._hold(key, fd)
 
     async def domain_destroy(self, domid: int) -> None:
         """End a domain that died: nothing of it stays reachable. The NIC's death is no domain's end but is noted here."""
@@ -72,6 +89,7 @@ class Hypervisor:
         domain.dying = True
         if domid == DOMID_NIC:
             self.devices.nic_gone()
+        await self.emulation.detach(domid)
         for number in list(domain.contexts):
             try:
                 await self.devices.close_context(domain, number)
@@ -106,8 +124,12 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)
     process.serve("domain_destroy", hypervisor.domain_destroy)
     process.serve("spin_limit", hypervisor.set_spin_limit)
+    process.serve("price", hypervisor.set_price)
+    process.serve("threads", hypervisor.emulation.threads)
+    process.serve("pin", hypervisor.emulation.pin)
     process.ready()
     await process.stopped.wait()
+    await hypervisor.emulation.stop()
     for domain in hypervisor.domains.values():
         domain.close()
     hypervisor.platform.close()

@@ -58,15 +58,22 @@ async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int) 
     return pair
 
 
+def place_queues(ram: Ram, record: Any) -> dict[str, int]:
+    """Find room for the four queues of a QP record, enter their addresses in it; returns their guest-physical addresses."""
+    places = {}
+    for name, size in (("sq", DESC_BYTES), ("scq", CQE_BYTES), ("rq", DESC_BYTES), ("rcq", CQE_BYTES)):
+        places[name] = ram.allocate(size * int(record["sq_size"]))
+        record[name] = ram.address + places[name]
+    return places
+
+
 async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair, *, registers: bool = True) -> None:
     """Place the queues in RAM, register them (unless the context is passed through), and let the NIC serve them."""
     record = pair.record[0]
-    places: dict[str, Any] = {}
-    for name, size in (("sq", DESC_BYTES), ("scq", CQE_BYTES), ("rq", DESC_BYTES), ("rcq", CQE_BYTES)):
-        length = size * int(record["sq_size"])
-        places[name] = ram.allocate(length)
-        record[name] = ram.address + places[name]
-        if registers:
-            await register(hyp, places[name], length, writable=name.endswith("cq"))
+    places: dict[str, Any] = place_queues(ram, record)
+    if registers:
+        for name, gpa in places.items():
+            length = (CQE_BYTES if name.endswith("cq") else DESC_BYTES) * int(record["sq_size"])
+            await register(hyp, gpa, length, writable=name.endswith("cq"))
     sizes: dict[str, Any] = {"sq_size": int(record["sq_size"]), "rq_size": int(record["rq_size"])}
     await hyp.call("context_start", context=pair.context, **places, **sizes)

@@ -29,7 +29,9 @@ from hyp.topology_tables import (
     Dom0,
     Guest,
     Memory,
+    Model,
     Nic,
+    Price,
     Spin,
     Table,
     Topology,
@@ -182,11 +184,14 @@ def _read(file: str, stem: str, data: dict[str, Any], paths: Collection[str]) ->
     for index, table in enumerate(load_tables):
         if workload := reader.table(Workload, table, f"workload[{index}]"):
             loads[index] = workload
+    model = data.get("model", {})
+    price = reader.table(Price, model.get("price", {}), "model.price") if isinstance(model, dict) else None
     parts = {
         "memory": reader.table(Memory, data.get("memory", {}), "memory"),
         "nic": reader.table(Nic, {**nic, "wire": wire} if isinstance(nic, dict) else nic, "nic"),
         "dom0": reader.table(Dom0, data.get("dom0", {}), "dom0"),
         "spin": reader.table(Spin, data.get("spin", {}), "spin"),
+        "model": reader.table(Model, {**model, "price": price or Price()} if isinstance(model, dict) else model, "model"),
     }
     _check_guests(reader, guest_tables, wire)
     _check_workloads(reader, load_tables, guest_tables)

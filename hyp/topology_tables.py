@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic import ValidationInfo as Info
 
-PATHS: Final = ("native", "bypass", "split")
+PATHS: Final = ("native", "bypass", "split", "trapped")
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
 
@@ -37,6 +37,8 @@ MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far fro
 DOMAIN_OVERHEAD: Final = 512 * KIB  # doorbells, grant table and use counts, counters, checkpoints, rings
 ENGINE_OVERHEAD: Final = 2 * MIB  # rings between engines, epoch and checkpoint pages, counters
 BASE_OVERHEAD: Final = 2 * MIB  # platform page, domain table, the processes' own counters
+EMULATION_PAGES: Final = 16  # of a trapped guest's device model, beside what it has per descriptor of a queue:
+EMULATION_SLOT: Final = 4 * 16 + 4160 + 2112  # four queue entries, a send and a receive buffer
 TABLE_BYTES_PER_PAGE: Final = 16  # an IOMMU table entry and a hold count for each page of RAM
 
 _SIZE = re.compile(r"(\d{1,15}) ?(KiB|MiB|GiB)")
@@ -132,6 +134,7 @@ def _power_of_two(value: int) -> int:
 Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
+PriceNs = Annotated[int, Field(ge=0, le=10**6)]
 Frame = Annotated[int, Field(ge=MIN_FRAME, le=MAX_FRAME)]
 
 
@@ -195,6 +198,21 @@ class Spin(Table):
     """``[spin]``: how long a loop may look for work before it sleeps, in microseconds."""
 
     limit_us: Annotated[int | Literal["auto"], BeforeValidator(_spin)] = "auto"
+
+
+class Price(Table):
+    """``[model] price``: what operations cost in addition, in nanoseconds, so that a lab can be calibrated."""
+
+    hypercall_ns: PriceNs = 0
+    trap_ns: PriceNs = 0
+    grant_map_ns: PriceNs = 0
+    event_ns: PriceNs = 0
+
+
+class Model(Table):
+    """``[model]``"""
+
+    price: Price = Price()
 
 
 class Guest(Table):
@@ -262,6 +280,7 @@ class Topology(Table):
     nic: Nic = Nic()
     dom0: Dom0 = Dom0()
     spin: Spin = Spin()
+    model: Model = Model()
     guests: tuple[Guest, ...] = Field(alias="guest")
     workloads: tuple[Workload, ...] = Field(alias="workload")
     _file: str = PrivateAttr(default="topology")
@@ -278,6 +297,8 @@ class Topology(Table):
     def shared_memory_bytes(self) -> int:
         """About how many bytes of shared memory it needs: all RAM and what goes with it. Rather too many."""
         ram = [self.dom0.memory, *(guest.memory for guest in self.guests)]
+        trapped = sum(guest.path == "trapped" for guest in self.guests)
+        ram += trapped * [EMULATION_PAGES * PAGE + self.nic.queue * EMULATION_SLOT]  # their device models
         tables = sum(-(-size // PAGE) * TABLE_BYTES_PER_PAGE for size in ram)
         engines = self.nic.engines + 1  # and Dom0's
         return sum(ram) + tables + len(ram) * DOMAIN_OVERHEAD + engines * ENGINE_OVERHEAD + BASE_OVERHEAD

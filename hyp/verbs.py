@@ -1,7 +1,8 @@
 """The driver's half of the NIC's queues (hyp/abi/nic.py), named as people who do kernel bypass name it: post, poll, arm.
 
-Used by the guest's bypass front end and by Dom0's native driver alike. All state in the QP record is private;
-what the device may read is written to RAM and to the doorbell page, an index once a batch.
+Used by the guest's bypass and trapped front ends, by Dom0's native driver and by the hypervisor's device model alike. All
+state in the QP record is private; what the device may read is written to RAM and to the doorbell page, an index once a
+batch. Where the device is emulated (`trap` is set) there is no doorbell page: each write to a register traps.
 """
 
 from typing import Any
@@ -26,6 +27,7 @@ from hyp.atomics import (
 )
 from hyp.counters import count
 from hyp.kernels import compiled
+from hyp.trap import write_register
 
 QP = np.dtype(
     [
@@ -47,6 +49,9 @@ QP = np.dtype(
         ("rq_rung", "i8"),
         ("rcq_cons", "i8"),
         ("counts", "i8"),  # private counters row
+        ("trap", "i8"),  # a VCPU record (hyp/trap.py) if the device is emulated; 0: it is real
+        ("scq_armed", "i8"),  # emulated device: last value written to the register, so that it is not written twice
+        ("rcq_armed", "i8"),
     ]
 )
 """A queue pair with its completion queues. Sizes are powers of two; indices run free modulo 2^32."""
@@ -76,8 +81,19 @@ def post_send(q: Any, iova: int, length: int, flags: int) -> None:
 
 
 @compiled
+def _publish(q: Any, prod_offset: int, new: int) -> None:
+    """Let the device see a producer index; a register write, which traps, if the device is emulated."""
+    if q.trap != 0:
+        write_register(q.trap, prod_offset, new)
+    else:
+        store32_release(q.doorbell + prod_offset, new)
+
+
+@compiled
 def _tell(q: Any, event_offset: int, old: int, new: int) -> None:
     """Notify the device if the producer index that was published passed what it waits for on its way from old to new (hold-off)."""
+    if q.trap != 0:
+        return  # the trap has told the device model
     full_fence()
     if u32_sub(new, load32_once(q.doorbell + event_offset)) < u32_sub(new, old):
         notify(q.doorbell_fd)
@@ -90,7 +106,7 @@ def _tell(q: Any, event_offset: int, old: int, new: int) -> None:
 def publish_sends(q: Any) -> None:
     """Let the device see everything posted without waking it: several batches may share a wake-up. `tell_sends` must follow."""
     if q.sq_prod != q.sq_rung:
-        store32_release(q.doorbell + SQ_PROD, q.sq_prod)
+        _publish(q, SQ_PROD, q.sq_prod)
         q.sq_rung = q.sq_prod
 
 
@@ -149,7 +165,12 @@ def completions_due(q: Any) -> int:
 @compiled
 def arm_sends(q: Any, ahead: int = 1) -> None:
     """Ask for a notification of the `ahead`-th send completion from now; the caller fences and looks again."""
-    store32_once(q.doorbell + SCQ_EVENT, u32_add(q.scq_cons, ahead))
+    event = u32_add(q.scq_cons, ahead)
+    if q.trap == 0:
+        store32_once(q.doorbell + SCQ_EVENT, event)
+    elif event != q.scq_armed:
+        q.scq_armed = event
+        write_register(q.trap, SCQ_EVENT, event)
 
 
 @compiled
@@ -174,7 +195,7 @@ def post_receive(q: Any, iova: int, length: int) -> None:
 def ring_receives(q: Any) -> None:
     """Make the buffers posted visible to the device."""
     if q.rq_prod != q.rq_rung:
-        store32_release(q.doorbell + RQ_PROD, q.rq_prod)
+        _publish(q, RQ_PROD, q.rq_prod)
         _tell(q, RQ_EVENT, q.rq_rung, q.rq_prod)
         q.rq_rung = q.rq_prod
 
@@ -199,7 +220,12 @@ def consume_receives(q: Any, n: int) -> None:
 @compiled
 def arm_receives(q: Any) -> None:
     """Ask for a notification of the next receive completion; the caller fences and looks again."""
-    store32_once(q.doorbell + RCQ_EVENT, u32_add(q.rcq_cons, 1))
+    event = u32_add(q.rcq_cons, 1)
+    if q.trap == 0:
+        store32_once(q.doorbell + RCQ_EVENT, event)
+    elif event != q.rcq_armed:
+        q.rcq_armed = event
+        write_register(q.trap, RCQ_EVENT, event)
 
 
 @compiled

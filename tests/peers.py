@@ -658,6 +658,8 @@ class Bench:
                     end.close()
 
     async def _stop(self) -> None:
+        if hasattr(self, "hypervisor"):
+            await self.hypervisor.emulation.stop()
         if self.pid is not None:
             os.kill(self.pid, 9)
         elif hasattr(self, "nic"):
@@ -693,7 +695,9 @@ class Bench:
     async def _domain(self, domid: int, name: str, memory: int) -> Guest:
         near, far = socketpair()
         await self.hypervisor.domain_create(domid, name, memory, [near.detach()])
-        toolstack = {"context_authorize": self._authorize, "domain_gone": lambda domid: None}
+        toolstack = {
+            "context_authorize": self._authorize, "emulation_authorize": self._authorize, "domain_gone": lambda domid: None,
+        }  # fmt: skip
         hyp = Channel(far, toolstack if domid == DOM0 else {}, name="the hypervisor")
         ram, *others = (await hyp.call("domain_info")).fds
         upcall = await hyp.call("upcall_create")

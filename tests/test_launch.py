@@ -63,7 +63,9 @@ def test_run_writes_a_record_per_workload(tmp_path: Path) -> None:
     ]  # fmt: skip
     for record in records:
         assert record.keys() >= FIELDS
-        assert record["per_frame"].keys() == {"dom0_frames", "copies", "notifications", "hypercalls", "wakeups"}
+        assert record["per_frame"].keys() == {
+            "dom0_frames", "vmm_frames", "copies", "notifications", "hypercalls", "traps", "wakeups",
+        }  # fmt: skip
         assert (record["rtt_us"] is not None) == (record["workload"] == "rr")
     assert left_behind(unique("json")) == []
 

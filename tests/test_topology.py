@@ -60,6 +60,7 @@ def test_defaults(tmp_path: Path) -> None:
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300},
         "spin": {"limit_us": "auto"},
+        "model": {"price": {"hypercall_ns": 0, "trap_ns": 0, "grant_map_ns": 0, "event_ns": 0}},
         "guest": [
             {
                 "name": "anna",
@@ -176,8 +177,8 @@ def test_demo_gives_both_paths_the_same_traffic() -> None:
 def test_manual_has_every_key() -> None:
     manual = (ROOT / "docs/topology.md").read_text()
     tables = topology_tables
-    models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Guest, tables.Workload)
-    for model in models:
+    models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Model, tables.Price)
+    for model in (*models, tables.Guest, tables.Workload):
         for name, field in model.model_fields.items():
             key = field.alias or name
             assert f"`{key}`" in manual or f"[nic.{key}]" in manual, f"{model.__name__}.{key}"
@@ -201,7 +202,7 @@ ONE_KEY = [
     ('name = "lab\\n"', "name", "is not a name"),
     ("name = 1", "name", "must be a valid string, not 1"),
     ("nam = 1", "nam", "is not a key (did you mean 'name'?)"),
-    ("zzz = 1", "zzz", "is not a key; there are name, memory, nic, dom0, spin, guest, workload"),
+    ("zzz = 1", "zzz", "is not a key; there are name, memory, nic, dom0, spin, model, guest, workload"),
     ('file = "other.toml"', "file", "is not a key"),
     ("[[guests]]", "guests", "is not a key (did you mean 'guest'?)"),
     ("memory = 3", "memory", "must be a table ([memory]), not 3"),

@@ -157,7 +157,7 @@ def arm(device: int, what: int) -> int:
 
 
 @entry(void(i64))
-def _post_all_buffers(device: int) -> None:
+def post_all_buffers(device: int) -> None:
     """Give the whole receive pool to the NIC."""
     b = _bypass_at(device_at(device).front)
     q = qp_at(b.qp)
@@ -171,11 +171,11 @@ OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, 
 
 async def connect(guest: "Guest") -> Device:
     """Open a context, register pools, post all receive buffers, start."""
-    return await connect_context(guest, registers=True)
+    return await connect_context(guest, native=False)
 
 
-async def connect_context(guest: "Guest", *, registers: bool) -> Device:
-    """`connect`; without `registers` the device needs no registration to reach the guest's RAM (domu/frontends/native.py)."""
+async def connect_context(guest: "Guest", *, native: bool) -> Device:
+    """`connect`; a `native` context needs no registration to reach RAM, and no hypervisor delivers its interrupts."""
     entries = int(guest.config["queue"])
     counts = guest.counters.row("device")
     pair = await open_queue_pair(guest.hyp, guest.upcall, entries, counts[0])
@@ -184,10 +184,12 @@ async def connect_context(guest: "Guest", *, registers: bool) -> Device:
     record["qp"], record["ram"] = pair.address, guest.ram.address
     for name, writable in (("tx_pool", False), ("rx_pool", True)):
         record[name] = guest.ram.allocate(entries * BUFFER)
-        if registers:
+        if not native:
             await register(guest.hyp, int(record[name]), entries * BUFFER, writable=writable)
-    await start_queue_pair(guest.hyp, guest.ram, pair, registers=registers)
+    await start_queue_pair(guest.hyp, guest.ram, pair, registers=not native)
     device = new_device(OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), BUFFER, counts, guest.wait)
     device.keep += [pair, front]
-    _post_all_buffers(device.address)
+    if not native:  # Xen delivers its interrupts as events
+        device.record[0]["interrupts"] = pair.address
+    post_all_buffers(device.address)
     return device

@@ -38,11 +38,14 @@ from hyp.abi.counters import (
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.nic import mac_to_int
+from hyp.abi.platform import EVENT_NS
 from hyp.atomics import load16_once, load64, load64_once, notify, record_view, store32, store64
 from hyp.counters import commit, count
+from hyp.events import wait_at
 from hyp.grants import end_access, grant_access
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
+from hyp.price import pay
 from hyp.process import adopt_socket
 from hyp.ring import (
     PROTOCOL_FAULT,
@@ -178,6 +181,7 @@ def tx_commit(device: int, n: int) -> int:
 def _tell(d, f, due):
     if due:
         notify(f.event_fd)
+        pay(wait_at(d.wait).platform, EVENT_NS)
         count(d.counts, NOTIFICATIONS, 1)
     else:
         count(d.counts, SUPPRESSED, 1)

@@ -34,7 +34,7 @@ class Count(IntEnum):
     SUPPRESSED = 7  # batches published whose reader had not asked for a notification
     WAKEUPS = 8  # sleeps ended by an event
     HYPERCALLS = 9  # system calls in the place of hypercalls, one per batch
-    TRAPS = 10
+    TRAPS = 10  # writes to registers of an emulated device; by the guest that made them, and by the hypervisor
     BATCHES = 11
     REPLICATED = 12  # extra copies of a frame made by flooding
     PAUSES = 13  # a sending queue began to wait for a full receiver
@@ -57,6 +57,7 @@ class Count(IntEnum):
     DUPLICATED = 30  # receiver: sequence number seen twice
     CHECKED = 31  # receiver: frames whose whole payload was checksummed
     FOREIGN = 32  # receiver: frames that are not of the test
+    TRAP_NS = 33  # time that a guest stood still for its traps
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -73,6 +74,7 @@ NOTIFICATIONS: Final = int(Count.NOTIFICATIONS)
 SUPPRESSED: Final = int(Count.SUPPRESSED)
 WAKEUPS: Final = int(Count.WAKEUPS)
 HYPERCALLS: Final = int(Count.HYPERCALLS)
+TRAPS: Final = int(Count.TRAPS)
 BATCHES: Final = int(Count.BATCHES)
 REPLICATED: Final = int(Count.REPLICATED)
 PAUSES: Final = int(Count.PAUSES)
@@ -95,6 +97,7 @@ CORRUPT: Final = int(Count.CORRUPT)
 DUPLICATED: Final = int(Count.DUPLICATED)
 CHECKED: Final = int(Count.CHECKED)
 FOREIGN: Final = int(Count.FOREIGN)
+TRAP_NS: Final = int(Count.TRAP_NS)
 
 
 def read_rows(page: Any) -> dict[str, dict[str, int]]:

@@ -5,6 +5,10 @@
      0 u64 generation          counts the hypervisor's starts
     64 u64 spin_limit_ns       longest a loop may spin before it sleeps; 0 when loops outnumber cores. A hint
    128 u64 shootdown_request   counts shootdowns an engine has not been past yet (see hyp/iommu.py); release
+   192 u64 hypercall_ns        prices of the model (see hyp/price.py): what an operation costs in addition. Hints
+   200 u64 trap_ns
+   208 u64 grant_map_ns
+   216 u64 event_ns
 
 *Engine page*, one per NIC engine: written by that engine alone, mapped read-only by the hypervisor::
 
@@ -23,6 +27,10 @@ from hyp.abi.nic import CONTEXTS, PAGE
 GENERATION: Final = 0
 SPIN_LIMIT_NS: Final = 64
 SHOOTDOWN_REQUEST: Final = 128
+HYPERCALL_NS: Final = 192
+TRAP_NS: Final = 200
+GRANT_MAP_NS: Final = 208
+EVENT_NS: Final = 216
 PLATFORM_BYTES: Final = PAGE
 
 EPOCH: Final = 0
