@@ -83,7 +83,8 @@ def _records(run: Row) -> Iterator[tuple[Key, Row]]:
     for name, benchmark in run["benchmarks"].items():
         for record in benchmark.get("records", []):
             if record.get("regime") is not None:
-                direction, frame, cores = (str(record.get(part, "")) for part in POINT)
+                direction, frame, *rest = (str(record.get(part) or "") for part in POINT)
+                cores = " ".join(part for part in rest if part)
                 yield (name, who(record)[1], direction, frame, cores, str(record["regime"])), record
 
 

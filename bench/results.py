@@ -12,7 +12,7 @@ from bench.method import Samples
 
 VERSION = 1
 WHO = ("path", "peer", "floor")  # a record has one of these: whose figures it holds
-POINT = ("direction", "frame", "cores")  # where they were measured
+POINT = ("direction", "frame", "cores", "payload", "ring")  # where they were measured
 
 MARKS = {"met": "✓", "missed": "✗", "undecided": "?", "no figure": "–"}
 """Verdicts of claims, and a sign for each: colour alone would not do."""

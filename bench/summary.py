@@ -35,14 +35,16 @@ def claim_line(claim: Row) -> str:
 def _figures_table(records: Sequence[Row]) -> Table:
     names = list(dict.fromkeys(name for record in records for name in figures(record)))
     table = Table(header_style="bold", pad_edge=False, box=None)
-    for title in ("contender", "direction", "B", "cores", "regime", "n"):
-        table.add_column(title, justify="right" if title in ("B", "n") else "left", no_wrap=True)
+    titles = {"frame": "B"}
+    present = [part for part in POINT if any(record.get(part) is not None for record in records)]
+    for title in ("contender", *(titles.get(part, part) for part in present), "regime", "n"):
+        table.add_column(title, justify="right" if title in ("B", "n", "ring") else "left", no_wrap=True)
     for name in names:
         table.add_column(Text(f"{metric(name).label}\n{metric(name).unit}"), justify="right")
     table.add_column("checked", justify="right")
     for record in records:
         have, checked = figures(record), record.get("checksummed")
-        point = [str(record.get(part) if record.get(part) is not None else "–") for part in POINT]
+        point = [str(record.get(part) if record.get(part) is not None else "–") for part in present]
         cells = [who(record)[1], *point, str(record["regime"] or "–"), str(record["n"])]
         cells += [_with_interval(have[name]) if name in have else "–" for name in names]
         table.add_row(*map(Text, cells), Text("–" if checked is None else f"{checked:.0%}"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.accounting import Usage, spent, usages
 from bench.lab import CounterReader, Lab, spin_limit_us
-from bench.ledger import Snapshot, difference, drops, faults, per_frame, trap_ns, unbalanced
+from bench.ledger import Snapshot, difference, drops, faults, per_frame, total, trap_ns, unbalanced
 from hyp.frames import HEADER_ONLY
 
 WIRE = "wire"
@@ -42,6 +42,7 @@ class Runner:
     def __init__(self, lab: Lab, counters: CounterReader, pids: dict[str, int]) -> None:
         self.lab, self._counters, self.pids = lab, counters, pids
         self.cpus = sorted(os.sched_getaffinity(0))
+        self.spin_us: int | None = None  # None: by the number of loops
         self._pinned: dict[str, list[int]] = {}
         self._streams = itertools.cycle(range(1, HEADER_ONLY))
         self._price: dict[str, int] = {}  # as of the last `prepare`
@@ -105,7 +106,8 @@ class Runner:
         engines = lab.topology["nic"]["engines"]
         loops = len(peers) + engines + len(between)
         self._price = await lab.call("hyp", "price")
-        await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(lab.topology["spin"]["limit_us"], loops, len(self.cpus)))
+        setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
+        await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(setting, loops, len(self.cpus)))
         await self._place([*peers[:1], *between, "nic", *peers[1:]], loops <= len(self.cpus) and engines == 1)
         if WIRE in (load["from"], load["to"]):
             await lab.call("nic", "wire_mode", mode="reflect" if load["kind"] == "rr" else "sink")
@@ -199,6 +201,7 @@ class Runner:
             "gbps": moved * load["frame"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
             "rtt_us": report.get("rtt_us"),
             "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
+            "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
             "per_frame": per_frame(counted, moved), "trap_ns": trap_ns(counted),
             "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
             "checksummed": counted_checks(counted, moved), "drops": named,

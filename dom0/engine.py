@@ -32,7 +32,7 @@ from hyp.abi.platform import EVENT_NS
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, sleep, wait_at
+from hyp.events import end_spin, may_spin, sleep, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.price import pay
 from hyp.ring import arm_requests, ring_at
@@ -282,7 +282,7 @@ def _idle(e):
         asked = timeout >= 0 or e.free_count < STAGE  # for sends; `_arm` did
         if sleep(wait, timeout, e.counts) > 0 and (receives_completed(q) or (asked and sends_completed(q))):
             pay(wait.platform, EVENT_NS)  # the NIC's interrupt; what guests sent has been paid for
-    e.idle_since = 0
+    end_spin(e, e.counts)
 
 
 @entry(i64(i64))
@@ -296,7 +296,7 @@ def run(address: int) -> int:
             break
         if _round(e) > 0:
             rounds += 1
-            e.idle_since = 0
+            end_spin(e, e.counts)
             _tell_guests(e, False)
             _publish(e)
         else:

@@ -31,7 +31,7 @@ from hyp.abi.counters import DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.atomics import clock_ns, cpu_relax, record_view, sys_read, sys_write
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, wait_at
+from hyp.events import end_spin, may_spin, wait_at
 from hyp.kernels import compiled, entry, i64
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _idle(t, d):
     if arm(t.device, what) == 0 and mail_waiting(t.mailbox, t.mail) == 0:
         sleep_for(d, what, -1)
     t.readable = 1
-    t.idle_since = 0
+    end_spin(t, d.counts)
 
 
 @entry(i64(i64))
@@ -132,7 +132,7 @@ def run(address: int) -> int:
         if received < 0 or sent < 0:
             result = FAILED
         elif received + sent > 0:
-            t.idle_since = 0
+            end_spin(t, d.counts)
         else:
             _idle(t, d)
     commit(t.counts, t.counts_shared)

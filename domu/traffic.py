@@ -42,7 +42,7 @@ from hyp.atomics import (
 from hyp.control import Refused
 from hyp.counters import commit
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, new_eventfd, wait_at
+from hyp.events import end_spin, may_spin, new_eventfd, wait_at
 from hyp.frames import (
     ETHERTYPE_WIRE,
     MIN_TEST_FRAME,
@@ -261,7 +261,7 @@ def _idle(p, d):
     timeout = _time_left(p)
     if timeout != 0:
         sleep_for(d, what, timeout)
-    p.idle_since = 0
+    end_spin(p, d.counts)
 
 
 @entry(i64(i64))
@@ -276,7 +276,7 @@ def run(address: int) -> int:
         p.now = clock_ns()
         moved = _work(p, d)
         if moved > 0:
-            p.idle_since = 0
+            end_spin(p, d.counts)
         elif moved == 0:
             _idle(p, d)
         else:

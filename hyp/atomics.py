@@ -138,17 +138,23 @@ def copy32(typing_context, destination, source):
     return void(i64, i64), generate
 
 
-@intrinsic
-def prefetch(typing_context, addr):
-    """Hint that the cache line at `addr` will be read soon. Any address will do: a hint does not fault."""
+def _prefetch(write: int) -> Any:
+    @intrinsic
+    def hint(typing_context, addr):
+        def generate(context, builder, signature, args):
+            signature = ir.FunctionType(ir.VoidType(), [_PTR, _I32, _I32, _I32])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [_PTR], signature)
+            builder.call(function, [builder.inttoptr(args[0], _PTR), _I32(write), _I32(3), _I32(1)])
+            return context.get_dummy_value()
 
-    def generate(context, builder, signature, args):
-        signature = ir.FunctionType(ir.VoidType(), [_PTR, _I32, _I32, _I32])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [_PTR], signature)
-        builder.call(function, [builder.inttoptr(args[0], _PTR), _I32(0), _I32(3), _I32(1)])
-        return context.get_dummy_value()
+        return void(i64), generate
 
-    return void(i64), generate
+    return hint
+
+
+prefetch, prefetch_for_write = (_prefetch(write) for write in (0, 1))
+"""Hints that the cache line at an address will be read, or written, soon. A batch of lines then comes from the other side's cache in
+parallel; loads, and stores, which retire in order, would fetch one after the other. Any address will do: a hint does not fault."""
 
 
 @intrinsic

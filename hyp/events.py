@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hyp.abi.counters import WAKEUPS
+from hyp.abi.counters import SPIN_NS, WAKEUPS
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import clock_ns, epoll_sleep, load64_once, record_view
 from hyp.counters import count
@@ -37,6 +37,14 @@ def may_spin(wait):
     """How long, in ns, the loop should look for work before it sleeps. 0: not at all."""
     limit = load64_once(wait.platform + SPIN_LIMIT_NS)
     return min(wait.spin_ns, limit)
+
+
+@compiled
+def end_spin(loop, counts):
+    """A loop that looked for work since `loop.idle_since` found it, or goes to sleep: count the time as spun."""
+    if loop.idle_since != 0:
+        count(counts, SPIN_NS, loop.now - loop.idle_since)
+        loop.idle_since = 0
 
 
 @compiled

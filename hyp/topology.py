@@ -41,7 +41,7 @@ from hyp.topology_tables import (
     suggest,
 )
 
-__all__ = ["PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "derived_mac", "load"]
+__all__ = ["PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "derived_mac", "load", "parse"]
 
 
 class TopologyError(Exception):
@@ -218,6 +218,11 @@ def load(path: str | Path, paths: Collection[str] = PATHS) -> Topology:
     except (ValueError, RecursionError) as error:  # syntax, encoding, a number or nesting without end
         raise TopologyError(str(path), [("", f"is not a TOML file: {error}")]) from error
     return _read(str(path), path.stem, data, paths)
+
+
+def parse(data: dict[str, Any], paths: Collection[str] = PATHS) -> Topology:
+    """A topology given as plain tables, as a TOML file would hold them; `data` has a name. TopologyError lists every problem."""
+    return _read(str(data.get("name")), "", data, paths)
 
 
 # --- is the machine large enough? ------------------------------------------------------------------------------------

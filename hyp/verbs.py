@@ -18,6 +18,7 @@ from hyp.atomics import (
     load64_acquire,
     load64_once,
     notify,
+    prefetch_for_write,
     record_view,
     store32_once,
     store32_release,
@@ -78,6 +79,13 @@ def post_send(q: Any, iova: int, length: int, flags: int) -> None:
     q.sq_prod = u32_add(q.sq_prod, 1)
     if flags & DESC_SIGNALED:
         q.signaled = u32_add(q.signaled, 1)
+
+
+@compiled
+def prefetch_sends(q: Any, n: int) -> None:
+    """Have the lines of the next `n` descriptors ready to be written."""
+    for k in range(0, n, 64 // DESC_BYTES):
+        prefetch_for_write(q.sq + ((q.sq_prod + k) & (q.sq_size - 1)) * DESC_BYTES)
 
 
 @compiled

@@ -71,7 +71,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, sleep, wait_at
+from hyp.events import end_spin, may_spin, sleep, wait_at
 from hyp.kernels import compiled, entry, i64, void
 from hyp.price import pay
 from hyp.verbs import (
@@ -435,7 +435,7 @@ def _idle(v):
     if not _arm(v):
         sleep(wait, -1, v.counts)
         commit(v.counts, v.counts_shared)
-    v.idle_since = 0
+    end_spin(v, v.counts)
 
 
 @compiled
@@ -492,7 +492,7 @@ def run(address: int) -> int:
             break
         if _round(v) > 0:
             rounds += 1
-            v.idle_since = 0
+            end_spin(v, v.counts)
         else:
             _idle(v)
     commit(v.counts, v.counts_shared)

@@ -29,7 +29,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
-from hyp.events import may_spin, sleep, wait_at
+from hyp.events import end_spin, may_spin, sleep, wait_at
 from hyp.kernels import compiled, entry, i64
 from nic.crossing import (
     CONS,
@@ -321,7 +321,7 @@ def _idle(e):
     full_fence()
     _heed_shootdown(e)
     sleep(wait, timeout, e.counts)
-    e.idle_since = 0
+    end_spin(e, e.counts)
 
 
 @compiled
@@ -351,7 +351,7 @@ def run(address: int) -> int:
             break
         if _round(e) > 0:
             batches += 1
-            e.idle_since = 0
+            end_spin(e, e.counts)
             _publish(e, False)
         else:
             if e.dirty_count > 0:

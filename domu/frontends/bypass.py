@@ -23,7 +23,7 @@ from domu.device import (
 )
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import DESC_SIGNALED, STATUS_OK, mac_to_int
-from hyp.atomics import full_fence, record_view, u32_sub
+from hyp.atomics import full_fence, prefetch_for_write, record_view, u32_sub
 from hyp.counters import commit, count
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.ram import open_queue_pair, register, start_queue_pair
@@ -36,6 +36,7 @@ from hyp.verbs import (
     poll_sends,
     post_receive,
     post_send,
+    prefetch_sends,
     qp_at,
     receives_completed,
     ring_receives,
@@ -77,7 +78,10 @@ def tx_reserve(device: int, want: int) -> int:
         room = send_room(q)
     n = min(room, want)
     for k in range(n):
-        set_frame(d.tx, k, b.ram + _buffer(b.tx_pool, q.sq_prod + k, q.sq_size), 0)
+        addr = b.ram + _buffer(b.tx_pool, q.sq_prod + k, q.sq_size)
+        prefetch_for_write(addr)  # the NIC has read it last
+        set_frame(d.tx, k, addr, 0)
+    prefetch_sends(q, n)
     return n
 
 

@@ -58,6 +58,7 @@ class Count(IntEnum):
     CHECKED = 31  # receiver: frames whose whole payload was checksummed
     FOREIGN = 32  # receiver: frames that are not of the test
     TRAP_NS = 33  # time that a guest stood still for its traps
+    SPIN_NS = 34  # time that a loop looked for work in vain
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -98,6 +99,7 @@ DUPLICATED: Final = int(Count.DUPLICATED)
 CHECKED: Final = int(Count.CHECKED)
 FOREIGN: Final = int(Count.FOREIGN)
 TRAP_NS: Final = int(Count.TRAP_NS)
+SPIN_NS: Final = int(Count.SPIN_NS)
 
 
 def read_rows(page: Any) -> dict[str, dict[str, int]]:
