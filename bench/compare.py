@@ -15,7 +15,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bench.results import POINT, Row, figures, metric, short, span, who
+from bench.results import LESS_COMMON, Row, figures, metric, short, span, who
 
 CANT_TELL = "can't be told"
 SAME_MACHINE = (
@@ -83,7 +83,7 @@ def _records(run: Row) -> Iterator[tuple[Key, Row]]:
     for name, benchmark in run["benchmarks"].items():
         for record in benchmark.get("records", []):
             if record.get("regime") is not None:
-                direction, frame, *rest = (str(record.get(part) or "") for part in POINT)
+                direction, frame, *rest = (str(record.get(part) or "") for part in ("direction", "frame", *LESS_COMMON))
                 cores = " ".join(part for part in rest if part)
                 yield (name, who(record)[1], direction, frame, cores, str(record["regime"])), record
 

@@ -244,9 +244,8 @@ def _flat(values: Row, prefix: str = "") -> Iterable[tuple[str, str]]:
 
 def _point_heads(rows: Sequence[Row]) -> list[str | tuple[str, str]]:
     """Direction, frame size and cores, where any row has them."""
-    heads: dict[str, str | tuple[str, str]] = {
-        "direction": "Direction", "frame": ("Frame", "B"), "cores": "Cores", "payload": "Payload", "ring": "Ring",
-    }  # fmt: skip
+    heads: dict[str, str | tuple[str, str]] = {part: part.capitalize() for part in POINT}
+    heads["frame"] = ("Frame", "B")
     return [heads[part] for part in POINT if any(row.get(part) is not None for row in rows)]
 
 

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 from bench.accounting import Usage, spent, usages
@@ -27,9 +27,6 @@ SHARED_LOOPS = {"split": "dom0", "trapped": "hyp"}
 
 Workload = dict[str, Any]
 """``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
-
-
-Job = Callable[[Workload, int], Awaitable[dict[str, Any]]]
 
 
 class WorkloadError(Exception):
@@ -59,49 +56,51 @@ class Runner:
         paths = {self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE}
         return "-".join(sorted(paths))
 
-    async def run(self, load: Workload) -> dict[str, Any]:
-        """Prepare and measure one workload; returns its record. WorkloadError if it cannot be run."""
-        await self.prepare(load)
-        return await self.measure(load)
+    async def run(self, *loads: Workload) -> dict[str, Any]:
+        """Prepare and measure a workload, or several streams at a time; returns the record. WorkloadError if that fails."""
+        await self.prepare(*loads)
+        return await self.measure(*loads)
 
-    async def measure(self, load: Workload) -> dict[str, Any]:
-        """Run a workload that was prepared. Neither Dom0 nor the hypervisor is asked for anything."""
-        name = describe(load)
+    async def measure(self, *loads: Workload) -> dict[str, Any]:
+        """Run what was prepared. Neither Dom0 nor the hypervisor is asked for anything."""
+        load, name = loads[0], describe(loads[0])
         before, used, start = await self._settled(), usages(self.pids), time.monotonic()
-        stream = next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
         limit = (load["seconds"] or 60.0) + MARGIN_S
         try:
             async with asyncio.timeout(limit):
-                report = await self._unless_death(load, self._round_trips if load["kind"] == "rr" else self._stream, stream)
+                reports = await self._unless_death(loads)
         except TimeoutError:
             raise WorkloadError(f"{name}: not done after {limit:g} s") from None
         after = await self._settled()
         elapsed = time.monotonic() - start
         cpu = spent(usages(self.pids), used)
-        return self._record(load, report, difference(after, before), after, cpu, elapsed)
+        return self._record(load, merged(reports), difference(after, before), after, cpu, elapsed)
 
-    async def _unless_death(self, load: Workload, job: Job, stream: int) -> dict[str, Any]:
-        """The job's report; WorkloadError as soon as a process dies that it needs."""
-        peers = {peer for peer in (load["from"], load["to"]) if peer != WIRE}
-        needed = peers | {"nic"} | self._between(peers)
-        if "trapped" in self.path(load):
-            needed.add("hyp")
-        death, work = asyncio.ensure_future(self.lab.death_of(needed)), asyncio.ensure_future(job(load, stream))
+    async def _unless_death(self, loads: Sequence[Workload]) -> list[dict[str, Any]]:
+        """The jobs' reports; WorkloadError as soon as a process dies that they need."""
+        needed = _guests_in(loads) | {"nic"} | self._between(_guests_in(loads))
+        death = asyncio.ensure_future(self.lab.death_of(needed))
+        work = asyncio.ensure_future(_all_of([self._job(load) for load in loads]))
         try:
             await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
             if death.done():
-                raise WorkloadError(f"{describe(load)}: {death.result()}")
+                raise WorkloadError(f"{describe(loads[0])}: {death.result()}")
             return work.result()
         finally:
             death.cancel()
             work.cancel()
             await asyncio.wait({death, work})
 
+    async def _job(self, load: Workload) -> dict[str, Any]:
+        stream = next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
+        return await (self._round_trips if load["kind"] == "rr" else self._stream)(load, stream)
+
     # -- steps --
 
-    async def prepare(self, load: Workload) -> None:
-        """Wire mode, spinning that fits the loops in use, and an announcement, so that bridges know where the receiver is."""
-        lab, peers = self.lab, [peer for peer in (load["from"], load["to"]) if peer != WIRE]
+    async def prepare(self, *loads: Workload) -> None:
+        """Wire mode, spinning that fits the loops in use, and announcements, so that bridges know where the receivers are."""
+        lab, ends = self.lab, list(dict.fromkeys(load[end] for load in loads for end in ("from", "to")))
+        peers = [peer for peer in ends if peer != WIRE]
         between = sorted(self._between(peers))
         engines = lab.topology["nic"]["engines"]
         loops = len(peers) + engines + len(between)
@@ -109,9 +108,9 @@ class Runner:
         setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
         await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(setting, loops, len(self.cpus)))
         await self._place([*peers[:1], *between, "nic", *peers[1:]], loops <= len(self.cpus) and engines == 1)
-        if WIRE in (load["from"], load["to"]):
-            await lab.call("nic", "wire_mode", mode="reflect" if load["kind"] == "rr" else "sink")
-        for peer in (load["to"], load["from"]):
+        if WIRE in ends:
+            await lab.call("nic", "wire_mode", mode="reflect" if loads[0]["kind"] == "rr" else "sink")
+        for peer in reversed(ends):
             stream = next(self._streams)
             if peer == WIRE:
                 await lab.call("nic", "wire_generate", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
@@ -208,10 +207,32 @@ class Runner:
             "processes": {name: {"cpu_ms": use.cpu_ns / 1e6, "switches": use.switches} for name, use in cpu.items()},
             "elapsed": elapsed,
         }  # fmt: skip
+        if "shares" in report:
+            record["shares"] = report["shares"]
         if any(self._price.values()):
             record["modelled"] = dict(self._price)
         record["errors"] = errors(record, counted, at_rest)
         return record
+
+
+def _guests_in(loads: Iterable[Workload]) -> set[str]:
+    return {load[end] for load in loads for end in ("from", "to")} - {WIRE}
+
+
+async def _all_of(jobs: Iterable[Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return await asyncio.gather(*jobs)
+
+
+def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One report for streams that ran at a time: sums, from the first frame of any to the last of any; `shares`: frames of each."""
+    if len(reports) == 1:
+        return reports[0]
+    received = [report["received"] for report in reports]
+    sums = {name: sum(one[name] for one in received) for name in ("frames", "corrupt", "duplicated")}
+    seen = [one for one in received if one["frames"]] or received
+    ends = {"first_ns": min(one["first_ns"] for one in seen), "last_ns": max(one["last_ns"] for one in seen)}
+    shares = [one["frames"] for one in received]
+    return {"sent": sum(report["sent"] for report in reports), "received": {**sums, **ends}, "shares": shares}
 
 
 def counted_checks(counted: Snapshot, frames: int) -> float:

@@ -153,8 +153,8 @@ def _prefetch(write: int) -> Any:
 
 
 prefetch, prefetch_for_write = (_prefetch(write) for write in (0, 1))
-"""Hints that the cache line at an address will be read, or written, soon. A batch of lines then comes from the other side's cache in
-parallel; loads, and stores, which retire in order, would fetch one after the other. Any address will do: a hint does not fault."""
+"""Hints that the cache line at an address will be read, or written, soon. A batch of lines then comes from the other side's cache
+in parallel; loads, and stores, which retire in order, would fetch one after the other. Any address will do, it cannot fault."""
 
 
 @intrinsic
