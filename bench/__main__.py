@@ -121,7 +121,7 @@ def run(
     name: Annotated[str | None, typer.Argument(help=f"One benchmark: {', '.join(BENCHMARKS)}. Without: all.")] = None,
     paths: Annotated[str, typer.Option(help=f"Which of {', '.join(PATHS)}.")] = ",".join(PATHS),
     frames: Annotated[str | None, typer.Option(help="Frame sizes in bytes, comma-separated.")] = None,
-    peers: Annotated[str, typer.Option(help=f"Which of {', '.join(PEERS)}, or none.")] = ",".join(PEERS),
+    peers: Annotated[str, typer.Option(help=f"Which of {', '.join(PEERS)} to measure beside the paths.")] = "",
     cores: Annotated[str, typer.Option(help="all, 1 or both: which cores everything may use.")] = "all",
     seconds: Annotated[float | None, typer.Option(help="Time per contender and point, in slices of at most 0.5 s.")] = None,
     repeat: Annotated[int, typer.Option(help="Rounds of slices; takes the place of --seconds.")] = 0,

@@ -46,9 +46,9 @@ def topology(name: str, paths: Iterable[str], guests: int = 2, queue: int = 256,
     return parse({"name": name, "nic": {"queue": queue}, "dom0": dom0, "guest": tables, **more}).plain()
 
 
-def run_name(purpose: str) -> str:
-    """A topology name of this process's own, so that two benches can run at a time."""
-    return f"bench-{purpose}-{os.getpid()}"
+def run_name(purpose: str, pid: int) -> str:
+    """A topology name of process `pid`'s own, so that two benches can run at a time."""
+    return f"bench-{purpose}-{pid}"
 
 
 class LabBench:
@@ -56,7 +56,7 @@ class LabBench:
 
     def __init__(self, purpose: str, paths: Sequence[str], guests: int = 2, queue: int = 256, **more: Any) -> None:
         self.paths, self.queue = paths, queue
-        self.lab = Lab(topology(run_name(purpose), paths, guests, queue, **more))
+        self.lab = Lab(topology(run_name(purpose, os.getpid()), paths, guests, queue, **more))
         self.runner: Runner
 
     async def __aenter__(self) -> Self:

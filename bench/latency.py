@@ -87,7 +87,7 @@ async def _measure(result: BenchmarkResult, options: Options, lab: LabBench, flo
     paths = [path for path in options.paths if point.mode == BLOCKING or loops(path, point.direction) <= cores]
     contenders = [_round_trips(lab, path, point) for path in paths]
     counts = sorted({min(loops(path, point.direction), MAX_WORKERS) for path in paths})
-    contenders += [_ping_pong(floor, count, point) for count in counts]
+    contenders += [ping_pong(floor, count, point.mode, point.cores) for count in counts]
     again = "bypass" if "bypass" in paths else paths[0]
     with probe_of(point.cores) as probe:
         samples = await interleave(
@@ -131,13 +131,13 @@ def floor_name(processes: int, mode: str) -> str:
     return f"{'spin' if mode == POLLING else 'eventfd'} ping-pong of {processes}"
 
 
-def _ping_pong(floor: Floor, processes: int, point: Point) -> Contender:
+def ping_pong(floor: Floor, processes: int, mode: str, cores: str) -> Contender:
     """`processes` in a cycle, for paths of as many loops. The path's frame makes the same number of hops there and back."""
-    cpus = cpus_of(point.cores)
+    cpus = cpus_of(cores)
     placed = [cpus[k % len(cpus)] for k in range(processes)]
 
     async def run(seconds: float) -> Slice:
-        events = point.mode == BLOCKING
+        events = mode == BLOCKING
         trips = await floor.ping_pong(processes, events=events, cpus=placed, rounds=1 << 16, seconds=seconds)
         times = trips.ns[int(len(trips.ns) * WARM_UP) :] / 1000
         if not len(times):
@@ -146,7 +146,7 @@ def _ping_pong(floor: Floor, processes: int, point: Point) -> Contender:
         figures = dict(zip(names, map(float, np.percentile(times, [50, 90, 99, 99.9])), strict=True))
         return Slice(figures, detail={"histogram": histogram(times)})
 
-    return Contender(floor_name(processes, point.mode), run, "floor")
+    return Contender(floor_name(processes, mode), run, "floor")
 
 
 def histogram(times_us: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> list[list[float]]:

@@ -41,12 +41,16 @@ ABOUT = (
 
 
 async def run(options: Options, progress: Steps) -> BenchmarkResult:
-    """Measure every direction, frame size and core set."""
+    """Measure every direction, frame size and core set, and 1500 B against the ring's depth."""
+    return await measure(options, progress, DIRECTIONS[:1] if options.quick else DIRECTIONS, sweep=not options.quick)
+
+
+async def measure(options: Options, progress: Steps, directions: Sequence[str], *, sweep: bool) -> BenchmarkResult:
+    """`run` for some directions, with or without the sweep over the ring's depth."""
     result = BenchmarkResult("Throughput", ABOUT)
-    directions = DIRECTIONS[:1] if options.quick else DIRECTIONS
     points = [(cores, way, frame) for cores in options.core_sets for way in directions for frame in options.frames]
     titles = [f"{way}, {frame} B, cores {cores}" for cores, way, frame in points]
-    sweep = not options.quick and "bypass" in options.paths and "all" in options.core_sets
+    sweep = sweep and "bypass" in options.paths and "all" in options.core_sets
     async with LabBench("throughput", options.paths) as lab, Floor(2) as floor:
         part = parts(progress, [*titles, *(["working set"] if sweep else [])])
         for cores in options.core_sets:

@@ -1,13 +1,11 @@
 """The floor: frames arrive whole, damage is seen, ping-pongs go round, workers end with their parent."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -16,7 +14,6 @@ import pytest
 from bench.floor import Floor
 from bench.floor.layout import REGION_BYTES
 from bench.floor.ring import BUFFERS, FINISHED, PLATFORM, PROD, STRIDE, consume, produce
-from bench.limit import table
 from hyp.control import ControlError
 from hyp.counters import PRIVATE_ROW_BYTES
 from hyp.events import WAIT, Upcall, new_eventfd
@@ -218,32 +215,3 @@ def test_workers_die_with_their_parent(end: str) -> None:
             parent.kill()
         parent.wait(30)
         wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), "the workers' end", 10)
-
-
-# --- the program ------------------------------------------------------------------------------------------------------
-
-
-def limit(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "bench.limit", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90)
-
-
-def test_limit_prints_and_writes_every_figure(tmp_path: Path) -> None:
-    out = tmp_path / "limit.json"
-    done = limit("--frames", "64", "--seconds", "0.05", "--repeat", "1", "--json", str(out))
-    assert (done.returncode, done.stderr) == (0, "")
-    found = json.loads(out.read_text())
-    assert {(r["frame"], r["cores"]) for r in found["streams"]} == {(64, "1"), (64, "all")}
-    assert {(r["kind"], r["processes"]) for r in found["ping_pongs"]} == {(k, n) for k in ("spin", "eventfd") for n in (2, 3, 4)}
-    assert len(found["memcpy"]) == 12
-    assert "Mframes/s" in done.stdout
-    assert "64 MiB" in done.stdout
-    assert table(found).row_count > 25
-
-
-@pytest.mark.parametrize("wrong", [("--frames", "64,x"), ("--seconds", "0.6"), ("--json", "/nowhere/at/all.json")])
-def test_limit_refuses_before_it_measures(wrong: tuple[str, str]) -> None:
-    done = limit(*wrong)
-    assert done.returncode == 2
-    assert wrong[0] in done.stderr
-    assert "Traceback" not in done.stderr

@@ -1,0 +1,23 @@
+"""``python -m bench peers``: bypass to the wire beside every peer that can run here, frame size by frame size."""
+
+from dataclasses import replace
+
+from bench import throughput
+from bench.contenders import TO_WIRE
+from bench.options import PEERS, Options
+from bench.progress import Steps
+from bench.results import BenchmarkResult
+
+ABOUT = (
+    "Bypass, guest to wire, in the same rounds as other ways to get a frame from one process to another: DPDK's vhost-user pair "
+    "(which touches headers only, and is held against a bypass stream that does the same), a veth pair, AF_UNIX. Ring depth and "
+    "pool are the same for all that have them."
+)
+
+
+async def run(options: Options, progress: Steps) -> BenchmarkResult:
+    """All peers, whatever paths were asked for."""
+    ours = replace(options, paths=("bypass",), peers=options.peers or PEERS, cores="all")
+    result = await throughput.measure(ours, progress, [TO_WIRE], sweep=False)
+    result.title, result.about = "Peers", ABOUT
+    return result
