@@ -54,7 +54,8 @@ from hyp.abi.grant import (
 )
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME
-from hyp.abi.platform import EVENT_NS, HYPERCALL_NS
+from hyp.abi.platform import COPY_LIMIT, EVENT_NS, HYPERCALL_NS, KEEP_ARMED
+from hyp.ablation import ablated
 from hyp.atomics import load16, load32_once, load64_once, notify, store16, store32, store64
 from hyp.counters import count
 from hyp.events import wait_at
@@ -63,6 +64,7 @@ from hyp.kernels import compiled
 from hyp.price import pay
 from hyp.ring import (
     PROTOCOL_FAULT,
+    arm_requests,
     next_request_slot,
     next_response_slot,
     push_responses,
@@ -127,8 +129,11 @@ def take_requests(e, p):
     if ready == 0:
         return 0
     e.op_count = 0
+    limit = ablated(wait_at(e.wait).platform, COPY_LIMIT)
     for k in range(ready):
-        _stage_request(e, p, next_request_slot(ring), k)
+        _stage_request(e, p, next_request_slot(ring), k, MAX_FRAME if limit == 0 else limit)
+    if ablated(wait_at(e.wait).platform, KEEP_ARMED) != 0:
+        arm_requests(ring)
     p.staged, p.next, p.answers = ready, 0, ready
     if e.op_count > 0:
         run_copies(e)
@@ -138,7 +143,7 @@ def take_requests(e, p):
 
 
 @compiled
-def _stage_request(e, p, slot, k):
+def _stage_request(e, p, slot, k, limit):
     """Copy the request once, check the copy, plan its grant copy."""
     gref, word1, word2 = load32_once(slot), load32_once(slot + 4), load32_once(slot + 8)
     offset, flags = word1 & 0xFFFF, word1 >> 16
@@ -153,7 +158,7 @@ def _stage_request(e, p, slot, k):
     s.gpa = e.pool + s.buffer * PAGE_BYTES + into
     s.addr = e.ram + s.gpa
     s.status = e.op_count
-    add_copy(e, gref, p.domid, offset, s.gpa >> 12, DOMID_SELF, into, length, COPY_SOURCE_GREF)
+    add_copy(e, gref, p.domid, offset, s.gpa >> 12, DOMID_SELF, into, min(length, limit), COPY_SOURCE_GREF)
 
 
 @compiled

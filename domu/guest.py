@@ -4,6 +4,7 @@ The boot: ask the hypervisor who one is → let the front end connect → start 
 """
 
 import importlib
+import time
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ class Guest:
         self.process, self.config = process, config
         self.hyp: Channel = process.hypercalls()
         process.serve("threads", self.threads)
+        process.serve("time_registration", self.time_registration)
         process.serve("pin", lambda cpus: self.engine.pin(cpus))
 
     async def boot(self) -> None:
@@ -54,6 +56,18 @@ class Guest:
         """Let the front end of this guest's path set the device up."""
         front_end = importlib.import_module(f"domu.frontends.{self.config['path']}")
         self.device = await front_end.connect(self)
+
+    async def time_registration(self, size: int, rounds: int) -> dict[str, list[int]]:
+        """Register and deregister `size` bytes of RAM `rounds` times; the time of each call in ns, messages included."""
+        times: dict[str, list[int]] = {"register": [], "deregister": []}
+        for _ in range(rounds):
+            start = time.monotonic_ns()
+            reply = await self.hyp.call("mr_register", addr=0, length=size, writable=True)
+            middle = time.monotonic_ns()
+            await self.hyp.call("mr_deregister", key=reply.value["key"])
+            times["register"].append(middle - start)
+            times["deregister"].append(time.monotonic_ns() - middle)
+        return times
 
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the data plane, by name."""

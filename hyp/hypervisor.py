@@ -7,7 +7,9 @@ import logging
 from typing import Any
 
 from hyp.abi.domids import DOM0, DOMID_NIC
+from hyp.abi.nic import PAGE
 from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
+from hyp.ablation import SWITCHES
 from hyp.control import Channel, PeerGone, Refused, close_all
 from hyp.devices import Devices
 from hyp.domain import Domain
@@ -53,6 +55,18 @@ class Hypervisor:
         for name, price in prices.items():
             self._platform_page.words("<u8", PRICES[name], 1)[0] = price
         return {name: int(self._platform_page.words("<u8", offset, 1)[0]) for name, offset in PRICES.items()}
+
+    def set_ablation(self, **switches: int) -> None:
+        """Turn parts of paths off, or on again: those not named are on (hyp/ablation.py). EINVAL for what there is not."""
+        for name, value in switches.items():
+            if name not in SWITCHES or not isinstance(value, int) or not 0 <= value <= PAGE:
+                raise Refused("EINVAL", f"ablation {name} = {value!r}: there are {', '.join(SWITCHES)}, integers in [0, {PAGE}]")
+        for name, offset in SWITCHES.items():
+            self._platform_page.words("<u8", offset, 1)[0] = switches.get(name, 0)
+
+    def registrations(self, name: str) -> int:
+        """Number of memory regions that a domain has registered with the IOMMU."""
+        return next(len(domain.registrations) for domain in self.domains.values() if domain.name == name)
 
     async def _hold(self, key: str, fd: int) -> None:
         await self._process.console.call("hold", key=key, fds=[fd])
@@ -125,6 +139,8 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     process.serve("domain_destroy", hypervisor.domain_destroy)
     process.serve("spin_limit", hypervisor.set_spin_limit)
     process.serve("price", hypervisor.set_price)
+    process.serve("registrations", hypervisor.registrations)
+    process.serve("ablate", hypervisor.set_ablation)
     process.serve("threads", hypervisor.emulation.threads)
     process.serve("pin", hypervisor.emulation.pin)
     process.ready()

@@ -20,6 +20,7 @@ from hyp.abi.nic import (
     MAX_FRAME,
     MIN_FRAME,
     NO_CONTEXT,
+    SQ_EVENT,
     STATUS_BAD_ADDRESS,
     STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
@@ -27,7 +28,9 @@ from hyp.abi.nic import (
     STATUS_OK,
     STATUS_SPOOFED,
 )
-from hyp.atomics import load8, load64, load64_once, prefetch, u32_add
+from hyp.abi.platform import KEEP_ARMED
+from hyp.ablation import ablated
+from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, u32_add
 from hyp.counters import count
 from hyp.iommu import READ
 from hyp.kernels import compiled
@@ -182,6 +185,8 @@ def serve_sends(e, c):
         total += s.length & 0xFFFF
         done += 1
     if done > 0:
+        if ablated(e.platform, KEEP_ARMED) != 0:
+            store32_once(c.doorbell + SQ_EVENT, u32_add(c.sq_cons, 1))
         count(c.counts, TX_FRAMES, done)
         count(c.counts, TX_BYTES, total)
         count(c.counts, BATCHES, 1)

@@ -17,14 +17,18 @@ from domu.device import (
     Operations,
     completions_to_wait_for,
     device_at,
+    frame_addr,
     frame_length,
     new_device,
     set_frame,
 )
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import DESC_SIGNALED, STATUS_OK, mac_to_int
-from hyp.atomics import full_fence, prefetch_for_write, record_view, u32_sub
+from hyp.abi.platform import BOUNCE
+from hyp.ablation import ablated
+from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
 from hyp.counters import commit, count
+from hyp.events import wait_at
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.ram import open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
@@ -56,6 +60,7 @@ BYPASS = np.dtype(
         ("ram", "i8"),  # address of guest-physical 0
         ("tx_pool", "i8"),  # guest-physical addresses
         ("rx_pool", "i8"),
+        ("scratch", "i8"),  # as large as the send pool, for the ablation that copies once more
     ]
 )
 _bypass_at = record_view(BYPASS)
@@ -91,9 +96,12 @@ def tx_commit(device: int, n: int) -> int:
     b = _bypass_at(d.front)
     q = qp_at(b.qp)
     total = 0
+    bounce = ablated(wait_at(d.wait).platform, BOUNCE)
     for k in range(n):
         length = frame_length(d.tx, k)
         total += length
+        if bounce != 0:
+            memcpy(b.scratch + (q.sq_prod & (q.sq_size - 1)) * BUFFER, frame_addr(d.tx, k), length)
         post_send(q, _buffer(b.tx_pool, q.sq_prod, q.sq_size), length, DESC_SIGNALED if k == n - 1 else 0)
     count(d.counts, TX_FRAMES, n)
     count(d.counts, TX_BYTES, total)
@@ -192,7 +200,9 @@ async def connect_context(guest: "Guest", *, native: bool) -> Device:
             await register(guest.hyp, int(record[name]), entries * BUFFER, writable=writable)
     await start_queue_pair(guest.hyp, guest.ram, pair, registers=not native)
     device = new_device(OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), BUFFER, counts, guest.wait)
-    device.keep += [pair, front]
+    scratch = np.zeros(entries * BUFFER, np.uint8)
+    record["scratch"] = scratch.ctypes.data
+    device.keep += [pair, front, scratch]
     if not native:  # Xen delivers its interrupts as events
         device.record[0]["interrupts"] = pair.address
     post_all_buffers(device.address)

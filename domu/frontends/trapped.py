@@ -72,9 +72,11 @@ async def connect(guest: "Guest") -> Device:
     record["qp"], record["ram"] = int(qp.ctypes.data), guest.ram.address
     for name in ("tx_pool", "rx_pool"):
         record[name] = guest.ram.allocate(entries * BUFFER)
+    scratch = np.zeros(entries * BUFFER, np.uint8)
+    record["scratch"] = scratch.ctypes.data
     mac = str(reply.value["mac"])
     device = new_device(OPERATIONS, int(front.ctypes.data), mac, mac_to_int(mac), BUFFER, counts, guest.wait)
-    device.keep += [qp, front, vcpu]
+    device.keep += [qp, front, scratch, vcpu]
     # A trap waits for the hypervisor, whose end this thread must be able to notice
     await asyncio.get_running_loop().run_in_executor(None, post_all_buffers, device.address)
     return device

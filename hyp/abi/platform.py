@@ -9,6 +9,9 @@
    200 u64 trap_ns
    208 u64 grant_map_ns
    216 u64 event_ns
+   256 u64 keep_armed          ablation (see hyp/ablation.py): hold-off is off. Hints, like the two that follow
+   264 u64 copy_limit          ablation: netback's grant copies take no more bytes of a frame; 0: all
+   272 u64 bounce              ablation: a bypass guest copies each frame once more before it posts it
 
 *Engine page*, one per NIC engine: written by that engine alone, mapped read-only by the hypervisor::
 
@@ -31,6 +34,9 @@ HYPERCALL_NS: Final = 192
 TRAP_NS: Final = 200
 GRANT_MAP_NS: Final = 208
 EVENT_NS: Final = 216
+KEEP_ARMED: Final = 256
+COPY_LIMIT: Final = 264
+BOUNCE: Final = 272
 PLATFORM_BYTES: Final = PAGE
 
 EPOCH: Final = 0

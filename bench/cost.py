@@ -1,0 +1,195 @@
+"""What a frame costs on each path, and what each part of that is worth: ledger, CPU by process, ablations, registration.
+
+``python -m bench cost [--paths …] [--frames …]``
+
+Ablations run on one core, where no path gains from another core for its work, and in "header" payload, so that Dom0's hop can be
+had without its copy (hyp/ablation.py).
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+from bench.claims import Claim
+from bench.contenders import TO_WIRE, LabBench, cpus_of, guest_names, probe_of, stream_slice
+from bench.floor import Floor
+from bench.method import Contender, Samples, Slice, interleave
+from bench.options import Options
+from bench.progress import Part, Steps, parts
+from bench.results import BenchmarkResult, Row, Series, short
+from bench.workloads import WIRE
+from hyp.frames import COVERED
+
+METRICS = ("mpps", "cpu_ns_per_frame", "mframes_per_cpu_s")
+PAGE = 4096
+SIZES = tuple(PAGE << k for k in (0, 2, 4, 6, 8, 10))
+REGISTRATIONS = 30
+NOTIFICATIONS = 0.02
+ABOUT = (
+    "One core, guest to wire. The ledger says what a frame met on its way; CPU of each process is the kernel's figure. The 2 × 2 "
+    "ablation takes Dom0's hop and the grant copy apart: a bypass guest that copies once more, and a split path whose netback "
+    "copies the header only. Hold-off off: every consumer asks for a notification of every batch."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A path with something changed."""
+
+    name: str
+    path: str
+    switches: dict[str, int] = field(default_factory=dict)
+
+
+HOP_AND_COPY = (
+    Variant("bypass", "bypass"),
+    Variant("bypass + copy", "bypass", {"bounce": 1}),
+    Variant("split − copy", "split", {"copy_limit": COVERED}),
+    Variant("split", "split"),
+)
+HOLD_OFF = (
+    Variant("bypass", "bypass"),
+    Variant("bypass, no hold-off", "bypass", {"keep_armed": 1}),
+    Variant("split", "split"),
+    Variant("split, no hold-off", "split", {"keep_armed": 1}),
+)
+
+
+async def run(options: Options, progress: Steps) -> BenchmarkResult:
+    """The ledger of every path asked for, then the ablations and the cost of registration."""
+    result = BenchmarkResult("Cost of a frame", ABOUT)
+    titles = [f"{what}, {frame} B" for frame in options.frames for what in ("ledger", "hop × copy", "hold-off")]
+    steps = parts(progress, [*titles, "registration"])
+    paths = list(dict.fromkeys([*options.paths, "bypass", "split"]))
+    async with LabBench("cost", paths) as lab:
+        lab.use("1")
+        for frame in options.frames:
+            everything = [Variant(path, path) for path in options.paths]
+            again = "bypass" if "bypass" in options.paths else options.paths[0]
+            samples = await _variants(result, options, lab, everything, again, frame, "full", next(steps))
+            _processes(result, samples, options, frame)
+            samples = await _variants(result, options, lab, HOP_AND_COPY, "bypass", frame, "header", next(steps))
+            _shares(result, samples, frame)
+            samples = await _variants(result, options, lab, HOLD_OFF, "bypass", frame, "full", next(steps))
+            _hold_off(result, samples, frame)
+        await _registration(result, lab, next(steps))
+    return result
+
+
+async def _variants(
+    result: BenchmarkResult,
+    options: Options,
+    lab: LabBench,
+    variants: "tuple[Variant, ...] | list[Variant]",
+    again: str,
+    frame: int,
+    payload: str,
+    progress: Part,
+) -> Samples:
+    contenders = [_stream(lab, variant, frame, payload) for variant in variants]
+    with probe_of("1") as probe:
+        samples = await interleave(
+            contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
+        )
+    point: Row = {"direction": TO_WIRE, "frame": frame, "cores": "1", **({"payload": payload} if payload != "full" else {})}
+    seen = {(row.get("path"), row.get("frame"), row.get("payload")) for row in result.records}
+    for variant in variants:
+        details = samples.details(variant.name)
+        more = {key: details[-1][key] for key in ("per_frame", "processes", "trap_ns") if details and key in details[-1]}
+        if (variant.name, frame, point.get("payload")) not in seen:
+            result.take(samples, variant.name, {"path": variant.name}, point, METRICS, **more)
+    first = variants[0].name
+    for variant in variants[1:]:
+        result.compare(samples, variant.name, first, "cpu_ns_per_frame", point)
+    return samples
+
+
+def _stream(lab: LabBench, variant: Variant, frame: int, payload: str) -> Contender:
+    guest = guest_names(variant.path, 1)[0]
+    load = {"kind": "stream", "from": guest, "to": WIRE, "frame": frame, "frames": None, "payload": payload}
+
+    async def run(seconds: float) -> Slice:
+        await lab.lab.call("hyp", "ablate", **variant.switches)
+        try:
+            return stream_slice(await lab.runner.run({**load, "seconds": seconds}))
+        finally:
+            await lab.lab.call("hyp", "ablate")
+
+    return Contender(variant.name, run)
+
+
+def _processes(result: BenchmarkResult, samples: Samples, options: Options, frame: int) -> None:
+    """Which process a frame's CPU time goes to; the hypervisor's part in `trapped`'s trap."""
+    series = Series(f"processes-{frame}", f"CPU of each process, {frame} B to the wire, one core", "process",
+                    ["guest", "dom0", "hyp", "nic"], "ns per frame", "bar")  # fmt: skip
+    for path in options.paths:
+        details = [detail["processes"] for detail in samples.details(path)]
+        if not details:
+            continue
+        names = {"guest": guest_names(path, 1)[0], "dom0": "dom0", "hyp": "hyp", "nic": "nic"}
+        values = {what: statistics.median(detail[name] for detail in details) for what, name in names.items()}
+        series.add(path, list(values.values()))
+        if path == "bypass":
+            for name in ("dom0", "hyp"):
+                text = f"CPU of {name}, ns per frame on bypass, {frame} B"
+                result.claims.append(Claim.counted(text, round(values[name], 1), "≤", 1.0))
+        if path == "trapped":
+            waits = [detail["trap_ns"] for detail in samples.details(path) if detail.get("trap_ns")]
+            if waits:
+                wait = f"{statistics.median(waits) / 1000:.1f} µs"
+                result.notes.append(
+                    f"{frame} B: an emulated trap cost the guest {wait} (one core; a hand-over to the hypervisor's process and "
+                    "back, not a VM exit, which takes about 1 µs on today's CPUs: set [model] price to add to it)"
+                )
+    result.series.append(series)
+
+
+def _shares(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    """Of the CPU that split takes more than bypass: what the hop is worth and what the copy."""
+    cost = {variant.name: samples.figure(variant.name, "cpu_ns_per_frame").median for variant in HOP_AND_COPY}
+    if any(value is None for value in cost.values()):
+        return
+    bypass, copied, hop, split = (cost[variant.name] or math.nan for variant in HOP_AND_COPY)
+    gain = split - bypass
+    result.notes.append(
+        f"{frame} B, CPU ns per frame on one core: bypass {bypass:.0f}, with a copy {copied:.0f}, split without a copy {hop:.0f}, "
+        f"split {split:.0f}. Of the {gain:.0f} ns between them Dom0's hop alone is {(hop - bypass) / gain:.0%}; the copy is "
+        f"{(split - hop) / gain:.0%} in Dom0, and {(copied - bypass) / gain:.0%} as a copy in the guest (medians of slices)."
+    )
+
+
+def _hold_off(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    for variant in HOLD_OFF:
+        details = samples.details(variant.name)
+        if details:
+            value = max(detail["per_frame"]["notifications"] for detail in details)
+            text = f"notifications per frame, {variant.name}, {frame} B, one core"
+            if variant.switches:
+                result.notes.append(f"{text}: {value:.4f}")
+            else:
+                result.claims.append(Claim.counted(text, value, "≤", NOTIFICATIONS))
+
+
+async def _registration(result: BenchmarkResult, lab: LabBench, progress: Part) -> None:
+    """What it costs to register memory, against copying as much: after how many uses a registration has paid for itself."""
+    guest = guest_names("bypass", 1)[0]
+    medians: dict[str, list[float]] = {"register": [], "deregister": []}
+    for number, size in enumerate(SIZES):
+        progress.step(f"{size >> 10} KiB", number / len(SIZES))
+        times = await lab.lab.call(guest, "time_registration", size=size, rounds=REGISTRATIONS)
+        for what, found in times.items():
+            medians[what].append(statistics.median(found) / 1000)
+    async with Floor(2) as floor:
+        rates = await floor.bandwidth([2 * size for size in SIZES], cpu=cpus_of("1")[0])
+    copies = [size / rates[2 * size] / 1000 for size in SIZES]
+    series = Series("registration", "Registration against copying", "bytes", list(SIZES), "µs", log=True)
+    series.add("register", medians["register"])
+    series.add("deregister", medians["deregister"])
+    series.add("memcpy", copies)
+    result.series.append(series)
+    for size, on, off, copy in zip(SIZES, medians["register"], medians["deregister"], copies, strict=True):
+        uses = math.ceil((on + off) / copy)
+        result.notes.append(
+            f"{size >> 10} KiB: register {short(on)} µs, deregister (with its shootdown) {short(off)} µs, copying as much "
+            f"{short(copy)} µs: a registration pays from use {uses} on"
+        )
