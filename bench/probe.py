@@ -115,7 +115,9 @@ class Reading:
 
     @property
     def placement(self) -> str:
-        """``"apart"``, ``"far"`` or ``"together"``: where the two first CPUs were."""
+        """``"apart"``, ``"far"`` or ``"together"``: where the two first CPUs were; ``"one"`` if only one is used."""
+        if len(self.work_ns) == 1:
+            return "one"
         if self.pingpong_ns is None or self.pingpong_ns >= GONE_NS or self.slowdown >= SLOWDOWN:
             return "together"
         return "apart" if self.pingpong_ns < FAR_NS else "far"

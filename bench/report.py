@@ -7,6 +7,7 @@ from typing import Any
 
 from bench import plots
 from bench.html import Element, drawing, el, page
+from bench.literature import ABSENT, AGREES, DIFFERS, trends
 from bench.results import MARKS, POINT, Row, describe, dump, figures, grouped, metric, short, span, who
 
 CSS = Path(__file__).with_name("report.css")
@@ -51,6 +52,9 @@ def _picture(folder: Path, benchmark: str, series: Row) -> Element | None:
     return el("figure", el("figcaption", series["title"]), inline)
 
 
+TREND_CLASSES = {AGREES: "met", DIFFERS: "undecided", ABSENT: "no-figure"}
+
+
 # -- the page --
 
 
@@ -64,13 +68,15 @@ def document(results: Row, pictures: dict[str, list[Element]]) -> Element:
     quick = " A quick run: to try things, not to cite." if results["options"].get("quick") else ""
     started = str(results["started"]).replace("T", " ").replace("+00:00", " UTC")
     when = f"{started}, {duration(results['seconds'])}.{quick}"
-    names = [("claims", "Claims"), *((f"b-{name}", str(benchmark["title"])) for name, benchmark in benchmarks.items())]
+    parts = [(f"b-{name}", str(benchmark["title"])) for name, benchmark in benchmarks.items()]
+    names = [("claims", "Claims"), ("trends", "Published trends"), *parts]
     links = [el("a", text, href=f"#{name}") for name, text in [*names, ("machine", "Machine"), ("method", "Method")]]
     body = el(
         "body",
         el("header", el("h1", title), el("p", ", ".join(words), el("br"), when, class_="soft"), el("nav", *_spaced(links))),
         _alarm(benchmarks),
         *_claims(benchmarks),
+        _trends(results),
         *(_benchmark(name, benchmark, pictures.get(name, [])) for name, benchmark in benchmarks.items()),
         _section("machine", "Machine", _pairs(machine), el("h3", "Options"), _pairs(results["options"])),
         _section("method", "Method", el("ul", *(el("li", text) for text in METHOD))),
@@ -81,6 +87,24 @@ def document(results: Row, pictures: dict[str, list[Element]]) -> Element:
     return el(
         "html", el("head", el("meta", charset="utf-8"), meta, el("title", title), el("style", CSS.read_text())), body, lang="en"
     )
+
+
+def _trends(results: Row) -> Element:
+    """What others published, beside what came out here."""
+    rows = trends(results)
+    table = _table(
+        ["Verdict", "Trend", "Published", "Here"],
+        [
+            [
+                el("td", row["verdict"], class_=f"verdict {TREND_CLASSES[row['verdict']]}"),
+                el("td", row["text"]),
+                el("td", row["source"], el("div", row["basis"], class_="soft")),
+                el("td", row["here"], el("div", row["if_not"], class_="soft") if row["verdict"] == DIFFERS else None),
+            ]
+            for row in rows
+        ],
+    )
+    return _section("trends", "Published trends", table)
 
 
 def _spaced(elements: Iterable[Element]) -> list[Element | str]:

@@ -14,7 +14,7 @@ from tests.labs import ROOT, left_behind
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
 
-STEADY = {"apart", "together", "far"}
+STEADY = {"apart", "together", "far", "one"}
 
 
 def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":

@@ -31,11 +31,11 @@ def test_readings_are_sane() -> None:
     assert first.pingpong_ns is None or first.pingpong_ns > 0
 
 
-def test_one_cpu_has_no_ping_pong_and_is_together() -> None:
+def test_one_cpu_has_no_ping_pong_and_a_label_of_its_own() -> None:
     with MachineProbe(CPUS[:1]) as probe:
         found = probe.read()
     assert found.pingpong_ns is None
-    assert found.placement == "together"
+    assert found.placement == "one"
     with pytest.raises(ValueError, match="at least one CPU"):
         MachineProbe([])
 
