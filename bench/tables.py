@@ -8,14 +8,19 @@ from rich.table import Table
 Record = dict[str, Any]
 
 
+def plural(n: int, noun: str) -> str:
+    """"1 frame", "5,000 frames"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """A figure with a sensible number of digits; a dash for none."""
     if value is None:
         return "–"
     if value == 0:
         return "0"
-    if abs(value) < 10**-digits:
-        return f"{value:.1g}"
+    if 0 < value < 10**-digits:
+        return f"<{10**-digits:.{digits}f}"
     return f"{value:,.{digits}f}"
 
 
@@ -66,7 +71,7 @@ def processes(records: Iterable[Record], names: Iterable[str]) -> Table:
             per_1000 = use["cpu_ms"] * 1e6 / record["frames"] if record["frames"] else 0.0
             path, _, frame = _name(record)
             stream = f"{path} {record['from']}→{record['to']}"
-            table.add_row(stream, frame, name, number(use["cpu_ms"]), str(use["switches"]), number(per_1000))
+            table.add_row(stream, frame, name, number(use["cpu_ms"]), f"{use['switches']:,}", number(per_1000))
     return table
 
 
@@ -118,4 +123,25 @@ def losses(records: Iterable[Record]) -> list[str]:
         if record["drops"]:
             lines.append(f"{where}: dropped " + ", ".join(f"{n:,} {name}" for name, n in record["drops"].items()))
         lines += [f"ERROR {where}: {error}" for error in record["errors"]]
+    return lines
+
+
+def status_lines(topology: dict[str, Any]) -> list[str]:
+    """What `launch.py status` says about one topology: state, processes and guests, and what TAP guests have moved."""
+    dead = "; ".join(topology["dead"])
+    lines = [f"{topology['name']}: {topology['state']}" + (f": {dead}" if dead else "")]
+    guests = {guest["name"]: guest for guest in topology["guests"]}
+    for process in topology["processes"]:
+        guest = guests.get(process["name"])
+        what = f"{guest['path']}, {guest['program']}, {guest['mac']} {guest['address'] or ''}" if guest else ""
+        pid = process["pid"] or "–"
+        lines.append(f"  {process['name']:<16} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
+    taps = [guest for guest in topology["guests"] if "counters" in guest]
+    if taps:
+        lines.append(f"  {'':<16} {'sent':>12} {'bytes':>16} {'received':>12} {'bytes':>16}  dropped")
+    for guest in taps:
+        counts = guest["counters"]
+        figures = f"{counts['tx_frames']:>12,} {counts['tx_bytes']:>16,} {counts['rx_frames']:>12,} {counts['rx_bytes']:>16,}"
+        dropped = ", ".join(f"{n:,} {name}" for name, n in counts["drops"].items()) or "0"
+        lines.append(f"  {guest['name']:<16} {figures}  {dropped}")
     return lines

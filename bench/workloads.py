@@ -14,6 +14,7 @@ from typing import Any
 from bench.accounting import Usage, spent, usages
 from bench.lab import CounterReader, Lab, spin_limit_us
 from bench.ledger import Snapshot, difference, drops, faults, per_frame, trap_ns, unbalanced
+from bench.tables import plural
 from hyp.frames import HEADER_ONLY
 
 WIRE = "wire"
@@ -36,6 +37,10 @@ class WorkloadError(Exception):
     """A workload could not be run to its end; the message says which and why."""
 
 
+class PeerDied(WorkloadError):
+    """A process that the workload needs died, which the lab has told already."""
+
+
 class Runner:
     """Runs workloads on a lab. Each gets a stream number of its own, so that a late frame is never taken for another's."""
 
@@ -54,9 +59,8 @@ class Runner:
         return cls(lab, await lab.counters(), await lab.pids())
 
     def path(self, load: Workload) -> str:
-        """The path that a workload takes; two names if its ends differ."""
-        paths = {self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE}
-        return "-".join(sorted(paths))
+        """The path that a workload's frames take; if its ends differ, both, in the direction of the frames: "split→bypass"."""
+        return "→".join(dict.fromkeys(self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE))
 
     async def run(self, load: Workload) -> dict[str, Any]:
         """Prepare and measure one workload; returns its record. WorkloadError if it cannot be run."""
@@ -89,7 +93,7 @@ class Runner:
         try:
             await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
             if death.done():
-                raise WorkloadError(f"{describe(load)}: {death.result()}")
+                raise PeerDied(f"{describe(load)}: {death.result()}")
             return work.result()
         finally:
             death.cancel()
@@ -224,10 +228,10 @@ def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list
         found.append("no frame arrived")
     for what in ("corrupt", "duplicated"):
         if record[what]:
-            found.append(f"{record[what]} frames {what}")
+            found.append(f"{plural(record[what], 'frame')} {what}")
     unexplained = record["lost"] - sum(record["drops"].values())
     if unexplained > 0 or record["lost"] < 0:
-        found.append(f"{record['lost']} frames lost, {sum(record['drops'].values())} of them under a name")
+        found.append(f"{plural(record['lost'], 'frame')} lost, {sum(record['drops'].values())} of them under a name")
     found += [f"{row}: {name} {n}" for row, names in faults(counted).items() for name, n in names.items()]
     found += [f"does not balance: {equation}" for equation in unbalanced(at_rest)]
     return found
@@ -235,5 +239,6 @@ def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list
 
 def describe(load: Workload) -> str:
     """A workload in words."""
-    amount = f"{load['frames']} frames" if load["frames"] else f"{load['seconds']:g} s"
+    unit = "frame" if load["kind"] == "stream" else "round trip"
+    amount = plural(load["frames"], unit) if load["frames"] else f"{load['seconds']:g} s"
     return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {amount}"
