@@ -19,13 +19,17 @@ from rich.markup import escape
 from bench.clients import living
 from bench.fingerprint import fingerprint
 from bench.lab import ROOT, Lab, LabError
-from bench.tables import comparison, ledger, losses, notes, rates
+from bench.repeats import in_turns, summary
+from bench.tables import comparison, ledger, losses, notes, rates, runs, with_spread
 from bench.workloads import PeerDied, Runner, WorkloadError, describe
 from hyp.control import ControlError, PeerGone
 from hyp.rundir import TopologyExists
+from hyp.topology import TopologyError
 
 FAILED, NOT_STARTED = 1, 3
-WIDE = 100  # columns: a pipe has no width, and tables are not to be cut off in it
+REPEATED = "medians (min–max); times better: median of the ratios of neighbouring runs"
+SINGLE = "single runs, which can differ by a factor from one second to the next"
+WIDE = 100  # columns of the widest table
 
 
 class _Console(Console):
@@ -37,8 +41,9 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """Standard output, wide enough for the tables when it is not a terminal."""
-    return _Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
+    """Standard output, wide enough for the tables whatever the terminal is: a line that wraps is better than figures cut off."""
+    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
+    return _Console(width=max(columns, WIDE), highlight=False)
 
 
 class Progress:
@@ -79,29 +84,34 @@ async def lab_up(topology: dict[str, Any], out: Console) -> AsyncIterator[Lab]:
             raise
 
 
-async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Console) -> list[dict[str, Any]]:
-    """Run them in order; a line each as they end."""
-    records = []
-    for index, load in enumerate(workloads, 1):
-        with out.status(f"[{index}/{len(workloads)}] {describe(load)} …"):
-            record = await runner.run(load)
-        rate = f"{record['mpps']:.2f} Mframes/s, {record['gbps']:.1f} Gbit/s"
-        if record["rtt_us"]:
-            rate = f"p50 {record['rtt_us']['p50']:.1f} µs, p99 {record['rtt_us']['p99']:.1f} µs"
-        out.print(f"  [{index}/{len(workloads)}] {record['path']:<7} {describe(load)}: {rate}")
-        records.append(record)
-    return records
+async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Console, repeats: int = 1) -> list[dict[str, Any]]:
+    """Run them in order, or in turns; a line each as they end. Of several `repeats` the record sums up (bench/repeats.py)."""
+    done: dict[int, list[dict[str, Any]]] = {}
+    for index, load in in_turns(workloads, repeats):
+        what = f"[{index + 1}/{len(workloads)}]"
+        with out.status(f"{what} {describe(load)} …"):
+            done.setdefault(index, []).append(await runner.run(load))
+        if len(done[index]) == repeats:
+            records = done[index]
+            rate = f"{with_spread([r['mpps'] for r in records])} Mframes/s"
+            if records[0]["rtt_us"]:
+                rate = f"p50 {with_spread([r['rtt_us']['p50'] for r in records])} µs"
+            times = f"{repeats} × " if repeats > 1 else ""
+            out.print(f"  {what:<7} {records[0]['path']:<7} {describe(load, times)}: {rate}")
+    return [summary(records) if repeats > 1 else records[0] for _, records in sorted(done.items())]
 
 
 def print_results(records: list[dict[str, Any]], out: Console) -> None:
     """The tables of a series of workloads, and what was dropped or went wrong."""
-    out.print("\n[bold]Rates[/] (frames at the receiver; CPU µs per frame of all processes; a round trip is two frames)")
+    what = "medians; " if any(len(runs(record)) > 1 for record in records) else ""
+    out.print(f"\n[bold]Rates[/] ({what}frames at the receiver; CPU µs per frame, all processes; a round trip is two frames)")
     out.print(rates(records))
     out.print("\n[bold]Ledger[/] (per frame: handled by Dom0, by the VMM, copies, eventfd writes, hypercalls, traps, wake-ups)")
     out.print(ledger(records))
     beside = comparison(records)
     if beside is not None:
-        out.print("\n[bold]Side by side[/]")
+        how = REPEATED if what else SINGLE
+        out.print(f"\n[bold]Side by side[/] ({how})")
         out.print(beside)
     for line in [*notes(records), *losses(records)]:
         out.print(line)
@@ -124,7 +134,7 @@ def told(out: Console) -> Iterator[list[int]]:
     status: list[int] = []
     try:
         yield status
-    except (LabError, TopologyExists) as error:
+    except (LabError, TopologyExists, TopologyError) as error:
         out.print(f"[red]{escape(str(error))}[/]")
         status.append(NOT_STARTED)
     except PeerDied:

@@ -237,8 +237,8 @@ def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list
     return found
 
 
-def describe(load: Workload) -> str:
-    """A workload in words."""
+def describe(load: Workload, times: str = "") -> str:
+    """A workload in words; `times` ("3 × ") stands before how long it is."""
     unit = "frame" if load["kind"] == "stream" else "round trip"
     amount = plural(load["frames"], unit) if load["frames"] else f"{load['seconds']:g} s"
-    return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {amount}"
+    return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {times}{amount}"
