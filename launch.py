@@ -9,8 +9,8 @@
     launch.py check FILE.toml              is the topology sound, and does it fit this machine?
     launch.py clean                        remove what dead topologies left
 
-Exit status: 0 all is well; 1 a workload lost, duplicated or corrupted frames, or a process died; 2 the topology or the command
-line is wrong; 3 the topology could not be started; 130 Ctrl-C, 143 SIGTERM or `stop`, 129 SIGHUP: everything has been taken down.
+Exit status: 0 all is well; 1 a workload lost, duplicated or corrupted frames, a process died, or nobody takes the output; 2 the
+topology or the command line is wrong; 3 the topology could not be started; 130 Ctrl-C, 143 SIGTERM or `stop`, 129 SIGHUP: everything has been taken down.
 `exec` exits with the program's own status; 127 if there is no such program, 126 if it cannot be executed.
 """
 
@@ -243,7 +243,7 @@ def main() -> None:
             sys.stdout.flush()
     except BrokenPipeError:
         silence(sys.stdout)
-        sys.exit(128 + signal.SIGPIPE)
+        sys.exit(FAILED)
     except OSError as error:
         if error.errno not in SURROUNDINGS:
             raise

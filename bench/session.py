@@ -29,7 +29,7 @@ from hyp.topology import TopologyError
 FAILED, NOT_STARTED = 1, 3
 REPEATED = "medians (min–max); times better: median of the ratios of neighbouring runs"
 SINGLE = "single runs, which can differ by a factor from one second to the next"
-WIDE = 100  # columns of the widest table
+WIDE = 104  # columns of the widest table
 
 
 class _Console(Console):
