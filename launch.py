@@ -10,8 +10,8 @@
     launch.py clean                        remove what dead topologies left
 
 Exit status: 0 all is well; 1 a workload lost, duplicated or corrupted frames, a process died, or nobody takes the output; 2 the
-topology or the command line is wrong; 3 the topology could not be started; 130 Ctrl-C, 143 SIGTERM or `stop`, 129 SIGHUP: everything has been taken down.
-`exec` exits with the program's own status; 127 if there is no such program, 126 if it cannot be executed.
+topology or the command line is wrong; 3 the topology could not be started; 130 Ctrl-C, 143 SIGTERM or `stop`, 129 SIGHUP, after
+everything has been taken down. `exec` exits with the program's own status; 127 if there is none such, 126 if it cannot be executed.
 """
 
 import os

@@ -58,7 +58,8 @@ async def status_of(run: RunDir) -> dict[str, Any]:
     counters = CounterReader.adopt(held.value, held.fds).read()
     for process in status["processes"]:
         process["pid"] = pids.get(process["name"])
-    for guest in status.setdefault("guests", []):
+    status = {"state": "starting", "dead": [], "guests": [], **status}  # a keeper of another version may not say them all
+    for guest in status["guests"]:
         if f"{guest['name']}/tap" in counters:
             guest["counters"] = counters_of(guest["name"], counters)
     return status
