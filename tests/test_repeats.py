@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from bench.repeats import in_turns, summary
-from bench.tables import comparison, number, plural, runs, with_spread
 from bench.session import Progress
+from bench.tables import comparison, number, plural, runs, with_spread
 from bench.workloads import Runner, describe
 
 LOADS: list[dict[str, Any]] = [
