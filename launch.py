@@ -4,16 +4,23 @@
     launch.py                              the demo
     launch.py run FILE.toml [--json OUT]   run a topology: its workloads, or until Ctrl-C if it has none
     launch.py exec GUEST -- PROGRAM ...    run a program in a TAP guest of a running topology
-    launch.py status [--json]              what is running
+    launch.py status [--json]              what is running, and what TAP guests have moved
+    launch.py stop [NAME] [--all]          take a running topology down
     launch.py check FILE.toml              is the topology sound, and does it fit this machine?
     launch.py clean                        remove what dead topologies left
 
-Exit status: 0 all is well; 1 a workload lost, duplicated or corrupted frames, or a process died; 2 the topology or the command
-line is wrong; 3 the topology could not be started; 130 Ctrl-C. `exec` exits with the program's own status.
+Exit status: 0 all is well; 1 a workload lost, duplicated or corrupted frames, a process died, or nobody takes the output; 2 the
+topology or the command line is wrong; 3 the topology could not be started; 130 Ctrl-C, 143 SIGTERM or `stop`, 129 SIGHUP, after
+everything has been taken down. `exec` exits with the program's own status; 127 if there is none such, 126 if it cannot be executed.
 """
 
-import importlib.util
 import os
+import signal
+
+for _signal in (signal.SIGINT, signal.SIGTERM):  # until there is something to be taken down
+    signal.signal(_signal, lambda number, _: os._exit(128 + number))
+
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -26,17 +33,22 @@ if importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer"
 
 import asyncio
 import json
+import math
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 import uvloop
 
-FAILED, USAGE, NOT_STARTED, INTERRUPTED = 1, 2, 3, 130
+from bench.ending import SURROUNDINGS, run_in_order, silence, unwritable
+
+FAILED, USAGE, NOT_STARTED = 1, 2, 3
+LONGEST_S = 3600.0
+T = TypeVar("T")
 
 app = typer.Typer(
     add_completion=False,
-    help="The Xen-bypass I/O lab: split drivers through Dom0 beside Xen-bypass I/O, as processes on one Linux machine.",
+    help="The Xen-bypass I/O lab: split drivers through Dom0 beside Xen-bypass I/O, as processes. Without a command: demo.",
     no_args_is_help=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -50,13 +62,25 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def drive(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Run an async command; Ctrl-C lets it clean up, then exits with 130."""
+    """Run a command that starts topologies; signals and a lost reader let it take them down first."""
+    raise typer.Exit(run_in_order(main))
+
+
+def ask(main: Coroutine[Any, Any, T]) -> T:
+    """Run a command that talks to running topologies; exits with the reason if they do not do what was asked."""
+    from bench.clients import ClientError
+
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            status = runner.run(main())
-    except KeyboardInterrupt:
-        fail("interrupted; everything has been taken down", INTERRUPTED)
-    raise typer.Exit(status)
+            return runner.run(main)
+    except ClientError as error:
+        fail(str(error), FAILED)
+
+
+def check_output(json_out: Path | None) -> None:
+    """Exit unless the results can be written, before anything is started."""
+    if json_out is not None and (reason := unwritable(json_out)):
+        fail(f"--json {json_out}: {reason}", USAGE)
 
 
 def load_topology(file: Path) -> Any:
@@ -73,17 +97,20 @@ def load_topology(file: Path) -> Any:
 
 @app.callback(invoke_without_command=True)
 def default(context: typer.Context) -> None:
-    """With no command: the demo."""
+    """Without a command: the demo."""
     if context.invoked_subcommand is None:
         demo()
 
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(help="Length of each stream, in seconds.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement; there are three of each.")] = 0.4,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
 ) -> None:
-    """Two guests on split, two on bypass: streams, round trips, the proof, real programs."""
+    """Split and bypass side by side, the proof, real programs."""
+    if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S):
+        fail(f"--seconds {seconds:g}: more than 0, and at most {LONGEST_S:g}", USAGE)
+    check_output(json_out)
     from bench.demo import run_demo
 
     drive(lambda: run_demo(seconds, json_out))
@@ -94,10 +121,14 @@ def run(
     file: Annotated[Path, typer.Argument(help="Topology file (docs/topology.md).")],
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the workloads' records to this file.")] = None,
 ) -> None:
-    """Run a topology: its workloads one after the other; without workloads, until Ctrl-C."""
+    """Run a topology: its workloads, or until Ctrl-C.
+
+    SIGTERM, SIGHUP and `launch.py stop` take it down as Ctrl-C does.
+    """
+    topology = load_topology(file)
+    check_output(json_out)
     from bench.session import run_topology
 
-    topology = load_topology(file)
     drive(lambda: run_topology(topology.plain(), json_out))
 
 
@@ -107,59 +138,92 @@ def execute(
     argv: Annotated[list[str], typer.Argument(metavar="-- PROGRAM [ARGS]...", help="The program and its arguments.")],
     topology: Annotated[str | None, typer.Option(help="Which topology, if several have such a guest.")] = None,
 ) -> None:
-    """Run a program inside a guest of a running topology, on this terminal."""
-    from bench.clients import ClientError, execute
+    """Run a program in a guest of a running topology.
 
-    if argv[0] == "--":
-        del argv[0]
+    It has this terminal, or whatever standard input and output are. --topology may stand after the guest, too.
+    """
+    from bench.clients import execute
+
+    topology = take_topology(argv) or topology
     if not argv:
         fail("exec: which program?", USAGE)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            status = runner.run(execute(guest, argv, topology))
-    except ClientError as error:
-        fail(str(error), FAILED)
-    raise typer.Exit(status)
+    raise typer.Exit(ask(execute(guest, argv, topology)))
+
+
+def take_topology(argv: list[str]) -> str | None:
+    """Take "--topology NAME" and "--" from the front of what stands after the guest's name; returns NAME, if it is there."""
+    name = None
+    if argv[0] == "--topology":
+        if len(argv) < 2:
+            fail("exec: --topology needs a name", USAGE)
+        name = argv[1]
+        del argv[:2]
+    elif argv[0].startswith("--topology="):
+        name = argv.pop(0).partition("=")[2]
+    if argv[:1] == ["--"]:
+        del argv[0]
+    return name
 
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
-    """What is running: topologies, their processes and guests."""
-    from bench.clients import ClientError, living
+    """What is running, and what TAP guests have moved."""
+    from bench.clients import living
+    from bench.tables import status_lines
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            found = runner.run(living())
-    except ClientError as error:
-        fail(str(error), FAILED)
+    found = ask(living())
     if as_json:
         print(json.dumps(found, indent=2))
-        return
-    if not found:
+    elif not found:
         print("no topology is running")
-    for topology in found:
-        print(f"{topology['name']}: {topology.get('state', 'starting')}")
-        guests = {guest["name"]: guest for guest in topology.get("guests", [])}
-        for process in topology["processes"]:
-            guest = guests.get(process["name"])
-            what = f"{guest['path']}, {guest['program']}, {guest['mac']} {guest['address'] or ''}" if guest else ""
-            print(
-                f"  {process['name']:<16} {process['role']:<10} {process['state']:<10} {process['pid'] or '–':<8} {what}".rstrip()
-            )
+    else:
+        print("\n".join(line for topology in found for line in status_lines(topology)))
+
+
+@app.command()
+def stop(
+    name: Annotated[str | None, typer.Argument(help="Which topology; not needed if there is one.")] = None,
+    all_of_them: Annotated[bool, typer.Option("--all", help="All that are running.")] = False,
+) -> None:
+    """Take a running topology down."""
+    from bench.clients import stop
+    from hyp.rundir import all_topologies
+
+    running = {run.name: run for run in all_topologies() if run.is_alive()}
+    if name is not None and all_of_them:
+        fail("stop: either a name or --all", USAGE)
+    if name is not None and name not in running:
+        fail(f"no topology named {name!r} is running", FAILED)
+    if name is None and not all_of_them and len(running) > 1:
+        fail(f"topologies {', '.join(running)} are running: say which, or --all", USAGE)
+    if not running:
+        print("no topology is running")
+    for run in [running[name]] if name is not None else running.values():
+        ask(stop(run))
+        print(f"{run.name} has been taken down")
 
 
 @app.command()
 def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
-    """Is the topology sound, and does it fit this machine? Nothing is started."""
+    """Is a topology sound, and does it fit this machine?
+
+    Nothing is started.
+    """
+    from bench.tables import plural
+    from hyp.topology_tables import show_size
+
     topology = load_topology(file)
-    size = topology.shared_memory_bytes() / 2**20
-    parts = f"{len(topology.guests)} guests, {len(topology.workloads)} workloads, {size:.0f} MiB of shared memory"
+    parts = f"{plural(len(topology.guests), 'guest')}, {plural(len(topology.workloads), 'workload')}, "
+    parts += f"{show_size(topology.shared_memory_bytes())} of shared memory"
     print(f"{file}: topology {topology.name!r} is sound: {parts}")
 
 
 @app.command()
 def clean() -> None:
-    """Remove what dead topologies left behind. A living one is never touched."""
+    """Remove what dead topologies left behind.
+
+    A living one is never touched.
+    """
     from bench.peers import hugepages
     from hyp.rundir import clean as sweep
 
@@ -171,8 +235,21 @@ def clean() -> None:
 
 
 def main() -> None:
-    """Entry point."""
-    app(prog_name="launch.py")
+    """Entry point. What is wrong with this process's surroundings is told without a traceback."""
+    try:
+        try:
+            app(prog_name="launch.py")
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        silence(sys.stdout)
+        sys.exit(FAILED)
+    except OSError as error:
+        if error.errno not in SURROUNDINGS:
+            raise
+        print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        silence(sys.stdout)
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from bench.ending import finished
 from hyp.abi.counters import COUNTERS_BYTES, read_rows
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
@@ -40,7 +41,7 @@ class LabError(Exception):
 
 
 Event = Callable[[str, dict[str, Any]], None]
-"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``."""
+"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
 
 
 def spin_limit_us(setting: int | str, loops: int, cpus: int | None = None) -> int:
@@ -149,6 +150,7 @@ class Lab:
             "progress": lambda **details: self._on_event("progress", details),
             "warm": lambda **details: self._on_event("warm", details),
             "died": self._died,
+            "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
         }
         self.channel = Channel(ours, handlers, name="the keeper")
 
@@ -158,10 +160,12 @@ class Lab:
             console.close()
         self._consoles.clear()
         self.channel.close()  # the keeper takes that for the order to go down
-        await asyncio.get_running_loop().run_in_executor(None, self._keeper.wait)
-        if self._rundir.path.exists():  # the keeper was killed: what it would have swept is left to us
-            sweep(self.name)
-            self._rundir.remove()
+        try:
+            await finished(asyncio.get_running_loop().run_in_executor(None, self._keeper.wait))
+        finally:
+            if self._rundir.path.exists():  # the keeper was killed: what it would have swept is left to us
+                sweep(self.name)
+                self._rundir.remove()
 
     async def ended(self) -> str:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""
@@ -218,12 +222,7 @@ class Lab:
     async def counters(self) -> "CounterReader":
         """A reader of every process's counters."""
         reply = await self.keeper("held", suffix=".counters")
-        names = [key.removesuffix(".counters") for key in reply.value]
-        try:
-            pages = {n: Mapping(fd, COUNTERS_BYTES, writable=False) for n, fd in zip(names, reply.fds, strict=True)}
-        finally:
-            close_all(reply.fds)
-        return CounterReader(pages)
+        return CounterReader.adopt(reply.value, reply.fds)
 
 
 class CounterReader:
@@ -231,6 +230,15 @@ class CounterReader:
 
     def __init__(self, pages: dict[str, Mapping]) -> None:
         self._pages = pages
+
+    @classmethod
+    def adopt(cls, keys: list[str], fds: list[int]) -> "CounterReader":
+        """A reader of what the keeper's operation `held` gave for ".counters". Closes the descriptors."""
+        names = [key.removesuffix(".counters") for key in keys]
+        try:
+            return cls({name: Mapping(fd, COUNTERS_BYTES, writable=False) for name, fd in zip(names, fds, strict=True)})
+        finally:
+            close_all(fds)
 
     def read(self) -> dict[str, dict[str, int]]:
         """``{"process/row": {column: count}}``."""

@@ -1,11 +1,19 @@
 """What a person sees of the results: rich tables."""
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from bench.results import short
+
 Record = dict[str, Any]
+
+
+def plural(n: int, noun: str) -> str:
+    """ "1 frame", "5,000 frames"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -14,8 +22,8 @@ def number(value: float | None, digits: int = 2) -> str:
         return "–"
     if value == 0:
         return "0"
-    if abs(value) < 10**-digits:
-        return f"{value:.1g}"
+    if 0 < value < 10**-digits:
+        return f"<{10**-digits:.{digits}f}"
     return f"{value:,.{digits}f}"
 
 
@@ -31,6 +39,18 @@ def _table(*columns: str) -> Table:
 def _name(record: Record) -> tuple[str, str, str]:
     path = f"{record['path']} modelled" if record.get("modelled") else record["path"]
     return path, f"{record['workload']} {record['from']}→{record['to']}", str(record["frame"])
+
+
+def runs(record: Record) -> list[Record]:
+    """The single measurements that a record sums up; itself, if it is one."""
+    found: list[Record] = record.get("runs", [record])
+    return found
+
+
+def with_spread(values: Sequence[float]) -> str:
+    """The median, and beside it the least and the most if there are several: "1.72 (1.46–1.79)"."""
+    median = short(statistics.median(values))
+    return f"{median} ({short(min(values))}–{short(max(values))})" if len(values) > 1 else median
 
 
 def rates(records: Iterable[Record]) -> Table:
@@ -66,7 +86,7 @@ def processes(records: Iterable[Record], names: Iterable[str]) -> Table:
             per_1000 = use["cpu_ms"] * 1e6 / record["frames"] if record["frames"] else 0.0
             path, _, frame = _name(record)
             stream = f"{path} {record['from']}→{record['to']}"
-            table.add_row(stream, frame, name, number(use["cpu_ms"]), str(use["switches"]), number(per_1000))
+            table.add_row(stream, frame, name, number(use["cpu_ms"]), f"{use['switches']:,}", number(per_1000))
     return table
 
 
@@ -89,24 +109,29 @@ def kind_of(record: Record) -> tuple[str, str, int]:
 
 
 def comparison(records: Iterable[Record]) -> Table | None:
-    """Bypass beside split, for the workloads that both ran; None if there is none."""
+    """Bypass beside split, for the workloads that both ran; None if there is none.
+
+    Of workloads that were run several times in turns it has medians (min–max). How many times better bypass is, is a ratio of
+    rates, or of times: the median of the ratios of neighbouring runs.
+    """
     by_kind: dict[tuple[str, str, int], dict[str, Record]] = {}
     for record in records:
         by_kind.setdefault(kind_of(record), {})[record["path"]] = record
     pairs = {kind: paths for kind, paths in by_kind.items() if {"split", "bypass"} <= paths.keys()}
     if not pairs:
         return None
-    table = _table("workload", "B", "what", "split", "bypass", "ratio")
+    table = _table("workload", "B", "what", "split", "bypass", "times better")
     for (workload, far, frame), paths in pairs.items():
-        split, bypass = paths["split"], paths["bypass"]
-        rows = [("CPU µs per frame, split ÷ bypass", split["cpu_us_per_frame"], bypass["cpu_us_per_frame"], False)]
+        split, bypass = runs(paths["split"]), runs(paths["bypass"])
+        rows = [("CPU µs/frame", [[r["cpu_us_per_frame"] for r in side] for side in (split, bypass)], False)]
         if workload == "stream":
-            rows.insert(0, ("Mframes/s, bypass ÷ split", split["mpps"], bypass["mpps"], True))
-        elif split["rtt_us"] and bypass["rtt_us"]:
-            rows.insert(0, ("round trip p50 µs, split ÷ bypass", split["rtt_us"]["p50"], bypass["rtt_us"]["p50"], False))
-        for what, one, other, more_is_better in rows:
-            ratio = other / one if more_is_better else one / other
-            table.add_row(f"{workload} to {far}", str(frame), what, number(one, 3), number(other, 3), f"{ratio:.2f}×")
+            rows.insert(0, ("Mframes/s", [[r["mpps"] for r in side] for side in (split, bypass)], True))
+        elif all(record["rtt_us"] for record in (*split, *bypass)):
+            rows.insert(0, ("p50 µs", [[r["rtt_us"]["p50"] for r in side] for side in (split, bypass)], False))
+        for what, (one, other), more in rows:
+            ratios = [b / a if more else a / b for a, b in zip(one, other, strict=True) if a > 0 and b > 0]
+            better = with_spread(ratios) if ratios else "–"
+            table.add_row(f"{workload} to {far}", str(frame), what, with_spread(one), with_spread(other), better)
     return table
 
 
@@ -118,4 +143,25 @@ def losses(records: Iterable[Record]) -> list[str]:
         if record["drops"]:
             lines.append(f"{where}: dropped " + ", ".join(f"{n:,} {name}" for name, n in record["drops"].items()))
         lines += [f"ERROR {where}: {error}" for error in record["errors"]]
+    return lines
+
+
+def status_lines(topology: dict[str, Any]) -> list[str]:
+    """What `launch.py status` says about one topology: state, processes and guests, and what TAP guests have moved."""
+    dead = "; ".join(topology["dead"])
+    lines = [f"{topology['name']}: {topology['state']}" + (f": {dead}" if dead else "")]
+    guests = {guest["name"]: guest for guest in topology["guests"]}
+    for process in topology["processes"]:
+        guest = guests.get(process["name"])
+        what = f"{guest['path']}, {guest['program']}, {guest['mac']} {guest['address'] or ''}" if guest else ""
+        pid = process["pid"] or "–"
+        lines.append(f"  {process['name']:<16} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
+    taps = [guest for guest in topology["guests"] if "counters" in guest]
+    if taps:
+        lines.append(f"  {'':<16} {'sent':>12} {'bytes':>16} {'received':>12} {'bytes':>16}  dropped")
+    for guest in taps:
+        counts = guest["counters"]
+        figures = f"{counts['tx_frames']:>12,} {counts['tx_bytes']:>16,} {counts['rx_frames']:>12,} {counts['rx_bytes']:>16,}"
+        dropped = ", ".join(f"{n:,} {name}" for name, n in counts["drops"].items()) or "0"
+        lines.append(f"  {guest['name']:<16} {figures}  {dropped}")
     return lines

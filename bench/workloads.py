@@ -14,6 +14,7 @@ from typing import Any
 from bench.accounting import Usage, spent, usages
 from bench.lab import CounterReader, Lab, spin_limit_us
 from bench.ledger import Snapshot, difference, drops, faults, per_frame, total, trap_ns, unbalanced
+from bench.tables import plural
 from hyp.frames import HEADER_ONLY
 
 WIRE = "wire"
@@ -31,6 +32,10 @@ Workload = dict[str, Any]
 
 class WorkloadError(Exception):
     """A workload could not be run to its end; the message says which and why."""
+
+
+class PeerDied(WorkloadError):
+    """A process that the workload needs died, which the lab has told already."""
 
 
 class Runner:
@@ -52,9 +57,8 @@ class Runner:
         return cls(lab, await lab.counters(), await lab.pids())
 
     def path(self, load: Workload) -> str:
-        """The path that a workload takes; two names if its ends differ."""
-        paths = {self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE}
-        return "-".join(sorted(paths))
+        """The path that a workload's frames take; if its ends differ, both, in the direction of the frames: "split→bypass"."""
+        return "→".join(dict.fromkeys(self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE))
 
     async def run(self, *loads: Workload) -> dict[str, Any]:
         """Prepare and measure a workload, or several streams at a time; returns the record. WorkloadError if that fails."""
@@ -84,7 +88,7 @@ class Runner:
         try:
             await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
             if death.done():
-                raise WorkloadError(f"{describe(loads[0])}: {death.result()}")
+                raise PeerDied(f"{describe(loads[0])}: {death.result()}")
             return work.result()
         finally:
             death.cancel()
@@ -248,16 +252,17 @@ def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list
         found.append("no frame arrived")
     for what in ("corrupt", "duplicated"):
         if record[what]:
-            found.append(f"{record[what]} frames {what}")
+            found.append(f"{plural(record[what], 'frame')} {what}")
     unexplained = record["lost"] - sum(record["drops"].values())
     if unexplained > 0 or record["lost"] < 0:
-        found.append(f"{record['lost']} frames lost, {sum(record['drops'].values())} of them under a name")
+        found.append(f"{plural(record['lost'], 'frame')} lost, {sum(record['drops'].values())} of them under a name")
     found += [f"{row}: {name} {n}" for row, names in faults(counted).items() for name, n in names.items()]
     found += [f"does not balance: {equation}" for equation in unbalanced(at_rest)]
     return found
 
 
-def describe(load: Workload) -> str:
-    """A workload in words."""
-    amount = f"{load['frames']} frames" if load["frames"] else f"{load['seconds']:g} s"
-    return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {amount}"
+def describe(load: Workload, times: str = "") -> str:
+    """A workload in words; `times` ("3 × ") stands before how long it is."""
+    unit = "frame" if load["kind"] == "stream" else "round trip"
+    amount = plural(load["frames"], unit) if load["frames"] else f"{load['seconds']:g} s"
+    return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {times}{amount}"

@@ -4,7 +4,9 @@ It has one task (a process with threads could not enter a user namespace) and no
 the new process becomes the keeper's child. Protocol, on its socket (the frames of hyp/control.py, served one at a time)::
 
     event  progress {kernel, index, total, compiled, seconds}      while loading; then event warm {seconds}
-    fork   {name, role, module, config, purposes} + descriptors → {pid}     purposes name the descriptors in order
+    fork   {name, role, module, config, purposes, title} + descriptors → {pid}
+
+`purposes` name the descriptors in order; `title` is the command line that ps shows.
 """
 
 import array
@@ -87,6 +89,7 @@ def _become(intermediate: int, args: dict[str, Any], fds: list[int]) -> None:
         from hyp.process import run_role
 
         sockets = dict(zip(args["purposes"], fds, strict=True))
+        linux.set_title(*args["title"])
         status = run_role(args["name"], args["role"], args["module"], args["config"], sockets)
     except BaseException:
         traceback.print_exc()

@@ -5,9 +5,10 @@ topology's flock, both ends of every domain's sockets as long as both sides live
 hands it. It has no other knowledge: what
 processes there are and what they are told comes in the plan.
 
-States: booting → up → going down → gone. Booting fails as a whole when one process fails: the plan's caller gets its name and
-cause. After that a process that ends is reported to the owner (launch.py) and, for a domain, to the hypervisor. The owner's
-socket closing, however the owner ended, takes the topology down.
+States: starting → up (degraded, once a process has died) → going down → gone. Starting fails as a whole when one process fails:
+the plan's caller gets its name and cause. After that a process that ends is reported to the owner (launch.py) and, for a domain,
+to the hypervisor. The owner's socket closing, however the owner ended, takes the topology down; a client that wants it down asks
+the owner to go, and does not wait for one that does not.
 
 A plan is a list of processes in the order in which they are to be forked::
 
@@ -30,6 +31,9 @@ from hyp.memory import sweep
 from hyp.rundir import RunDir
 
 STOP_TIMEOUT_S = 3.0
+OWNER_TIMEOUT_S = 5.0
+TITLE = "xen-bypass-lab"
+"""What the command line of every process of a topology begins with, then the topology's name, then the process's."""
 
 
 @dataclass(slots=True)
@@ -59,8 +63,9 @@ class Keeper:
         self._exits: dict[int, int] = {}
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
-        self._info: dict[str, Any] = {"name": rundir.name}
+        self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
         self._down: asyncio.Task[None] | None = None
+        self._forkserver_death: str | None = None
         self.gone = asyncio.Event()
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -76,9 +81,8 @@ class Keeper:
             "console": self.console,
             "held": self.held,
             "pidfds": self.pidfds,
-            "down": self.down,
         }
-        return {**handlers, "boot": self.boot} if owner else handlers
+        return {**handlers, "boot": self.boot, "down": self.down} if owner else {**handlers, "down": self.ask_down}
 
     # -- the fork server --
 
@@ -92,6 +96,13 @@ class Keeper:
     def _forkserver_gone(self) -> None:
         if not self._warm.done():
             self._warm.set_exception(Refused("ECHILD", "the fork server died while it loaded the compiled code"))
+
+    def _forkserver_died(self, cause: str) -> None:
+        """Nothing more can be forked. Whoever was forked goes on."""
+        cause += ": new processes cannot be started; data goes on"
+        self._forkserver_death = f"forkserver {cause}"
+        if self._info["state"] == "up":
+            self._owner.tell("died", name="forkserver", role="forkserver", cause=cause)
 
     # -- operations --
 
@@ -108,9 +119,16 @@ class Keeper:
         return {"warm_s": warm_s, "boot_s": self._loop.time() - start}
 
     def status(self) -> dict[str, Any]:
-        """State and processes."""
+        """State ("starting", "up", "degraded", "going down"), what has died since it was up, and processes."""
         children = [{"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()]
-        return {**self._info, "processes": children}
+        dead = [f"{c.name} {self._state(c)}" for c in self._children.values() if c.ended.done()]
+        dead += [self._forkserver_death] if self._forkserver_death else []
+        state = self._info["state"]
+        if self._down is not None:
+            state, dead = "going down", []
+        elif state == "up" and dead:
+            state = "degraded"
+        return {**self._info, "state": state, "dead": dead, "processes": children}
 
     def pidfds(self) -> Answer:
         """Names of the living processes, and fds: their pidfds."""
@@ -133,6 +151,12 @@ class Keeper:
         keys = [key for key in self._held if key.endswith(suffix)]
         fds = [os.open(f"/proc/self/fd/{self._held[key]}", os.O_RDONLY | os.O_CLOEXEC) for key in keys]
         return Answer(keys, fds=fds, close=fds)
+
+    async def ask_down(self) -> None:
+        """`down` for a client: the owner is asked to go, which is how it ends in order; one that does not go is not waited for."""
+        self._owner.tell("asked_to_stop")
+        await asyncio.wait([self._owner.closed], timeout=OWNER_TIMEOUT_S)
+        await self.down()
 
     async def down(self) -> None:
         """End the topology; answered when everything has ended but the keeper."""
@@ -160,6 +184,7 @@ class Keeper:
             near = sockets["xenstore"][0].fileno()
             await self._children["xenstored"].console.call("connect", fds=[near], domid=plan["xenstore"])
         args = {key: plan[key] for key in ("name", "role", "module", "config")}
+        args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
         reply = await self._forkserver.call("fork", fds=fds, purposes=["console", *sockets], **args)
         far.close()
@@ -214,7 +239,7 @@ class Keeper:
         for child in self._children.values():
             if child.ended.done():
                 await asyncio.sleep(0)
-                cause = child.failure or _describe_exit(child.ended.result())
+                cause = child.failure or describe_exit(child.ended.result())
                 raise Refused("ECHILD", f"{child.name} could not start: {cause}")
         await future
 
@@ -233,7 +258,9 @@ class Keeper:
                 return
             code = os.waitstatus_to_exitcode(status)
             child = next((child for child in self._children.values() if child.pid == pid), None)
-            if child is not None:
+            if pid == self._forkserver_pid and self._down is None:
+                self._forkserver_died(describe_exit(code))
+            elif child is not None:
                 self._loop.call_soon(self._ended, child, code)  # after a last message that may be in its console
             else:
                 self._exits[pid] = code
@@ -245,8 +272,7 @@ class Keeper:
         self._drop_sockets(child)
         if self._down is not None or self._info.get("state") != "up":
             return
-        cause = child.failure or _describe_exit(code)
-        self._owner.tell("died", name=child.name, role=child.role, cause=cause)
+        self._owner.tell("died", name=child.name, role=child.role, cause=self._state(child))
         if child.domid is not None and not self._children["hyp"].ended.done():
             self._children["hyp"].console.tell("domain_destroy", domid=child.domid)
         if child.domid is not None and not self._children["xenstored"].ended.done():
@@ -299,17 +325,18 @@ class Keeper:
     @staticmethod
     def _state(child: Child) -> str:
         if child.ended.done():
-            return _describe_exit(child.ended.result())
+            return f"died ({child.failure})" if child.failure else describe_exit(child.ended.result())
         return "ready" if child.ready.done() else "starting"
 
 
-def _describe_exit(code: int) -> str:
+def describe_exit(code: int) -> str:
+    """How a process ended: "died (signal 9)", "died (status 1)", "ended"."""
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exited with status {code}"
+        return f"died (signal {-code})"
+    return f"died (status {code})" if code else "ended"
 
 
-def start_forkserver(modules: list[str]) -> tuple[int, socket.socket]:
+def start_forkserver(modules: list[str], topology: str) -> tuple[int, socket.socket]:
     """Fork the fork server (it begins to load at once); returns its pid and our end of its socket."""
     ours, theirs = socketpair()
     pid = os.fork()
@@ -319,6 +346,7 @@ def start_forkserver(modules: list[str]) -> tuple[int, socket.socket]:
             keep = theirs.fileno()
             os.closerange(3, keep)
             os.closerange(keep + 1, 1 << 20)
+            linux.set_title(TITLE, topology, "forkserver")
             forkserver.serve(theirs, modules)
             status = 0
         except BaseException:
@@ -346,6 +374,7 @@ def main(argv: list[str]) -> int:
     """
     name, owner_fd, modules = argv[0], int(argv[1]), argv[2:]
     linux.set_name("keeper-stub")
+    linux.set_title(TITLE, name, "keeper-stub")
     isolated = linux.new_pid_namespace()
     if isolated:
         pid = os.fork()
@@ -358,8 +387,9 @@ def main(argv: list[str]) -> int:
     else:
         linux.adopt_orphans()
     linux.set_name("keeper")
+    linux.set_title(TITLE, name, "keeper")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    forked = start_forkserver(modules)
+    forked = start_forkserver(modules, name)
     rundir = RunDir(name)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     rundir.socket_path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The Linux calls that Python 3.11 has no function for: prctl, unshare, pidfd, clone flags."""
+"""What Python 3.11 has no function for in Linux: prctl, unshare, pidfd, clone flags, the command line that ps shows."""
 
 import ctypes
 import errno
@@ -22,6 +22,26 @@ def _prctl(option: int, argument: int | bytes) -> None:
 def set_name(name: str) -> None:
     """Name the calling thread, as ps and top show it (15 bytes)."""
     _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def shown_name(name: str, role: str) -> str:
+    """What ps and top call a process of a topology: "nic", "domu:alice"."""
+    return f"{role}:{name}" if role != name else name
+
+
+def set_title(*words: str) -> None:
+    """Show `words` as this process's command line (ps -ef, /proc/<pid>/cmdline), cut to the length of the one it was started with.
+
+    The kernel reads a command line from the process's own memory, between the addresses that /proc/self/stat ends with; a forked
+    process has a copy. Does nothing where the kernel does not say them.
+    """
+    with open("/proc/self/stat") as file:
+        start, end = (int(word) for word in file.read().rpartition(")")[2].split()[45:47])  # arg_start, arg_end: proc(5)
+    room = end - start
+    if start == 0 or room <= 0:
+        return
+    title = "\0".join(words).encode()[: room - 1]
+    ctypes.memmove(start, title.ljust(room, b"\0"), room)
 
 
 def die_with_parent() -> None:

@@ -85,7 +85,7 @@ async def _run(name: str, role: str, module: str, config: dict[str, Any], socket
 def run_role(name: str, role: str, module: str, config: dict[str, Any], sockets: dict[str, int]) -> int:
     """Be the process `name`: run the role's main to its end; returns the exit status."""
     faulthandler.enable()
-    linux.set_name(f"{role}:{name}" if role != name else name)
+    linux.set_name(linux.shown_name(name, role))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for launch.py, which ends the topology in order
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format=f"{name}: %(message)s")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -7,6 +7,7 @@
 `base` is ``$XDG_RUNTIME_DIR/xen-bypass-lab`` or ``/tmp/xen-bypass-lab-<uid>``, mode 0700.
 """
 
+import errno
 import fcntl
 import os
 import shutil
@@ -20,12 +21,12 @@ class TopologyExists(Exception):
 
 
 def base() -> Path:
-    """The folder of all run folders of this user (made if need be). PermissionError if somebody else owns it."""
+    """The folder of all run folders of this user (made if need be). OSError if it cannot be, or somebody else owns it."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     path = Path(runtime) / "xen-bypass-lab" if runtime else Path(f"/tmp/xen-bypass-lab-{os.getuid()}")
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_uid != os.getuid():
-        raise PermissionError(f"{path} belongs to another user")
+        raise PermissionError(errno.EPERM, "belongs to another user", str(path))
     return path
 
 
@@ -89,12 +90,12 @@ def all_topologies() -> list[RunDir]:
     return [RunDir(path.name) for path in sorted(base().iterdir()) if path.is_dir()]
 
 
-def clean() -> list[str]:
-    """Remove what dead topologies left, never anything of a living one; returns a line for each thing removed."""
+def clean(only: str | None = None) -> list[str]:
+    """Remove what dead topologies (or the one named) left, never anything of a living one; a line for each thing removed."""
     removed = []
     names = {run.name for run in all_topologies()}
     names |= {path.name.split(".")[2] for path in SHM.glob(f"xbl.{os.getuid()}.*")}
-    for name in sorted(names):
+    for name in sorted(names if only is None else names & {only}):
         run = RunDir(name)
         try:
             had_folder = run.path.exists()

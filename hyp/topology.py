@@ -17,11 +17,13 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from hyp.room import dom0_needs, guest_needs
 from hyp.topology_tables import (
     GIB,
     HEADER,
     KIB,
     MAX_GUESTS,
+    MIB,
     NAME,
     NAME_RULE,
     PATHS,
@@ -167,6 +169,28 @@ def _check_frames(reader: _Reader, wire: Wire, guests: Iterable[Guest], workload
                 reader.refuse(key, f"{frame} bytes are too long for guest {peer!r}, whose mtu allows {longest}")
 
 
+def _check_room(reader: _Reader, nic: Nic | None, dom0: Dom0 | None, guests: dict[int, Guest]) -> None:
+    """RAM holds what the domain's driver puts there. Looks at sound tables only."""
+    if nic is None:
+        return
+    if dom0 is not None and dom0.memory < (need := dom0_needs(nic.queue)):
+        reader.refuse("dom0.memory", f"{_exact_size(dom0.memory)} is too small for nic.queue = {nic.queue}: {_needed(need)}")
+    for index, guest in guests.items():
+        if guest.memory < (need := guest_needs(guest.path, nic.queue)):
+            what = f"path {guest.path!r} with nic.queue = {nic.queue}"
+            reader.refuse(f"guest[{index}].memory", f"{_exact_size(guest.memory)} is too small for {what}: {_needed(need)}")
+
+
+def _exact_size(size: int) -> str:
+    """A number of bytes as the file may have it: in the largest unit that loses nothing."""
+    unit, name = next((u, n) for u, n in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")) if size % u == 0)
+    return f"{size // unit} {name}"
+
+
+def _needed(size: int) -> str:
+    return f'needs at least "{_exact_size(size)}"'
+
+
 def _read(file: str, stem: str, data: dict[str, Any], paths: Collection[str]) -> Topology:
     reader = _Reader(paths)
     if "name" not in data and not NAME.fullmatch(stem):
@@ -186,7 +210,7 @@ def _read(file: str, stem: str, data: dict[str, Any], paths: Collection[str]) ->
             loads[index] = workload
     model = data.get("model", {})
     price = reader.table(Price, model.get("price", {}), "model.price") if isinstance(model, dict) else None
-    parts = {
+    parts: dict[str, Any] = {
         "memory": reader.table(Memory, data.get("memory", {}), "memory"),
         "nic": reader.table(Nic, {**nic, "wire": wire} if isinstance(nic, dict) else nic, "nic"),
         "dom0": reader.table(Dom0, data.get("dom0", {}), "dom0"),
@@ -196,6 +220,7 @@ def _read(file: str, stem: str, data: dict[str, Any], paths: Collection[str]) ->
     _check_guests(reader, guest_tables, wire)
     _check_workloads(reader, load_tables, guest_tables)
     _check_frames(reader, wire, guests.values(), loads)
+    _check_room(reader, parts["nic"], parts["dom0"], guests)
     # Parts that are not sound stand as their defaults here: what is left to find are a bad name and unknown keys.
     rest = {key: value for key, value in data.items() if key not in parts}
     sound = {key: part for key, part in parts.items() if part is not None}

@@ -102,19 +102,24 @@ def _mac(value: str) -> str:
 
 
 def _address(value: str) -> str:
-    if not re.fullmatch(r"[0-9.]+/\d{1,2}", value):
-        raise ValueError(f"{value!r} is not an IPv4 address with the length of its prefix, such as 10.0.0.1/24")
-    try:
-        interface = ipaddress.IPv4Interface(value)
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not an IPv4 address with the length of its prefix: {error}") from None
-    address, network = interface.ip, interface.network
+    wrong = f"{value!r} is not an IPv4 address with the length of its prefix"
+    address, slash, prefix = value.partition("/")
+    numbers = address.split(".")
+    if not slash or not prefix.isascii() or not prefix.isdigit() or len(numbers) != 4:
+        raise ValueError(f"{wrong}, such as 10.0.0.1/24")
+    for number in numbers:
+        if not re.fullmatch(r"0|[1-9][0-9]{0,2}", number) or int(number) > 255:
+            raise ValueError(f"{wrong}: {number!r} is not a number from 0 to 255")
+    if len(prefix) > 2 or int(prefix) > 32:
+        raise ValueError(f"{wrong}: the prefix must be 1 to 31 bits long, not {prefix}")
+    interface = ipaddress.IPv4Interface(f"{address}/{int(prefix)}")
+    host, network = interface.ip, interface.network
     if not 1 <= network.prefixlen <= 31:
         raise ValueError(f"{value!r}: the prefix must be 1 to 31 bits long, or the guest reaches nobody")
-    if address.is_multicast or address.is_loopback or address.is_reserved or value.startswith("0."):
+    if host.is_multicast or host.is_loopback or host.is_reserved or value.startswith("0."):
         raise ValueError(f"{value!r} is not an address that a host can have")
-    if network.prefixlen < 31 and address in (network.network_address, network.broadcast_address):
-        kind = "network" if address == network.network_address else "broadcast"
+    if network.prefixlen < 31 and host in (network.network_address, network.broadcast_address):
+        kind = "network" if host == network.network_address else "broadcast"
         raise ValueError(f"{value!r} is the {kind} address of {network}, not a host's")
     return str(interface)
 

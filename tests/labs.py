@@ -4,13 +4,16 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
+from hyp.keeper import TITLE
 from hyp.topology import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -82,6 +85,25 @@ def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
     )
 
 
+@contextmanager
+def staying_up(file: Path, **options: Any) -> "Iterator[tuple[subprocess.Popen[str], list[str]]]":
+    """A topology without workloads, up, and the lines that it prints; killed at the end if it still runs."""
+    process = start("run", file, **options)
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    try:
+        wait_until(lambda: any("Ctrl-C" in line for line in lines) or process.poll() is not None, "the topology to be up")
+        assert process.poll() is None, "".join(lines)
+        yield process, lines
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+        reader.join(10)
+        process.stdout.close()  # type: ignore[union-attr]
+
+
 def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0) -> T:
     """Wait for a condition to be true; returns its value. AssertionError, saying what was waited for, after `timeout`."""
     deadline = time.monotonic() + timeout
@@ -110,7 +132,7 @@ def left_behind(name: str) -> list[str]:
 
 
 def processes(name: str) -> dict[int, str]:
-    """Living processes that descend from the keeper of topology `name`: their command lines name it."""
+    """Living processes of topology `name`: their command lines name it."""
     found = {}
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
@@ -118,6 +140,6 @@ def processes(name: str) -> dict[int, str]:
                 line = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if "hyp.keeper" in line and name in line:
+            if line[:2] == [TITLE, name] or ("hyp.keeper" in line and name in line):
                 found[int(folder.name)] = " ".join(line)
     return found

@@ -3,15 +3,12 @@
 import json
 import os
 import signal
-import subprocess
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.labs import GUESTS, launch, left_behind, processes, start, topology_file, unique, wait_until
+from bench.session import run_topology
+from tests.labs import GUESTS, launch, left_behind, processes, run, start, staying_up, topology, topology_file, unique, wait_until
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
 
@@ -20,25 +17,6 @@ FIELDS = {
     "duplicated", "drops",
 }  # fmt: skip
 STREAM = '[[workload]]\nkind = "stream"\nfrom = "{}"\nto = "{}"\n{}\n'
-
-
-@contextmanager
-def staying_up(file: Path) -> "Iterator[tuple[subprocess.Popen[str], list[str]]]":
-    """A topology without workloads, up; killed at the end if it still runs."""
-    process = start("run", file)
-    lines: list[str] = []
-    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]
-    reader.start()
-    try:
-        wait_until(lambda: any("Ctrl-C" in line for line in lines) or process.poll() is not None, "the topology to be up")
-        assert process.poll() is None, "".join(lines)
-        yield process, lines
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(30)
-        reader.join(10)
-        process.stdout.close()  # type: ignore[union-attr]
 
 
 def gone(name: str) -> None:
@@ -78,6 +56,7 @@ def test_run_writes_a_record_per_workload(tmp_path: Path) -> None:
         (GUESTS + STREAM.format("anna", "brt", "frames = 1"), "workload[0].to", "bert"),
         (GUESTS + 'memory = "3 KiB"\n', "guest[3].memory", ""),
         ('[[guest]]\nname = "t"\npath = "split"\nprogram = "tap"\naddress = "10.0.0.300/24"\n', "guest[0].address", ""),
+        ("nic.queue = 4096\n" + GUESTS, "guest[2].memory", '"17156 KiB"'),
     ],
 )
 def test_a_wrong_topology_is_refused_before_anything_is_spawned(tmp_path: Path, text: str, key: str, reason: str) -> None:
@@ -92,14 +71,14 @@ def test_a_wrong_topology_is_refused_before_anything_is_spawned(tmp_path: Path, 
     assert left_behind(unique("wrong")) == []
 
 
-def test_a_guest_that_cannot_start_names_itself_and_its_cause(tmp_path: Path) -> None:
-    text = '[nic]\nqueue = 4096\n[[guest]]\nname = "tiny"\npath = "bypass"\nmemory = "4 MiB"\n'
-    text += '[[guest]]\nname = "other"\npath = "split"\n'
-    done = launch("run", topology_file(tmp_path, "tiny", text))
-    assert done.returncode == 3
-    assert "tiny could not start" in done.stdout
-    assert "RAM" in done.stdout
-    assert "Traceback" not in done.stdout
+def test_a_guest_that_cannot_start_names_itself_and_its_cause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`check` lets no such topology through, so it is given to what comes after it."""
+    plain = topology(tmp_path, "tiny", '[[guest]]\nname = "tiny"\npath = "bypass"\n[[guest]]\nname = "other"\npath = "split"\n')
+    plain["guest"][0]["memory"] = 1 << 20
+    assert run(run_topology(plain, None)) == 3
+    output = capsys.readouterr().out
+    assert "tiny could not start" in output
+    assert "RAM" in output
     assert left_behind(unique("tiny")) == []
 
 
@@ -116,8 +95,8 @@ def test_a_frame_lost_without_a_name_is_an_exit_status(tmp_path: Path) -> None:
         process.kill()
         process.wait()
     assert process.returncode == 1, output
-    assert "carl" in output
-    assert "SIGKILL" in output
+    assert output.count("carl died (signal 9)") == 1, output
+    assert "cannot go on" in output
     gone(name)
 
 
@@ -169,8 +148,11 @@ def test_kill_9_of_any_process_leaves_nothing(tmp_path: Path, victim: str) -> No
     with staying_up(topology_file(tmp_path, f"kill-{victim}", GUESTS)) as (process, lines):
         os.kill(pids_of(name)[victim], signal.SIGKILL)
         wait_until(lambda: any(f"{victim} died" in line for line in lines), f"the death of {victim} to be reported")
+        shown = launch("status")
+        assert f"{name}: degraded: {victim} died (signal 9)" in shown.stdout.splitlines(), shown.stdout + shown.stderr
         process.send_signal(signal.SIGINT)
         process.wait(60)
+    assert [line for line in lines if "died" in line] == [f"{victim} died (signal 9)\n"]
     assert left_behind(name) == []
 
 

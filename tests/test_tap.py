@@ -107,7 +107,7 @@ def test_exec_gives_output_status_and_signals(lab: str) -> None:
     done = inside(lab, "alice", "sh", "-c", "cat; echo err >&2; exit 7")
     assert (done.returncode, done.stderr) == (7, "err\n")
     assert inside(lab, "alice", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
-    assert inside(lab, "alice", "/no/such/program").returncode == 1
+    assert inside(lab, "alice", "/no/such/program").returncode == 127
     sleeping = serve(lab, "alice", "sh", "-c", "echo up; exec sleep 1000")
     with sleeping:
         assert sleeping.stdout is not None

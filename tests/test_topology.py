@@ -84,7 +84,7 @@ def test_everything_given(tmp_path: Path) -> None:
         [nic]
         engines = 8
         pause_us = 0
-        queue = 4096
+        queue = 512
         [nic.wire]
         mode = "generate"
         mac = "0A:00:00:00:00:01"
@@ -121,7 +121,7 @@ def test_everything_given(tmp_path: Path) -> None:
     plain = read(tmp_path, text).plain()
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
     wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000}
-    assert plain["nic"] == {"engines": 8, "pause_us": 0, "queue": 4096, "wire": wire}
+    assert plain["nic"] == {"engines": 8, "pause_us": 0, "queue": 512, "wire": wire}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
         ("02:00:00:00:ab:cd", 4 * MIB, 576, None),
