@@ -9,7 +9,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 29, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -22,6 +22,11 @@ def _prctl(option: int, argument: int | bytes) -> None:
 def set_name(name: str) -> None:
     """Name the calling thread, as ps and top show it (15 bytes)."""
     _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def sleep_exactly() -> None:
+    """Let timed sleeps of the calling thread end 1 ns late at most, not 50 µs, as far as its timer slack goes."""
+    _prctl(_PR_SET_TIMERSLACK, 1)
 
 
 def die_with_parent() -> None:
