@@ -195,10 +195,13 @@ def _send_stream(p, d):
         return min(n, 0)  # wait for room for a whole burst: small ones cost a hand-over each
     head0 = p.target | ((d.mac & 0xFFFF) << 48)
     head1 = (d.mac >> 16) | (ETHERTYPE_WIRE << 32)
+    scheduled = s.pps != 0
     for k in range(n):
-        write_test_frame(frame_addr(d.tx, k), p.length, head0, head1, p.stream, p.sequence, stamp(s))
+        due = stamp(s) if scheduled else 0
+        write_test_frame(frame_addr(d.tx, k), p.length, head0, head1, p.stream, p.sequence, due)
         set_length(d.tx, k, p.length)
-        frame_sent(s, p.now)
+        if scheduled:
+            frame_sent(s, p.now)
         p.sequence += 1
     p.left -= n
     return tx_commit(p.device, n)

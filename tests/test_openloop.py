@@ -156,7 +156,8 @@ def test_open_loop_streams_on_both_paths(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, "openloop") as runner:
             lab, wire = runner.lab, runner._wire_mac
-            for stream, (sender, receiver) in enumerate([("anna", "bert"), ("carl", "dora"), ("carl", "wire"), ("wire", "dora")], 1):
+            pairs = [("anna", "bert"), ("carl", "dora"), ("carl", "wire"), ("wire", "dora")]
+            for stream, (sender, receiver) in enumerate(pairs, 1):
                 job = {"frame": 200, "stream": stream, "frames": frames, "pps": pps}
                 if sender == "wire":
                     await lab.call("nic", "wire_generate", mac=runner._mac(receiver), **job)
@@ -211,7 +212,7 @@ def test_what_a_closed_loop_reports_and_what_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("warm")
 @pytest.mark.timeout(120)
 def test_frames_that_a_slow_wire_keeps_waiting_are_late_from_when_they_were_due(tmp_path: Path) -> None:
-    """Nothing is omitted: beyond the wire's rate each frame is later than the one before, and the sender says how far behind it is."""
+    """Nothing is omitted: beyond the wire's rate each frame is later than the one before it, and the sender says so."""
     gbps, frame, frames, pps = 0.1, 1514, 4000, 20_000
 
     async def main() -> None:
