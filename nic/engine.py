@@ -330,16 +330,20 @@ def _round(e):
     for origin in range(e.engines):
         if origin != e.index:
             moved += _serve_crossing(e, origin)
-    before = moved
+    before, waiting = moved, -1
     if e.first >= e.active:
         e.first = 0
     for k in range(e.active):
         at = e.first + k
-        c = context_of(e, load64(e.order + 8 * (at if at < e.active else at - e.active)))
+        at = at if at < e.active else at - e.active
+        c = context_of(e, load64(e.order + 8 * at))
         if c.active != 0:
-            moved += serve_sends(e, c)
-    if moved > before:  # else who was first would still be: rounds in vain must not decide who is when the wire takes frames again
-        e.first = e.first + 1 if e.first + 1 < e.active else 0
+            sent = serve_sends(e, c)
+            moved += sent
+            if sent == 0 and waiting < 0 and c.pause_until != 0 and c.pause_for == FOR_WIRE:
+                waiting = at
+    if moved > before:  # who found the wire full comes first when it has room; rounds in vain change nothing
+        e.first = waiting if waiting >= 0 else e.first + 1
     return moved + generate(e)
 
 

@@ -79,6 +79,7 @@ WIRE = np.dtype(
         ("out", "i8"),  # LINK records: from the machine, and to it
         ("back", "i8"),
         ("held", "i8"),  # the generator waits for the link
+        ("crowded", "i8"),  # somebody found the link out full: nobody sends before it has room again
     ]
 )
 

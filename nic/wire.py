@@ -31,6 +31,7 @@ from nic.link import (
     FRAME,
     KIND,
     LENGTH,
+    is_congested,
     is_direct,
     launch,
     link_at,
@@ -220,7 +221,13 @@ def link_wire(e, mode, fs_per_byte, delay_ns):
 def is_wire_full(e):
     """True if a frame has to wait before it may leave."""
     w = wire_at(e.wire)
-    return w.linked != 0 and not takes(link_at(w.out), e.now)
+    if w.linked == 0:
+        return False
+    k = link_at(w.out)
+    if w.crowded != 0 and is_congested(k, e.now):
+        return True
+    w.crowded = 0
+    return not takes(k, e.now)
 
 
 @outlined
@@ -229,6 +236,7 @@ def await_wire(e, sender):
     w = wire_at(e.wire)
     sender.pause_until = max(room_at(link_at(w.out), _out_due(e, w)), e.now + 1)
     sender.pause_for = FOR_WIRE
+    w.crowded = 1
     count(e.counts, PAUSES, 1)
 
 
@@ -240,7 +248,7 @@ def serve_wire(e):
     if moved > 0:
         w.dirty = 1
     if is_direct(link_at(w.out)) and is_direct(link_at(w.back)):
-        w.linked, w.held = 0, 0
+        w.linked, w.held, w.crowded = 0, 0, 0
     return moved
 
 

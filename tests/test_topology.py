@@ -91,6 +91,8 @@ def test_everything_given(tmp_path: Path) -> None:
         to = "tess"
         frame = 1514
         pps = 1000
+        gbps = 10
+        delay_us = 50
         [dom0]
         memory = "1 GiB"
         ageing_s = 5
@@ -120,7 +122,7 @@ def test_everything_given(tmp_path: Path) -> None:
     """
     plain = read(tmp_path, text).plain()
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
-    wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000}
+    wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
     assert plain["nic"] == {"engines": 8, "pause_us": 0, "queue": 4096, "wire": wire}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
