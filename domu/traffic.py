@@ -1,5 +1,7 @@
 """The traffic program: verified streams and round trips, above the device interface. One compiled loop per guest.
 
+A stream is sent as fast as the device takes it, or, given a rate, on a schedule (open loop: `hyp/schedule.py`).
+
 It always receives: every test frame is verified and accounted for; one whose stream has the ECHO bit is sent back with its MAC
 addresses swapped, unless this guest asked for it. At most one job of its own runs at a time: a stream or a series of round trips.
 """
@@ -42,19 +44,22 @@ from hyp.atomics import (
 from hyp.control import Refused
 from hyp.counters import commit
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import end_spin, may_spin, new_eventfd, wait_at
+from hyp.events import end_spin, may_spin, new_eventfd, spin_limit, wait_at
 from hyp.frames import (
     ETHERTYPE_WIRE,
     MIN_TEST_FRAME,
     STREAM,
     TRACKER,
     TRACKERS,
+    attach_histograms,
     is_test_frame,
     tracker_report,
     verify,
     write_test_frame,
 )
+from hyp.histogram import histogram_of, summary
 from hyp.kernels import compiled, entry, i64
+from hyp.schedule import MAX_RATE, SCHEDULE, begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
 
 if TYPE_CHECKING:
     from domu.guest import Guest
@@ -81,6 +86,7 @@ TRAFFIC = np.dtype(
         ("left", "i8"),
         ("until_ns", "i8"),  # 0: no limit in time
         ("sequence", "i8"),
+        ("schedule", "i8"),  # a SCHEDULE record, for streams
         ("started_ns", "i8"),
         ("ended_ns", "i8"),
         ("waiting", "i8"),  # ASKING: a request is under way
@@ -97,12 +103,13 @@ _traffic_at = record_view(TRAFFIC)
 
 
 @compiled
-def _begin_job(p, op, stream, target, length, frames, nanoseconds):
+def _begin_job(p, op, stream, target, length, frames, nanoseconds, pps):
     p.job = STREAMING if op == SEND_STREAM else ASKING
     p.stream, p.target, p.length, p.left, p.sequence = stream, target, length, frames, 0
     p.started_ns = clock_ns()
     p.until_ns = p.started_ns + nanoseconds if nanoseconds > 0 else 0
     p.waiting, p.answered = 0, 0
+    begin_schedule(schedule_at(p.schedule), pps, p.started_ns)
 
 
 @compiled
@@ -121,7 +128,8 @@ def _take_mail(p):
             stop = True
         else:
             a, b, c = mail_word(p.mailbox, p.mail, 1), mail_word(p.mailbox, p.mail, 2), mail_word(p.mailbox, p.mail, 3)
-            _begin_job(p, op, a, b, c, mail_word(p.mailbox, p.mail, 4), mail_word(p.mailbox, p.mail, 5))
+            frames, nanoseconds = mail_word(p.mailbox, p.mail, 4), mail_word(p.mailbox, p.mail, 5)
+            _begin_job(p, op, a, b, c, frames, nanoseconds, mail_word(p.mailbox, p.mail, 6))
         p.mail += 1
     mail_taken(p.mailbox, p.mail)
     return stop
@@ -172,19 +180,28 @@ def _receive(p, d):
 
 @compiled
 def _send_stream(p, d):
-    """Write and send one burst of the stream. Returns the number of frames, or FAILED."""
+    """Write and send one burst of the stream, of what is due of it. Returns the number of frames, or FAILED."""
+    s = schedule_at(p.schedule)
     if p.left <= 0 or (p.until_ns != 0 and p.now >= p.until_ns):
+        if p.left > 0 and s.pps != 0:
+            note_lag(s, p.now)
         p.job = DRAINING
         return 0
-    want = min(BURST, p.left)
+    want = frames_due(s, p.now, min(BURST, p.left))
+    if want == 0:
+        return 0
     n = tx_reserve(p.device, want)
     if n < want:
         return min(n, 0)  # wait for room for a whole burst: small ones cost a hand-over each
     head0 = p.target | ((d.mac & 0xFFFF) << 48)
     head1 = (d.mac >> 16) | (ETHERTYPE_WIRE << 32)
+    scheduled = s.pps != 0
     for k in range(n):
-        write_test_frame(frame_addr(d.tx, k), p.length, head0, head1, p.stream, p.sequence, 0)
+        due = stamp(s) if scheduled else 0
+        write_test_frame(frame_addr(d.tx, k), p.length, head0, head1, p.stream, p.sequence, due)
         set_length(d.tx, k, p.length)
+        if scheduled:
+            frame_sent(s, p.now)
         p.sequence += 1
     p.left -= n
     return tx_commit(p.device, n)
@@ -231,11 +248,19 @@ def _work(p, d):
 
 
 @compiled
+def _next_due(p):
+    """When the next frame of an open-loop stream is due, if that is not yet; 0 if nothing but room is waited for."""
+    s = schedule_at(p.schedule)
+    return s.due_ns if p.job == STREAMING and s.pps != 0 and s.due_ns > p.now else 0
+
+
+@compiled
 def _time_left(p):
     """ns until the job has to do something even if nothing arrives (0: now), or −1."""
     deadline = 0
     if p.job == STREAMING:
-        deadline = p.until_ns
+        due = _next_due(p)
+        deadline = due if due != 0 and (p.until_ns == 0 or due < p.until_ns) else p.until_ns
     elif p.job == ASKING:
         deadline = p.asked_ns + REPLY_TIMEOUT_NS
     return -1 if deadline == 0 else max(deadline - clock_ns(), 0)
@@ -246,13 +271,14 @@ def _idle(p, d):
     wait = wait_at(d.wait)
     if p.idle_since == 0:
         p.idle_since = p.now
-    if p.now - p.idle_since < may_spin(wait):
+    due = _next_due(p)
+    if p.now - p.idle_since < may_spin(wait) or (due != 0 and due - p.now <= spin_limit(wait)):
         cpu_relax()
         return
     commit(p.counts, p.counts_shared)
     commit(d.counts, d.counts_shared)
     what = RX
-    if p.job == STREAMING or p.no_room != 0:
+    if (p.job == STREAMING and due == 0) or p.no_room != 0:
         what |= TX
     elif p.job == DRAINING:
         what |= ALL
@@ -295,6 +321,8 @@ class Traffic:
     def __init__(self, guest: "Guest") -> None:
         self._record = np.zeros(1, TRAFFIC)
         self._trackers = np.zeros(TRACKERS, TRACKER)
+        self._histograms = attach_histograms(self._trackers)
+        self._schedule = np.zeros(1, SCHEDULE)
         self._latencies = np.zeros(MAX_ROUND_TRIPS, np.int64)
         self._engine: Engine = guest.engine
         self._room = int(guest.device.record[0]["room"])
@@ -303,6 +331,7 @@ class Traffic:
         row = self._record[0]
         row["device"], row["mailbox"], row["done_fd"] = guest.device.address, self._engine.mailbox, self._done_fd
         row["trackers"], row["latencies"] = self._trackers.ctypes.data, self._latencies.ctypes.data
+        row["schedule"] = self._schedule.ctypes.data
         row["counts"], row["counts_shared"] = guest.counters.row("traffic")
         asyncio.get_running_loop().add_reader(self._done_fd, self._job_done)
         for handler in (self.send_stream, self.round_trips, self.received, self.sent):
@@ -315,48 +344,60 @@ class Traffic:
     def stop(self) -> None:
         """Nothing runs but the loop."""
 
-    async def send_stream(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0) -> dict[str, Any]:
-        """Send test frames to `mac`; answers when all have been sent and none is pending."""
-        return await self._job(SEND_STREAM, mac, frame, stream, frames, seconds)
+    async def send_stream(
+        self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0
+    ) -> dict[str, Any]:
+        """Send test frames to `mac`; answers when all have been sent and none is pending.
+
+        `pps` 0: as fast as they are taken. Else frame k is due k / `pps` s after the start and stamped with that time, so that its
+        receiver measures its latency, however late it was sent. Refused (EINVAL) beyond `MAX_RATE`.
+        """
+        return await self._job(SEND_STREAM, mac, frame, stream, frames, seconds, pps)
 
     async def round_trips(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0) -> dict[str, Any]:
-        """Closed loop of requests to `mac`, one at a time. Besides `sent`: `rtt_us` with p50, p99, mean, max and count."""
+        """Closed loop of requests to `mac`, one at a time.
+
+        Besides `sent`: ``rtt_us`` with p50, p90, p99, p999, mean and max; ``latency``: the same as a histogram (`hyp.histogram`).
+        """
         report = await self._job(ROUND_TRIPS, mac, frame, stream | ECHO, min(frames, MAX_ROUND_TRIPS), seconds)
-        times = self._latencies[: int(self._record[0]["answered"])] / 1000
+        times = self._latencies[: int(self._record[0]["answered"])]
         report["answered"] = len(times)
         if len(times):
-            p50, p99 = np.percentile(times, [50, 99])
-            report["rtt_us"] = {
-                "p50": float(p50),
-                "p99": float(p99),
-                "mean": float(times.mean()),
-                "max": float(times.max()),
-            }
+            p50, p90, p99, p999 = (float(value) for value in np.percentile(times / 1000, [50, 90, 99, 99.9]))
+            mean, longest = float(times.mean() / 1000), float(times.max() / 1000)
+            report["rtt_us"] = {"p50": p50, "p90": p90, "p99": p99, "p999": p999, "mean": mean, "max": longest}
+            report["latency"] = summary(histogram_of(times), int(times.max()))
         return report
 
-    def received(self, stream: int) -> dict[str, int]:
+    def received(self, stream: int) -> dict[str, Any]:
         """What this guest has received of a stream."""
-        return tracker_report(self._trackers, stream)
+        return tracker_report(self._trackers, stream, self._histograms)
 
     def sent(self) -> dict[str, Any]:
-        """How far the present or last job is."""
-        row = self._record[0]
+        """How far the present or last job is. Of an open-loop stream: how late it was at the end, and at worst (ns)."""
+        row, schedule = self._record[0], self._schedule[0]
+        lag = {name: int(schedule[name]) for name in ("lag_ns", "max_lag_ns")} if int(schedule["pps"]) else {}
         return {
             "sent": int(row["sequence"]),
             "answered": int(row["answered"]),
             "running": int(row["job"]) != IDLE,
             "seconds": (int(row["ended_ns"]) - int(row["started_ns"])) / 1e9,
             "failed": bool(row["failed"]),
+            **lag,
         }
 
-    async def _job(self, op: int, mac: str, frame: int, stream: int, frames: int, seconds: float) -> dict[str, Any]:
+    async def _job(
+        self, op: int, mac: str, frame: int, stream: int, frames: int, seconds: float, pps: int = 0
+    ) -> dict[str, Any]:
         if not MIN_TEST_FRAME <= frame <= self._room:
             raise Refused("EINVAL", f"frame is {frame}, not in [{MIN_TEST_FRAME}, {self._room}]")
+        if not 0 <= pps <= MAX_RATE:
+            raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
         if self._done is not None and not self._done.done():
             raise Refused("EBUSY", "a job runs already")
         self._done = asyncio.get_running_loop().create_future()
         count = frames if frames > 0 else 1 << 62
-        await self._engine.post(op, stream, mac_to_int(mac), frame, count, int(seconds * 1e9))
+        await self._engine.post(op, stream, mac_to_int(mac), frame, count, int(seconds * 1e9), pps)
         await self._done
         if int(self._record[0]["failed"]):
             raise Refused("EIO", "the network device has failed")

@@ -169,6 +169,16 @@ def memzero(typing_context, destination, length):
     return void(i64, i64), generate
 
 
+@intrinsic
+def leading_zeros(typing_context, value):
+    """Number of zero bits above the highest bit of a word that is set; 64 for zero."""
+
+    def generate(context, builder, signature, args):
+        return builder.ctlz(args[0], _I1(0))
+
+    return i64(i64), generate
+
+
 @compiled
 def u32_add(a: int, b: int) -> int:
     """a + b of a free-running 32-bit index."""

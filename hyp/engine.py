@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hyp import linux
 from hyp.atomics import load64_acquire, notify, store64, store64_release
 from hyp.events import new_eventfd
 from hyp.kernels import compiled, entry, i64, void
@@ -90,6 +91,7 @@ class Engine:
         self._ended = loop.create_future()
 
         def run() -> None:
+            linux.sleep_exactly()
             try:
                 self.result = kernel(*args)
             except BaseException as error:

@@ -33,10 +33,15 @@ FIRST_SPIN_NS = 4000
 
 
 @compiled
+def spin_limit(wait):
+    """The longest that a loop may spin, in ns: for what is known to be due within that time it does not sleep."""
+    return load64_once(wait.platform + SPIN_LIMIT_NS)
+
+
+@compiled
 def may_spin(wait):
     """How long, in ns, the loop should look for work before it sleeps. 0: not at all."""
-    limit = load64_once(wait.platform + SPIN_LIMIT_NS)
-    return min(wait.spin_ns, limit)
+    return min(wait.spin_ns, spin_limit(wait))
 
 
 @compiled
@@ -59,7 +64,7 @@ def sleep(wait, timeout_ns, counts):
     if events != 0:
         count(counts, WAKEUPS, 1)
     slept = clock_ns() - start
-    limit = load64_once(wait.platform + SPIN_LIMIT_NS)
+    limit = spin_limit(wait)
     if events > 0 and slept <= limit:
         wait.spin_ns = min(max(2 * wait.spin_ns, FIRST_SPIN_NS), limit)
     elif slept > 8 * limit:

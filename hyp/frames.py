@@ -8,18 +8,21 @@ Layout (little-endian; Ethernet without FCS; "frame size" counts these bytes)::
     14  u16  stream: one per workload
     16  u64  sequence number within the stream, from 0
     24  u64  checksum
-    32  u64  time sent, CLOCK_MONOTONIC ns (0 where nobody measures it)
+    32  u64  time at which the frame was due to be sent, CLOCK_MONOTONIC ns; 0: not stamped, nobody measures it
     40  ...  payload: every byte written by the sender, a function of stream and sequence number
 
 The checksum is the sum over all 64-bit words but its own, from byte 16 to the end (the tail zero-extended), each multiplied by an
 odd number that depends on its place: it sees any change of one word and any exchange of two that differ in their low bits.
 """
 
+from typing import Any
+
 import numpy as np
 
 from hyp.abi.counters import CHECKED, CORRUPT, DUPLICATED, FOREIGN, LOST
-from hyp.atomics import load8, load16, load64, record_view, store8, store64
+from hyp.atomics import clock_ns, load8, load16, load64, memzero, record_view, store8, store64
 from hyp.counters import count
+from hyp.histogram import BUCKETS, HISTOGRAM_BYTES, Counts, record, summary
 from hyp.kernels import compiled
 
 ETHERTYPE_WIRE = 0xB588  # 0x88B5 as a little-endian load sees it
@@ -44,9 +47,13 @@ TRACKER = np.dtype(
         ("corrupt", "i8"),
         ("first_ns", "i8"),
         ("last_ns", "i8"),
+        ("stamped", "i8"),  # good frames that carried the time at which they were due: their latency is in the histogram
+        ("longest_ns", "i8"),  # the longest of them
+        ("histogram", "i8"),  # address of the slot's; 0: this receiver keeps none
     ]
 )
 """What a receiver knows of one stream. A frame of another stream starts it afresh."""
+_PRIVATE = ("stamped", "longest_ns", "histogram")  # not in a report as they are
 
 TRACKER_BYTES = TRACKER.itemsize
 TRACKERS = 64
@@ -126,6 +133,9 @@ def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool
     if t.stream != stream or t.frames + t.corrupt == 0:
         t.stream, t.next, t.window, t.frames, t.bytes, t.lost, t.duplicated, t.corrupt = stream, 0, 0, 0, 0, 0, 0, 0
         t.first_ns = now_ns
+        if t.stamped > 0:
+            t.stamped, t.longest_ns = 0, 0
+            memzero(t.histogram, HISTOGRAM_BYTES)
     t.last_ns = now_ns
     if checksum(addr, checked) != load64(addr + CHECKSUM):
         t.corrupt += 1
@@ -151,13 +161,39 @@ def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool
             return False
     t.frames += 1
     t.bytes += length
+    due = load64(addr + SENT)
+    if due != 0 and t.histogram != 0:
+        _record_latency(t, clock_ns() - due)
     return True
 
 
-def tracker_report(trackers: "np.ndarray[tuple[int], np.dtype[np.void]]", stream: int) -> dict[str, int]:
-    """A stream's tracker as a plain dict; all zero if no frame of the stream was seen."""
+@compiled
+def _record_latency(t, ns) -> None:
+    t.stamped += 1
+    t.longest_ns = max(t.longest_ns, ns)
+    record(t.histogram, ns)
+
+
+Trackers = np.ndarray[tuple[int], np.dtype[np.void]]
+
+
+def attach_histograms(trackers: Trackers) -> Counts:
+    """Give every tracker a histogram of latencies: (`TRACKERS`, `BUCKETS`) counts, which the caller keeps as long."""
+    histograms = np.zeros((TRACKERS, BUCKETS), np.int64)
+    trackers["histogram"] = int(histograms.ctypes.data) + np.arange(TRACKERS) * HISTOGRAM_BYTES
+    return histograms
+
+
+def tracker_report(trackers: Trackers, stream: int, histograms: Counts | None = None) -> dict[str, Any]:
+    """A stream's tracker as a plain dict; all zero if no frame of the stream was seen.
+
+    With `histograms`, and if the stream's frames were stamped: ``latency``, as `hyp.histogram.summary` gives it.
+    """
     row = trackers[stream % TRACKERS]
-    names = TRACKER.names or ()
+    names = [name for name in TRACKER.names or () if name not in _PRIVATE]
     if int(row["stream"]) != stream or (int(row["frames"]) == 0 and int(row["corrupt"]) == 0):
         return {**dict.fromkeys(names, 0), "stream": stream}
-    return {name: int(row[name]) for name in names}
+    report: dict[str, Any] = {name: int(row[name]) for name in names}
+    if histograms is not None and int(row["stamped"]) > 0:
+        report["latency"] = summary(histograms[stream % TRACKERS], int(row["longest_ns"]))
+    return report

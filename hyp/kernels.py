@@ -1,8 +1,9 @@
 """Compiled code: how the data plane's functions are declared, compiled, cached and loaded.
 
-Three kinds, one decorator each:
+Four kinds, one decorator each:
 
 ``@compiled``            a helper, inlined into whatever compiled code calls it;
+``@outlined``            a helper that is called: for what is large and seldom needed, so that it stands in no hot loop;
 ``@entry(signature)``    an entry point that Python calls once per engine life, in a thread (it releases the GIL);
 ``@operation(signature)``a C function whose address goes into an operations table (`domu.device`).
 
@@ -71,6 +72,7 @@ i64 = types.int64
 void = types.void
 
 compiled = numba.njit(error_model="numpy", nogil=True, forceinline=True)
+outlined = numba.njit(error_model="numpy", nogil=True)
 
 
 class Entry:

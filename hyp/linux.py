@@ -9,7 +9,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 29, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -42,6 +42,11 @@ def set_title(*words: str) -> None:
         return
     title = "\0".join(words).encode()[: room - 1]
     ctypes.memmove(start, title.ljust(room, b"\0"), room)
+
+
+def sleep_exactly() -> None:
+    """Let timed sleeps of the calling thread end 1 ns late at most, not 50 µs, as far as its timer slack goes."""
+    _prctl(_PR_SET_TIMERSLACK, 1)
 
 
 def die_with_parent() -> None:

@@ -31,6 +31,7 @@ MIN_RAM, MAX_RAM = 4 * MIB, GIB
 MIN_FRAME, MAX_FRAME = 64, 1514  # Ethernet without its checksum
 HEADER: Final = 14  # what a frame has more than the MTU counts
 MAX_ENGINES: Final = 8
+MIN_GBPS: Final = 0.001
 MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far from the int64 of compiled code
 
 # Shared memory beside RAM, for the estimate: generous, since its use is to refuse early what cannot work.
@@ -159,13 +160,22 @@ class Memory(Table):
 
 
 class Wire(Table):
-    """``[nic.wire]``: what is at the other end of the NIC's cable. `frame` in bytes; `pps` 0: as fast as accepted."""
+    """``[nic.wire]``: what is at the other end of the NIC's cable. `frame` in bytes; `pps`, `gbps` 0: no limit."""
 
     mode: Literal["sink", "reflect", "generate"] = "sink"
     mac: Mac = "02:00:00:00:ff:01"
     to: str | None = Field(default=None, validate_default=True)
     frame: Frame = 64
     pps: int = Field(default=0, ge=0, le=10**9)
+    gbps: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    delay_us: int = Field(default=0, ge=0, le=1_000_000)
+
+    @field_validator("gbps")
+    @classmethod
+    def _no_snail(cls, gbps: float) -> float:
+        if 0 < gbps < MIN_GBPS:
+            raise ValueError(f"must be 0, which is no limit, or at least {MIN_GBPS}, not {gbps}")
+        return gbps
 
     @field_validator("to")
     @classmethod

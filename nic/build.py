@@ -7,9 +7,11 @@ from hyp.abi.platform import PLATFORM_BYTES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT, new_eventfd
-from hyp.frames import TRACKER, TRACKERS
+from hyp.frames import TRACKER, TRACKERS, attach_histograms
 from hyp.memory import Mapping
+from hyp.schedule import SCHEDULE
 from nic.crossing import CROSSING_BYTES
+from nic.link import LINE_BYTES, LINK
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
 from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
 
@@ -32,7 +34,11 @@ class EngineState:
         self._record = np.zeros(1, ENGINE)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
         self.trackers = np.zeros(TRACKERS, TRACKER)
+        self.histograms = attach_histograms(self.trackers)
         self.wire = np.zeros(1, WIRE)
+        self.schedule = np.zeros(1, SCHEDULE)
+        self._links = np.zeros(2, LINK)
+        self._lines = np.zeros((2, LINE_BYTES), np.uint8)  # memory that costs nothing until a frame is on a link
         self._stage = np.zeros(BUDGET_FRAMES, STAGED)
         self._lists = np.zeros((2, CONTEXTS), np.int64)
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
@@ -42,7 +48,9 @@ class EngineState:
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)
         self.contexts["route_mac"] = -1
-        self.wire[0]["buffers"] = self._buffers.ctypes.data
+        self.wire[0]["buffers"], self.wire[0]["schedule"] = self._buffers.ctypes.data, self.schedule.ctypes.data
+        self._links["line"] = [line.ctypes.data for line in self._lines]
+        self.wire[0]["out"], self.wire[0]["back"] = (self._links[k : k + 1].ctypes.data for k in range(2))
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         assert platform.size >= PLATFORM_BYTES
         record = self._record[0]

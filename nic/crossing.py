@@ -16,8 +16,9 @@ from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify,
 from hyp.counters import count
 from hyp.kernels import compiled
 from nic.deliver import copy_frame
+from nic.link import is_congested, link_at
 from nic.queues import posted_buffers
-from nic.state import DELIVERED, PAUSE, context_of
+from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 
 SLOTS = 64
 PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256
@@ -69,8 +70,12 @@ def cross(e, target, context, origin, source, length, head0, head1):
 def cross_or_pause(e, sender, target, context, origin, source, length, head0, head1):
     """`cross`, with a full crossing turned into a pause of `sender`, then into a drop."""
     result = cross(e, target, context, origin, source, length, head0, head1)
-    if result != PAUSE:
-        return result
+    return await_crossing(e, sender, target) if result == PAUSE else result
+
+
+@compiled
+def await_crossing(e, sender, target):
+    """The crossing to engine `target` is full: PAUSE until the sender's deadline, then a drop's name."""
     if sender.pause_until == 0:
         sender.pause_until = e.now + e.pause_ns
         sender.pause_for = -1 - target
@@ -81,10 +86,12 @@ def cross_or_pause(e, sender, target, context, origin, source, length, head0, he
 
 @compiled
 def is_paused(e, sender):
-    """True while `sender` need not be tried: its deadline lies ahead and the receiver or crossing it waits for is full."""
+    """True while `sender` need not be tried: its deadline lies ahead and the receiver, crossing or wire it waits for is full."""
     if sender.pause_until == 0 or e.now >= sender.pause_until:
         return False
     if sender.pause_for < 0:
+        if sender.pause_for == FOR_WIRE:
+            return is_congested(link_at(wire_at(e.wire).out), e.now)
         ring = crossing(e, e.index, -1 - sender.pause_for)
         return load64(ring + PROD) - load64_acquire(ring + CONS) >= SLOTS
     r = context_of(e, sender.pause_for)

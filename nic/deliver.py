@@ -75,8 +75,12 @@ def put(e, r, source, length, head0, head1):
 def put_or_pause(e, sender, r, source, length, head0, head1):
     """`put`, with a full receiver turned into a pause of `sender` (a record with `pause_until`), then into a drop."""
     result = put(e, r, source, length, head0, head1)
-    if result != PAUSE:
-        return result
+    return await_receiver(e, sender, r) if result == PAUSE else result
+
+
+@compiled
+def await_receiver(e, sender, r):
+    """Context `r` is full: PAUSE until the sender's deadline, then a drop's name, at once while `r` is stalled."""
     if r.stalled == 0:
         if sender.pause_until == 0:
             sender.pause_until = e.now + e.pause_ns

@@ -4,6 +4,7 @@ It trusts the hypervisor, which it shares the machine with, and nothing that a d
 """
 
 import asyncio
+import math
 import os
 from typing import Any
 
@@ -15,12 +16,15 @@ from hyp.counters import CounterPage
 from hyp.frames import MIN_TEST_FRAME, tracker_report
 from hyp.memory import Mapping
 from hyp.process import Process
+from hyp.schedule import MAX_RATE
 from nic.build import Crossings, EngineState
 from nic.engine import FILTER, GENERATE, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
 from nic.switch import MAX_FILTERS
 from nic.wire import REFLECT, SINK
 
 WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK}
+MIN_GBPS, MAX_GBPS = 0.001, 1000.0
+MAX_DELAY_US = 1_000_000
 
 
 class Nic:
@@ -33,6 +37,7 @@ class Nic:
         self._started: set[int] = set()
         self._setup = asyncio.Lock()  # a guest's calls may overtake each other; what they do to a context must not
         self._filters: dict[int, int] = {}  # MAC → context
+        self._gbps, self._delay_us = 0.0, 0
         handlers: dict[str, Handler] = {
             "context_create": self.context_create, "context_start": self.context_start,
             "context_destroy": self.context_destroy, "filter_change": self.filter_change,
@@ -53,11 +58,12 @@ class Nic:
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
             state = EngineState(index, crossings, Mapping.adopt(page_fd, ENGINE_BYTES), platform, shootdown_fd, epoll)
             state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"])
-            state.wire[0]["mode"] = WIRE_MODES[self._config["wire"]["mode"]]
             state.engine.wake_on(int(crossings.kicks[index]))
             self._engines.append(state)
         for state in self._engines:
             state.engine.start(run, state.address)
+        wire = self._config["wire"]
+        await self.wire_mode(wire["mode"], wire.get("gbps", 0.0), wire.get("delay_us", 0))
         await self._hyp.call("nic_ready")
 
     # -- the hypervisor's operations --
@@ -137,30 +143,50 @@ class Nic:
 
     # -- the wire's operations, on the console --
 
-    async def wire_mode(self, mode: str) -> None:
-        """``sink`` or ``reflect``."""
+    async def wire_mode(self, mode: str, gbps: float | None = None, delay_us: int | None = None) -> None:
+        """``sink`` or ``reflect``; the wire's bit rate, each way, and its delay, each way. None: as it is. 0: no limit, no delay.
+
+        Each of the NIC's engines has an equal share of the rate. Refused (EINVAL) outside [MIN_GBPS, MAX_GBPS], [0, MAX_DELAY_US].
+        """
+        gbps, delay_us = self._gbps if gbps is None else gbps, self._delay_us if delay_us is None else delay_us
+        if gbps != 0 and not MIN_GBPS <= gbps <= MAX_GBPS:
+            raise Refused("EINVAL", f"gbps is {gbps}, neither 0 nor in [{MIN_GBPS}, {MAX_GBPS}]")
+        if not 0 <= delay_us <= MAX_DELAY_US:
+            raise Refused("EINVAL", f"delay_us is {delay_us}, not in [0, {MAX_DELAY_US}]")
+        if mode not in WIRE_MODES:
+            raise Refused("EINVAL", f"{mode!r} is not a mode of the wire; there are {', '.join(WIRE_MODES)}")
+        self._gbps, self._delay_us = gbps, delay_us
+        fs_per_byte = math.ceil(8_000_000 * len(self._engines) / gbps) if gbps else 0
         for state in self._engines:
-            await state.engine.post(WIRE_MODE, WIRE_MODES[mode])
+            await state.engine.post(WIRE_MODE, WIRE_MODES[mode], fs_per_byte, delay_us * 1000)
 
     async def wire_generate(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0) -> None:
-        """Send test frames of `frame` bytes to `mac`: `frames` of them, or for `seconds`; `pps` 0: as fast as they are taken."""
+        """Send test frames of `frame` bytes to `mac`: `frames` of them, or for `seconds`.
+
+        `pps` 0: as fast as they are taken. Else frame k is due k / `pps` s after the start and stamped with that time.
+        """
         if not MIN_TEST_FRAME <= frame <= MAX_FRAME:
             raise Refused("EINVAL", f"frame is {frame}, not in [{MIN_TEST_FRAME}, {MAX_FRAME}]")
+        if not 0 <= pps <= MAX_RATE:
+            raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
         context = self._filters.get(mac_to_int(mac), 0)
         engine = self._engines[self._owner(context)].engine
-        interval = 1_000_000_000 // pps if pps > 0 else 0
         count = frames if frames > 0 else 1 << 62
-        await engine.post(GENERATE, mac_to_int(mac), frame, count, int(seconds * 1e9), interval, stream)
+        await engine.post(GENERATE, mac_to_int(mac), frame, count, int(seconds * 1e9), pps, stream)
 
     def wire_report(self, stream: int) -> dict[str, Any]:
-        """What the wire has seen of a stream, and what the generator still has to send, summed over the engines."""
-        reports = [tracker_report(state.trackers, stream) for state in self._engines]
+        """What the wire has seen of a stream, what the generator still has to send, summed over the engines, and how late it is."""
+        reports = [tracker_report(state.trackers, stream, state.histograms) for state in self._engines]
         best = max(reports, key=lambda report: report["frames"])
-        sending = [state.wire[0] for state in self._engines if int(state.wire[0]["stream"]) == stream]
+        generators = [state for state in self._engines if int(state.wire[0]["stream"]) == stream]
+        sending = [state.wire[0] for state in generators]
+        scheduled = [state.schedule[0] for state in generators if int(state.schedule[0]["pps"])]
+        lag = {name: max(int(row[name]) for row in scheduled) for name in ("lag_ns", "max_lag_ns")} if scheduled else {}
         return {
             "received": best,
             "left": sum(int(wire["left"]) for wire in sending),
             "sent": sum(int(wire["sequence"]) for wire in sending),
+            **lag,
         }
 
     def threads(self) -> dict[str, int]:

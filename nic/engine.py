@@ -5,7 +5,7 @@ A batch:
   2. take set-up changes from the mailbox
   3. deliver what other engines crossed over
   4. one turn for each context's send queue                          nic/send.py
-  5. the wire's generator
+  5. what has arrived by the wire, and its generator
   6. publish: completions' notifications, checkpoints, counters
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
@@ -29,7 +29,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
-from hyp.events import end_spin, may_spin, sleep, wait_at
+from hyp.events import end_spin, may_spin, sleep, spin_limit, wait_at
 from hyp.kernels import compiled, entry, i64
 from nic.crossing import (
     CONS,
@@ -51,9 +51,9 @@ from nic.crossing import (
 from nic.deliver import put_or_pause
 from nic.queues import posted_sends
 from nic.send import flood_crossed, serve_sends
-from nic.state import DELIVERED, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, wire_at
+from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, wire_at
 from nic.switch import enter, forget
-from nic.wire import generate
+from nic.wire import begin_generating, generate, link_wire, serve_wire, wire_due
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE = 1, 2, 3, 4, 5
 CROSSING_BUDGET = 32
@@ -117,15 +117,6 @@ def _stop_context(e, number):
 
 
 @compiled
-def _generate(e, target, length, frames, seconds_ns, interval_ns, stream):
-    w = wire_at(e.wire)
-    w.target, w.length, w.left, w.stream, w.sequence = target, length, frames, stream, 0
-    w.interval_ns, w.due_ns = interval_ns, clock_ns()
-    w.until_ns = w.due_ns + seconds_ns if seconds_ns > 0 else 0
-    w.last_ns = w.due_ns
-
-
-@compiled
 def _take_mail(e):
     """Carry out what the control plane posted. Returns True if the engine is to stop."""
     stop = False
@@ -143,10 +134,10 @@ def _take_mail(e):
             enter(e.table, a, b)
             _forget_routes(e)
         elif op == WIRE_MODE:
-            wire_at(e.wire).mode = a
+            link_wire(e, a, b, mail_word(box, e.mail, 3))
         elif op == GENERATE:
             c, d = mail_word(box, e.mail, 3), mail_word(box, e.mail, 4)
-            _generate(e, a, b, c, d, mail_word(box, e.mail, 5), mail_word(box, e.mail, 6))
+            begin_generating(e, a, b, c, d, mail_word(box, e.mail, 5), mail_word(box, e.mail, 6))
         e.mail += 1
     _publish(e, True)
     mail_taken(box, e.mail)
@@ -250,7 +241,8 @@ def _arm_receiver(e, sender):
     if sender.pause_until == 0:
         return
     if sender.pause_for < 0:
-        want_room(e, -1 - sender.pause_for)
+        if sender.pause_for != FOR_WIRE:  # which moves by itself
+            want_room(e, -1 - sender.pause_for)
         return
     r = context_of(e, sender.pause_for)
     if r.active != 0:
@@ -258,13 +250,25 @@ def _arm_receiver(e, sender):
 
 
 @compiled
-def _arm(e):
-    """Ask every driver and engine for a notification, then look once more. Returns (something to do, ns to sleep or −1)."""
-    deadline = -1
+def _deadline(e):
+    """When there is something to do even if nobody notifies (ns), or −1: pauses run out, the wire goes on."""
+    deadline = wire_due(e)
     for k in range(e.active):
         c = context_of(e, load64(e.order + 8 * k))
-        if c.pause_until != 0:
+        if c.active != 0 and c.pause_until != 0:
             deadline = c.pause_until if deadline < 0 else min(deadline, c.pause_until)
+    for origin in range(e.engines):
+        gate = gate_at(e.gates + origin * GATE_BYTES)
+        if gate.pause_until != 0:
+            deadline = gate.pause_until if deadline < 0 else min(deadline, gate.pause_until)
+    return deadline
+
+
+@compiled
+def _arm(e):
+    """Ask every driver and engine for a notification, then look once more. True if there is something to do."""
+    for k in range(e.active):
+        c = context_of(e, load64(e.order + 8 * k))
         event = u32_add(c.sq_cons, 1)
         if c.sq_armed != event:
             store32_once(c.doorbell + SQ_EVENT, event)
@@ -273,17 +277,10 @@ def _arm(e):
     for origin in range(e.engines):
         if origin != e.index:
             arm_crossing(crossing(e, origin, e.index))
-            gate = gate_at(e.gates + origin * GATE_BYTES)
-            _arm_receiver(e, gate)
-            if gate.pause_until != 0:
-                deadline = gate.pause_until if deadline < 0 else min(deadline, gate.pause_until)
-    w = wire_at(e.wire)
-    if w.left > 0:
-        _arm_receiver(e, w)
-        due = max(w.due_ns, w.pause_until)
-        deadline = due if deadline < 0 else min(deadline, due)
+            _arm_receiver(e, gate_at(e.gates + origin * GATE_BYTES))
+    _arm_receiver(e, wire_at(e.wire))
     full_fence()
-    return _has_work(e), (-1 if deadline < 0 else max(deadline - clock_ns(), 0))
+    return _has_work(e)
 
 
 @compiled
@@ -299,8 +296,7 @@ def _has_work(e):
             gate = gate_at(e.gates + origin * GATE_BYTES)
             if crossed(crossing(e, origin, e.index)) > 0 and not is_paused(e, gate):
                 return True
-    w = wire_at(e.wire)
-    return w.left > 0 and w.due_ns <= e.now and not is_paused(e, w)
+    return 0 <= wire_due(e) <= e.now
 
 
 @compiled
@@ -313,30 +309,41 @@ def _idle(e):
         cpu_relax()
         return
     e.now = clock_ns()
-    ready, timeout = _arm(e)
-    if ready:
+    deadline = _deadline(e)
+    if 0 <= deadline <= e.now + spin_limit(wait):
+        cpu_relax()
+        return
+    if _arm(e):
         return
     e.epoch += 1
     store64_release(e.page + EPOCH, e.epoch)
     full_fence()
     _heed_shootdown(e)
-    sleep(wait, timeout, e.counts)
+    sleep(wait, -1 if deadline < 0 else max(deadline - clock_ns(), 0), e.counts)
     end_spin(e, e.counts)
 
 
 @compiled
 def _round(e):
     """Steps 3 to 5. Returns the number of frames moved."""
-    moved = 0
+    moved = serve_wire(e) if wire_at(e.wire).linked != 0 else 0
     for origin in range(e.engines):
         if origin != e.index:
             moved += _serve_crossing(e, origin)
-    e.first = e.first + 1 if e.first + 1 < e.active else 0
+    before, waiting = moved, -1
+    if e.first >= e.active:
+        e.first = 0
     for k in range(e.active):
         at = e.first + k
-        c = context_of(e, load64(e.order + 8 * (at if at < e.active else at - e.active)))
+        at = at if at < e.active else at - e.active
+        c = context_of(e, load64(e.order + 8 * at))
         if c.active != 0:
-            moved += serve_sends(e, c)
+            sent = serve_sends(e, c)
+            moved += sent
+            if sent == 0 and waiting < 0 and c.pause_until != 0 and c.pause_for == FOR_WIRE:
+                waiting = at
+    if moved > before:  # who found the wire full comes first when it has room; rounds in vain change nothing
+        e.first = waiting if waiting >= 0 else e.first + 1
     return moved + generate(e)
 
 

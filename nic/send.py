@@ -37,9 +37,9 @@ from hyp.kernels import compiled
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause
 from nic.queues import complete_send, posted_sends, reach, send_descriptor
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, PAUSE, STAGED_BYTES, context_of, staged_at, touch
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGED_BYTES, context_of, staged_at, touch
 from nic.switch import lookup
-from nic.wire import outbound
+from nic.wire import await_wire, is_wire_full, outbound
 
 
 @compiled
@@ -59,8 +59,7 @@ def _flood_here(e, origin, source, length, head0, head1):
 
 @compiled
 def flood(e, origin, source, length, head0, head1):
-    """A broadcast or multicast frame of context `origin`: to the wire and to all others. Never pauses."""
-    outbound(e, source, length, head0, head1)
+    """A broadcast or multicast frame of context `origin` to all others. Never pauses."""
     count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
     for target in range(e.engines):
         if target != e.index and cross(e, target, FLOOD, origin, source, length, head0, head1) == PAUSE:
@@ -78,13 +77,15 @@ def flood_crossed(e, origin, source, length, head0, head1):
 def _switch(e, c, source, length, head0, head1):
     """Pass a checked frame of context `c` on. DELIVERED, PAUSE, or a drop's name."""
     target = head0 & MAC_MASK
-    if target & GROUP_BIT:
-        flood(e, c.number, source, length, head0, head1)
-        return DELIVERED
     if target != c.route_mac:
-        c.route_mac, c.route = target, lookup(e.table, target)
+        c.route_mac, c.route = target, NO_CONTEXT if target & GROUP_BIT else lookup(e.table, target)
     number = c.route
     if number == NO_CONTEXT:
+        if is_wire_full(e):
+            await_wire(e, c)
+            return PAUSE
+        if target & GROUP_BIT:
+            flood(e, c.number, source, length, head0, head1)
         outbound(e, source, length, head0, head1)
         return DELIVERED
     if number == c.number:
@@ -168,6 +169,8 @@ def serve_sends(e, c):
     waiting = posted_sends(c)
     if waiting == 0 or is_paused(e, c):
         return 0
+    if c.pause_for == FOR_WIRE:
+        c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     fetched = _fetch(e, c, waiting)
     done = 0
     total = 0

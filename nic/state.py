@@ -44,7 +44,7 @@ CONTEXT = np.dtype(
         ("rcq_told", "i8"),
         ("waits", "i8"),  # batches that a notification has been held back
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
-        ("pause_for", "i8"),  # the context it waits for, or −1 − engine for a full crossing
+        ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
         ("route_mac", "i8"),  # the destination of its last frame (−1: none), and the switch's answer
         ("route", "i8"),
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it posts a buffer
@@ -68,13 +68,18 @@ WIRE = np.dtype(
         ("length", "i8"),
         ("stream", "i8"),
         ("sequence", "i8"),
-        ("interval_ns", "i8"),  # 0: as fast as they are taken
-        ("due_ns", "i8"),
+        ("schedule", "i8"),  # a SCHEDULE record
         ("until_ns", "i8"),  # 0: no limit in time
-        ("pause_until", "i8"),
+        ("pause_until", "i8"),  # of the generator; on a linked wire: of the oldest frame that has come in
         ("pause_for", "i8"),
         ("last_ns", "i8"),
         ("dirty", "i8"),
+        # with a bit rate or a delay
+        ("linked", "i8"),  # 1: frames go by the links; 0: they are there at once
+        ("out", "i8"),  # LINK records: from the machine, and to it
+        ("back", "i8"),
+        ("held", "i8"),  # the generator waits for the link
+        ("crowded", "i8"),  # somebody found the link out full: nobody sends before it has room again
     ]
 )
 
@@ -134,6 +139,9 @@ engine_at = record_view(ENGINE)
 gate_at = record_view(GATE)
 staged_at = record_view(STAGED)
 switch_entry_at = record_view(SWITCH_ENTRY)
+
+FOR_WIRE = -1000
+"""In `pause_for`: what the sender waits for is the wire, which is sure to take the frame; so it never drops."""
 
 PAUSE = -1
 """Result of a delivery that must be tried again: the receiver is full and the sending queue's deadline has not passed."""

@@ -2,6 +2,9 @@
 
 Frames that leave the machine are copied (the device's DMA) into a ring of wire buffers. `reflect` sends each one back with its
 MAC addresses swapped. The generator is a sending queue like a guest's: a full receiver pauses it, then frames drop.
+
+A wire that has neither a bit rate nor a delay takes a frame and is done with it. Else it is *linked*: frames go by one link
+out and one back (`nic/link.py`), and what happens to them at the end of it happens when they arrive (`serve_wire`).
 """
 
 from hyp.abi.counters import (
@@ -9,22 +12,41 @@ from hyp.abi.counters import (
     COPIES,
     DROP_NO_ROUTE,
     DROP_QUEUE_FULL,
+    PAUSES,
     RX_BYTES,
     RX_FRAMES,
     TX_BYTES,
     TX_FRAMES,
 )
 from hyp.abi.nic import GROUP_BIT, MAC_MASK, NO_CONTEXT
-from hyp.atomics import load64
+from hyp.atomics import clock_ns, load64
 from hyp.counters import count
 from hyp.frames import ETHERTYPE_WIRE, verify, write_test_frame
-from hyp.kernels import compiled
-from nic.crossing import cross, cross_or_pause, is_paused
-from nic.deliver import copy_frame, put_broadcast, put_or_pause
-from nic.state import DELIVERED, PAUSE, context_of, wire_at
+from hyp.kernels import compiled, outlined
+from hyp.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
+from nic.crossing import await_crossing, cross, cross_or_pause, is_paused
+from nic.deliver import await_receiver, copy_frame, put, put_broadcast, put_or_pause
+from nic.link import (
+    ARRIVAL,
+    FRAME,
+    KIND,
+    LENGTH,
+    is_congested,
+    is_direct,
+    launch,
+    link_at,
+    oldest,
+    retire,
+    room_at,
+    room_for_frame,
+    set_link,
+    takes,
+)
+from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 from nic.switch import lookup
 
 SINK, REFLECT = 0, 1
+SENT, GENERATED, REFLECTED = 0, 1, 2  # kinds of frames on a link
 WIRE_BUFFERS = 256
 WIRE_STRIDE = 4096 + 64
 WIRE_ORIGIN = -1
@@ -53,16 +75,21 @@ def inbound(e, w, target, source, length, head0, head1):
 
 @compiled
 def outbound(e, source, length, head0, head1):
-    """A frame leaves on the wire. Always taken: the copy into a wire buffer is the device's DMA."""
+    """A frame leaves on the wire, which takes it (`is_wire_full`). The copy into a wire buffer is the device's DMA."""
     w = wire_at(e.wire)
     w.dirty = 1
+    count(w.counts, COPIES, 1)
+    count(w.counts, COPIED_BYTES, length)
+    if w.linked != 0:
+        k = link_at(w.out)
+        copy_frame(room_for_frame(k), source, length, head0, head1)
+        launch(k, e.now, length, SENT)
+        return
     buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
     w.next += 1
     copy_frame(buffer, source, length, head0, head1)
     count(w.counts, RX_FRAMES, 1)
     count(w.counts, RX_BYTES, length)
-    count(w.counts, COPIES, 1)
-    count(w.counts, COPIED_BYTES, length)
     if w.mode == SINK:
         verify(e.trackers, w.counts, buffer, length, e.now)
     else:
@@ -70,12 +97,19 @@ def outbound(e, source, length, head0, head1):
 
 
 @compiled
-def _reflect(e, w, buffer, length, head0, head1):
+def _turned(w, head0, head1):
+    """The header of a reflected frame, and the MAC address that it goes to."""
     source = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
     target = head0 & MAC_MASK
     if target & GROUP_BIT:
         target = w.mac
     back0, back1 = head_words(source, target, head1)
+    return back0, back1, source
+
+
+@compiled
+def _reflect(e, w, buffer, length, head0, head1):
+    back0, back1, source = _turned(w, head0, head1)
     count(w.counts, TX_FRAMES, 1)
     count(w.counts, TX_BYTES, length)
     number = lookup(e.table, source)
@@ -93,35 +127,241 @@ def _reflect(e, w, buffer, length, head0, head1):
         count(w.counts, result, 1)
 
 
+# --- the generator ---------------------------------------------------------------------------------------------------
+
+
+@outlined
+def begin_generating(e, target, length, frames, nanoseconds, pps, stream):
+    """Replace what the generator does."""
+    w, now = wire_at(e.wire), clock_ns()
+    w.target, w.length, w.left, w.stream, w.sequence = target, length, frames, stream, 0
+    w.until_ns = now + nanoseconds if nanoseconds > 0 else 0
+    w.last_ns = now
+    begin_schedule(schedule_at(w.schedule), pps, now)
+
+
 @compiled
 def generate(e):
     """Send what is due of the generator's frames, at most BATCH. Returns how many."""
     w = wire_at(e.wire)
+    if w.left <= 0:
+        return 0
+    s = schedule_at(w.schedule)
     sent = 0
-    while w.left > 0 and sent < BATCH:
-        if (w.until_ns != 0 and e.now >= w.until_ns) or w.due_ns > e.now or is_paused(e, w):
+    if w.until_ns != 0 and e.now >= w.until_ns:
+        w.left = 0
+        if w.linked == 0:
+            w.pause_until = 0  # the frame that waited is not sent any more
+        if s.pps != 0:
+            note_lag(s, e.now)
+    while w.left > 0 and sent < BATCH and frames_due(s, e.now, 1) > 0:
+        if not (_generate_onto_link(e, w, s) if w.linked != 0 else _generate_one(e, w, s)):
             break
-        buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
-        head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
-        # Written afresh after a pause: meanwhile other frames may have left through this buffer.
-        stamp = e.now if w.pause_until == 0 else w.pause_until - e.pause_ns
-        write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp if w.interval_ns > 0 else 0)
-        result = inbound(e, w, w.target, buffer, w.length, head0, load64(buffer + 8))
-        if result == PAUSE:
-            break
-        w.pause_until = 0
-        w.next += 1
         w.left -= 1
         w.sequence += 1
-        w.due_ns += w.interval_ns
+        frame_sent(s, e.now)
         count(w.counts, TX_FRAMES, 1)
         count(w.counts, TX_BYTES, w.length)
-        if result != DELIVERED:
-            count(w.counts, result, 1)
         sent += 1
-    if w.left > 0 and w.until_ns != 0 and e.now >= w.until_ns:
-        w.left = 0
     if sent > 0:
         w.last_ns = e.now
         w.dirty = 1
     return sent
+
+
+@compiled
+def _generate_one(e, w, s):
+    """Hand the next frame to its receiver. False if it has to wait; it is written afresh then."""
+    if is_paused(e, w):
+        return False
+    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
+    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp(s))
+    result = inbound(e, w, w.target, buffer, w.length, head0, load64(buffer + 8))
+    if result == PAUSE:
+        return False
+    w.pause_until = 0
+    w.next += 1
+    if result != DELIVERED:
+        count(w.counts, result, 1)
+    return True
+
+
+@compiled
+def _generate_onto_link(e, w, s):
+    """Launch the next frame. False if it has to wait for the link."""
+    k = link_at(w.back)
+    if not takes(k, e.now):
+        if w.held == 0:
+            count(e.counts, PAUSES, 1)
+        w.held = 1
+        return False
+    w.held = 0
+    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    write_test_frame(room_for_frame(k), w.length, head0, head1, w.stream, w.sequence, stamp(s))
+    launch(k, e.now, w.length, GENERATED)
+    return True
+
+
+# --- a linked wire ---------------------------------------------------------------------------------------------------
+
+
+@outlined
+def link_wire(e, mode, fs_per_byte, delay_ns):
+    """Set what the wire does, its rate and its delay, each way."""
+    w = wire_at(e.wire)
+    w.mode = mode
+    set_link(link_at(w.out), fs_per_byte, delay_ns)
+    set_link(link_at(w.back), fs_per_byte, delay_ns)
+    if w.linked == 0 and not is_direct(link_at(w.out)):
+        w.linked, w.pause_until = 1, 0  # a frame that the generator waited with is written afresh
+
+
+@compiled
+def is_wire_full(e):
+    """True if a frame has to wait before it may leave."""
+    w = wire_at(e.wire)
+    if w.linked == 0:
+        return False
+    k = link_at(w.out)
+    if w.crowded != 0 and is_congested(k, e.now):
+        return True
+    w.crowded = 0
+    return not takes(k, e.now)
+
+
+@outlined
+def await_wire(e, sender):
+    """`sender` waits for the wire, which is full: until half of what waits for the link has left. No frame ever drops for it."""
+    w = wire_at(e.wire)
+    sender.pause_until = max(room_at(link_at(w.out), _out_due(e, w)), e.now + 1)
+    sender.pause_for = FOR_WIRE
+    w.crowded = 1
+    count(e.counts, PAUSES, 1)
+
+
+@outlined
+def serve_wire(e):
+    """Do what has to be done with the frames that have arrived, at most BATCH each way. Returns how many."""
+    w = wire_at(e.wire)
+    moved = _arrive_back(e, w) + _arrive_out(e, w)
+    if moved > 0:
+        w.dirty = 1
+    if is_direct(link_at(w.out)) and is_direct(link_at(w.back)):
+        w.linked, w.held, w.crowded = 0, 0, 0
+    return moved
+
+
+@compiled
+def _arrive_out(e, w):
+    """At the far side: the sink verifies, the reflector launches. A frame that the way back does not take stays where it is."""
+    k = link_at(w.out)
+    done = 0
+    while done < BATCH:
+        entry = oldest(k)
+        if entry == 0 or load64(entry + ARRIVAL) > e.now or (w.mode != SINK and not takes(link_at(w.back), e.now)):
+            break
+        length = load64(entry + LENGTH)
+        count(w.counts, RX_FRAMES, 1)
+        count(w.counts, RX_BYTES, length)
+        if w.mode == SINK:
+            verify(e.trackers, w.counts, entry + FRAME, length, load64(entry + ARRIVAL))
+        else:
+            _launch_back(e, w, entry + FRAME, length)
+        retire(k)
+        done += 1
+    return done
+
+
+@compiled
+def _launch_back(e, w, frame, length):
+    k = link_at(w.back)
+    back0, back1, _ = _turned(w, load64(frame), load64(frame + 8))
+    copy_frame(room_for_frame(k), frame, length, back0, back1)
+    launch(k, e.now, length, REFLECTED)
+    count(w.counts, COPIES, 1)
+    count(w.counts, COPIED_BYTES, length)
+    count(w.counts, TX_FRAMES, 1)
+    count(w.counts, TX_BYTES, length)
+
+
+@compiled
+def _arrive_back(e, w):
+    """At the machine: to the receiver. One that is full holds up a generated frame, and those behind it."""
+    k = link_at(w.back)
+    done = 0
+    while done < BATCH and not is_paused(e, w):
+        entry = oldest(k)
+        if entry == 0 or load64(entry + ARRIVAL) > e.now:
+            break
+        result = _land(e, w, entry + FRAME, load64(entry + LENGTH), load64(entry + KIND))
+        if result == PAUSE:
+            break
+        w.pause_until = 0
+        if result != DELIVERED:
+            count(w.counts, result, 1)
+        retire(k)
+        done += 1
+    return done
+
+
+@compiled
+def _land(e, w, frame, length, kind):
+    """DELIVERED, PAUSE, or a drop's name."""
+    head0, head1 = load64(frame), load64(frame + 8)
+    number = lookup(e.table, head0 & MAC_MASK)
+    r = context_of(e, 0 if number == NO_CONTEXT else number)
+    if r.active == 0:
+        return DROP_NO_ROUTE
+    if r.mine == 0:
+        result = cross(e, r.engine, r.number, WIRE_ORIGIN, frame, length, head0, head1)
+    else:
+        result = put(e, r, frame, length, head0, head1)
+    if result != PAUSE:
+        return result
+    if kind == REFLECTED:
+        return DROP_QUEUE_FULL
+    return await_crossing(e, w, r.engine) if r.mine == 0 else await_receiver(e, w, r)
+
+
+# --- when there is something to do -----------------------------------------------------------------------------------
+
+
+@outlined
+def wire_due(e):
+    """When the wire has something to do (ns; it may have passed), or −1."""
+    w = wire_at(e.wire)
+    due = _earlier(_out_due(e, w), _back_due(e, w)) if w.linked != 0 else -1
+    if w.left <= 0:
+        return due
+    next_frame = schedule_at(w.schedule).due_ns
+    if w.linked == 0 and is_paused(e, w):
+        next_frame = w.pause_until
+    elif w.linked != 0 and not takes(link_at(w.back), e.now):
+        next_frame = max(next_frame, room_at(link_at(w.back), _back_due(e, w)))
+    return _earlier(due, next_frame if w.until_ns == 0 else min(next_frame, w.until_ns))
+
+
+@compiled
+def _earlier(one: int, other: int) -> int:
+    """The earlier of two times, of which each may be −1: never."""
+    return max(one, other) if min(one, other) < 0 else min(one, other)
+
+
+@compiled
+def _back_due(e, w):
+    entry = oldest(link_at(w.back))
+    if entry == 0:
+        return -1
+    return w.pause_until if is_paused(e, w) else load64(entry + ARRIVAL)
+
+
+@compiled
+def _out_due(e, w):
+    entry = oldest(link_at(w.out))
+    if entry == 0:
+        return -1
+    arrival = load64(entry + ARRIVAL)
+    if w.mode == SINK or takes(link_at(w.back), e.now):
+        return arrival
+    return max(arrival, room_at(link_at(w.back), _back_due(e, w)))

@@ -56,7 +56,7 @@ def test_defaults(tmp_path: Path) -> None:
             "engines": 1,
             "pause_us": 20_000,
             "queue": 256,
-            "wire": {"mode": "sink", "mac": "02:00:00:00:ff:01", "to": None, "frame": 64, "pps": 0},
+            "wire": {"mode": "sink", "mac": "02:00:00:00:ff:01", "to": None, "frame": 64, "pps": 0, "gbps": 0.0, "delay_us": 0},
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300},
         "spin": {"limit_us": "auto"},
@@ -91,6 +91,8 @@ def test_everything_given(tmp_path: Path) -> None:
         to = "tess"
         frame = 1514
         pps = 1000
+        gbps = 10
+        delay_us = 50
         [dom0]
         memory = "1 GiB"
         ageing_s = 5
@@ -120,7 +122,7 @@ def test_everything_given(tmp_path: Path) -> None:
     """
     plain = read(tmp_path, text).plain()
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
-    wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000}
+    wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
     assert plain["nic"] == {"engines": 8, "pause_us": 0, "queue": 512, "wire": wire}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
@@ -226,7 +228,14 @@ ONE_KEY = [
     ('nic.wire.mode = "mirror"', "nic.wire.mode", "must be 'sink', 'reflect' or 'generate', not 'mirror'"),
     ('nic.wire.mac = "02:00"', "nic.wire.mac", "is not a MAC address"),
     ('nic.wire.mac = "02:00:00:00:00:01"', "nic.wire.mac", "is guest[0].mac's already"),
-    ("nic.wire.speed = 1", "nic.wire.speed", "is not a key; there are mode, mac, to, frame, pps"),
+    ("nic.wire.speed = 1", "nic.wire.speed", "is not a key; there are mode, mac, to, frame, pps, gbps, delay_us"),
+    ("nic.wire.gbps = -1", "nic.wire.gbps", "greater than or equal to 0"),
+    ("nic.wire.gbps = 0.0001", "nic.wire.gbps", "at least 0.001, not 0.0001"),
+    ("nic.wire.gbps = 1001", "nic.wire.gbps", "less than or equal to 1000"),
+    ("nic.wire.gbps = nan", "nic.wire.gbps", "finite"),
+    ("nic.wire.gbps = true", "nic.wire.gbps", "must be a valid number"),
+    ("nic.wire.delay_us = -1", "nic.wire.delay_us", "greater than or equal to 0"),
+    ("nic.wire.delay_us = 1000001", "nic.wire.delay_us", "less than or equal to 1000000"),
     ('nic.wire.mode = "generate"', "nic.wire.to", 'is required with mode = "generate"'),
     ('nic.wire = {mode = "generate", to = "ana"}', "nic.wire.to", "'ana' is not a guest (did you mean 'anna'?)"),
     ('nic.wire = {mode = "generate", to = "anna", frame = 63}', "nic.wire.frame", "greater than or equal to 64"),
