@@ -25,6 +25,7 @@ PAGE = 4096
 SIZES = tuple(PAGE << k for k in (0, 2, 4, 6, 8, 10))
 REGISTRATIONS = 30
 NOTIFICATIONS = 0.02
+LINE_GBPS, LINE_FRAME = 10.0, 1500
 ABOUT = (
     "One core, guest to wire. The ledger says what a frame met on its way; CPU of each process is the kernel's figure. The 2 × 2 "
     "ablation takes Dom0's hop and the grant copy apart: a bypass guest that copies once more, and a split path whose netback "
@@ -59,7 +60,7 @@ async def run(options: Options, progress: Steps) -> BenchmarkResult:
     """The ledger of every path asked for, then the ablations and the cost of registration."""
     result = BenchmarkResult("Cost of a frame", ABOUT)
     titles = [f"{what}, {frame} B" for frame in options.frames for what in ("ledger", "hop × copy", "hold-off")]
-    steps = parts(progress, [*titles, "registration"])
+    steps = parts(progress, [*titles, "line rate", "registration"])
     paths = list(dict.fromkeys([*options.paths, "bypass", "split"]))
     async with LabBench("cost", paths) as lab:
         lab.use("1")
@@ -72,6 +73,7 @@ async def run(options: Options, progress: Steps) -> BenchmarkResult:
             _shares(result, samples, frame)
             samples = await _variants(result, options, lab, HOLD_OFF, "bypass", frame, "full", next(steps))
             _hold_off(result, samples, frame)
+        await _line_rate(result, options, lab, next(steps))
         await _registration(result, lab, next(steps))
     return result
 
@@ -168,6 +170,39 @@ def _hold_off(result: BenchmarkResult, samples: Samples, frame: int) -> None:
                 result.notes.append(f"{text}: {value:.4f}")
             else:
                 result.claims.append(Claim.counted(text, value, "≤", NOTIFICATIONS))
+
+
+async def _line_rate(result: BenchmarkResult, options: Options, lab: LabBench, progress: Part) -> None:
+    """CPU of the whole machine while the wire, not the path, sets the pace: what CDNA calls CPU at line rate. Nobody spins."""
+    lab.use("all", spin_us=0)
+    await lab.lab.call("nic", "wire_mode", mode="sink", gbps=LINE_GBPS)
+    try:
+        contenders = [_at_line_rate(lab, path) for path in options.paths]
+        again = "bypass" if "bypass" in options.paths else options.paths[0]
+        with probe_of("all") as probe:
+            samples = await interleave(
+                contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
+            )
+    finally:
+        await lab.lab.call("nic", "wire_mode", mode="sink", gbps=0.0)
+    point: Row = {"direction": TO_WIRE, "mode": f"{LINE_GBPS:g} Gbit/s wire", "frame": LINE_FRAME, "cores": "all"}
+    for path in options.paths:
+        result.take(samples, path, {"path": path}, point, ("gbps", "cores_used"))
+        if path != "bypass" and "bypass" in options.paths:
+            result.compare(samples, path, "bypass", "cores_used", point)
+
+
+def _at_line_rate(lab: LabBench, path: str) -> Contender:
+    guest = guest_names(path, 1)[0]
+    load = {"kind": "stream", "from": guest, "to": WIRE, "frame": LINE_FRAME, "frames": None}
+
+    async def run(seconds: float) -> Slice:
+        record = await lab.runner.run({**load, "seconds": seconds})
+        if record["errors"]:
+            return Slice(errors=record["errors"])
+        return Slice({"gbps": record["gbps"], "cores_used": record["cpu_us_per_frame"] * record["mpps"]})
+
+    return Contender(path, run)
 
 
 async def _registration(result: BenchmarkResult, lab: LabBench, progress: Part) -> None:

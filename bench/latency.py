@@ -19,6 +19,7 @@ from bench.options import Options
 from bench.progress import Part, Steps, parts
 from bench.results import BenchmarkResult, Row, Series
 from bench.workloads import SHARED_LOOPS, WIRE
+from hyp.histogram import histogram_of, sparse
 
 METRICS = ("p50_us", "p90_us", "p99_us", "p999_us")
 POLLING, BLOCKING = "polling", "blocking"
@@ -120,7 +121,7 @@ def _round_trips(lab: LabBench, path: str, point: Point) -> Contender:
             return Slice(errors=record["errors"] or ["no round trip was answered"])
         times = record["rtt_us"]
         figures = {f"{name}_us": times[name] for name in ("p50", "p90", "p99", "p999")}
-        detail = {"histogram": times["histogram"], "per_frame": record["per_frame"]}
+        detail = {"histogram": record["latency"]["counts"], "per_frame": record["per_frame"]}
         return Slice({**figures, "transactions_per_s": record["frames"] / record["seconds"]}, detail=detail)
 
     return Contender(path, run)
@@ -139,35 +140,28 @@ def ping_pong(floor: Floor, processes: int, mode: str, cores: str) -> Contender:
     async def run(seconds: float) -> Slice:
         events = mode == BLOCKING
         trips = await floor.ping_pong(processes, events=events, cpus=placed, rounds=1 << 16, seconds=seconds)
-        times = trips.ns[int(len(trips.ns) * WARM_UP) :] / 1000
+        times = trips.ns[int(len(trips.ns) * WARM_UP) :]
         if not len(times):
             return Slice(errors=["no ping was answered"])
         names = ("p50_us", "p90_us", "p99_us", "p999_us")
-        figures = dict(zip(names, map(float, np.percentile(times, [50, 90, 99, 99.9])), strict=True))
-        return Slice(figures, detail={"histogram": histogram(times)})
+        figures = dict(zip(names, map(float, np.percentile(times / 1000, [50, 90, 99, 99.9])), strict=True))
+        return Slice(figures, detail={"histogram": sparse(histogram_of(times))})
 
     return Contender(floor_name(processes, mode), run, "floor")
 
 
-def histogram(times_us: "np.ndarray[tuple[int], np.dtype[np.float64]]") -> list[list[float]]:
-    """``[[µs, count], …]``: 32 bins per power of two, named by their upper ends; empty ones are left out."""
-    bins = np.ceil(np.log2(np.maximum(times_us, 1e-3)) * 32).astype(int)
-    values, counts = np.unique(bins, return_counts=True)
-    return [[float(2.0 ** (value / 32)), int(count)] for value, count in zip(values, counts, strict=True)]
-
-
 def _cdf(samples: Samples, contenders: list[Contender], point: Point) -> Series:
     """The distribution over the last slices of the headline's regime."""
-    merged: dict[str, dict[float, int]] = {}
+    merged: dict[str, dict[int, int]] = {}
     for contender in contenders:
-        bins: dict[float, int] = {}
+        bins: dict[int, int] = {}
         for detail in samples.details(contender.name, samples.figure(contender.name, "p50_us").regime):
             for upper, count in detail.get("histogram", []):
                 bins[upper] = bins.get(upper, 0) + count
         merged[contender.name] = bins
     x = sorted({upper for bins in merged.values() for upper in bins})
     key = f"cdf-{'wire' if point.direction == TO_WIRE else 'guest'}-{point.mode}-{point.cores}-{point.frame}"
-    series = Series(key, f"Round trips: {point}", "µs", x, "fraction of round trips", "cdf", log=True)
+    series = Series(key, f"Round trips: {point}", "µs", [ns / 1000 for ns in x], "fraction of round trips", "cdf", log=True)
     for name, bins in merged.items():
         total, seen, line = sum(bins.values()), 0, list[float | None]()
         for upper in x:

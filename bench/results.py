@@ -43,6 +43,8 @@ METRICS = {
     "p99_us": Metric("round trip, p99", "µs", -1),
     "p99_9_us": Metric("round trip, p99.9", "µs", -1),
     "p999_us": Metric("round trip, p99.9", "µs", -1),
+    "cores_used": Metric("CPU time", "cores", -1),
+    "fairness": Metric("Jain's fairness", "", 1),
     "gbytes_per_s": Metric("copied", "GB/s", 1),
 }
 
@@ -112,8 +114,10 @@ class BenchmarkResult:
         if regimes:
             self.records[-len(regimes)]["errors"] = errors
         if not regimes:
-            missing = errors or [f"no slice in a steady regime, but {samples.regime_counts()}"]
-            self.records.append({**who, **point, "regime": None, "n": 0, **more, "errors": missing})
+            record = {**who, **point, "regime": None, "n": 0, **more, "errors": errors}
+            self.records.append(record)
+            if not errors:
+                self.notes.append(f"{describe(record)}: no figure, no slice was in a steady regime: {samples.regime_counts()}")
 
     def compare(self, samples: Samples, of: str, to: str, metric: str, point: Row) -> None:
         """A row per steady regime for `of` ÷ `to`, the one with the most pairs first."""

@@ -155,23 +155,23 @@ class Runner:
         return {"frames": load["frames"]} if load["frames"] else {"seconds": load["seconds"]}
 
     async def _stream(self, load: Workload, stream: int) -> dict[str, Any]:
-        lab, job = (
-            self.lab,
-            {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)},
-        )
+        lab = self.lab
+        job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
+        if load.get("pps"):
+            job["pps"] = load["pps"]  # open loop: frames are due by the clock, and stamped
         if load["from"] == WIRE:
             await lab.call("nic", "wire_generate", **job)
-            while (wire := await lab.call("nic", "wire_report", stream=stream))["left"] > 0:
+            while (report := await lab.call("nic", "wire_report", stream=stream))["left"] > 0:
                 await asyncio.sleep(0.01)
-            sent = wire["sent"]
         else:
-            sent = (await lab.call(load["from"], "send_stream", **job))["sent"]
+            report = await lab.call(load["from"], "send_stream", **job)
         await self._settled()
         if load["to"] == WIRE:
             received = (await lab.call("nic", "wire_report", stream=stream))["received"]
         else:
             received = await lab.call(load["to"], "received", stream=stream)
-        return {"sent": sent, "received": received}
+        lag = {name: report[name] for name in ("lag_ns", "max_lag_ns") if name in report}
+        return {"sent": report["sent"], "received": received, "latency": received.get("latency"), **lag}
 
     async def _round_trips(self, load: Workload, stream: int) -> dict[str, Any]:
         job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
@@ -202,7 +202,7 @@ class Runner:
             "frames": frames, "sent": report["sent"], "seconds": seconds,
             "mpps": moved / seconds / 1e6 if seconds > 0 else 0.0,
             "gbps": moved * load["frame"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
-            "rtt_us": report.get("rtt_us"),
+            "rtt_us": report.get("rtt_us"), "latency": report.get("latency"),
             "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
             "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
             "per_frame": per_frame(counted, moved), "trap_ns": trap_ns(counted),
@@ -211,8 +211,7 @@ class Runner:
             "processes": {name: {"cpu_ms": use.cpu_ns / 1e6, "switches": use.switches} for name, use in cpu.items()},
             "elapsed": elapsed,
         }  # fmt: skip
-        if "shares" in report:
-            record["shares"] = report["shares"]
+        record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns") if name in report}
         if any(self._price.values()):
             record["modelled"] = dict(self._price)
         record["errors"] = errors(record, counted, at_rest)

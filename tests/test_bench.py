@@ -21,7 +21,7 @@ def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         out, err = process.communicate(timeout=110)
-    for purpose in ("throughput", "latency", *(f"scale{n}" for n in (1, 4, 24))):
+    for purpose in ("throughput", "latency", "openloop", "cost", *(f"scale{n}" for n in (1, 4, 24))):
         assert left_behind(run_name(purpose, process.pid)) == []
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -37,7 +37,7 @@ def measured(tmp_path: Path, name: str, *arguments: str) -> dict[str, Any]:
     found: dict[str, Any] = results["benchmarks"][name]
     for record in found["records"]:
         assert record["errors"] == [] or record["regime"] is None, record  # a machine that was never steady has no figures
-        assert record["regime"] is None or record["regime"] in STEADY
+        assert record["regime"] is None or record["regime"] in STEADY or record.get("mode") == "zero loss"
     return found
 
 
@@ -91,6 +91,34 @@ def test_latency(tmp_path: Path) -> None:
             points = [y for y in line["y"] if y is not None]
             assert points == sorted(points)
             assert points[-1] == pytest.approx(1.0)
+
+
+def test_open_loop(tmp_path: Path) -> None:
+    found = measured(tmp_path, "openloop", "--paths", "bypass,split", "--frames", "64")
+    rates = {r["path"]: r["mpps"]["median"] for r in found["records"] if r.get("mode") == "zero loss"}
+    assert set(rates) == {"bypass", "split"}
+    assert all(0.05 <= rate < 64 for rate in rates.values())
+    under_load = [r for r in found["records"] if "load" in r and r["regime"] is not None]
+    assert {r["load"] for r in under_load} <= {0.1, 1.0, 4.0}
+    for record in under_load:
+        assert record["mpps"]["median"] == pytest.approx(record["load"], rel=0.05), "it kept up, or has no figure"
+        assert 0 < record["p50_us"]["median"] <= record["p99_us"]["median"] <= record["p999_us"]["median"]
+    assert {series["id"] for series in found["series"]} == {"load-p50_us", "load-p99_us", "load-p999_us"}
+
+
+def test_cost(tmp_path: Path) -> None:
+    found = measured(tmp_path, "cost", "--paths", "native,bypass,split", "--frames", "1500")
+    variants = {"native", "bypass", "split", "bypass + copy", "split − copy", "bypass, no hold-off", "split, no hold-off"}
+    assert {r["path"] for r in found["records"]} == variants
+    per_frame = {(r["path"], r.get("payload")): r["per_frame"] for r in found["records"] if r.get("per_frame")}
+    assert per_frame["split", None]["dom0_frames"] == pytest.approx(1, abs=0.01)
+    assert per_frame["split − copy", "header"]["dom0_frames"] == pytest.approx(1, abs=0.01)
+    assert per_frame["bypass, no hold-off", None]["notifications"] > per_frame["bypass", None]["notifications"]
+    assert per_frame["split, no hold-off", None]["notifications"] > per_frame["split", None]["notifications"]
+    line = {r["path"]: r for r in found["records"] if r.get("mode") == "10 Gbit/s wire" and r["regime"] is not None}
+    assert all(record["gbps"]["median"] < 10.0 for record in line.values()), "no faster than the wire"
+    assert {series["id"] for series in found["series"]} == {"processes-1500", "registration"}
+    assert [note for note in found["notes"] if "a registration pays" in note]
 
 
 def test_scale(tmp_path: Path) -> None:
