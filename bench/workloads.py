@@ -120,6 +120,7 @@ class Runner:
                 await lab.call("nic", "wire_generate", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
             else:
                 await lab.call(peer, "send_stream", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
+        await self._settled()  # Dom0 too has got them, and may be stopped
 
     def _between(self, peers: Iterable[str]) -> set[str]:
         """Processes with a loop between these guests and the NIC."""

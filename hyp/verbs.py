@@ -73,12 +73,22 @@ def send_room(q: Any) -> int:
 @compiled
 def post_send(q: Any, iova: int, length: int, flags: int) -> None:
     """Write the next send descriptor; the device sees it after `ring_sends`. The caller has checked `send_room`."""
-    slot = q.sq + (q.sq_prod & (q.sq_size - 1)) * DESC_BYTES
+    write_send(q.sq + (q.sq_prod & (q.sq_size - 1)) * DESC_BYTES, iova, length, flags)
+    advance_sends(q, 1, flags & DESC_SIGNALED)
+
+
+@compiled
+def write_send(slot: int, iova: int, length: int, flags: int) -> None:
+    """Write a send descriptor. With `advance_sends` after a whole batch, this is `post_send` for many."""
     store64(slot, iova)
     store64(slot + 8, length | (flags << 32))
-    q.sq_prod = u32_add(q.sq_prod, 1)
-    if flags & DESC_SIGNALED:
-        q.signaled = u32_add(q.signaled, 1)
+
+
+@compiled
+def advance_sends(q: Any, n: int, signaled: int) -> None:
+    """`n` descriptors have been written, `signaled` of them with DESC_SIGNALED."""
+    q.sq_prod = u32_add(q.sq_prod, n)
+    q.signaled = u32_add(q.signaled, signaled)
 
 
 @compiled

@@ -78,13 +78,12 @@ def posted_buffers(c):
 
 
 @compiled
-def send_descriptor(c, ahead):
-    """Copy of the descriptor `ahead` of the next as two words, or (−1, −1) after failing the context: its ring is out of reach."""
-    slot = _address(c, c.sq + ((c.sq_cons + ahead) & (c.sq_size - 1)) * DESC_BYTES, READ)
-    if slot == NOWHERE:
+def send_page(c, iova):
+    """Address of the page of the send queue that holds `iova`, or NOWHERE after failing the context: its ring is out of reach."""
+    page = _address(c, iova & ~4095, READ)
+    if page == NOWHERE:
         fail(c, FAULTS_ADDRESS)
-        return -1, -1
-    return load64_once(slot), load64_once(slot + 8)
+    return page
 
 
 @compiled

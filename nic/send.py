@@ -14,6 +14,7 @@ from hyp.abi.counters import (
     TX_FRAMES,
 )
 from hyp.abi.nic import (
+    DESC_BYTES,
     DESC_SIGNALED,
     GROUP_BIT,
     MAC_MASK,
@@ -36,7 +37,7 @@ from hyp.iommu import READ
 from hyp.kernels import compiled
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause
-from nic.queues import complete_send, posted_sends, reach, send_descriptor
+from nic.queues import complete_send, posted_sends, reach, send_page
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGED_BYTES, context_of, staged_at, touch
 from nic.switch import lookup
 from nic.wire import await_wire, is_wire_full, outbound
@@ -134,12 +135,17 @@ def _fetch(e, c, waiting):
 
     All of them before the first frame is touched: so frames come out of the driver's cache while others are dealt with.
     """
-    n = 0
-    total = 0
+    queue, mask, cons = c.sq, c.sq_size - 1, c.sq_cons  # in registers: a store to the stage might alias
+    n, total = 0, 0
+    page, base = -1, 0
     while n < waiting and n < BUDGET_FRAMES and total < BUDGET_BYTES:
-        addr, word = send_descriptor(c, n)
-        if c.active == 0:
-            break
+        iova = queue + ((cons + n) & mask) * DESC_BYTES
+        if iova >> 12 != page:
+            page, base = iova >> 12, send_page(c, iova)
+            if base == 0:
+                break
+        slot = base + (iova & 4095)
+        addr, word = load64_once(slot), load64_once(slot + 8)
         s = staged_at(e.stage + n * STAGED_BYTES)
         _stage(c, s, addr, word)
         prefetch(s.source)

@@ -23,7 +23,7 @@ from domu.device import (
     set_frame,
 )
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.nic import DESC_SIGNALED, STATUS_OK, mac_to_int
+from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
 from hyp.ablation import ablated
 from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
@@ -32,6 +32,7 @@ from hyp.events import wait_at
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.ram import open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
+    advance_sends,
     arm_receives,
     arm_sends,
     completions_due,
@@ -39,7 +40,6 @@ from hyp.verbs import (
     peek_receive,
     poll_sends,
     post_receive,
-    post_send,
     prefetch_sends,
     qp_at,
     receives_completed,
@@ -47,6 +47,7 @@ from hyp.verbs import (
     ring_sends,
     send_room,
     sends_completed,
+    write_send,
 )
 
 if TYPE_CHECKING:
@@ -82,10 +83,11 @@ def tx_reserve(device: int, want: int) -> int:
         poll_sends(q)
         room = send_room(q)
     n = min(room, want)
+    burst, pool, prod, mask = d.tx, b.ram + b.tx_pool, q.sq_prod, q.sq_size - 1  # in registers, as below
     for k in range(n):
-        addr = b.ram + _buffer(b.tx_pool, q.sq_prod + k, q.sq_size)
+        addr = pool + ((prod + k) & mask) * BUFFER
         prefetch_for_write(addr)  # the NIC has read it last
-        set_frame(d.tx, k, addr, 0)
+        set_frame(burst, k, addr, 0)
     prefetch_sends(q, n)
     return n
 
@@ -95,14 +97,16 @@ def tx_commit(device: int, n: int) -> int:
     d = device_at(device)
     b = _bypass_at(d.front)
     q = qp_at(b.qp)
-    total = 0
     bounce = ablated(wait_at(d.wait).platform, BOUNCE)
+    burst, queue, pool, prod, mask = d.tx, q.sq, b.tx_pool, q.sq_prod, q.sq_size - 1
+    total = 0
     for k in range(n):
-        length = frame_length(d.tx, k)
+        length, index = frame_length(burst, k), (prod + k) & mask
         total += length
         if bounce != 0:
-            memcpy(b.scratch + (q.sq_prod & (q.sq_size - 1)) * BUFFER, frame_addr(d.tx, k), length)
-        post_send(q, _buffer(b.tx_pool, q.sq_prod, q.sq_size), length, DESC_SIGNALED if k == n - 1 else 0)
+            memcpy(b.scratch + index * BUFFER, frame_addr(burst, k), length)
+        write_send(queue + index * DESC_BYTES, pool + index * BUFFER, length, DESC_SIGNALED if k == n - 1 else 0)
+    advance_sends(q, n, 1 if n > 0 else 0)
     count(d.counts, TX_FRAMES, n)
     count(d.counts, TX_BYTES, total)
     ring_sends(q)
