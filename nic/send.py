@@ -115,18 +115,26 @@ def _refuse(s, status, drop, fault):
 
 
 @compiled
-def _stage(c, s, addr, word):
-    """Check one descriptor (our copy of it) and find its frame."""
+def _stage(c, s, addr, word, page, base):
+    """Check one descriptor (our copy of it) and find its frame. `base`: where page `page` is, looked up in this batch, or 0.
+
+    Returns page and base of this frame's first page, for the next one.
+    """
     length, flags = word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
     s.length, s.signaled, s.source = length, flags & DESC_SIGNALED, 0
     if length < MIN_FRAME or length > MAX_FRAME:
         _refuse(s, STATUS_BAD_LENGTH, DROP_BAD_FRAME, FAULTS_DESCRIPTOR)
     elif flags & ~DESC_SIGNALED:
         _refuse(s, STATUS_BAD_FLAGS, DROP_BAD_FRAME, FAULTS_DESCRIPTOR)
+    elif addr >> 12 == page and base != 0 and length <= 4096 - (addr & 4095):
+        s.source = base + (addr & 4095)
     else:
-        s.source = reach(c, addr, length, READ)
-        if s.source == 0:
+        source = reach(c, addr, length, READ)
+        s.source, page, base = source, addr >> 12, source - (addr & 4095) if source != 0 else 0
+        if source == 0:
             _refuse(s, STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS, FAULTS_ADDRESS)
+    prefetch(s.source)
+    return page, base
 
 
 @compiled
@@ -137,18 +145,17 @@ def _fetch(e, c, waiting):
     """
     queue, mask, cons = c.sq, c.sq_size - 1, c.sq_cons  # in registers: a store to the stage might alias
     n, total = 0, 0
+    queue_page, queue_base = -1, 0
     page, base = -1, 0
     while n < waiting and n < BUDGET_FRAMES and total < BUDGET_BYTES:
         iova = queue + ((cons + n) & mask) * DESC_BYTES
-        if iova >> 12 != page:
-            page, base = iova >> 12, send_page(c, iova)
-            if base == 0:
+        if iova >> 12 != queue_page:
+            queue_page, queue_base = iova >> 12, send_page(c, iova)
+            if queue_base == 0:
                 break
-        slot = base + (iova & 4095)
+        slot = queue_base + (iova & 4095)
         addr, word = load64_once(slot), load64_once(slot + 8)
-        s = staged_at(e.stage + n * STAGED_BYTES)
-        _stage(c, s, addr, word)
-        prefetch(s.source)
+        page, base = _stage(c, staged_at(e.stage + n * STAGED_BYTES), addr, word, page, base)
         total += word & 0xFFFF
         n += 1
     return n

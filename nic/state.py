@@ -121,8 +121,8 @@ GATE = np.dtype([("pause_until", "i8"), ("pause_for", "i8")])
 """A sender without a queue of its own: frames that arrive from another engine wait here for a full receiver."""
 GATE_BYTES = GATE.itemsize
 
-BUDGET_FRAMES = 64
-BUDGET_BYTES = 64 * 1024
+BUDGET_FRAMES = 128
+BUDGET_BYTES = 128 * 1024
 """What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
 
 STAGED = np.dtype([("source", "i8"), ("length", "i8"), ("signaled", "i8"), ("status", "i8"), ("drop", "i8"), ("fault", "i8")])
