@@ -10,8 +10,8 @@ from hyp.topology_tables import MAX_FRAME, MIN_FRAME, PATHS
 Cores = Literal["all", "1", "both"]
 
 BENCHMARKS = {
-    "throughput": "bench.throughput", "latency": "bench.latency", "openloop": "bench.openloop", "scale": "bench.scale",
-    "cost": "bench.cost", "peers": "bench.peers.benchmark", "limit": "bench.limit",
+    "throughput": "bench.throughput", "peers": "bench.peers.benchmark", "latency": "bench.latency", "scale": "bench.scale",
+    "startup": "bench.startup", "cost": "bench.cost", "openloop": "bench.openloop", "limit": "bench.limit",
 }  # fmt: skip
 """Benchmarks by name, in the order of a run: a module that has ``async def run(options, progress) -> BenchmarkResult``."""
 

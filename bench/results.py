@@ -44,6 +44,10 @@ METRICS = {
     "p99_9_us": Metric("round trip, p99.9", "µs", -1),
     "p999_us": Metric("round trip, p99.9", "µs", -1),
     "cores_used": Metric("CPU time", "cores", -1),
+    "ready_s": Metric("ready", "s", -1),
+    "warm_s": Metric("fork server warm", "s", -1),
+    "after_warm_s": Metric("then", "s", -1),
+    "switches": Metric("context switches", "a slice", -1),
     "fairness": Metric("Jain's fairness", "", 1),
     "gbytes_per_s": Metric("copied", "GB/s", 1),
 }

@@ -21,7 +21,7 @@ def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         out, err = process.communicate(timeout=110)
-    for purpose in ("throughput", "latency", "openloop", "cost", *(f"scale{n}" for n in (1, 4, 24))):
+    for purpose in ("throughput", "latency", "openloop", "cost", "start", "idle", *(f"scale{n}" for n in (1, 4, 24))):
         assert left_behind(run_name(purpose, process.pid)) == []
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -128,6 +128,16 @@ def test_scale(tmp_path: Path) -> None:
         if record["regime"] is not None:
             assert 0 < record["fairness"]["median"] <= 1
     assert len(found["series"]) == 3
+
+
+def test_startup(tmp_path: Path) -> None:
+    found = measured(tmp_path, "startup")
+    records = {r["path"]: r for r in found["records"]}
+    assert set(records) == {"four guests", "idle"}
+    assert len(found["claims"]) == 3
+    start = records["four guests"]
+    if start["regime"] is not None:
+        assert 0 < start["after_warm_s"]["median"] < start["ready_s"]["median"]
 
 
 def test_limit(tmp_path: Path) -> None:
