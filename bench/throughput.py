@@ -6,6 +6,7 @@ Every payload byte is written by the sender, copied by the device and checksumme
 Peers that only touch headers are held against a stream that does the same ("bypass (header)").
 """
 
+import math
 from collections.abc import Sequence
 
 from bench.claims import Claim
@@ -61,6 +62,7 @@ async def measure(options: Options, progress: Steps, directions: Sequence[str], 
                 result.notes += [f"peer {name} (cores {cores}): left out: {why}" for name, why in peers.missing.items()]
     if sweep:
         await _working_set(result, options, next(part))
+    _scheduler_share(result, options)
     _plots(result, options, directions)
     return result
 
@@ -146,6 +148,23 @@ def _claims(result: BenchmarkResult, samples: Samples, names: Sequence[str], poi
         if details:
             value = max(detail["per_frame"]["notifications"] for detail in details)
             result.claims.append(Claim.counted(f"notifications per frame, {path}, {where}", value, "≤", NOTIFICATIONS))
+
+
+def _scheduler_share(result: BenchmarkResult, options: Options) -> None:
+    """How much of bypass ÷ split on all cores is not there on one core, where neither has another core for its work."""
+    for frame in options.frames:
+        gain = {}
+        for cores, metric in (("all", "mpps"), ("1", "mframes_per_cpu_s")):
+            where = {"of": "bypass", "to": "split", "metric": metric, "direction": TO_WIRE, "frame": frame, "cores": cores}
+            rows = [row for row in result.ratios if row["median"] and all(row.get(key) == value for key, value in where.items())]
+            if rows:
+                gain[cores] = rows[0]["median"]
+        if len(gain) == 2 and gain["all"] > 1:
+            share = 1 - math.log(gain["1"]) / math.log(gain["all"])
+            result.notes.append(
+                f"{frame} B, {TO_WIRE}: bypass ÷ split is {gain['all']:.2f} on all cores, {gain['1']:.2f} per CPU-second on one: "
+                f"{share:.0%} of the gain (of its logarithm) is relief of the scheduler, the rest is work saved"
+            )
 
 
 async def _working_set(result: BenchmarkResult, options: Options, progress: Part) -> None:
