@@ -31,7 +31,7 @@ HEADER = "bypass (header)"
 NATIVE = {"median": 0.97, "bound": 0.93}
 DPDK = {"vhost": {64: 1.5, 512: 1.1, 1500: 1.1}, "vhost-hugepages": {64: 1.2, 512: 1.0, 1500: 1.0}}
 FLOOR, SPLIT_FLOOR, NOTIFICATIONS = 0.7, 0.25, 0.02
-ENTRIES = (128, 256, 512, 1024, 2048)
+ENTRIES = (128, 256, 512, 1024)
 WORKING_SET_FRAME = 1500
 
 ABOUT = (

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from bench.contenders import run_name
+from bench.floor.layout import MAX_ENTRIES
 from bench.scale import jain, queue_for
+from bench.throughput import ENTRIES
 from tests.labs import ROOT, left_behind
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
@@ -145,6 +147,10 @@ def test_limit(tmp_path: Path) -> None:
     assert {(r["frame"], r["cores"]) for r in found["records"] if "frame" in r} == {(64, "all"), (64, "1")}
     assert {who(r) for r in found["records"]} >= {f"eventfd ping-pong of {n}" for n in (2, 3, 4)}
     assert len(found["series"][0]["x"]["values"]) == len(found["series"][0]["lines"][0]["y"]) > 5
+
+
+def test_the_floor_can_be_as_deep_as_the_sweep_goes() -> None:
+    assert max(ENTRIES) <= MAX_ENTRIES
 
 
 def test_fairness_and_footprint() -> None:
