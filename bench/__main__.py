@@ -5,7 +5,7 @@
     python -m bench compare A B          what got faster, slower or can't be told between two runs (results.json or their folders)
 
 Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, duplicated or corrupted frames; 2 the command line
-is wrong, and nothing was started; 130 Ctrl-C, with a report of the benchmarks that were done.
+is wrong, and nothing was started; 128 + n for signal n (130: Ctrl-C), with a report of the benchmarks that were done.
 """
 
 import importlib.util
@@ -19,7 +19,6 @@ if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or impo
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
     os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]])
 
-import asyncio
 import importlib
 import tempfile
 import time
@@ -28,9 +27,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, NoReturn, Protocol, cast
 
 import typer
-import uvloop
 from rich.console import Console
 
+from bench.ending import run_in_order, unwritable
 from bench.fingerprint import fingerprint
 from bench.options import (
     BENCHMARKS,
@@ -49,7 +48,7 @@ from bench.progress import Steps, parts, watched
 from bench.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
 from hyp.topology_tables import PATHS
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 WIDE = 160
 
 settings: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
@@ -104,16 +103,8 @@ def _writable(json_out: Path | None, folder: Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OptionsError(f"--out {folder}: {error.strerror}") from None
-    if json_out is None:
-        return
-    try:
-        new = not json_out.exists()
-        with open(json_out, "a"):
-            pass
-        if new:
-            json_out.unlink()
-    except OSError as error:
-        raise OptionsError(f"--json {json_out}: {error.strerror}") from None
+    if json_out is not None and (reason := unwritable(json_out)):
+        raise OptionsError(f"--json {json_out}: {reason}")
 
 
 @app.command(help=__doc__)
@@ -161,11 +152,8 @@ def _drive(names: list[str], options: Options, results: Row, screen: Console) ->
     """Run the benchmarks; returns the exit status. What was done stays in `results`, whatever ends it."""
     begin = time.monotonic()
     try:
-        with watched(screen) as progress, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_measure(names, options, progress, results["benchmarks"]))
-    except KeyboardInterrupt:
-        print("interrupted; everything has been taken down", file=sys.stderr)
-        return INTERRUPTED
+        with watched(screen) as progress:
+            return run_in_order(lambda: _measure(names, options, progress, results["benchmarks"]))
     finally:
         results["seconds"] = round(time.monotonic() - begin, 1)
 

@@ -13,7 +13,6 @@ from typing import Any, Self
 from bench.floor import Floor
 from bench.lab import Lab
 from bench.method import Contender, Kind, Slice
-from bench.options import Options
 from bench.peers import Peer, PeerError, peer_class
 from bench.probe import MachineProbe
 from bench.results import Row
@@ -184,8 +183,3 @@ def who(contender: Contender) -> dict[str, str]:
 def probe_of(cores: str) -> MachineProbe:
     """A probe of a core set."""
     return MachineProbe(cpus_of(cores)[:2])
-
-
-def paths_with(options: Options, *needed: str) -> list[str]:
-    """The paths asked for that are among `needed`, in the order asked for; all of them without `needed`."""
-    return [path for path in options.paths if not needed or path in needed]

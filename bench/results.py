@@ -32,16 +32,13 @@ class Metric(NamedTuple):
 METRICS = {
     "mpps": Metric("rate", "Mframes/s", 1),
     "gbps": Metric("bit rate", "Gbit/s", 1),
-    "frames_per_cpu_s": Metric("frames per CPU-second", "/CPU-s", 1),
     "mframes_per_cpu_s": Metric("frames per CPU-second", "M/CPU-s", 1),
     "cpu_ns_per_frame": Metric("CPU per frame", "ns", -1),
     "busy_ns_per_frame": Metric("busy per frame", "ns", -1),
     "spin_ns_per_frame": Metric("spun per frame", "ns", -1),
-    "instructions_per_frame": Metric("instructions per frame", "", -1),
     "transactions_per_s": Metric("round trips", "/s", 1),
     "p50_us": Metric("round trip, p50", "µs", -1),
     "p99_us": Metric("round trip, p99", "µs", -1),
-    "p99_9_us": Metric("round trip, p99.9", "µs", -1),
     "p999_us": Metric("round trip, p99.9", "µs", -1),
     "cores_used": Metric("CPU time", "cores", -1),
     "ready_s": Metric("ready", "s", -1),
@@ -49,7 +46,6 @@ METRICS = {
     "after_warm_s": Metric("then", "s", -1),
     "switches": Metric("context switches", "a slice", -1),
     "fairness": Metric("Jain's fairness", "", 1),
-    "gbytes_per_s": Metric("copied", "GB/s", 1),
 }
 
 

@@ -124,5 +124,5 @@ def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_metrics_that_are_measured_know_their_better_side() -> None:
-    assert comparison.metric("mpps").better == comparison.metric("frames_per_cpu_s").better == 1
+    assert comparison.metric("mpps").better == comparison.metric("mframes_per_cpu_s").better == 1
     assert comparison.metric("cpu_ns_per_frame").better == comparison.metric("p99_us").better == -1

@@ -14,12 +14,10 @@ from bench.floor.ring import BURST, CONS, CONS_EVENT, PLATFORM, PROD, PROD_EVENT
 from bench.floor.workers import Workers
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import SPIN_LIMIT_NS
-from hyp.frames import MIN_TEST_FRAME
+from hyp.frames import HEADER_ONLY, MIN_TEST_FRAME
 
 ENTRIES = 256
 STREAM = 1
-HEADER_ONLY = 0x4000
-"""Bit of the stream number: only the first 64 bytes of each frame are written and checksummed (hyp/frames.py)."""
 SPIN_NS = 50_000
 NO_LIMIT = 1 << 61
 ROUND_TRIPS = 2000
