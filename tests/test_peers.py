@@ -17,7 +17,7 @@ from bench.peers.__main__ import summary
 from bench.peers.base import DEPTH, cpu_ns
 from bench.peers.sockets import SocketPeer
 from bench.peers.testpmd import parse_stats
-from bench.peers.vhost import PREFIX, Vhost, sweep_dead
+from bench.peers.vhost import PREFIX, Vhost, VhostHugepages, sweep_dead
 from hyp import rundir
 from tests.labs import ROOT, run, wait_until
 
@@ -80,6 +80,11 @@ def must_run(name: str) -> type[Peer]:
         pytest.fail(reason)
     if reason is not None:
         pytest.skip(reason)
+    if issubclass(kind, VhostHugepages):
+        try:
+            hugepages.give_back(hugepages.reserve(kind.pages))
+        except hugepages.TooFewPages as error:
+            pytest.skip(str(error))
     return kind
 
 
@@ -291,6 +296,26 @@ def test_a_living_reservation_is_left_alone(pool: Path) -> None:
         hugepages.reserve(1)
     hugepages.give_back(fd)
     assert hugepages.sweep() == []
+
+
+def test_a_kernel_that_stops_part_of_the_way_is_asked_again(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a signal, or when it has to move pages first. What it never finds is an error with the number, and all is given back."""
+    real, most = Path.write_text, 45
+
+    def grow_by_20(path: Path, text: str) -> int:
+        if path.name == "nr_hugepages":
+            text = str(min(int(text), hugepages.total() + 20, most))
+            real(pool / "free_hugepages", str(int(text) - 5))
+        return real(path, text)
+
+    (pool / "free_hugepages").write_text("0")
+    monkeypatch.setattr(hugepages, "COMPACT", pool / "compact_memory")
+    monkeypatch.setattr(Path, "write_text", grow_by_20)
+    hugepages.give_back(hugepages.reserve(40))
+    assert hugepages.total() == 5
+    with pytest.raises(hugepages.TooFewPages, match="only 40 of 41 huge pages"):
+        hugepages.reserve(41)
+    assert hugepages.total() == 5
 
 
 def test_a_record_cut_short_changes_nothing(pool: Path) -> None:

@@ -15,7 +15,13 @@ from bench.peers.base import PeerError
 from hyp.rundir import base
 
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+COMPACT = Path("/proc/sys/vm/compact_memory")
 PAGE_BYTES = 2 << 20
+GROW_TRIES = 4
+
+
+class TooFewPages(PeerError):
+    """The machine has no more pages to give, for now."""
 
 
 def total() -> int:
@@ -72,6 +78,16 @@ def _restore(fd: int) -> int:
     return 0  # empty: died before it wrote anything
 
 
+def _grow(pages: int) -> None:
+    """A pool of `pages`, as far as the kernel finds them: it gives up part of the way when memory is fragmented, or at a signal."""
+    for _ in range(GROW_TRIES):
+        (POOL / "nr_hugepages").write_text(str(pages))
+        if total() >= pages:
+            return
+        with contextlib.suppress(OSError):  # not every kernel can, and the next try says what is missing
+            COMPACT.write_text("1")
+
+
 def reserve(pages: int) -> int:
     """Make sure that `pages` are free; a descriptor, which `give_back` takes. PeerError if they cannot be had."""
     try:
@@ -84,9 +100,9 @@ def reserve(pages: int) -> int:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps({"before": before, "added": added}).encode(), 0)
         if added:
-            (POOL / "nr_hugepages").write_text(str(before + added))
+            _grow(before + added)
         if free() < pages:
-            raise PeerError(f"the kernel found only {free()} of {pages} huge pages of 2 MiB: memory is short or fragmented")
+            raise TooFewPages(f"the kernel found only {free()} of {pages} huge pages of 2 MiB: memory is short or fragmented")
     except BaseException as error:
         give_back(fd)
         if isinstance(error, OSError):
