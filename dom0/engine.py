@@ -29,10 +29,10 @@ from hyp.abi.counters import (
 )
 from hyp.abi.nic import GROUP_BIT, MAC_MASK
 from hyp.abi.platform import EVENT_NS
-from hyp.atomics import clock_ns, cpu_relax, full_fence, load64
+from hyp.atomics import clock_ns, full_fence, load64
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
-from hyp.events import end_spin, may_spin, sleep, wait_at
+from hyp.events import end_spin, sleep, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.price import pay
 from hyp.ring import arm_requests, ring_at
@@ -270,10 +270,7 @@ def _paused_can_go(e, ahead):
 def _idle(e):
     """Nothing moved: spin while that pays, then sleep."""
     wait = wait_at(e.wait)
-    if e.idle_since == 0:
-        e.idle_since = e.now
-    if e.now - e.idle_since < may_spin(wait):
-        cpu_relax()
+    if spins(e, wait):
         return
     ready, timeout = _arm(e)
     if not ready:

@@ -28,10 +28,10 @@ from domu.device import (
     tx_reserve,
 )
 from hyp.abi.counters import DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.atomics import clock_ns, cpu_relax, record_view, sys_read, sys_write
+from hyp.atomics import clock_ns, record_view, sys_read, sys_write
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import end_spin, may_spin, wait_at
+from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 
 if TYPE_CHECKING:
@@ -98,10 +98,7 @@ def _to_tap(t, d):
 @compiled
 def _idle(t, d):
     wait = wait_at(d.wait)
-    if t.idle_since == 0:
-        t.idle_since = t.now
-    if t.now - t.idle_since < may_spin(wait):
-        cpu_relax()
+    if spins(t, wait):
         t.readable = 1  # only a read tells
         return
     commit(t.counts, t.counts_shared)

@@ -44,7 +44,7 @@ from hyp.atomics import (
 from hyp.control import Refused
 from hyp.counters import commit
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
-from hyp.events import end_spin, may_spin, new_eventfd, spin_limit, wait_at
+from hyp.events import end_spin, new_eventfd, spin_limit, spins, wait_at
 from hyp.frames import (
     ETHERTYPE_WIRE,
     MIN_TEST_FRAME,
@@ -269,10 +269,10 @@ def _time_left(p):
 @compiled
 def _idle(p, d):
     wait = wait_at(d.wait)
-    if p.idle_since == 0:
-        p.idle_since = p.now
+    if spins(p, wait):
+        return
     due = _next_due(p)
-    if p.now - p.idle_since < may_spin(wait) or (due != 0 and due - p.now <= spin_limit(wait)):
+    if due != 0 and due - p.now <= spin_limit(wait):
         cpu_relax()
         return
     commit(p.counts, p.counts_shared)

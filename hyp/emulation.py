@@ -28,19 +28,10 @@ from hyp.domain import Domain
 from hyp.engine import Engine
 from hyp.events import WAIT, Upcall, new_eventfd
 from hyp.hypercalls import GuestCalls
+from hyp.machine import MACHINE, RX_BUFFER, TX_BUFFER, post_all_buffers
 from hyp.memory import Mapping, create_region
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
-from hyp.vmm import (
-    MACHINE,
-    MAX_MACHINES,
-    RX_BUFFER,
-    START_MACHINE,
-    STOP_MACHINE,
-    TX_BUFFER,
-    VMM,
-    post_all_buffers,
-    run,
-)
+from hyp.vmm import MAX_MACHINES, START_MACHINE, STOP_MACHINE, VMM, run
 
 if TYPE_CHECKING:
     from hyp.hypervisor import Hypervisor

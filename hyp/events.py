@@ -5,7 +5,7 @@ the notifier, and enters it (edge-triggered) into the waiter's *upcall*: an epol
 So a waiter can neither swallow a wake-up by reading, nor block the notifier by filling the counter or clearing
 O_NONBLOCK. Nobody ever reads an eventfd: every write is an edge. A wake-up is a hint; the rings are the truth.
 
-`EventChannels` is the hypervisor's table (control plane). `WAIT`, `may_spin` and `sleep` are the loops' side: spin for a
+`EventChannels` is the hypervisor's table (control plane). `WAIT`, `spins` and `sleep` are the loops' side: spin for a
 while that adapts, then sleep.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from hyp.abi.counters import SPIN_NS, WAKEUPS
 from hyp.abi.platform import SPIN_LIMIT_NS
-from hyp.atomics import clock_ns, epoll_sleep, load64_once, record_view
+from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, record_view
 from hyp.counters import count
 from hyp.kernels import compiled
 
@@ -42,6 +42,17 @@ def spin_limit(wait):
 def may_spin(wait):
     """How long, in ns, the loop should look for work before it sleeps. 0: not at all."""
     return min(wait.spin_ns, spin_limit(wait))
+
+
+@compiled
+def spins(loop, wait):
+    """True if the loop, which found nothing to do, should look again before it sleeps; the time counts until `end_spin`."""
+    if loop.idle_since == 0:
+        loop.idle_since = loop.now
+    if loop.now - loop.idle_since >= may_spin(wait):
+        return False
+    cpu_relax()
+    return True
 
 
 @compiled

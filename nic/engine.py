@@ -29,7 +29,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
-from hyp.events import end_spin, may_spin, sleep, spin_limit, wait_at
+from hyp.events import end_spin, sleep, spin_limit, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from nic.crossing import (
     CONS,
@@ -303,10 +303,7 @@ def _has_work(e):
 def _idle(e):
     """Nothing moved: spin while that pays, then sleep."""
     wait = wait_at(e.wait)
-    if e.idle_since == 0:
-        e.idle_since = e.now
-    if e.now - e.idle_since < may_spin(wait):
-        cpu_relax()
+    if spins(e, wait):
         return
     e.now = clock_ns()
     deadline = _deadline(e)
