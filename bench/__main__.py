@@ -5,7 +5,7 @@
     python -m bench compare A B          what got faster, slower or can't be told between two runs (results.json or their folders)
 
 Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, duplicated or corrupted frames; 2 the command line
-is wrong, and nothing was started; 128 + n for signal n (130: Ctrl-C), with a report of the benchmarks that were done.
+is wrong, and nothing was started; 128 + n for signal n (130: Ctrl-C), with a report of what was measured.
 """
 
 import importlib.util
@@ -19,6 +19,7 @@ if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or impo
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
     os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]])
 
+import asyncio
 import importlib
 import tempfile
 import time
@@ -59,8 +60,11 @@ compare_app = typer.Typer(**settings)
 class Benchmark(Protocol):
     """What a module `bench.<name>` has."""
 
-    async def run(self, options: Options, progress: Steps) -> BenchmarkResult:
-        """Measure."""
+    TITLE: str
+    ABOUT: str
+
+    async def run(self, result: BenchmarkResult, options: Options, progress: Steps) -> None:
+        """Measure; what was found so far is in `result`, whatever ends it."""
 
 
 def benchmark(name: str) -> Benchmark:
@@ -159,16 +163,23 @@ def _drive(names: list[str], options: Options, results: Row, screen: Console) ->
 
 
 async def _measure(names: list[str], options: Options, progress: Steps, done: dict[str, Row]) -> int:
-    """One benchmark after the other. One that fails does not take the others' results along."""
+    """One benchmark after the other. One that fails does not take the others' results along, nor what it had found itself."""
     status = 0
     for name, part in zip(names, parts(progress, names), strict=True):
         part.step("starting", 0.0)
+        module = benchmark(name)
+        result = BenchmarkResult(module.TITLE, module.ABOUT)
         try:
-            done[name] = (await benchmark(name).run(options, part)).plain()
+            await module.run(result, options, part)
         except Exception as error:
             traceback.print_exc()
-            done[name] = BenchmarkResult(name, "", notes=[f"FAILED: {type(error).__name__}: {error}"]).plain()
+            result.notes.append(f"FAILED: {type(error).__name__}: {error}")
             status = FAILED
+        except asyncio.CancelledError:
+            result.notes.append("INTERRUPTED: what follows from all of it is missing")
+            raise
+        finally:
+            done[name] = result.plain()
         if any(record.get("errors") for record in done[name]["records"]):
             status = FAILED
     return status

@@ -26,6 +26,7 @@ SIZES = tuple(PAGE << k for k in (0, 2, 4, 6, 8, 10))
 REGISTRATIONS = 30
 NOTIFICATIONS = 0.02
 LINE_GBPS, LINE_FRAME = 10.0, 1500
+TITLE = "Cost of a frame"
 ABOUT = (
     "One core, guest to wire. The ledger says what a frame met on its way; CPU of each process is the kernel's figure. The 2 × 2 "
     "ablation takes Dom0's hop and the grant copy apart: a bypass guest that copies once more, and a split path whose netback "
@@ -56,9 +57,8 @@ HOLD_OFF = (
 )
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """The ledger of every path asked for, then the ablations and the cost of registration."""
-    result = BenchmarkResult("Cost of a frame", ABOUT)
     titles = [f"{what}, {frame} B" for frame in options.frames for what in ("ledger", "hop × copy", "hold-off")]
     steps = parts(progress, [*titles, "line rate", "registration"])
     paths = list(dict.fromkeys([*options.paths, "bypass", "split"]))
@@ -75,7 +75,6 @@ async def run(options: Options, progress: Steps) -> BenchmarkResult:
             _hold_off(result, samples, frame)
         await _line_rate(result, options, lab, next(steps))
         await _registration(result, lab, next(steps))
-    return result
 
 
 async def _variants(

@@ -26,6 +26,7 @@ POLLING, BLOCKING = "polling", "blocking"
 POLLING_SPIN_US = 1000
 WARM_UP = 0.1  # of a slice's round trips are left out: the first ones find loops asleep
 TARGETS = {POLLING: 4.0, BLOCKING: 1.5}
+TITLE = "Latency"
 ABOUT = (
     "Round trips of one frame at a time, guest to the wire's reflector and back, and guest to guest and back. Blocking: every loop "
     "sleeps in the kernel until it is woken. Polling: loops spin, and each has a core. The floor is the machine's own price of as "
@@ -56,14 +57,12 @@ def loops(path: str, direction: str) -> int:
     return (2 if direction == TO_WIRE else 3) + (path in SHARED_LOOPS)
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Measure every direction, mode and core set that there are cores for."""
-    result = BenchmarkResult("Latency", ABOUT)
     points = list(_points(options, result))
     async with LabBench("latency", options.paths) as lab, Floor() as floor:
         for point, part in zip(points, parts(progress, [str(point) for point in points]), strict=True):
             await _measure(result, options, lab, floor, point, part)
-    return result
 
 
 def _points(options: Options, result: BenchmarkResult) -> list[Point]:

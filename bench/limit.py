@@ -14,15 +14,15 @@ from bench.results import BenchmarkResult, Row, Series
 
 CORES = ("all", "1")
 METRICS = ("mpps", "gbps", "mframes_per_cpu_s")
+TITLE = "The machine's limit"
 ABOUT = (
     "A bare single-producer ring between two processes: frames written, copied and checksummed as on the paths, and nothing else; "
     "round trips through 2, 3 and 4 processes; memcpy against the working set (source and destination together)."
 )
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Measure the ring, ping-pongs and memcpy, on all cores and on one."""
-    result = BenchmarkResult("The machine's limit", ABOUT)
     whole = iter(parts(progress, [f"cores {cores}" for cores in CORES] + ["memcpy"]))
     async with Floor() as floor:
         for cores in CORES:
@@ -54,4 +54,3 @@ async def run(options: Options, progress: Steps) -> BenchmarkResult:
     series = Series("memcpy", "memcpy against the working set", "bytes, source and destination", list(rates), "GB/s", log=True)
     series.add("memcpy", list(rates.values()))
     result.series.append(series)
-    return result

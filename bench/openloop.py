@@ -24,6 +24,7 @@ KEPT_UP = 0.99  # of the offered rate, or the path is saturated
 TRIAL_S, QUICK_TRIAL_S = 0.2, 0.1
 LOWEST, HIGHEST, STEPS = 0.05, 64.0, 8
 MAX_LAG_NS = 1_000_000
+TITLE = "Latency under load"
 ABOUT = (
     "One way, guest to wire, frames due by the clock and their latency counted from when they were due. A path that does not keep "
     "up with the offered load is saturated and has no latency there. The zero-loss rate is RFC 2544's: the highest at which every "
@@ -31,9 +32,8 @@ ABOUT = (
 )
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Latency at each load, then the zero-loss rate, of every path and the first frame size."""
-    result = BenchmarkResult("Latency under load", ABOUT)
     frame = options.frames[0]
     loads = QUICK_LOADS if options.quick else LOADS
     step = parts(progress, [*(f"{load:g} Mframes/s" for load in loads), "zero loss"])
@@ -52,7 +52,6 @@ async def run(options: Options, progress: Steps) -> BenchmarkResult:
             medians, lows, highs = zip(*((one.median, one.low, one.high) if one else (None,) * 3 for one in figures), strict=True)
             series.add(path, medians, lows, highs)
         result.series.append(series)
-    return result
 
 
 async def _at_load(result: BenchmarkResult, options: Options, lab: LabBench, frame: int, load: float, progress: Part) -> Samples:

@@ -13,7 +13,7 @@ BENCHMARKS = {
     "throughput": "bench.throughput", "peers": "bench.peers.benchmark", "latency": "bench.latency", "scale": "bench.scale",
     "startup": "bench.startup", "cost": "bench.cost", "openloop": "bench.openloop", "limit": "bench.limit",
 }  # fmt: skip
-"""Benchmarks by name, in the order of a run: a module that has ``async def run(options, progress) -> BenchmarkResult``."""
+"""Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""
 
 PEERS = ("vhost", "vhost-hugepages", "veth", "unix")
 FRAMES = (64, 512, 1500)

@@ -23,6 +23,7 @@ GUESTS = (1, 2, 4, 8, 16, 24)
 QUICK_GUESTS = (1, 4, 24)
 DESCRIPTORS = 24 * 256  # of all guests' send queues together
 AGGREGATE, FAIRNESS = 0.8, 0.95
+TITLE = "Scaling with the number of guests"
 ABOUT = (
     "All guests stream to the wire at a time. Aggregate Mframes/s, Jain's fairness over what each guest got through, and CPU per "
     "frame, against the number of guests, with the same total of send buffers."
@@ -40,9 +41,8 @@ def jain(rates: Sequence[float]) -> float:
     return sum(rates) ** 2 / (len(rates) * squares) if squares else 0.0
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Measure each number of guests on each path (bypass and split unless others are asked for)."""
-    result = BenchmarkResult("Scaling with the number of guests", ABOUT)
     paths = [path for path in options.paths if path in ("bypass", "split")] or list(options.paths)
     frame = options.frames[0]
     numbers = QUICK_GUESTS if options.quick else GUESTS
@@ -79,7 +79,6 @@ async def run(options: Options, progress: Steps) -> BenchmarkResult:
             figures = [samples.figure(_name(path, number), metric) for number in numbers]
             series.add(path, [one.median for one in figures], [one.low for one in figures], [one.high for one in figures])
         result.series.append(series)
-    return result
 
 
 def _name(path: str, guests: int) -> str:

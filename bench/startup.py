@@ -17,15 +17,15 @@ from bench.results import BenchmarkResult, Row
 READY_S, AFTER_WARM_S = 1.5, 0.3
 IDLE_GUESTS, IDLE_CORES = 24, 0.01
 PATHS = ("bypass", "split")
+TITLE = "Start and idling"
 ABOUT = (
     "Four guests, two on bypass and two on split: from nothing to all of them connected, with the compiled code in its cache, and "
     "the part of it after the fork server is warm. Then the CPU of all processes of 24 guests to whom nothing happens."
 )
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Start and stop topologies in turns with slices of an idle one."""
-    result = BenchmarkResult("Start and idling", ABOUT)
     async with LabBench("idle", PATHS, guests=IDLE_GUESTS // len(PATHS)) as idle:
         contenders = [Contender("four guests", _start), _idle(idle)]
         with probe_of("all") as probe:
@@ -44,7 +44,6 @@ async def run(options: Options, progress: Steps) -> BenchmarkResult:
         result.claims.append(Claim.about(text, figure, target, at_least=False, errors=samples.errors("four guests")))
     burnt = samples.figure("idle", "cores_used").median
     result.claims.append(Claim.counted(f"CPU of {IDLE_GUESTS} idle guests and all else, cores", burnt, "≤", IDLE_CORES))
-    return result
 
 
 async def _start(_: float) -> Slice:

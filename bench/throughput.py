@@ -34,6 +34,7 @@ FLOOR, SPLIT_FLOOR, NOTIFICATIONS = 0.7, 0.25, 0.02
 ENTRIES = (128, 256, 512, 1024)
 WORKING_SET_FRAME = 1500
 
+TITLE = "Throughput"
 ABOUT = (
     "Verified frames per second at the receiver. Every byte is written, copied by the device and checksummed, on the floor (a bare "
     "ring between two processes) as on the paths. On one core the figure to look at is frames per CPU-second: no path gains from "
@@ -41,14 +42,13 @@ ABOUT = (
 )
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Measure every direction, frame size and core set, and 1500 B against the ring's depth."""
-    return await measure(options, progress, DIRECTIONS[:1] if options.quick else DIRECTIONS, sweep=not options.quick)
+    await measure(result, options, progress, DIRECTIONS[:1] if options.quick else DIRECTIONS, sweep=not options.quick)
 
 
-async def measure(options: Options, progress: Steps, directions: Sequence[str], *, sweep: bool) -> BenchmarkResult:
+async def measure(result: BenchmarkResult, options: Options, progress: Steps, directions: Sequence[str], *, sweep: bool) -> None:
     """`run` for some directions, with or without the sweep over the ring's depth."""
-    result = BenchmarkResult("Throughput", ABOUT)
     points = [(cores, way, frame) for cores in options.core_sets for way in directions for frame in options.frames]
     titles = [f"{way}, {frame} B, cores {cores}" for cores, way, frame in points]
     sweep = sweep and "bypass" in options.paths and "all" in options.core_sets
@@ -64,7 +64,6 @@ async def measure(options: Options, progress: Steps, directions: Sequence[str], 
         await _working_set(result, options, next(part))
     _scheduler_share(result, options)
     _plots(result, options, directions)
-    return result
 
 
 async def _point(

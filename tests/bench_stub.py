@@ -1,6 +1,9 @@
-"""A benchmark that measures a simulated machine, and two that fail: for tests of the bench's command and report."""
+"""A benchmark that measures a simulated machine, and ends as it is told to: for tests of the bench's command and report."""
 
+import asyncio
+import os
 import random
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +14,7 @@ from bench.progress import Steps
 from bench.results import BenchmarkResult, Series
 
 HOSTILE = "<script>alert('&')</script> \x1b[31m\x00"
+TITLE, ABOUT = "Throughput <stub>", f"A simulated machine. {HOSTILE}"
 
 
 class Machine:
@@ -31,10 +35,10 @@ def contender(name: str, rate: float, noise: random.Random, broken: bool = False
     return Contender(name, run)
 
 
-async def result(options: Options, progress: Steps, rates: dict[str, float], broken: str = "") -> BenchmarkResult:
+async def measure(found: BenchmarkResult, options: Options, progress: Steps, rates: dict[str, float], broken: str = "") -> None:
     """Rates by path, for each frame size."""
     noise = random.Random(options.seed)
-    found = BenchmarkResult("Throughput <stub>", f"A simulated machine. {HOSTILE}", notes=[HOSTILE])
+    found.notes.append(HOSTILE)
     plot = Series(f"../rates{HOSTILE}", f"Rates {HOSTILE}", "frame, B", list(options.frames), "Mframes/s", "bar")
     lines: dict[str, list[Any]] = {name: [] for name in rates}
     for frame in options.frames:
@@ -52,15 +56,17 @@ async def result(options: Options, progress: Steps, rates: dict[str, float], bro
     for name, figures in lines.items():
         plot.add(name, [f.median for f in figures], [f.low for f in figures], [f.high for f in figures])
     found.series.append(plot)
-    return found
 
 
 RATES: dict[str, float] = {"bypass": 4.0, "split": 2.0}
 BROKEN: Callable[[Options], str] = lambda options: "split" if options.seed == 13 else ""  # noqa: E731
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
-    """A seed of 13 is bad luck: split loses frames; 14 is a bug."""
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
+    """A seed of 13 is bad luck: split loses frames; 14 is a bug; 15 is a user who has seen enough."""
+    await measure(result, options, progress, RATES, BROKEN(options))
     if options.seed == 14:
         raise RuntimeError("the benchmark is at fault")
-    return await result(options, progress, RATES, BROKEN(options))
+    if options.seed == 15:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.Event().wait()

@@ -3,9 +3,11 @@
 from bench.options import Options
 from bench.progress import Steps
 from bench.results import BenchmarkResult
-from tests.bench_stub import RATES, result
+from tests.bench_stub import ABOUT, RATES, TITLE, measure
+
+__all__ = ["ABOUT", "TITLE", "run"]
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Whatever the seed."""
-    return await result(options, progress, RATES)
+    await measure(result, options, progress, RATES)

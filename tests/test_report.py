@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import signal
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from bench import plots
 from bench.__main__ import app
+from bench.ending import SIGNALS
 from bench.html import el, page
 from bench.options import BENCHMARKS, Options, OptionsError
 from bench.progress import Lines, Part, Silent, parts, time_left
@@ -24,6 +27,15 @@ from tests import bench_stub
 @pytest.fixture(autouse=True)
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BENCHMARKS, "stub", "tests.bench_stub")
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """The command, which a test runs in this process, ends by ignoring signals."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def command(*arguments: str | Path) -> Result:
@@ -54,11 +66,12 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def results() -> dict[str, Any]:
     options = Options(repeat=8, frames=(64, 1500))
-    found = asyncio.run(bench_stub.run(options, Silent())).plain()
+    found = BenchmarkResult(bench_stub.TITLE, bench_stub.ABOUT)
+    asyncio.run(bench_stub.run(found, options, Silent()))
     machine = {"cpu": "A & B <CPU>", "cores": 2, "kernel": "6.1", "steal": 0.01, "caches": ["32 KiB", "1 MiB"], "smt": None}
     return {
         "version": VERSION, "started": "2026-11-22T10:00:00+00:00", "seconds": 61.0, "machine": machine, "options": options.plain(),
-        "benchmarks": {"stub": found},
+        "benchmarks": {"stub": found.plain()},
     }  # fmt: skip
 
 
@@ -156,9 +169,23 @@ def test_a_benchmark_that_fails_does_not_take_the_others_along(tmp_path: Path, m
     done = command("--seed", "14", "--repeat", "6", "--frames", "64", "--out", tmp_path)
     assert done.exit_code == 1
     results = read(tmp_path)["benchmarks"]
-    assert results["stub"]["notes"] == ["FAILED: RuntimeError: the benchmark is at fault"]
+    assert results["stub"]["notes"][-1] == "FAILED: RuntimeError: the benchmark is at fault"
+    assert results["stub"]["records"], "what it had found is kept"
     assert results["second"]["records"]
     assert "the benchmark is at fault" in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_a_run_that_is_ended_reports_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in BENCHMARKS if name != "stub"]:
+        monkeypatch.delitem(BENCHMARKS, name)
+    monkeypatch.setitem(BENCHMARKS, "second", "tests.bench_stub_sound")
+    done = command("--seed", "15", "--repeat", "6", "--frames", "64", "--out", tmp_path, "--json", tmp_path / "out.json")
+    assert done.exit_code == 128 + signal.SIGTERM
+    results = read(tmp_path)["benchmarks"]
+    assert list(results) == ["stub"]
+    assert results["stub"]["notes"][-1].startswith("INTERRUPTED")
+    assert results["stub"]["records"]
+    assert (tmp_path / "out.json").read_text() == (tmp_path / "results.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -183,7 +210,7 @@ def test_a_benchmark_that_fails_does_not_take_the_others_along(tmp_path: Path, m
 def test_what_cannot_be_done_is_refused_before_anything_starts(
     arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def never(options: Options, progress: Any) -> BenchmarkResult:
+    async def never(result: BenchmarkResult, options: Options, progress: Any) -> None:
         raise AssertionError("it was started")
 
     monkeypatch.setattr(bench_stub, "run", never)

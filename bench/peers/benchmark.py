@@ -8,6 +8,7 @@ from bench.options import PEERS, Options
 from bench.progress import Steps
 from bench.results import BenchmarkResult
 
+TITLE = "Peers"
 ABOUT = (
     "Bypass, guest to wire, in the same rounds as other ways to get a frame from one process to another: DPDK's vhost-user pair "
     "(which touches headers only, and is held against a bypass stream that does the same), a veth pair, AF_UNIX. Ring depth and "
@@ -15,9 +16,7 @@ ABOUT = (
 )
 
 
-async def run(options: Options, progress: Steps) -> BenchmarkResult:
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """All peers, whatever paths were asked for."""
     ours = replace(options, paths=("bypass",), peers=options.peers or PEERS, cores="all")
-    result = await throughput.measure(ours, progress, [TO_WIRE], sweep=False)
-    result.title, result.about = "Peers", ABOUT
-    return result
+    await throughput.measure(result, ours, progress, [TO_WIRE], sweep=False)
