@@ -23,25 +23,8 @@ from hyp.abi.platform import CHECKPOINT, CHECKPOINTS
 from hyp.control import Refused
 from hyp.ram import register
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES
-from tests.peers import (
-    BROADCAST_MAC,
-    DEFAULT_RAM,
-    FINISHED,
-    JUST_BELOW_WRAP,
-    WIRE_MAC,
-    WRAP,
-    Bench,
-    Guest,
-    Loop,
-    bench_of,
-    compose,
-    eventually,
-    flip,
-    head_words,
-    header,
-    post_garbage,
-    scribble,
-)
+from tests.drivers import FINISHED, compose, flip, head_words, header, post_garbage, scribble
+from tests.peers import BROADCAST_MAC, DEFAULT_RAM, JUST_BELOW_WRAP, WIRE_MAC, WRAP, Bench, Guest, Loop, bench_of, eventually
 
 NOBODY = "02:00:00:00:77:77"
 SEED = 20120413

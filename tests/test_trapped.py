@@ -39,22 +39,10 @@ from hyp.memory import Mapping
 from hyp.ram import QueuePair, place_queues
 from hyp.trap import write_register
 from hyp.verbs import QP
+from tests.drivers import FINISHED, head_words, header, post_garbage, scribble
 from tests.labs import left_behind, workload
 from tests.labs import run as run_lab
-from tests.peers import (
-    FINISHED,
-    JUST_BELOW_WRAP,
-    WIRE_MAC,
-    WRAP,
-    Bench,
-    Guest,
-    Loop,
-    eventually,
-    head_words,
-    header,
-    post_garbage,
-    scribble,
-)
+from tests.peers import JUST_BELOW_WRAP, WIRE_MAC, WRAP, Bench, Guest, Loop, eventually
 from tests.test_nic import well
 from tests.test_paths import check, running
 
