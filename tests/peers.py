@@ -47,13 +47,14 @@ from hyp.memory import Mapping, Region
 from hyp.process import Process, run_role
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 from nic.device import Nic
-from tests.drivers import JOB, compose, exchange, fence, head_words, sleep_until_event
+from tests.drivers import FINISHED, JOB, compose, exchange, fence, head_words, sleep_until_event
 
 TIMEOUT_S: Final = 20.0
 JUST_BELOW_WRAP: Final = 0xFFFF_FFF0
 WRAP: Final = 1 << 32
 WIRE_MAC: Final = "02:00:00:00:ff:01"
 BROADCAST_MAC: Final = "ff:ff:ff:ff:ff:ff"
+NOBODY: Final = "02:00:00:00:77:77"  # an address that no context has
 DEFAULT_RAM: Final = 1 << 20
 PRIVATE_INDICES: Final = ("sq_prod", "sq_cons", "scq_prod", "scq_told", "rq_prod", "rq_cons", "rcq_prod", "rcq_told")
 
@@ -553,3 +554,12 @@ def bench_of(guests: int, **options: Any) -> Iterator[tuple[Any, ...]]:
     of_guests = {name: options.pop(name) for name in ("start", "queue", "memory") if name in options}
     with Bench(**options) as bench:
         yield bench, *(bench.guest(**of_guests) for _ in range(guests))
+
+
+def well(bench: Bench, one: Guest, other: Guest, frames: int = 2000) -> None:
+    """The bystanders: a stream from one to the other arrives whole."""
+    receiver, sender = other.traffic(expect=frames), one.traffic(other.mac, frames, stream=9)
+    assert sender.wait() == FINISHED
+    assert receiver.wait() == FINISHED
+    report = receiver.report(9)
+    assert (report["frames"], report["lost"], report["corrupt"], report["duplicated"]) == (frames, 0, 0, 0)

@@ -42,8 +42,7 @@ from hyp.verbs import QP
 from tests.drivers import FINISHED, head_words, header, post_garbage, scribble
 from tests.labs import left_behind, workload
 from tests.labs import run as run_lab
-from tests.peers import JUST_BELOW_WRAP, WIRE_MAC, WRAP, Bench, Guest, Loop, eventually
-from tests.test_nic import well
+from tests.peers import WIRE_MAC, WRAP, Bench, Guest, Loop, eventually, well
 from tests.test_paths import check, running
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
@@ -140,11 +139,6 @@ def of(bench: Bench, guest: Guest, kind: str = "vmm") -> dict[str, int]:
 def faults_and_drops(bench: Bench, guest: Guest) -> dict[str, int]:
     names = {column.name.lower() for column in (*DROPS, *FAULTS)}
     return {column: n for column, n in of(bench, guest).items() if column in names}
-
-
-@pytest.fixture(params=[0, JUST_BELOW_WRAP], ids=["from 0", "over the wrap"])
-def start(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
 
 
 @contextmanager
