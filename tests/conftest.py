@@ -1,5 +1,6 @@
-"""What all tests share: one thread for numpy, the lab's data path compiled once before any clock runs, and ends of a NIC."""
+"""For all tests: one thread for numpy, assertions that say what they saw; and the fixtures of several files."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -8,7 +9,11 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 
+ASSERTING = ("control_ends", "grant_world", "peers", "trapped_guests", "xenstored_process")  # not tests, but with assertions
+pytest.register_assert_rewrite(*(f"tests.{name}" for name in ASSERTING))
+
 if TYPE_CHECKING:
+    from tests.grant_world import World
     from tests.peers import Bench, Guest
 
 
@@ -40,3 +45,33 @@ def pair(start: int) -> "Iterator[tuple[Bench, Guest, Guest]]":
 
     with bench_of(2, start=start) as everything:
         yield everything
+
+
+@pytest.fixture(scope="module")
+def settled() -> Iterator[None]:
+    """The first loop of a process opens descriptors that stay; and what exists already need not be looked at by each collection."""
+    import uvloop
+
+    uvloop.new_event_loop().close()
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def no_descriptor_is_left() -> Iterator[None]:
+    """A test closes every descriptor that it opens."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.fixture
+def world() -> "World":
+    """Three domains with grant tables."""
+    from tests.grant_world import World
+
+    return World()

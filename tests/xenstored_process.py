@@ -1,4 +1,4 @@
-"""xenstored as a process of its own, for tests: a server with raw clients, one connection for each domain that is asked for."""
+"""xenstored as a process of its own, for tests: a server and its clients, raw ones and asyncio's."""
 
 import asyncio
 import contextlib
@@ -8,14 +8,16 @@ import os
 import signal
 import socket
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
+import pytest
 import uvloop
 
 from dom0.xenstored import Xenstored
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType
+from hyp.xenstore import XenstoreClient, XenstoreError
 
 LOOPS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
@@ -167,3 +169,24 @@ def xenstored(domids: Sequence[int], loop: str = "uvloop", path: str = "") -> It
         assert succeeded(pid) or killed
         for sock in [control, *everyone]:
             sock.close()
+
+
+def with_clients(loop: str, domids: Sequence[int], body: Callable[..., Awaitable[None]]) -> dict[str, Any]:
+    """Run `body` with a client for each domain; the server's report."""
+    with xenstored(domids, loop) as served:
+
+        async def main() -> None:
+            async with contextlib.AsyncExitStack() as stack:
+                socks = [served.clients[domid].pop(0) for domid in domids]
+                await body(*[await stack.enter_async_context(await XenstoreClient.open(sock)) for sock in socks])
+
+        LOOPS[loop](main())
+        return served.stop()
+
+
+async def fails(name: str, request: Awaitable[object]) -> XenstoreError:
+    """A request that must fail with this error."""
+    with pytest.raises(XenstoreError) as caught:
+        await request
+    assert caught.value.name == name
+    return caught.value
