@@ -1,195 +1,44 @@
-"""The store behind xenstored: a tree of nodes with permissions, watches, transactions and quotas. No sockets, no clock.
+"""The store behind xenstored: domains, their sessions, watches and quotas, on the tree of dom0/tree.py. No sockets, no clock.
 
 A client is a `Session`: it speaks for one domain, and its watches and transactions end with it. Domain 0 is
 privileged: no permission and no quota binds it. Every operation either happens or raises `StoreError` with the error's
 xenstore name, and then has changed nothing. What watches have to be told is collected; `Store.events` hands it out.
 
-A node is replaced, never altered. A transaction therefore needs no copy of the store: it remembers which node objects
-it has seen, and at its end a path where the store has another object than the one seen is a conflict (EAGAIN). A node
-includes the names of its children, so that two transactions that each add a child to one parent conflict, as in Xen.
-What a transaction reads may mix two states of the store if others write meanwhile; then it will not be committed.
-
 Semantics: Xen's docs/misc/xenstore.txt. Errors per case are those of Xen's xenstored.
 """
 
 import itertools
-import re
-from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import replace
 
+from dom0.tree import (
+    Change,
+    Event,
+    Node,
+    Quota,
+    StoreError,
+    Transaction,
+    Tree,
+    Watch,
+    check_path,
+    domain_path,
+    parent_of,
+)
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Access, Permission
 
 # A watch event carries an absolute path and the token in one message.
 TOKEN_MAX = xs_wire.PAYLOAD_MAX - xs_wire.ABS_PATH_MAX - 2
 SPECIAL_WATCHES = (xs_wire.INTRODUCE_SPECIAL, xs_wire.RELEASE_SPECIAL)
-_PATH = re.compile(r"/|(?:/[-A-Za-z0-9_@]+)+")
-
-
-class StoreError(Exception):
-    """An operation was refused: `name` is the xenstore error name (``ENOENT``), `path` what it was about."""
-
-    def __init__(self, name: str, path: str, reason: str = "") -> None:
-        super().__init__(f"{name}: {path}" + (f" ({reason})" if reason else ""))
-        self.name, self.path = name, path
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """What one unprivileged domain may use at most, over all its sessions. Names and values as in Xen's xenstored."""
-
-    nodes: int = 1000
-    watches: int = 128
-    transactions: int = 10
-    value_bytes: int = 2048
-    permissions: int = 5
-    transaction_nodes: int = 1024  # different paths one transaction may touch
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Node:
-    """One node as it was at one time; compared by identity."""
-
-    value: bytes
-    permissions: tuple[Permission, ...]
-    children: tuple[str, ...]
-    generation: int
-
-    @property
-    def owner(self) -> int:
-        return self.permissions[0].domid
-
-    def access(self, domid: int) -> Access:
-        """What `domid` may do with this node."""
-        if domid in (0, self.owner):
-            return Access.BOTH
-        for permission in self.permissions[1:]:
-            if permission.domid == domid:
-                return permission.access
-        return self.permissions[0].access
-
-
-@dataclass(slots=True, eq=False)
-class Watch:
-    """A registered watch: absolute path, the client's token, and the prefix its events' paths are stripped of."""
-
-    session: "Session"
-    path: str
-    token: str
-    prefix: str
-    live: bool = True
-
-
-class Event(NamedTuple):
-    """One firing: `path` is as the client is to be told, relative if it watches a relative path."""
-
-    watch: Watch
-    path: str
-
-
-class _Change(NamedTuple):
-    path: str
-    before: Node | None
-    exact: bool = False  # part of a removed subtree: only watches on this very path hear of it
-    only: Watch | None = None
-
-
-def parent_of(path: str) -> str:
-    """The path one level up; the root's is the root."""
-    return path.rpartition("/")[0] or "/"
-
-
-def domain_path(domid: int) -> str:
-    """Home of a domain, which its relative paths start from."""
-    return f"/local/domain/{domid}"
-
-
-def _check_path(path: str) -> None:
-    if len(path) > xs_wire.ABS_PATH_MAX or not _PATH.fullmatch(path):
-        raise StoreError("EINVAL", path, "not a path")
-
-
-class _Tree:
-    """The committed nodes."""
-
-    def __init__(self) -> None:
-        self.nodes: dict[str, Node] = {}
-        self.owned: Counter[int] = Counter()
-        self.changes: deque[_Change] = deque()
-
-    def get(self, path: str) -> Node | None:
-        return self.nodes.get(path)
-
-    def put(self, path: str, node: Node | None) -> None:
-        before = self.nodes.pop(path, None) if node is None else self.nodes.get(path)
-        if before is not None:
-            self.owned[before.owner] -= 1
-        if node is not None:
-            self.nodes[path] = node
-            self.owned[node.owner] += 1
-
-    def nodes_owned(self, domid: int) -> int:
-        return self.owned[domid]
-
-    def changed(self, change: _Change) -> None:
-        self.changes.append(change)
-
-
-class _Transaction:
-    """What one transaction has seen of the tree, and would put in its place."""
-
-    def __init__(self, tree: _Tree, limit: int | None) -> None:
-        self._tree, self._limit = tree, limit
-        self._seen: dict[str, Node | None] = {}
-        self._written: dict[str, Node | None] = {}
-        self._owned: Counter[int] = Counter()
-        self._changes: dict[str, _Change] = {}
-
-    def get(self, path: str) -> Node | None:
-        if path in self._written:
-            return self._written[path]
-        if path not in self._seen:
-            if self._limit is not None and len(self._seen) >= self._limit:
-                raise StoreError("ENOSPC", path, "transaction touches too many nodes")
-            self._seen[path] = self._tree.get(path)
-        return self._seen[path]
-
-    def put(self, path: str, node: Node | None) -> None:
-        before = self.get(path)
-        if before is not None:
-            self._owned[before.owner] -= 1
-        if node is not None:
-            self._owned[node.owner] += 1
-        self._written[path] = node
-
-    def nodes_owned(self, domid: int) -> int:
-        return self._tree.owned[domid] + self._owned[domid]
-
-    def changed(self, change: _Change) -> None:
-        # Once per path, however often it is written: a transaction's memory is bounded by the paths it touches.
-        first = self._changes.pop(change.path, None)
-        self._changes[change.path] = change if first is None else change._replace(before=first.before)
-
-    def commit(self, domid: int, quota: Quota | None) -> None:
-        """Make it so. Raises EAGAIN upon a conflict, ENOSPC if `domid` would end up with more nodes than its quota."""
-        for path, node in self._seen.items():
-            if self._tree.get(path) is not node:
-                raise StoreError("EAGAIN", path)
-        if quota is not None and self._owned[domid] > 0 and self.nodes_owned(domid) > quota.nodes:
-            raise StoreError("ENOSPC", domain_path(domid), "too many nodes")
-        for path, node in self._written.items():
-            self._tree.put(path, node)
-        self._tree.changes.extend(self._changes.values())
+DEFAULT_QUOTA = Quota()
 
 
 class Store:
     """The tree, its domains and their watches."""
 
-    def __init__(self, quota: Quota = Quota()) -> None:
+    def __init__(self, quota: Quota = DEFAULT_QUOTA) -> None:
         self.quota = quota
-        self.tree = _Tree()
+        self.tree = Tree()
         self.watches: dict[str, list[Watch]] = {}
         self.sessions: set[Session] = set()
         self._introduced: set[int] = {0}
@@ -227,7 +76,7 @@ class Store:
         if self.tree.get(domain_path(domid)) is None:
             self.toolstack.mkdir(domain_path(domid))
             self.toolstack.set_perms(domain_path(domid), [Permission(domid, Access.NONE)])
-        self.tree.changed(_Change(xs_wire.INTRODUCE_SPECIAL, None))
+        self.tree.changed(Change(xs_wire.INTRODUCE_SPECIAL, None))
 
     def release(self, domid: int) -> None:
         """A domain is gone: end its sessions, remove its home and all it owns, and whatever it was allowed elsewhere.
@@ -250,7 +99,7 @@ class Store:
             elif any(permission.domid == domid for permission in node.permissions):
                 kept = tuple(p for p in node.permissions if p.domid != domid)
                 self.tree.put(path, replace(node, permissions=kept, generation=self.next_generation()))
-        self.tree.changed(_Change(xs_wire.RELEASE_SPECIAL, None))
+        self.tree.changed(Change(xs_wire.RELEASE_SPECIAL, None))
 
     def events(self) -> Iterator[Event]:
         """Hand out, once and in order, what watches are to be told. A session may be closed while this is iterated."""
@@ -260,7 +109,7 @@ class Store:
                 if watch.live and (change.only is watch or self._may_hear(watch.session.domid, change)):
                     yield Event(watch, change.path.removeprefix(watch.prefix))
 
-    def _concerned(self, change: _Change) -> list[Watch]:
+    def _concerned(self, change: Change) -> list[Watch]:
         if change.only is not None:
             return [change.only]
         found = list(self.watches.get(change.path, ()))
@@ -270,7 +119,7 @@ class Store:
             found += self.watches.get(path, ())
         return found
 
-    def _may_hear(self, domid: int, change: _Change) -> bool:
+    def _may_hear(self, domid: int, change: Change) -> bool:
         """Whether it could read the node before or after, or see it come and go in its parent."""
         if domid == 0:
             return True
@@ -288,7 +137,7 @@ class Session:
     def __init__(self, store: Store, domid: int) -> None:
         self.store, self.domid = store, domid
         self.watches: dict[tuple[str, str], Watch] = {}
-        self.transactions: dict[int, _Transaction] = {}
+        self.transactions: dict[int, Transaction] = {}
         self._transaction_ids = itertools.count(1)
         self._quota = store.quota if domid else None
 
@@ -331,14 +180,14 @@ class Session:
             self._create(tree, path, value)
         else:
             tree.put(path, replace(node, value=value, generation=self.store.next_generation()))
-        tree.changed(_Change(path, node))
+        tree.changed(Change(path, node))
 
     def mkdir(self, path: str, tx: int = 0) -> None:
         """Create a node and its parents, if they are not there. ENOSPC if a quota is used up."""
         path, tree = self._resolve(path), self._tree(tx)
         if self._writable(tree, path) is None:
             self._create(tree, path, b"")
-            tree.changed(_Change(path, None))
+            tree.changed(Change(path, None))
 
     def rm(self, path: str, tx: int = 0) -> None:
         """Remove a node, if it is there, and all below it. EINVAL for the root, ENOENT if its parent is not there."""
@@ -356,7 +205,7 @@ class Session:
         tree.put(parent_of(path), replace(parent, children=children, generation=self.store.next_generation()))
         for below, gone in doomed:
             tree.put(below, None)
-            tree.changed(_Change(below, gone, exact=below != path))
+            tree.changed(Change(below, gone, exact=below != path))
 
     def set_perms(self, path: str, permissions: list[Permission], tx: int = 0) -> None:
         """Replace a node's permissions; for its owner or Domain 0.
@@ -376,7 +225,7 @@ class Session:
         if self.domid and permissions[0].domid != node.owner:
             raise StoreError("EPERM", path, "only Domain 0 changes an owner")
         tree.put(path, replace(node, permissions=tuple(permissions), generation=self.store.next_generation()))
-        tree.changed(_Change(path, node))
+        tree.changed(Change(path, node))
 
     # Watches.
 
@@ -394,7 +243,7 @@ class Session:
         prefix = absolute[: len(absolute) - len(path)]
         watch = self.watches[path, token] = Watch(self, absolute, token, prefix)
         self.store.watches.setdefault(absolute, []).append(watch)
-        self.store.tree.changed(_Change(absolute, None, only=watch))
+        self.store.tree.changed(Change(absolute, None, only=watch))
 
     def unwatch(self, path: str, token: str) -> None:
         """Remove a watch, named as it was registered. ENOENT."""
@@ -411,7 +260,7 @@ class Session:
             raise StoreError("ENOSPC", domain_path(self.domid), "too many transactions")
         tx = next(i for n in self._transaction_ids if (i := n & 0xFFFF_FFFF) not in (0, *self.transactions))
         limit = self._quota.transaction_nodes if self._quota is not None else None
-        self.transactions[tx] = _Transaction(self.store.tree, limit)
+        self.transactions[tx] = Transaction(self.store.tree, limit)
         return tx
 
     def transaction_end(self, tx: int, commit: bool) -> None:
@@ -441,10 +290,10 @@ class Session:
             if path.startswith("@") or len(path) > xs_wire.REL_PATH_MAX:
                 raise StoreError("EINVAL", path, "not a path")
             path = f"{domain_path(self.domid)}/{path}"
-        _check_path(path)
+        check_path(path)
         return path
 
-    def _tree(self, tx: int) -> _Tree | _Transaction:
+    def _tree(self, tx: int) -> Tree | Transaction:
         if tx == 0:
             return self.store.tree
         if tx not in self.transactions:
@@ -458,10 +307,10 @@ class Session:
             raise StoreError("ENOENT", path)
         return node
 
-    def _writable(self, tree: _Tree | _Transaction, path: str) -> Node | None:
+    def _writable(self, tree: Tree | Transaction, path: str) -> Node | None:
         return self._permitted(tree, path, Access.WRITE)
 
-    def _permitted(self, tree: _Tree | _Transaction, path: str, access: Access) -> Node | None:
+    def _permitted(self, tree: Tree | Transaction, path: str, access: Access) -> Node | None:
         """The node, or None: then the nearest ancestor's permissions count. EACCES without permission."""
         node = tree.get(path)
         judge, at = node, path
@@ -472,7 +321,7 @@ class Session:
             raise StoreError("EACCES", path)
         return node
 
-    def _create(self, tree: _Tree | _Transaction, path: str, value: bytes) -> None:
+    def _create(self, tree: Tree | Transaction, path: str, value: bytes) -> None:
         """Add a node and its missing parents. They inherit permissions; what a guest creates is its own."""
         missing, at = [path], parent_of(path)
         while (ancestor := tree.get(at)) is None:
@@ -490,7 +339,7 @@ class Session:
             below = () if index == 0 else (missing[index - 1].rpartition("/")[2],)
             tree.put(new, Node(value if index == 0 else b"", permissions, below, self.store.next_generation()))
 
-    def _subtree(self, tree: _Tree | _Transaction, path: str, node: Node) -> list[tuple[str, Node]]:
+    def _subtree(self, tree: Tree | Transaction, path: str, node: Node) -> list[tuple[str, Node]]:
         """A node and all below it, parents first."""
         found = [(path, node)]
         for above, inner in found:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dom0.store import StoreError
+from dom0.tree import StoreError
 from dom0.xenstored import Xenstored
 from hyp.abi.domids import DOM0
 from hyp.process import Process, adopt_socket

@@ -20,7 +20,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 
-from dom0.store import Event, Session, Store, StoreError, domain_path
+from dom0.store import Session, Store
+from dom0.tree import Event, StoreError, domain_path
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType, WireError
 

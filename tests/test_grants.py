@@ -1,12 +1,5 @@
-"""Grants: every status, revocation, hostile granting domains, and mappers that die holding pages."""
+"""Grants: every status, pins and their marks, the allocator of references, batched copy."""
 
-import mmap
-import os
-import signal
-import time
-from collections.abc import Callable
-
-import numba
 import numpy as np
 import pytest
 
@@ -27,7 +20,6 @@ from hyp.abi.grant import (
     GNTST_NO_SPACE,
     GNTST_OKAY,
     GNTST_PERMISSION_DENIED,
-    GNTTAB_COPY,
     GTF_ACCEPT_TRANSFER,
     GTF_INVALID,
     GTF_PERMIT_ACCESS,
@@ -39,100 +31,11 @@ from hyp.abi.grant import (
     NR_RESERVED_ENTRIES,
     PAGE_BYTES,
 )
-from hyp.atomics import clock_ns, cpu_relax, load64_once, memzero, store64_once, store64_release
-from hyp.grants import (
-    COPY_COUNTS,
-    DOMAIN_VIEW,
-    REFS_PER_FRAME,
-    alloc_gref,
-    end_access,
-    free_gref,
-    grant_access,
-    grant_copy,
-    init_grefs,
-    map_grant,
-    release_mapper,
-    unmap_grant,
-)
-from hyp.kernels import entry, i64, void
-from hyp.memory import Mapping
+from hyp.grants import REFS_PER_FRAME, alloc_gref, free_gref, init_grefs
+from hyp.kernels import entry, i64
+from tests.grant_world import ABSENT, BOTH, DOM0, GRANTED, GUEST, MAP, OTHER, OWN, PAGES, REF, UNMAP, Side, World, copy, op, operate
 
-VIEWS = numba.types.Array(numba.from_dtype(DOMAIN_VIEW), 1, "C")
-COUNTS = numba.types.Array(numba.from_dtype(COPY_COUNTS), 1, "C")
-MAP, UNMAP, GRANT, END = range(4)
 INIT, ALLOC, FREE = range(3)
-SECOND = 1_000_000_000
-TIME_LIMIT = 20 * SECOND  # of a process whose parent has crashed
-
-DOM0, GUEST, OTHER, ABSENT = range(4)
-PAGES = {DOM0: 64, GUEST: 16, OTHER: 16}
-REF = 40
-GUARD, GUEST_BYTE, DOM0_BYTE = 0xEE, 0x5A, 0x11
-
-
-@entry(i64(VIEWS, i64, i64, i64, i64, i64, i64))
-def operate(domains, op, caller, domid, ref, write, frame):
-    """What `caller` does with reference `ref` of `domid`; for GRANT and END, `caller` is the grantee."""
-    if op == MAP:
-        return map_grant(domains, len(domains), caller, domid, ref, write)
-    if op == UNMAP:
-        return unmap_grant(domains, len(domains), caller, domid, ref, write)
-    if op == GRANT:
-        grant_access(domains[domid].grant_table, ref, caller, frame, 1 - write)
-        return 0
-    return end_access(domains[domid].grant_table, ref)
-
-
-@entry(i64(VIEWS, i64, i64, i64, COUNTS, i64))
-def copy_batches(domains, caller, ops, count, counts, stop):
-    """One batch, or, if `stop` is an address, batches until there is something at it or TIME_LIMIT. Copies refused."""
-    finish = clock_ns() + TIME_LIMIT
-    refused = grant_copy(domains, len(domains), caller, ops, count, counts[0])
-    while stop and load64_once(stop) == 0 and clock_ns() < finish:
-        refused += grant_copy(domains, len(domains), caller, ops, count, counts[0])
-    return refused
-
-
-@entry(void(i64, i64, i64, i64))
-def rewrite(table, ref, seed, stop):
-    """A hostile guest: entry `ref` is another one at every moment, granted, foreign or nonsense."""
-    word, finish = seed, clock_ns() + TIME_LIMIT
-    while load64_once(stop) == 0 and clock_ns() < finish:
-        word = word * 6364136223846793005 + 1442695040888963407
-        flags = GTF_PERMIT_ACCESS | (word >> 33) & (GTF_READONLY | GTF_READING | GTF_WRITING)
-        if (word >> 40) & 7 == 0:
-            flags = (word >> 20) & 0xFFFF
-        domid = (word >> 43) & 3 if (word >> 45) & 3 == 0 else 0
-        frame = (word >> 16) & 0xFFFFFFFF if (word >> 50) & 3 == 0 else (word >> 52) & 15
-        store64_once(table + ref * 8, flags | (domid << 16) | (frame << 32))
-        for _ in range((word >> 56) & 31):
-            cpu_relax()
-
-
-@entry(i64(i64, i64, i64, i64, i64, i64[::1]))
-def grant_and_revoke(table, ref, frame, page, stop, tally):
-    """A correct guest, for a second: grant a page to Dom0, revoke it, and see whether it is left alone from then on.
-
-    tally: grants made, revocations that had to wait. Returns the words that changed after the page was revoked.
-    """
-    touched, finish = 0, clock_ns() + SECOND
-    while clock_ns() < finish:
-        grant_access(table, ref, DOM0, frame, 0)
-        for _ in range(tally[0] * 37 % 400):
-            cpu_relax()
-        waited = 0
-        while not end_access(table, ref):
-            waited = 1
-            cpu_relax()
-        memzero(page, PAGE_BYTES)
-        for _ in range(tally[0] * 11 % 300):
-            cpu_relax()
-        for word in range(PAGE_BYTES // 8):
-            touched += load64_once(page + word * 8) != 0
-        tally[0] += 1
-        tally[1] += waited
-    store64_release(stop, 1)
-    return touched
 
 
 @entry(i64(i64[::1], i64, i64))
@@ -142,94 +45,6 @@ def references(free, op, ref):
         init_grefs(free)
         return 0
     return alloc_gref(free) if op == ALLOC else free_gref(free, ref)
-
-
-class World:
-    """Dom0 and two guests, a guard page on each side of their RAM, all in memory that outlives a fork."""
-
-    def __init__(self) -> None:
-        self.arena = self._map(sum(PAGES.values()) + len(PAGES) + 1)
-        self.arena.array[:] = GUARD
-        self.control = self._map(1).words("<i8")
-        self.tables = {domid: self._map(1) for domid in PAGES}
-        self.actives = {domid: self._map(1) for domid in PAGES}
-        self.domains = np.zeros(len(PAGES) + 1, DOMAIN_VIEW)
-        self.ram: dict[int, np.ndarray[tuple[int, int], np.dtype[np.uint8]]] = {}
-        page = 1
-        for domid, pages in PAGES.items():
-            ram = self.arena.array[page * PAGE_BYTES : (page + pages) * PAGE_BYTES]
-            ram[:] = DOM0_BYTE if domid == DOM0 else GUEST_BYTE
-            self.ram[domid] = ram.reshape(pages, PAGE_BYTES)
-            table, active = self.tables[domid].address, self.actives[domid].address
-            self.domains[domid] = (table, REFS_PER_FRAME, active, ram.ctypes.data, ram.nbytes, 1)
-            page += pages + 1
-
-    @staticmethod
-    def _map(pages: int) -> Mapping:
-        fd = os.memfd_create("test_grants")
-        try:
-            os.ftruncate(fd, pages * PAGE_BYTES)
-            return Mapping(fd, pages * PAGE_BYTES)
-        finally:
-            os.close(fd)
-
-    def flags(self, domid: int = GUEST, ref: int = REF) -> int:
-        return int(self.tables[domid].words("<u2")[4 * ref])
-
-    def write_entry(self, flags: int, domid: int, frame: int, owner: int = GUEST, ref: int = REF) -> None:
-        self.tables[owner].words("<u8")[ref] = flags | domid << 16 | frame << 32
-
-    def active(self, domid: int = GUEST, ref: int = REF) -> int:
-        return int(self.actives[domid].words("<i8")[ref])
-
-    def set_active(self, word: int, domid: int = GUEST, ref: int = REF) -> None:
-        self.actives[domid].words("<i8")[ref] = word
-
-    def grant(self, frame: int, *, to: int = DOM0, write: int = 1, domid: int = GUEST, ref: int = REF) -> None:
-        operate(self.domains, GRANT, to, domid, ref, write, frame)
-
-    def revoke(self, domid: int = GUEST, ref: int = REF) -> int:
-        return int(operate(self.domains, END, 0, domid, ref, 0, 0))
-
-    def map(self, *, write: int = 0, caller: int = DOM0, domid: int = GUEST, ref: int = REF) -> int:
-        return int(operate(self.domains, MAP, caller, domid, ref, write, 0))
-
-    def unmap(self, *, write: int = 0, caller: int = DOM0, domid: int = GUEST, ref: int = REF) -> int:
-        return int(operate(self.domains, UNMAP, caller, domid, ref, write, 0))
-
-    def release(self, mapper: int, domid: int = GUEST) -> int:
-        return release_mapper(self.tables[domid], self.actives[domid], mapper)
-
-    def guards_intact(self) -> bool:
-        edges = np.cumsum([0, *(pages + 1 for pages in PAGES.values())])
-        return bool((self.arena.array.reshape(-1, PAGE_BYTES)[edges] == GUARD).all())
-
-    def at_rest(self) -> bool:
-        """Nothing is pinned, locked or marked."""
-        marks = [self.flags(domid, ref) & (GTF_READING | GTF_WRITING) for domid in PAGES for ref in range(REFS_PER_FRAME)]
-        return not any(active.array.any() for active in self.actives.values()) and not any(marks)
-
-
-@pytest.fixture
-def world() -> World:
-    return World()
-
-
-def in_child(run: Callable[[], None]) -> int:
-    """A child process that does `run` and ends. Its pid."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            run()
-            status = 0
-        finally:
-            os._exit(status)
-    return child
-
-
-def ended_well(child: int) -> bool:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 # --- pins ------------------------------------------------------------------------------------------------------------
@@ -357,29 +172,6 @@ def test_references_are_given_out_once() -> None:
 
 # --- batched copy ----------------------------------------------------------------------------------------------------
 
-Side = tuple[int, int, int]  # domain, reference or frame, offset
-
-
-def op(source: Side, dest: Side, length: int, flags: int) -> tuple[int, ...]:
-    return (source[1], source[0], source[2], dest[1], dest[0], dest[2], length, flags, 99)
-
-
-def copy(world: World, *ops: tuple[int, ...], caller: int = DOM0) -> list[int]:
-    """One batch. The statuses."""
-    records = np.array(list(ops), GNTTAB_COPY)
-    counts = np.zeros(1, COPY_COUNTS)
-    refused = copy_batches(world.domains, caller, records.ctypes.data, len(ops), counts, 0)
-    statuses = [int(s) for s in records["status"]]
-    done = [int(r["len"]) for r in records if r["status"] == GNTST_OKAY]
-    assert refused == sum(s < 0 for s in statuses)
-    assert counts[0].tolist() == (1, len(done), sum(done), refused)
-    return statuses
-
-
-BOTH = COPY_SOURCE_GREF | COPY_DEST_GREF
-OWN = (DOMID_SELF, 3, 0)
-GRANTED = (GUEST, REF, 0)
-
 
 @pytest.mark.parametrize("flags", [0, COPY_SOURCE_GREF, COPY_DEST_GREF, BOTH])
 @pytest.mark.parametrize(("source_offset", "dest_offset", "length"), [(0, 0, 4096), (7, 4001, 95), (4095, 0, 1), (9, 9, 0)])
@@ -457,142 +249,3 @@ def test_copy_from_an_entry_that_another_mapper_holds(world: World) -> None:
     world.grant(6)
     assert copy(world, op(GRANTED, OWN, 64, COPY_SOURCE_GREF)) == [GNTST_GENERAL_ERROR]
     assert world.active() == OTHER + 1 + ACTIVE_READER
-
-
-# --- against a second process ----------------------------------------------------------------------------------------
-
-
-def test_guest_rewrites_the_entry_while_it_is_copied_from(world: World) -> None:
-    """Refused means nothing was copied; done means bytes of the guest's RAM, and of nowhere else."""
-    table, stop = world.tables[GUEST].address, int(world.control.ctypes.data)
-    rewrite.load()
-    frames = PAGES[DOM0]
-    ops = np.array([op(GRANTED, (DOMID_SELF, k, 0), 4096, COPY_SOURCE_GREF) for k in range(frames)], GNTTAB_COPY)
-    counts, seen = np.zeros(1, COPY_COUNTS), set()
-    guest = in_child(lambda: rewrite(table, REF, 12345, stop))
-    finish = time.monotonic() + 0.7
-    try:
-        while time.monotonic() < finish:
-            world.ram[DOM0][:] = DOM0_BYTE
-            copy_batches(world.domains, DOM0, ops.ctypes.data, frames, counts, 0)
-            done = ops["status"] == GNTST_OKAY
-            seen |= set(ops["status"].tolist())
-            assert (world.ram[DOM0][done] == GUEST_BYTE).all()
-            assert (world.ram[DOM0][~done] == DOM0_BYTE).all()
-    finally:
-        world.control[0] = 1
-        assert ended_well(guest)
-    assert seen == {GNTST_OKAY, GNTST_GENERAL_ERROR, GNTST_BAD_PAGE}
-    assert world.active() == 0
-    assert world.guards_intact()
-
-
-def test_guest_rewrites_the_entry_while_it_is_copied_to(world: World) -> None:
-    """Whatever the entry says, only the guest's own RAM is written; nothing stays pinned."""
-    table, stop = world.tables[GUEST].address, int(world.control.ctypes.data)
-    rewrite.load()
-    ops = np.array([op((DOMID_SELF, k, 0), GRANTED, 4096, COPY_DEST_GREF) for k in range(64)], GNTTAB_COPY)
-    counts = np.zeros(1, COPY_COUNTS)
-    guest = in_child(lambda: rewrite(table, REF, 54321, stop))
-    finish = time.monotonic() + 0.7
-    try:
-        while time.monotonic() < finish:
-            copy_batches(world.domains, DOM0, ops.ctypes.data, 64, counts, 0)
-    finally:
-        world.control[0] = 1
-        assert ended_well(guest)
-    assert counts[0]["copies"] > 0
-    assert counts[0]["grant_faults"] > 0
-    assert world.active() == 0
-    assert world.guards_intact()
-    assert (world.ram[DOM0] == DOM0_BYTE).all()
-    assert (world.ram[OTHER] == GUEST_BYTE).all()
-    assert (world.ram[GUEST] == DOM0_BYTE).any()
-
-
-@pytest.mark.parametrize("copiers", [1, 2])
-def test_page_is_left_alone_once_its_revocation_succeeded(world: World, copiers: int) -> None:
-    """A guest revokes in the middle of copies into its page, by one thread of Dom0 or by two at the same reference."""
-    stop = int(world.control.ctypes.data)
-    tallies = np.frombuffer(mmap.mmap(-1, PAGE_BYTES), COPY_COUNTS, copiers)
-    grant_and_revoke.load()
-
-    def copy_in(number: int) -> None:
-        ops = np.array([op((DOMID_SELF, 3, 0), GRANTED, 4096, COPY_DEST_GREF)] * 4, GNTTAB_COPY)
-        counts = np.zeros(1, COPY_COUNTS)
-        copy_batches(world.domains, DOM0, ops.ctypes.data, len(ops), counts, stop)
-        tallies[number] = counts[0]
-
-    children = [in_child(lambda number=number: copy_in(number)) for number in range(copiers)]  # type: ignore[misc]
-    tally = np.zeros(2, np.int64)
-    page = int(world.ram[GUEST][5].ctypes.data)
-    touched = grant_and_revoke(world.tables[GUEST].address, REF, 5, page, stop, tally)
-    assert [ended_well(child) for child in children] == [True] * copiers
-    print(f"{tally[0]} grants, {tally[1]} waited for; {tallies['copies'].sum()} copies")
-    assert touched == 0
-    assert tally[1] > 0
-    assert tallies["copies"].sum() > 0
-    assert world.at_rest()
-
-
-# --- mappers that die ------------------------------------------------------------------------------------------------
-
-
-def test_mapper_killed_in_mid_copy(world: World) -> None:
-    """SIGKILL while it holds one page and copies into another: both are the guest's again, a third mapper's stays."""
-    world.grant(5)
-    world.grant(6, ref=REF + 1)
-    world.grant(7, to=OTHER, ref=REF + 2)
-    assert world.map(caller=OTHER, ref=REF + 2) == 7
-    stop = int(world.control.ctypes.data)
-    copy_batches.load()
-
-    def mapper() -> None:
-        assert world.map(write=1) == 5
-        ops = np.array([op(OWN, (GUEST, REF + 1, 0), 4096, COPY_DEST_GREF)] * 1000, GNTTAB_COPY)
-        copy_batches(world.domains, DOM0, ops.ctypes.data, len(ops), np.zeros(1, COPY_COUNTS), stop)
-
-    child = in_child(mapper)
-    caught = False
-    finish = time.monotonic() + 15
-    while time.monotonic() < finish and not caught:  # stop it until that happens to be in mid-copy
-        if world.flags(ref=REF + 1) & GTF_WRITING == 0:
-            continue  # it has no core just now, or is between two copies
-        os.kill(child, signal.SIGSTOP)
-        os.waitpid(child, os.WUNTRACED)
-        caught = world.flags(ref=REF + 1) & GTF_WRITING != 0
-        if not caught:
-            os.kill(child, signal.SIGCONT)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert caught
-    assert [world.revoke(ref=ref) for ref in (REF, REF + 1, REF + 2)] == [0, 0, 0]
-    assert world.release(DOM0) == 2
-    assert [world.revoke(ref=ref) for ref in (REF, REF + 1, REF + 2)] == [1, 1, 0]
-    assert world.release(DOM0) == 0
-    assert world.unmap(caller=OTHER, ref=REF + 2) == GNTST_OKAY
-    assert world.at_rest()
-    world.grant(8)
-    assert world.map() == 8  # by the domain's next incarnation
-
-
-@pytest.mark.parametrize("pins", [0, ACTIVE_READER, 3 * ACTIVE_WRITER], ids=["unpinned", "reader", "writers"])
-@pytest.mark.parametrize("marks", [0, GTF_READING, GTF_READING | GTF_WRITING], ids=["unmarked", "read", "written"])
-@pytest.mark.parametrize("lock", [0, ACTIVE_LOCK], ids=["unlocked", "locked"])
-def test_mapper_died_at_this_step(world: World, pins: int, marks: int, lock: int) -> None:
-    world.write_entry(GTF_PERMIT_ACCESS | marks, DOM0, 5)
-    world.set_active(DOM0 + 1 | pins | lock)
-    assert world.release(OTHER) == 0
-    assert world.active() != 0
-    assert world.release(DOM0) == 1
-    assert world.at_rest()
-    assert world.map(write=1) == 5
-
-
-def test_dead_mapper_of_an_entry_that_was_granted_anew(world: World) -> None:
-    """It died between clearing its marks and unlocking; the guest revoked, and granted the reference to another."""
-    world.set_active(DOM0 + 1 | ACTIVE_LOCK)
-    world.grant(9, to=OTHER)
-    assert world.map(caller=OTHER) == GNTST_EAGAIN
-    assert world.release(DOM0) == 1
-    assert world.map(caller=OTHER) == 9

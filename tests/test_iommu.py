@@ -43,7 +43,8 @@ from hyp.verbs import (
     ring_sends,
     send_room,
 )
-from tests.peers import STOPPED, TIMEOUT_S, WIRE_MAC, Bench, Guest, Loop, bench_of, compose, eventually, job_at
+from tests.drivers import STOPPED, compose, job_at
+from tests.peers import TIMEOUT_S, WIRE_MAC, Bench, Guest, Loop, bench_of, eventually
 
 PAGES = 16
 LOST, LOST_NS = -1, 3_000_000_000

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dom0.store import TOKEN_MAX, Node, Quota, Session, Store, StoreError, domain_path, parent_of
+from dom0.store import TOKEN_MAX, Session, Store
+from dom0.tree import Node, Quota, StoreError, domain_path, parent_of
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Access, Permission, parse_permission
 

@@ -8,7 +8,8 @@ import pytest
 from hyp.abi.nic import MAX_FRAME, STATUS_OK
 from hyp.control import Refused
 from nic.link import FIFO_BYTES, LINE_BYTES, OVERHEAD
-from tests.peers import BROADCAST_MAC, FINISHED, WIRE_MAC, Bench, Guest, bench_of, compose, eventually, header
+from tests.drivers import FINISHED, compose, header
+from tests.peers import BROADCAST_MAC, WIRE_MAC, Bench, Guest, bench_of, eventually
 
 
 def ns_on_wire(frames: int, length: int, gbps: float) -> float:

@@ -1,0 +1,136 @@
+"""Ends of a control channel: a server, clients of it, and a hostile peer on a raw socket; and the loop that they run on."""
+
+import asyncio
+import gc
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+from hyp.control import MAX_MESSAGE, Answer, Channel, Refused, socketpair
+
+TIMEOUT_S = 20.0
+
+
+def run(main: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine to its end, in time; what it leaves unhandled is an error."""
+    unhandled: list[dict[str, Any]] = []
+
+    async def limited() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+        async with asyncio.timeout(TIMEOUT_S):
+            await main
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(limited())
+        gc.collect()  # futures whose exception nobody fetched complain when they go
+    assert unhandled == []
+
+
+class Server:
+    """Handlers as a trusted process has them."""
+
+    def __init__(self) -> None:
+        self.events: list[int] = []
+        self.gate = asyncio.Event()
+        self.most = self.running = 0
+        self.closed: list[str] = []
+
+    def handlers(self) -> dict[str, Callable[..., Any]]:
+        """What can be called, by name."""
+        names = ("add", "fail", "refuse", "slow", "note", "sizes", "file", "gated")
+        return {name: getattr(self, name) for name in names}
+
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    def fail(self) -> None:
+        raise RuntimeError("our own mistake")
+
+    def refuse(self, name: str) -> None:
+        raise Refused(name, f"because of {name}")
+
+    async def slow(self, value: Any) -> Any:
+        await asyncio.sleep(0)
+        return value
+
+    async def gated(self, value: int) -> int:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        await self.gate.wait()
+        self.running -= 1
+        return value
+
+    def note(self, value: int) -> None:
+        self.events.append(value)
+
+    def sizes(self, fds: list[int]) -> list[int]:
+        found = [os.fstat(fd).st_size for fd in fds]
+        for fd in fds:
+            os.close(fd)
+        return found
+
+    def file(self, content: str) -> Answer:
+        with tempfile.TemporaryFile(buffering=0) as file:
+            file.write(content.encode())
+            fd = os.dup(file.fileno())
+        return Answer({"length": len(content)}, fds=[fd], close=[fd])
+
+    def channel(self, sock: socket.socket) -> Channel:
+        """Its end of a connection."""
+        return Channel(sock, self.handlers(), name="the guest", generation=5, takes_fds=frozenset({"sizes"}))
+
+
+def serve() -> tuple[Server, Channel, Channel]:
+    """A server, its channel, and a client's channel to it."""
+    server = Server()
+    ours, theirs = socketpair()
+    return server, server.channel(ours), Channel(theirs, {"echo": lambda value: value}, name="the hypervisor")
+
+
+async def attack() -> tuple[Server, Channel, socket.socket, Channel]:
+    """A server with a hostile peer on a raw socket, and its channel to that; and a bystander's channel to the same server."""
+    server = Server()
+    ours, theirs = socketpair()
+    hostile = server.channel(ours)
+    ours2, theirs2 = socketpair()
+    server.channel(ours2)
+    return server, hostile, theirs, Channel(theirs2, name="the hypervisor")
+
+
+async def still_serves(bystander: Channel) -> None:
+    """A call of the bystander is answered."""
+    assert (await bystander.call("add", a=20, b=3)).value == 23
+
+
+async def ended(channel: Channel) -> str:
+    """Wait for the end of a channel; why it ended."""
+    return str(await asyncio.wait_for(asyncio.shield(channel.closed), TIMEOUT_S))
+
+
+async def send(sock: socket.socket, packet: bytes) -> None:
+    """Send a packet on a raw socket, once there is room."""
+    while True:
+        try:
+            sock.send(packet)
+            return
+        except BlockingIOError:
+            await asyncio.sleep(0)
+
+
+async def receive(sock: socket.socket) -> bytes:
+    """The next packet of a raw socket."""
+    while True:
+        try:
+            return sock.recv(MAX_MESSAGE)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+
+
+def close(*channels: Channel) -> None:
+    """Close channels."""
+    for channel in channels:
+        channel.close()
