@@ -29,8 +29,8 @@ def copy_frame(destination, source, length, head0, head1):
 
     The payload may change under the copy; that is its sender's own affair.
     """
-    if 32 <= length <= 64:
-        copy32(destination, source)
+    if 48 <= length <= 80:
+        copy32(destination + 16, source + 16)
         copy32(destination + length - 32, source + length - 32)
     else:
         memcpy(destination, source, length)

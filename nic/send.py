@@ -38,9 +38,9 @@ from hyp.kernels import compiled
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause
 from nic.queues import complete_send, posted_sends, reach, send_page
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGED_BYTES, context_of, staged_at, touch
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, ON_WIRE, PAUSE, STAGED_BYTES, context_of, staged_at, touch
 from nic.switch import lookup
-from nic.wire import await_wire, is_wire_full, outbound
+from nic.wire import await_wire, count_outbound, is_wire_full, outbound
 
 
 @compiled
@@ -76,7 +76,7 @@ def flood_crossed(e, origin, source, length, head0, head1):
 
 @compiled
 def _switch(e, c, source, length, head0, head1):
-    """Pass a checked frame of context `c` on. DELIVERED, PAUSE, or a drop's name."""
+    """Pass a checked frame of context `c` on. DELIVERED, ON_WIRE, PAUSE, or a drop's name."""
     target = head0 & MAC_MASK
     if target != c.route_mac:
         c.route_mac, c.route = target, NO_CONTEXT if target & GROUP_BIT else lookup(e.table, target)
@@ -88,7 +88,7 @@ def _switch(e, c, source, length, head0, head1):
         if target & GROUP_BIT:
             flood(e, c.number, source, length, head0, head1)
         outbound(e, source, length, head0, head1)
-        return DELIVERED
+        return ON_WIRE
     if number == c.number:
         return DROP_SAME_PORT
     r = context_of(e, number)
@@ -110,31 +110,37 @@ def _header(source, length):
 
 
 @compiled
-def _refuse(s, status, drop, fault):
-    s.status, s.drop, s.fault = status, drop, fault
+def _form(word):
+    """STATUS_OK if a descriptor's length and flags are good, else what is wrong."""
+    length = word & 0xFFFFFFFF
+    if length < MIN_FRAME or length > MAX_FRAME:
+        return STATUS_BAD_LENGTH
+    return STATUS_OK if (word >> 32) & 0xFFFFFFFF & ~DESC_SIGNALED == 0 else STATUS_BAD_FLAGS
 
 
 @compiled
-def _stage(c, s, addr, word, page, base):
-    """Check one descriptor (our copy of it) and find its frame. `base`: where page `page` is, looked up in this batch, or 0.
+def _locate(c, addr, word, page, base):
+    """Where the frame of a descriptor (our copy of it) is; 0: refused. `base`: where page `page` is, looked up in this batch, or 0.
 
-    Returns page and base of this frame's first page, for the next one.
+    Returns, too, page and base of this frame's first page, for the next one.
     """
-    length, flags = word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
-    s.length, s.signaled, s.source = length, flags & DESC_SIGNALED, 0
-    if length < MIN_FRAME or length > MAX_FRAME:
-        _refuse(s, STATUS_BAD_LENGTH, DROP_BAD_FRAME, FAULTS_DESCRIPTOR)
-    elif flags & ~DESC_SIGNALED:
-        _refuse(s, STATUS_BAD_FLAGS, DROP_BAD_FRAME, FAULTS_DESCRIPTOR)
-    elif addr >> 12 == page and base != 0 and length <= 4096 - (addr & 4095):
-        s.source = base + (addr & 4095)
+    if _form(word) != STATUS_OK:
+        return 0, page, base
+    length, within = word & 0xFFFFFFFF, addr & 4095
+    if addr >> 12 == page and base != 0 and length <= 4096 - within:
+        source = base + within
     else:
         source = reach(c, addr, length, READ)
-        s.source, page, base = source, addr >> 12, source - (addr & 4095) if source != 0 else 0
-        if source == 0:
-            _refuse(s, STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS, FAULTS_ADDRESS)
-    prefetch(s.source)
-    return page, base
+        page, base = addr >> 12, source - within if source != 0 else 0
+    prefetch(source)
+    return source, page, base
+
+
+@compiled
+def _prefetch_descriptors(page, start, n):
+    """The next `n` descriptors from offset `start` of a page on, as far as they are in it: all their lines come at a time."""
+    for offset in range(start & ~63, min(start + n * DESC_BYTES, 4096), 64):
+        prefetch(page + offset)
 
 
 @compiled
@@ -143,7 +149,7 @@ def _fetch(e, c, waiting):
 
     All of them before the first frame is touched: so frames come out of the driver's cache while others are dealt with.
     """
-    queue, mask, cons = c.sq, c.sq_size - 1, c.sq_cons  # in registers: a store to the stage might alias
+    queue, mask, cons, stage = c.sq, c.sq_size - 1, c.sq_cons, e.stage  # in registers: a store to the stage might alias
     n, total = 0, 0
     queue_page, queue_base = -1, 0
     page, base = -1, 0
@@ -153,27 +159,40 @@ def _fetch(e, c, waiting):
             queue_page, queue_base = iova >> 12, send_page(c, iova)
             if queue_base == 0:
                 break
+            _prefetch_descriptors(queue_base, iova & 4095, min(waiting, BUDGET_FRAMES) - n)
         slot = queue_base + (iova & 4095)
         addr, word = load64_once(slot), load64_once(slot + 8)
-        page, base = _stage(c, staged_at(e.stage + n * STAGED_BYTES), addr, word, page, base)
+        s = staged_at(stage + n * STAGED_BYTES)
+        s.source, page, base = _locate(c, addr, word, page, base)
+        s.word = word
         total += word & 0xFFFF
         n += 1
     return n
 
 
 @compiled
+def _refused(c, word):
+    """Count the fault of a descriptor that leads nowhere. Returns (STATUS_*, the drop's name)."""
+    status = _form(word)
+    if status == STATUS_OK:
+        count(c.counts, FAULTS_ADDRESS, 1)
+        return STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS
+    count(c.counts, FAULTS_DESCRIPTOR, 1)
+    return status, DROP_BAD_FRAME
+
+
+@compiled
 def _send_one(e, c, s):
-    """Send one staged frame. Returns (STATUS_*, drop's name or DELIVERED or PAUSE)."""
-    if s.source == 0:
-        count(c.counts, s.fault, 1)
-        return s.status, s.drop
-    source, length = s.source, s.length
+    """Send one staged frame. Returns (STATUS_*, drop's name or DELIVERED, ON_WIRE or PAUSE)."""
+    source, length = s.source, s.word & 0xFFFFFFFF
+    if source == 0:
+        return _refused(c, s.word)
     head0, head1 = _header(source, length)
     claimed = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
     if claimed != c.mac and c.privileged == 0:
         return STATUS_SPOOFED, DROP_SPOOFED
     result = _switch(e, c, source, length, head0, head1)
-    return STATUS_OK if result == DELIVERED else STATUS_DROPPED, result
+    return STATUS_OK if result in (DELIVERED, ON_WIRE) else STATUS_DROPPED, result
 
 
 @compiled
@@ -185,21 +204,27 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     fetched = _fetch(e, c, waiting)
-    done = 0
-    total = 0
+    done, total = 0, 0
+    wired, wired_bytes = 0, 0
     while done < fetched:
         s = staged_at(e.stage + done * STAGED_BYTES)
         status, result = _send_one(e, c, s)
         if result == PAUSE:
             break
         c.pause_until = 0
-        if result != DELIVERED:
+        length = s.word & 0xFFFF
+        total += length
+        if result == ON_WIRE:
+            wired += 1
+            wired_bytes += length
+        elif result != DELIVERED:
             count(c.counts, result, 1)
-        if status != STATUS_OK or s.signaled != 0:
+        if status != STATUS_OK or (s.word >> 32) & DESC_SIGNALED != 0:
             complete_send(e, c, status)
         c.sq_cons = u32_add(c.sq_cons, 1)
-        total += s.length & 0xFFFF
         done += 1
+    if wired > 0:
+        count_outbound(e, wired, wired_bytes)
     if done > 0:
         if ablated(e.platform, KEEP_ARMED) != 0:
             store32_once(c.doorbell + SQ_EVENT, u32_add(c.sq_cons, 1))

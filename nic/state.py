@@ -125,8 +125,8 @@ BUDGET_FRAMES = 128
 BUDGET_BYTES = 128 * 1024
 """What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
 
-STAGED = np.dtype([("source", "i8"), ("length", "i8"), ("signaled", "i8"), ("status", "i8"), ("drop", "i8"), ("fault", "i8")])
-"""A send descriptor fetched and checked: where its frame is, or 0 if it is refused: `status`, `drop` and `fault` say how."""
+STAGED = np.dtype([("source", "i8"), ("word", "i8")])
+"""A send descriptor fetched: where its frame is, or 0 if it is refused, and our copy of its second word (length and flags)."""
 STAGED_BYTES = STAGED.itemsize
 
 SWITCH_SLOTS = 1024
@@ -145,6 +145,8 @@ FOR_WIRE = -1000
 
 PAUSE = -1
 """Result of a delivery that must be tried again: the receiver is full and the sending queue's deadline has not passed."""
+ON_WIRE = -2
+"""The wire has taken the frame."""
 DELIVERED = 0
 """Any other result is a Count column: the name of the drop."""
 

@@ -77,9 +77,6 @@ def inbound(e, w, target, source, length, head0, head1):
 def outbound(e, source, length, head0, head1):
     """A frame leaves on the wire, which takes it (`is_wire_full`). The copy into a wire buffer is the device's DMA."""
     w = wire_at(e.wire)
-    w.dirty = 1
-    count(w.counts, COPIES, 1)
-    count(w.counts, COPIED_BYTES, length)
     if w.linked != 0:
         k = link_at(w.out)
         copy_frame(room_for_frame(k), source, length, head0, head1)
@@ -88,12 +85,22 @@ def outbound(e, source, length, head0, head1):
     buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
     w.next += 1
     copy_frame(buffer, source, length, head0, head1)
-    count(w.counts, RX_FRAMES, 1)
-    count(w.counts, RX_BYTES, length)
     if w.mode == SINK:
         verify(e.trackers, w.counts, buffer, length, e.now)
     else:
         _reflect(e, w, buffer, length, head0, head1)
+
+
+@compiled
+def count_outbound(e, frames, total):
+    """Count a batch of frames, `total` bytes in all, that `outbound` has put on the wire."""
+    w = wire_at(e.wire)
+    w.dirty = 1
+    count(w.counts, COPIES, frames)
+    count(w.counts, COPIED_BYTES, total)
+    if w.linked == 0:  # else they have not arrived yet
+        count(w.counts, RX_FRAMES, frames)
+        count(w.counts, RX_BYTES, total)
 
 
 @compiled
