@@ -96,6 +96,15 @@ class Mapping:
         return np.frombuffer(self._map, dtype, count, offset)
 
 
+def private_pages(size: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+    """`size` zeroed bytes of this process alone, on a page boundary, and all there. An array's own memory begins anywhere.
+
+    A frame that begins on a cache line's boundary is copied and read with fewer accesses that cross one.
+    """
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_POPULATE
+    return np.frombuffer(mmap.mmap(-1, size, flags), np.uint8)
+
+
 def create_region(backing: str, topology: str, owner: str, purpose: str, size: int) -> Region:
     """A new, zeroed, reserved region of at least `size` bytes (whole pages). SharedMemoryError if there is no room."""
     size = -(-size // PAGE) * PAGE

@@ -8,7 +8,7 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT, new_eventfd
 from hyp.frames import TRACKER, TRACKERS, attach_histograms
-from hyp.memory import Mapping
+from hyp.memory import Mapping, private_pages
 from hyp.schedule import SCHEDULE
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
@@ -44,7 +44,7 @@ class EngineState:
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
         self._wait = np.zeros(1, WAIT)
-        self._buffers = np.zeros(WIRE_BUFFERS * WIRE_STRIDE, np.uint8)
+        self._buffers = private_pages(WIRE_BUFFERS * WIRE_STRIDE)
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)
         self.contexts["route_mac"] = -1

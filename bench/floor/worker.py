@@ -27,7 +27,7 @@ from hyp.counters import PRIVATE_ROW_BYTES
 from hyp.events import WAIT
 from hyp.frames import TRACKER, TRACKERS, tracker_report
 from hyp.linux import die_with_parent, set_name
-from hyp.memory import Mapping
+from hyp.memory import Mapping, private_pages
 from hyp.process import adopt_socket
 from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
 
@@ -44,7 +44,7 @@ class Worker:
         self._wait = np.zeros(1, WAIT)
         self._counts = np.zeros(PRIVATE_ROW_BYTES // 8, np.int64)
         self._trackers = np.zeros(TRACKERS, TRACKER)
-        self._wire = np.ones(WIRE_BUFFERS * WIRE_STRIDE, np.uint8)  # written, so that no page fault is measured
+        self._wire = private_pages(WIRE_BUFFERS * WIRE_STRIDE)
         self._region: Mapping | None = None
         self._notifiers: list[int] = []
         self._epoll = -1
