@@ -12,7 +12,7 @@ from hyp.memory import Mapping, private_pages
 from hyp.schedule import SCHEDULE
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
-from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
+from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
 from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
 
 
@@ -39,20 +39,23 @@ class EngineState:
         self.schedule = np.zeros(1, SCHEDULE)
         self._links = np.zeros(2, LINK)
         self._lines = np.zeros((2, LINE_BYTES), np.uint8)  # memory that costs nothing until a frame is on a link
-        self._stage = np.zeros(BUDGET_FRAMES, STAGED)
+        self._stage = np.zeros(STAGE, STAGED)
         self._lists = np.zeros((2, CONTEXTS), np.int64)
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
         self._wait = np.zeros(1, WAIT)
         self._buffers = private_pages(WIRE_BUFFERS * WIRE_STRIDE)
+        self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)
         self.contexts["route_mac"] = -1
-        self.wire[0]["buffers"], self.wire[0]["schedule"] = self._buffers.ctypes.data, self.schedule.ctypes.data
+        self.wire[0]["buffers"], self.wire[0]["lengths"] = self._buffers.ctypes.data, self._lengths.ctypes.data
+        self.wire[0]["schedule"] = self.schedule.ctypes.data
         self._links["line"] = [line.ctypes.data for line in self._lines]
         self.wire[0]["out"], self.wire[0]["back"] = (self._links[k : k + 1].ctypes.data for k in range(2))
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         assert platform.size >= PLATFORM_BYTES
+        assert BUDGET_FRAMES <= WIRE_BUFFERS  # the sink looks at a whole turn's frames at its end
         record = self._record[0]
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,

@@ -38,9 +38,22 @@ from hyp.kernels import compiled
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause
 from nic.queues import complete_send, posted_sends, reach, send_page
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, ON_WIRE, PAUSE, STAGED_BYTES, context_of, staged_at, touch
+from nic.state import (
+    AHEAD,
+    BUDGET_BYTES,
+    BUDGET_FRAMES,
+    DELIVERED,
+    FOR_WIRE,
+    ON_WIRE,
+    PAUSE,
+    STAGE,
+    STAGED_BYTES,
+    context_of,
+    staged_at,
+    touch,
+)
 from nic.switch import lookup
-from nic.wire import await_wire, count_outbound, is_wire_full, outbound
+from nic.wire import await_wire, end_outbound, is_wire_full, outbound
 
 
 @compiled
@@ -137,36 +150,28 @@ def _locate(c, addr, word, page, base):
 
 
 @compiled
-def _prefetch_descriptors(page, start, n):
-    """The next `n` descriptors from offset `start` of a page on, as far as they are in it: all their lines come at a time."""
-    for offset in range(start & ~63, min(start + n * DESC_BYTES, 4096), 64):
-        prefetch(page + offset)
+def _fetch(e, c, first, n):
+    """Stage `n` descriptors from index `first` on. Returns how many; fewer: the queue is out of reach.
 
-
-@compiled
-def _fetch(e, c, waiting):
-    """Stage the next descriptors, as much as one turn may send. Returns how many.
-
-    All of them before the first frame is touched: so frames come out of the driver's cache while others are dealt with.
+    And have the lines of the next ones under way. So neither descriptors nor frames are waited for while they come out of the
+    driver's cache: others are dealt with meanwhile.
     """
-    queue, mask, cons, stage = c.sq, c.sq_size - 1, c.sq_cons, e.stage  # in registers: a store to the stage might alias
-    n, total = 0, 0
+    queue, mask, stage = c.sq, c.sq_size - 1, e.stage  # in registers: a store to the stage might alias
     queue_page, queue_base = -1, 0
     page, base = -1, 0
-    while n < waiting and n < BUDGET_FRAMES and total < BUDGET_BYTES:
-        iova = queue + ((cons + n) & mask) * DESC_BYTES
+    for k in range(n):
+        index = first + k
+        iova = queue + (index & mask) * DESC_BYTES
         if iova >> 12 != queue_page:
             queue_page, queue_base = iova >> 12, send_page(c, iova)
             if queue_base == 0:
-                break
-            _prefetch_descriptors(queue_base, iova & 4095, min(waiting, BUDGET_FRAMES) - n)
+                return k
         slot = queue_base + (iova & 4095)
+        prefetch(queue_base + ((iova + AHEAD * DESC_BYTES) & 4095))
         addr, word = load64_once(slot), load64_once(slot + 8)
-        s = staged_at(stage + n * STAGED_BYTES)
+        s = staged_at(stage + (index & (STAGE - 1)) * STAGED_BYTES)
         s.source, page, base = _locate(c, addr, word, page, base)
         s.word = word
-        total += word & 0xFFFF
-        n += 1
     return n
 
 
@@ -203,11 +208,18 @@ def serve_sends(e, c):
         return 0
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
-    fetched = _fetch(e, c, waiting)
+    first, limit, fetched = c.sq_cons, min(waiting, BUDGET_FRAMES), 0
     done, total = 0, 0
     wired, wired_bytes = 0, 0
-    while done < fetched:
-        s = staged_at(e.stage + done * STAGED_BYTES)
+    while done < limit and total < BUDGET_BYTES:
+        if fetched < limit and fetched - done <= AHEAD:
+            want = min(AHEAD, limit - fetched)
+            got = _fetch(e, c, u32_add(first, fetched), want)
+            fetched += got
+            if got < want:
+                limit = fetched
+                continue
+        s = staged_at(e.stage + (c.sq_cons & (STAGE - 1)) * STAGED_BYTES)
         status, result = _send_one(e, c, s)
         if result == PAUSE:
             break
@@ -224,7 +236,7 @@ def serve_sends(e, c):
         c.sq_cons = u32_add(c.sq_cons, 1)
         done += 1
     if wired > 0:
-        count_outbound(e, wired, wired_bytes)
+        end_outbound(e, wired, wired_bytes)
     if done > 0:
         if ablated(e.platform, KEEP_ARMED) != 0:
             store32_once(c.doorbell + SQ_EVENT, u32_add(c.sq_cons, 1))

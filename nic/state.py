@@ -59,6 +59,7 @@ WIRE = np.dtype(
         ("mode", "i8"),
         ("mac", "i8"),
         ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of WIRE_STRIDE bytes
+        ("lengths", "i8"),  # of the frames in them, i8 each
         ("next", "i8"),
         ("counts", "i8"),
         ("counts_shared", "i8"),
@@ -93,7 +94,7 @@ ENGINE = np.dtype(
         ("first", "i8"),  # where the next round begins
         ("dirty", "i8"),  # numbers of the contexts touched in this batch
         ("dirty_count", "i8"),
-        ("stage", "i8"),  # BUDGET_FRAMES of STAGED
+        ("stage", "i8"),  # STAGE of STAGED
         ("table", "i8"),  # switch: SWITCH_SLOTS of SWITCH_ENTRY
         ("crossings", "i8"),  # engines × engines crossing rings
         ("page", "i8"),  # engine page (we write)
@@ -124,6 +125,9 @@ GATE_BYTES = GATE.itemsize
 BUDGET_FRAMES = 128
 BUDGET_BYTES = 128 * 1024
 """What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
+AHEAD = 16
+"""Descriptors fetched in one go, before the frames of those fetched before are touched: as many lines as a core has under way."""
+STAGE = 2 * AHEAD
 
 STAGED = np.dtype([("source", "i8"), ("word", "i8")])
 """A send descriptor fetched: where its frame is, or 0 if it is refused, and our copy of its second word (length and flags)."""

@@ -3,8 +3,8 @@
 Frames that leave the machine are copied (the device's DMA) into a ring of wire buffers. `reflect` sends each one back with its
 MAC addresses swapped. The generator is a sending queue like a guest's: a full receiver pauses it, then frames drop.
 
-A wire that has neither a bit rate nor a delay takes a frame and is done with it. Else it is *linked*: frames go by one link
-out and one back (`nic/link.py`), and what happens to them at the end of it happens when they arrive (`serve_wire`).
+On a wire that has neither a bit rate nor a delay a frame arrives in the batch that sent it. Else it is *linked*: frames go by one
+link out and one back (`nic/link.py`), and what happens to them at the end of it happens when they arrive (`serve_wire`).
 """
 
 from hyp.abi.counters import (
@@ -19,7 +19,7 @@ from hyp.abi.counters import (
     TX_FRAMES,
 )
 from hyp.abi.nic import GROUP_BIT, MAC_MASK, NO_CONTEXT
-from hyp.atomics import clock_ns, load64
+from hyp.atomics import clock_ns, load64, store64
 from hyp.counters import count
 from hyp.frames import ETHERTYPE_WIRE, verify, write_test_frame
 from hyp.kernels import compiled, outlined
@@ -82,25 +82,34 @@ def outbound(e, source, length, head0, head1):
         copy_frame(room_for_frame(k), source, length, head0, head1)
         launch(k, e.now, length, SENT)
         return
-    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
+    slot = w.next & (WIRE_BUFFERS - 1)
     w.next += 1
+    buffer = w.buffers + slot * WIRE_STRIDE
     copy_frame(buffer, source, length, head0, head1)
     if w.mode == SINK:
-        verify(e.trackers, w.counts, buffer, length, e.now)
+        store64(w.lengths + 8 * slot, length)
     else:
         _reflect(e, w, buffer, length, head0, head1)
 
 
 @compiled
-def count_outbound(e, frames, total):
-    """Count a batch of frames, `total` bytes in all, that `outbound` has put on the wire."""
+def end_outbound(e, frames, total):
+    """A batch of at most WIRE_BUFFERS frames, `total` bytes in all, has gone `outbound`: count it, let the sink look at it.
+
+    At all of it at a time: to read what was written just now means to wait until the writes are done.
+    """
     w = wire_at(e.wire)
     w.dirty = 1
     count(w.counts, COPIES, frames)
     count(w.counts, COPIED_BYTES, total)
-    if w.linked == 0:  # else they have not arrived yet
-        count(w.counts, RX_FRAMES, frames)
-        count(w.counts, RX_BYTES, total)
+    if w.linked != 0:
+        return  # nothing has arrived yet
+    count(w.counts, RX_FRAMES, frames)
+    count(w.counts, RX_BYTES, total)
+    if w.mode == SINK:
+        for k in range(w.next - frames, w.next):
+            slot = k & (WIRE_BUFFERS - 1)
+            verify(e.trackers, w.counts, w.buffers + slot * WIRE_STRIDE, load64(w.lengths + 8 * slot), e.now)
 
 
 @compiled

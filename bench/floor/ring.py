@@ -2,8 +2,9 @@
 
 What any path of the lab is held against: whoever moves the same frames between two processes and touches the same bytes can
 hardly be faster. What is left out on purpose is what paths differ in: translation, grants, switching, completions. What is kept is
-what they have in common: every frame is written whole, copied once into a wire buffer and verified there; indices are published
-a burst at a time; an idle side spins for a while that adapts, then asks for a notification and sleeps (hold-off as in Xen's ring).
+what they have in common: every frame is written whole, copied once into a wire buffer and verified there; a burst is copied before
+it is verified, and indices are published a burst at a time; an idle side spins for a while that adapts, then asks for a
+notification and sleeps (hold-off as in Xen's ring).
 
 Region, shared by the two processes (each word 64 B apart, free-running 64-bit indices)::
 
@@ -112,6 +113,8 @@ def consume(ring, entries, frame, wire, trackers, wait, notifier, counts):
         for sequence in range(cons, cons + burst):
             buffer = wire + (sequence & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
             memcpy(buffer, ring + BUFFERS + (sequence & (entries - 1)) * STRIDE, frame)
+        for sequence in range(cons, cons + burst):
+            buffer = wire + (sequence & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
             verify(trackers, counts, buffer, frame, now)
         _publish(ring + CONS, ring + CONS_EVENT, cons, cons + burst, notifier)
         cons += burst
