@@ -66,11 +66,12 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """Something that can be measured: `run(seconds)` is one slice of it."""
+    """Something that can be measured: `run(seconds)` is one slice of it. `prepare`, if there is, comes before the first one."""
 
     name: str
     run: Callable[[float], Awaitable[Slice]]
     kind: Kind = "path"
+    prepare: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(slots=True)
@@ -211,6 +212,9 @@ async def interleave(
         raise ValueError(f"{rounds} rounds")
     order = _order(contenders, again)
     taken: list[Taken] = []
+    for contender in contenders:
+        if contender.prepare is not None:
+            await contender.prepare()
     before = probe.read()
     for number in range(rounds):
         for contender in order if number % 2 == 0 else order[::-1]:

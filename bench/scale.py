@@ -61,8 +61,8 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
         for number in numbers:
             point: Row = {"direction": TO_WIRE, "frame": frame, "cores": "all", "guests": number, "ring": queue_for(number)}
             details = samples.details(_name(path, number))
-            per_frame = {"per_frame": details[-1]["per_frame"]} if details else {}
-            result.take(samples, _name(path, number), {"path": path}, point, **per_frame)
+            more = {key: details[-1][key] for key in ("per_frame", "placement")} if details else {}
+            result.take(samples, _name(path, number), {"path": path}, point, **more)
         most = numbers[-1]
         text = f"{path}: aggregate of {most} guests ÷ 1 guest, {frame} B"
         ratio = samples.ratio(_name(path, most), _name(path, 1), "mpps")
@@ -86,13 +86,9 @@ def _name(path: str, guests: int) -> str:
 
 
 def _all_stream(lab: LabBench, path: str, number: int, frame: int) -> Contender:
-    names = guest_names(path, number)
-
-    async def run(seconds: float) -> Slice:
-        load = {"kind": "stream", "to": WIRE, "frame": frame, "seconds": seconds, "frames": None}
-        return stream_together(await lab.runner.run(*({**load, "from": guest} for guest in names)))
-
-    return Contender(_name(path, number), run)
+    load = {"kind": "stream", "to": WIRE, "frame": frame, "frames": None}
+    loads = [{**load, "from": guest} for guest in guest_names(path, number)]
+    return lab.streams(_name(path, number), path, loads, stream_together)
 
 
 def stream_together(record: dict[str, Any]) -> Slice:

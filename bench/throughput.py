@@ -101,7 +101,7 @@ async def _point(
 def record(result: BenchmarkResult, samples: Samples, contender: Contender, point: Row) -> None:
     """A contender's records, with what its last slice said of itself."""
     details = samples.details(contender.name)
-    kept = ("per_frame", "checksummed", "processes", "trap_ns", "modelled", "touched", "frame_bytes", "pool_bytes")
+    kept = ("per_frame", "checksummed", "processes", "trap_ns", "modelled", "placement", "touched", "frame_bytes", "pool_bytes")
     more = {key: details[-1][key] for key in kept if details and details[-1].get(key) is not None}
     if contender.kind == "floor":
         more["checksummed"] = 1.0

@@ -14,6 +14,7 @@ from typing import Any
 from bench.accounting import Usage, spent, usages
 from bench.lab import CounterReader, Lab, spin_limit_us
 from bench.ledger import Snapshot, difference, drops, faults, per_frame, total, trap_ns, unbalanced
+from bench.placement import Placement, usual
 from bench.tables import plural
 from hyp.frames import HEADER_ONLY
 
@@ -46,6 +47,7 @@ class Runner:
         self.cpus = sorted(os.sched_getaffinity(0))
         self.spin_us: int | None = None  # None: by the number of loops
         self._pinned: dict[str, list[int]] = {}
+        self._placement = ""  # as of the last `prepare`
         self._streams = itertools.cycle(range(1, HEADER_ONLY))
         self._price: dict[str, int] = {}  # as of the last `prepare`
         self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
@@ -60,9 +62,9 @@ class Runner:
         """The path that a workload's frames take; if its ends differ, both, in the direction of the frames: "split→bypass"."""
         return "→".join(dict.fromkeys(self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE))
 
-    async def run(self, *loads: Workload) -> dict[str, Any]:
+    async def run(self, *loads: Workload, placement: Placement | None = None) -> dict[str, Any]:
         """Prepare and measure a workload, or several streams at a time; returns the record. WorkloadError if that fails."""
-        await self.prepare(*loads)
+        await self.prepare(*loads, placement=placement)
         return await self.measure(*loads)
 
     async def measure(self, *loads: Workload) -> dict[str, Any]:
@@ -101,17 +103,19 @@ class Runner:
 
     # -- steps --
 
-    async def prepare(self, *loads: Workload) -> None:
-        """Wire mode, spinning that fits the loops in use, and announcements, so that bridges know where the receivers are."""
+    async def prepare(self, *loads: Workload, placement: Placement | None = None) -> None:
+        """Wire mode, spinning and CPUs that fit the loops in use, and announcements, so that bridges know where the receivers are.
+
+        `placement` is heeded if there are more loops than CPUs; the usual one otherwise.
+        """
         lab, ends = self.lab, list(dict.fromkeys(load[end] for load in loads for end in ("from", "to")))
         peers = [peer for peer in ends if peer != WIRE]
         between = sorted(self._between(peers))
-        engines = lab.topology["nic"]["engines"]
-        loops = len(peers) + engines + len(between)
+        loops = self._loops(loads)
         self._price = await lab.call("hyp", "price")
         setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
         await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(setting, loops, len(self.cpus)))
-        await self._place([*peers[:1], *between, "nic", *peers[1:]], loops <= len(self.cpus) and engines == 1)
+        await self._place(loads, [*peers[:1], *between, "nic", *peers[1:]], placement)
         if WIRE in ends:
             await lab.call("nic", "wire_mode", mode="reflect" if loads[0]["kind"] == "rr" else "sink")
         for peer in reversed(ends):
@@ -127,13 +131,40 @@ class Runner:
         paths = {self._guests[peer]["path"] for peer in peers}
         return {process for path, process in SHARED_LOOPS.items() if path in paths}
 
-    async def _place(self, processes: list[str], apart: bool) -> None:
-        """A CPU for each of the loops if there are enough; else all may run on all.
+    def _loops(self, loads: Sequence[Workload]) -> int:
+        guests = _guests_in(loads)
+        return len(guests) + int(self.lab.topology["nic"]["engines"]) + len(self._between(guests))
+
+    def placements(self, *loads: Workload) -> list[Placement]:
+        """What can be chosen for these streams; nothing, if each loop has a CPU or all have but one."""
+        if self._loops(loads) <= len(self.cpus) or len(self.cpus) < 2 or self.lab.topology["nic"]["engines"] > 1:
+            return []
+        roles = set(self._roles(loads).values())
+        return [one for one in Placement if one in roles or one in (Placement.ANYWHERE, Placement.TOGETHER)]
+
+    def _roles(self, loads: Sequence[Workload]) -> dict[str, Placement]:
+        guests = _guests_in(loads)
+        senders = {load["from"] for load in loads}
+        roles = {guest: Placement.SENDERS if guest in senders else Placement.RECEIVERS for guest in guests}
+        return {**roles, **dict.fromkeys(self._between(guests), Placement.BACK_END), "nic": Placement.DEVICE}
+
+    async def _place(self, loads: Sequence[Workload], processes: list[str], placement: Placement | None) -> None:
+        """A CPU for each of the loops if there are enough, else by `placement`, else as suits most.
 
         The scheduler at times puts loops that spin on one CPU, where each waits for the other's time slice to end.
         """
+        roles = self._roles(loads)
+        if self.lab.topology["nic"]["engines"] > 1:  # the loops of one process: nothing is known of what suits them
+            chosen = Placement.ANYWHERE
+        elif self._loops(loads) <= len(self.cpus):
+            chosen = None
+        elif placement is not None:
+            chosen = placement
+        else:
+            chosen = usual(to_wire=loads[0]["kind"] == "stream" and any(WIRE in (load["from"], load["to"]) for load in loads))
+        self._placement = str(chosen or "each on a CPU")
         for k, process in enumerate(processes):
-            cpus = [self.cpus[k]] if apart else self.cpus
+            cpus = chosen.cpus(roles[process], self.cpus) if chosen else [self.cpus[k]]
             if self._pinned.get(process) != cpus:
                 await self.lab.call(process, "pin", cpus=cpus)
                 self._pinned[process] = cpus
@@ -215,6 +246,7 @@ class Runner:
         record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns") if name in report}
         if any(self._price.values()):
             record["modelled"] = dict(self._price)
+        record["placement"] = self._placement
         record["errors"] = errors(record, counted, at_rest)
         return record
 
