@@ -112,9 +112,8 @@ def stream_slice(record: Row) -> Slice:
     """The slice of a stream's record (bench/workloads.py)."""
     kept = ("per_frame", "checksummed", "drops", "trap_ns", "modelled", "placement")
     detail: dict[str, Any] = {key: record[key] for key in kept if key in record}
-    detail["processes"] = {
-        name: use["cpu_ms"] * 1e6 / record["frames"] for name, use in record["processes"].items() if record["frames"]
-    }
+    for key, what in (("processes", "cpu_ms"), ("spun", "spun_ms")):
+        detail[key] = {name: use[what] * 1e6 / record["frames"] for name, use in record["processes"].items() if record["frames"]}
     if record["errors"]:
         return Slice(errors=record["errors"], detail=detail)
     cpu_ns = record["cpu_us_per_frame"] * 1e3
@@ -138,7 +137,8 @@ def floor_stream(floor: Floor, frame: int, cpus: Sequence[int], payload: str = "
             errors.append("no frame arrived")
         if errors:
             return Slice(errors=errors)
-        return Slice({"mpps": found["mpps"], "gbps": found["gbps"], **_cpu(found["cpu_ns"] / found["frames"])})
+        figures = {"mpps": found["mpps"], "gbps": found["gbps"], **_cpu(found["cpu_ns"] / found["frames"])}
+        return Slice(figures, detail={"processes": {name: ns / found["frames"] for name, ns in found["processes"].items()}})
 
     return Contender("floor" if payload == "full" else "floor (header)", run, "floor")
 

@@ -18,8 +18,8 @@ BENCHMARKS = {
 PEERS = ("vhost", "vhost-hugepages", "veth", "unix")
 FRAMES = (64, 512, 1500)
 QUICK_FRAMES = (64, 1500)
-SECONDS, QUICK_SECONDS = 4.8, 1.2
-SLICE_S, QUICK_SLICE_S = 0.4, 0.2
+SECONDS, QUICK_SECONDS = 3.0, 1.2
+SLICE_S, QUICK_SLICE_S = 0.1, 0.1
 
 
 class OptionsError(Exception):

@@ -7,9 +7,10 @@ Peers that only touch headers are held against a stream that does the same ("byp
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 
-from bench.claims import Claim
+from bench.claims import MISSED, Claim
 from bench.contenders import (
     DIRECTIONS,
     TO_WIRE,
@@ -24,13 +25,14 @@ from bench.floor import Floor
 from bench.method import Contender, Samples, interleave
 from bench.options import Options
 from bench.progress import Part, Steps, parts
-from bench.results import BenchmarkResult, Row, Series
+from bench.results import BenchmarkResult, Row, Series, short
 
 RATES = ("mpps", "mframes_per_cpu_s")
 HEADER = "bypass (header)"
 NATIVE = {"median": 0.97, "bound": 0.93}
 DPDK = {"vhost": {64: 1.5, 512: 1.1, 1500: 1.1}, "vhost-hugepages": {64: 1.2, 512: 1.0, 1500: 1.0}}
 FLOOR, SPLIT_FLOOR, NOTIFICATIONS = 0.7, 0.25, 0.02
+NOTABLE_NS = 0.05
 ENTRIES = (128, 256, 512, 1024)
 WORKING_SET_FRAME = 1500
 
@@ -126,12 +128,16 @@ def _claims(result: BenchmarkResult, samples: Samples, names: Sequence[str], poi
     where = f"{frame} B, {way}, cores {cores}"
     metric = "mpps" if cores == "all" else "mframes_per_cpu_s"
 
+    missed: list[str] = []
+
     def claim(of: str, to: str, target: float, *, bound: bool = False) -> None:
         if of in names and to in names:
             errors = [*samples.errors(of), *samples.errors(to)]
             ratio = samples.ratio(of, to, metric)
             text = f"{of} ÷ {to}, {where}"
             result.claims.append(Claim.about(text, ratio, target, judged="bound" if bound else "median", errors=errors))
+            if result.claims[-1].verdict == MISSED:
+                missed.extend((of, to))
 
     claim("bypass", "native", NATIVE["median"])
     claim("bypass", "native", NATIVE["bound"], bound=True)
@@ -147,6 +153,23 @@ def _claims(result: BenchmarkResult, samples: Samples, names: Sequence[str], poi
         if details:
             value = max(detail["per_frame"]["notifications"] for detail in details)
             result.claims.append(Claim.counted(f"notifications per frame, {path}, {where}", value, "≤", NOTIFICATIONS))
+    if missed:
+        shown = "; ".join(where_time_goes(samples, name) for name in dict.fromkeys(missed))
+        result.notes.append(f"{where}: where the time goes, CPU ns per frame by process (spun): {shown}")
+
+
+def where_time_goes(samples: Samples, name: str) -> str:
+    """CPU ns per frame of each process that took part in a contender's last slices, and how much of it was spinning."""
+    details = [detail for detail in samples.details(name) if detail.get("processes")]
+    if not details:
+        return f"{name}: not known"
+
+    def middle(what: str, process: str) -> float:
+        return statistics.median(detail.get(what, {}).get(process, 0.0) for detail in details)
+
+    used = {process: (middle("processes", process), middle("spun", process)) for process in details[-1]["processes"]}
+    busy = [f"{process} {short(cpu)} ({short(spun)})" for process, (cpu, spun) in used.items() if cpu >= NOTABLE_NS]
+    return f"{name}: {', '.join(busy)}"
 
 
 def _scheduler_share(result: BenchmarkResult, options: Options) -> None:

@@ -240,7 +240,14 @@ class Runner:
             "per_frame": per_frame(counted, moved), "trap_ns": trap_ns(counted),
             "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
             "checksummed": counted_checks(counted, moved), "drops": named,
-            "processes": {name: {"cpu_ms": use.cpu_ns / 1e6, "switches": use.switches} for name, use in cpu.items()},
+            "processes": {
+                name: {
+                    "cpu_ms": use.cpu_ns / 1e6,
+                    "spun_ms": total(counted, "spin_ns", f"{name}/") / 1e6,
+                    "switches": use.switches,
+                }
+                for name, use in cpu.items()
+            },
             "elapsed": elapsed,
         }  # fmt: skip
         record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns") if name in report}

@@ -82,7 +82,8 @@ class Floor:
         `spin_ns`: longest spin before sleeping; None is the lab's own rule (50 µs where each process has a core, else 0).
 
         Returns ``frames`` received in good order, ``seconds`` from the first to the last of them, ``mpps``, ``gbps``,
-        ``cpu_ns`` of all threads of both processes (schedstat), ``lost``, ``corrupt``, ``duplicated``. A corrupt frame is lost too.
+        ``cpu_ns`` of all threads of both processes (schedstat; of each in ``processes``), ``lost``, ``corrupt``, ``duplicated``. A
+        corrupt frame is lost too.
         """
         _check_stream(frame, entries)
         await self.workers.pin(cpus)
@@ -91,13 +92,14 @@ class Floor:
         ring = {"entries": entries, "frame": frame, "stream": stream}
         limits = {"frames": NO_LIMIT if frames is None else frames, "nanoseconds": round(seconds * 1e9)}
         pids = self.workers.pids[:2]
-        before = sum(usage(pid).cpu_ns for pid in pids)
+        before = [usage(pid).cpu_ns for pid in pids]
         report, sent = await self.workers.together((1, "consume", {**ring, "to": 0}), (0, "produce", {**ring, **limits, "to": 1}))
-        cpu_ns = sum(usage(pid).cpu_ns for pid in pids) - before
+        spent = [usage(pid).cpu_ns - burnt for pid, burnt in zip(pids, before, strict=True)]
         took = (report["last_ns"] - report["first_ns"]) / 1e9
         rate = report["frames"] / took if took > 0 else 0.0
         return {
-            "frames": report["frames"], "seconds": took, "mpps": rate / 1e6, "gbps": rate * frame * 8 / 1e9, "cpu_ns": cpu_ns,
+            "frames": report["frames"], "seconds": took, "mpps": rate / 1e6, "gbps": rate * frame * 8 / 1e9, "cpu_ns": sum(spent),
+            "processes": dict(zip(("producer", "consumer"), spent, strict=True)),
             "lost": report["lost"] + sent["sent"] - report["next"], "corrupt": report["corrupt"],
             "duplicated": report["duplicated"],
         }  # fmt: skip
