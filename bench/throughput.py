@@ -165,7 +165,7 @@ def where_time_goes(samples: Samples, name: str) -> str:
         return f"{name}: not known"
 
     def middle(what: str, process: str) -> float:
-        return statistics.median(detail.get(what, {}).get(process, 0.0) for detail in details)
+        return float(statistics.median(detail.get(what, {}).get(process, 0.0) for detail in details))
 
     used = {process: (middle("processes", process), middle("spun", process)) for process in details[-1]["processes"]}
     busy = [f"{process} {short(cpu)} ({short(spun)})" for process, (cpu, spun) in used.items() if cpu >= NOTABLE_NS]
