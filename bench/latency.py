@@ -132,9 +132,12 @@ def floor_name(processes: int, mode: str) -> str:
 
 
 def ping_pong(floor: Floor, processes: int, mode: str, cores: str) -> Contender:
-    """`processes` in a cycle, for paths of as many loops. The path's frame makes the same number of hops there and back."""
+    """`processes` in a cycle, for paths of as many loops. The path's frame makes the same number of hops there and back.
+
+    Placed as a path's loops are: each on a CPU, or all on one if there are not enough.
+    """
     cpus = cpus_of(cores)
-    placed = [cpus[k % len(cpus)] for k in range(processes)]
+    placed = cpus[:processes] if processes <= len(cpus) else cpus[-1:] * processes
 
     async def run(seconds: float) -> Slice:
         events = mode == BLOCKING
