@@ -11,7 +11,8 @@ Cores = Literal["all", "1", "both"]
 
 BENCHMARKS = {
     "throughput": "bench.throughput", "peers": "bench.peers.benchmark", "latency": "bench.latency", "scale": "bench.scale",
-    "startup": "bench.startup", "cost": "bench.cost", "openloop": "bench.openloop", "limit": "bench.limit",
+    "startup": "bench.startup", "cost": "bench.cost", "openloop": "bench.openloop", "price": "bench.price",
+    "limit": "bench.limit",
 }  # fmt: skip
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""
 

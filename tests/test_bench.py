@@ -12,6 +12,7 @@ from bench.contenders import run_name
 from bench.floor.layout import MAX_ENTRIES
 from bench.method import Samples, Slice, Taken
 from bench.openloop import keeps_up
+from bench.price import crossover
 from bench.scale import jain, queue_for
 from bench.throughput import ENTRIES
 from tests.labs import ROOT, left_behind
@@ -25,7 +26,7 @@ def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         out, err = process.communicate(timeout=110)
-    for purpose in ("throughput", "latency", "openloop", "cost", "start", "idle", *(f"scale{n}" for n in (1, 4, 24))):
+    for purpose in ("throughput", "latency", "openloop", "cost", "price", "start", "idle", *(f"scale{n}" for n in (1, 4, 24))):
         assert left_behind(run_name(purpose, process.pid)) == []
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -142,6 +143,28 @@ def test_scale(tmp_path: Path) -> None:
         if record["regime"] is not None:
             assert 0 < record["fairness"]["median"] <= 1
     assert len(found["series"]) == 3
+
+
+def test_price(tmp_path: Path) -> None:
+    found = measured(tmp_path, "price", "--paths", "bypass,split", "--frames", "64")
+    swept = {(path, price) for path in ("bypass", "split") for price in (0, 1000, 8000)}
+    assert {(who(r), r["price"]) for r in found["records"]} == swept
+    steady = [r for r in found["records"] if r["regime"] is not None]
+    for record in steady:
+        assert ("modelled" in record) == (record["price"] > 0), "what has a price says so"
+    cost = {(who(r), r["price"]): r["cpu_ns_per_frame"]["median"] for r in steady}
+    if {("split", 0), ("split", 8000)} <= cost.keys():
+        assert cost["split", 8000] > cost["split", 0] + 8000 * 0.01, "it needs more than one operation in a hundred frames"
+    assert len(found["notes"]) >= 1
+    assert [series["id"] for series in found["series"]] == ["price-64"]
+
+
+def test_crossovers_are_found_between_two_prices() -> None:
+    assert crossover("a", "b", [0, 100], [1.0, 3.0], [2.0, 2.0]).startswith("a is cheaper than b up to a price of about 50.0 ns")
+    assert crossover("a", "b", [0, 100], [3.0, 1.0], [2.0, 2.0]).startswith("b is cheaper than a up to a price of about 50.0 ns")
+    assert crossover("a", "b", [0, 100], [1.0, 1.5], [2.0, 2.0]) == "a is cheaper than b at every price up to 100 ns (modelled)"
+    assert crossover("a", "b", [0, 100], [3.0, 3.0], [2.0, 2.0]) == "b is cheaper than a at every price up to 100 ns (modelled)"
+    assert crossover("a", "b", [0, 100], [None, None], [2.0, 2.0]) == "a and b: no figures"
 
 
 def test_startup(tmp_path: Path) -> None:
