@@ -17,7 +17,7 @@ from bench.results import BenchmarkResult, Row, Series, short
 from bench.workloads import WIRE
 from hyp.price import PRICES
 
-SWEEP = (0, 250, 500, 1000, 2000, 4000, 8000)
+SWEEP = (0, 500, 1000, 2000, 4000, 6000, 8000)
 QUICK_SWEEP = (0, 1000, 8000)
 METRICS = ("cpu_ns_per_frame", "mframes_per_cpu_s", "mpps")
 TITLE = "The price of an operation"
