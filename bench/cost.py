@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from bench.claims import Claim
 from bench.contenders import TO_WIRE, LabBench, cpus_of, guest_names, probe_of, stream_slice
 from bench.floor import Floor
+from bench.instructions import Counting, why_not
 from bench.method import Contender, Samples, Slice, interleave
 from bench.options import Options
 from bench.progress import Part, Steps, parts
@@ -21,6 +22,7 @@ from bench.workloads import WIRE
 from hyp.frames import COVERED
 
 METRICS = ("mpps", "cpu_ns_per_frame", "mframes_per_cpu_s")
+INSTRUCTIONS = 1.1  # bypass ÷ native, at most
 PAGE = 4096
 SIZES = tuple(PAGE << k for k in (0, 2, 4, 6, 8, 10))
 REGISTRATIONS = 30
@@ -69,6 +71,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
             again = "bypass" if "bypass" in options.paths else options.paths[0]
             samples = await _variants(result, options, lab, everything, again, frame, "full", next(steps))
             _processes(result, samples, options, frame)
+            _validation(result, samples, frame)
             samples = await _variants(result, options, lab, HOP_AND_COPY, "bypass", frame, "header", next(steps))
             _shares(result, samples, frame)
             samples = await _variants(result, options, lab, HOLD_OFF, "bypass", frame, "full", next(steps))
@@ -98,7 +101,8 @@ async def _variants(
         details = samples.details(variant.name)
         more = {key: details[-1][key] for key in ("per_frame", "processes", "trap_ns") if details and key in details[-1]}
         if (variant.name, frame, point.get("payload")) not in seen:
-            result.take(samples, variant.name, {"path": variant.name}, point, METRICS, **more)
+            counted = [name for name in samples.metrics(variant.name) if name == "instructions_per_frame"]
+            result.take(samples, variant.name, {"path": variant.name}, point, [*METRICS, *counted], **more)
     first = variants[0].name
     for variant in variants[1:]:
         result.compare(samples, variant.name, first, "cpu_ns_per_frame", point)
@@ -112,11 +116,40 @@ def _stream(lab: LabBench, variant: Variant, frame: int, payload: str) -> Conten
     async def run(seconds: float) -> Slice:
         await lab.lab.call("hyp", "ablate", **variant.switches)
         try:
-            return stream_slice(await lab.runner.run({**load, "seconds": seconds}))
+            if variant.path in ("native", "bypass") and why_not() is None:
+                with Counting([lab.runner.pids[process] for process in (guest, "nic")]) as counting:
+                    record = await lab.runner.run({**load, "seconds": seconds})
+                    instructions = counting.total()
+            else:
+                record, instructions = await lab.runner.run({**load, "seconds": seconds}), 0
         finally:
             await lab.lab.call("hyp", "ablate")
+        found = stream_slice(record)
+        if instructions and not found.errors:
+            found.figures["instructions_per_frame"] = instructions / record["frames"]
+        return found
 
     return Contender(variant.name, run)
+
+
+def _validation(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    """What it is worth that the device looks every address up: native is bypass without that."""
+    where = f"{frame} B, one core"
+    cost = {path: samples.figure(path, "cpu_ns_per_frame").median for path in ("native", "bypass")}
+    if cost["native"] is None or cost["bypass"] is None:
+        return
+    ratio = samples.ratio("bypass", "native", "cpu_ns_per_frame")
+    result.notes.append(
+        f"{where}: validation (every address through the IOMMU table) on, bypass, {short(cost['bypass'])} ns per frame; "
+        f"off, native, {short(cost['native'])} ns ({ratio.verdict}, {ratio.pairs} pairs)"
+    )
+    reason = why_not()
+    if reason is not None:
+        note = f"instructions per frame: not counted, {reason}"
+        result.notes += [note] if note not in result.notes else []
+        return
+    ratio = samples.ratio("bypass", "native", "instructions_per_frame")
+    result.claims.append(Claim.about(f"instructions per frame, bypass ÷ native, {where}", ratio, INSTRUCTIONS, at_least=False))
 
 
 def _processes(result: BenchmarkResult, samples: Samples, options: Options, frame: int) -> None:

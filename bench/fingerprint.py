@@ -6,14 +6,16 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from bench.instructions import why_not
+
 SYS = Path("/sys/devices/system")
 HUGE = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 def fingerprint() -> dict[str, Any]:
-    """CPU, cores that we may use, their topology and caches, kernel, versions, load, steal, huge pages, hypervisor, clock.
+    """CPU, cores that we may use, their topology and caches, kernel, versions, load, steal, huge pages, counters, hypervisor.
 
-    What the machine does not tell is None. Reads files of /proc and /sys only.
+    What the machine does not tell is None. Reads files of /proc and /sys, and asks for a hardware counter.
     """
     cpus = sorted(os.sched_getaffinity(0))
     flags = _cpuinfo("flags") or _cpuinfo("Features") or ""
@@ -29,6 +31,7 @@ def fingerprint() -> dict[str, Any]:
         "load": list(os.getloadavg()),
         "steal_share": _steal_share(),
         "huge_pages": _huge_pages(),
+        "hardware_counters": why_not() or "instructions can be counted",
         "virtualised": "hypervisor" in flags.split(),
         "clocksource": _read(SYS / "clocksource/clocksource0/current_clocksource"),
     }

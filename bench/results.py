@@ -36,6 +36,7 @@ METRICS = {
     "cpu_ns_per_frame": Metric("CPU per frame", "ns", -1),
     "busy_ns_per_frame": Metric("busy per frame", "ns", -1),
     "spin_ns_per_frame": Metric("spun per frame", "ns", -1),
+    "instructions_per_frame": Metric("instructions per frame", "", -1),
     "transactions_per_s": Metric("round trips", "/s", 1),
     "p50_us": Metric("round trip, p50", "µs", -1),
     "p99_us": Metric("round trip, p99", "µs", -1),
