@@ -36,13 +36,16 @@ def guest_names(path: str, guests: int) -> list[str]:
     return [f"{path}{number}" for number in range(guests)]
 
 
-def topology(name: str, paths: Iterable[str], guests: int = 2, queue: int = 256, **more: Any) -> dict[str, Any]:
-    """A topology for measuring: `guests` guests on each path, queues of `queue` descriptors."""
+def topology(
+    name: str, paths: Iterable[str], guests: int = 2, queue: int = 256, others: Iterable[Row] = (), **more: Any
+) -> dict[str, Any]:
+    """A topology for measuring: `guests` guests on each path, queues of `queue` descriptors. `others`: more `[[guest]]` tables."""
     from hyp.topology import parse
 
     named = [(path, guest) for path in paths for guest in guest_names(path, guests)]
     ram = max(GUEST_RAM, 8192 * queue)  # two pools of 2112 B buffers, and what goes with them
     tables = [{"name": guest, "path": path, "memory": ram} for path, guest in named]
+    tables += [{"memory": ram, **guest} for guest in others]
     dom0 = {"memory": max(32 << 20, 16384 * queue)}
     return parse({"name": name, "nic": {"queue": queue}, "dom0": dom0, "guest": tables, **more}).plain()
 
@@ -55,9 +58,11 @@ def run_name(purpose: str, pid: int) -> str:
 class LabBench:
     """A live lab whose paths are contenders. ``async with LabBench("throughput", paths) as lab``."""
 
-    def __init__(self, purpose: str, paths: Sequence[str], guests: int = 2, queue: int = 256, **more: Any) -> None:
+    def __init__(
+        self, purpose: str, paths: Sequence[str], guests: int = 2, queue: int = 256, others: Iterable[Row] = (), **more: Any
+    ) -> None:
         self.paths, self.queue = paths, queue
-        self.lab = Lab(topology(run_name(purpose, os.getpid()), paths, guests, queue, **more))
+        self.lab = Lab(topology(run_name(purpose, os.getpid()), paths, guests, queue, others, **more))
         self.runner: Runner
         self._suited: dict[tuple[Any, ...], Placement] = {}
 

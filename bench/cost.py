@@ -32,7 +32,8 @@ TITLE = "Cost of a frame"
 ABOUT = (
     "One core, guest to wire. The ledger says what a frame met on its way; CPU of each process is the kernel's figure. The 2 × 2 "
     "ablation takes Dom0's hop and the grant copy apart: a bypass guest that copies once more, and a split path whose netback "
-    "copies the header only. Hold-off off: every consumer asks for a notification of every batch."
+    "copies the header only. Hold-off off: every consumer asks for a notification of every batch. Persistent grants: pages are "
+    "granted once and stay mapped in Dom0, so that what is left of split is the hop and its copy."
 )
 
 
@@ -43,6 +44,12 @@ class Variant:
     name: str
     path: str
     switches: dict[str, int] = field(default_factory=dict)
+    guest: str = ""  # the path's first, by default
+
+    @property
+    def sender(self) -> str:
+        """The guest that sends."""
+        return self.guest or guest_names(self.path, 1)[0]
 
 
 HOP_AND_COPY = (
@@ -57,14 +64,20 @@ HOLD_OFF = (
     Variant("split", "split"),
     Variant("split, no hold-off", "split", {"keep_armed": 1}),
 )
+PERSISTENT = {"name": "persistent0", "path": "split", "persistent_grants": True}
+GRANTS = (
+    Variant("bypass", "bypass"),
+    Variant("split", "split"),
+    Variant("split, persistent grants", "split", guest="persistent0"),
+)
 
 
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """The ledger of every path asked for, then the ablations and the cost of registration."""
-    titles = [f"{what}, {frame} B" for frame in options.frames for what in ("ledger", "hop × copy", "hold-off")]
+    titles = [f"{what}, {frame} B" for frame in options.frames for what in ("ledger", "hop × copy", "hold-off", "grants")]
     steps = parts(progress, [*titles, "line rate", "registration"])
     paths = list(dict.fromkeys([*options.paths, "bypass", "split"]))
-    async with LabBench("cost", paths) as lab:
+    async with LabBench("cost", paths, others=[PERSISTENT]) as lab:
         lab.use("1")
         for frame in options.frames:
             everything = [Variant(path, path) for path in options.paths]
@@ -76,6 +89,8 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
             _shares(result, samples, frame)
             samples = await _variants(result, options, lab, HOLD_OFF, "bypass", frame, "full", next(steps))
             _hold_off(result, samples, frame)
+            samples = await _variants(result, options, lab, GRANTS, "bypass", frame, "full", next(steps))
+            _persistent(result, samples, frame)
         await _line_rate(result, options, lab, next(steps))
         await _registration(result, lab, next(steps))
 
@@ -95,7 +110,7 @@ async def _variants(
         samples = await interleave(
             contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
         )
-    point: Row = {"direction": TO_WIRE, "frame": frame, "cores": "1", **({"payload": payload} if payload != "full" else {})}
+    point = _point(frame, payload)
     seen = {(row.get("path"), row.get("frame"), row.get("payload")) for row in result.records}
     for variant in variants:
         details = samples.details(variant.name)
@@ -109,9 +124,12 @@ async def _variants(
     return samples
 
 
+def _point(frame: int, payload: str) -> Row:
+    return {"direction": TO_WIRE, "frame": frame, "cores": "1", **({"payload": payload} if payload != "full" else {})}
+
+
 def _stream(lab: LabBench, variant: Variant, frame: int, payload: str) -> Contender:
-    guest = guest_names(variant.path, 1)[0]
-    load = {"kind": "stream", "from": guest, "to": WIRE, "frame": frame, "frames": None, "payload": payload}
+    load = {"kind": "stream", "from": variant.sender, "to": WIRE, "frame": frame, "frames": None, "payload": payload}
 
     async def run(seconds: float) -> Slice:
         await lab.lab.call("hyp", "ablate", **variant.switches)
@@ -202,6 +220,23 @@ def _hold_off(result: BenchmarkResult, samples: Samples, frame: int) -> None:
                 result.notes.append(f"{text}: {value:.4f}")
             else:
                 result.claims.append(Claim.counted(text, value, "≤", NOTIFICATIONS))
+
+
+def _persistent(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    """What is saved by granting a page once: CPU, and hypercalls, of the same hop with the same copies."""
+    _, split, kept = (variant.name for variant in GRANTS)
+    result.compare(samples, kept, split, "cpu_ns_per_frame", _point(frame, "full"))
+    ratio = samples.ratio(kept, split, "cpu_ns_per_frame")
+    cost = [samples.figure(name, "cpu_ns_per_frame").median for name in (split, kept)]
+    ledgers = [samples.details(name)[-1]["per_frame"] for name in (split, kept) if samples.details(name)]
+    if ratio.median is None or None in cost or len(ledgers) < 2:
+        return
+    calls, copies = ([ledger[what] for ledger in ledgers] for what in ("hypercalls", "copies"))
+    result.notes.append(
+        f"{frame} B, one core: split takes {cost[0]:.0f} CPU ns per frame, with persistent grants {cost[1]:.0f} (median of pairs: "
+        f"× {ratio.median:.3f}); hypercalls per frame {calls[0]:.4f} and {calls[1]:.4f}, "
+        f"payload copies {copies[0]:.2f} and {copies[1]:.2f}"
+    )
 
 
 async def _line_rate(result: BenchmarkResult, options: Options, lab: LabBench, progress: Part) -> None:

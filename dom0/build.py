@@ -26,6 +26,10 @@ def _post_all_buffers(engine: int) -> None:
     ring_receives(q)
 
 
+Pages = np.ndarray[tuple[int, int], np.dtype[np.int64]]
+"""Two tables of pinned pages' addresses by grant reference."""
+
+
 class EngineState:
     """Everything Dom0's kernel works on: `address` is its argument."""
 
@@ -100,9 +104,18 @@ class EngineState:
         self.ports[UPLINK]["counts"], self.ports[UPLINK]["counts_shared"] = counts
         await self.engine.post(ADD_PORT, UPLINK)
 
-    async def add_vif(self, number: int, domid: int, rings: list[int], event_fd: int, counts: tuple[int, int]) -> None:
-        """Make a connected vif port `number` of the bridge."""
+    async def add_vif(
+        self, number: int, domid: int, rings: list[int], event_fd: int, counts: tuple[int, int], pages: Pages | None = None
+    ) -> None:
+        """Make a connected vif port `number` of the bridge.
+
+        `pages`, for persistent grants: the tables of pages pinned for reading and for writing (dom0/persistent.py), all 0,
+        which the caller keeps until `remove_port` has returned; None for grant copy.
+        """
         port = self.ports[number]
+        port["refs"] = 0 if pages is None else pages.shape[1]
+        if pages is not None:
+            port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["event_fd"], port["failed"] = domid, event_fd, 0
         port["tx_ring"], port["rx_ring"] = rings
         port["counts"], port["counts_shared"] = counts
@@ -110,5 +123,5 @@ class EngineState:
         await self.engine.post(ADD_PORT, number)
 
     async def remove_port(self, number: int) -> None:
-        """The engine touches nothing of the port any more when this returns."""
+        """The engine touches nothing of the port any more when this returns, and has unpinned what it held of the guest's pages."""
         await self.engine.post(REMOVE_PORT, number)

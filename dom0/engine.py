@@ -7,6 +7,7 @@ then its frame drops.
 
 from dom0.bridge import NOWHERE, forget_port, learn, whereabouts
 from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests, tell_guest
+from dom0.persistent import release_pages
 from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
 from dom0.uplink import (
     completions_to_wait_for,
@@ -58,7 +59,7 @@ def _put(e, s, t):
         return DELIVERED
     if flush_is_full(e):
         flush_copies(e)
-    if not has_room(t):
+    if not has_room(e, t):
         return PAUSE if t.active != 0 else DROP_DOWN
     queue_copy(e, t, s.gpa, s.length)
     return DELIVERED
@@ -198,6 +199,8 @@ def _remove_port(e, number):
         if number != UPLINK and s.buffer >= 0 and s.posted == 0:
             give_buffer(e, s.buffer)
     p.staged, p.next, p.answers, p.pause_until = 0, 0, 0, 0
+    if p.refs != 0:
+        release_pages(e, p)
     forget_port(e.fdb, number)
     commit(p.counts, p.counts_shared)
 
@@ -261,7 +264,7 @@ def _paused_can_go(e, ahead):
         return True
     for number in range(e.port_count):
         p = port_of(e, number)
-        if p.active != 0 and number != UPLINK and p.stalled == 0 and p.waited_for != 0 and has_room(p):
+        if p.active != 0 and number != UPLINK and p.stalled == 0 and p.waited_for != 0 and has_room(e, p):
             return True
     return False
 

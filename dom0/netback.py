@@ -4,8 +4,10 @@ Transmit: take requests from the ring (each copied once, then checked), have the
 their frames into Dom0's buffers in one batch, stage them for the bridge. A request is answered only when its frame is
 somewhere that survives Dom0.
 Receive: a frame for the guest takes the guest's next receive request; the copies of a batch are one hypercall; then the responses.
+A vif with persistent grants (dom0/persistent.py) differs in the copy only: it is made here, through pages that stay pinned.
 """
 
+from dom0.persistent import pinned_page, release_pages
 from dom0.state import (
     COLOURS,
     FLUSH,
@@ -56,7 +58,7 @@ from hyp.abi.netif import RSP_ERROR, RSP_OKAY
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME
 from hyp.abi.platform import COPY_LIMIT, EVENT_NS, HYPERCALL_NS, KEEP_ARMED
 from hyp.ablation import ablated
-from hyp.atomics import load16, load32_once, load64_once, notify, store16, store32, store64
+from hyp.atomics import load16, load32_once, load64_once, memcpy, notify, store16, store32, store64
 from hyp.counters import count
 from hyp.events import wait_at
 from hyp.grants import copy_counts_at, grant_copy_at
@@ -76,14 +78,16 @@ COLOUR_LIMIT = PAGE_BYTES - COLOURS * 64
 
 
 @compiled
-def fail_port(p, column):
-    """The guest broke the protocol: its vif is out of service. Nobody else notices."""
+def fail_port(e, p, column):
+    """The guest broke the protocol: its vif is out of service, and lets go of the guest's pages. Nobody else notices."""
     count(p.counts, column, 1)
     count(p.counts, DROP_DOWN, p.staged - p.next)
     p.next = p.staged
     p.failed = 1
     p.active = 0
     p.dirty = 1
+    if p.refs != 0:
+        release_pages(e, p)
 
 
 @compiled
@@ -123,28 +127,57 @@ def take_requests(e, p):
     ring = ring_at(p.tx_ring)
     ready = unconsumed_requests(ring)
     if ready == PROTOCOL_FAULT:
-        fail_port(p, FAULTS_PROTOCOL)
+        fail_port(e, p, FAULTS_PROTOCOL)
         return 0
     ready = min(ready, min(STAGE, e.free_count))
     if ready == 0:
         return 0
-    e.op_count = 0
     limit = ablated(wait_at(e.wait).platform, COPY_LIMIT)
-    for k in range(ready):
-        _stage_request(e, p, next_request_slot(ring), k, MAX_FRAME if limit == 0 else limit)
+    limit = MAX_FRAME if limit == 0 else limit
+    if p.refs != 0:
+        _take_pinned(e, p, ring, ready, limit)
+    else:
+        _take_granted(e, p, ring, ready, limit)
     if ablated(wait_at(e.wait).platform, KEEP_ARMED) != 0:
         arm_requests(ring)
     p.staged, p.next, p.answers = ready, 0, ready
-    if e.op_count > 0:
-        run_copies(e)
-    _settle_requests(e, p, ready)
     count(p.counts, BATCHES, 1)
     return ready
 
 
 @compiled
-def _stage_request(e, p, slot, k, limit):
-    """Copy the request once, check the copy, plan its grant copy."""
+def _take_granted(e, p, ring, ready, limit):
+    """Stage requests, with one hypercall for all their copies."""
+    e.op_count = 0
+    for k in range(ready):
+        gref, offset = _open_request(e, p, next_request_slot(ring), k)
+        if gref >= 0:
+            s = staged_of(p, k)
+            s.status = e.op_count
+            into = s.gpa & (PAGE_BYTES - 1)
+            add_copy(e, gref, p.domid, offset, s.gpa >> 12, DOMID_SELF, into, min(s.length, limit), COPY_SOURCE_GREF)
+    if e.op_count > 0:
+        run_copies(e)
+    for k in range(ready):
+        s = staged_of(p, k)
+        _settle_request(e, p, s, s.buffer >= 0 and _copied(e, s.status))
+
+
+@compiled
+def _take_pinned(e, p, ring, ready, limit):
+    """Stage requests, each copied from its pinned page."""
+    for k in range(ready):
+        gref, offset = _open_request(e, p, next_request_slot(ring), k)
+        s = staged_of(p, k)
+        page = pinned_page(e, p, p.tx_pages, gref, 0)
+        if page > 0:
+            memcpy(s.addr, page + offset, min(s.length, limit))
+        _settle_request(e, p, s, page > 0)
+
+
+@compiled
+def _open_request(e, p, slot, k):
+    """Copy the request once, check the copy, give it a buffer. ``(gref, offset)`` of the frame; gref −1: it is refused."""
     gref, word1, word2 = load32_once(slot), load32_once(slot + 4), load32_once(slot + 8)
     offset, flags = word1 & 0xFFFF, word1 >> 16
     s = staged_of(p, k)
@@ -152,34 +185,31 @@ def _stage_request(e, p, slot, k, limit):
     s.length, s.posted, s.buffer, s.status = length, 0, -1, RSP_ERROR
     if flags != 0 or length < MIN_FRAME or length > MAX_FRAME or offset + length > PAGE_BYTES:
         count(p.counts, FAULTS_DESCRIPTOR, 1)
-        return
+        return -1, 0
     s.buffer = take_buffer(e)
     into = (s.buffer % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
     s.gpa = e.pool + s.buffer * PAGE_BYTES + into
     s.addr = e.ram + s.gpa
-    s.status = e.op_count
-    add_copy(e, gref, p.domid, offset, s.gpa >> 12, DOMID_SELF, into, min(length, limit), COPY_SOURCE_GREF)
+    return gref, offset
 
 
 @compiled
-def _settle_requests(e, p, ready):
-    """After the copies: count what came in, and give up what could not be copied."""
-    for k in range(ready):
-        s = staged_of(p, k)
-        count(p.counts, TX_FRAMES, 1)
-        count(p.counts, TX_BYTES, s.length)
-        if s.buffer < 0:
-            count(p.counts, DROP_BAD_FRAME, 1)
-        elif _copied(e, s.status):
-            s.status = RSP_OKAY
-            count(p.counts, COPIES, 1)
-            count(p.counts, COPIED_BYTES, s.length)
-        else:
-            s.status = RSP_ERROR
-            count(p.counts, FAULTS_GRANT, 1)
-            count(p.counts, DROP_BAD_ADDRESS, 1)
-            give_buffer(e, s.buffer)
-            s.buffer = -1
+def _settle_request(e, p, s, copied):
+    """After the copy: count what came in, and give up what could not be copied."""
+    count(p.counts, TX_FRAMES, 1)
+    count(p.counts, TX_BYTES, s.length)
+    if s.buffer < 0:
+        count(p.counts, DROP_BAD_FRAME, 1)
+    elif copied:
+        s.status = RSP_OKAY
+        count(p.counts, COPIES, 1)
+        count(p.counts, COPIED_BYTES, s.length)
+    else:
+        s.status = RSP_ERROR
+        count(p.counts, FAULTS_GRANT, 1)
+        count(p.counts, DROP_BAD_ADDRESS, 1)
+        give_buffer(e, s.buffer)
+        s.buffer = -1
 
 
 @compiled
@@ -223,11 +253,11 @@ def tell_guest(e, p):
 
 
 @compiled
-def has_room(p):
+def has_room(e, p):
     """True if the guest has posted a receive request."""
     ready = unconsumed_requests(ring_at(p.rx_ring))
     if ready == PROTOCOL_FAULT:
-        fail_port(p, FAULTS_PROTOCOL)
+        fail_port(e, p, FAULTS_PROTOCOL)
         return False
     if ready > 0:
         p.stalled, p.waited_for = 0, 0
@@ -236,14 +266,57 @@ def has_room(p):
 
 @compiled
 def queue_copy(e, p, gpa, length):
-    """Plan the copy of a frame in Dom0's RAM into the guest's next receive page. The caller has checked `has_room`."""
+    """Plan the copy of a frame in Dom0's RAM into the guest's next receive page, or make it if that page can stay pinned.
+
+    The caller has checked `has_room`.
+    """
     word = load64_once(next_request_slot(ring_at(p.rx_ring)))  # u16 id, u16 pad, u32 gref
     gref = (word >> 32) & 0xFFFFFFFF
+    if p.refs != 0:
+        _copy_pinned(e, p, word & 0xFFFF, gref, gpa, length)
+        return
     pending = pending_at(e.pending + e.op_count * PENDING_BYTES)
     offset = (e.op_count % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
     pending.port, pending.id, pending.length, pending.offset = p.number, word & 0xFFFF, length, offset
     add_copy(e, gpa >> 12, DOMID_SELF, gpa & (PAGE_BYTES - 1), gref, p.domid, offset, length, COPY_DEST_GREF)
     p.copies += 1
+
+
+@compiled
+def _copy_pinned(e, p, number, gref, gpa, length):
+    """Copy a frame into a page that stays pinned and write its response, which `flush_copies` publishes."""
+    offset = (p.copies % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
+    page = pinned_page(e, p, p.rx_pages, gref, 1)
+    copied = page > 0 and offset + length <= PAGE_BYTES
+    if copied:
+        memcpy(page + offset, e.ram + gpa, length)
+    _respond(p, number, offset, length, copied)
+    if p.copies == 0:
+        p.next_written = e.written
+        e.written = p.number
+    p.copies += 1
+
+
+@compiled
+def _respond(p, number, offset, length, copied):
+    """Write the response to receive request `number`, and count."""
+    slot = next_response_slot(ring_at(p.rx_ring))
+    if copied:
+        store64(slot, number | (offset << 16) | (length << 48))
+        count(p.counts, RX_FRAMES, 1)
+        count(p.counts, RX_BYTES, length)
+        count(p.counts, COPIES, 1)
+        count(p.counts, COPIED_BYTES, length)
+    else:
+        store64(slot, number | ((RSP_ERROR & 0xFFFF) << 48))
+        count(p.counts, FAULTS_GRANT, 1)
+        count(p.counts, DROP_BAD_ADDRESS, 1)
+
+
+@compiled
+def _publish_responses(p):
+    p.copies = 0
+    owe_event(p, push_responses(ring_at(p.rx_ring)))
 
 
 @compiled
@@ -255,26 +328,18 @@ def flush_is_full(e):
 @compiled
 def flush_copies(e):
     """Make the planned copies (one hypercall), answer the guests' receive requests, send events."""
+    while e.written != 0:
+        p = port_of(e, e.written)
+        e.written = p.next_written
+        _publish_responses(p)
     if e.op_count == 0:
         return
     run_copies(e)
     for k in range(e.op_count):
         pending = pending_at(e.pending + k * PENDING_BYTES)
-        p = port_of(e, pending.port)
-        slot = next_response_slot(ring_at(p.rx_ring))
-        if _copied(e, k):
-            store64(slot, pending.id | (pending.offset << 16) | (pending.length << 48))
-            count(p.counts, RX_FRAMES, 1)
-            count(p.counts, RX_BYTES, pending.length)
-            count(p.counts, COPIES, 1)
-            count(p.counts, COPIED_BYTES, pending.length)
-        else:
-            store64(slot, pending.id | ((RSP_ERROR & 0xFFFF) << 48))
-            count(p.counts, FAULTS_GRANT, 1)
-            count(p.counts, DROP_BAD_ADDRESS, 1)
+        _respond(port_of(e, pending.port), pending.id, pending.offset, pending.length, _copied(e, k))
     for k in range(e.op_count):
         p = port_of(e, pending_at(e.pending + k * PENDING_BYTES).port)
         if p.copies > 0:
-            p.copies = 0
-            owe_event(p, push_responses(ring_at(p.rx_ring)))
+            _publish_responses(p)
     e.op_count = 0

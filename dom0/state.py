@@ -30,7 +30,11 @@ PORT = np.dtype(
         ("waited_for", "i8"),  # as a receiver: some port pauses for it
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it has room
         ("answers", "i8"),  # transmit requests staged and not yet answered
-        ("copies", "i8"),  # receive copies queued in this flush
+        ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
+        ("next_written", "i8"),  # the next port in the list that ENGINE.written heads, 0: none
+        ("refs", "i8"),  # with persistent grants: words in each of the two tables (dom0/persistent.py); 0: grant copy
+        ("tx_pages", "i8"),
+        ("rx_pages", "i8"),
         ("owed", "i8"),  # the guest asked for the event of something published, and has not been sent it
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
@@ -77,6 +81,7 @@ ENGINE = np.dtype(
         ("ops", "i8"),  # gnttab_copy operations
         ("op_count", "i8"),
         ("pending", "i8"),
+        ("written", "i8"),  # first of the ports with persistent grants that have responses to publish, 0: none
         ("copy_counts", "i8"),
         ("mailbox", "i8"),
         ("mail", "i8"),

@@ -3,6 +3,10 @@
 Back end's states: InitWait (the toolstack's nodes are there, features written) → the front end writes rings and event channel and
 becomes Initialised → map the rings by grant, bind the event channel, add the port → Connected → Closing/Closed or the guest's
 death: remove the port, unmap, Closed.
+
+Persistent grants are negotiated on the way: a back end that is to have them (the topology's `persistent_grants`) writes
+``feature-persistent`` 1 before InitWait, a front end that will never revoke its pages writes the same before Initialised.
+Unless both say 1, each frame is a grant copy. What follows from it is in dom0/persistent.py.
 """
 
 import asyncio
@@ -11,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dom0.build import EngineState
+from dom0.build import EngineState, Pages
 from hyp.abi.domids import DOM0
-from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.platform import GRANT_MAP_NS
 from hyp.control import Channel
 from hyp.counters import CounterPage
@@ -23,7 +27,7 @@ from hyp.memory import Mapping
 from hyp.price import pay
 from hyp.ring import RING, attach_back, ring_at, ring_size
 from hyp.xenbus import XenbusState, backend_path, frontend_path, switch_state, wait_for_state
-from hyp.xenstore import XenstoreClient
+from hyp.xenstore import XenstoreClient, XenstoreError
 
 DEVICE = "vif"
 HANDSHAKE_TIMEOUT_S = 30.0
@@ -86,11 +90,15 @@ class Vif:
         self._rings = np.zeros(2, RING)
         self._grefs: list[int] = []
         self._keep: list[Mapping] = []
+        self._offers_persistent = bool(guest["persistent_grants"])
+        self._pages: Pages | None = None  # the engine's, from add_vif to remove_port
         self.gone = asyncio.Event()
 
     async def run(self) -> None:
         """Offer, connect, wait for the end, disconnect."""
         await self._store.write(f"{self._back}/feature-rx-copy", "1")
+        if self._offers_persistent:
+            await self._store.write(f"{self._back}/{FEATURE_PERSISTENT}", "1")
         await switch_state(self._store, self._back, XenbusState.INIT_WAIT)
         ready = (XenbusState.INITIALISED, XenbusState.CONNECTED)
         await wait_for_state(self._store, self._front, ready, HANDSHAKE_TIMEOUT_S)
@@ -126,6 +134,8 @@ class Vif:
                 )
             self._grefs.append(refs[name])
             _attach(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes)
+        if self._offers_persistent and await self._is_set(FEATURE_PERSISTENT):
+            self._pages = np.zeros((2, int(self._state.views[self.domid]["refs"])), np.int64)
         port = await self._read_int("event-channel")
         bound = await self._hyp.call("evtchn_bind_interdomain", remote=self.domid, remote_port=port, upcall=self._state.upcall)
         self._event_fd = bound.fds[0]
@@ -133,7 +143,7 @@ class Vif:
         counts = self._counters.row(f"vif{self.domid}:{self.name}")
         rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
         await self._hyp.call("filter_change", context=DOM0, add=[self.mac], remove=[])
-        await self._state.add_vif(self.number, self.domid, rings, self._event_fd, counts)
+        await self._state.add_vif(self.number, self.domid, rings, self._event_fd, counts, self._pages)
 
     async def _disconnect(self) -> None:
         """Take the port away, then everything under it."""
@@ -145,6 +155,10 @@ class Vif:
         os.close(self._event_fd)
         await self._hyp.call("evtchn_close", port=self._port)
         await self._hyp.call("filter_change", context=DOM0, add=[], remove=[self.mac])
+        if self._pages is not None and self._pages.any():
+            held = np.count_nonzero(self._pages)
+            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {held} persistent grants could not be unmapped")
+        self._pages = None
 
     async def _view_guest(self) -> None:
         """Let the grant hypercalls, which run on our threads, see the guest."""
@@ -155,6 +169,18 @@ class Vif:
         view = self._state.views[self.domid]
         view["grant_table"], view["refs"], view["active"] = table.address, refs, active.address
         view["ram"], view["ram_bytes"], view["present"] = ram.address, memory, 1
+
+    async def _is_set(self, feature: str) -> bool:
+        """What the front end says of a feature: 1; 0, or nothing."""
+        try:
+            value = await self._read_int(feature)
+        except XenstoreError as error:
+            if error.name != "ENOENT":
+                raise
+            return False
+        if value > 1:
+            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {feature} is {value}, not 0 or 1")
+        return value == 1
 
     async def _read_int(self, node: str) -> int:
         text = await self._store.read(f"{self._front}/{node}")

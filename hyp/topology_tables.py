@@ -240,6 +240,7 @@ class Guest(Table):
     program: Literal["traffic", "tap"] = "traffic"
     address: Annotated[str, AfterValidator(_address)] | None = Field(default=None, validate_default=True)
     mtu: int = Field(default=1500, ge=576, le=1500)
+    persistent_grants: bool = False
 
     @field_validator("path")
     @classmethod
@@ -258,6 +259,15 @@ class Guest(Table):
         if program == "traffic" and address is not None:
             raise ValueError('has a meaning with program = "tap" only')
         return address
+
+    @field_validator("persistent_grants")
+    @classmethod
+    def _persistent_on_split(cls, wanted: bool, info: Info) -> bool:
+        path = info.data.get("path", "split")
+        if wanted and path != "split":
+            who = f"guest {info.data['name']!r}" if "name" in info.data else "this guest"
+            raise ValueError(f'has a meaning with path = "split" only, and the path of {who} is {path!r}')
+        return wanted
 
 
 class Workload(Table):

@@ -124,12 +124,17 @@ def test_a_path_that_falls_behind_now_and_then_keeps_its_late_slices() -> None:
 def test_cost(tmp_path: Path) -> None:
     found = measured(tmp_path, "cost", "--paths", "native,bypass,split", "--frames", "1500")
     variants = {"native", "bypass", "split", "bypass + copy", "split − copy", "bypass, no hold-off", "split, no hold-off"}
+    variants.add("split, persistent grants")
     assert {r["path"] for r in found["records"]} == variants
     per_frame = {(r["path"], r.get("payload")): r["per_frame"] for r in found["records"] if r.get("per_frame")}
     assert per_frame["split", None]["dom0_frames"] == pytest.approx(1, abs=0.01)
     assert per_frame["split − copy", "header"]["dom0_frames"] == pytest.approx(1, abs=0.01)
     assert per_frame["bypass, no hold-off", None]["notifications"] > per_frame["bypass", None]["notifications"]
     assert per_frame["split, no hold-off", None]["notifications"] > per_frame["split", None]["notifications"]
+    kept = per_frame["split, persistent grants", None]
+    assert kept["hypercalls"] == 0 < per_frame["split", None]["hypercalls"]
+    assert kept["copies"] == pytest.approx(per_frame["split", None]["copies"], abs=0.01)
+    assert ("split, persistent grants", "split") in {(r["of"], r["to"]) for r in found["ratios"]}
     line = {r["path"]: r for r in found["records"] if r.get("mode") == "10 Gbit/s wire" and r["regime"] is not None}
     assert all(record["gbps"]["median"] < 10.0 for record in line.values()), "no faster than the wire"
     assert {series["id"] for series in found["series"]} == {"processes-1500", "registration"}

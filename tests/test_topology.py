@@ -70,6 +70,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "program": "traffic",
                 "address": None,
                 "mtu": 1500,
+                "persistent_grants": False,
             }
         ],
         "workload": [],
@@ -137,7 +138,7 @@ def test_everything_given(tmp_path: Path) -> None:
 
 def test_plain_is_made_of_plain_types(tmp_path: Path) -> None:
     def check(value: Any) -> None:
-        assert type(value) in (dict, list, str, int, float, type(None))
+        assert type(value) in (dict, list, str, int, float, bool, type(None))
         for item in value.values() if type(value) is dict else value if type(value) is list else ():
             check(item)
 

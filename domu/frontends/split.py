@@ -3,8 +3,12 @@
 As a Linux netfront does, it grants a page per packet and takes the grant back when the packet is answered. Send page i belongs to
 request id i, receive page i to receive slot i.
 
-Set-up (XenBus): wait for the back end's InitWait → rings in RAM, granted → event channel → Initialised → back end Connected →
-receive requests posted → Connected.
+Where the back end offers ``feature-persistent`` it grants every page of both pools once, at set-up, and revokes none: a page is
+then shared with Dom0 as long as the device is up, and a request or its answer says only whose turn it is to use it. Dom0 could
+read or change a page out of turn; such a guest trusts it not to. The back end's side is dom0/persistent.py.
+
+Set-up (XenBus): wait for the back end's InitWait → rings in RAM, granted (and both pools, if persistent) → event channel →
+Initialised → back end Connected → receive requests posted → Connected.
 """
 
 from typing import TYPE_CHECKING
@@ -36,7 +40,7 @@ from hyp.abi.counters import (
     TX_FRAMES,
 )
 from hyp.abi.grant import PAGE_BYTES
-from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.nic import mac_to_int
 from hyp.abi.platform import EVENT_NS
 from hyp.atomics import load16_once, load64, load64_once, notify, record_view, store32, store64
@@ -63,7 +67,7 @@ from hyp.ring import (
     unconsumed_responses,
 )
 from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
-from hyp.xenstore import XenstoreClient
+from hyp.xenstore import XenstoreClient, XenstoreError
 
 if TYPE_CHECKING:
     from domu.guest import Guest
@@ -95,6 +99,7 @@ NETFRONT = np.dtype(
         ("polled_head", "i8"),
         ("polled_tail", "i8"),
         ("failed", "i8"),
+        ("persistent", "i8"),  # 1: the pools' pages were granted at set-up, for good
     ]
 )
 _netfront_at = record_view(NETFRONT)
@@ -116,7 +121,7 @@ def _fail(d, f):
 @compiled
 def _reap(d, f):
     """Take all transmit responses: revoke their grants, free their ids. 0, or FAILED."""
-    ring = ring_at(f.tx_ring)
+    ring, revoke = ring_at(f.tx_ring), f.persistent == 0
     ready = unconsumed_responses(ring)
     while ready > 0:
         for _ in range(ready):
@@ -124,7 +129,7 @@ def _reap(d, f):
             if number >= TX_SLOTS or load64(f.busy + 8 * number) == 0:
                 return _fail(d, f)
             store64(f.busy + 8 * number, 0)
-            if end_access(f.table, TX_REF + number) == 0:
+            if revoke and end_access(f.table, TX_REF + number) == 0:
                 count(d.counts, FAULTS_GRANT, 1)  # answered and still in use: the page is lost to us until it is not
                 return _fail(d, f)
             store64(f.free + 8 * (f.free_tail % TX_SLOTS), number)
@@ -157,7 +162,7 @@ def tx_commit(device: int, n: int) -> int:
     f = _netfront_at(d.front)
     if f.failed != 0:
         return FAILED
-    ring = ring_at(f.tx_ring)
+    ring, grant = ring_at(f.tx_ring), f.persistent == 0
     total = 0
     for k in range(n):
         number = load64(f.free + 8 * (f.free_head % TX_SLOTS))
@@ -165,7 +170,8 @@ def tx_commit(device: int, n: int) -> int:
         store64(f.busy + 8 * number, 1)
         length = frame_length(d.tx, k)
         total += length
-        grant_access(f.table, TX_REF + number, BACKEND, (f.tx_pool >> 12) + number, 1)
+        if grant:
+            grant_access(f.table, TX_REF + number, BACKEND, (f.tx_pool >> 12) + number, 1)
         slot = next_request(ring)
         store32(slot, TX_REF + number)
         store32(slot + 4, _colour(number))  # offset; no flags
@@ -204,7 +210,7 @@ def _take_response(d, f, slot, index):
     expected = index & (RX_SLOTS - 1)
     if number != expected or (status > 0 and offset + status > PAGE_BYTES):
         return _fail(d, f)
-    if end_access(f.table, RX_REF + expected) == 0:
+    if f.persistent == 0 and end_access(f.table, RX_REF + expected) == 0:
         count(d.counts, FAULTS_GRANT, 1)
         return _fail(d, f)
     at = f.polled + 16 * (f.polled_tail % RX_SLOTS)
@@ -241,7 +247,8 @@ def rx_poll(device: int, want: int) -> int:
 def _post_receive(f, ring):
     """Grant the page of the next receive slot and ask for a frame in it."""
     number = ring.req_prod_pvt & (RX_SLOTS - 1)
-    grant_access(f.table, RX_REF + number, BACKEND, (f.rx_pool >> 12) + number, 0)
+    if f.persistent == 0:
+        grant_access(f.table, RX_REF + number, BACKEND, (f.rx_pool >> 12) + number, 0)
     store64(next_request(ring), number | ((RX_REF + number) << 32))
 
 
@@ -301,6 +308,17 @@ def _init_rings(front: int, rings: int) -> None:
 
 
 @entry(void(i64))
+def _grant_pools(front: int) -> None:
+    """Grant all pages for as long as the device is up."""
+    f = _netfront_at(front)
+    f.persistent = 1
+    for number in range(TX_SLOTS):
+        grant_access(f.table, TX_REF + number, BACKEND, (f.tx_pool >> 12) + number, 1)
+    for number in range(RX_SLOTS):
+        grant_access(f.table, RX_REF + number, BACKEND, (f.rx_pool >> 12) + number, 0)
+
+
+@entry(void(i64))
 def _post_all_receives(device: int) -> None:
     """Ask for a frame in every receive page."""
     d = device_at(device)
@@ -342,6 +360,9 @@ async def connect(guest: "Guest") -> Device:
     _init_rings(memory.address, memory.ring_pages)
     port = int((await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=guest.upcall)).value["port"])
     nodes = {"tx-ring-ref": FIRST_REF, "rx-ring-ref": FIRST_REF + 1, "event-channel": port, "request-rx-copy": 1}
+    if await _offers_persistent(store, back):
+        _grant_pools(memory.address)
+        nodes[FEATURE_PERSISTENT] = 1
     for name, value in nodes.items():
         await store.write(f"{front}/{name}", str(value))
     await switch_state(store, front, XenbusState.INITIALISED)
@@ -358,3 +379,13 @@ async def _backend_path(store: XenstoreClient, front: str) -> str:
     """Where the toolstack says the back end is; waits until the toolstack has made the device."""
     await wait_for_state(store, front, [XenbusState.INITIALISING], HANDSHAKE_TIMEOUT_S)
     return await store.read(f"{front}/backend")
+
+
+async def _offers_persistent(store: XenstoreClient, back: str) -> bool:
+    """True if the back end can keep pages mapped."""
+    try:
+        return await store.read(f"{back}/{FEATURE_PERSISTENT}") == "1"
+    except XenstoreError as error:
+        if error.name not in ("ENOENT", "EACCES"):
+            raise
+        return False

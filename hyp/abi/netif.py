@@ -55,6 +55,9 @@ import numpy as np
 NR_SLOTS_MIN = 18  # slots of one packet that any back end takes (XEN_NETIF_NR_SLOTS_MIN)
 MAX_TX_SIZE = 0xFFFF  # bytes of one packet
 
+FEATURE_PERSISTENT = "feature-persistent"
+"""Node of either end in xenstore: "1" if pages once granted stay granted. blkif's (``xen/io/blkif.h``); Xen's netif has none."""
+
 # --- transmit --------------------------------------------------------------------------------------------------------
 
 TX_SLOT_BYTES = 12

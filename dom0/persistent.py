@@ -1,0 +1,69 @@
+"""Persistent grants of a vif: Xen's blkif ``feature-persistent``, applied to netif. The back end's side. Compiled.
+
+The front end grants each page of its pools once, send pages read-only and receive pages writable, and revokes none while it
+is connected (domu/frontends/split.py). The back end pins a page when a request first names it, keeps the address, and copies
+frames itself: no hypercall, no grant and no revocation per frame. The price is isolation. Dom0 can read and write those pages
+at any time while the vif is up, so a guest must trust Dom0 not to change a frame that it has been handed, as blkif guests do.
+
+Who owns what: the control plane (dom0/vifs.py) allocates two tables per vif, `tx_pages` (pinned for reading) and `rx_pages`
+(for writing), one word per grant reference, before the port is added. It keeps them, and the mapping of the guest's RAM, until
+the port is removed. In between only the engine touches them. A word of them::
+
+    0                          not pinned
+    0 -> address of the page   at first use: one map hypercall; refused: stays 0, and the next use asks again
+    address -> 0               the port is removed, or fails: one unmap hypercall each, at most `refs` of each table
+
+An address says which page was judged when it was pinned, and that page stays the guest's RAM in our mapping, whatever the
+guest does to its grant entry afterwards: it can only redirect what has not been pinned yet. So what a guest can still do is
+change the bytes under a copy, as with grant copy. A reference beyond the table, or one that cannot be mapped, costs the guest
+that frame, no more. If Dom0 dies, the hypervisor gives its pins back (`hyp.grants.release_mapper`).
+"""
+
+from hyp.abi.counters import HYPERCALLS
+from hyp.abi.domids import DOM0
+from hyp.abi.grant import GNTST_BAD_GNTREF, GNTST_OKAY
+from hyp.abi.platform import GRANT_MAP_NS
+from hyp.atomics import load64, store64, sys_getppid
+from hyp.counters import count
+from hyp.events import wait_at
+from hyp.grants import map_grant_at, unmap_grant_at
+from hyp.kernels import compiled, outlined
+from hyp.price import pay
+
+
+@compiled
+def pinned_page(e, p, pages, gref, write):
+    """Address of the page that the guest grants under `gref`, pinned by now; or a negative grant status. `pages`: p's table."""
+    if gref < 0 or gref >= p.refs:
+        return GNTST_BAD_GNTREF
+    address = load64(pages + 8 * gref)
+    return address if address != 0 else _pin_page(e, p, pages, gref, write)
+
+
+@outlined
+def _pin_page(e, p, pages, gref, write):
+    _enter(e)
+    address = map_grant_at(e.views, e.view_count, DOM0, p.domid, gref, write)
+    if address > 0:
+        store64(pages + 8 * gref, address)
+    return address
+
+
+@outlined
+def release_pages(e, p):
+    """Unpin everything that the port's tables hold. What cannot be unpinned, by a bug of ours, stays for `dom0.vifs` to see."""
+    for write in range(2):
+        pages = p.rx_pages if write else p.tx_pages
+        for gref in range(p.refs):
+            if load64(pages + 8 * gref) != 0:
+                _enter(e)
+                if unmap_grant_at(e.views, e.view_count, DOM0, p.domid, gref, write) == GNTST_OKAY:
+                    store64(pages + 8 * gref, 0)
+
+
+@compiled
+def _enter(e):
+    """What one map or unmap hypercall costs."""
+    sys_getppid()
+    pay(wait_at(e.wait).platform, GRANT_MAP_NS)
+    count(e.counts, HYPERCALLS, 1)
