@@ -135,7 +135,7 @@ def _stream(lab: LabBench, variant: Variant, frame: int, payload: str) -> Conten
         await lab.lab.call("hyp", "ablate", **variant.switches)
         try:
             if variant.path in ("native", "bypass") and why_not() is None:
-                with Counting([lab.runner.pids[process] for process in (guest, "nic")]) as counting:
+                with Counting([lab.runner.pids[process] for process in (variant.sender, "nic")]) as counting:
                     record = await lab.runner.run({**load, "seconds": seconds})
                     instructions = counting.total()
             else:
