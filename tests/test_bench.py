@@ -132,7 +132,7 @@ def test_cost(tmp_path: Path) -> None:
     assert per_frame["bypass, no hold-off", None]["notifications"] > per_frame["bypass", None]["notifications"]
     assert per_frame["split, no hold-off", None]["notifications"] > per_frame["split", None]["notifications"]
     kept = per_frame["split, persistent grants", None]
-    assert kept["hypercalls"] == 0 < per_frame["split", None]["hypercalls"]
+    assert kept["hypercalls"] < 0.001 < per_frame["split", None]["hypercalls"]
     assert kept["copies"] == pytest.approx(per_frame["split", None]["copies"], abs=0.01)
     assert ("split, persistent grants", "split") in {(r["of"], r["to"]) for r in found["ratios"]}
     line = {r["path"]: r for r in found["records"] if r.get("mode") == "10 Gbit/s wire" and r["regime"] is not None}
