@@ -22,7 +22,7 @@ from bench.workloads import WIRE, Runner, Workload
 TO_WIRE, FROM_WIRE, BETWEEN = "guest→wire", "wire→guest", "guest→guest"
 DIRECTIONS = (TO_WIRE, FROM_WIRE, BETWEEN)
 GUEST_RAM = 8 << 20
-TRIALS, TRIAL_S = 3, 0.05
+TRIALS, TRIAL_S = 5, 0.1
 
 
 def cpus_of(cores: str) -> list[int]:

@@ -65,10 +65,12 @@ async def _at_load(result: BenchmarkResult, options: Options, lab: LabBench, fra
     for path in options.paths:
         kept_up = keeps_up(samples, path, load)
         result.take(samples, path, {"path": path}, point, METRICS if kept_up else SATURATED_METRICS)
+        reached = samples.figure(path, "mpps").median
+        if not kept_up and reached is not None:
+            result.notes.append(f"{path} does not keep up with {load:g} Mframes/s: {short(reached)}")
         if not kept_up:
-            reached = samples.figure(path, "mpps").median
-            result.notes.append(f"{path} does not keep up with {load:g} Mframes/s: {short(reached) if reached else 'no figure'}")
-        elif path != "bypass" and "bypass" in options.paths and keeps_up(samples, "bypass", load):
+            continue
+        if path != "bypass" and "bypass" in options.paths and keeps_up(samples, "bypass", load):
             result.compare(samples, path, "bypass", "p99_us", point)
     return samples
 

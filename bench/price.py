@@ -73,19 +73,26 @@ def _report(result: BenchmarkResult, samples: Samples, paths: Sequence[str], fra
     result.series.append(series)
     for k, one in enumerate(paths):
         for other in paths[k + 1 :]:
-            costs = ([figure.median for figure in found[path]] for path in (one, other))
-            result.notes.append(f"{frame} B: {crossover(one, other, prices, *costs)}")
+            result.notes.append(f"{frame} B: {crossover(one, other, prices, found[one], found[other])}")
 
 
-def crossover(one: str, other: str, prices: Sequence[int], costs: Sequence[float | None], others: Sequence[float | None]) -> str:
-    """In words: the price at which the dearer of two paths becomes the cheaper one, between two that were measured."""
-    known = [(price, a - b) for price, a, b in zip(prices, costs, others, strict=True) if a is not None and b is not None]
+def crossover(one: str, other: str, prices: Sequence[int], costs: Sequence[Figure], others: Sequence[Figure]) -> str:
+    """In words: the price at which the dearer of two paths becomes the cheaper one, between two where their intervals are apart."""
+    known = [(price, gap) for price, a, b in zip(prices, costs, others, strict=True) if (gap := _gap(a, b))]
     if not known:
-        return f"{one} and {other}: no figures"
+        return f"{one} and {other} cannot be told apart at any price"
     for (price, before), (next_price, after) in pairwise(known):
         if before * after < 0:
             at = price + (next_price - price) * before / (before - after)
             first, then = (one, other) if before < 0 else (other, one)
             return f"{first} is cheaper than {then} up to a price of about {short(at)} ns, {then} beyond it (modelled)"
-    cheaper, dearer = (one, other) if known[-1][1] < 0 else (other, one)
-    return f"{cheaper} is cheaper than {dearer} at every price up to {known[-1][0]} ns (modelled)"
+    cheaper, dearer = (one, other) if known[0][1] < 0 else (other, one)
+    span = f"from {known[0][0]} to {known[-1][0]} ns" if len(known) > 1 else f"at {known[0][0]} ns"
+    return f"{cheaper} is cheaper than {dearer} {span} (modelled)"
+
+
+def _gap(one: Figure, other: Figure) -> float:
+    """How much dearer `one` is; 0 if the intervals overlap, or there are none."""
+    if one.median is None or other.median is None or one.low is None or one.high is None or other.low is None or other.high is None:
+        return 0.0
+    return one.median - other.median if one.low > other.high or one.high < other.low else 0.0

@@ -30,7 +30,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
         contenders = [Contender("four guests", _start), _idle(idle)]
         with probe_of("all") as probe:
             samples = await interleave(
-                contenders, rounds=max(6, options.rounds // 2), seconds=options.slice_s, probe=probe, again="four guests",
+                contenders, rounds=max(6, options.rounds), seconds=options.slice_s, probe=probe, again="four guests",
                 progress=progress,
             )  # fmt: skip
     point: Row = {"cores": "all"}

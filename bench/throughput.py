@@ -183,9 +183,10 @@ def _scheduler_share(result: BenchmarkResult, options: Options) -> None:
                 gain[cores] = rows[0]["median"]
         if len(gain) == 2 and gain["all"] > 1:
             share = 1 - math.log(gain["1"]) / math.log(gain["all"])
+            relief = f"{share:.0%} of the gain (of its logarithm)" if share > 0 else "nothing of the gain"
             result.notes.append(
                 f"{frame} B, {TO_WIRE}: bypass ÷ split is {gain['all']:.2f} on all cores, {gain['1']:.2f} per CPU-second on one: "
-                f"{share:.0%} of the gain (of its logarithm) is relief of the scheduler, the rest is work saved"
+                f"{relief} is relief of the scheduler, the rest is work saved"
             )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from bench.contenders import run_name
 from bench.floor.layout import MAX_ENTRIES
-from bench.method import Samples, Slice, Taken
+from bench.method import Figure, Samples, Slice, Taken
 from bench.openloop import keeps_up
 from bench.price import crossover
 from bench.scale import jain, queue_for
@@ -164,12 +164,19 @@ def test_price(tmp_path: Path) -> None:
     assert [series["id"] for series in found["series"]] == ["price-64"]
 
 
-def test_crossovers_are_found_between_two_prices() -> None:
-    assert crossover("a", "b", [0, 100], [1.0, 3.0], [2.0, 2.0]).startswith("a is cheaper than b up to a price of about 50.0 ns")
-    assert crossover("a", "b", [0, 100], [3.0, 1.0], [2.0, 2.0]).startswith("b is cheaper than a up to a price of about 50.0 ns")
-    assert crossover("a", "b", [0, 100], [1.0, 1.5], [2.0, 2.0]) == "a is cheaper than b at every price up to 100 ns (modelled)"
-    assert crossover("a", "b", [0, 100], [3.0, 3.0], [2.0, 2.0]) == "b is cheaper than a at every price up to 100 ns (modelled)"
-    assert crossover("a", "b", [0, 100], [None, None], [2.0, 2.0]) == "a and b: no figures"
+def at(*costs: float, width: float = 0.1) -> list[Figure]:
+    return [Figure(cost, cost - width, cost + width, 6, "one") for cost in costs]
+
+
+def test_crossovers_are_found_where_intervals_are_apart() -> None:
+    flat = at(2.0, 2.0)
+    assert crossover("a", "b", [0, 100], at(1.0, 3.0), flat).startswith("a is cheaper than b up to a price of about 50.0 ns")
+    assert crossover("a", "b", [0, 100], at(3.0, 1.0), flat).startswith("b is cheaper than a up to a price of about 50.0 ns")
+    assert crossover("a", "b", [0, 100], at(1.0, 1.5), flat) == "a is cheaper than b from 0 to 100 ns (modelled)"
+    assert crossover("a", "b", [0, 100], at(3.0, 2.05), flat) == "b is cheaper than a at 0 ns (modelled)"
+    assert crossover("a", "b", [0, 100], at(1.95, 2.05), flat) == "a and b cannot be told apart at any price"
+    none = Figure(1.0, None, None, 2, "one")
+    assert crossover("a", "b", [0, 100], [none, none], flat) == "a and b cannot be told apart at any price"
 
 
 def test_startup(tmp_path: Path) -> None:
