@@ -122,7 +122,7 @@ def test_garbage_at_full_speed() -> None:
 
 
 def test_scribbling_over_trap_page_and_queues() -> None:
-    with attacked(pause_us=1000) as (bench, mallory):
+    with attacked(pause_us=100_000) as (bench, mallory):
         scribbler = Loop(scribble, mallory, mallory.job(first=0, size=mallory.rx_pool))
 
         def failed() -> int | None:
