@@ -14,7 +14,8 @@ pytest.register_assert_rewrite(*(f"tests.{name}" for name in ASSERTING))
 
 if TYPE_CHECKING:
     from tests.grant_world import World
-    from tests.peers import Bench, Guest
+    from tests.guests import Guest
+    from tests.peers import Bench
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +34,7 @@ def warm() -> None:
 @pytest.fixture(params=["from 0", "over the wrap"])
 def start(request: pytest.FixtureRequest) -> int:
     """Where the indices of a guest's queues begin."""
-    from tests.peers import JUST_BELOW_WRAP
+    from tests.guests import JUST_BELOW_WRAP
 
     return 0 if request.param == "from 0" else JUST_BELOW_WRAP
 

@@ -1,7 +1,7 @@
-"""Compiled drivers for the guests of tests/peers.py: one that behaves, and hostile ones, each a loop at full speed.
+"""Compiled drivers for the guests of tests/guests.py: one that behaves, and hostile ones, each a loop at full speed.
 
 A loop is an entry point that takes the address of a `JOB` record: what it works on, what it is to do, how far it has come, and
-`stop`, which the test sets. `tests.peers.Loop` runs it in a thread::
+`stop`, which the test sets. `tests.guests.Loop` runs it in a thread::
 
     Loop(scribble, guest, guest.job(first=PAGE, size=guest.tx_pool - PAGE))
 

@@ -44,7 +44,8 @@ from hyp.verbs import (
     send_room,
 )
 from tests.drivers import STOPPED, compose, job_at
-from tests.peers import TIMEOUT_S, WIRE_MAC, Bench, Guest, Loop, bench_of, eventually
+from tests.guests import TIMEOUT_S, WIRE_MAC, Guest, Loop, eventually
+from tests.peers import Bench, bench_of
 
 PAGES = 16
 LOST, LOST_NS = -1, 3_000_000_000

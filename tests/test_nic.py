@@ -7,7 +7,8 @@ import pytest
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME, PAGE, STATUS_BAD_LENGTH, STATUS_DROPPED, STATUS_OK, STATUS_SPOOFED
 from hyp.control import Refused
 from tests.drivers import FINISHED, compose, header
-from tests.peers import BROADCAST_MAC, JUST_BELOW_WRAP, NOBODY, WIRE_MAC, Bench, Guest, bench_of, eventually, well
+from tests.guests import BROADCAST_MAC, JUST_BELOW_WRAP, NOBODY, WIRE_MAC, Guest, eventually
+from tests.peers import Bench, bench_of, well
 
 SEED = 20120413
 

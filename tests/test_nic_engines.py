@@ -9,7 +9,8 @@ from hyp.abi.nic import DESC_SIGNALED, MAX_FRAME, PAGE, STATUS_DROPPED, STATUS_O
 from hyp.abi.platform import CHECKPOINT, CHECKPOINTS
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES
 from tests.drivers import FINISHED, header
-from tests.peers import BROADCAST_MAC, NOBODY, WIRE_MAC, WRAP, Bench, Guest, bench_of, eventually, well
+from tests.guests import BROADCAST_MAC, NOBODY, WIRE_MAC, WRAP, Guest, eventually
+from tests.peers import Bench, bench_of, well
 
 SEED = 20120413
 

@@ -20,7 +20,8 @@ from hyp.abi.nic import (
 from hyp.control import Refused
 from hyp.ram import register
 from tests.drivers import FINISHED, compose, flip, head_words, header, post_garbage, scribble
-from tests.peers import BROADCAST_MAC, DEFAULT_RAM, WIRE_MAC, WRAP, Bench, Guest, Loop, bench_of, eventually, well
+from tests.guests import BROADCAST_MAC, WIRE_MAC, WRAP, Guest, Loop, eventually
+from tests.peers import DEFAULT_RAM, Bench, bench_of, well
 
 # --- what the NIC refuses --------------------------------------------------------------------------------------------
 

@@ -17,9 +17,10 @@ from dom0.toolstack import Toolstack
 from hyp.abi.nic import PAGE, STATUS_OK
 from hyp.control import Refused
 from tests.drivers import FINISHED, header
+from tests.guests import WIRE_MAC, Guest, eventually
 from tests.labs import left_behind, workload
 from tests.labs import run as run_lab
-from tests.peers import WIRE_MAC, Bench, Guest, eventually
+from tests.peers import Bench
 from tests.test_paths import check, running
 from tests.trapped_guests import faults_and_drops, of, rows, trapped
 

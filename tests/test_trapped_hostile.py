@@ -21,7 +21,8 @@ from hyp.abi.nic import (
 )
 from hyp.abi.trap import ANSWERED, SEQUENCE
 from tests.drivers import head_words, post_garbage, scribble
-from tests.peers import WIRE_MAC, WRAP, Bench, Guest, Loop, eventually, well
+from tests.guests import WIRE_MAC, WRAP, Guest, Loop, eventually
+from tests.peers import Bench, well
 from tests.trapped_guests import faults_and_drops, of, trap, trapped
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]

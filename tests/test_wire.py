@@ -9,7 +9,8 @@ from hyp.abi.nic import MAX_FRAME, STATUS_OK
 from hyp.control import Refused
 from nic.link import FIFO_BYTES, LINE_BYTES, OVERHEAD
 from tests.drivers import FINISHED, compose, header
-from tests.peers import BROADCAST_MAC, WIRE_MAC, Bench, Guest, bench_of, eventually
+from tests.guests import BROADCAST_MAC, WIRE_MAC, Guest, eventually
+from tests.peers import Bench, bench_of
 
 
 def ns_on_wire(frames: int, length: int, gbps: float) -> float:

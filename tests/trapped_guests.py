@@ -15,7 +15,8 @@ from hyp.memory import Mapping
 from hyp.ram import QueuePair, place_queues
 from hyp.trap import write_register
 from hyp.verbs import QP
-from tests.peers import WRAP, Bench, Guest
+from tests.guests import WRAP, Guest
+from tests.peers import Bench
 
 REGISTERS = {"sq_prod": SQ_PROD, "rq_prod": RQ_PROD, "scq_event": SCQ_EVENT, "rcq_event": RCQ_EVENT}
 INDICES = ("sq_prod", "sq_cons", "scq_prod", "scq_told", "rq_prod", "rq_cons", "rcq_prod", "rcq_told", "trap", "trap_armed")
@@ -39,7 +40,7 @@ class Registers:
 
 
 def trapped(bench: Bench, mac: str | None = None, entries: int = 64, start: int = 0) -> Guest:
-    """A domain with an emulated NIC, for the drivers of tests/peers.py; its indices and its traps' numbers begin at `start`."""
+    """A domain with an emulated NIC, for the drivers of tests/guests.py; its indices and its traps' numbers begin at `start`."""
     guest = bench.domain(mac)
     platform = bench.hypervisor._platform_page.address
     answers = guest.call("upcall_create")
