@@ -48,7 +48,7 @@ class EngineState:
         self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)
-        self.contexts["route_mac"] = -1
+        self.contexts["head1"] = -1
         self.wire[0]["buffers"], self.wire[0]["lengths"] = self._buffers.ctypes.data, self._lengths.ctypes.data
         self.wire[0]["schedule"] = self.schedule.ctypes.data
         self._links["line"] = [line.ctypes.data for line in self._lines]

@@ -14,13 +14,22 @@ from hyp.abi.counters import (
     RX_BYTES,
     RX_FRAMES,
 )
-from hyp.abi.nic import STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
-from hyp.atomics import copy32, memcpy, store8, store64
+from hyp.abi.nic import CQE_BYTES, DESC_BYTES, STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
+from hyp.atomics import copy32, load64_once, memcpy, store8, store64, u32_add
 from hyp.counters import count
-from hyp.iommu import WRITE
+from hyp.iommu import READ, WRITE
 from hyp.kernels import compiled
-from nic.queues import complete_receive, posted_buffers, reach, receive_descriptor
-from nic.state import DELIVERED, PAUSE
+from nic.queues import (
+    NO_PAGE,
+    NOWHERE,
+    complete_receive,
+    page_of,
+    posted_buffers,
+    reach,
+    receive_descriptor,
+    write_completion,
+)
+from nic.state import DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
 
 
 @compiled
@@ -58,17 +67,67 @@ def put(e, r, source, length, head0, head1):
         complete_receive(e, r, 0, STATUS_BAD_LENGTH)
         return DROP_SMALL_BUFFER
     destination = reach(r, addr, length, WRITE)
-    if destination == 0:
+    if destination == NOWHERE:
         count(r.counts, FAULTS_ADDRESS, 1)
         complete_receive(e, r, 0, STATUS_BAD_ADDRESS)
         return DROP_BAD_ADDRESS
     copy_frame(destination, source, length, head0, head1)
     complete_receive(e, r, length, STATUS_OK)
-    count(r.counts, RX_FRAMES, 1)
-    count(r.counts, RX_BYTES, length)
-    count(r.counts, COPIES, 1)
-    count(r.counts, COPIED_BYTES, length)
+    _count_received(r, 1, length)
     return DELIVERED
+
+
+@compiled
+def put_run(e, r, n, head0):
+    """`put` for the first `n` staged frames, whose headers begin with `head0`. Returns (frames, bytes).
+
+    Fewer than `n`: the next frame is for `put`, which knows what to do with a buffer that is missing or no good.
+    """
+    queue, completions, mask, size = r.rq, r.rcq, r.rq_size - 1, r.rq_size  # in registers: a store to a buffer might alias
+    cons, prod, staged = r.rq_cons, r.rcq_prod, e.stage
+    queue_page, queue_base, completion_page, completion_base = NO_PAGE, NOWHERE, NO_PAGE, NOWHERE
+    page, base = NO_PAGE, NOWHERE
+    done, total = 0, 0
+    while done < n:
+        # 1. Where the descriptor is, and where the completion will be.
+        at, answer = queue + ((cons + done) & mask) * DESC_BYTES, completions + ((prod + done) & mask) * CQE_BYTES
+        if at >> 12 != queue_page:
+            queue_page, queue_base = at >> 12, page_of(r, at, READ)
+        if answer >> 12 != completion_page:
+            completion_page, completion_base = answer >> 12, page_of(r, answer, WRITE)
+        if queue_base == NOWHERE or completion_base == NOWHERE:
+            break
+        # 2. Our copy of the descriptor, and whether the frame fits.
+        s = staged_at(staged + done * STAGED_BYTES)
+        slot, length = queue_base + (at & 4095), s.length
+        addr, room = load64_once(slot), load64_once(slot + 8)
+        if room < length or room >> 32 != 0:
+            break
+        # 3. Where the buffer is.
+        within = addr & 4095
+        if addr >> 12 != page or length > 4096 - within:
+            start = reach(r, addr, length, WRITE)
+            if start == NOWHERE:
+                break
+            page, base = addr >> 12, start - within
+        # 4. The copy, and its completion.
+        copy_frame(base + within, s.source, length, head0, s.head1)
+        write_completion(completion_base + (answer & 4095), size, prod + done, u32_add(cons, done), length, STATUS_OK)
+        total += length
+        done += 1
+    if done > 0:
+        r.rq_cons, r.rcq_prod = u32_add(cons, done), u32_add(prod, done)
+        _count_received(r, done, total)
+        touch(e, r)
+    return done, total
+
+
+@compiled
+def _count_received(r, frames, total):
+    count(r.counts, RX_FRAMES, frames)
+    count(r.counts, RX_BYTES, total)
+    count(r.counts, COPIES, frames)
+    count(r.counts, COPIED_BYTES, total)
 
 
 @compiled

@@ -80,7 +80,7 @@ class Nic:
         for index, state in enumerate(self._engines):
             record = state.contexts[context : context + 1]
             record[:] = 0
-            record["number"], record["route_mac"] = context, -1
+            record["number"], record["head1"] = context, -1
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
             record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)
             record["ram"], record["ram_pages"] = ram.address, memory // PAGE

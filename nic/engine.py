@@ -96,7 +96,7 @@ def _start_context(e, number):
 def _forget_routes(e):
     """The switch's table has changed: what contexts remember of it may be wrong."""
     for number in range(CONTEXTS):
-        context_of(e, number).route_mac = -1
+        context_of(e, number).head1 = -1
 
 
 @compiled

@@ -9,6 +9,9 @@ from hyp.kernels import compiled
 from nic.state import touch
 
 NOWHERE = 0
+"""No address: what the IOMMU does not translate."""
+NO_PAGE = 1 << 60
+"""A page number that no address has, negative ones included."""
 
 
 @compiled
@@ -78,18 +81,14 @@ def posted_buffers(c):
 
 
 @compiled
-def send_page(c, iova):
-    """Address of the page of the send queue that holds `iova`, or NOWHERE after failing the context: its ring is out of reach."""
-    page = _address(c, iova & ~4095, READ)
-    if page == NOWHERE:
-        fail(c, FAULTS_ADDRESS)
-    return page
+def page_of(c, iova, rights):
+    """Address of the page that holds `iova`, or NOWHERE. What is on one page is looked up once in a run of frames."""
+    return _address(c, iova & ~4095, rights)
 
 
 @compiled
-def receive_descriptor(c):
-    """Copy of the next receive descriptor as two words, or (−1, −1) after failing the context."""
-    slot = _address(c, c.rq + (c.rq_cons & (c.rq_size - 1)) * DESC_BYTES, READ)
+def _descriptor(c, iova):
+    slot = _address(c, iova, READ)
     if slot == NOWHERE:
         fail(c, FAULTS_ADDRESS)
         return -1, -1
@@ -97,20 +96,38 @@ def receive_descriptor(c):
 
 
 @compiled
-def _write_completion(c, queue, size, prod, index, length, status):
-    slot = _address(c, queue + (prod & (size - 1)) * CQE_BYTES, WRITE)
-    if slot == NOWHERE:
-        fail(c, FAULTS_ADDRESS)
-        return
+def send_descriptor(c):
+    """Copy of the next send descriptor as two words, or (−1, −1) after failing the context: its ring is out of reach."""
+    return _descriptor(c, c.sq + (c.sq_cons & (c.sq_size - 1)) * DESC_BYTES)
+
+
+@compiled
+def receive_descriptor(c):
+    """Copy of the next receive descriptor as two words, or (−1, −1) after failing the context."""
+    return _descriptor(c, c.rq + (c.rq_cons & (c.rq_size - 1)) * DESC_BYTES)
+
+
+@compiled
+def write_completion(slot, size, prod, index, length, status):
+    """Write completion `prod` of a queue of `size`; `slot` is its address."""
     owner = 0 if prod & size else 1
     store64(slot, index | (length << 32))
     store64_release(slot + 8, status | (owner << 32))
 
 
 @compiled
+def _complete(c, queue, size, prod, index, length, status):
+    slot = _address(c, queue + (prod & (size - 1)) * CQE_BYTES, WRITE)
+    if slot == NOWHERE:
+        fail(c, FAULTS_ADDRESS)
+    else:
+        write_completion(slot, size, prod, index, length, status)
+
+
+@compiled
 def complete_send(e, c, status):
     """Write the completion of the descriptor at `sq_cons`."""
-    _write_completion(c, c.scq, c.sq_size, c.scq_prod, c.sq_cons, 0, status)
+    _complete(c, c.scq, c.sq_size, c.scq_prod, c.sq_cons, 0, status)
     c.scq_prod = u32_add(c.scq_prod, 1)
     touch(e, c)
 
@@ -118,7 +135,7 @@ def complete_send(e, c, status):
 @compiled
 def complete_receive(e, c, length, status):
     """Write the completion of the buffer at `rq_cons` and use it up."""
-    _write_completion(c, c.rcq, c.rq_size, c.rcq_prod, c.rq_cons, length, status)
+    _complete(c, c.rcq, c.rq_size, c.rcq_prod, c.rq_cons, length, status)
     c.rcq_prod = u32_add(c.rcq_prod, 1)
     c.rq_cons = u32_add(c.rq_cons, 1)
     touch(e, c)

@@ -34,26 +34,22 @@ from hyp.ablation import ablated
 from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, u32_add
 from hyp.counters import count
 from hyp.iommu import READ
-from hyp.kernels import compiled
+from hyp.kernels import compiled, outlined
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
-from nic.deliver import put_broadcast, put_or_pause
-from nic.queues import complete_send, posted_sends, reach, send_page
-from nic.state import (
-    AHEAD,
-    BUDGET_BYTES,
-    BUDGET_FRAMES,
-    DELIVERED,
-    FOR_WIRE,
-    ON_WIRE,
-    PAUSE,
-    STAGE,
-    STAGED_BYTES,
-    context_of,
-    staged_at,
-    touch,
-)
+from nic.deliver import put_broadcast, put_or_pause, put_run
+from nic.queues import NO_PAGE, NOWHERE, complete_send, page_of, posted_buffers, posted_sends, reach, send_descriptor
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, stage, touch, wire_at
 from nic.switch import lookup
-from nic.wire import await_wire, end_outbound, is_wire_full, outbound
+from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
+
+WHOLE_HEADER = 16
+"""A frame of so many bytes has a header that can be read as two words."""
+SOURCE_MASK = 0xFFFF_FFFF
+"""The part of a header's second word that belongs to the source address, whose first two bytes are in the first word."""
+FLOODED, SPOOFED = -2, -3
+"""Routes that are neither a context nor the wire."""
+AHEAD_BYTES = 256
+"""How far ahead descriptors' lines are fetched."""
 
 
 @compiled
@@ -87,26 +83,50 @@ def flood_crossed(e, origin, source, length, head0, head1):
     count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
 
 
+# --- one frame -------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _route(e, c, head0, head1):
+    """Where a frame with this header goes: a context, NO_CONTEXT (the wire), FLOODED or SPOOFED.
+
+    Frames in a row have the same addresses more often than not: the answer is kept until they change, or the filters do.
+    """
+    if not _is_alike(head0, head1, c.head0, c.head1):
+        c.head0, c.head1 = head0, head1 & SOURCE_MASK
+        target, claimed = head0 & MAC_MASK, ((head0 >> 48) & 0xFFFF) | (c.head1 << 16)
+        if claimed != c.mac and c.privileged == 0:
+            c.route = SPOOFED
+        else:
+            c.route = FLOODED if target & GROUP_BIT else lookup(e.table, target)
+    return c.route
+
+
+@compiled
+def _is_alike(head0, head1, before0, before1):
+    """True if a frame has the addresses of one before it."""
+    return head0 == before0 and head1 & SOURCE_MASK == before1
+
+
 @compiled
 def _switch(e, c, source, length, head0, head1):
-    """Pass a checked frame of context `c` on. DELIVERED, ON_WIRE, PAUSE, or a drop's name."""
-    target = head0 & MAC_MASK
-    if target != c.route_mac:
-        c.route_mac, c.route = target, NO_CONTEXT if target & GROUP_BIT else lookup(e.table, target)
-    number = c.route
-    if number == NO_CONTEXT:
+    """Pass a frame of context `c` on. DELIVERED, PAUSE, or a drop's name."""
+    route = _route(e, c, head0, head1)
+    if route == SPOOFED:
+        return DROP_SPOOFED
+    if route < 0:
         if is_wire_full(e):
             await_wire(e, c)
             return PAUSE
-        if target & GROUP_BIT:
+        if route == FLOODED:
             flood(e, c.number, source, length, head0, head1)
         outbound(e, source, length, head0, head1)
-        return ON_WIRE
-    if number == c.number:
+        return DELIVERED
+    if route == c.number:
         return DROP_SAME_PORT
-    r = context_of(e, number)
+    r = context_of(e, route)
     if r.mine == 0 and r.active != 0:
-        return cross_or_pause(e, c, r.engine, number, c.number, source, length, head0, head1)
+        return cross_or_pause(e, c, r.engine, route, c.number, source, length, head0, head1)
     return put_or_pause(e, c, r, source, length, head0, head1)
 
 
@@ -132,72 +152,119 @@ def _form(word):
 
 
 @compiled
-def _locate(c, addr, word, page, base):
-    """Where the frame of a descriptor (our copy of it) is; 0: refused. `base`: where page `page` is, looked up in this batch, or 0.
-
-    Returns, too, page and base of this frame's first page, for the next one.
-    """
-    if _form(word) != STATUS_OK:
-        return 0, page, base
-    length, within = word & 0xFFFFFFFF, addr & 4095
-    if addr >> 12 == page and base != 0 and length <= 4096 - within:
-        source = base + within
-    else:
-        source = reach(c, addr, length, READ)
-        page, base = addr >> 12, source - within if source != 0 else 0
-    prefetch(source)
-    return source, page, base
-
-
-@compiled
-def _fetch(e, c, first, n):
-    """Stage `n` descriptors from index `first` on. Returns how many; fewer: the queue is out of reach.
-
-    And have the lines of the next ones under way. So neither descriptors nor frames are waited for while they come out of the
-    driver's cache: others are dealt with meanwhile.
-    """
-    queue, mask, stage = c.sq, c.sq_size - 1, e.stage  # in registers: a store to the stage might alias
-    queue_page, queue_base = -1, 0
-    page, base = -1, 0
-    for k in range(n):
-        index = first + k
-        iova = queue + (index & mask) * DESC_BYTES
-        if iova >> 12 != queue_page:
-            queue_page, queue_base = iova >> 12, send_page(c, iova)
-            if queue_base == 0:
-                return k
-        slot = queue_base + (iova & 4095)
-        prefetch(queue_base + ((iova + AHEAD * DESC_BYTES) & 4095))
-        addr, word = load64_once(slot), load64_once(slot + 8)
-        s = staged_at(stage + (index & (STAGE - 1)) * STAGED_BYTES)
-        s.source, page, base = _locate(c, addr, word, page, base)
-        s.word = word
-    return n
-
-
-@compiled
-def _refused(c, word):
-    """Count the fault of a descriptor that leads nowhere. Returns (STATUS_*, the drop's name)."""
-    status = _form(word)
-    if status == STATUS_OK:
+def _try(e, c, addr, word):
+    """Check a descriptor (our copy of it) and send its frame. Returns (STATUS_*, DELIVERED, PAUSE or the drop's name)."""
+    status, length = _form(word), word & 0xFFFFFFFF
+    if status != STATUS_OK:
+        count(c.counts, FAULTS_DESCRIPTOR, 1)
+        return status, DROP_BAD_FRAME
+    source = reach(c, addr, length, READ)
+    if source == NOWHERE:
         count(c.counts, FAULTS_ADDRESS, 1)
         return STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS
-    count(c.counts, FAULTS_DESCRIPTOR, 1)
-    return status, DROP_BAD_FRAME
+    head0, head1 = _header(source, length)
+    result = _switch(e, c, source, length, head0, head1)
+    if result == DELIVERED:
+        return STATUS_OK, DELIVERED
+    return STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED, result
+
+
+@outlined
+def _send_one(e, c):
+    """Send the next frame, whatever it is. Returns its length, or −1: it has to wait, or the context has failed."""
+    addr, word = send_descriptor(c)
+    if c.active == 0:
+        return -1
+    status, result = _try(e, c, addr, word)
+    if result == PAUSE:
+        return -1
+    c.pause_until = 0
+    if result != DELIVERED:
+        count(c.counts, result, 1)
+    if status != STATUS_OK or (word >> 32) & DESC_SIGNALED != 0:
+        complete_send(e, c, status)
+    c.sq_cons = u32_add(c.sq_cons, 1)
+    return word & 0xFFFF
+
+
+# --- many frames -----------------------------------------------------------------------------------------------------
 
 
 @compiled
-def _send_one(e, c, s):
-    """Send one staged frame. Returns (STATUS_*, drop's name or DELIVERED, ON_WIRE or PAUSE)."""
-    source, length = s.source, s.word & 0xFFFFFFFF
-    if source == 0:
-        return _refused(c, s.word)
-    head0, head1 = _header(source, length)
-    claimed = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
-    if claimed != c.mac and c.privileged == 0:
-        return STATUS_SPOOFED, DROP_SPOOFED
-    result = _switch(e, c, source, length, head0, head1)
-    return STATUS_OK if result in (DELIVERED, ON_WIRE) else STATUS_DROPPED, result
+def _take_run(e, c, n, room, to_sink):
+    """Take frames, at most `n`, as long as each has the addresses of the one before and nothing about it is in doubt.
+
+    To the wire's sink at once, or into the stage for a receiver. No more than `room` bytes and a frame, and none after one that is
+    signalled. Returns (frames, bytes, DESC_SIGNALED if the last one is signalled).
+    """
+    w = wire_at(e.wire)
+    head0, half = c.head0, c.head1  # in registers, and so is the rest: a store to a buffer might alias
+    buffers, lengths, first = w.buffers, w.lengths, w.next
+    queue, mask, cons = c.sq, c.sq_size - 1, c.sq_cons
+    queue_page, queue_base, page, base = NO_PAGE, NOWHERE, NO_PAGE, NOWHERE
+    done, total, flags = 0, 0, 0
+    while done < n and total < room and flags == 0:
+        # 1. Our copy of the descriptor; and the next ones' lines under way.
+        at = queue + ((cons + done) & mask) * DESC_BYTES
+        if at >> 12 != queue_page:
+            queue_page, queue_base = at >> 12, page_of(c, at, READ)
+        if queue_base == NOWHERE:
+            break
+        slot = queue_base + (at & 4095)
+        prefetch(queue_base + ((at + AHEAD_BYTES) & 4095))
+        addr, word = load64_once(slot), load64_once(slot + 8)
+        length, more = word & 0xFFFFFFFF, word >> 32
+        if length < WHOLE_HEADER or length > MAX_FRAME or more & ~DESC_SIGNALED != 0:
+            break
+        # 2. Where the frame is. A translation that was looked up is good to the end of its page.
+        within = addr & 4095
+        if addr >> 12 != page or length > 4096 - within:
+            start = reach(c, addr, length, READ)
+            if start == NOWHERE:
+                break
+            page, base = addr >> 12, start - within
+        # 3. Its header, read once.
+        source = base + within
+        next0, next1 = load64_once(source), load64_once(source + 8)
+        if not _is_alike(next0, next1, head0, half):
+            break
+        # 4. On it goes.
+        if to_sink:
+            put_on_wire(buffers, lengths, first + done, source, length, next0, next1)
+        else:
+            stage(e, done, source, length, next1)
+        flags = more
+        total += length
+        done += 1
+    return done, total, flags
+
+
+@compiled
+def _send_run(e, c, n, room):
+    """Send frames that go where the one before went. Returns (frames, bytes); (0, 0): the next one is for `_send_one`."""
+    w, route = wire_at(e.wire), c.route
+    if c.head1 < 0:
+        return 0, 0
+    if route == NO_CONTEXT and has_open_sink(w):
+        done, total, flags = _take_run(e, c, n, room, True)
+        sent_to_sink(w, done, total)
+    elif route >= 0 and route != c.number:
+        r = context_of(e, route)
+        if r.mine == 0 or r.active == 0:
+            return 0, 0
+        taken, _, flags = _take_run(e, c, min(n, STAGE, posted_buffers(r)), room, False)
+        done, total = put_run(e, r, taken, c.head0)
+        if done < taken:
+            flags = 0
+    else:
+        return 0, 0
+    if done > 0:
+        c.pause_until = 0
+        c.sq_cons = u32_add(c.sq_cons, done - 1)
+        if flags != 0:
+            complete_send(e, c, STATUS_OK)
+        c.sq_cons = u32_add(c.sq_cons, 1)
+    return done, total
 
 
 @compiled
@@ -208,35 +275,18 @@ def serve_sends(e, c):
         return 0
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
-    first, limit, fetched = c.sq_cons, min(waiting, BUDGET_FRAMES), 0
+    limit = min(waiting, BUDGET_FRAMES)
     done, total = 0, 0
-    wired, wired_bytes = 0, 0
-    while done < limit and total < BUDGET_BYTES:
-        if fetched < limit and fetched - done <= AHEAD:
-            want = min(AHEAD, limit - fetched)
-            got = _fetch(e, c, u32_add(first, fetched), want)
-            fetched += got
-            if got < want:
-                limit = fetched
-                continue
-        s = staged_at(e.stage + (c.sq_cons & (STAGE - 1)) * STAGED_BYTES)
-        status, result = _send_one(e, c, s)
-        if result == PAUSE:
-            break
-        c.pause_until = 0
-        length = s.word & 0xFFFF
-        total += length
-        if result == ON_WIRE:
-            wired += 1
-            wired_bytes += length
-        elif result != DELIVERED:
-            count(c.counts, result, 1)
-        if status != STATUS_OK or (s.word >> 32) & DESC_SIGNALED != 0:
-            complete_send(e, c, status)
-        c.sq_cons = u32_add(c.sq_cons, 1)
-        done += 1
-    if wired > 0:
-        end_outbound(e, wired, wired_bytes)
+    while done < limit and total < BUDGET_BYTES and c.active != 0:
+        frames, octets = _send_run(e, c, limit - done, BUDGET_BYTES - total)
+        if frames == 0:
+            octets = _send_one(e, c)
+            if octets < 0:
+                break
+            frames = 1
+        done += frames
+        total += octets
+    end_outbound(e)
     if done > 0:
         if ablated(e.platform, KEEP_ARMED) != 0:
             store32_once(c.doorbell + SQ_EVENT, u32_add(c.sq_cons, 1))

@@ -45,7 +45,8 @@ CONTEXT = np.dtype(
         ("waits", "i8"),  # batches that a notification has been held back
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
-        ("route_mac", "i8"),  # the destination of its last frame (−1: none), and the switch's answer
+        ("head0", "i8"),  # the addresses of its last frame, as the header's first word and the low half of its second
+        ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
         ("route", "i8"),
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it posts a buffer
         ("dirty", "i8"),  # in this batch's list of contexts to publish
@@ -61,6 +62,8 @@ WIRE = np.dtype(
         ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of WIRE_STRIDE bytes
         ("lengths", "i8"),  # of the frames in them, i8 each
         ("next", "i8"),
+        ("fresh", "i8"),  # frames that have left, and their bytes, which nobody has counted or looked at yet
+        ("fresh_bytes", "i8"),
         ("counts", "i8"),
         ("counts_shared", "i8"),
         # the generator
@@ -122,15 +125,13 @@ GATE = np.dtype([("pause_until", "i8"), ("pause_for", "i8")])
 """A sender without a queue of its own: frames that arrive from another engine wait here for a full receiver."""
 GATE_BYTES = GATE.itemsize
 
-BUDGET_FRAMES = 128
+BUDGET_FRAMES = 256
 BUDGET_BYTES = 128 * 1024
 """What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
-AHEAD = 16
-"""Descriptors fetched in one go, before the frames of those fetched before are touched: as many lines as a core has under way."""
-STAGE = 2 * AHEAD
 
-STAGED = np.dtype([("source", "i8"), ("word", "i8")])
-"""A send descriptor fetched: where its frame is, or 0 if it is refused, and our copy of its second word (length and flags)."""
+STAGE = 64
+STAGED = np.dtype([("source", "i8"), ("length", "i8"), ("head1", "i8")])
+"""A frame on its way to a receiver: where it is, and our copy of its header's second word. The first one all of a run share."""
 STAGED_BYTES = STAGED.itemsize
 
 SWITCH_SLOTS = 1024
@@ -159,6 +160,13 @@ DELIVERED = 0
 def context_of(e, number):
     """The CONTEXT record `number` of engine `e`."""
     return context_at(e.contexts + number * CONTEXT_BYTES)
+
+
+@compiled
+def stage(e, index, source, length, head1) -> None:
+    """Enter a frame at place `index` of the stage."""
+    s = staged_at(e.stage + index * STAGED_BYTES)
+    s.source, s.length, s.head1 = source, length, head1
 
 
 @compiled

@@ -25,7 +25,7 @@ from hyp.frames import ETHERTYPE_WIRE, verify, write_test_frame
 from hyp.kernels import compiled, outlined
 from hyp.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
 from nic.crossing import await_crossing, cross, cross_or_pause, is_paused
-from nic.deliver import await_receiver, copy_frame, put, put_broadcast, put_or_pause
+from nic.deliver import await_receiver, copy_frame, put, put_broadcast, put_or_pause, put_run
 from nic.link import (
     ARRIVAL,
     FRAME,
@@ -42,7 +42,8 @@ from nic.link import (
     set_link,
     takes,
 )
-from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
+from nic.queues import posted_buffers
+from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, stage, wire_at
 from nic.switch import lookup
 
 SINK, REFLECT = 0, 1
@@ -81,25 +82,50 @@ def outbound(e, source, length, head0, head1):
         k = link_at(w.out)
         copy_frame(room_for_frame(k), source, length, head0, head1)
         launch(k, e.now, length, SENT)
-        return
-    slot = w.next & (WIRE_BUFFERS - 1)
-    w.next += 1
-    buffer = w.buffers + slot * WIRE_STRIDE
-    copy_frame(buffer, source, length, head0, head1)
-    if w.mode == SINK:
-        store64(w.lengths + 8 * slot, length)
     else:
-        _reflect(e, w, buffer, length, head0, head1)
+        buffer = put_on_wire(w.buffers, w.lengths, w.next, source, length, head0, head1)
+        w.next += 1
+        if w.mode != SINK:
+            _reflect(e, w, buffer, length, head0, head1)
+    w.fresh += 1
+    w.fresh_bytes += length
 
 
 @compiled
-def end_outbound(e, frames, total):
-    """A batch of at most WIRE_BUFFERS frames, `total` bytes in all, has gone `outbound`: count it, let the sink look at it.
+def has_open_sink(w):
+    """True if frames that leave need only be copied (`put_on_wire`, then `sent_to_sink`)."""
+    return w.linked == 0 and w.mode == SINK
 
-    At all of it at a time: to read what was written just now means to wait until the writes are done.
+
+@compiled
+def put_on_wire(buffers, lengths, index, source, length, head0, head1):
+    """Copy a frame into the wire buffer of `index`; returns its address."""
+    slot = index & (WIRE_BUFFERS - 1)
+    buffer = buffers + slot * WIRE_STRIDE
+    copy_frame(buffer, source, length, head0, head1)
+    store64(lengths + 8 * slot, length)
+    return buffer
+
+
+@compiled
+def sent_to_sink(w, frames, total):
+    """So many frames, `total` bytes in all, have been put on the wire from `w.next` on."""
+    w.next += frames
+    w.fresh += frames
+    w.fresh_bytes += total
+
+
+@compiled
+def end_outbound(e):
+    """End of a turn, in which at most WIRE_BUFFERS frames have left: count them, let the sink look at them.
+
+    At all of them at a time: to read what was written just now means to wait until the writes are done.
     """
     w = wire_at(e.wire)
-    w.dirty = 1
+    frames, total = w.fresh, w.fresh_bytes
+    if frames == 0:
+        return
+    w.fresh, w.fresh_bytes, w.dirty = 0, 0, 1
     count(w.counts, COPIES, frames)
     count(w.counts, COPIED_BYTES, total)
     if w.linked != 0:
@@ -107,9 +133,11 @@ def end_outbound(e, frames, total):
     count(w.counts, RX_FRAMES, frames)
     count(w.counts, RX_BYTES, total)
     if w.mode == SINK:
-        for k in range(w.next - frames, w.next):
+        trackers, counts, buffers, lengths, now = e.trackers, w.counts, w.buffers, w.lengths, e.now  # in registers
+        end = w.next
+        for k in range(end - frames, end):
             slot = k & (WIRE_BUFFERS - 1)
-            verify(e.trackers, w.counts, w.buffers + slot * WIRE_STRIDE, load64(w.lengths + 8 * slot), e.now)
+            verify(trackers, counts, buffers + slot * WIRE_STRIDE, load64(lengths + 8 * slot), now)
 
 
 @compiled
@@ -170,6 +198,8 @@ def generate(e):
             w.pause_until = 0  # the frame that waited is not sent any more
         if s.pps != 0:
             note_lag(s, e.now)
+    if w.linked == 0 and s.pps == 0:
+        sent = _generate_run(e, w)
     while w.left > 0 and sent < BATCH and frames_due(s, e.now, 1) > 0:
         if not (_generate_onto_link(e, w, s) if w.linked != 0 else _generate_one(e, w, s)):
             break
@@ -182,6 +212,29 @@ def generate(e):
     if sent > 0:
         w.last_ns = e.now
         w.dirty = 1
+    return sent
+
+
+@compiled
+def _generate_run(e, w):
+    """Send at most BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
+    number = lookup(e.table, w.target)
+    r = context_of(e, number)
+    if number == NO_CONTEXT or r.mine == 0 or r.active == 0:
+        return 0
+    n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
+    buffers = w.buffers
+    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    for k in range(n):
+        buffer = buffers + ((first + k) & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
+        write_test_frame(buffer, length, head0, head1, stream, sequence + k, 0)
+        stage(e, k, buffer, length, head1 | (stream << 48))
+    sent, total = put_run(e, r, n, head0)
+    if sent > 0:
+        w.pause_until = 0
+        w.next, w.left, w.sequence = first + sent, w.left - sent, sequence + sent
+        count(w.counts, TX_FRAMES, sent)
+        count(w.counts, TX_BYTES, total)
     return sent
 
 
