@@ -4,12 +4,15 @@ Table: one u64 per IOVA page, written by the hypervisor, mapped read-only by the
 
     bit 0  READ   the device may read the page
     bit 1  WRITE  the device may write the page
+    2..11  run    how many of the entries that follow this one have the same rights and the frames that follow, at most MAX_RUN
     12..   frame  page number in the owning domain's RAM
+
+`run` lets one look-up do for a whole pool of buffers, as large pages do in other tables.
 
 Shootdown. An engine may use a translation from the moment it looked it up until its batch ends. It therefore publishes an
 *epoch*: odd in a batch, even when it sleeps or is between two. To take a translation away:
 
-1. hypervisor: clear the entries; full fence; read every engine's epoch.
+1. hypervisor: clear the entries, and shorten the runs that they were part of; full fence; read every engine's epoch.
    An even epoch: the engine's next batch begins with a full fence, after which it reads the cleared entry. Done with it.
 2. For those that were odd: count `shootdown_request` up; full fence; done with an engine as soon as its epoch differs.
 3. engine: at each batch boundary publish the epoch; full fence; if `shootdown_request` moved, signal the hypervisor, at
@@ -24,39 +27,66 @@ death ends all waits. Only then may a page be reused.
 A page's translation is *pinned* as long as a registration holds it: registrations are counted per page.
 """
 
-from itertools import pairwise
-
 import numpy as np
 
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import EPOCH, SHOOTDOWN_REQUEST
-from hyp.atomics import full_fence, load64_acquire, load64_once, store64_once, store64_release
+from hyp.atomics import full_fence, load64, load64_acquire, load64_once, store64_once, store64_release
 from hyp.kernels import compiled, entry, i64, void
 from hyp.memory import Mapping
 
 READ, WRITE = 1, 2
 RIGHTS = READ | WRITE
+MAX_RUN = 1023
 NO_TRANSLATION = 0
 
 
 @compiled
-def translate(table: int, table_pages: int, ram: int, ram_pages: int, iova: int, rights: int) -> int:
-    """Address in this process of `iova`, valid up to the end of its page; 0 if there is no translation with `rights`."""
+def translate(table: int, table_pages: int, ram: int, ram_pages: int, iova: int, rights: int) -> tuple[int, int]:
+    """Address in this process of `iova`, and the number of bytes from there on that this look-up is good for.
+
+    (NO_TRANSLATION, 0) if there is no translation with `rights`.
+    """
     page = iova >> 12
     if iova < 0 or page >= table_pages:
-        return NO_TRANSLATION
-    entry_word = load64_once(table + page * 8)
-    frame = entry_word >> 12
-    if (entry_word & rights) != rights or frame < 0 or frame >= ram_pages:
-        return NO_TRANSLATION
-    return ram + (frame << 12) + (iova & (PAGE - 1))
+        return NO_TRANSLATION, 0
+    word = load64_once(table + page * 8)
+    frame = word >> 12
+    if (word & rights) != rights or frame < 0 or frame >= ram_pages:
+        return NO_TRANSLATION, 0
+    pages, within = min(_run(word) + 1, ram_pages - frame), iova & (PAGE - 1)
+    return ram + (frame << 12) + within, (pages << 12) - within
 
 
-@entry(void(i64, i64, i64, i64))
-def _write_entries(table: int, first: int, count: int, word: int) -> None:
-    """Set `count` entries from page `first` on to consecutive frames with the rights in `word`; 0 clears them."""
-    for k in range(count):
-        store64_once(table + (first + k) * 8, (((first + k) << 12) | word) if word else 0)
+@compiled
+def _run(word: int) -> int:
+    return (word >> 2) & MAX_RUN
+
+
+@compiled
+def _entry(page: int, rights: int, following: int) -> int:
+    """The entry of a page; `following` is the next page's."""
+    if rights == 0:
+        return 0
+    run = min(_run(following) + 1, MAX_RUN) if following & RIGHTS == rights else 0
+    return (page << 12) | (run << 2) | rights
+
+
+@entry(void(i64, i64, i64, i64, i64))
+def _write_entries(table: int, pages: int, first: int, count: int, rights: int) -> None:
+    """Give `count` entries from page `first` on the rights at address `rights` (i64 each; 0 clears), frames as pages are numbered.
+
+    From the last one down, since a run depends on what follows; and on in front of them as far as runs change by it.
+    """
+    end = first + count
+    following = load64_once(table + end * 8) if end < pages else 0
+    for page in range(end - 1, -1, -1):
+        before = load64_once(table + page * 8)
+        word = _entry(page, load64(rights + (page - first) * 8) if page >= first else before & RIGHTS, following)
+        if page < first and word == before:
+            break
+        store64_once(table + page * 8, word)
+        following = word
     full_fence()
 
 
@@ -101,7 +131,7 @@ class IommuTable:
         """Take every translation away (the domain ends); a shootdown is due."""
         self._readers[:] = 0
         self._writers[:] = 0
-        _write_entries(self._table.address, 0, self.pages, 0)
+        self._rewrite(0, self.pages)
 
     def _pages(self, addr: int, length: int) -> tuple[int, int]:
         if addr < 0 or length <= 0 or addr > self.pages * PAGE - length:
@@ -111,12 +141,11 @@ class IommuTable:
         return addr // PAGE, length // PAGE
 
     def _rewrite(self, first: int, count: int) -> None:
-        """Write entries [first, first + count) from the pin counts, one run of equal rights at a time."""
-        rights = np.where(self._readers[first : first + count] > 0, READ, 0)
-        rights = rights | np.where(self._writers[first : first + count] > 0, WRITE, 0)
-        edges = [0, *(np.flatnonzero(np.diff(rights)) + 1).tolist(), count]
-        for start, end in pairwise(edges):
-            _write_entries(self._table.address, first + start, end - start, int(rights[start]))
+        """Write entries [first, first + count) from the pin counts."""
+        pages = slice(first, first + count)
+        rights = np.where(self._readers[pages] > 0, READ, 0) | np.where(self._writers[pages] > 0, WRITE, 0)
+        rights = np.ascontiguousarray(rights, np.int64)
+        _write_entries(self._table.address, self.pages, first, count, rights.ctypes.data)
 
 
 class Shootdown:

@@ -20,13 +20,13 @@ from hyp.counters import count
 from hyp.iommu import READ, WRITE
 from hyp.kernels import compiled
 from nic.queues import (
-    NO_PAGE,
+    NO_WINDOW,
     NOWHERE,
     complete_receive,
-    page_of,
     posted_buffers,
     reach,
     receive_descriptor,
+    seek,
     write_completion,
 )
 from nic.state import DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
@@ -85,34 +85,28 @@ def put_run(e, r, n, head0):
     """
     queue, completions, mask, size = r.rq, r.rcq, r.rq_size - 1, r.rq_size  # in registers: a store to a buffer might alias
     cons, prod, staged = r.rq_cons, r.rcq_prod, e.stage
-    queue_page, queue_base, completion_page, completion_base = NO_PAGE, NOWHERE, NO_PAGE, NOWHERE
-    page, base = NO_PAGE, NOWHERE
+    (q_first, q_span, q_base), (a_first, a_span, a_base), (first, span, base) = NO_WINDOW, NO_WINDOW, NO_WINDOW
     done, total = 0, 0
     while done < n:
         # 1. Where the descriptor is, and where the completion will be.
-        at, answer = queue + ((cons + done) & mask) * DESC_BYTES, completions + ((prod + done) & mask) * CQE_BYTES
-        if at >> 12 != queue_page:
-            queue_page, queue_base = at >> 12, page_of(r, at, READ)
-        if answer >> 12 != completion_page:
-            completion_page, completion_base = answer >> 12, page_of(r, answer, WRITE)
-        if queue_base == NOWHERE or completion_base == NOWHERE:
+        at, answer_at = queue + ((cons + done) & mask) * DESC_BYTES, completions + ((prod + done) & mask) * CQE_BYTES
+        slot, q_first, q_span, q_base = seek(r, at, DESC_BYTES, READ, q_first, q_span, q_base)
+        answer, a_first, a_span, a_base = seek(r, answer_at, CQE_BYTES, WRITE, a_first, a_span, a_base)
+        if slot == NOWHERE or answer == NOWHERE:
             break
         # 2. Our copy of the descriptor, and whether the frame fits.
         s = staged_at(staged + done * STAGED_BYTES)
-        slot, length = queue_base + (at & 4095), s.length
+        length = s.length
         addr, room = load64_once(slot), load64_once(slot + 8)
         if room < length or room >> 32 != 0:
             break
         # 3. Where the buffer is.
-        within = addr & 4095
-        if addr >> 12 != page or length > 4096 - within:
-            start = reach(r, addr, length, WRITE)
-            if start == NOWHERE:
-                break
-            page, base = addr >> 12, start - within
+        destination, first, span, base = seek(r, addr, length, WRITE, first, span, base)
+        if destination == NOWHERE:
+            break
         # 4. The copy, and its completion.
-        copy_frame(base + within, s.source, length, head0, s.head1)
-        write_completion(completion_base + (answer & 4095), size, prod + done, u32_add(cons, done), length, STATUS_OK)
+        copy_frame(destination, s.source, length, head0, s.head1)
+        write_completion(answer, size, prod + done, u32_add(cons, done), length, STATUS_OK)
         total += length
         done += 1
     if done > 0:

@@ -10,37 +10,53 @@ from nic.state import touch
 
 NOWHERE = 0
 """No address: what the IOMMU does not translate."""
-NO_PAGE = 1 << 60
-"""A page number that no address has, negative ones included."""
 
 
 @compiled
-def _address(c, iova, rights):
-    """Address of `iova`, good to the end of its page, or 0: the one place where the device translates.
+def _extent(c, iova, rights):
+    """Address of `iova`, and the number of bytes from there on that this look-up is good for; (NOWHERE, 0): none.
 
-    Pass-through checks no more than that there is such a place: to leave RAM would be a machine check, not a fault to survive.
+    The one place where the device translates. Pass-through checks no more than that there is such a place: to leave RAM would be a
+    machine check, not a fault to survive.
     """
     if c.passthrough != 0:
-        return c.ram + iova if iova >= 0 and iova >> 12 < c.ram_pages else NOWHERE
+        left = (c.ram_pages << 12) - iova
+        return (c.ram + iova, left) if iova >= 0 and left > 0 else (NOWHERE, 0)
     return translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, iova, rights)
 
 
 @compiled
 def reach(c, iova, length, rights):
-    """Address of [iova, iova + length) if the context may use all of it with `rights`; else 0.
+    """Address of [iova, iova + length) if the context may use all of it with `rights`; else NOWHERE.
 
     The hypervisor maps a domain's RAM page by page to consecutive frames; a range whose frames are not consecutive is
     refused, so that one copy serves any range.
     """
-    start = _address(c, iova, rights)
+    start, there = _extent(c, iova, rights)
     if start == NOWHERE or length <= 0:
         return NOWHERE
-    within = 4096 - (iova & 4095)
-    while within < length:
-        if _address(c, iova + within, rights) != start + within:
+    while there < length:
+        further, more = _extent(c, iova + there, rights)
+        if further != start + there:
             return NOWHERE
-        within += 4096
+        there += more
     return start
+
+
+@compiled
+def seek(c, iova, length, rights, first, span, base):
+    """`reach` with a *window*: what was looked up last, `span` bytes from IOVA `first` on, which are at `base`. In a run of frames
+
+    one look-up so does for many. Returns (address, first, span, base), the window for the next one. `NO_WINDOW` is the first one's.
+    """
+    within = iova - first
+    if within < 0 or within > span - length:
+        base, span = _extent(c, iova, rights)
+        first, within = iova, 0
+    return base + within if length <= span else NOWHERE, first, span, base
+
+
+NO_WINDOW = (0, -1, NOWHERE)
 
 
 @compiled
@@ -81,14 +97,8 @@ def posted_buffers(c):
 
 
 @compiled
-def page_of(c, iova, rights):
-    """Address of the page that holds `iova`, or NOWHERE. What is on one page is looked up once in a run of frames."""
-    return _address(c, iova & ~4095, rights)
-
-
-@compiled
 def _descriptor(c, iova):
-    slot = _address(c, iova, READ)
+    slot = reach(c, iova, DESC_BYTES, READ)
     if slot == NOWHERE:
         fail(c, FAULTS_ADDRESS)
         return -1, -1
@@ -117,7 +127,7 @@ def write_completion(slot, size, prod, index, length, status):
 
 @compiled
 def _complete(c, queue, size, prod, index, length, status):
-    slot = _address(c, queue + (prod & (size - 1)) * CQE_BYTES, WRITE)
+    slot = reach(c, queue + (prod & (size - 1)) * CQE_BYTES, CQE_BYTES, WRITE)
     if slot == NOWHERE:
         fail(c, FAULTS_ADDRESS)
     else:

@@ -37,7 +37,7 @@ from hyp.iommu import READ
 from hyp.kernels import compiled, outlined
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause, put_run
-from nic.queues import NO_PAGE, NOWHERE, complete_send, page_of, posted_buffers, posted_sends, reach, send_descriptor
+from nic.queues import NO_WINDOW, NOWHERE, complete_send, posted_buffers, posted_sends, reach, seek, send_descriptor
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, stage, touch, wire_at
 from nic.switch import lookup
 from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
@@ -201,30 +201,24 @@ def _take_run(e, c, n, room, to_sink):
     head0, half = c.head0, c.head1  # in registers, and so is the rest: a store to a buffer might alias
     buffers, lengths, first = w.buffers, w.lengths, w.next
     queue, mask, cons = c.sq, c.sq_size - 1, c.sq_cons
-    queue_page, queue_base, page, base = NO_PAGE, NOWHERE, NO_PAGE, NOWHERE
+    (q_first, q_span, q_base), (start, span, base) = NO_WINDOW, NO_WINDOW
     done, total, flags = 0, 0, 0
     while done < n and total < room and flags == 0:
         # 1. Our copy of the descriptor; and the next ones' lines under way.
         at = queue + ((cons + done) & mask) * DESC_BYTES
-        if at >> 12 != queue_page:
-            queue_page, queue_base = at >> 12, page_of(c, at, READ)
-        if queue_base == NOWHERE:
+        slot, q_first, q_span, q_base = seek(c, at, DESC_BYTES, READ, q_first, q_span, q_base)
+        if slot == NOWHERE:
             break
-        slot = queue_base + (at & 4095)
-        prefetch(queue_base + ((at + AHEAD_BYTES) & 4095))
+        prefetch(slot + AHEAD_BYTES)
         addr, word = load64_once(slot), load64_once(slot + 8)
         length, more = word & 0xFFFFFFFF, word >> 32
         if length < WHOLE_HEADER or length > MAX_FRAME or more & ~DESC_SIGNALED != 0:
             break
-        # 2. Where the frame is. A translation that was looked up is good to the end of its page.
-        within = addr & 4095
-        if addr >> 12 != page or length > 4096 - within:
-            start = reach(c, addr, length, READ)
-            if start == NOWHERE:
-                break
-            page, base = addr >> 12, start - within
+        # 2. Where the frame is.
+        source, start, span, base = seek(c, addr, length, READ, start, span, base)
+        if source == NOWHERE:
+            break
         # 3. Its header, read once.
-        source = base + within
         next0, next1 = load64_once(source), load64_once(source + 8)
         if not _is_alike(next0, next1, head0, half):
             break

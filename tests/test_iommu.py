@@ -54,8 +54,8 @@ POISON = 0x5EED_DEAD_BEEF_0BAD
 
 @entry(i64(i64, i64, i64, i64, i64, i64))
 def look_up(table: int, table_pages: int, ram: int, ram_pages: int, iova: int, rights: int) -> int:
-    """`translate`, from Python."""
-    return translate(table, table_pages, ram, ram_pages, iova, rights)
+    """The address of `translate`, from Python."""
+    return translate(table, table_pages, ram, ram_pages, iova, rights)[0]
 
 
 class Table:

@@ -85,7 +85,7 @@ def test_a_light_sender_is_served_between_the_turns_of_a_heavy_one() -> None:
 
 
 def test_a_turn_is_limited_in_bytes_too() -> None:
-    with bench_of(2, queue=512, memory=8 << 20) as (bench, light, heavy):
+    with bench_of(2, queue=1024, memory=16 << 20) as (bench, light, heavy):
         sink = bench.guest(queue=1024, memory=16 << 20)
         sink.post_buffers(200 + 3 * BUDGET_FRAMES)
         for guest, count, length in ((light, 3 * BUDGET_FRAMES, 64), (heavy, 200, MAX_FRAME)):
