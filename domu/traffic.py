@@ -38,6 +38,8 @@ from hyp.atomics import (
     load64,
     memcpy,
     notify,
+    prefetch_frame,
+    prefetch_frame_for_write,
     record_view,
     store64,
 )
@@ -162,6 +164,7 @@ def _receive(p, d):
     while done < n:
         addr, length = frame_addr(d.rx, done), frame_length(d.rx, done)
         if length >= MIN_TEST_FRAME and is_test_frame(addr, length) and load16(addr + STREAM) & ECHO:
+            prefetch_frame(addr, length)
             mine = p.job == ASKING and load16(addr + STREAM) == p.stream
             if not mine and not _echo(p, d, addr, length):
                 p.no_room = 1
@@ -223,6 +226,7 @@ def _ask(p, d):
     head0 = p.target | ((d.mac & 0xFFFF) << 48)
     head1 = (d.mac >> 16) | (ETHERTYPE_WIRE << 32)
     p.asked_ns = clock_ns()
+    prefetch_frame_for_write(frame_addr(d.tx, 0), p.length)
     write_test_frame(frame_addr(d.tx, 0), p.length, head0, head1, p.stream, p.sequence, 0)
     set_length(d.tx, 0, p.length)
     p.sequence += 1

@@ -26,6 +26,7 @@ from hyp.kernels import compiled, i64, void
 intrinsic: Any = numba.extending.intrinsic
 cgutils: Any = numba.core.cgutils
 
+CACHE_LINE = 64
 _I1, _I8, _I32, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _PTR = _I8.as_pointer()
 
@@ -155,6 +156,20 @@ def _prefetch(write: int) -> Any:
 prefetch, prefetch_for_write = (_prefetch(write) for write in (0, 1))
 """Hints that the cache line at an address will be read, or written, soon. A batch of lines then comes from the other side's cache
 in parallel; loads, and stores, which retire in order, would fetch one after the other. Any address will do, it cannot fault."""
+
+
+@compiled
+def prefetch_frame(addr: int, length: int) -> None:
+    """`prefetch` for every line of a frame: worth it for one alone, whose end the processor does not foresee."""
+    for offset in range(0, length, CACHE_LINE):
+        prefetch(addr + offset)
+
+
+@compiled
+def prefetch_frame_for_write(addr: int, length: int) -> None:
+    """`prefetch_for_write` for every line of a frame."""
+    for offset in range(0, length, CACHE_LINE):
+        prefetch_for_write(addr + offset)
 
 
 @intrinsic
