@@ -43,20 +43,21 @@ def reach(c, iova, length, rights):
     return start
 
 
+NO_WINDOW = (0, -1, NOWHERE)
+
+
 @compiled
 def seek(c, iova, length, rights, first, span, base):
-    """`reach` with a *window*: what was looked up last, `span` bytes from IOVA `first` on, which are at `base`. In a run of frames
+    """`reach` by a *window*: what was looked up last, `span` bytes from IOVA `first` on, which are at `base` (NO_WINDOW: nothing).
 
-    one look-up so does for many. Returns (address, first, span, base), the window for the next one. `NO_WINDOW` is the first one's.
+    Returns (address or NOWHERE, first, span, base): the window for the next call, which must be of the same batch (hyp/iommu.py)
+    and want the same rights. So one look-up does for many frames.
     """
     within = iova - first
     if within < 0 or within > span - length:
         base, span = _extent(c, iova, rights)
         first, within = iova, 0
     return base + within if length <= span else NOWHERE, first, span, base
-
-
-NO_WINDOW = (0, -1, NOWHERE)
 
 
 @compiled

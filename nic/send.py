@@ -1,4 +1,9 @@
-"""Serving a context's send queue: copy the descriptor, check it, read the header once, switch the frame."""
+"""Serving a context's send queue: copy the descriptor, check it, read the header once, switch the frame.
+
+Frames come in *runs*: one after the other has the same addresses, a good descriptor, and goes where the one before went. A run to
+the wire's sink or to a receiver of this engine is taken in one tight loop (`_take_run`), in which nothing can go wrong: whatever is
+in doubt ends it and is left for `_send_one`, which copies the descriptor and the header afresh, and knows what each fault does.
+"""
 
 from hyp.abi.counters import (
     BATCHES,

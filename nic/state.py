@@ -150,8 +150,6 @@ FOR_WIRE = -1000
 
 PAUSE = -1
 """Result of a delivery that must be tried again: the receiver is full and the sending queue's deadline has not passed."""
-ON_WIRE = -2
-"""The wire has taken the frame."""
 DELIVERED = 0
 """Any other result is a Count column: the name of the drop."""
 
