@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from bench.claims import Claim
+from bench.claims import MISSED, Claim
 from bench.contenders import TO_WIRE, LabBench, guest_names, probe_of, stream_slice
-from bench.method import FEWEST, Contender, Slice, interleave
+from bench.method import FEWEST, Contender, Samples, Slice, interleave
 from bench.options import Options
 from bench.progress import Steps
-from bench.results import BenchmarkResult, Row, Series
+from bench.results import BenchmarkResult, Row, Series, short
 from bench.workloads import WIRE
 from hyp.abi.nic import MAX_QUEUE
 
@@ -85,6 +85,8 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
         if path == "bypass":
             errors = samples.errors(_name(path, most))
             result.claims.append(Claim.about(text, ratio, AGGREGATE, errors=errors))
+            if result.claims[-1].verdict == MISSED:
+                result.notes.append(f"{text}: {'; '.join(_where_time_goes(samples, path, guests) for guests in (1, most))}")
             fairness = samples.figure(_name(path, most), "fairness")
             result.claims.append(Claim.about(f"{path}: Jain's fairness, {most} guests", fairness, FAIRNESS, errors=errors))
     labels = {"mpps": "Mframes/s, all guests", "fairness": "Jain's fairness", "cpu_ns_per_frame": "CPU ns per frame"}
@@ -94,6 +96,16 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
             figures = [samples.figure(_name(path, number), metric) for number in numbers]
             series.add(path, [one.median for one in figures], [one.low for one in figures], [one.high for one in figures])
         result.series.append(series)
+
+
+def _where_time_goes(samples: Samples, path: str, guests: int) -> str:
+    """CPU ns per frame on either side of the queues, and how many frames a wake-up is shared by, in the last slice."""
+    detail = samples.details(_name(path, guests))[-1]
+    used: dict[str, float] = detail["processes"]
+    of_guests = sum(used[name] for name in guest_names(path, guests))
+    wakeups = detail["per_frame"]["wakeups"]
+    shared = f"a wake-up for every {1 / wakeups:.0f} frames" if wakeups else "no wake-up"
+    return f"{_name(path, guests)}: NIC {short(used['nic'])} ns of CPU a frame, guests {short(of_guests)}, {shared}"
 
 
 def _name(path: str, guests: int) -> str:
