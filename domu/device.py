@@ -14,6 +14,9 @@ A front end fills in a DEVICE record; programs (compiled) call its operations by
                        TX: room for a burst (woken when half of what is pending is done); ALL: nothing is pending
 =====================  ==============================================================================================
 
+Where there are more loops than cores, and so nobody may spin, a front end may let the other side sleep until half of its queue
+waits: with fewer frames it is woken by `arm` or `tx_pending`, one of which comes before every sleep.
+
 Every operation returns −1 once the device has failed (the other side broke the protocol, or is gone).
 """
 

@@ -28,7 +28,7 @@ from hyp.abi.platform import BOUNCE
 from hyp.ablation import ablated
 from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
 from hyp.counters import commit, count
-from hyp.events import wait_at
+from hyp.events import spin_limit, wait_at
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.ram import open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
@@ -41,12 +41,14 @@ from hyp.verbs import (
     poll_sends,
     post_receive,
     prefetch_sends,
+    publish_sends,
     qp_at,
     receives_completed,
     ring_receives,
-    ring_sends,
     send_room,
     sends_completed,
+    sends_untold,
+    tell_sends,
     write_send,
 )
 
@@ -97,7 +99,8 @@ def tx_commit(device: int, n: int) -> int:
     d = device_at(device)
     b = _bypass_at(d.front)
     q = qp_at(b.qp)
-    bounce = ablated(wait_at(d.wait).platform, BOUNCE)
+    wait = wait_at(d.wait)
+    bounce = ablated(wait.platform, BOUNCE)
     burst, queue, pool, prod, mask = d.tx, q.sq, b.tx_pool, q.sq_prod, q.sq_size - 1
     total = 0
     for k in range(n):
@@ -109,7 +112,9 @@ def tx_commit(device: int, n: int) -> int:
     advance_sends(q, n, 1 if n > 0 else 0)
     count(d.counts, TX_FRAMES, n)
     count(d.counts, TX_BYTES, total)
-    ring_sends(q)
+    publish_sends(q)
+    if spin_limit(wait) > 0 or 2 * sends_untold(q) >= q.sq_size:
+        tell_sends(q)
     commit(d.counts, d.counts_shared)
     return n
 
@@ -117,6 +122,7 @@ def tx_commit(device: int, n: int) -> int:
 @operation(i64(i64, i64))
 def tx_pending(device: int, _: int) -> int:
     q = qp_at(_bypass_at(device_at(device).front).qp)
+    tell_sends(q)
     poll_sends(q)
     return u32_sub(q.sq_prod, q.sq_done)
 
@@ -157,6 +163,7 @@ def rx_release(device: int, n: int) -> int:
 def arm(device: int, what: int) -> int:
     d = device_at(device)
     q = qp_at(_bypass_at(d.front).qp)
+    tell_sends(q)
     ahead = 0
     if what & RX:
         arm_receives(q)
