@@ -275,9 +275,10 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     limit = min(waiting, BUDGET_FRAMES)
-    done, total = 0, 0
+    done, total, most = 0, 0, limit
     while done < limit and total < BUDGET_BYTES and c.active != 0:
-        frames, octets = _send_run(e, c, limit - done, BUDGET_BYTES - total)
+        frames, octets = _send_run(e, c, min(limit - done, most), BUDGET_BYTES - total)
+        most = 2 * frames + 1  # so that a receiver whose buffers end each run has no more than that staged in vain
         if frames == 0:
             octets = _send_one(e, c)
             if octets < 0:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from hyp.abi.nic import CQE, DESC, DESC_SIGNALED, DOORBELL, PAGE
+from hyp.abi.nic import CQE, DESC, DESC_SIGNALED, DOORBELL, PAGE, STATUS_OK
 from hyp.control import Channel, Reply, close_all
 from hyp.frames import TRACKER, TRACKERS, tracker_report
 from hyp.kernels import Entry
@@ -266,3 +266,48 @@ class Loop:
         assert not self._thread.is_alive(), f"the loop does not end: {progress}"
         assert self.result is not None, "the loop raised"
         return self.result
+
+
+# --- runs of frames --------------------------------------------------------------------------------------------------
+
+
+def prime(sender: Guest, receiver: Guest | None) -> str:
+    """Send one frame by itself; returns the address that it went to. Behind it, frames like it are a run (nic/send.py)."""
+    mac = WIRE_MAC if receiver is None else receiver.mac
+    if receiver is not None:
+        receiver.post_buffers(1)
+    sender.send(sender.frame(mac))
+    assert sender.sent(1) == [STATUS_OK]
+    if receiver is not None:
+        receiver.take(1)
+    return mac
+
+
+def completed(guest: Guest, count: int) -> list[tuple[int, int]]:
+    """Wait for send completions: (index, status) each."""
+    return [(int(cqe["index"]), int(cqe["status"])) for cqe in guest._completions(guest.scq, "scq_cons", "scq_event", count)]
+
+
+def place(guest: Guest, ahead: int, content: bytes) -> int:
+    """Write a frame into the pool's page of the descriptor that is posted `ahead` from now; returns its address."""
+    gpa = guest.tx_pool + (int(guest.q["sq_prod"]) + ahead) % guest.entries * PAGE
+    guest.write(gpa, content)
+    return gpa
+
+
+HOSTILE_ADDRESSES: Final[dict[str, Callable[[Guest], int]]] = {
+"0": lambda g: 0,
+    "unregistered": lambda g: g.free,
+    "into an unregistered page": lambda g: g.free - 32,
+    "the end of RAM": lambda g: g.mapping.size - 32,
+    "beyond RAM": lambda g: g.mapping.size,
+    "-1": lambda g: -1,
+    "-16": lambda g: -16,
+    "-PAGE": lambda g: -PAGE,
+    "-(1 << 63)": lambda g: -(1 << 63),
+    "2**63 above a good page": lambda g: (1 << 63) + g.tx_pool,
+    "2**63 below the window": lambda g: g.tx_pool + PAGE - (1 << 63),
+    "(1 << 63) - 1": lambda g: (1 << 63) - 1,
+    "(1 << 63) - 64": lambda g: (1 << 63) - 64,
+    "-(1 << 63) + 64": lambda g: -(1 << 63) + 64,
+}

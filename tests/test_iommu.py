@@ -29,7 +29,7 @@ from hyp.atomics import (
 )
 from hyp.control import Refused, Reply
 from hyp.frames import PAYLOAD
-from hyp.iommu import MAX_RUN, READ, RIGHTS, WRITE, IommuTable, Shootdown, translate
+from hyp.iommu import READ, RIGHTS, WRITE, IommuTable, Shootdown, translate
 from hyp.kernels import compiled, entry, i64
 from hyp.memory import create_region
 from hyp.verbs import (
@@ -58,35 +58,21 @@ def look_up(table: int, table_pages: int, ram: int, ram_pages: int, iova: int, r
     return translate(table, table_pages, ram, ram_pages, iova, rights)[0]
 
 
-@entry(i64(i64, i64, i64, i64, i64, i64))
-def look_up_extent(table: int, table_pages: int, ram: int, ram_pages: int, iova: int, rights: int) -> int:
-    """What `translate` says of how far its address is good, from Python."""
-    return translate(table, table_pages, ram, ram_pages, iova, rights)[1]
-
-
 class Table:
     """A table and RAM that is nothing but an address."""
 
     RAM = 0x10_0000_0000
 
-    def __init__(self, pages: int = PAGES) -> None:
-        region = create_region("sealed", "iommu", "test", "table", 8 * pages)
-        self.mapping, self.pages = region.map(), pages
+    def __init__(self) -> None:
+        region = create_region("sealed", "iommu", "test", "table", PAGE)
+        self.mapping = region.map()
         region.close()
-        self.iommu = IommuTable(self.mapping, pages)
+        self.iommu = IommuTable(self.mapping, PAGES)
 
     def __call__(self, iova: int, rights: int = READ, ram_pages: int = PAGES) -> int | None:
         """Offset in RAM that `iova` leads to, or None."""
         found = int(look_up(self.mapping.address, PAGES, self.RAM, ram_pages, iova, rights))
         return found - self.RAM if found else None
-
-    def extent(self, iova: int, rights: int = READ, ram_pages: int | None = None) -> int:
-        """Number of bytes from `iova` on that one look-up is good for."""
-        return int(look_up_extent(self.mapping.address, self.pages, self.RAM, ram_pages or self.pages, iova, rights))
-
-    def pages_ahead(self) -> list[int]:
-        """For each page: how many pages one look-up is good for."""
-        return [self.extent(page * PAGE) // PAGE for page in range(self.pages)]
 
     def rights(self) -> str:
         """For each page: ``.`` nothing, ``r`` read, ``w`` read and write."""
@@ -167,55 +153,6 @@ def test_registrations_in_any_order_agree_with_a_slow_model(table: Table) -> Non
         assert table.rights() == "".join(model)
         if due is False:
             assert table.rights() == before, "a right went away and no shootdown was asked for"
-
-
-def runs(rights: str) -> list[int]:
-    """How many pages with equal rights there are, from each page on; 0 where there are none."""
-    found = [0] * (len(rights) + 1)
-    for page in range(len(rights) - 1, -1, -1):
-        alike = page + 1 < len(rights) and rights[page + 1] == rights[page]
-        found[page] = 0 if rights[page] == "." else found[page + 1] + 1 if alike else 1
-    return found[:-1]
-
-
-def test_one_look_up_is_good_for_as_many_pages_as_have_the_same_rights(table: Table) -> None:
-    rng = random.Random(5)
-    held: list[tuple[int, int, bool]] = []
-    for _ in range(400):
-        if held and rng.random() < 0.5:
-            first, count, writable = held.pop(rng.randrange(len(held)))
-            table.iommu.deregister(first * PAGE, count * PAGE, writable=writable)
-        else:
-            first = rng.randrange(PAGES)
-            held.append((first, rng.randint(1, PAGES - first), rng.random() < 0.5))
-            table.iommu.register(held[-1][0] * PAGE, held[-1][1] * PAGE, writable=held[-1][2])
-        assert table.pages_ahead() == runs(table.rights())
-
-
-def test_a_look_up_ends_with_the_page_it_may_not_use(table: Table) -> None:
-    table.iommu.register(2 * PAGE, 8 * PAGE, writable=True)
-    assert table.extent(2 * PAGE + 5, RIGHTS) == 8 * PAGE - 5
-    table.iommu.register(5 * PAGE, PAGE, writable=False)
-    assert table.extent(2 * PAGE + 5, RIGHTS) == 8 * PAGE - 5, "more pins, same rights"
-    table.iommu.deregister(2 * PAGE, 8 * PAGE, writable=True)
-    assert table.rights() == ".....r.........."
-    assert [table.extent(page * PAGE) for page in (4, 5, 6)] == [0, PAGE, 0]
-
-
-def test_a_run_that_leaves_ram_ends_with_it(table: Table) -> None:
-    table.iommu.register(0, PAGES * PAGE, writable=False)
-    assert table.extent(PAGE, ram_pages=4) == 3 * PAGE
-    assert table.extent(3 * PAGE + 1, ram_pages=4) == PAGE - 1
-
-
-def test_runs_have_a_longest_length() -> None:
-    table = Table(MAX_RUN + 10)
-    table.iommu.register(0, table.pages * PAGE, writable=True)
-    assert table.pages_ahead() == [min(table.pages - page, MAX_RUN + 1) for page in range(table.pages)]
-    table.iommu.deregister(0, table.pages * PAGE, writable=True)
-    table.iommu.register(PAGE, MAX_RUN * PAGE, writable=True)
-    table.iommu.register(0, PAGE, writable=True)
-    assert table.extent(0) == (MAX_RUN + 1) * PAGE
 
 
 @pytest.mark.parametrize(("addr", "length"), [
