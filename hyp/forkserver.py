@@ -51,10 +51,11 @@ def _load(sock: socket.socket, modules: list[str]) -> None:
     start = time.perf_counter()
     for module in modules:
         importlib.import_module(module)
-    for name, index, total, compiled, seconds in kernels.load_all():
-        if compiled:
-            args = {"kernel": name, "index": index, "total": total, "seconds": seconds}
-            sock.send(msgpack.packb({"op": "progress", "args": args}))
+    with kernels.helped():
+        for name, index, total, compiled, seconds in kernels.load_all():
+            if compiled:
+                args = {"kernel": name, "index": index, "total": total, "seconds": seconds}
+                sock.send(msgpack.packb({"op": "progress", "args": args}))
     sock.send(msgpack.packb({"op": "warm", "args": {"seconds": time.perf_counter() - start}}))
 
 

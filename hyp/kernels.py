@@ -19,9 +19,11 @@ constants only from files that are in the hash.
 import hashlib
 import importlib.metadata
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +149,38 @@ def operation(signature: Any) -> Callable[[Callable[..., Any]], Operation]:
 def is_cold() -> bool:
     """True if nothing has been compiled yet for the present sources."""
     return next(CACHE.rglob("*.nbi"), None) is None
+
+
+@contextmanager
+def helped() -> Iterator[None]:
+    """While this lasts, a forked process compiles from the last kernel on backwards, so that `load_all` finds half of them done.
+
+    Only if nothing has been compiled yet and there is a CPU to do it on. The caller has one thread. Both write to the cache, each
+    file under another name first; should both compile the same kernel, they write the same.
+    """
+    if not is_cold() or len(os.sched_getaffinity(0)) < 2:
+        yield
+        return
+    from hyp.linux import die_with_parent
+
+    caller = os.getpid()
+    helper = os.fork()
+    if helper == 0:
+        try:
+            die_with_parent()
+            for kernel in reversed(_declared):
+                if os.getppid() != caller:
+                    break
+                kernel.load()
+        except BaseException:  # whoever called meets the same error, and says so
+            pass
+        finally:
+            os._exit(0)
+    try:
+        yield
+    finally:
+        os.kill(helper, signal.SIGKILL)
+        os.waitpid(helper, 0)
 
 
 def load_all() -> Iterator[tuple[str, int, int, bool, float]]:

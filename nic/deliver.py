@@ -18,7 +18,7 @@ from hyp.abi.nic import CQE_BYTES, DESC_BYTES, STATUS_BAD_ADDRESS, STATUS_BAD_LE
 from hyp.atomics import copy32, load64_once, memcpy, store8, store64, u32_add
 from hyp.counters import count
 from hyp.iommu import READ, WRITE
-from hyp.kernels import compiled
+from hyp.kernels import compiled, outlined
 from nic.queues import (
     NO_WINDOW,
     NOWHERE,
@@ -51,7 +51,7 @@ def copy_frame(destination, source, length, head0, head1):
             store8(destination + k, (head1 >> (8 * (k - 8))) & 0xFF)
 
 
-@compiled
+@outlined
 def put(e, r, source, length, head0, head1):
     """Deliver into the receive queue of context `r`, which this engine owns. DELIVERED, PAUSE (no buffer), or a drop's name."""
     if r.active == 0:
@@ -77,7 +77,7 @@ def put(e, r, source, length, head0, head1):
     return DELIVERED
 
 
-@compiled
+@outlined
 def put_run(e, r, n, head0):
     """`put` for the first `n` staged frames, whose headers begin with `head0`. Returns (frames, bytes).
 
