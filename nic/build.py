@@ -13,7 +13,7 @@ from hyp.schedule import SCHEDULE
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
-from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
+from nic.wire import BATCH, WIRE_BUFFERS, WIRE_STRIDE
 
 
 class Crossings:
@@ -56,6 +56,7 @@ class EngineState:
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         assert platform.size >= PLATFORM_BYTES
         assert BUDGET_FRAMES <= WIRE_BUFFERS  # the sink looks at a whole turn's frames at its end
+        assert BATCH <= STAGE  # the generator stages a batch
         record = self._record[0]
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
