@@ -100,7 +100,10 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
 
 def _where_time_goes(samples: Samples, path: str, guests: int) -> str:
     """CPU ns per frame on either side of the queues, and how many frames a wake-up is shared by, in the last slice."""
-    detail = samples.details(_name(path, guests))[-1]
+    details = samples.details(_name(path, guests))
+    if not details:
+        return f"{_name(path, guests)}: not known"
+    detail = details[-1]
     used: dict[str, float] = detail["processes"]
     of_guests = sum(used[name] for name in guest_names(path, guests))
     wakeups = detail["per_frame"]["wakeups"]
