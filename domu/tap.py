@@ -4,9 +4,6 @@ One compiled loop moves frames between the TAP and the device: a read or write s
 copy of our own: frames are read into the device's send buffers and written from its receive buffers.
 """
 
-import asyncio
-import os
-import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,7 +135,7 @@ def run(address: int) -> int:
 
 
 class TapProgram:
-    """The program's control side: runs what the user wants in the guest's namespace."""
+    """The program's control side."""
 
     def __init__(self, guest: "Guest") -> None:
         assert guest.tap is not None
@@ -149,48 +146,10 @@ class TapProgram:
         row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, guest.tap.fd, self._engine.mailbox
         row["counts"], row["counts_shared"] = guest.counters.row("tap")
         row["readable"] = 1
-        self._programs: dict[int, asyncio.subprocess.Process] = {}
-        guest.process.serve("execute", self.execute, takes_fds=True)
-        guest.process.serve("kill", self.kill)
 
     def start(self) -> None:
         """Start the loop."""
         self._engine.start(run, int(self._record.ctypes.data))
 
-    async def execute(self, fds: list[int], argv: list[str], env: dict[str, str], cwd: str, token: int) -> dict[str, int]:
-        """Run a program in the guest. Answers when it ends, with its exit status (negative: the signal that ended it).
-
-        fds: its standard input, output and error, and a pipe's end that reads end-of-file when whoever asked is gone: then
-        the program is killed. OSError if it cannot be started.
-        """
-        stdin, stdout, stderr, lease = fds
-        loop = asyncio.get_running_loop()
-        try:
-            program = await asyncio.create_subprocess_exec(
-                *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
-            )
-        except BaseException:
-            os.close(lease)
-            raise
-        finally:
-            for fd in (stdin, stdout, stderr):
-                os.close(fd)
-        self._programs[token] = program
-        loop.add_reader(lease, self.kill, token, signal.SIGKILL)
-        try:
-            return {"status": await program.wait()}
-        finally:
-            loop.remove_reader(lease)
-            os.close(lease)
-            del self._programs[token]
-
-    def kill(self, token: int, number: int) -> None:
-        """Send a signal to a program started with `token` and to its children."""
-        program = self._programs.get(token)
-        if program is not None and program.returncode is None:
-            os.killpg(program.pid, signal.Signals(number))
-
     def stop(self) -> None:
-        """End what still runs."""
-        for token in list(self._programs):
-            self.kill(token, signal.SIGKILL)
+        """Nothing to end: whoever runs a program in the guest ends it when the guest is gone (bench/enter.py)."""

@@ -1,0 +1,227 @@
+"""`launch.py exec`: a program in a guest, as if the caller had started it.
+
+The program is this process's descendant, not the guest's: a child enters the guest's namespaces as nsenter(1) does
+(bench/supervisor.py) and starts it. So the kernel gives it what any program inherits, and nothing of that travels: standard
+streams and further descriptors, folder, arguments and environment of whatever length execve(2) takes, umask, limits, niceness, CPU
+affinity, OOM score, signal mask, ignored signals, session and controlling terminal. User and groups are what the guest's user
+namespace makes of the caller's. Once it runs, nobody but the program holds the caller's streams.
+
+The terminal, when there is one, is the caller's own, not a second one behind it; size, modes, Ctrl-C, SIGWINCH and an interactive
+shell's job control are the kernel's. The program has a process group of its own. This process stands for it in the caller's job:
+
+* If standard input and output are the terminal and the caller's job is in the foreground, the program's group gets the terminal. In
+  any other case it gets it when it first wants it (the kernel then stops it by SIGTTIN or SIGTTOU) while the caller's job is in the
+  foreground; a pipeline's other programs have it until then. In the background nothing is read: the job stops, as any other does.
+* Signals to this process go to the program's group.
+* When the program stops (Ctrl-Z), so does this process, by the same signal, which is what the caller's shell looks at; when this
+  process is continued (fg, bg), so is the program.
+* When the program has ended, this process's group has the terminal again, with the modes it had if a signal was the end.
+
+The exit status is the program's; 128 + n if signal n ended it; 127 if there is no such program and 126 if it cannot be executed,
+with a message; 1 if the guest is not to be had, or went while the program ran. If this process is killed, so is the program's
+group.
+"""
+
+import asyncio
+import errno
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from bench import inherited, supervisor
+from bench.clients import ClientError, connect, living
+from bench.supervisor import Message
+from bench.terminal import Terminal
+from hyp.control import ControlError, close_all
+from hyp.rundir import RunDir
+
+FAILED = 1
+FORWARDED = {
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTSTP,
+    signal.SIGWINCH, signal.SIGIO, signal.SIGPWR, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+}  # fmt: skip
+AT_TERMINAL = (signal.SIGTTIN, signal.SIGTTOU)
+
+
+# --- which guest -----------------------------------------------------------------------------------------------------
+
+
+async def find_guest(guest: str, topology: str | None) -> int:
+    """A pidfd of the process of `guest`, which can run programs. ClientError, saying why, if there is none to be had."""
+    statuses = [status for status in await living() if topology in (None, status["name"])]
+    if not statuses:
+        what = f"no topology named {topology!r}" if topology else "no topology"
+        raise ClientError(f"{what} is running")
+    found = [status for status in statuses if guest in {one["name"] for one in status["guests"]}]
+    if not found:
+        known = sorted(one["name"] for status in statuses for one in status["guests"])
+        unready = [f"topology {status['name']} is {status['state']}" for status in statuses if not status["guests"]]
+        there = "; ".join([f"there are {', '.join(known)}"] * bool(known) + unready)
+        raise ClientError(f"no running topology has a guest named {guest!r}; {there}")
+    if len(found) > 1:
+        names = ", ".join(status["name"] for status in found)
+        raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
+    _check_guest(guest, found[0])
+    return await _pidfd_of(guest, RunDir(found[0]["name"]))
+
+
+def _check_guest(guest: str, status: dict[str, Any]) -> None:
+    """ClientError unless the guest runs programs, now."""
+    if status["state"] not in ("up", "degraded"):
+        raise ClientError(f"topology {status['name']} is {status['state']}; {guest} runs programs once it is up")
+    program = next(one["program"] for one in status["guests"] if one["name"] == guest)
+    if program != "tap":
+        raise ClientError(f'{guest} has program = "{program}"; programs are run in guests with program = "tap"')
+    state = next(process["state"] for process in status["processes"] if process["name"] == guest)
+    if state != "ready":
+        raise ClientError(f"{guest} {state}")
+
+
+async def _pidfd_of(guest: str, run: RunDir) -> int:
+    keeper = await connect(run)
+    try:
+        reply = await keeper.call("pidfds")
+    except ControlError as error:
+        raise ClientError(f"{guest}: {error}") from error
+    finally:
+        keeper.close()
+    found = dict(zip(reply.value, reply.fds, strict=True))
+    pidfd = found.pop(guest, None)
+    close_all(list(found.values()))
+    if pidfd is None:
+        raise ClientError(f"{guest} is gone")
+    return int(pidfd)
+
+
+# --- standing for the program ----------------------------------------------------------------------------------------
+
+
+def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
+    """Run a program in the guest `name`, whose process `guest` is a pidfd of; returns the exit status.
+
+    This process has no standard streams of its own after that, and should exit. It must not have a running event loop.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not argv[0]:
+        return _cannot_execute(name, argv, errno.ENOENT)
+    terminal = Terminal.controlling()
+    signals = supervisor.wakeups()
+    for number in {*FORWARDED, signal.SIGCONT} - inherited.ignored:
+        signal.signal(number, supervisor.nothing)
+    for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
+        signal.signal(number, signal.SIG_IGN)
+    with supervisor.fork(guest, name, argv, terminal) as sock:
+        os.close(guest)
+        heard = supervisor.hear(sock)
+        if heard is not None and heard[0] == Message.NO_ENTRY:
+            raise ClientError(f"{name} cannot be entered: {os.strerror(heard[1])}")
+        front = _Front(sock, terminal, signals, heard[1] if heard is not None else 0)
+        heard = supervisor.hear(sock)
+        if heard is not None and heard[0] == Message.NO_PROGRAM:
+            front.end()
+            return _cannot_execute(name, argv, heard[1])
+        inherited.let_go({sock.fileno(), signals} | ({terminal.fd} if terminal is not None else set()))
+        return front.run()
+
+
+def _cannot_execute(name: str, argv: list[bytes], code: int) -> int:
+    print(f"{name}: {os.fsdecode(argv[0])}: {os.strerror(code)}", file=sys.stderr)
+    return 127 if code == errno.ENOENT else 126
+
+
+class _Front:
+    """This process, in its caller's job, for the program in process group `program`."""
+
+    def __init__(self, sock: socket.socket, terminal: Terminal | None, signals: int, program: int) -> None:
+        self._sock, self._terminal, self._signals, self._program = sock, terminal, signals, program
+        self._interactive = terminal is not None and terminal.is_both(0, 1)
+        self._lend()
+        supervisor.say(sock, Message.GO)
+
+    def run(self) -> int:
+        """Stand for the program until it has ended; returns the exit status."""
+        poll = select.poll()
+        for fd in (self._sock.fileno(), self._signals):
+            poll.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._signals:
+                    self._pass_on(os.read(fd, 4096))
+                elif (heard := supervisor.hear(self._sock)) is None:
+                    self.end(restore=True)
+                    return 128 + signal.SIGKILL  # the supervisor was killed, and the program with it
+                elif heard[0] == Message.STOPPED:
+                    self._stopped(heard[1])
+                else:
+                    return self._ended(*heard)
+
+    def _lend(self) -> None:
+        if self._interactive and self._terminal is not None and self._terminal.is_ours():
+            self._terminal.lend(self._program)
+
+    def _tell(self, number: int) -> None:
+        supervisor.say(self._sock, Message.SIGNAL, number)
+
+    def _pass_on(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGCONT:
+                self._lend()
+            self._tell(number)
+
+    def _stopped(self, number: int) -> None:
+        """The program has stopped: let it have the terminal if that is what it wants and we can give; else stop with it."""
+        if number in AT_TERMINAL and self._terminal is not None and self._terminal.is_ours():
+            self._terminal.lend(self._program)
+            self._tell(signal.SIGCONT)
+            return
+        had_terminal = self.end()
+        arrived = self._stop(number, everybody=number in AT_TERMINAL or (number == signal.SIGTSTP and had_terminal))
+        if signal.SIGCONT not in arrived:  # the kernel stops nobody whom no shell could continue
+            if number in AT_TERMINAL:
+                self._tell(signal.SIGHUP)  # as it does with groups that become so
+            self._pass_on(bytes([signal.SIGCONT]))
+        self._pass_on(arrived)
+
+    def _stop(self, number: int, *, everybody: bool) -> bytes:
+        """Stop by signal `number`, with `everybody` in our group if the terminal would have; returns the signals that arrived."""
+        handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
+        os.kill(0 if everybody else os.getpid(), number)
+        if handler is not None:
+            signal.signal(number, handler)
+        try:
+            return os.read(self._signals, 4096)
+        except BlockingIOError:
+            return b""
+
+    def _ended(self, message: Message, status: int) -> int:
+        code = os.waitstatus_to_exitcode(status)
+        had_terminal = self.end(restore=code < 0)
+        if had_terminal and -code in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(-code, signal.SIG_IGN)
+            os.kill(0, -code)  # whoever else is in our group, a script's shell say, would have got it with the program
+        if message == Message.GUEST_GONE:
+            return FAILED
+        return 128 - code if code < 0 else code
+
+    def end(self, *, restore: bool = False) -> bool:
+        """Have the terminal again; returns whether the program had it."""
+        return self._terminal is not None and self._terminal.take_back(restore=restore)
+
+
+def main(argv: list[str]) -> int:
+    """``python -m bench.execute TOPOLOGY GUEST PROGRAM [ARGUMENT]...``: `launch.py exec` without a command line to be parsed."""
+    inherited.note()
+    topology, guest, *program = argv
+    try:
+        return run_inside(asyncio.run(find_guest(guest, topology)), guest, [os.fsencode(word) for word in program])
+    except ClientError as error:
+        print(error, file=sys.stderr)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
