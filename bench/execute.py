@@ -109,7 +109,7 @@ def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
     if not argv[0]:
         return _cannot_execute(name, argv, errno.ENOENT)
     terminal = Terminal.controlling()
-    signals = supervisor.wakeups()
+    signals = supervisor.Arrivals()
     for number in {*FORWARDED, signal.SIGCONT} - inherited.ignored:
         signal.signal(number, supervisor.nothing)
     for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
@@ -124,7 +124,7 @@ def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
         if heard is not None and heard[0] == Message.NO_PROGRAM:
             front.end()
             return _cannot_execute(name, argv, heard[1])
-        inherited.let_go({sock.fileno(), signals} | ({terminal.fd} if terminal is not None else set()))
+        inherited.let_go({sock.fileno(), *signals.fds} | ({terminal.fd} if terminal is not None else set()))
         return front.run()
 
 
@@ -136,7 +136,7 @@ def _cannot_execute(name: str, argv: list[bytes], code: int) -> int:
 class _Front:
     """This process, in its caller's job, for the program in process group `program`."""
 
-    def __init__(self, sock: socket.socket, terminal: Terminal | None, signals: int, program: int) -> None:
+    def __init__(self, sock: socket.socket, terminal: Terminal | None, signals: supervisor.Arrivals, program: int) -> None:
         self._sock, self._terminal, self._signals, self._program = sock, terminal, signals, program
         self._interactive = terminal is not None and terminal.is_both(0, 1)
         self._lend()
@@ -145,12 +145,12 @@ class _Front:
     def run(self) -> int:
         """Stand for the program until it has ended; returns the exit status."""
         poll = select.poll()
-        for fd in (self._sock.fileno(), self._signals):
+        for fd in (self._sock.fileno(), self._signals.fd):
             poll.register(fd, select.POLLIN)
         while True:
             for fd, _ in poll.poll():
-                if fd == self._signals:
-                    self._pass_on(os.read(fd, 4096))
+                if fd == self._signals.fd:
+                    self._pass_on(self._signals.read())
                 elif (heard := supervisor.hear(self._sock)) is None:
                     self.end(restore=True)
                     return 128 + signal.SIGKILL  # the supervisor was killed, and the program with it
@@ -192,10 +192,7 @@ class _Front:
         os.kill(0 if everybody else os.getpid(), number)
         if handler is not None:
             signal.signal(number, handler)
-        try:
-            return os.read(self._signals, 4096)
-        except BlockingIOError:
-            return b""
+        return self._signals.read()
 
     def _ended(self, message: Message, status: int) -> int:
         code = os.waitstatus_to_exitcode(status)

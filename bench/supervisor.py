@@ -61,15 +61,24 @@ def hear(sock: socket.socket) -> tuple[Message, int] | None:
     return Message(message), number
 
 
-def wakeups() -> int:
-    """Let signals that have a handler make a descriptor readable, a byte each: their numbers. Returns it (non-blocking)."""
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    return reader
+class Arrivals:
+    """Signals that have arrived and have a handler, to be read from a descriptor."""
+
+    def __init__(self) -> None:
+        self.fd, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fds = {self.fd, writer}
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def read(self) -> bytes:
+        """Their numbers, a byte each; none if there are none."""
+        try:
+            return os.read(self.fd, 4096)
+        except BlockingIOError:
+            return b""
 
 
 def nothing(number: int, _: object) -> None:
-    """A signal's handler where `wakeups` says all."""
+    """The handler of a signal that `Arrivals` is to say."""
 
 
 def fork(guest: int, name: str, argv: list[bytes], terminal: Terminal | None) -> socket.socket:
@@ -99,7 +108,7 @@ class _Supervisor:
         self._program = 0
         self._guest_gone = False
         os.setpgid(0, 0)
-        self._signals = wakeups()
+        self._signals = Arrivals()
         signal.signal(signal.SIGCHLD, nothing)  # if it was ignored, the kernel would not keep the program's status
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
 
@@ -112,7 +121,7 @@ class _Supervisor:
             say(self._front, Message.NO_ENTRY, error.errno or 0)
             return
         if self._start(argv, mask):
-            keep = {self._front.fileno(), self._guest, self._signals} | ({self._terminal.fd} if self._terminal else set())
+            keep = {self._front.fileno(), self._guest, *self._signals.fds} | ({self._terminal.fd} if self._terminal else set())
             inherited.let_go(keep)
             say(self._front, Message.RUNNING)
             self._watch()
@@ -141,12 +150,12 @@ class _Supervisor:
     def _watch(self) -> None:
         """Serve launch.py and watch the guest until the program has been reaped."""
         poll = select.poll()
-        for fd in (self._front.fileno(), self._guest, self._signals):
+        for fd in (self._front.fileno(), self._guest, self._signals.fd):
             poll.register(fd, select.POLLIN)
         while not self._reap():
             for fd, _ in poll.poll():
-                if fd == self._signals:
-                    os.read(fd, 4096)
+                if fd == self._signals.fd:
+                    self._signals.read()
                 elif fd == self._guest:
                     poll.unregister(fd)
                     self._end_with_guest()
