@@ -114,7 +114,7 @@ def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
         signal.signal(number, supervisor.nothing)
     for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
         signal.signal(number, signal.SIG_IGN)
-    with supervisor.fork(guest, name, argv, terminal) as sock:
+    with supervisor.fork(guest, name, argv) as sock:
         os.close(guest)
         heard = supervisor.hear(sock)
         if heard is not None and heard[0] == Message.NO_ENTRY:

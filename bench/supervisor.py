@@ -22,7 +22,6 @@ from enum import IntEnum
 from typing import NoReturn
 
 from bench import inherited
-from bench.terminal import Terminal
 from hyp import linux
 
 
@@ -81,7 +80,7 @@ def nothing(number: int, _: object) -> None:
     """The handler of a signal that `Arrivals` is to say."""
 
 
-def fork(guest: int, name: str, argv: list[bytes], terminal: Terminal | None) -> socket.socket:
+def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
     """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
 
     guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (bench/inherited.py).
@@ -92,7 +91,7 @@ def fork(guest: int, name: str, argv: list[bytes], terminal: Terminal | None) ->
         if os.fork() == 0:
             try:
                 ours.close()
-                _Supervisor(theirs, guest, name, terminal).run(argv, mask)
+                _Supervisor(theirs, guest, name).run(argv, mask)
             finally:
                 os._exit(0)
     finally:
@@ -102,8 +101,8 @@ def fork(guest: int, name: str, argv: list[bytes], terminal: Terminal | None) ->
 
 
 class _Supervisor:
-    def __init__(self, front: socket.socket, guest: int, name: str, terminal: Terminal | None) -> None:
-        self._front, self._guest, self._name, self._terminal = front, guest, name, terminal
+    def __init__(self, front: socket.socket, guest: int, name: str) -> None:
+        self._front, self._guest, self._name = front, guest, name
         self._front_pid = os.getppid()
         self._program = 0
         self._guest_gone = False
@@ -121,8 +120,7 @@ class _Supervisor:
             say(self._front, Message.NO_ENTRY, error.errno or 0)
             return
         if self._start(argv, mask):
-            keep = {self._front.fileno(), self._guest, *self._signals.fds} | ({self._terminal.fd} if self._terminal else set())
-            inherited.let_go(keep)
+            inherited.let_go({self._front.fileno(), self._guest, *self._signals.fds})
             say(self._front, Message.RUNNING)
             self._watch()
 
@@ -164,8 +162,6 @@ class _Supervisor:
                 else:
                     poll.unregister(fd)
                     self._kill(signal.SIGKILL)
-                    if self._terminal is not None:
-                        self._terminal.take_back(restore=True)
 
     def _reap(self) -> bool:
         """Pass on what has happened to the program; True when it has ended."""

@@ -21,6 +21,7 @@ class Screen:
     def __init__(self, pid: int, master: int) -> None:
         self.pid, self.master = pid, master
         self.shown = ""  # all that was shown
+        self._status: int | None = None
         self._read = 0  # how much of it has been looked for
 
     def type(self, text: str) -> None:
@@ -43,6 +44,12 @@ class Screen:
                     raise AssertionError(f"the terminal's end, and no {pattern!r} in {self.shown!r}") from error
         self._read += match.end()
         return match
+
+    def wait(self) -> int:
+        """Wait for the session's leader to end; returns its exit status (negative: the signal that ended it)."""
+        if self._status is None:
+            self._status = os.waitpid(self.pid, 0)[1]
+        return os.waitstatus_to_exitcode(self._status)
 
     def resize(self, rows: int, columns: int) -> None:
         """Give the window another size."""
@@ -75,7 +82,7 @@ def screen(*argv: str, rows: int = 24, columns: int = 80, **environment: str) ->
         yield shown
     finally:
         os.close(master)
-        os.waitpid(shown.pid, 0)
+        shown.wait()
 
 
 @contextmanager

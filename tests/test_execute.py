@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.labs import LAUNCH, ROOT, launch, left_behind, staying_up, topology_file, unique, wait_until
+from tests.labs import LAUNCH, ROOT, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
 from tests.screens import state
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
@@ -222,7 +222,7 @@ def test_the_program_ends_with_its_guest_which_is_said(tmp_path: Path) -> None:
     name = unique("mortal")
     with staying_up(topology_file(tmp_path, "mortal", GUEST)) as (process, _):
         exec_, program = running(name, "exec sleep 1000", stderr=subprocess.PIPE)
-        guest = next(int(p.name) for p in Path("/proc").glob("[0-9]*") if is_guest(p, name))
+        guest = next(pid for pid, line in processes(name).items() if "domu:alice" in line.split())
         os.kill(guest, signal.SIGKILL)
         _, told = exec_.communicate(timeout=GRACE)
         assert (exec_.returncode, told) == (1, "alice is gone\n")
@@ -230,13 +230,6 @@ def test_the_program_ends_with_its_guest_which_is_said(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(GRACE) == 143
     assert left_behind(name) == []
-
-
-def is_guest(process: Path, topology: str) -> bool:
-    try:
-        return (process / "cmdline").read_bytes().rstrip(b"\0").split(b"\0")[1:] == [topology.encode(), b"domu:alice"]
-    except OSError:
-        return False
 
 
 # --- closed standard streams -----------------------------------------------------------------------------------------
@@ -285,6 +278,7 @@ def test_a_topology_runs_without_standard_streams(tmp_path: Path, fds: tuple[int
 @pytest.mark.parametrize("fds", [(0,), (1,), (2,), (0, 1, 2)])
 def test_a_program_has_those_streams_that_the_caller_has(lab: str, fds: tuple[int, ...], tmp_path: Path) -> None:
     here = tmp_path / "here"
-    done = inside(lab, "sh", "-c", f"for fd in 0 1 2; do test -e /proc/self/fd/$fd && echo $fd; done >{here}; exit 3", preexec_fn=closing(*fds))
+    script = f"for fd in 0 1 2; do test -e /proc/self/fd/$fd && echo $fd; done >{here}; exit 3"
+    done = inside(lab, "sh", "-c", script, preexec_fn=closing(*fds))
     assert (done.returncode, done.stderr) == (3, "")
     assert here.read_text().split() == [str(fd) for fd in range(3) if fd not in fds or fd == 1]
