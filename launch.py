@@ -33,7 +33,7 @@ if importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer"
     if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
     inherited.give_back()
-    os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
+    os.execve(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]], inherited.environment)
 
 import asyncio
 import json

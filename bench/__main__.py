@@ -23,7 +23,7 @@ if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or impo
     if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
     inherited.give_back()
-    os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]])
+    os.execve(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]], inherited.environment)
 
 import asyncio
 import importlib

@@ -1,11 +1,11 @@
 """What this process has from its caller and changes for its own ends: kept, so that a program can be given it unchanged.
 
 A program that this process becomes, or starts by fork and exec, inherits of itself what nobody here touches: folder, umask,
-limits, niceness, affinity, signal mask, terminal, descriptors, most of the environment. Three things Python or the lab do change:
+limits, niceness, affinity, signal mask, terminal, descriptors. Three things Python or the lab do change:
 
 * standard streams that are closed: a descriptor opened later would become one, and libuv aborts. They are opened on /dev/null;
 * ignored signals (nohup, a script's background jobs), which handlers of ours replace;
-* ``LC_CTYPE``, which Python sets where it finds the C locale (PEP 538).
+* the environment: Python sets ``LC_CTYPE`` where it finds the C locale (PEP 538), libraries are told to start no threads.
 
 Python ignores SIGPIPE and SIGXFSZ before anybody can look: a program gets them at their default, whatever they were.
 
@@ -24,20 +24,21 @@ LOCALE = b"LC_CTYPE"
 
 ignored: set[int] = set()
 """The signals that the caller ignores."""
+environment: dict[bytes, bytes] = dict(os.environb)
+"""The caller's environment."""
 _opened: list[int] = []
-_locale: bytes | None = os.environb.get(LOCALE)
 
 
 def note() -> None:
     """Remember what the caller gave, and open what is closed of descriptors 0, 1 and 2. The first thing that a command does."""
-    global _locale
     ignored.update(n for n in signal.valid_signals() if n not in BY_PYTHON and signal.getsignal(n) == signal.SIG_IGN)
     try:
         given = Path("/proc/self/environ").read_bytes()
     except OSError:
         pass
     else:
-        _locale = next((item.partition(b"=")[2] for item in given.split(b"\0") if item.startswith(LOCALE + b"=")), None)
+        environment.pop(LOCALE, None)
+        environment.update((LOCALE, item.partition(b"=")[2]) for item in given.split(b"\0") if item.startswith(LOCALE + b"="))
     while (fd := os.open(os.devnull, os.O_RDWR)) < len(STREAMS):
         os.set_inheritable(fd, True)
         _opened.append(fd)
@@ -48,13 +49,9 @@ def note() -> None:
 
 
 def give_back() -> None:
-    """Undo what was changed, in a process that execs next."""
+    """Undo what was changed, in a process that execs next, with `environment`."""
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-    if _locale is None:
-        os.environb.pop(LOCALE, None)
-    else:
-        os.environb[LOCALE] = _locale
     for fd in _opened:
         os.close(fd)
 

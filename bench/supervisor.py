@@ -203,7 +203,7 @@ def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int) -> NoR
         if os.read(may_go, 1):
             inherited.give_back()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            os.execvpe(argv[0], argv, os.environb)
+            os.execvpe(argv[0], argv, inherited.environment)
     except OSError as error:
         os.write(failure, (error.errno or 0).to_bytes(4, "little"))
     finally:

@@ -127,8 +127,9 @@ def test_a_plain_program_is_stopped_and_continued_with_its_exec(lab: str) -> Non
 
 def test_a_program_that_handles_ctrl_z_is_not_stopped(lab: str) -> None:
     with shell() as shown:
-        shown.enter(line(lab, "trap 'echo hand''led' TSTP; while ! read answer; do :; done; echo ans''wer $answer"))
+        shown.enter(line(lab, "trap 'echo hand''led' TSTP; echo rea''dy; while ! read answer; do :; done; echo ans''wer $answer"))
         program = program_of(shown)
+        shown.expect("ready")
         wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
         shown.type("\x1a")
         shown.expect("handled")
@@ -210,7 +211,7 @@ def test_nohup_outlives_the_terminal(lab: str) -> None:
         program = program_of(shown)
     # the terminal has been hung up
     try:
-        assert state(program) == "S"
+        assert state(program) in ("R", "S", "D")
     finally:
         front = parent(parent(program))
         os.kill(front, signal.SIGTERM)
