@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from bench.peers.base import PeerError
-from hyp.rundir import base
+from lab.rundir import base
 
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 COMPACT = Path("/proc/sys/vm/compact_memory")
