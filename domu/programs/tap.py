@@ -7,10 +7,11 @@ copy of our own: frames are read into the device's send buffers and written from
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from domu.boot import run_program
 from domu.device import (
     BURST,
     FAILED,
@@ -27,15 +28,15 @@ from domu.device import (
     tx_commit,
     tx_reserve,
 )
+from domu.guest import Guest
+from domu.netns import Tap, create
 from hyp.abi.counters import DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.atomics import clock_ns, record_view, sys_read, sys_write
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
-
-if TYPE_CHECKING:
-    from domu.guest import Guest
+from hyp.process import Process
 
 TAP = np.dtype(
     [
@@ -140,13 +141,12 @@ def run(address: int) -> int:
 class TapProgram:
     """The program's control side: runs what the user wants in the guest's namespace."""
 
-    def __init__(self, guest: "Guest") -> None:
-        assert guest.tap is not None
+    def __init__(self, guest: Guest, tap: Tap) -> None:
         self._record = np.zeros(1, TAP)
         self._engine: Engine = guest.engine
-        self._engine.wake_on(guest.tap.fd)
+        self._engine.wake_on(tap.fd)
         row = self._record[0]
-        row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, guest.tap.fd, self._engine.mailbox
+        row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, tap.fd, self._engine.mailbox
         row["counts"], row["counts_shared"] = guest.counters.row("tap")
         row["readable"] = 1
         self._programs: dict[int, asyncio.subprocess.Process] = {}
@@ -194,3 +194,9 @@ class TapProgram:
         """End what still runs."""
         for token in list(self._programs):
             self.kill(token, signal.SIGKILL)
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """The guest process's role."""
+    tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
+    await run_program(process, config, lambda guest: TapProgram(guest, tap))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from domu.programs.table import program_of, those
 from hyp.control import Channel, ControlError, Refused, close_all
 from hyp.linux import pid_of
 from lab.counters import CounterReader
@@ -111,9 +112,10 @@ def _check_guest(guest: str, status: dict[str, Any]) -> None:
     """ClientError unless the guest runs programs, now."""
     if status["state"] not in ("up", "degraded"):
         raise ClientError(f"topology {status['name']} is {status['state']}; {guest} runs programs once it is up")
-    program = next(one["program"] for one in status["guests"] if one["name"] == guest)
-    if program != "tap":
-        raise ClientError(f'{guest} has program = "{program}"; programs are run in guests with program = "tap"')
+    program = program_of(next(one["program"] for one in status["guests"] if one["name"] == guest))
+    if not program.addressed:
+        wanted = those("addressed")
+        raise ClientError(f'{guest} has program = "{program.name}"; programs are run in guests with program = {wanted}')
     state = next(process["state"] for process in status["processes"] if process["name"] == guest)
     if state != "ready":
         raise ClientError(f"{guest} {state}")
