@@ -19,9 +19,9 @@ from hyp.abi.counters import COUNTERS_BYTES, read_rows
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
 from hyp.linux import pid_of
-from hyp.memory import Mapping, sweep
+from hyp.memory import Mapping
 from hyp.process import adopt_socket
-from hyp.rundir import RunDir
+from hyp.rundir import RunDir, clean
 from hyp.topology_tables import PATHS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,9 +163,7 @@ class Lab:
         try:
             await finished(asyncio.get_running_loop().run_in_executor(None, self._keeper.wait))
         finally:
-            if self._rundir.path.exists():  # the keeper was killed: what it would have swept is left to us
-                sweep(self.name)
-                self._rundir.remove()
+            clean(self.name)  # the keeper was killed: what it would have removed is left to us
 
     async def ended(self) -> str:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""
