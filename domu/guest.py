@@ -1,7 +1,4 @@
-"""The guest process: its RAM, its upcall, its network device by whichever path, and the program on top.
-
-The boot: ask the hypervisor who one is → let the front end connect → start the program → ready.
-"""
+"""A guest: its RAM, its upcall, its network device by whichever path."""
 
 import importlib
 import time
@@ -10,9 +7,7 @@ from typing import Any
 import numpy as np
 
 from domu.device import Device
-from domu.netns import Tap, create
-from domu.tap import TapProgram
-from domu.traffic import Traffic
+from domu.netns import Tap
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Channel
@@ -72,18 +67,3 @@ class Guest:
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the data plane, by name."""
         return {self.engine.name: self.engine.thread_id}
-
-
-async def main(process: Process, config: dict[str, Any]) -> None:
-    """Be the guest until the keeper says stop."""
-    guest = Guest(process, config)
-    if config["program"] == "tap":
-        guest.tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
-    await guest.boot()
-    await guest.connect()
-    program = TapProgram(guest) if guest.tap is not None else Traffic(guest)
-    program.start()
-    process.ready()
-    await process.stopped.wait()
-    program.stop()
-    await guest.engine.stop()

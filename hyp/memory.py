@@ -156,7 +156,7 @@ def objects(topology: str | None = None) -> list[str]:
 def sweep(topology: str) -> list[str]:
     """Unlink every region's POSIX object of a topology that no longer lives; returns their names.
 
-    The caller holds the topology's lock (hyp/rundir.py), which is no region. In a folder where everybody writes nobody but the
+    The caller holds the topology's lock (lab/rundir.py), which is no region. In a folder where everybody writes nobody but the
     owner can put something else under the name of a file, so what was looked at is what is unlinked.
     """
     swept = []

@@ -10,7 +10,7 @@ import os
 import sys
 
 from bench.peers import hugepages
-from hyp.rundir import RunDir
+from lab.rundir import RunDir
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from bench.peers import hugepages
 from bench.peers.base import DEPTH, PeerError, PeerSlice, check_slice, cpu_ns
 from bench.peers.sockets import ROOT
 from bench.peers.testpmd import MBUF_BYTES, MBUFS, MEMORY_MIB, PROGRAM, Testpmd, drivers
-from hyp.rundir import RunDir, clean, short_place
+from lab.rundir import RunDir, clean, short_place
 
 PREFIX = "bench-vhost-"
 SOCKET = "vhost.sock"

@@ -4,7 +4,7 @@ Row (512 B): 64 bytes of name (ASCII, zero-padded; an empty name is an unused ro
 private memory and copies the row here once a batch; everybody else maps the page read-only. The region outlives its
 writer. Counts only grow.
 
-At rest, at every hop, ``in = out + drops by name``; `bench/ledger.py` states the equation of each hop and checks it.
+At rest, at every hop, ``in = out + drops by name``; `lab/ledger.py` states the equation of each hop and checks it.
 """
 
 from enum import IntEnum
