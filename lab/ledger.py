@@ -96,7 +96,7 @@ def _links(snapshot: Snapshot) -> list[Equation]:
     for row, counts in snapshot.items():
         if row.endswith("/tap"):
             device = snapshot[row.removesuffix("tap") + "device"]
-            found.append(Equation(f"{row} to device", counts["tx_frames"], device["tx_frames"]))
+            found.append(Equation(f"{row} to device", counts["tx_frames"], device["tx_frames"] + counts["drop_oversize"]))
             found.append(Equation(f"device to {row}", device["rx_frames"], counts["rx_frames"] + counts["drop_tap"]))
     return found
 
