@@ -44,7 +44,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 import uvloop
 
-from bench.ending import SURROUNDINGS, run_in_order, silence, unwritable
+from lab.command.ending import SURROUNDINGS, run_in_order, silence, unwritable
 
 FAILED, USAGE, NOT_STARTED = 1, 2, 3
 LONGEST_S = 3600.0
@@ -72,7 +72,7 @@ def drive(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
 
 def ask(main: Coroutine[Any, Any, T]) -> T:
     """Run a command that talks to running topologies; exits with the reason if they do not do what was asked."""
-    from bench.clients import ClientError
+    from lab.command.clients import ClientError
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -89,7 +89,7 @@ def check_output(json_out: Path | None) -> None:
 
 def load_topology(file: Path) -> Any:
     """The topology, checked against itself and the machine; exits with the reasons if it will not do."""
-    from hyp.topology import TopologyError, check_machine, load
+    from lab.topology import TopologyError, check_machine, load
 
     try:
         topology = load(file)
@@ -115,7 +115,7 @@ def demo(
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S):
         fail(f"--seconds {seconds:g}: more than 0, and at most {LONGEST_S:g}", USAGE)
     check_output(json_out)
-    from bench.demo import run_demo
+    from lab.command.demo import run_demo
 
     drive(lambda: run_demo(seconds, json_out))
 
@@ -131,7 +131,7 @@ def run(
     """
     topology = load_topology(file)
     check_output(json_out)
-    from bench.session import run_topology
+    from lab.command.session import run_topology
 
     drive(lambda: run_topology(topology.plain(), json_out))
 
@@ -146,8 +146,8 @@ def execute(
 
     It has this terminal, or whatever standard input and output are. --topology may stand after the guest, too.
     """
-    from bench.clients import ClientError
-    from bench.execute import find_guest, run_inside
+    from lab.command.clients import ClientError
+    from lab.execute.front import find_guest, run_inside
 
     topology = take_topology(argv) or topology
     if not argv:
@@ -177,8 +177,8 @@ def take_topology(argv: list[str]) -> str | None:
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
     """What is running, and what TAP guests have moved."""
-    from bench.clients import living
-    from bench.tables import status_lines
+    from lab.command.clients import living
+    from lab.command.tables import status_lines
 
     found = ask(living())
     if as_json:
@@ -195,10 +195,10 @@ def stop(
     all_of_them: Annotated[bool, typer.Option("--all", help="All that are running.")] = False,
 ) -> None:
     """Take a running topology down."""
-    from bench.clients import stop
-    from hyp.rundir import all_topologies
+    from lab.command.clients import stop
+    from lab.rundir import living
 
-    running = {run.name: run for run in all_topologies() if run.is_alive()}
+    running = {run.name: run for run in living()}
     if name is not None and all_of_them:
         fail("stop: either a name or --all", USAGE)
     if name is not None and name not in running:
@@ -218,8 +218,8 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
 
     Nothing is started.
     """
-    from bench.tables import plural
-    from hyp.topology_tables import show_size
+    from lab.figures import plural
+    from lab.topology_tables import show_size
 
     topology = load_topology(file)
     parts = f"{plural(len(topology.guests), 'guest')}, {plural(len(topology.workloads), 'workload')}, "
@@ -234,7 +234,7 @@ def clean() -> None:
     A living one is never touched.
     """
     from bench.peers import hugepages
-    from hyp.rundir import clean as sweep
+    from lab.rundir import clean as sweep
 
     removed = sweep() + hugepages.sweep()
     for item in removed:

@@ -1,1 +1,1 @@
-"""Measurement: workloads, the ledger, the demo."""
+"""Measurement: benchmarks, their method, their report, and the floor and peers that stand beside the lab's paths."""

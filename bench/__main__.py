@@ -36,9 +36,7 @@ from typing import Annotated, Any, NoReturn, Protocol, cast
 import typer
 from rich.console import Console
 
-from bench.ending import run_in_order, unwritable
-from bench.fingerprint import fingerprint
-from bench.options import (
+from bench.method.options import (
     BENCHMARKS,
     FRAMES,
     PEERS,
@@ -51,9 +49,11 @@ from bench.options import (
     Options,
     OptionsError,
 )
-from bench.progress import Steps, parts, watched
-from bench.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
-from hyp.topology_tables import PATHS
+from bench.method.progress import Steps, parts, watched
+from bench.report.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
+from hyp.paths import PATHS
+from lab.command.ending import run_in_order, unwritable
+from lab.fingerprint import fingerprint
 
 FAILED, USAGE = 1, 2
 WIDE = 160
@@ -193,8 +193,8 @@ async def _measure(names: list[str], options: Options, progress: Steps, done: di
 
 def _finish(results: Row, folder: Path, json_out: Path | None, screen: Console) -> None:
     """Tables on the screen, the folder, and the JSON file if one was asked for."""
-    from bench.report import write
-    from bench.summary import tables
+    from bench.report.page import write
+    from bench.report.summary import tables
 
     screen.print(tables(results))
     if json_out is not None:
@@ -209,7 +209,7 @@ def compare(
     b: Annotated[Path, typer.Argument(help="The same: after.")],
 ) -> None:
     """What got faster, slower or can't be told between two runs."""
-    from bench.compare import report
+    from bench.report.compare import report
 
     try:
         before, after = read(a), read(b)

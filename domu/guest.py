@@ -1,7 +1,4 @@
-"""The guest process: its RAM, its upcall, its network device by whichever path, and the program on top.
-
-The boot: ask the hypervisor who one is → let the front end connect → start the program → ready.
-"""
+"""A guest: its RAM, its upcall, its network device by whichever path."""
 
 import importlib
 import time
@@ -10,9 +7,6 @@ from typing import Any
 import numpy as np
 
 from domu.device import Device
-from domu.netns import Tap, create
-from domu.tap import TapProgram
-from domu.traffic import Traffic
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Channel
@@ -20,6 +14,7 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.memory import Mapping
+from hyp.paths import PATHS
 from hyp.process import Process
 from hyp.ram import Ram
 
@@ -28,7 +23,6 @@ class Guest:
     """What front ends and programs find in their domain."""
 
     device: Device
-    tap: Tap | None = None
 
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self.process, self.config = process, config
@@ -54,7 +48,7 @@ class Guest:
 
     async def connect(self) -> None:
         """Let the front end of this guest's path set the device up."""
-        front_end = importlib.import_module(f"domu.frontends.{self.config['path']}")
+        front_end = importlib.import_module(PATHS[self.config["path"]].front_end)
         self.device = await front_end.connect(self)
 
     async def time_registration(self, size: int, rounds: int) -> dict[str, list[int]]:
@@ -72,18 +66,3 @@ class Guest:
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the data plane, by name."""
         return {self.engine.name: self.engine.thread_id}
-
-
-async def main(process: Process, config: dict[str, Any]) -> None:
-    """Be the guest until the keeper says stop."""
-    guest = Guest(process, config)
-    if config["program"] == "tap":
-        guest.tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
-    await guest.boot()
-    await guest.connect()
-    program = TapProgram(guest) if guest.tap is not None else Traffic(guest)
-    program.start()
-    process.ready()
-    await process.stopped.wait()
-    program.stop()
-    await guest.engine.stop()

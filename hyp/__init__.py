@@ -1,4 +1,4 @@
-"""The hypervisor: memory, rings, grants, event channels, IOMMU tables, control protocol. Imports nothing of ours."""
+"""What all stand on: layouts, memory, rings, grants, event channels, IOMMU tables, control protocol. Imports nothing of ours."""
 
 import os
 

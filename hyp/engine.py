@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hyp import linux
+from hyp import limits, linux
 from hyp.atomics import load64_acquire, notify, store64, store64_release
 from hyp.events import new_eventfd
 from hyp.kernels import compiled, entry, i64, void
@@ -85,7 +85,7 @@ class Engine:
         self._poll.register(eventfd, select.EPOLLIN | select.EPOLLET)
 
     def start(self, kernel: Callable[..., Any], *args: Any) -> None:
-        """Start the loop. Must be called in a running event loop."""
+        """Start the loop. Must be called in a running event loop. `limits.TooFew` if there can be no more threads."""
         loop = asyncio.get_running_loop()
         loop.add_reader(self._reply, self._take_reply)
         self._ended = loop.create_future()
@@ -102,7 +102,8 @@ class Engine:
                 pass  # the loop is closed: nobody waits any more
 
         self._thread = threading.Thread(target=run, name=self.name, daemon=True)
-        self._thread.start()
+        with limits.told_of_threads(f"the thread of {self.name}"):
+            self._thread.start()
 
     @property
     def thread_id(self) -> int:

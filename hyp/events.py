@@ -86,6 +86,10 @@ def sleep(wait, timeout_ns, counts):
 # --- the hypervisor's table -------------------------------------------------------------------------------------------
 
 
+MAX_PORTS = 1024
+"""Ports of a domain, port 0 included, which nobody has."""
+
+
 class EventError(OSError):
     """An event-channel operation was refused; errno as Xen's interface gives it."""
 
@@ -142,7 +146,7 @@ class Port:
 class EventChannels:
     """Ports of all domains. Every method checks what a domain says; EventError otherwise."""
 
-    limit: int = 1024
+    limit: int = MAX_PORTS
     _ports: dict[tuple[int, int], Port] = field(default_factory=dict)
 
     def alloc_unbound(self, domid: int, remote: int, upcall: Upcall) -> int:

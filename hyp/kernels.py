@@ -12,7 +12,7 @@ server does it once and every process of a topology inherits the machine code.
 
 The cache. numba keys a cached function by its own file only, so that editing a helper in another file would leave its
 callers stale. The cache folder is therefore named by a hash over *all* files that hold compiled code or the layouts
-frozen into it, and over the versions of the compilers. `tests/test_kernels.py` checks that files with compiled code take
+frozen into it, and over the versions of the compilers. `tests/hyp/test_kernels.py` checks that files with compiled code take
 constants only from files that are in the hash.
 """
 

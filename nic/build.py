@@ -7,9 +7,9 @@ from hyp.abi.platform import PLATFORM_BYTES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT, new_eventfd
-from hyp.frames import TRACKER, TRACKERS, attach_histograms
+from hyp.load.frames import TRACKER, TRACKERS, attach_histograms
+from hyp.load.schedule import SCHEDULE
 from hyp.memory import Mapping, private_pages
-from hyp.schedule import SCHEDULE
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE

@@ -13,10 +13,10 @@ from hyp.abi.nic import MAX_FRAME, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.control import Handler, Refused
 from hyp.counters import CounterPage
-from hyp.frames import MIN_TEST_FRAME, tracker_report
+from hyp.load.frames import MIN_TEST_FRAME, tracker_report
+from hyp.load.schedule import MAX_RATE
 from hyp.memory import Mapping
 from hyp.process import Process
-from hyp.schedule import MAX_RATE
 from nic.build import Crossings, EngineState
 from nic.engine import FILTER, GENERATE, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
 from nic.switch import MAX_FILTERS

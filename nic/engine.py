@@ -49,11 +49,12 @@ from nic.crossing import (
     want_room,
 )
 from nic.deliver import put_or_pause
+from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
 from nic.send import flood_crossed, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, wire_at
 from nic.switch import enter, forget
-from nic.wire import begin_generating, generate, link_wire, serve_wire, wire_due
+from nic.wire import link_wire, serve_wire, wire_due
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE = 1, 2, 3, 4, 5
 CROSSING_BUDGET = 32

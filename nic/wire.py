@@ -1,7 +1,7 @@
-"""The wire: what is beyond the NIC's port. A sink that verifies test frames, a reflector, a generator.
+"""The wire: what is beyond the NIC's port: a sink that verifies test frames, a reflector. The generator: nic/generator.py.
 
 Frames that leave the machine are copied (the device's DMA) into a ring of wire buffers. `reflect` sends each one back with its
-MAC addresses swapped. The generator is a sending queue like a guest's: a full receiver pauses it, then frames drop.
+MAC addresses swapped.
 
 On a wire that has neither a bit rate nor a delay a frame arrives in the batch that sent it. Else it is *linked*: frames go by one
 link out and one back (`nic/link.py`), and what happens to them at the end of it happens when they arrive (`serve_wire`).
@@ -19,13 +19,13 @@ from hyp.abi.counters import (
     TX_FRAMES,
 )
 from hyp.abi.nic import GROUP_BIT, MAC_MASK, NO_CONTEXT
-from hyp.atomics import clock_ns, load64, store64
+from hyp.atomics import load64, store64
 from hyp.counters import count
-from hyp.frames import ETHERTYPE_WIRE, verify, write_test_frame
 from hyp.kernels import compiled, outlined
-from hyp.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
+from hyp.load.frames import verify
+from hyp.load.schedule import schedule_at
 from nic.crossing import await_crossing, cross, cross_or_pause, is_paused
-from nic.deliver import await_receiver, copy_frame, put, put_broadcast, put_or_pause, put_run
+from nic.deliver import await_receiver, copy_frame, put, put_broadcast, put_or_pause
 from nic.link import (
     ARRIVAL,
     FRAME,
@@ -42,8 +42,7 @@ from nic.link import (
     set_link,
     takes,
 )
-from nic.queues import posted_buffers
-from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, stage, wire_at
+from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 from nic.switch import lookup
 
 SINK, REFLECT = 0, 1
@@ -169,107 +168,6 @@ def _reflect(e, w, buffer, length, head0, head1):
             result = put_broadcast(e, r, buffer, length, back0, back1)
     if result != DELIVERED:
         count(w.counts, result, 1)
-
-
-# --- the generator ---------------------------------------------------------------------------------------------------
-
-
-@outlined
-def begin_generating(e, target, length, frames, nanoseconds, pps, stream):
-    """Replace what the generator does."""
-    w, now = wire_at(e.wire), clock_ns()
-    w.target, w.length, w.left, w.stream, w.sequence = target, length, frames, stream, 0
-    w.until_ns = now + nanoseconds if nanoseconds > 0 else 0
-    w.last_ns = now
-    begin_schedule(schedule_at(w.schedule), pps, now)
-
-
-@compiled
-def generate(e):
-    """Send what is due of the generator's frames, at most BATCH. Returns how many."""
-    w = wire_at(e.wire)
-    if w.left <= 0:
-        return 0
-    s = schedule_at(w.schedule)
-    sent = 0
-    if w.until_ns != 0 and e.now >= w.until_ns:
-        w.left = 0
-        if w.linked == 0:
-            w.pause_until = 0  # the frame that waited is not sent any more
-        if s.pps != 0:
-            note_lag(s, e.now)
-    if w.linked == 0 and s.pps == 0:
-        sent = _generate_run(e, w)
-    while w.left > 0 and sent < BATCH and frames_due(s, e.now, 1) > 0:
-        if not (_generate_onto_link(e, w, s) if w.linked != 0 else _generate_one(e, w, s)):
-            break
-        w.left -= 1
-        w.sequence += 1
-        frame_sent(s, e.now)
-        count(w.counts, TX_FRAMES, 1)
-        count(w.counts, TX_BYTES, w.length)
-        sent += 1
-    if sent > 0:
-        w.last_ns = e.now
-        w.dirty = 1
-    return sent
-
-
-@compiled
-def _generate_run(e, w):
-    """Send at most BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
-    number = lookup(e.table, w.target)
-    r = context_of(e, number)
-    if number == NO_CONTEXT or r.mine == 0 or r.active == 0:
-        return 0
-    n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
-    buffers = w.buffers
-    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
-    for k in range(n):
-        buffer = buffers + ((first + k) & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
-        write_test_frame(buffer, length, head0, head1, stream, sequence + k, 0)
-        stage(e, k, buffer, length, head1 | (stream << 48))
-    sent, total = put_run(e, r, n, head0)
-    if sent > 0:
-        w.pause_until = 0
-        w.next, w.left, w.sequence = first + sent, w.left - sent, sequence + sent
-        count(w.counts, TX_FRAMES, sent)
-        count(w.counts, TX_BYTES, total)
-    return sent
-
-
-@compiled
-def _generate_one(e, w, s):
-    """Hand the next frame to its receiver. False if it has to wait; it is written afresh then."""
-    if is_paused(e, w):
-        return False
-    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
-    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
-    write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp(s))
-    result = inbound(e, w, w.target, buffer, w.length, head0, load64(buffer + 8))
-    if result == PAUSE:
-        return False
-    w.pause_until = 0
-    w.next += 1
-    if result != DELIVERED:
-        count(w.counts, result, 1)
-    return True
-
-
-@compiled
-def _generate_onto_link(e, w, s):
-    """Launch the next frame. False if it has to wait for the link."""
-    k = link_at(w.back)
-    if not takes(k, e.now):
-        if w.held == 0:
-            count(e.counts, PAUSES, 1)
-        w.held = 1
-        return False
-    w.held = 0
-    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
-    write_test_frame(room_for_frame(k), w.length, head0, head1, w.stream, w.sequence, stamp(s))
-    launch(k, e.now, w.length, GENERATED)
-    return True
 
 
 # --- a linked wire ---------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ ASSERTING = ("control_ends", "grant_world", "peers", "trapped_guests", "xenstore
 pytest.register_assert_rewrite(*(f"tests.{name}" for name in ASSERTING))
 
 if TYPE_CHECKING:
-    from tests.grant_world import World
-    from tests.guests import Guest
-    from tests.peers import Bench
+    from tests.support.grant_world import World
+    from tests.support.guests import Guest
+    from tests.support.peers import Bench
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def warm() -> None:
     import subprocess
     import sys
 
-    from bench.lab import MODULES, ROOT
+    from lab.owner import MODULES, ROOT
 
     script = "import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\n"
     script += "from hyp import kernels\nwith kernels.helped(): list(kernels.load_all())"
@@ -34,7 +34,7 @@ def warm() -> None:
 @pytest.fixture(params=["from 0", "over the wrap"])
 def start(request: pytest.FixtureRequest) -> int:
     """Where the indices of a guest's queues begin."""
-    from tests.guests import JUST_BELOW_WRAP
+    from tests.support.guests import JUST_BELOW_WRAP
 
     return 0 if request.param == "from 0" else JUST_BELOW_WRAP
 
@@ -42,7 +42,7 @@ def start(request: pytest.FixtureRequest) -> int:
 @pytest.fixture
 def pair(start: int) -> "Iterator[tuple[Bench, Guest, Guest]]":
     """A NIC and two guests."""
-    from tests.peers import bench_of
+    from tests.support.peers import bench_of
 
     with bench_of(2, start=start) as everything:
         yield everything
@@ -73,6 +73,6 @@ def no_descriptor_is_left() -> Iterator[None]:
 @pytest.fixture
 def world() -> "World":
     """Three domains with grant tables."""
-    from tests.grant_world import World
+    from tests.support.grant_world import World
 
     return World()

@@ -1,4 +1,4 @@
-"""The architecture's import rule: downward only. hyp knows nobody; nic, dom0 and domu know hyp and themselves."""
+"""The architecture's import rule: hyp ← nic, dom0, domu ← lab ← bench ← launch.py, and no circle, not even for types."""
 
 import ast
 from collections.abc import Iterator
@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"hyp", "nic", "dom0", "domu", "bench", "launch", "tests"}
+OURS = {"hyp", "nic", "dom0", "domu", "lab", "bench", "launch", "tests"}
 MAY_IMPORT = {
     "hyp": {"hyp"},
     "nic": {"hyp", "nic"},
     "dom0": {"hyp", "dom0"},
     "domu": {"hyp", "domu"},
-    "bench": {"hyp", "nic", "dom0", "domu", "bench"},
+    "lab": {"hyp", "nic", "dom0", "domu", "lab"},
+    "bench": {"hyp", "nic", "dom0", "domu", "lab", "bench"},
 }
+LARGEST_FOLDER = 21  # modules: what a reader takes in at one look
 GENERATED = {".git", ".venv", ".hypothesis", ".pytest_cache", ".mypy_cache", ".ruff_cache", "__pycache__", "build", "dist"}
 SUFFIXES = {".py", ".toml", ".md", ".sh", ".yml", ".yaml", ".cfg", ""}
 
@@ -57,10 +59,54 @@ def test_nobody_imports_launch() -> None:
     assert wrong == []
 
 
+def modules() -> dict[str, set[str]]:
+    """Every module of ours, and those that it imports, at its head, in a function, or for types only."""
+    trees = {}
+    for path in (path for package in MAY_IMPORT for path in sources(package)):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        trees[name] = ast.parse(path.read_text())
+    found: dict[str, set[str]] = {}
+    for name, tree in trees.items():
+        named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                # "from a import b" needs a.b where that is a module, else a
+                named |= {f"{node.module}.{x.name}" if f"{node.module}.{x.name}" in trees else node.module for x in node.names}
+        found[name] = {other for other in named if other in trees and other != name}
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """What remains when whoever imports nothing that remains, or is imported by nothing that remains, is taken away."""
+    left = {name: set(named) for name, named in graph.items()}
+    while True:
+        named = set().union(*left.values())
+        gone = {name for name, others in left.items() if not others & left.keys() or name not in named}
+        if not gone:
+            return [sorted(left)] if left else []
+        left = {name: others - gone for name, others in left.items() if name not in gone}
+
+
+def test_there_is_no_circle() -> None:
+    assert circles(modules()) == []
+
+
+def test_a_circle_is_seen_and_what_leads_to_it_is_not_named() -> None:
+    graph = {"top": {"one"}, "one": {"two"}, "two": {"three", "leaf"}, "three": {"one"}, "leaf": set()}
+    assert circles(graph) == [["one", "three", "two"]]
+    assert circles({"top": {"one"}, "one": {"leaf"}, "leaf": set()}) == []
+
+
+def test_no_folder_has_more_than_a_reader_takes_in() -> None:
+    folders = {path.parent for package in MAY_IMPORT for path in sources(package)}
+    large = {str(folder.relative_to(ROOT)): n for folder in folders if (n := len(list(folder.glob("[!_]*.py")))) > LARGEST_FOLDER}
+    assert large == {}
+
+
 @pytest.mark.parametrize("text", [
     "import nic", "import nic.engine as e", "from nic import engine", "def f():\n    from dom0.state import PORT",
-    "import os, bench.lab", "import importlib\nimportlib.import_module('domu.tap')", "from launch import main",
-    "if TYPE_CHECKING:\n    from tests.peers import Bench",
+    "import os, lab.owner", "import importlib\nimportlib.import_module('domu.programs.tap')", "from launch import main",
+    "if TYPE_CHECKING:\n    from tests.support.peers import Bench",
 ])  # fmt: skip
 def test_the_rule_sees_what_it_forbids(text: str) -> None:
     assert forbidden(text, "hyp")

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from bench.accounting import usage
 from bench.floor.layout import MAX_ENTRIES, MAX_SAMPLES, MAX_WORKERS, SAMPLES, WORDS
 from bench.floor.ring import BURST, CONS, CONS_EVENT, PLATFORM, PROD, PROD_EVENT, STRIDE
 from bench.floor.workers import Workers
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import SPIN_LIMIT_NS
-from hyp.frames import HEADER_ONLY, MIN_TEST_FRAME
+from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
+from lab.accounting import usage
 
 ENTRIES = 256
 STREAM = 1

@@ -21,8 +21,8 @@ The two ends trust each other: R3 is one of the costs that the floor does not ha
 from hyp.abi.nic import PAGE
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64_acquire, load64_once, memcpy, notify, store64_once, store64_release
 from hyp.events import may_spin, sleep, wait_at
-from hyp.frames import ETHERTYPE_WIRE, verify, write_test_frame
 from hyp.kernels import compiled, entry, i64
+from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
 from nic.wire import WIRE_BUFFERS, WIRE_STRIDE, head_words
 
 PROD, PROD_EVENT, CONS, CONS_EVENT = 0, 64, 128, 192

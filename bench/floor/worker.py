@@ -25,8 +25,8 @@ from bench.floor.ring import PLATFORM, consume, produce
 from hyp.control import Channel
 from hyp.counters import PRIVATE_ROW_BYTES
 from hyp.events import WAIT
-from hyp.frames import TRACKER, TRACKERS, tracker_report
 from hyp.linux import die_with_parent, set_name
+from hyp.load.frames import TRACKER, TRACKERS, tracker_report
 from hyp.memory import Mapping, private_pages
 from hyp.process import adopt_socket
 from nic.wire import WIRE_BUFFERS, WIRE_STRIDE

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bench.peers import PEERS, Peer, PeerError, PeerSlice, peer_class
 from bench.peers.base import MAX_SLICE_S
-from bench.tables import number
+from lab.figures import number
 
 FAILED, USAGE = 1, 2
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from bench.accounting import usage
+from lab.accounting import usage
 
 MAX_SLICE_S = 0.5
 DEPTH = 256

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from bench import throughput
-from bench.contenders import TO_WIRE
-from bench.options import PEERS, Options
-from bench.progress import Steps
-from bench.results import BenchmarkResult
+from bench.benchmarks import throughput
+from bench.method.contenders import TO_WIRE
+from bench.method.options import PEERS, Options
+from bench.method.progress import Steps
+from bench.report.results import BenchmarkResult
 
 TITLE = "Peers"
 ABOUT = (

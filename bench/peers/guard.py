@@ -10,7 +10,7 @@ import os
 import sys
 
 from bench.peers import hugepages
-from hyp.rundir import RunDir
+from lab.rundir import RunDir
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
         pass
     if len(sys.argv) > 3:
         hugepages.give_back(int(sys.argv[3]))
-    RunDir(name).remove()
+    RunDir.of(name).remove()
     os.close(lock)
 
 

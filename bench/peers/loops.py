@@ -19,8 +19,8 @@ from hyp.atomics import (
     sys_recvmmsg,
     sys_sendmmsg,
 )
-from hyp.frames import ETHERTYPE_WIRE, verify, write_test_frame
 from hyp.kernels import compiled, entry, i64, void
+from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
 
 STOP, COUNT, ERRNO = 0, 64, 72
 CONTROL_BYTES = 128

@@ -26,7 +26,7 @@ from bench.peers import loops
 from hyp import linux
 from hyp.abi.counters import COLUMNS, CORRUPT, DUPLICATED, FOREIGN, LOST
 from hyp.control import Channel, Handler, Refused
-from hyp.frames import TRACKER, TRACKERS
+from hyp.load.frames import TRACKER, TRACKERS
 
 
 class Loop:

@@ -1,0 +1,1 @@
+"""One file a benchmark: TITLE, ABOUT and ``async def run(result, options, progress)``."""

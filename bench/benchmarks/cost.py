@@ -1,0 +1,298 @@
+"""What a frame costs on each path, and what each part of that is worth: ledger, CPU by process, ablations, registration.
+
+``python -m bench cost [--paths …] [--frames …]``
+
+Ablations run on one core, where no path gains from another core for its work, and in "header" payload, so that Dom0's hop can be
+had without its copy (hyp/ablation.py).
+"""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+from bench.floor import Floor
+from bench.method.claims import Claim
+from bench.method.contenders import TO_WIRE, LabBench, cpus_of, guest_names, probe_of, stream_slice
+from bench.method.options import Options
+from bench.method.progress import Part, Steps, parts
+from bench.method.slices import Contender, Samples, Slice, interleave
+from bench.report.results import BenchmarkResult, Row, Series
+from hyp.load.frames import COVERED
+from lab.figures import short
+from lab.instructions import Counting, why_not
+from lab.workloads import WIRE
+
+METRICS = ("mpps", "cpu_ns_per_frame", "mframes_per_cpu_s")
+INSTRUCTIONS = 1.1  # bypass ÷ native, at most
+PAGE = 4096
+SIZES = tuple(PAGE << k for k in (0, 2, 4, 6, 8, 10))
+REGISTRATIONS = 30
+NOTIFICATIONS = 0.02
+LINE_GBPS, LINE_FRAME = 10.0, 1500
+TITLE = "Cost of a frame"
+ABOUT = (
+    "One core, guest to wire. The ledger says what a frame met on its way; CPU of each process is the kernel's figure. The 2 × 2 "
+    "ablation takes Dom0's hop and the grant copy apart: a bypass guest that copies once more, and a split path whose netback "
+    "copies the header only. Hold-off off: every consumer asks for a notification of every batch. Persistent grants: pages are "
+    "granted once and stay mapped in Dom0, so that what is left of split is the hop and its copy."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A path with something changed."""
+
+    name: str
+    path: str
+    switches: dict[str, int] = field(default_factory=dict)
+    guest: str = ""  # the path's first, by default
+
+    @property
+    def sender(self) -> str:
+        """The guest that sends."""
+        return self.guest or guest_names(self.path, 1)[0]
+
+
+HOP_AND_COPY = (
+    Variant("bypass", "bypass"),
+    Variant("bypass + copy", "bypass", {"bounce": 1}),
+    Variant("split − copy", "split", {"copy_limit": COVERED}),
+    Variant("split", "split"),
+)
+HOLD_OFF = (
+    Variant("bypass", "bypass"),
+    Variant("bypass, no hold-off", "bypass", {"keep_armed": 1}),
+    Variant("split", "split"),
+    Variant("split, no hold-off", "split", {"keep_armed": 1}),
+)
+PERSISTENT = {"name": "persistent0", "path": "split", "persistent_grants": True}
+GRANTS = (
+    Variant("bypass", "bypass"),
+    Variant("split", "split"),
+    Variant("split, persistent grants", "split", guest="persistent0"),
+)
+
+
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
+    """The ledger of every path asked for, then the ablations and the cost of registration."""
+    titles = [f"{what}, {frame} B" for frame in options.frames for what in ("ledger", "hop × copy", "hold-off", "grants")]
+    steps = parts(progress, [*titles, "line rate", "registration"])
+    paths = list(dict.fromkeys([*options.paths, "bypass", "split"]))
+    async with LabBench("cost", paths, others=[PERSISTENT]) as lab:
+        lab.use("1")
+        for frame in options.frames:
+            everything = [Variant(path, path) for path in options.paths]
+            again = "bypass" if "bypass" in options.paths else options.paths[0]
+            samples = await _variants(result, options, lab, everything, again, frame, "full", next(steps))
+            _processes(result, samples, options, frame)
+            _validation(result, samples, frame)
+            samples = await _variants(result, options, lab, HOP_AND_COPY, "bypass", frame, "header", next(steps))
+            _shares(result, samples, frame)
+            samples = await _variants(result, options, lab, HOLD_OFF, "bypass", frame, "full", next(steps))
+            _hold_off(result, samples, frame)
+            samples = await _variants(result, options, lab, GRANTS, "bypass", frame, "full", next(steps))
+            _persistent(result, samples, frame)
+        await _line_rate(result, options, lab, next(steps))
+        await _registration(result, lab, next(steps))
+
+
+async def _variants(
+    result: BenchmarkResult,
+    options: Options,
+    lab: LabBench,
+    variants: "tuple[Variant, ...] | list[Variant]",
+    again: str,
+    frame: int,
+    payload: str,
+    progress: Part,
+) -> Samples:
+    contenders = [_stream(lab, variant, frame, payload) for variant in variants]
+    with probe_of("1") as probe:
+        samples = await interleave(
+            contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
+        )
+    point = _point(frame, payload)
+    seen = {(row.get("path"), row.get("frame"), row.get("payload")) for row in result.records}
+    for variant in variants:
+        details = samples.details(variant.name)
+        more = {key: details[-1][key] for key in ("per_frame", "processes", "trap_ns") if details and key in details[-1]}
+        if (variant.name, frame, point.get("payload")) not in seen:
+            counted = [name for name in samples.metrics(variant.name) if name == "instructions_per_frame"]
+            result.take(samples, variant.name, {"path": variant.name}, point, [*METRICS, *counted], **more)
+    first = variants[0].name
+    for variant in variants[1:]:
+        result.compare(samples, variant.name, first, "cpu_ns_per_frame", point)
+    return samples
+
+
+def _point(frame: int, payload: str) -> Row:
+    return {"direction": TO_WIRE, "frame": frame, "cores": "1", **({"payload": payload} if payload != "full" else {})}
+
+
+def _stream(lab: LabBench, variant: Variant, frame: int, payload: str) -> Contender:
+    load = {"kind": "stream", "from": variant.sender, "to": WIRE, "frame": frame, "frames": None, "payload": payload}
+
+    async def run(seconds: float) -> Slice:
+        await lab.lab.call("hyp", "ablate", **variant.switches)
+        try:
+            if variant.path in ("native", "bypass") and why_not() is None:
+                with Counting([lab.runner.pids[process] for process in (variant.sender, "nic")]) as counting:
+                    record = await lab.runner.run({**load, "seconds": seconds})
+                    instructions = counting.total()
+            else:
+                record, instructions = await lab.runner.run({**load, "seconds": seconds}), 0
+        finally:
+            await lab.lab.call("hyp", "ablate")
+        found = stream_slice(record)
+        if instructions and not found.errors:
+            found.figures["instructions_per_frame"] = instructions / record["frames"]
+        return found
+
+    return Contender(variant.name, run)
+
+
+def _validation(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    """What it is worth that the device looks every address up: native is bypass without that."""
+    where = f"{frame} B, one core"
+    cost = {path: samples.figure(path, "cpu_ns_per_frame").median for path in ("native", "bypass")}
+    if cost["native"] is None or cost["bypass"] is None:
+        return
+    ratio = samples.ratio("bypass", "native", "cpu_ns_per_frame")
+    result.notes.append(
+        f"{where}: validation (every address through the IOMMU table) on, bypass, {short(cost['bypass'])} ns per frame; "
+        f"off, native, {short(cost['native'])} ns ({ratio.verdict}, {ratio.pairs} pairs)"
+    )
+    reason = why_not()
+    if reason is not None:
+        note = f"instructions per frame: not counted, {reason}"
+        result.notes += [note] if note not in result.notes else []
+        return
+    ratio = samples.ratio("bypass", "native", "instructions_per_frame")
+    result.claims.append(Claim.about(f"instructions per frame, bypass ÷ native, {where}", ratio, INSTRUCTIONS, at_least=False))
+
+
+def _processes(result: BenchmarkResult, samples: Samples, options: Options, frame: int) -> None:
+    """Which process a frame's CPU time goes to; the hypervisor's part in `trapped`'s trap."""
+    series = Series(f"processes-{frame}", f"CPU of each process, {frame} B to the wire, one core", "process",
+                    ["guest", "dom0", "hyp", "nic"], "ns per frame", "bar")  # fmt: skip
+    for path in options.paths:
+        details = [detail["processes"] for detail in samples.details(path)]
+        if not details:
+            continue
+        names = {"guest": guest_names(path, 1)[0], "dom0": "dom0", "hyp": "hyp", "nic": "nic"}
+        values = {what: statistics.median(detail[name] for detail in details) for what, name in names.items()}
+        series.add(path, list(values.values()))
+        if path == "bypass":
+            for name in ("dom0", "hyp"):
+                text = f"CPU of {name}, ns per frame on bypass, {frame} B"
+                result.claims.append(Claim.counted(text, round(values[name], 1), "≤", 1.0))
+        if path == "trapped":
+            waits = [detail["trap_ns"] for detail in samples.details(path) if detail.get("trap_ns")]
+            if waits:
+                wait = f"{statistics.median(waits) / 1000:.1f} µs"
+                result.notes.append(
+                    f"{frame} B: an emulated trap cost the guest {wait} (one core; a hand-over to the hypervisor's process and "
+                    "back, not a VM exit, which takes about 1 µs on today's CPUs: set [model] price to add to it)"
+                )
+    result.series.append(series)
+
+
+def _shares(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    """Of the CPU that split takes more than bypass: what the hop is worth and what the copy."""
+    cost = {variant.name: samples.figure(variant.name, "cpu_ns_per_frame").median for variant in HOP_AND_COPY}
+    if any(value is None for value in cost.values()):
+        return
+    bypass, copied, hop, split = (cost[variant.name] or math.nan for variant in HOP_AND_COPY)
+    gain = split - bypass
+    result.notes.append(
+        f"{frame} B, CPU ns per frame on one core: bypass {bypass:.0f}, with a copy {copied:.0f}, split without a copy {hop:.0f}, "
+        f"split {split:.0f}. Of the {gain:.0f} ns between them Dom0's hop alone is {(hop - bypass) / gain:.0%}; the copy is "
+        f"{(split - hop) / gain:.0%} in Dom0, and {(copied - bypass) / gain:.0%} as a copy in the guest (medians of slices)."
+    )
+
+
+def _hold_off(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    for variant in HOLD_OFF:
+        details = samples.details(variant.name)
+        if details:
+            value = max(detail["per_frame"]["notifications"] for detail in details)
+            text = f"notifications per frame, {variant.name}, {frame} B, one core"
+            if variant.switches:
+                result.notes.append(f"{text}: {value:.4f}")
+            else:
+                result.claims.append(Claim.counted(text, value, "≤", NOTIFICATIONS))
+
+
+def _persistent(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    """What is saved by granting a page once: CPU, and hypercalls, of the same hop with the same copies."""
+    _, split, kept = (variant.name for variant in GRANTS)
+    result.compare(samples, kept, split, "cpu_ns_per_frame", _point(frame, "full"))
+    ratio = samples.ratio(kept, split, "cpu_ns_per_frame")
+    cost = [samples.figure(name, "cpu_ns_per_frame").median for name in (split, kept)]
+    ledgers = [samples.details(name)[-1]["per_frame"] for name in (split, kept) if samples.details(name)]
+    if ratio.median is None or None in cost or len(ledgers) < 2:
+        return
+    calls, copies = ([ledger[what] for ledger in ledgers] for what in ("hypercalls", "copies"))
+    result.notes.append(
+        f"{frame} B, one core: split takes {cost[0]:.0f} CPU ns per frame, with persistent grants {cost[1]:.0f} (median of pairs: "
+        f"× {ratio.median:.3f}); hypercalls per frame {calls[0]:.4f} and {calls[1]:.4f}, "
+        f"payload copies {copies[0]:.2f} and {copies[1]:.2f}"
+    )
+
+
+async def _line_rate(result: BenchmarkResult, options: Options, lab: LabBench, progress: Part) -> None:
+    """CPU of the whole machine while the wire, not the path, sets the pace: what CDNA calls CPU at line rate. Nobody spins."""
+    lab.use("all", spin_us=0)
+    await lab.lab.call("nic", "wire_mode", mode="sink", gbps=LINE_GBPS)
+    try:
+        contenders = [_at_line_rate(lab, path) for path in options.paths]
+        again = "bypass" if "bypass" in options.paths else options.paths[0]
+        with probe_of("all") as probe:
+            samples = await interleave(
+                contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
+            )
+    finally:
+        await lab.lab.call("nic", "wire_mode", mode="sink", gbps=0.0)
+    point: Row = {"direction": TO_WIRE, "mode": f"{LINE_GBPS:g} Gbit/s wire", "frame": LINE_FRAME, "cores": "all"}
+    for path in options.paths:
+        result.take(samples, path, {"path": path}, point, ("gbps", "cores_used"))
+        if path != "bypass" and "bypass" in options.paths:
+            result.compare(samples, path, "bypass", "cores_used", point)
+
+
+def _at_line_rate(lab: LabBench, path: str) -> Contender:
+    guest = guest_names(path, 1)[0]
+    load = {"kind": "stream", "from": guest, "to": WIRE, "frame": LINE_FRAME, "frames": None}
+
+    async def run(seconds: float) -> Slice:
+        record = await lab.runner.run({**load, "seconds": seconds})
+        if record["errors"]:
+            return Slice(errors=record["errors"])
+        return Slice({"gbps": record["gbps"], "cores_used": record["cpu_us_per_frame"] * record["mpps"]})
+
+    return Contender(path, run)
+
+
+async def _registration(result: BenchmarkResult, lab: LabBench, progress: Part) -> None:
+    """What it costs to register memory, against copying as much: after how many uses a registration has paid for itself."""
+    guest = guest_names("bypass", 1)[0]
+    medians: dict[str, list[float]] = {"register": [], "deregister": []}
+    for number, size in enumerate(SIZES):
+        progress.step(f"{size >> 10} KiB", number / len(SIZES))
+        times = await lab.lab.call(guest, "time_registration", size=size, rounds=REGISTRATIONS)
+        for what, found in times.items():
+            medians[what].append(statistics.median(found) / 1000)
+    async with Floor(2) as floor:
+        rates = await floor.bandwidth([2 * size for size in SIZES], cpu=cpus_of("1")[0])
+    copies = [size / rates[2 * size] / 1000 for size in SIZES]
+    series = Series("registration", "Registration against copying", "bytes", list(SIZES), "µs", log=True)
+    series.add("register", medians["register"])
+    series.add("deregister", medians["deregister"])
+    series.add("memcpy", copies)
+    result.series.append(series)
+    for size, on, off, copy in zip(SIZES, medians["register"], medians["deregister"], copies, strict=True):
+        uses = math.ceil((on + off) / copy)
+        result.notes.append(
+            f"{size >> 10} KiB: register {short(on)} µs, deregister (with its shootdown) {short(off)} µs, copying as much "
+            f"{short(copy)} µs: a registration pays from use {uses} on"
+        )

@@ -1,0 +1,130 @@
+"""Scaling: 1 to 24 guests that all stream to the wire, at a constant total of buffers: aggregate, fairness, CPU per frame.
+
+``python -m bench scale [--paths bypass,split] [--frames 64]``
+
+A topology for each number of guests, all of them up at once, so that 24 guests are held against 1 in the same rounds. Send queues
+shrink as guests grow in number, so that the frames go through the same amount of memory; the split path's ring is Xen's, one page.
+"""
+
+import math
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+from bench.method.claims import MISSED, Claim
+from bench.method.contenders import TO_WIRE, LabBench, guest_names, probe_of, stream_slice
+from bench.method.options import Options
+from bench.method.progress import Steps
+from bench.method.slices import FEWEST, Contender, Samples, Slice, interleave
+from bench.report.results import BenchmarkResult, Row, Series
+from hyp.abi.nic import MAX_QUEUE
+from lab.figures import short
+from lab.workloads import WIRE
+
+GUESTS = (1, 2, 4, 8, 16, 24)
+QUICK_GUESTS = (1, 4, 24)
+DESCRIPTORS = 24 * 256  # of all guests' send queues together
+AGGREGATE, FAIRNESS = 0.8, 0.95
+SLICE_S = 0.4
+TITLE = "Scaling with the number of guests"
+ABOUT = (
+    "All guests stream to the wire at a time. Aggregate Mframes/s, Jain's fairness over what each guest got through, and CPU per "
+    "frame, against the number of guests, with the same total of send buffers."
+)
+
+
+def queue_for(guests: int) -> int:
+    """Descriptors in a guest's queue: the largest power of two with which all guests' together stay at DESCRIPTORS."""
+    return min(MAX_QUEUE, 1 << (DESCRIPTORS // guests).bit_length() - 1)
+
+
+def rounds_of(options: Options) -> int:
+    """As much time as asked for, in longer slices: to start 24 guests takes some of each."""
+    if options.repeat:
+        return options.repeat
+    rounds = math.ceil(options.seconds / max(options.slice_s, SLICE_S) - 1e-9)
+    return max(FEWEST, rounds + rounds % 2)
+
+
+def jain(rates: Sequence[float]) -> float:
+    """Jain's index: 1 if all are equal, 1/n if one has everything."""
+    squares = sum(rate * rate for rate in rates)
+    return sum(rates) ** 2 / (len(rates) * squares) if squares else 0.0
+
+
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
+    """Measure each number of guests on each path (bypass and split unless others are asked for)."""
+    paths = [path for path in options.paths if path in ("bypass", "split")] or list(options.paths)
+    frame = options.frames[0]
+    numbers = QUICK_GUESTS if options.quick else GUESTS
+    async with AsyncExitStack() as stack:
+        contenders = []
+        for number in numbers:
+            lab = LabBench(f"scale{number}", paths, guests=number, queue=queue_for(number))
+            await stack.enter_async_context(lab)
+            lab.use("all")
+            contenders += [_all_stream(lab, path, number, frame) for path in paths]
+        with probe_of("all") as probe:
+            samples = await interleave(
+                contenders,
+                rounds=rounds_of(options),
+                seconds=max(options.slice_s, SLICE_S),
+                probe=probe,
+                again=_name(paths[0], 1),
+                progress=progress,
+            )
+    for path in paths:
+        for number in numbers:
+            point: Row = {"direction": TO_WIRE, "frame": frame, "cores": "all", "guests": number, "ring": queue_for(number)}
+            details = samples.details(_name(path, number))
+            more = {key: details[-1][key] for key in ("per_frame", "placement")} if details else {}
+            result.take(samples, _name(path, number), {"path": path}, point, **more)
+        most = numbers[-1]
+        text = f"{path}: aggregate of {most} guests ÷ 1 guest, {frame} B"
+        ratio = samples.ratio(_name(path, most), _name(path, 1), "mpps")
+        result.compare(samples, _name(path, most), _name(path, 1), "mpps", {"direction": TO_WIRE, "frame": frame, "cores": "all"})
+        if path == "bypass":
+            errors = samples.errors(_name(path, most))
+            result.claims.append(Claim.about(text, ratio, AGGREGATE, errors=errors))
+            if result.claims[-1].verdict == MISSED:
+                result.notes.append(f"{text}: {'; '.join(_where_time_goes(samples, path, guests) for guests in (1, most))}")
+            fairness = samples.figure(_name(path, most), "fairness")
+            result.claims.append(Claim.about(f"{path}: Jain's fairness, {most} guests", fairness, FAIRNESS, errors=errors))
+    labels = {"mpps": "Mframes/s, all guests", "fairness": "Jain's fairness", "cpu_ns_per_frame": "CPU ns per frame"}
+    for metric, label in labels.items():
+        series = Series(f"scale-{metric}", f"{label}, {frame} B to the wire", "guests", list(numbers), label)
+        for path in paths:
+            figures = [samples.figure(_name(path, number), metric) for number in numbers]
+            series.add(path, [one.median for one in figures], [one.low for one in figures], [one.high for one in figures])
+        result.series.append(series)
+
+
+def _where_time_goes(samples: Samples, path: str, guests: int) -> str:
+    """CPU ns per frame on either side of the queues, and how many frames a wake-up is shared by, in the last slice."""
+    details = samples.details(_name(path, guests))
+    if not details:
+        return f"{_name(path, guests)}: not known"
+    detail = details[-1]
+    used: dict[str, float] = detail["processes"]
+    of_guests = sum(used[name] for name in guest_names(path, guests))
+    wakeups = detail["per_frame"]["wakeups"]
+    shared = f"a wake-up for every {1 / wakeups:.0f} frames" if wakeups else "no wake-up"
+    return f"{_name(path, guests)}: NIC {short(used['nic'])} ns of CPU a frame, guests {short(of_guests)}, {shared}"
+
+
+def _name(path: str, guests: int) -> str:
+    return f"{path} × {guests}"
+
+
+def _all_stream(lab: LabBench, path: str, number: int, frame: int) -> Contender:
+    load = {"kind": "stream", "to": WIRE, "frame": frame, "frames": None}
+    loads = [{**load, "from": guest} for guest in guest_names(path, number)]
+    return lab.streams(_name(path, number), path, loads, stream_together)
+
+
+def stream_together(record: dict[str, Any]) -> Slice:
+    """A slice with the fairness among its guests."""
+    found = stream_slice(record)
+    if not found.errors:
+        found.figures["fairness"] = jain(record.get("shares", [1]))
+    return found

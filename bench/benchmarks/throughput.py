@@ -1,0 +1,245 @@
+"""Throughput of the paths side by side, with the machine's limit and peers in the same rounds.
+
+``python -m bench throughput [--paths …] [--frames …] [--peers …] [--cores all|1|both]``
+
+Every payload byte is written by the sender, copied by the device and checksummed by the receiver, on the floor as on the paths.
+Peers that only touch headers are held against a stream that does the same ("bypass (header)").
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+
+from bench.floor import Floor
+from bench.method.claims import MISSED, Claim
+from bench.method.contenders import (
+    DIRECTIONS,
+    TO_WIRE,
+    LabBench,
+    LivePeers,
+    cpus_of,
+    floor_stream,
+    probe_of,
+    who,
+)
+from bench.method.options import Options
+from bench.method.progress import Part, Steps, parts
+from bench.method.slices import Contender, Samples, interleave
+from bench.report.results import BenchmarkResult, Row, Series
+from lab.figures import short
+
+RATES = ("mpps", "mframes_per_cpu_s")
+HEADER = "bypass (header)"
+NATIVE = {"median": 0.97, "bound": 0.93}
+DPDK = {"vhost": {64: 1.5, 512: 1.1, 1500: 1.1}, "vhost-hugepages": {64: 1.2, 512: 1.0, 1500: 1.0}}
+FLOOR, SPLIT_FLOOR, NOTIFICATIONS = 0.7, 0.25, 0.02
+NOTABLE_NS = 0.05
+ENTRIES = (128, 256, 512, 1024)
+WORKING_SET_FRAME = 1500
+
+TITLE = "Throughput"
+ABOUT = (
+    "Verified frames per second at the receiver. Every byte is written, copied by the device and checksummed, on the floor (a bare "
+    "ring between two processes) as on the paths. On one core the figure to look at is frames per CPU-second: no path gains from "
+    "having another core for its work."
+)
+
+
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
+    """Measure every direction, frame size and core set, and 1500 B against the ring's depth."""
+    await measure(result, options, progress, DIRECTIONS[:1] if options.quick else DIRECTIONS, sweep=not options.quick)
+
+
+async def measure(result: BenchmarkResult, options: Options, progress: Steps, directions: Sequence[str], *, sweep: bool) -> None:
+    """`run` for some directions, with or without the sweep over the ring's depth."""
+    points = [(cores, way, frame) for cores in options.core_sets for way in directions for frame in options.frames]
+    titles = [f"{way}, {frame} B, cores {cores}" for cores, way, frame in points]
+    sweep = sweep and "bypass" in options.paths and "all" in options.core_sets
+    async with LabBench("throughput", options.paths) as lab, Floor(2) as floor:
+        part = parts(progress, [*titles, *(["working set"] if sweep else [])])
+        for cores in options.core_sets:
+            mine = [point[1:] for point in points if point[0] == cores]
+            async with LivePeers(options.peers, cpus_of(cores)) as peers:
+                for way, frame in mine:
+                    await _point(result, options, lab, floor, peers, (cores, way, frame), next(part))
+                result.notes += [f"peer {name} (cores {cores}): left out: {why}" for name, why in peers.missing.items()]
+    if sweep:
+        await _working_set(result, options, next(part))
+    _scheduler_share(result, options)
+    _plots(result, options, directions)
+
+
+async def _point(
+    result: BenchmarkResult,
+    options: Options,
+    lab: LabBench,
+    floor: Floor,
+    peers: LivePeers,
+    where: tuple[str, str, int],
+    progress: Part,
+) -> None:
+    """All contenders at one direction, frame size and core set."""
+    cores, way, frame = where
+    lab.use(cores)
+    contenders = [lab.stream(path, way, frame) for path in options.paths]
+    if way == TO_WIRE:
+        contenders.append(floor_stream(floor, frame, cpus_of(cores)))
+        if peers.live:
+            await peers.set_frame(frame)
+            contenders += peers.contenders()
+            if "bypass" in options.paths:
+                contenders.append(lab.stream("bypass", way, frame, "header", HEADER))
+    again = "bypass" if "bypass" in options.paths else options.paths[0]
+    with probe_of(cores) as probe:
+        samples = await interleave(
+            contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
+        )
+    point: Row = {"direction": way, "frame": frame, "cores": cores}
+    for contender in contenders:
+        record(result, samples, contender, point)
+    _ratios(result, samples, [one.name for one in contenders], point)
+    _claims(result, samples, [one.name for one in contenders], point)
+
+
+def record(result: BenchmarkResult, samples: Samples, contender: Contender, point: Row) -> None:
+    """A contender's records, with what its last slice said of itself."""
+    details = samples.details(contender.name)
+    kept = ("per_frame", "checksummed", "processes", "trap_ns", "modelled", "placement", "touched", "frame_bytes", "pool_bytes")
+    more = {key: details[-1][key] for key in kept if details and details[-1].get(key) is not None}
+    if contender.kind == "floor":
+        more["checksummed"] = 1.0
+    payload = {"payload": "header"} if contender.name.endswith("(header)") else {}
+    result.take(samples, contender.name, who(contender), {**point, **payload}, **more)
+
+
+def _ratios(result: BenchmarkResult, samples: Samples, names: Sequence[str], point: Row) -> None:
+    rivals = [name for name in names if name != "bypass"]
+    for metric in RATES:
+        for rival in rivals if "bypass" in names else []:
+            header = HEADER in names and rival.startswith("vhost")
+            if rival != HEADER:
+                result.compare(samples, HEADER if header else "bypass", rival, metric, point)
+        if {"split", "floor"} <= set(names):
+            result.compare(samples, "split", "floor", metric, point)
+
+
+def _claims(result: BenchmarkResult, samples: Samples, names: Sequence[str], point: Row) -> None:
+    """The targets that this point can say something about."""
+    cores, way, frame = point["cores"], point["direction"], point["frame"]
+    where = f"{frame} B, {way}, cores {cores}"
+    metric = "mpps" if cores == "all" else "mframes_per_cpu_s"
+
+    missed: list[str] = []
+
+    def claim(of: str, to: str, target: float, *, bound: bool = False) -> None:
+        if of in names and to in names:
+            errors = [*samples.errors(of), *samples.errors(to)]
+            ratio = samples.ratio(of, to, metric)
+            text = f"{of} ÷ {to}, {where}"
+            result.claims.append(Claim.about(text, ratio, target, judged="bound" if bound else "median", errors=errors))
+            if result.claims[-1].verdict == MISSED:
+                missed.extend((of, to))
+
+    claim("bypass", "native", NATIVE["median"])
+    claim("bypass", "native", NATIVE["bound"], bound=True)
+    for peer, targets in DPDK.items():
+        if frame in targets and cores == "all":
+            claim(HEADER, peer, targets[frame])
+    if frame in (64, 1500):
+        claim("bypass", "floor", FLOOR)
+    if frame == 64 and cores == "1":
+        claim("split", "floor", SPLIT_FLOOR)
+    for path in ("bypass", "split"):
+        details = samples.details(path)
+        if details:
+            value = max(detail["per_frame"]["notifications"] for detail in details)
+            result.claims.append(Claim.counted(f"notifications per frame, {path}, {where}", value, "≤", NOTIFICATIONS))
+    if missed:
+        shown = "; ".join(where_time_goes(samples, name) for name in dict.fromkeys(missed))
+        result.notes.append(f"{where}: where the time goes, CPU ns per frame by process (spun): {shown}")
+
+
+def where_time_goes(samples: Samples, name: str) -> str:
+    """CPU ns per frame of each process that took part in a contender's last slices, and how much of it was spinning."""
+    details = [detail for detail in samples.details(name) if detail.get("processes")]
+    if not details:
+        return f"{name}: not known"
+
+    def middle(what: str, process: str) -> float:
+        return float(statistics.median(detail.get(what, {}).get(process, 0.0) for detail in details))
+
+    used = {process: (middle("processes", process), middle("spun", process)) for process in details[-1]["processes"]}
+    busy = [f"{process} {short(cpu)} ({short(spun)})" for process, (cpu, spun) in used.items() if cpu >= NOTABLE_NS]
+    return f"{name}: {', '.join(busy)}"
+
+
+def _scheduler_share(result: BenchmarkResult, options: Options) -> None:
+    """How much of bypass ÷ split on all cores is not there on one core, where neither has another core for its work."""
+    for frame in options.frames:
+        gain = {}
+        for cores, metric in (("all", "mpps"), ("1", "mframes_per_cpu_s")):
+            where = {"of": "bypass", "to": "split", "metric": metric, "direction": TO_WIRE, "frame": frame, "cores": cores}
+            rows = [row for row in result.ratios if row["median"] and all(row.get(key) == value for key, value in where.items())]
+            if rows:
+                gain[cores] = rows[0]["median"]
+        if len(gain) == 2 and gain["all"] > 1:
+            share = 1 - math.log(gain["1"]) / math.log(gain["all"])
+            relief = f"{share:.0%} of the gain (of its logarithm)" if share > 0 else "nothing of the gain"
+            result.notes.append(
+                f"{frame} B, {TO_WIRE}: bypass ÷ split is {gain['all']:.2f} on all cores, {gain['1']:.2f} per CPU-second on one: "
+                f"{relief} is relief of the scheduler, the rest is work saved"
+            )
+
+
+async def _working_set(result: BenchmarkResult, options: Options, progress: Part) -> None:
+    """1500 B against the depth of the ring, and so the memory that the frames go through: a test of the caches."""
+    shown = [path for path in ("native", "bypass") if path in options.paths]
+    lines: dict[str, list[Row | None]] = {name: [] for name in (*shown, "floor")}
+    async with Floor(2) as floor:
+        for entries, part in zip(ENTRIES, parts(progress, [f"ring of {entries}" for entries in ENTRIES]), strict=True):
+            async with LabBench("depth", shown, guests=2, queue=entries) as lab:
+                lab.use("all")
+                contenders = [lab.stream(path, TO_WIRE, WORKING_SET_FRAME) for path in shown]
+                contenders.append(floor_stream(floor, WORKING_SET_FRAME, cpus_of("all"), entries=entries))
+                with probe_of("all") as probe:
+                    samples = await interleave(
+                        contenders, rounds=max(6, options.rounds // 2), seconds=options.slice_s, probe=probe, again=shown[-1],
+                        progress=part,
+                    )  # fmt: skip
+                point: Row = {"direction": TO_WIRE, "frame": WORKING_SET_FRAME, "cores": "all", "ring": entries}
+                for contender in contenders:
+                    record(result, samples, contender, point)
+                    figure = samples.figure(contender.name, "gbps")
+                    lines[contender.name].append(figure.plain() if figure.n else None)
+    series = Series(
+        "working-set", f"{WORKING_SET_FRAME} B against the depth of the ring, {TO_WIRE}", "descriptors in the ring (2112 B each)",
+        list(ENTRIES), "Gbit/s", log=True,
+    )  # fmt: skip
+    for name, figures in lines.items():
+        _add(series, name, figures)
+    result.series.append(series)
+
+
+def _add(series: Series, name: str, figures: Sequence[Row | None]) -> None:
+    series.add(name, *([figure[key] if figure else None for figure in figures] for key in ("median", "low", "high")))
+
+
+def _plots(result: BenchmarkResult, options: Options, directions: Sequence[str]) -> None:
+    """A plot for each direction and core set: Mframes/s, or frames per CPU-second on one core."""
+    for cores in options.core_sets:
+        for way in directions:
+            metric = "mpps" if cores == "all" else "mframes_per_cpu_s"
+            label = "Mframes/s" if cores == "all" else "Mframes per CPU-second"
+            names: dict[str, dict[int, Row]] = {}
+            for row in result.records:
+                here = row.get("direction") == way and row.get("cores") == cores and "ring" not in row
+                name = next(str(row[key]) for key in ("path", "peer", "floor") if key in row)
+                if here and metric in row:
+                    names.setdefault(name, {}).setdefault(row["frame"], row[metric])
+            series = Series(
+                f"throughput-{DIRECTIONS.index(way)}-{cores}", f"{way}, cores {cores}", "frame, bytes", list(options.frames), label,
+                "line" if len(options.frames) > 2 else "bar", log=len(options.frames) > 2,
+            )  # fmt: skip
+            for name, by_frame in names.items():
+                _add(series, name, [by_frame.get(frame) for frame in options.frames])
+            result.series.append(series)

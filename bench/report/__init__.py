@@ -1,0 +1,1 @@
+"""What a run leaves: results.json, the page with its plots, the terminal's tables, the comparison of two runs."""

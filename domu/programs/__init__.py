@@ -1,0 +1,1 @@
+"""What runs in a guest upon its device: the traffic program, the TAP."""

@@ -1,0 +1,199 @@
+"""The lab's test frame: written by traffic programs and the wire's generator, verified by whoever receives it.
+
+Layout (little-endian; Ethernet without FCS; "frame size" counts these bytes)::
+
+     0  6 B  destination MAC
+     6  6 B  source MAC
+    12  u16  EtherType 0x88B5 (IEEE local experimental), in network order
+    14  u16  stream: one per workload
+    16  u64  sequence number within the stream, from 0
+    24  u64  checksum
+    32  u64  time at which the frame was due to be sent, CLOCK_MONOTONIC ns; 0: not stamped, nobody measures it
+    40  ...  payload: every byte written by the sender, a function of stream and sequence number
+
+The checksum is the sum over all 64-bit words but its own, from byte 16 to the end (the tail zero-extended), each multiplied by an
+odd number that depends on its place: it sees any change of one word and any exchange of two that differ in their low bits.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from hyp.abi.counters import CHECKED, CORRUPT, DUPLICATED, FOREIGN, LOST
+from hyp.atomics import clock_ns, load8, load16, load64, memzero, record_view, store8, store64
+from hyp.counters import count
+from hyp.kernels import compiled
+from hyp.load.histogram import BUCKETS, HISTOGRAM_BYTES, Counts, record, summary
+
+ETHERTYPE_WIRE = 0xB588  # 0x88B5 as a little-endian load sees it
+STREAM, SEQUENCE, CHECKSUM, SENT, PAYLOAD = 14, 16, 24, 32, 40
+MIN_TEST_FRAME = 48
+HEADER_ONLY = 0x4000
+"""In the stream number: only the first COVERED bytes are written and checksummed, what follows is whatever the buffer held.
+
+So a stream can be held against programs that do not touch their payload (a packet generator's, a counting sink).
+"""
+COVERED = 64
+
+TRACKER = np.dtype(
+    [
+        ("stream", "i8"),
+        ("next", "i8"),  # one more than the highest sequence number seen
+        ("window", "i8"),  # bit k: next − 1 − k has been seen
+        ("frames", "i8"),
+        ("bytes", "i8"),
+        ("lost", "i8"),
+        ("duplicated", "i8"),
+        ("corrupt", "i8"),
+        ("first_ns", "i8"),
+        ("last_ns", "i8"),
+        ("stamped", "i8"),  # good frames that carried the time at which they were due: their latency is in the histogram
+        ("longest_ns", "i8"),  # the longest of them
+        ("histogram", "i8"),  # address of the slot's; 0: this receiver keeps none
+    ]
+)
+"""What a receiver knows of one stream. A frame of another stream starts it afresh."""
+_PRIVATE = ("stamped", "longest_ns", "histogram")  # not in a report as they are
+
+TRACKER_BYTES = TRACKER.itemsize
+TRACKERS = 64
+tracker_at = record_view(TRACKER)
+
+
+@compiled
+def _weight(index: int) -> int:
+    return 2 * index + 3
+
+
+@compiled
+def covered(length: int, stream: int) -> int:
+    """How many of a frame's bytes its sender writes and its checksum covers."""
+    return COVERED if stream & HEADER_ONLY and length > COVERED else length
+
+
+@compiled
+def write_test_frame(addr: int, length: int, head0: int, head1: int, stream: int, sequence: int, sent_ns: int) -> None:
+    """Write a whole frame of `length` ≥ 48 bytes. `head0`, `head1`: the first 14 bytes as two little-endian words."""
+    length = covered(length, stream)
+    store64(addr, head0)
+    store64(addr + 8, (head1 & 0xFFFF_FFFF_FFFF) | (stream << 48))
+    store64(addr + SEQUENCE, sequence)
+    store64(addr + SENT, sent_ns)
+    total = sequence + sent_ns * _weight(0)
+    seed = (sequence + stream + 1) * 0x2545F4914F6CDD1D
+    words = (length - PAYLOAD) >> 3
+    for i in range(words):
+        word = seed + i * 0x1E3779B97F4A7C15
+        store64(addr + PAYLOAD + 8 * i, word)
+        total += word * _weight(i + 1)
+    tail = length - PAYLOAD - 8 * words
+    if tail > 0:
+        word = 0
+        for k in range(tail):
+            byte = (seed >> (8 * k)) & 0xFF
+            store8(addr + PAYLOAD + 8 * words + k, byte)
+            word |= byte << (8 * k)
+        total += word * _weight(words + 1)
+    store64(addr + CHECKSUM, total)
+
+
+@compiled
+def checksum(addr: int, length: int) -> int:
+    """Checksum of the frame at `addr`, computed over what is there."""
+    total = load64(addr + SEQUENCE)
+    words = (length - SENT) >> 3
+    for i in range(words):
+        total += load64(addr + SENT + 8 * i) * _weight(i)
+    tail = length - SENT - 8 * words
+    if tail > 0:
+        word = 0
+        for k in range(tail):
+            word |= load8(addr + SENT + 8 * words + k) << (8 * k)
+        total += word * _weight(words)
+    return total
+
+
+@compiled
+def is_test_frame(addr: int, length: int) -> bool:
+    """True for frames of this layout; everything else on the network is none of the test's business."""
+    return length >= MIN_TEST_FRAME and load16(addr + 12) == ETHERTYPE_WIRE
+
+
+@compiled
+def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool:
+    """Check one received frame and account for it in its stream's tracker and in the counters row; True if it is a good one."""
+    if not is_test_frame(addr, length):
+        count(row, FOREIGN, 1)
+        return False
+    stream = load16(addr + STREAM)
+    checked = covered(length, stream)
+    if checked == length:
+        count(row, CHECKED, 1)
+    t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
+    if t.stream != stream or t.frames + t.corrupt == 0:
+        t.stream, t.next, t.window, t.frames, t.bytes, t.lost, t.duplicated, t.corrupt = stream, 0, 0, 0, 0, 0, 0, 0
+        t.first_ns = now_ns
+        if t.stamped > 0:
+            t.stamped, t.longest_ns = 0, 0
+            memzero(t.histogram, HISTOGRAM_BYTES)
+    t.last_ns = now_ns
+    if checksum(addr, checked) != load64(addr + CHECKSUM):
+        t.corrupt += 1
+        count(row, CORRUPT, 1)
+        return False
+    sequence = load64(addr + SEQUENCE)
+    ahead = sequence - t.next
+    if ahead >= 0:
+        t.window = (t.window << (ahead + 1)) | 1 if ahead < 63 else 1
+        t.next = sequence + 1
+        if ahead > 0:
+            t.lost += ahead
+            count(row, LOST, ahead)
+    else:
+        behind = -ahead - 1
+        if behind < 64 and not (t.window >> behind) & 1 and behind < t.next:
+            t.window |= 1 << behind  # late, not lost
+            t.lost -= 1
+            count(row, LOST, -1)
+        else:
+            t.duplicated += 1
+            count(row, DUPLICATED, 1)
+            return False
+    t.frames += 1
+    t.bytes += length
+    due = load64(addr + SENT)
+    if due != 0 and t.histogram != 0:
+        _record_latency(t, clock_ns() - due)
+    return True
+
+
+@compiled
+def _record_latency(t, ns) -> None:
+    t.stamped += 1
+    t.longest_ns = max(t.longest_ns, ns)
+    record(t.histogram, ns)
+
+
+Trackers = np.ndarray[tuple[int], np.dtype[np.void]]
+
+
+def attach_histograms(trackers: Trackers) -> Counts:
+    """Give every tracker a histogram of latencies: (`TRACKERS`, `BUCKETS`) counts, which the caller keeps as long."""
+    histograms = np.zeros((TRACKERS, BUCKETS), np.int64)
+    trackers["histogram"] = int(histograms.ctypes.data) + np.arange(TRACKERS) * HISTOGRAM_BYTES
+    return histograms
+
+
+def tracker_report(trackers: Trackers, stream: int, histograms: Counts | None = None) -> dict[str, Any]:
+    """A stream's tracker as a plain dict; all zero if no frame of the stream was seen.
+
+    With `histograms`, and if the stream's frames were stamped: ``latency``, as `hyp.load.histogram.summary` gives it.
+    """
+    row = trackers[stream % TRACKERS]
+    names = [name for name in TRACKER.names or () if name not in _PRIVATE]
+    if int(row["stream"]) != stream or (int(row["frames"]) == 0 and int(row["corrupt"]) == 0):
+        return {**dict.fromkeys(names, 0), "stream": stream}
+    report: dict[str, Any] = {name: int(row[name]) for name in names}
+    if histograms is not None and int(row["stamped"]) > 0:
+        report["latency"] = summary(histograms[stream % TRACKERS], int(row["longest_ns"]))
+    return report

@@ -1,0 +1,1 @@
+"""The hypervisor's own process: domains, hypercalls, the devices' set-up, emulated NICs."""

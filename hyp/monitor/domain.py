@@ -1,0 +1,106 @@
+"""A domain as the hypervisor knows it: its memory, its upcalls, its registrations with the IOMMU, its device contexts."""
+
+from dataclasses import dataclass, field
+
+from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.nic import PAGE
+from hyp.control import Channel
+from hyp.events import Upcall
+from hyp.iommu import IommuTable
+from hyp.memory import Mapping, Region, create_region
+
+MAX_UPCALLS = 16
+MAX_REGISTRATIONS = 4096
+
+
+@dataclass(slots=True)
+class Registration:
+    """A memory region registered with the IOMMU: its translations are pinned until it is dropped."""
+
+    addr: int
+    length: int
+    writable: bool
+
+
+@dataclass(slots=True)
+class Context:
+    """A NIC context granted to a domain. `doorbell_fd` wakes the NIC, `completion_fd` wakes the domain."""
+
+    number: int
+    mac: str
+    doorbell: Region
+    doorbell_fd: int
+    completion_fd: int
+    engine: int
+    upcall: Upcall
+
+
+@dataclass(slots=True)
+class Domain:
+    """One domain. Regions are made on demand by `region` and are closed together by `close`."""
+
+    domid: int
+    name: str
+    topology: str
+    backing: str
+    memory: int
+    channel: Channel | None = None
+    upcalls: list[Upcall] = field(default_factory=list)
+    registrations: dict[int, Registration] = field(default_factory=dict)
+    contexts: dict[int, Context] = field(default_factory=dict)
+    iommu: IommuTable | None = None
+    dying: bool = False
+    device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/monitor/emulation.py); `domid` is its guest's
+    _regions: dict[str, Region] = field(default_factory=dict)
+    _next_key: int = 1
+
+    def region(self, purpose: str, size: int) -> Region:
+        """The domain's region for `purpose`, made at the first call."""
+        if purpose not in self._regions:
+            self._regions[purpose] = create_region(self.backing, self.topology, self.name, purpose, size)
+        return self._regions[purpose]
+
+    @property
+    def ram(self) -> Region:
+        return self.region("ram", self.memory)
+
+    @property
+    def counters(self) -> Region:
+        return self.region("counters", COUNTERS_BYTES)
+
+    @property
+    def pages(self) -> int:
+        """RAM size in pages."""
+        return self.memory // PAGE
+
+    def iommu_region(self) -> Region:
+        """The domain's IOMMU table, made (and mapped by the hypervisor) at the first call."""
+        region = self.region("iommu", self.pages * 8)
+        if self.iommu is None:
+            self.iommu = IommuTable(Mapping(region.fd, region.size), self.pages)
+            region.seal_writes()
+        return region
+
+    def add_registration(self, registration: Registration) -> int:
+        """Remember a registration under a new key."""
+        key, self._next_key = self._next_key, self._next_key + 1
+        self.registrations[key] = registration
+        return key
+
+    def drop_region(self, purpose: str) -> None:
+        """Close and unlink one region, if it exists."""
+        if purpose in self._regions:
+            self._regions.pop(purpose).close()
+
+    def regions(self) -> dict[str, Region]:
+        """All regions by purpose."""
+        return dict(self._regions)
+
+    def close(self) -> None:
+        """Let go of everything the domain had."""
+        for upcall in self.upcalls:
+            upcall.close()
+        for region in self._regions.values():
+            region.close()
+        self._regions.clear()
+        self.upcalls.clear()

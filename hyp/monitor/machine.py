@@ -1,0 +1,395 @@
+"""One guest's emulated NIC: the device model's half of it, which the VMM's loop (hyp/monitor/vmm.py) gives a turn each round.
+
+It emulates a NIC by means of a real one: behind each *machine* is a queue pair of the device model's own (hyp/verbs.py), whose
+RAM and buffers the guest does not have.
+
+A turn:
+  1. a trap: decode the register write, carry it out, answer it
+  2. send: copy each posted frame (descriptor copied once, then checked) into a buffer of our own and post that on the NIC.
+     A frame copied is a send completed. No room on the NIC's queue: the descriptor stays where it is until there is some
+  3. receive: copy each frame that came from the NIC into the guest's next buffer. No buffer: it stays in the NIC's queue,
+     which is what makes the NIC pause its sender
+  4. raise the guest's interrupt if a completion passed its event register; ring the NIC; publish counters
+
+A guest that breaks the protocol loses its device: its traps are answered and do nothing any more, frames for it drop as
+`drop_down`.
+"""
+
+import numpy as np
+
+from hyp.abi.counters import (
+    COPIED_BYTES,
+    COPIES,
+    DROP_BAD_ADDRESS,
+    DROP_BAD_FRAME,
+    DROP_DOWN,
+    DROP_SMALL_BUFFER,
+    FAULTS_ADDRESS,
+    FAULTS_DESCRIPTOR,
+    FAULTS_PROTOCOL,
+    NOTIFICATIONS,
+    RX_BYTES,
+    RX_FRAMES,
+    SUPPRESSED,
+    TRAPS,
+    TX_BYTES,
+    TX_FRAMES,
+)
+from hyp.abi.nic import (
+    CQE_BYTES,
+    DESC_BYTES,
+    DESC_SIGNALED,
+    MAX_FRAME,
+    MIN_FRAME,
+    RCQ_EVENT,
+    RQ_PROD,
+    SCQ_EVENT,
+    SQ_PROD,
+    STATUS_BAD_ADDRESS,
+    STATUS_BAD_FLAGS,
+    STATUS_BAD_LENGTH,
+    STATUS_OK,
+)
+from hyp.abi.platform import TRAP_NS
+from hyp.abi.trap import ANSWER_EVENT, ANSWERED, REGISTER, SEQUENCE, TRAP_EVENT, VALUE
+from hyp.atomics import (
+    full_fence,
+    load32_acquire,
+    load32_once,
+    load64_once,
+    memcpy,
+    notify,
+    record_view,
+    store32_once,
+    store32_release,
+    store64,
+    store64_release,
+    u32_add,
+    u32_sub,
+)
+from hyp.counters import commit, count
+from hyp.kernels import compiled, entry, i64, void
+from hyp.price import pay
+from hyp.verbs import (
+    arm_receives,
+    arm_sends,
+    consume_receives,
+    peek_receive,
+    poll_sends,
+    post_receive,
+    post_send,
+    qp_at,
+    receives_completed,
+    ring_receives,
+    ring_sends,
+    send_room,
+    sends_completed,
+)
+
+BUDGET = 64  # frames of one machine in its turn, each way
+SIGNAL_EVERY = 32
+TX_BUFFER = 4096 + 64  # holds MAX_FRAME; not a power of two, so that buffers do not all fall on the same cache sets
+RX_BUFFER = 2048 + 64
+
+MACHINE = np.dtype(
+    [
+        # set by the control plane before the machine starts
+        ("page", "i8"),  # address of the trap page
+        ("ram", "i8"),  # the guest's RAM
+        ("ram_bytes", "i8"),
+        ("answer_fd", "i8"),  # wakes the guest's virtual CPU from a trap
+        ("interrupt_fd", "i8"),
+        ("sq", "i8"),  # addresses of the guest's queues, all of them within its RAM
+        ("scq", "i8"),
+        ("rq", "i8"),
+        ("rcq", "i8"),
+        ("sq_size", "i8"),
+        ("rq_size", "i8"),
+        ("qp", "i8"),  # our queue pair on the NIC
+        ("own_ram", "i8"),  # address of guest-physical 0 of the device model
+        ("tx_pool", "i8"),  # guest-physical there: a buffer for each slot
+        ("rx_pool", "i8"),
+        ("counts", "i8"),  # row of the guest's side, and its shared place
+        ("counts_shared", "i8"),
+        ("uplink", "i8"),  # row of the NIC's side
+        ("uplink_shared", "i8"),
+        # the loop's own: registers and free-running 32-bit indices, never read back from shared memory
+        ("active", "i8"),
+        ("failed", "i8"),
+        ("trap", "i8"),  # number of the last trap taken
+        ("trap_armed", "i8"),
+        ("sq_prod", "i8"),
+        ("sq_cons", "i8"),
+        ("scq_prod", "i8"),
+        ("scq_event", "i8"),
+        ("scq_told", "i8"),
+        ("rq_prod", "i8"),
+        ("rq_cons", "i8"),
+        ("rcq_prod", "i8"),
+        ("rcq_event", "i8"),
+        ("rcq_told", "i8"),
+    ]
+)
+MACHINE_BYTES = MACHINE.itemsize
+
+machine_at = record_view(MACHINE)
+
+
+# --- the guest's queues -----------------------------------------------------------------------------------------------
+
+
+@compiled
+def _within(m, addr, length):
+    """True if [addr, addr + length) is in the guest's RAM; `length` has been checked."""
+    return addr >= 0 and addr <= m.ram_bytes - length
+
+
+@compiled
+def _complete(queue, size, prod, index, length, status):
+    slot = queue + (prod & (size - 1)) * CQE_BYTES
+    store64(slot, index | (length << 32))
+    store64_release(slot + 8, status | ((0 if prod & size else 1) << 32))
+
+
+@compiled
+def _refusal(m, addr, word):
+    """STATUS_OK, or what is wrong with a send descriptor."""
+    length, flags = word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
+    if length < MIN_FRAME or length > MAX_FRAME:
+        return STATUS_BAD_LENGTH
+    if flags & ~DESC_SIGNALED:
+        return STATUS_BAD_FLAGS
+    return STATUS_OK if _within(m, addr, length) else STATUS_BAD_ADDRESS
+
+
+@compiled
+def _refuse(m, status):
+    """Count a send descriptor that is no good, and its frame's drop."""
+    address = status == STATUS_BAD_ADDRESS
+    count(m.counts, FAULTS_ADDRESS if address else FAULTS_DESCRIPTOR, 1)
+    count(m.counts, DROP_BAD_ADDRESS if address else DROP_BAD_FRAME, 1)
+
+
+@compiled
+def _forward(m, q, addr, length):
+    """Payload copy 1 into the buffer of our next slot; copy 2 is the NIC's DMA."""
+    gpa = m.tx_pool + (q.sq_prod & (q.sq_size - 1)) * TX_BUFFER
+    memcpy(m.own_ram + gpa, m.ram + addr, length)
+    post_send(q, gpa, length, DESC_SIGNALED if q.sq_prod % SIGNAL_EVERY == SIGNAL_EVERY - 1 else 0)
+    count(m.counts, COPIES, 1)
+    count(m.counts, COPIED_BYTES, length)
+    count(m.uplink, TX_FRAMES, 1)
+    count(m.uplink, TX_BYTES, length)
+
+
+@compiled
+def _serve_sends(m, q):
+    """Step 2. Returns the number of descriptors done."""
+    done = 0
+    while done < BUDGET and m.sq_cons != m.sq_prod:
+        if send_room(q) == 0:
+            poll_sends(q)
+            if send_room(q) == 0:
+                break
+        slot = m.sq + (m.sq_cons & (m.sq_size - 1)) * DESC_BYTES
+        addr, word = load64_once(slot), load64_once(slot + 8)
+        status = _refusal(m, addr, word)
+        count(m.counts, TX_FRAMES, 1)
+        count(m.counts, TX_BYTES, word & 0xFFFF)
+        if status == STATUS_OK:
+            _forward(m, q, addr, word & 0xFFFFFFFF)
+        else:
+            _refuse(m, status)
+        if status != STATUS_OK or (word >> 32) & DESC_SIGNALED:
+            _complete(m.scq, m.sq_size, m.scq_prod, m.sq_cons, 0, status)
+            m.scq_prod = u32_add(m.scq_prod, 1)
+        m.sq_cons = u32_add(m.sq_cons, 1)
+        done += 1
+    return done
+
+
+@compiled
+def _hand_in(m, source, length):
+    """Copy one frame into the guest's next receive buffer and complete it. A buffer that is no good is used up: the frame drops."""
+    slot = m.rq + (m.rq_cons & (m.rq_size - 1)) * DESC_BYTES
+    addr, word = load64_once(slot), load64_once(slot + 8)
+    status = STATUS_OK
+    if word & 0xFFFFFFFF < length or word >> 32 != 0:
+        status = STATUS_BAD_LENGTH
+        count(m.counts, FAULTS_DESCRIPTOR, 1)
+        count(m.counts, DROP_SMALL_BUFFER, 1)
+    elif not _within(m, addr, length):
+        status = STATUS_BAD_ADDRESS
+        count(m.counts, FAULTS_ADDRESS, 1)
+        count(m.counts, DROP_BAD_ADDRESS, 1)
+    else:
+        memcpy(m.ram + addr, source, length)
+        count(m.counts, COPIES, 1)
+        count(m.counts, COPIED_BYTES, length)
+        count(m.counts, RX_FRAMES, 1)
+        count(m.counts, RX_BYTES, length)
+    _complete(m.rcq, m.rq_size, m.rcq_prod, m.rq_cons, length if status == STATUS_OK else 0, status)
+    m.rcq_prod = u32_add(m.rcq_prod, 1)
+    m.rq_cons = u32_add(m.rq_cons, 1)
+
+
+@compiled
+def _can_hand_in(m):
+    """True if a frame from the NIC can be dealt with now: there is a buffer, or nobody to keep it for."""
+    return m.rq_cons != m.rq_prod or m.failed != 0
+
+
+@compiled
+def _serve_receives(m, q):
+    """Step 3. Returns the number of frames done."""
+    done = 0
+    while done < BUDGET and _can_hand_in(m):
+        index, length, status = peek_receive(q, 0)
+        if index < 0:
+            break
+        if status == STATUS_OK:
+            count(m.uplink, RX_FRAMES, 1)
+            count(m.uplink, RX_BYTES, length)
+            if m.failed == 0:
+                _hand_in(m, m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * RX_BUFFER, length)
+            else:
+                count(m.counts, DROP_DOWN, 1)
+        post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * RX_BUFFER, RX_BUFFER)
+        consume_receives(q, 1)
+        done += 1
+    return done
+
+
+# --- traps ------------------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _fail(m):
+    """The guest broke the protocol: its device is out of service. Nobody else notices."""
+    count(m.counts, FAULTS_PROTOCOL, 1)
+    m.failed = 1
+    m.sq_prod = m.sq_cons
+
+
+@compiled
+def _carry_out(m, register, value):
+    """The effect of one register write on a device in service."""
+    if register == SQ_PROD:
+        if u32_sub(value, m.sq_cons) > m.sq_size or u32_sub(value, m.sq_cons) < u32_sub(m.sq_prod, m.sq_cons):
+            _fail(m)
+        else:
+            m.sq_prod = value
+    elif register == RQ_PROD:
+        if u32_sub(value, m.rq_cons) > m.rq_size or u32_sub(value, m.rq_cons) < u32_sub(m.rq_prod, m.rq_cons):
+            _fail(m)
+        else:
+            m.rq_prod = value
+    elif register == SCQ_EVENT:
+        m.scq_event = value
+    elif register == RCQ_EVENT:
+        m.rcq_event = value
+    else:
+        _fail(m)
+
+
+@compiled
+def _take_trap(m, platform):
+    """Step 1 up to the answer. True if the guest stands still in a trap."""
+    sequence = load32_acquire(m.page + SEQUENCE)
+    if sequence == m.trap:
+        return False
+    register, value = load32_once(m.page + REGISTER), load32_once(m.page + VALUE)
+    in_order = sequence == u32_add(m.trap, 1)
+    m.trap = sequence
+    count(m.counts, TRAPS, 1)
+    pay(platform, TRAP_NS)
+    if m.failed == 0:
+        if in_order:
+            _carry_out(m, register, value)
+        else:
+            _fail(m)
+    return True
+
+
+@compiled
+def _answer(m):
+    """Let the guest go on; everything that its trap brought about is visible to it."""
+    store32_release(m.page + ANSWERED, m.trap)
+    full_fence()
+    if load32_once(m.page + ANSWER_EVENT) == m.trap:
+        notify(m.answer_fd)
+        count(m.counts, NOTIFICATIONS, 1)
+    else:
+        count(m.counts, SUPPRESSED, 1)
+
+
+@compiled
+def _interrupt(m):
+    """Step 4: inject the interrupt if a completion passed an event register since the last time."""
+    if m.scq_prod == m.scq_told and m.rcq_prod == m.rcq_told:
+        return
+    due = u32_sub(m.scq_prod, m.scq_event) < u32_sub(m.scq_prod, m.scq_told)
+    due = due or u32_sub(m.rcq_prod, m.rcq_event) < u32_sub(m.rcq_prod, m.rcq_told)
+    m.scq_told, m.rcq_told = m.scq_prod, m.rcq_prod
+    if due:
+        notify(m.interrupt_fd)
+        count(m.counts, NOTIFICATIONS, 1)
+    else:
+        count(m.counts, SUPPRESSED, 1)
+
+
+@compiled
+def publish(m):
+    """Show what the turn counted."""
+    commit(m.counts, m.counts_shared)
+    commit(m.uplink, m.uplink_shared)
+
+
+@compiled
+def serve(m, platform):
+    """A turn. `platform`: address of the platform page. Returns 0 if there was nothing to do."""
+    q = qp_at(m.qp)
+    trapped = _take_trap(m, platform)
+    done = _serve_sends(m, q) + _serve_receives(m, q)
+    if done > 0:
+        ring_sends(q)
+        ring_receives(q)
+        _interrupt(m)
+    if trapped or done > 0:
+        publish(m)
+    if trapped:
+        _answer(m)
+    return done + (1 if trapped else 0)
+
+
+@compiled
+def arm(m):
+    """Ask the guest for a signal at its next trap, and the NIC at what the machine waits for of it."""
+    q = qp_at(m.qp)
+    event = u32_add(m.trap, 1)
+    if m.trap_armed != event:
+        m.trap_armed = event
+        store32_once(m.page + TRAP_EVENT, event)
+    if _can_hand_in(m):
+        arm_receives(q)
+    if m.sq_cons != m.sq_prod:
+        arm_sends(q)
+
+
+@compiled
+def has_work(m):
+    """True if a turn would find something to do."""
+    q = qp_at(m.qp)
+    if load32_acquire(m.page + SEQUENCE) != m.trap or (_can_hand_in(m) and receives_completed(q)):
+        return True
+    return m.sq_cons != m.sq_prod and (send_room(q) > 0 or sends_completed(q))
+
+
+@entry(void(i64))
+def post_all_buffers(machine: int) -> None:
+    """Give every receive buffer of the device model to the NIC. `machine`: the MACHINE record, not started yet."""
+    m = machine_at(machine)
+    q = qp_at(m.qp)
+    for k in range(q.rq_size):
+        post_receive(q, m.rx_pool + k * RX_BUFFER, RX_BUFFER)
+    ring_receives(q)

@@ -1,0 +1,152 @@
+"""What a person sees of the results: rich tables."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from domu.programs.table import program_of
+from lab.figures import number, short
+
+Record = dict[str, Any]
+
+
+def _table(*columns: str) -> Table:
+    """Text columns first (path, workload, …), then figures to the right."""
+    table = Table(header_style="bold", pad_edge=False, box=None)
+    for name in columns:
+        left = name in ("path", "workload", "what", "stream", "process")
+        table.add_column(name, justify="left" if left else "right", no_wrap=True)
+    return table
+
+
+def _name(record: Record) -> tuple[str, str, str]:
+    path = f"{record['path']} modelled" if record.get("modelled") else record["path"]
+    return path, f"{record['workload']} {record['from']}→{record['to']}", str(record["frame"])
+
+
+def runs(record: Record) -> list[Record]:
+    """The single measurements that a record sums up; itself, if it is one."""
+    found: list[Record] = record.get("runs", [record])
+    return found
+
+
+def with_spread(values: Sequence[float]) -> str:
+    """The median, and beside it the least and the most if there are several: "1.72 (1.46–1.79)"."""
+    median = short(statistics.median(values))
+    return f"{median} ({short(min(values))}–{short(max(values))})" if len(values) > 1 else median
+
+
+def rates(records: Iterable[Record]) -> Table:
+    """What each workload reached, one row each. It fits into 80 columns."""
+    table = _table("path", "workload", "B", "Mfr/s", "Gbit/s", "p50 µs", "p99 µs", "CPU µs", "lost")
+    for record in records:
+        rtt = record["rtt_us"] or {}
+        times = [number(rtt.get("p50"), 1), number(rtt.get("p99"), 1), number(record["cpu_us_per_frame"], 3)]
+        lost = "0" if not record["lost"] else f"{record['lost']:,}"
+        table.add_row(*_name(record), number(record["mpps"]), number(record["gbps"]), *times, lost)
+    return table
+
+
+PER_FRAME = ("dom0_frames", "vmm_frames", "copies", "notifications", "hypercalls", "traps", "wakeups")
+
+
+def ledger(records: Iterable[Record]) -> Table:
+    """What one frame of each workload cost, one row each."""
+    table = _table("path", "workload", "B", "frames", "Dom0", "VMM", "copies", "notif.", "hyperc.", "traps", "wake-ups")
+    for record in records:
+        cost = record["per_frame"]
+        per_frame = [number(cost[name], 3) for name in PER_FRAME]
+        table.add_row(*_name(record), f"{record['frames']:,}", *per_frame)
+    return table
+
+
+def processes(records: Iterable[Record], names: Iterable[str]) -> Table:
+    """CPU time and context switches of some processes during each workload, as the kernel counts them."""
+    table = _table("stream", "B", "process", "CPU ms", "context switches", "CPU µs/1000 frames")
+    for record in records:
+        for name in names:
+            use = record["processes"][name]
+            per_1000 = use["cpu_ms"] * 1e6 / record["frames"] if record["frames"] else 0.0
+            path, _, frame = _name(record)
+            stream = f"{path} {record['from']}→{record['to']}"
+            table.add_row(stream, frame, name, number(use["cpu_ms"]), f"{use['switches']:,}", number(per_1000))
+    return table
+
+
+def notes(records: Iterable[Record]) -> list[str]:
+    """What the tables do not say: what one trap cost, and which prices results were modelled with."""
+    records = list(records)
+    lines = []
+    for record in records:
+        if record.get("trap_ns") is not None:
+            path, workload, frame = _name(record)
+            lines.append(f"{path} {workload}, {frame} B: a guest stood still for {record['trap_ns'] / 1000:.2f} µs a trap")
+    for price in {tuple(record["modelled"].items()) for record in records if record.get("modelled")}:
+        lines.append("modelled: each operation costs in addition " + ", ".join(f"{name} {n}" for name, n in price if n))
+    return lines
+
+
+def kind_of(record: Record) -> tuple[str, str, int]:
+    """What two records of different paths must have in common to be compared."""
+    return (record["workload"], "wire" if "wire" in (record["from"], record["to"]) else "guest", record["frame"])
+
+
+def comparison(records: Iterable[Record]) -> Table | None:
+    """Bypass beside split, for the workloads that both ran; None if there is none.
+
+    Of workloads that were run several times in turns it has medians (min–max). How many times better bypass is, is a ratio of
+    rates, or of times: the median of the ratios of neighbouring runs.
+    """
+    by_kind: dict[tuple[str, str, int], dict[str, Record]] = {}
+    for record in records:
+        by_kind.setdefault(kind_of(record), {})[record["path"]] = record
+    pairs = {kind: paths for kind, paths in by_kind.items() if {"split", "bypass"} <= paths.keys()}
+    if not pairs:
+        return None
+    table = _table("workload", "B", "what", "split", "bypass", "times better")
+    for (workload, far, frame), paths in pairs.items():
+        split, bypass = runs(paths["split"]), runs(paths["bypass"])
+        rows = [("CPU µs/frame", [[r["cpu_us_per_frame"] for r in side] for side in (split, bypass)], False)]
+        if workload == "stream":
+            rows.insert(0, ("Mframes/s", [[r["mpps"] for r in side] for side in (split, bypass)], True))
+        elif all(record["rtt_us"] for record in (*split, *bypass)):
+            rows.insert(0, ("p50 µs", [[r["rtt_us"]["p50"] for r in side] for side in (split, bypass)], False))
+        for what, (one, other), more in rows:
+            ratios = [b / a if more else a / b for a, b in zip(one, other, strict=True) if a > 0 and b > 0]
+            better = with_spread(ratios) if ratios else "–"
+            table.add_row(f"{workload} to {far}", str(frame), what, with_spread(one), with_spread(other), better)
+    return table
+
+
+def losses(records: Iterable[Record]) -> list[str]:
+    """A line for each record with drops or errors."""
+    lines = []
+    for record in records:
+        where = f"{record['workload']} {record['from']} → {record['to']}, {record['frame']} B"
+        if record["drops"]:
+            lines.append(f"{where}: dropped " + ", ".join(f"{n:,} {name}" for name, n in record["drops"].items()))
+        lines += [f"ERROR {where}: {error}" for error in record["errors"]]
+    return lines
+
+
+def status_lines(topology: dict[str, Any]) -> list[str]:
+    """What `launch.py status` says about one topology: state, processes and guests, and what TAP guests have moved."""
+    dead = "; ".join(topology["dead"])
+    lines = [f"{topology['name']}: {topology['state']}" + (f": {dead}" if dead else "")]
+    guests = {guest["name"]: guest for guest in topology["guests"]}
+    for process in topology["processes"]:
+        guest = guests.get(process["name"])
+        what = f"{guest['path']}, {program_of(guest['program']).name}, {guest['mac']} {guest['address'] or ''}" if guest else ""
+        pid = process["pid"] or "–"
+        lines.append(f"  {process['name']:<16} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
+    taps = [guest for guest in topology["guests"] if "counters" in guest]
+    if taps:
+        lines.append(f"  {'':<16} {'sent':>12} {'bytes':>16} {'received':>12} {'bytes':>16}  dropped")
+    for guest in taps:
+        counts = guest["counters"]
+        figures = f"{counts['tx_frames']:>12,} {counts['tx_bytes']:>16,} {counts['rx_frames']:>12,} {counts['rx_bytes']:>16,}"
+        dropped = ", ".join(f"{n:,} {name}" for name, n in counts["drops"].items()) or "0"
+        lines.append(f"  {guest['name']:<16} {figures}  {dropped}")
+    return lines

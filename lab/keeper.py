@@ -1,0 +1,404 @@
+"""The keeper: a topology's init. It forks everything, holds what must outlive its owner, and alone decides lifetime.
+
+Where namespaces are to be had it is PID 1 of the topology's PID namespace, so that its own death ends everything. It holds the
+topology's lock, both ends of every domain's sockets as long as both sides live, and the regions that the hypervisor
+hands it. It has no other knowledge: what
+processes there are and what they are told comes in the plan.
+
+States: starting → up (degraded, once a process has died) → going down → gone. Starting fails as a whole when one process fails:
+the plan's caller gets its name and cause. After that a process that ends is reported to the owner (launch.py) and, for a domain,
+to the hypervisor. The owner's socket closing, however the owner ended, takes the topology down; a client that wants it down asks
+the owner to go, and does not wait for one that does not.
+
+A plan is a list of processes in the order in which they are to be forked::
+
+    {"name", "role", "module", "config", "domain": None or {"domid", "memory"}, "xenstore": None or domid}
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from hyp import linux
+from hyp.control import Answer, Channel, Handler, Refused, close_all, socketpair
+from hyp.memory import sweep
+from lab import forkserver
+from lab.rundir import RunDir
+
+STOP_TIMEOUT_S = 3.0
+OWNER_TIMEOUT_S = 5.0
+TITLE = "xen-bypass-lab"
+"""What the command line of every process of a topology begins with, then the topology's name, then the process's."""
+
+
+@dataclass(slots=True)
+class Child:
+    """One process of the topology."""
+
+    name: str
+    role: str
+    domid: int | None
+    pid: int
+    pidfd: int
+    console: Channel
+    ready: asyncio.Future[None]
+    ended: asyncio.Future[int]
+    failure: str | None = None
+    sockets: dict[str, tuple[socket.socket, socket.socket]] = field(default_factory=dict)  # purpose → server's end, its own
+
+
+class Keeper:
+    """Forks, holds, reaps, ends."""
+
+    def __init__(self, owner: socket.socket, rundir: RunDir, forkserver_pid: int, forkserver: socket.socket) -> None:
+        self._rundir = rundir
+        self._loop = asyncio.get_running_loop()
+        self._children: dict[str, Child] = {}
+        self._held: dict[str, int] = {}
+        self._exits: dict[int, int] = {}
+        self._warm: asyncio.Future[float] = self._loop.create_future()
+        self._clients: set[Channel] = set()
+        self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
+        self._down: asyncio.Task[None] | None = None
+        self._forkserver_death: str | None = None
+        self.gone = asyncio.Event()
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            self._loop.add_signal_handler(number, self.go_down)
+        self._owner = Channel(owner, self._handlers(owner=True), name="launch.py", on_close=self.go_down)
+        handlers: dict[str, Handler] = {"progress": self._progress, "warm": self._is_warm}
+        self._forkserver_pid = forkserver_pid
+        self._forkserver = Channel(forkserver, handlers, name="the fork server", on_close=self._forkserver_gone)
+
+    def _handlers(self, *, owner: bool = False) -> dict[str, Any]:
+        handlers = {
+            "status": self.status,
+            "console": self.console,
+            "held": self.held,
+            "pidfds": self.pidfds,
+        }
+        return {**handlers, "boot": self.boot, "down": self.down} if owner else {**handlers, "down": self.ask_down}
+
+    # -- the fork server --
+
+    def _progress(self, **args: Any) -> None:
+        self._owner.tell("progress", **args)
+
+    def _is_warm(self, seconds: float) -> None:
+        if not self._warm.done():
+            self._warm.set_result(seconds)
+
+    def _forkserver_gone(self) -> None:
+        if not self._warm.done():
+            self._warm.set_exception(Refused("ECHILD", "the fork server died while it loaded the compiled code"))
+
+    def _forkserver_died(self, cause: str) -> None:
+        """Nothing more can be forked. Whoever was forked goes on."""
+        cause += ": new processes cannot be started; data goes on"
+        self._forkserver_death = f"forkserver {cause}"
+        if self._info["state"] == "up":
+            self._owner.tell("died", name="forkserver", role="forkserver", cause=cause)
+
+    # -- operations --
+
+    async def boot(self, plan: list[dict[str, Any]], info: dict[str, Any]) -> dict[str, float]:
+        """Fork the plan's processes and wait until all are ready. Refused, naming the one that is not and why."""
+        self._info.update(info)
+        warm_s = await self._warm
+        self._owner.tell("warm", seconds=warm_s)
+        start = self._loop.time()
+        for process in plan:
+            await self._spawn(process)
+        await self._all_ready()
+        self._info["state"] = "up"
+        return {"warm_s": warm_s, "boot_s": self._loop.time() - start}
+
+    def status(self) -> dict[str, Any]:
+        """State ("starting", "up", "degraded", "going down"), what has died since it was up, and processes."""
+        children = [{"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()]
+        dead = [f"{c.name} {self._state(c)}" for c in self._children.values() if c.ended.done()]
+        dead += [self._forkserver_death] if self._forkserver_death else []
+        state = self._info["state"]
+        if self._down is not None:
+            state, dead = "going down", []
+        elif state == "up" and dead:
+            state = "degraded"
+        return {**self._info, "state": state, "dead": dead, "processes": children}
+
+    def pidfds(self) -> Answer:
+        """Names of the living processes, and fds: their pidfds."""
+        living = [child for child in self._children.values() if not child.ended.done()]
+        return Answer([child.name for child in living], fds=[child.pidfd for child in living])
+
+    async def console(self, name: str) -> Answer:
+        """fds: one end of a new control socket, whose other end the process `name` serves."""
+        child = self._children.get(name)
+        if child is None or child.ended.done():
+            raise Refused("ESRCH", f"there is no living process named {name!r} in topology {self._rundir.name!r}")
+        ours, theirs = socketpair()
+        with theirs:
+            await child.console.call("attach", fds=[theirs.fileno()])
+        fd = ours.detach()
+        return Answer({"role": child.role}, fds=[fd], close=[fd])
+
+    def held(self, suffix: str) -> Answer:
+        """Keys of held regions that end in `suffix`, and fds: the regions, read-only."""
+        keys = [key for key in self._held if key.endswith(suffix)]
+        fds = [os.open(f"/proc/self/fd/{self._held[key]}", os.O_RDONLY | os.O_CLOEXEC) for key in keys]
+        return Answer(keys, fds=fds, close=fds)
+
+    async def ask_down(self) -> None:
+        """`down` for a client: the owner is asked to go, which is how it ends in order; one that does not go is not waited for."""
+        self._owner.tell("asked_to_stop")
+        await asyncio.wait([self._owner.closed], timeout=OWNER_TIMEOUT_S)
+        await self.down()
+
+    async def down(self) -> None:
+        """End the topology; answered when everything has ended but the keeper."""
+        self.go_down()
+        assert self._down is not None
+        await asyncio.shield(self._down)
+
+    def accept(self, listener: socket.socket) -> None:
+        """Serve one more client of the keeper's socket."""
+        with contextlib.suppress(BlockingIOError):
+            sock, _ = listener.accept()
+            self._clients = {client for client in self._clients if not client.closed.done()}
+            self._clients.add(Channel(sock, self._handlers(), name="a client"))
+
+    # -- spawning --
+
+    async def _spawn(self, plan: dict[str, Any]) -> None:
+        console, far = socketpair()
+        sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
+        if plan["domain"] is not None:
+            sockets["hypercalls"] = socketpair()
+            await self._create_domain(plan, sockets["hypercalls"][0])
+        if plan["xenstore"] is not None:
+            sockets["xenstore"] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            near = sockets["xenstore"][0].fileno()
+            await self._children["xenstored"].console.call("connect", fds=[near], domid=plan["xenstore"])
+        args = {key: plan[key] for key in ("name", "role", "module", "config")}
+        args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
+        fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
+        reply = await self._forkserver.call("fork", fds=fds, purposes=["console", *sockets], **args)
+        far.close()
+        self._add(plan, int(reply.value["pid"]), console, sockets)
+
+    async def _create_domain(self, plan: dict[str, Any], near: socket.socket) -> None:
+        domain = plan["domain"]
+        hypervisor = self._children["hyp"]
+        await self._or_failure(hypervisor.ready)
+        await hypervisor.console.call(
+            "domain_create", fds=[near.fileno()], domid=domain["domid"], name=plan["name"], memory=domain["memory"]
+        )
+
+    def _add(
+        self, plan: dict[str, Any], pid: int, console: socket.socket, sockets: dict[str, tuple[socket.socket, socket.socket]]
+    ) -> None:
+        domid = plan["domain"]["domid"] if plan["domain"] else None
+        ready: asyncio.Future[None] = self._loop.create_future()
+        ended: asyncio.Future[int] = self._loop.create_future()
+        name = plan["name"]
+        handlers: dict[str, Handler] = {
+            "ready": lambda: None if ready.done() else ready.set_result(None),
+            "failed": lambda cause: self._failed(name, cause),
+        }
+        if plan["role"] == "hyp":  # nobody else has anything to be held
+            handlers |= {"hold": self._hold, "let_go": self._let_go}
+        channel = Channel(console, handlers, name=name, takes_fds=frozenset({"hold"}))
+        child = Child(name, plan["role"], domid, pid, os.pidfd_open(pid), channel, ready, ended, sockets=sockets)
+        self._children[name] = child
+        if pid in self._exits:
+            self._ended(child, self._exits.pop(pid))
+
+    def _hold(self, key: str, fds: list[int]) -> None:
+        if len(fds) != 1:
+            close_all(fds)
+            raise Refused("EINVAL", f"hold {key}: {len(fds)} descriptors, not one")
+        self._let_go(key)
+        self._held[key] = fds[0]
+
+    def _let_go(self, key: str) -> None:
+        if key in self._held:
+            os.close(self._held.pop(key))
+
+    async def _all_ready(self) -> None:
+        for child in list(self._children.values()):
+            await self._or_failure(child.ready)
+
+    async def _or_failure(self, future: "asyncio.Future[None]") -> None:
+        """Wait for `future`, or raise as soon as any process has failed or ended."""
+        watched: list[asyncio.Future[Any]] = [child.ended for child in self._children.values()]
+        await asyncio.wait([future, *watched], return_when=asyncio.FIRST_COMPLETED)
+        for child in self._children.values():
+            if child.ended.done():
+                await asyncio.sleep(0)
+                cause = child.failure or describe_exit(child.ended.result())
+                raise Refused("ECHILD", f"{child.name} could not start: {cause}")
+        await future
+
+    def _failed(self, name: str, cause: str) -> None:
+        self._children[name].failure = cause
+
+    # -- deaths --
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            code = os.waitstatus_to_exitcode(status)
+            child = next((child for child in self._children.values() if child.pid == pid), None)
+            if pid == self._forkserver_pid and self._down is None:
+                self._forkserver_died(describe_exit(code))
+            elif child is not None:
+                self._loop.call_soon(self._ended, child, code)  # after a last message that may be in its console
+            else:
+                self._exits[pid] = code
+
+    def _ended(self, child: Child, code: int) -> None:
+        if child.ended.done():
+            return
+        child.ended.set_result(code)
+        self._drop_sockets(child)
+        if self._down is not None or self._info.get("state") != "up":
+            return
+        self._owner.tell("died", name=child.name, role=child.role, cause=self._state(child))
+        if child.domid is not None and not self._children["hyp"].ended.done():
+            self._children["hyp"].console.tell("domain_destroy", domid=child.domid)
+        if child.domid is not None and not self._children["xenstored"].ended.done():
+            self._children["xenstored"].console.tell("release", domid=child.domid)
+
+    def _drop_sockets(self, dead: Child) -> None:
+        """What only the dead process could answer is to fail for its peers: end their sockets, which live in our hands too."""
+        serves = {"hyp": "hypercalls", "xenstored": "xenstore"}.get(dead.role)
+        for child in self._children.values():
+            for purpose, ends in child.sockets.items():
+                if purpose == serves or child is dead:
+                    for end in ends:
+                        end.close()
+
+    # -- the end --
+
+    def go_down(self) -> None:
+        """Begin to end the topology; a second call changes nothing."""
+        if self._down is None:
+            self._down = self._loop.create_task(self._take_down())
+
+    async def _take_down(self) -> None:
+        guests = [child for child in self._children.values() if child.role == "domu"]
+        others = [child for child in self._children.values() if child.role not in ("domu", "hyp")]
+        hypervisor = [child for child in self._children.values() if child.role == "hyp"]
+        for group in (guests, others, hypervisor):
+            await self._stop(group)
+        self._forkserver.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._forkserver_pid, signal.SIGKILL)
+        self._owner.tell("gone")
+        self.gone.set()
+
+    async def _stop(self, children: list[Child]) -> None:
+        running = [child for child in children if not child.ended.done()]
+        for child in running:
+            child.console.tell("stop")
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, signal.SIGCONT)
+        if running:
+            await asyncio.wait([child.ended for child in running], timeout=STOP_TIMEOUT_S)
+        for child in running:
+            if not child.ended.done():
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+        still = [child.ended for child in running if not child.ended.done()]
+        if still:
+            await asyncio.wait(still, timeout=STOP_TIMEOUT_S)
+
+    @staticmethod
+    def _state(child: Child) -> str:
+        if child.ended.done():
+            return f"died ({child.failure})" if child.failure else describe_exit(child.ended.result())
+        return "ready" if child.ready.done() else "starting"
+
+
+def describe_exit(code: int) -> str:
+    """How a process ended: "died (signal 9)", "died (status 1)", "ended"."""
+    if code < 0:
+        return f"died (signal {-code})"
+    return f"died (status {code})" if code else "ended"
+
+
+def start_forkserver(modules: list[str], topology: str) -> tuple[int, socket.socket]:
+    """Fork the fork server (it begins to load at once); returns its pid and our end of its socket."""
+    ours, theirs = socketpair()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            keep = theirs.fileno()
+            os.closerange(3, keep)
+            os.closerange(keep + 1, 1 << 20)
+            linux.set_title(TITLE, topology, "forkserver")
+            forkserver.serve(theirs, modules)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)
+    theirs.close()
+    return pid, ours
+
+
+async def keep(owner: socket.socket, rundir: RunDir, listener: socket.socket, forked: tuple[int, socket.socket]) -> None:
+    """Be the keeper of one topology until it is gone."""
+    keeper = Keeper(owner, rundir, *forked)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(listener.fileno(), keeper.accept, listener)
+    await keeper.gone.wait()
+    loop.remove_reader(listener.fileno())
+
+
+def main(argv: list[str]) -> int:
+    """``python -m lab.keeper NAME OWNER_FD MODULE...``: started by launch.py, which holds the other end of OWNER_FD.
+
+    It also inherits the descriptor of the topology's lock, and holds it by being alive.
+    """
+    name, owner_fd, modules = argv[0], int(argv[1]), argv[2:]
+    linux.set_name("keeper-stub")
+    linux.set_title(TITLE, name, "keeper-stub")
+    isolated = linux.new_pid_namespace()
+    if isolated:
+        pid = os.fork()
+        if pid != 0:
+            os.close(owner_fd)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            _, status = os.waitpid(pid, 0)
+            return 0 if os.waitstatus_to_exitcode(status) == 0 else 1
+        linux.die_with_parent()
+    else:
+        linux.adopt_orphans()
+    linux.set_name("keeper")
+    linux.set_title(TITLE, name, "keeper")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forked = start_forkserver(modules, name)
+    rundir = RunDir.of(name)
+    listener = rundir.listen()
+    with asyncio.Runner() as runner:  # not uvloop, which keeps SIGCHLD to itself: PID 1 reaps whoever is adopted
+        runner.run(keep(socket.socket(fileno=owner_fd), rundir, listener, forked))
+    sweep(name)
+    rundir.remove()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The ledger: conservation of frames at every hop, and what one frame cost, both read off the counters.
+
+A *snapshot* is ``{"process/row": {column: count}}`` (`CounterReader.read`). Rows, and what they count:
+
+    nic/ctx<n>:<domain>    tx: taken from the send queue, rx: put into the receive queue
+    nic/wire<n>            rx: left the machine, tx: came from outside (reflected, generated)
+    nic/engine<n>          copies made by flooding, crossings between engines
+    dom0/uplink            tx: posted on the NIC, rx: received from it
+    dom0/vif<domid>:<name> tx: taken from the guest, rx: copied to the guest
+    dom0/bridge            copies made by flooding
+    hyp/vmm<domid>:<name>  tx: taken from a trapped guest, rx: copied to it; traps that it made
+    hyp/uplink<domid>:<name>  tx: posted on the NIC by its device model, rx: received from it
+    <guest>/device         tx: handed to the path, rx: received from it
+    <guest>/tap            tx: read from the TAP, rx: written to it
+"""
+
+from dataclasses import dataclass
+
+from hyp.abi.counters import DROPS, FAULTS
+from hyp.paths import PATHS
+
+Snapshot = dict[str, dict[str, int]]
+
+DROP_NAMES = [count.name.lower() for count in DROPS]
+FAULT_NAMES = [count.name.lower() for count in FAULTS]
+
+
+def difference(after: Snapshot, before: Snapshot) -> Snapshot:
+    """What was counted in between."""
+    return {row: {c: n - before.get(row, {}).get(c, 0) for c, n in counts.items()} for row, counts in after.items()}
+
+
+def total(snapshot: Snapshot, column: str, prefix: str = "") -> int:
+    """Sum of a column over all rows whose name begins with `prefix`."""
+    return sum(counts[column] for row, counts in snapshot.items() if row.startswith(prefix))
+
+
+def drops(snapshot: Snapshot, prefix: str = "") -> dict[str, int]:
+    """Frames dropped, by name (without "drop_"); names that never occurred are left out."""
+    found = {name.removeprefix("drop_"): total(snapshot, name, prefix) for name in DROP_NAMES}
+    return {name: n for name, n in found.items() if n}
+
+
+def faults(snapshot: Snapshot) -> dict[str, dict[str, int]]:
+    """Protocol faults by row, by name; rows without any are left out."""
+    found = {row: {name: counts[name] for name in FAULT_NAMES if counts[name]} for row, counts in snapshot.items()}
+    return {row: names for row, names in found.items() if names}
+
+
+@dataclass(frozen=True, slots=True)
+class Equation:
+    """``in = out`` at one hop, at rest."""
+
+    hop: str
+    frames_in: int
+    frames_out: int
+
+    def __str__(self) -> str:
+        return f"{self.hop}: {self.frames_in} in, {self.frames_out} out or dropped by name"
+
+
+def equations(snapshot: Snapshot) -> list[Equation]:
+    """Every hop's equation for the rows that are there."""
+    found = []
+    hops = [("NIC", "nic/ctx", "nic/wire"), ("Dom0", "dom0/vif", "dom0/uplink"), ("VMM", "hyp/vmm", "hyp/uplink")]
+    for hop, ports, outside in hops:
+        prefix = ports.partition("/")[0] + "/"
+        # The wire's and the uplink's tx and rx are seen from the machine's outside: what a port sends, they receive.
+        near, far = ("tx_frames", "rx_frames") if hop == "NIC" else ("rx_frames", "tx_frames")
+        into = total(snapshot, "tx_frames", ports) + total(snapshot, near, outside) + total(snapshot, "replicated", prefix)
+        out = total(snapshot, "rx_frames", ports) + total(snapshot, far, outside) + sum(drops(snapshot, prefix).values())
+        found.append(Equation(hop, into, out))
+    found += _links(snapshot)
+    return found
+
+
+def _links(snapshot: Snapshot) -> list[Equation]:
+    """Between hops: what one side handed over is what the other took."""
+    pairs = [("dom0/uplink", "nic/ctx0:dom0")]
+    ports = tuple(spec.port for spec in PATHS.values())
+    on_thread = {spec.on_thread for spec in PATHS.values() if spec.on_thread}
+    for row in snapshot:
+        kind, _, guest = row.partition(":")
+        if kind.startswith(ports) and f"{guest}/device" in snapshot:
+            pairs.append((f"{guest}/device", row))
+        owner, _, own_row = row.partition("/")
+        if own_row in on_thread:
+            pairs.append((f"{owner}/device", row))
+        if kind.startswith("hyp/uplink"):
+            pairs += [(row, context) for context in snapshot if context.startswith("nic/ctx") and context.endswith(f":{guest}.vmm")]
+    found = []
+    for near, far in pairs:
+        if near in snapshot and far in snapshot:
+            found.append(Equation(f"{near} to {far}", snapshot[near]["tx_frames"], snapshot[far]["tx_frames"]))
+            found.append(Equation(f"{far} to {near}", snapshot[far]["rx_frames"], snapshot[near]["rx_frames"]))
+    for row, counts in snapshot.items():
+        if row.endswith("/tap"):
+            device = snapshot[row.removesuffix("tap") + "device"]
+            found.append(Equation(f"{row} to device", counts["tx_frames"], device["tx_frames"] + counts["drop_oversize"]))
+            found.append(Equation(f"device to {row}", device["rx_frames"], counts["rx_frames"] + counts["drop_tap"]))
+    return found
+
+
+def unbalanced(snapshot: Snapshot) -> list[Equation]:
+    """The equations that do not hold. At rest there is none."""
+    return [equation for equation in equations(snapshot) if equation.frames_in != equation.frames_out]
+
+
+def dom0_frames(snapshot: Snapshot) -> int:
+    """Frames that Dom0 handled: taken in from a guest or from the NIC."""
+    return total(snapshot, "tx_frames", "dom0/vif") + total(snapshot, "rx_frames", "dom0/uplink")
+
+
+def vmm_frames(snapshot: Snapshot) -> int:
+    """Frames that the hypervisor handled: each device model's, and those whose descriptors it wrote on a guest's thread."""
+    on_thread = tuple(f"/{spec.on_thread}" for spec in PATHS.values() if spec.on_thread)
+    checked = sum(n["tx_frames"] + n["rx_frames"] for row, n in snapshot.items() if on_thread and row.endswith(on_thread))
+    return total(snapshot, "tx_frames", "hyp/vmm") + total(snapshot, "rx_frames", "hyp/uplink") + checked
+
+
+def trap_ns(snapshot: Snapshot) -> float | None:
+    """How long a guest stood still for one trap, on average; None if there was none."""
+    traps = sum(counts["traps"] for row, counts in snapshot.items() if row.endswith("/device"))
+    return total(snapshot, "trap_ns") / traps if traps else None
+
+
+def per_frame(snapshot: Snapshot, frames: int) -> dict[str, float]:
+    """What one of `frames` frames cost, over all processes."""
+    sums = {
+        "dom0_frames": dom0_frames(snapshot),
+        "vmm_frames": vmm_frames(snapshot),
+        "copies": total(snapshot, "copies"),
+        "notifications": total(snapshot, "notifications"),
+        "hypercalls": total(snapshot, "hypercalls"),
+        "traps": total(snapshot, "traps", "hyp/vmm"),
+        "wakeups": total(snapshot, "wakeups"),
+    }
+    return {name: value / frames if frames else 0.0 for name, value in sums.items()}

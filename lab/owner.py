@@ -1,0 +1,179 @@
+"""A running topology as its owner sees it: start, consoles, counters, end. No data path in it.
+
+`Lab` is what launch.py, the benchmarks and the tests use. It starts the keeper, hands it the plan of processes, and
+from then on talks to single processes over consoles that the keeper opens for it.
+"""
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
+from hyp.linux import pid_of
+from hyp.process import adopt_socket
+from lab.counters import CounterReader
+from lab.plan import MODULES, plan
+from lab.rundir import RunDir, clean
+
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 180.0
+
+
+class LabError(Exception):
+    """A topology could not be started, or one of its processes failed; the message names it and says why."""
+
+
+Event = Callable[[str, dict[str, Any]], None]
+"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+
+
+class Lab:
+    """One topology, up as long as this object is open: ``async with Lab(topology) as lab``."""
+
+    def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
+        self.topology, self.name = topology, str(topology["name"])
+        self._on_event = on_event or (lambda kind, details: None)
+        self._rundir = RunDir(self.name)
+        self._consoles: dict[str, Channel] = {}
+        self.deaths: dict[str, str] = {}  # process → cause
+        self._death = asyncio.Event()
+        self.timings: dict[str, float] = {}
+
+    async def __aenter__(self) -> "Lab":
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Start the keeper and boot everything. LabError names what could not start; then nothing is left behind."""
+        lock = self._rundir.acquire()
+        try:
+            self._start_keeper(lock)
+        except BaseException:
+            self._rundir.remove()
+            raise
+        finally:
+            os.close(lock)
+        try:
+            info = {"guests": self.topology["guest"]}
+            async with asyncio.timeout(START_TIMEOUT_S):
+                self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
+        except BaseException as error:
+            log_text = self._rundir.log_tail()
+            await self.stop()
+            if isinstance(error, (ControlError, TimeoutError)):
+                reason = "it took too long" if isinstance(error, TimeoutError) else str(error)
+                hint = f"\nThe log's end:\n{log_text}" if isinstance(error, PeerGone) and log_text else ""
+                raise LabError(f"topology {self.name}: {reason}{hint}") from error
+            raise
+
+    def _start_keeper(self, lock: int) -> None:
+        ours, theirs = socketpair()
+        with theirs, open(self._rundir.log_path, "wb") as log:
+            theirs.setblocking(True)
+            command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *MODULES]
+            self._keeper = subprocess.Popen(
+                command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            )  # fmt: skip
+        handlers: dict[str, Handler] = {
+            "progress": lambda **details: self._on_event("progress", details),
+            "warm": lambda **details: self._on_event("warm", details),
+            "died": self._died,
+            "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
+        }
+        self.channel = Channel(ours, handlers, name="the keeper")
+
+    async def stop(self) -> None:
+        """Take the topology down and wait until nothing of it is left."""
+        for console in self._consoles.values():
+            console.close()
+        self._consoles.clear()
+        self.channel.close()  # the keeper takes that for the order to go down
+        try:
+            await finished(asyncio.get_running_loop().run_in_executor(None, self._keeper.wait))
+        finally:
+            clean(self.name)  # the keeper was killed: what it would have removed is left to us
+
+    async def ended(self) -> str:
+        """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""
+        return str(await asyncio.shield(self.channel.closed))
+
+    async def death_of(self, names: set[str]) -> str:
+        """Wait until one of the named processes dies; returns its name and the cause."""
+        while not (dead := [f"{name} {cause}" for name, cause in self.deaths.items() if name in names]):
+            self._death.clear()
+            await self._death.wait()
+        return dead[0]
+
+    async def any_death(self, timeout: float = 2.0) -> dict[str, str]:
+        """What died, as the keeper says; waits for its word, which may come after a socket's end."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                while not self.deaths:
+                    await self._death.wait()
+        return self.deaths
+
+    async def start_generator(self) -> None:
+        """Let the wire generate what the topology file says, if it says so."""
+        wire = self.topology["nic"]["wire"]
+        if wire["mode"] == "generate":
+            mac = next(guest["mac"] for guest in self.topology["guest"] if guest["name"] == wire["to"])
+            await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
+
+    def _died(self, name: str, role: str, cause: str) -> None:
+        self.deaths[name] = cause
+        self._death.set()
+        self._on_event("died", {"name": name, "role": role, "cause": cause})
+
+    # -- talking to processes --
+
+    async def call(self, process: str, op: str, /, **args: Any) -> Any:
+        """An operation of one process's console; its value."""
+        console = self._consoles.get(process)
+        if console is None or console.closed.done():
+            console = self._consoles[process] = await open_console(self.channel, process)
+        return (await console.call(op, **args)).value
+
+    async def keeper(self, op: str, /, **args: Any) -> Reply:
+        """An operation of the keeper."""
+        return await self.channel.call(op, **args)
+
+    async def pids(self) -> dict[str, int]:
+        """Process ids, as this process's /proc numbers them, by name."""
+        reply = await self.keeper("pidfds")
+        try:
+            return {name: pid_of(fd) for name, fd in zip(reply.value, reply.fds, strict=True)}
+        finally:
+            close_all(reply.fds)
+
+    async def counters(self) -> CounterReader:
+        """A reader of every process's counters."""
+        reply = await self.keeper("held", suffix=".counters")
+        return CounterReader.adopt(reply.value, reply.fds)
+
+
+async def open_console(keeper: Channel, process: str) -> Channel:
+    """A control channel of our own to a process, by way of the keeper."""
+    reply = await keeper.call("console", name=process)
+    return Channel(adopt_socket(reply.fds[0]), name=process)
+
+
+async def finished(future: "asyncio.Future[Any]") -> None:
+    """Wait for `future` whatever happens; being cancelled meanwhile takes effect when it is done."""
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

@@ -1,0 +1,74 @@
+"""The plan: which processes a topology has, in the order in which the keeper forks them, and what each is told."""
+
+import os
+from typing import Any
+
+from domu.programs.table import PROGRAMS, program_of
+from hyp.abi.domids import DOM0, DOMID_NIC
+from hyp.paths import PATHS
+
+ROLES = {
+    "hyp": "hyp.monitor.hypervisor",
+    "xenstored": "dom0.xenstore.process",
+    "nic": "nic.device",
+    "dom0": "dom0.domain",
+}
+"""The modules of all roles but the guests', which are those of their programs."""
+MODULES = list(
+    dict.fromkeys(
+        [
+            *ROLES.values(),
+            *(program.module for program in PROGRAMS.values()),
+            *(module for path in PATHS.values() for module in (path.back_end, path.front_end)),
+        ]
+    )
+)
+"""What the fork server loads before it forks: every role, program, front and back end."""
+
+
+def spin_limit_us(setting: int | str, loops: int, cpus: int | None = None) -> int:
+    """How long loops may spin when `loops` of them are busy: never, by itself, if there are more than cores."""
+    if setting != "auto":
+        return int(setting)
+    return 50 if loops <= (cpus or len(os.sched_getaffinity(0))) else 0
+
+
+def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
+    """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
+    name, backing = topology["name"], topology["memory"]["backing"]
+    guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
+    shared_loops = {"dom0"} | {loop for guest in guests if (loop := PATHS[guest["path"]].shared_loop)}
+    loops = topology["nic"]["engines"] + len(shared_loops) + len(guests)
+
+    def process(
+        name: str, role: str, module: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None
+    ) -> dict[str, Any]:
+        return {"name": name, "role": role, "module": module, "config": config, "domain": domain, "xenstore": xenstore}
+
+    def own(role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
+        return process(role, role, ROLES[role], config, domain, xenstore)
+
+    shared = {
+        "name": name,
+        "memory": {"backing": backing},
+        "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], loops),
+        "price": topology["model"]["price"],
+    }
+    dom0 = {
+        **topology["dom0"],
+        "guests": guests,
+        "queue": topology["nic"]["queue"],
+        "pause_us": topology["nic"]["pause_us"],
+    }
+    processes = [
+        own("hyp", shared, None, None),
+        own("xenstored", {}, None, None),
+        own("nic", topology["nic"], {"domid": DOMID_NIC, "memory": 0}, None),
+        own("dom0", dom0, {"domid": DOM0, "memory": topology["dom0"]["memory"]}, DOM0),
+    ]
+    for guest in guests:
+        config = {**guest, "queue": topology["nic"]["queue"]}
+        domid = guest["domid"]
+        module = program_of(guest["program"]).module
+        processes.append(process(guest["name"], "domu", module, config, {"domid": domid, "memory": guest["memory"]}, domid))
+    return processes

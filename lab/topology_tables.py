@@ -1,0 +1,354 @@
+"""The tables of a topology file: each key, its default and its limits. Manual: docs/topology.md.
+
+A check that concerns two keys of one table stands at the key that a user would correct, and looks only at sound others.
+"""
+
+import difflib
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+)
+from pydantic import ValidationInfo as Info
+
+from domu.programs.table import NAMED, program_of, those
+from hyp.paths import PATHS, Attachment
+
+WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
+RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
+
+PAGE: Final = 4096
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MAX_GUESTS: Final = 64
+MIN_RAM, MAX_RAM = 4 * MIB, GIB
+MIN_FRAME, MAX_FRAME = 64, 1514  # Ethernet without its checksum
+HEADER: Final = 14  # what a frame has more than the MTU counts
+MAX_ENGINES: Final = 8
+MIN_GBPS: Final = 0.001
+MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far from the int64 of compiled code
+
+# Shared memory beside RAM, for the estimate: generous, since its use is to refuse early what cannot work.
+DOMAIN_OVERHEAD: Final = 512 * KIB  # doorbells, grant table and use counts, counters, checkpoints, rings
+ENGINE_OVERHEAD: Final = 2 * MIB  # rings between engines, epoch and checkpoint pages, counters
+BASE_OVERHEAD: Final = 2 * MIB  # platform page, domain table, the processes' own counters
+TABLE_BYTES_PER_PAGE: Final = 16  # an IOMMU table entry and a hold count for each page of RAM
+
+_SIZE = re.compile(r"(\d{1,15}) ?(KiB|MiB|GiB)")
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
+NAME_RULE: Final = "1 to 31 of a-z, 0-9 and '-', not beginning with '-'"
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+
+
+# --- values ----------------------------------------------------------------------------------------------------------
+
+
+def suggest(word: object, known: Iterable[str]) -> str:
+    """A hint for the end of a message, if one of the `known` words is like `word`; else nothing."""
+    close = difflib.get_close_matches(str(word), list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def show_size(size: int) -> str:
+    """A number of bytes as people read it: ``"16 MiB"``, ``"64.5 MiB"``."""
+    unit, name = next(((u, n) for u, n in ((GIB, "GiB"), (MIB, "MiB")) if size >= u), (KIB, "KiB"))
+    return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
+
+
+def _ram(value: object) -> int:
+    """Bytes of RAM: an integer, or a number with a binary unit."""
+    if isinstance(value, str):
+        match = _SIZE.fullmatch(value)
+        if match is None:
+            raise ValueError(f'{value!r} is not a size: write "16 MiB" (KiB, MiB or GiB), or a number of bytes')
+        value = int(match[1]) * {"KiB": KIB, "MiB": MIB, "GiB": GIB}[match[2]]
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f'{value!r} is not a size: write "16 MiB", or a number of bytes')
+    if not MIN_RAM <= value <= MAX_RAM:
+        raise ValueError(f"must be from {show_size(MIN_RAM)} to {show_size(MAX_RAM)}, not {value} bytes")
+    if value % PAGE:
+        raise ValueError(f"must be a multiple of the page size, {PAGE} bytes; {value} is not")
+    return value
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError(f"{value!r} is not a name: {NAME_RULE}")
+    return value
+
+
+def _guest_name(value: str) -> str:
+    if value in RESERVED:
+        raise ValueError(f"{value!r} is taken: {', '.join(RESERVED)} are names of the lab's own")
+    return _name(value)
+
+
+def _mac(value: str) -> str:
+    mac = value.lower()
+    if not _MAC.fullmatch(mac):
+        raise ValueError(f"{value!r} is not a MAC address such as 02:00:00:00:00:01")
+    if int(mac[:2], 16) & 1:
+        raise ValueError(f"{value!r} is a multicast address; a device's own is unicast (first byte even)")
+    if mac == "00:00:00:00:00:00":
+        raise ValueError(f"{value!r} is nobody's address")
+    return mac
+
+
+def _address(value: str) -> str:
+    wrong = f"{value!r} is not an IPv4 address with the length of its prefix"
+    address, slash, prefix = value.partition("/")
+    numbers = address.split(".")
+    if not slash or not prefix.isascii() or not prefix.isdigit() or len(numbers) != 4:
+        raise ValueError(f"{wrong}, such as 10.0.0.1/24")
+    for number in numbers:
+        if not re.fullmatch(r"0|[1-9][0-9]{0,2}", number) or int(number) > 255:
+            raise ValueError(f"{wrong}: {number!r} is not a number from 0 to 255")
+    if len(prefix) > 2 or int(prefix) > 32:
+        raise ValueError(f"{wrong}: the prefix must be 1 to 31 bits long, not {prefix}")
+    interface = ipaddress.IPv4Interface(f"{address}/{int(prefix)}")
+    host, network = interface.ip, interface.network
+    if not 1 <= network.prefixlen <= 31:
+        raise ValueError(f"{value!r}: the prefix must be 1 to 31 bits long, or the guest reaches nobody")
+    if host.is_multicast or host.is_loopback or host.is_reserved or value.startswith("0."):
+        raise ValueError(f"{value!r} is not an address that a host can have")
+    if network.prefixlen < 31 and host in (network.network_address, network.broadcast_address):
+        kind = "network" if host == network.network_address else "broadcast"
+        raise ValueError(f"{value!r} is the {kind} address of {network}, not a host's")
+    return str(interface)
+
+
+def _spin(value: object) -> object:
+    if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1000):
+        raise ValueError(f'must be "auto" or an integer from 0 to 1000, not {value!r}')
+    return value
+
+
+def _program(value: object) -> object:
+    if isinstance(value, str) and value not in NAMED:
+        raise ValueError(f"must be {' or '.join(map(repr, NAMED))}, or {{ argv = [...] }}, not {value!r}{suggest(value, NAMED)}")
+    return value
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError(f"must be a power of two, not {value}")
+    return value
+
+
+Ram = Annotated[int, BeforeValidator(_ram)]
+Mac = Annotated[str, AfterValidator(_mac)]
+Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
+PriceNs = Annotated[int, Field(ge=0, le=10**6)]
+Frame = Annotated[int, Field(ge=MIN_FRAME, le=MAX_FRAME)]
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+class Table(BaseModel):
+    """What all tables have in common: no unknown keys, no conversions (true is not 1), no changes later."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Memory(Table):
+    """``[memory]``"""
+
+    backing: Literal["posix", "sealed"] = "posix"
+
+
+class Wire(Table):
+    """``[nic.wire]``: what is at the other end of the NIC's cable. `frame` in bytes; `pps`, `gbps` 0: no limit."""
+
+    mode: Literal["sink", "reflect", "generate"] = "sink"
+    mac: Mac = "02:00:00:00:ff:01"
+    to: str | None = Field(default=None, validate_default=True)
+    frame: Frame = 64
+    pps: int = Field(default=0, ge=0, le=10**9)
+    gbps: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    delay_us: int = Field(default=0, ge=0, le=1_000_000)
+
+    @field_validator("gbps")
+    @classmethod
+    def _no_snail(cls, gbps: float) -> float:
+        if 0 < gbps < MIN_GBPS:
+            raise ValueError(f"must be 0, which is no limit, or at least {MIN_GBPS}, not {gbps}")
+        return gbps
+
+    @field_validator("to")
+    @classmethod
+    def _to_with_generate(cls, to: str | None, info: Info) -> str | None:
+        if to is None and info.data.get("mode") == "generate":
+            raise ValueError('is required with mode = "generate": the guest that the frames are for')
+        return to
+
+    @field_validator("to", "frame", "pps")
+    @classmethod
+    def _only_with_generate(cls, value: Any, info: Info) -> Any:
+        # runs on what the file gives, and on the None that `to` has by default
+        if value is not None and info.data.get("mode", "generate") != "generate":
+            raise ValueError('has a meaning with mode = "generate" only')
+        return value
+
+
+class Nic(Table):
+    """``[nic]``: `pause_us` in microseconds, `queue` in descriptors."""
+
+    engines: Engines = 1
+    pause_us: int = Field(default=20_000, ge=0, le=1_000_000)
+    queue: Annotated[int, Field(ge=64, le=4096), AfterValidator(_power_of_two)] = 256
+    wire: Wire = Wire()
+
+
+class Dom0(Table):
+    """``[dom0]``: `memory` in bytes, `ageing_s` in seconds."""
+
+    memory: Ram = 32 * MIB
+    ageing_s: int = Field(default=300, ge=1, le=1_000_000)
+
+
+class Spin(Table):
+    """``[spin]``: how long a loop may look for work before it sleeps, in microseconds."""
+
+    limit_us: Annotated[int | Literal["auto"], BeforeValidator(_spin)] = "auto"
+
+
+class Price(Table):
+    """``[model] price``: what operations cost in addition, in nanoseconds, so that a lab can be calibrated."""
+
+    hypercall_ns: PriceNs = 0
+    trap_ns: PriceNs = 0
+    grant_map_ns: PriceNs = 0
+    event_ns: PriceNs = 0
+
+
+class Model(Table):
+    """``[model]``"""
+
+    price: Price = Price()
+
+
+class OwnProgram(Table):
+    """``program = { argv = [...] }``: any program that is the guest itself; `cwd` is the folder of the topology file."""
+
+    argv: tuple[str, ...] = Field(min_length=1)
+    cwd: str = ""
+
+    @field_validator("argv")
+    @classmethod
+    def _words(cls, argv: tuple[str, ...]) -> tuple[str, ...]:
+        if not argv[0]:
+            raise ValueError("the first word, the program, is empty")
+        for word in argv:
+            if "\0" in word:
+                raise ValueError(f"{word!r} has a NUL in it, which no program can be given")
+        return argv
+
+
+class Guest(Table):
+    """One ``[[guest]]``: `memory` and `mtu` in bytes; `address` is None but for program "tap"."""
+
+    name: Annotated[str, AfterValidator(_guest_name)]
+    path: str
+    mac: Mac
+    memory: Ram = 16 * MIB
+    program: Annotated[str | OwnProgram, BeforeValidator(_program)] = "traffic"
+    address: Annotated[str, AfterValidator(_address)] | None = Field(default=None, validate_default=True)
+    mtu: int = Field(default=1500, ge=576, le=1500)
+    persistent_grants: bool = False
+
+    @field_validator("path")
+    @classmethod
+    def _known_path(cls, path: str) -> str:
+        if path not in PATHS:
+            raise ValueError(f"{path!r} is not a path; there are {', '.join(PATHS)}{suggest(path, PATHS)}")
+        return path
+
+    @field_validator("address")
+    @classmethod
+    def _address_with_tap(cls, address: str | None, info: Info) -> str | None:
+        if "program" not in info.data:
+            return address
+        addressed = program_of(info.data["program"]).addressed
+        if addressed and address is None:
+            raise ValueError(f'is required with program = "{info.data["program"]}", such as "10.0.0.1/24"')
+        if not addressed and address is not None:
+            raise ValueError(f"has a meaning with program = {those('addressed')} only")
+        return address
+
+    @field_validator("persistent_grants")
+    @classmethod
+    def _persistent_on_split(cls, wanted: bool, info: Info) -> bool:
+        path = info.data.get("path")
+        if wanted and path is not None and PATHS[path].attachment is not Attachment.VIF:
+            who = f"guest {info.data['name']!r}" if "name" in info.data else "this guest"
+            grants = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.attachment is Attachment.VIF)
+            raise ValueError(f"has a meaning with path = {grants} only, and the path of {who} is {path!r}")
+        return wanted
+
+
+class Workload(Table):
+    """One ``[[workload]]``: for `seconds`, or until `frames` frames (kind "rr": round trips); `frame` in bytes."""
+
+    kind: Literal["stream", "rr"]
+    from_: str = Field(alias="from")
+    to: str
+    frame: Frame = 64
+    payload: Literal["full", "header"] = "full"
+    seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(default=None, validate_default=True)
+
+    @field_validator("to")
+    @classmethod
+    def _not_self(cls, to: str, info: Info) -> str:
+        if to == info.data.get("from_"):
+            raise ValueError(f"{to!r} is the sender itself")
+        return to
+
+    @field_validator("frames")
+    @classmethod
+    def _one_limit(cls, frames: int | None, info: Info) -> int | None:
+        if "seconds" in info.data and (frames is None) == (info.data["seconds"] is None):
+            given = "neither is" if frames is None else "both are"
+            raise ValueError(f"exactly one of seconds and frames says when a workload ends; {given} given")
+        return frames
+
+
+class Topology(Table):
+    """A sound topology, every default filled in."""
+
+    name: Annotated[str, AfterValidator(_name)]
+    memory: Memory = Memory()
+    nic: Nic = Nic()
+    dom0: Dom0 = Dom0()
+    spin: Spin = Spin()
+    model: Model = Model()
+    guests: tuple[Guest, ...] = Field(alias="guest")
+    workloads: tuple[Workload, ...] = Field(alias="workload")
+    _file: str = PrivateAttr(default="topology")
+
+    @property
+    def file(self) -> str:
+        """The file that it was read from."""
+        return self._file
+
+    def plain(self) -> dict[str, Any]:
+        """The same as dicts, lists, strings, numbers and None, keyed as in the file ("guest", "workload", "from")."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def shared_memory_bytes(self) -> int:
+        """About how many bytes of shared memory it needs: all RAM and what goes with it. Rather too many."""
+        ram = [self.dom0.memory, *(guest.memory for guest in self.guests)]
+        beside = [PATHS[guest.path].beside_ram(self.nic.queue) for guest in self.guests]
+        ram += [size for size in beside if size]  # device models have what a domain has
+        tables = sum(-(-size // PAGE) * TABLE_BYTES_PER_PAGE for size in ram)
+        engines = self.nic.engines + 1  # and Dom0's
+        return sum(ram) + tables + len(ram) * DOMAIN_OVERHEAD + engines * ENGINE_OVERHEAD + BASE_OVERHEAD

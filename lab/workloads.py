@@ -1,0 +1,307 @@
+"""Runs a topology's workloads, one after the other, and turns each into a record: rate, round trips, ledger, losses explained.
+
+The receiver is counted, never the sender. A workload ends when everything is at rest: then every frame sent was received or dropped
+under a name, or the record has an error.
+"""
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Awaitable, Iterable, Sequence
+from typing import Any
+
+from hyp.load.frames import HEADER_ONLY
+from hyp.paths import PATHS
+from lab.accounting import Usage, spent, usages
+from lab.counters import CounterReader
+from lab.figures import plural
+from lab.ledger import Snapshot, difference, drops, faults, per_frame, total, trap_ns, unbalanced
+from lab.owner import Lab
+from lab.placement import Placement, usual
+from lab.plan import spin_limit_us
+
+WIRE = "wire"
+BROADCAST = "ff:ff:ff:ff:ff:ff"
+ANNOUNCEMENT = 64
+REST_TIMEOUT_S = 10.0
+MARGIN_S = 30.0
+
+Workload = dict[str, Any]
+"""``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
+
+
+class WorkloadError(Exception):
+    """A workload could not be run to its end; the message says which and why."""
+
+
+class PeerDied(WorkloadError):
+    """A process that the workload needs died, which the lab has told already."""
+
+
+class Runner:
+    """Runs workloads on a lab. Each gets a stream number of its own, so that a late frame is never taken for another's."""
+
+    def __init__(self, lab: Lab, counters: CounterReader, pids: dict[str, int]) -> None:
+        self.lab, self._counters, self.pids = lab, counters, pids
+        self.cpus = sorted(os.sched_getaffinity(0))
+        self.spin_us: int | None = None  # None: by the number of loops
+        self._pinned: dict[str, list[int]] = {}
+        self._placement = ""  # as of the last `prepare`
+        self._streams = itertools.cycle(range(1, HEADER_ONLY))
+        self._price: dict[str, int] = {}  # as of the last `prepare`
+        self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
+        self._wire_mac = str(lab.topology["nic"]["wire"]["mac"])
+
+    @classmethod
+    async def open(cls, lab: Lab) -> "Runner":
+        """A runner on a lab that is up."""
+        return cls(lab, await lab.counters(), await lab.pids())
+
+    def path(self, load: Workload) -> str:
+        """The path that a workload's frames take; if its ends differ, both, in the direction of the frames: "split→bypass"."""
+        return "→".join(dict.fromkeys(self._guests[peer]["path"] for peer in (load["from"], load["to"]) if peer != WIRE))
+
+    async def run(self, *loads: Workload, placement: Placement | None = None) -> dict[str, Any]:
+        """Prepare and measure a workload, or several streams at a time; returns the record. WorkloadError if that fails."""
+        await self.prepare(*loads, placement=placement)
+        return await self.measure(*loads)
+
+    async def measure(self, *loads: Workload) -> dict[str, Any]:
+        """Run what was prepared. Neither Dom0 nor the hypervisor is asked for anything."""
+        load, name = loads[0], describe(loads[0])
+        before, used, start = await self._settled(), usages(self.pids), time.monotonic()
+        limit = (load["seconds"] or 60.0) + MARGIN_S
+        try:
+            async with asyncio.timeout(limit):
+                reports = await self._unless_death(loads)
+        except TimeoutError:
+            raise WorkloadError(f"{name}: not done after {limit:g} s") from None
+        after = await self._settled()
+        elapsed = time.monotonic() - start
+        cpu = spent(usages(self.pids), used)
+        return self._record(load, merged(reports), difference(after, before), after, cpu, elapsed)
+
+    async def _unless_death(self, loads: Sequence[Workload]) -> list[dict[str, Any]]:
+        """The jobs' reports; WorkloadError as soon as a process dies that they need."""
+        needed = _guests_in(loads) | {"nic"} | self._between(_guests_in(loads))
+        death = asyncio.ensure_future(self.lab.death_of(needed))
+        work = asyncio.ensure_future(_all_of([self._job(load) for load in loads]))
+        try:
+            await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
+            if death.done():
+                raise PeerDied(f"{describe(loads[0])}: {death.result()}")
+            return work.result()
+        finally:
+            death.cancel()
+            work.cancel()
+            await asyncio.wait({death, work})
+
+    async def _job(self, load: Workload) -> dict[str, Any]:
+        stream = next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
+        return await (self._round_trips if load["kind"] == "rr" else self._stream)(load, stream)
+
+    # -- steps --
+
+    async def prepare(self, *loads: Workload, placement: Placement | None = None) -> None:
+        """Wire mode, spinning and CPUs that fit the loops in use, and announcements, so that bridges know where the receivers are.
+
+        `placement` is heeded if there are more loops than CPUs; the usual one otherwise.
+        """
+        lab, ends = self.lab, list(dict.fromkeys(load[end] for load in loads for end in ("from", "to")))
+        peers = [peer for peer in ends if peer != WIRE]
+        between = sorted(self._between(peers))
+        loops = self._loops(loads)
+        self._price = await lab.call("hyp", "price")
+        setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
+        await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(setting, loops, len(self.cpus)))
+        await self._place(loads, [*peers[:1], *between, "nic", *peers[1:]], placement)
+        if WIRE in ends:
+            await lab.call("nic", "wire_mode", mode="reflect" if loads[0]["kind"] == "rr" else "sink")
+        for peer in reversed(ends):
+            stream = next(self._streams)
+            if peer == WIRE:
+                await lab.call("nic", "wire_generate", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
+            else:
+                await lab.call(peer, "send_stream", mac=BROADCAST, frame=ANNOUNCEMENT, stream=stream, frames=1)
+        await self._settled()  # Dom0 too has got them, and may be stopped
+
+    def _between(self, peers: Iterable[str]) -> set[str]:
+        """Processes with a loop between these guests and the NIC."""
+        loops = {PATHS[self._guests[peer]["path"]].shared_loop for peer in peers}
+        return {loop for loop in loops if loop is not None}
+
+    def _loops(self, loads: Sequence[Workload]) -> int:
+        guests = _guests_in(loads)
+        return len(guests) + int(self.lab.topology["nic"]["engines"]) + len(self._between(guests))
+
+    def placements(self, *loads: Workload) -> list[Placement]:
+        """What can be chosen for these streams; nothing, if each loop has a CPU or all have but one."""
+        if self._loops(loads) <= len(self.cpus) or len(self.cpus) < 2 or self.lab.topology["nic"]["engines"] > 1:
+            return []
+        roles = set(self._roles(loads).values())
+        return [one for one in Placement if one in roles or one in (Placement.ANYWHERE, Placement.TOGETHER)]
+
+    def _roles(self, loads: Sequence[Workload]) -> dict[str, Placement]:
+        guests = _guests_in(loads)
+        senders = {load["from"] for load in loads}
+        roles = {guest: Placement.SENDERS if guest in senders else Placement.RECEIVERS for guest in guests}
+        return {**roles, **dict.fromkeys(self._between(guests), Placement.BACK_END), "nic": Placement.DEVICE}
+
+    async def _place(self, loads: Sequence[Workload], processes: list[str], placement: Placement | None) -> None:
+        """A CPU for each of the loops if there are enough, else by `placement`, else as suits most.
+
+        The scheduler at times puts loops that spin on one CPU, where each waits for the other's time slice to end.
+        """
+        roles = self._roles(loads)
+        if self.lab.topology["nic"]["engines"] > 1:  # the loops of one process: nothing is known of what suits them
+            chosen = Placement.ANYWHERE
+        elif self._loops(loads) <= len(self.cpus):
+            chosen = None
+        elif placement is not None:
+            chosen = placement
+        else:
+            chosen = usual(to_wire=loads[0]["kind"] == "stream" and any(WIRE in (load["from"], load["to"]) for load in loads))
+        self._placement = str(chosen or "each on a CPU")
+        for k, process in enumerate(processes):
+            cpus = chosen.cpus(roles[process], self.cpus) if chosen else [self.cpus[k]]
+            if self._pinned.get(process) != cpus:
+                await self.lab.call(process, "pin", cpus=cpus)
+                self._pinned[process] = cpus
+
+    async def _settled(self) -> Snapshot:
+        """Counters once everything is at rest; what does not balance after REST_TIMEOUT_S is left for the record to name."""
+        deadline = time.monotonic() + REST_TIMEOUT_S
+        last: Snapshot = {}
+        while True:
+            now = self._counters.read()
+            if (now == last and not unbalanced(now)) or time.monotonic() > deadline:
+                return now
+            last = now
+            await asyncio.sleep(0.002)
+
+    def _mac(self, peer: str) -> str:
+        return self._wire_mac if peer == WIRE else str(self._guests[peer]["mac"])
+
+    def _amount(self, load: Workload) -> dict[str, Any]:
+        return {"frames": load["frames"]} if load["frames"] else {"seconds": load["seconds"]}
+
+    async def _stream(self, load: Workload, stream: int) -> dict[str, Any]:
+        lab = self.lab
+        job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
+        if load.get("pps"):
+            job["pps"] = load["pps"]  # open loop: frames are due by the clock, and stamped
+        if load["from"] == WIRE:
+            await lab.call("nic", "wire_generate", **job)
+            while (report := await lab.call("nic", "wire_report", stream=stream))["left"] > 0:
+                await asyncio.sleep(0.01)
+        else:
+            report = await lab.call(load["from"], "send_stream", **job)
+        await self._settled()
+        if load["to"] == WIRE:
+            received = (await lab.call("nic", "wire_report", stream=stream))["received"]
+        else:
+            received = await lab.call(load["to"], "received", stream=stream)
+        lag = {name: report[name] for name in ("lag_ns", "max_lag_ns") if name in report}
+        return {"sent": report["sent"], "received": received, "latency": received.get("latency"), **lag}
+
+    async def _round_trips(self, load: Workload, stream: int) -> dict[str, Any]:
+        job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
+        report = await self.lab.call(load["from"], "round_trips", **job)
+        received = await self.lab.call(load["from"], "received", stream=stream | 0x8000)
+        return {**report, "received": received}
+
+    # -- the record --
+
+    def _record(
+        self,
+        load: Workload,
+        report: dict[str, Any],
+        counted: Snapshot,
+        at_rest: Snapshot,
+        cpu: dict[str, Usage],
+        elapsed: float,
+    ) -> dict[str, Any]:
+        received = report["received"]
+        round_trips = load["kind"] == "rr"
+        frames = received["frames"]
+        seconds = report["seconds"] if round_trips else (received["last_ns"] - received["first_ns"]) / 1e9
+        moved = 2 * frames if round_trips else frames  # a round trip is two frames
+        cpu_us = sum(use.cpu_ns for use in cpu.values()) / 1000
+        named = drops(counted)
+        record: dict[str, Any] = {
+            "path": self.path(load), "workload": load["kind"], "from": load["from"], "to": load["to"], "frame": load["frame"],
+            "frames": frames, "sent": report["sent"], "seconds": seconds,
+            "mpps": moved / seconds / 1e6 if seconds > 0 else 0.0,
+            "gbps": moved * load["frame"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
+            "rtt_us": report.get("rtt_us"), "latency": report.get("latency"),
+            "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
+            "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
+            "per_frame": per_frame(counted, moved), "trap_ns": trap_ns(counted),
+            "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
+            "checksummed": counted_checks(counted, moved), "drops": named,
+            "processes": {
+                name: {
+                    "cpu_ms": use.cpu_ns / 1e6,
+                    "spun_ms": total(counted, "spin_ns", f"{name}/") / 1e6,
+                    "switches": use.switches,
+                }
+                for name, use in cpu.items()
+            },
+            "elapsed": elapsed,
+        }  # fmt: skip
+        record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns") if name in report}
+        if any(self._price.values()):
+            record["modelled"] = dict(self._price)
+        record["placement"] = self._placement
+        record["errors"] = errors(record, counted, at_rest)
+        return record
+
+
+def _guests_in(loads: Iterable[Workload]) -> set[str]:
+    return {load[end] for load in loads for end in ("from", "to")} - {WIRE}
+
+
+async def _all_of(jobs: Iterable[Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return await asyncio.gather(*jobs)
+
+
+def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One report for streams that ran at a time: sums, from the first frame of any to the last of any; `shares`: frames of each."""
+    if len(reports) == 1:
+        return reports[0]
+    received = [report["received"] for report in reports]
+    sums = {name: sum(one[name] for one in received) for name in ("frames", "corrupt", "duplicated")}
+    seen = [one for one in received if one["frames"]] or received
+    ends = {"first_ns": min(one["first_ns"] for one in seen), "last_ns": max(one["last_ns"] for one in seen)}
+    shares = [one["frames"] for one in received]
+    return {"sent": sum(report["sent"] for report in reports), "received": {**sums, **ends}, "shares": shares}
+
+
+def counted_checks(counted: Snapshot, frames: int) -> float:
+    """Fraction of the frames whose whole payload was checksummed by a receiver."""
+    checked = sum(counts["checked"] for counts in counted.values())
+    return min(1.0, checked / frames) if frames else 0.0
+
+
+def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list[str]:
+    """What makes the record worthless: corruption, duplicates, losses without a name, protocol faults, hops that do not balance."""
+    found = []
+    if record["frames"] == 0:
+        found.append("no frame arrived")
+    for what in ("corrupt", "duplicated"):
+        if record[what]:
+            found.append(f"{plural(record[what], 'frame')} {what}")
+    unexplained = record["lost"] - sum(record["drops"].values())
+    if unexplained > 0 or record["lost"] < 0:
+        found.append(f"{plural(record['lost'], 'frame')} lost, {sum(record['drops'].values())} of them under a name")
+    found += [f"{row}: {name} {n}" for row, names in faults(counted).items() for name, n in names.items()]
+    found += [f"does not balance: {equation}" for equation in unbalanced(at_rest)]
+    return found
+
+
+def describe(load: Workload, times: str = "") -> str:
+    """A workload in words; `times` ("3 × ") stands before how long it is."""
+    unit = "frame" if load["kind"] == "stream" else "round trip"
+    amount = plural(load["frames"], unit) if load["frames"] else f"{load['seconds']:g} s"
+    return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {times}{amount}"

@@ -1,0 +1,118 @@
+"""The generator: test frames from beyond the NIC's port, as many and as fast as it is told.
+
+It is a sending queue like a guest's: a full receiver pauses it, then frames drop. On a linked wire (`nic/link.py`) its frames go
+onto the link back instead, and what happens to them there is the wire's.
+"""
+
+from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
+from hyp.abi.nic import NO_CONTEXT
+from hyp.atomics import clock_ns, load64
+from hyp.counters import count
+from hyp.kernels import compiled, outlined
+from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
+from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
+from nic.crossing import is_paused
+from nic.deliver import put_run
+from nic.link import launch, link_at, room_for_frame, takes
+from nic.queues import posted_buffers
+from nic.state import DELIVERED, PAUSE, context_of, stage, wire_at
+from nic.switch import lookup
+from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, WIRE_STRIDE, head_words, inbound
+
+
+@outlined
+def begin_generating(e, target, length, frames, nanoseconds, pps, stream):
+    """Replace what the generator does."""
+    w, now = wire_at(e.wire), clock_ns()
+    w.target, w.length, w.left, w.stream, w.sequence = target, length, frames, stream, 0
+    w.until_ns = now + nanoseconds if nanoseconds > 0 else 0
+    w.last_ns = now
+    begin_schedule(schedule_at(w.schedule), pps, now)
+
+
+@compiled
+def generate(e):
+    """Send what is due of the generator's frames, at most BATCH. Returns how many."""
+    w = wire_at(e.wire)
+    if w.left <= 0:
+        return 0
+    s = schedule_at(w.schedule)
+    sent = 0
+    if w.until_ns != 0 and e.now >= w.until_ns:
+        w.left = 0
+        if w.linked == 0:
+            w.pause_until = 0  # the frame that waited is not sent any more
+        if s.pps != 0:
+            note_lag(s, e.now)
+    if w.linked == 0 and s.pps == 0:
+        sent = _generate_run(e, w)
+    while w.left > 0 and sent < BATCH and frames_due(s, e.now, 1) > 0:
+        if not (_generate_onto_link(e, w, s) if w.linked != 0 else _generate_one(e, w, s)):
+            break
+        w.left -= 1
+        w.sequence += 1
+        frame_sent(s, e.now)
+        count(w.counts, TX_FRAMES, 1)
+        count(w.counts, TX_BYTES, w.length)
+        sent += 1
+    if sent > 0:
+        w.last_ns = e.now
+        w.dirty = 1
+    return sent
+
+
+@compiled
+def _generate_run(e, w):
+    """Send at most BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
+    number = lookup(e.table, w.target)
+    r = context_of(e, number)
+    if number == NO_CONTEXT or r.mine == 0 or r.active == 0:
+        return 0
+    n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
+    buffers = w.buffers
+    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    for k in range(n):
+        buffer = buffers + ((first + k) & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
+        write_test_frame(buffer, length, head0, head1, stream, sequence + k, 0)
+        stage(e, k, buffer, length, head1 | (stream << 48))
+    sent, total = put_run(e, r, n, head0)
+    if sent > 0:
+        w.pause_until = 0
+        w.next, w.left, w.sequence = first + sent, w.left - sent, sequence + sent
+        count(w.counts, TX_FRAMES, sent)
+        count(w.counts, TX_BYTES, total)
+    return sent
+
+
+@compiled
+def _generate_one(e, w, s):
+    """Hand the next frame to its receiver. False if it has to wait; it is written afresh then."""
+    if is_paused(e, w):
+        return False
+    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
+    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp(s))
+    result = inbound(e, w, w.target, buffer, w.length, head0, load64(buffer + 8))
+    if result == PAUSE:
+        return False
+    w.pause_until = 0
+    w.next += 1
+    if result != DELIVERED:
+        count(w.counts, result, 1)
+    return True
+
+
+@compiled
+def _generate_onto_link(e, w, s):
+    """Launch the next frame. False if it has to wait for the link."""
+    k = link_at(w.back)
+    if not takes(k, e.now):
+        if w.held == 0:
+            count(e.counts, PAUSES, 1)
+        w.held = 1
+        return False
+    w.held = 0
+    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    write_test_frame(room_for_frame(k), w.length, head0, head1, w.stream, w.sequence, stamp(s))
+    launch(k, e.now, w.length, GENERATED)
+    return True

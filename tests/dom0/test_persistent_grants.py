@@ -1,0 +1,265 @@
+"""Persistent grants: split guests whose pages stay pinned in Dom0; what a hostile one gets out of it; and that all is unpinned."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dom0.vifs import Vif
+from domu.frontends.split import RX_REF, RX_SLOTS, TX_REF, TX_SLOTS
+from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READONLY
+from hyp.abi.netif import FEATURE_PERSISTENT
+from hyp.xenstore import XenstoreError
+from lab import owner as lab_module
+from lab.topology import TopologyError
+from lab.workloads import Runner
+from tests.lab.test_paths import check, running
+from tests.support.labs import run, topology, until, workload
+
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+
+RINGS = 2  # pages that stay mapped with and without persistent grants
+POOLS = TX_SLOTS + RX_SLOTS
+FRAMES = 20_000
+STRAY = 1e-3  # per frame: an announcement that is still under way when a stream begins is in its ledger too
+PERSISTENT = 'path = "split"\npersistent_grants = true\n'
+LAB = "[nic]\npause_us = 1_000_000\n" + "".join(
+    f'[[guest]]\nname = "{name}"\n{how}'
+    for name, how in (("anna", PERSISTENT), ("bert", PERSISTENT), ("carl", 'path = "split"\n'), ("dora", 'path = "bypass"\n'))
+)
+WAYS = (("anna", "wire"), ("wire", "anna"), ("anna", "bert"), ("bert", "anna"))
+PLAIN = "carl"
+
+
+def active_table(runner: Runner, guest: str) -> "np.ndarray[Any, Any]":
+    """What is pinned of a guest's pages: the hypervisor's own table, which outlives the guest as long as it is looked at."""
+    return np.memmap(f"/dev/shm/xbl.{os.getuid()}.{runner.lab.name}.{guest}.active", np.uint64, "r")
+
+
+async def pinned(table: "np.ndarray[Any, Any]", expected: int) -> bool:
+    return int(np.count_nonzero(table)) == expected
+
+
+async def vif_counts(runner: Runner, row: str) -> dict[str, int]:
+    counts: dict[str, int] = (await runner.lab.counters()).read()[f"dom0/{row}"]
+    return counts
+
+
+async def stream(runner: Runner, sender: str, receiver: str, frame: int = 64) -> dict[str, Any]:
+    """A stream that must arrive whole; its ledger."""
+    record = await runner.run(workload("stream", sender, receiver, frame, frames=FRAMES))
+    check(record)
+    assert (record["frames"], record["checksummed"]) == (FRAMES, 1.0), record
+    per_frame: dict[str, Any] = record["per_frame"]
+    return per_frame
+
+
+# --- the topology file, the nodes ------------------------------------------------------------------------------------
+
+
+def test_the_key_is_for_split_guests(tmp_path: Path) -> None:
+    guests = topology(tmp_path, "key", LAB)["guest"]
+    assert [guest["persistent_grants"] for guest in guests] == [True, True, False, False]
+    for path in ("bypass", "native", "trapped"):
+        text = f'[[guest]]\nname = "carl"\npath = "{path}"\npersistent_grants = true\n'
+        with pytest.raises(TopologyError, match=rf"guest\[0\]\.persistent_grants: .*guest 'carl' is '{path}'"):
+            topology(tmp_path, "key", text)
+        topology(tmp_path, "key", text.replace("true", "false"))
+    with pytest.raises(TopologyError, match=r"guest\[0\]\.persistent_grants: "):
+        topology(tmp_path, "key", '[[guest]]\nname = "carl"\npath = "split"\npersistent_grants = 1\n')
+
+
+class _Store:
+    """A front end's answer."""
+
+    def __init__(self, answer: str | None) -> None:
+        self._answer = answer
+
+    async def read(self, path: str) -> str:
+        if self._answer is None:
+            raise XenstoreError("ENOENT", path, "read")
+        return self._answer
+
+
+ANSWERS = {"1": True, "0": False, None: False, **dict.fromkeys(("2", "yes", "-1", ""))}
+
+
+@pytest.mark.parametrize(("answer", "taken_as"), ANSWERS.items())
+def test_what_a_front_end_may_answer(answer: str | None, taken_as: bool | None) -> None:
+    guest = {"domid": 1, "name": "anna", "mac": "02:00:00:00:00:01", "persistent_grants": True}
+    vif = Vif(None, _Store(answer), None, None, guest, 1)  # type: ignore[arg-type]
+    if taken_as is None:
+        with pytest.raises(RuntimeError, match=f"anna.*{FEATURE_PERSISTENT}"):
+            asyncio.run(vif._is_set(FEATURE_PERSISTENT))
+    else:
+        assert asyncio.run(vif._is_set(FEATURE_PERSISTENT)) is taken_as
+
+
+# --- traffic ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_hypercall_and_as_many_copies_as_without(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "persist", LAB) as runner:
+            for sender, receiver in WAYS:
+                await stream(runner, sender, receiver)  # pins every page
+                for frame in (64, 1514):
+                    cost = await stream(runner, sender, receiver, frame)
+                    assert cost["hypercalls"] < STRAY
+                    assert (cost["copies"], cost["dom0_frames"]) == pytest.approx((2, 1), abs=STRAY)
+            for sender, receiver in ((PLAIN, "wire"), ("wire", PLAIN)):
+                cost = await stream(runner, sender, receiver)
+                assert cost["hypercalls"] > 5 * STRAY
+                assert (cost["copies"], cost["dom0_frames"]) == pytest.approx((2, 1), abs=STRAY)
+            tables = {name: active_table(runner, name) for name in ("anna", "bert", PLAIN)}
+            held = {name: int(np.count_nonzero(table)) for name, table in tables.items()}
+            assert held == {"anna": RINGS + POOLS, "bert": RINGS + POOLS, PLAIN: RINGS}
+
+    run(main())
+
+
+def test_guests_with_and_without_reach_each_other(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "persistmix", LAB) as runner:
+            for one, other in (("anna", PLAIN), (PLAIN, "anna"), ("anna", "dora"), ("dora", "anna")):
+                await stream(runner, one, other, 1514)
+                check(await runner.run(workload("rr", one, other, frames=200)))
+
+    run(main())
+
+
+@pytest.mark.parametrize("settings", ['[memory]\nbacking = "sealed"\n', "[model]\nprice = { grant_map_ns = 20_000 }\n"])
+def test_other_settings(tmp_path: Path, settings: str) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "persistset", settings + LAB) as runner:
+            for one, other in WAYS:
+                await stream(runner, one, other, 200)
+
+    run(main())
+
+
+# --- hostile and dying front ends ------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def hostile_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, **more: Any) -> AsyncIterator[Runner]:
+    """LAB with a hostile front end in bert, domain 2."""
+    planned = lab_module.plan
+
+    def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
+        processes = planned(topology)
+        bert = next(process for process in processes if process["name"] == "bert")
+        bert["module"], bert["config"] = "tests.support.hostile_netfront", {**bert["config"], **more}
+        return processes
+
+    monkeypatch.setattr(lab_module, "plan", plan)
+    monkeypatch.setattr(lab_module, "MODULES", [*lab_module.MODULES, "tests.support.hostile_netfront"])
+    async with running(tmp_path, name, LAB) as runner:
+        yield runner
+
+
+def test_a_back_end_that_is_told_no_copies_by_grant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with hostile_lab(tmp_path, monkeypatch, "persistno", answer="0") as runner:
+            for sender, receiver in (("bert", "wire"), ("wire", "bert"), ("anna", "bert")):
+                assert (await stream(runner, sender, receiver))["hypercalls"] > 5 * STRAY
+            assert await pinned(active_table(runner, "bert"), RINGS)
+
+    run(main())
+
+
+FOREIGN, REVOKED, BEYOND, READ_ONLY = range(10), range(10, 20), range(5), range(5, 15)  # which slots of bert's pools are bad, how
+
+
+def refused_of(frames: int, slots: range) -> int:
+    """How many of the first `frames` slots of a ring, used in turn, are among these."""
+    return sum(k % TX_SLOTS in slots for k in range(frames))
+
+
+def test_bad_references_cost_their_guest_those_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with hostile_lab(tmp_path, monkeypatch, "persistbad") as runner:
+            lab = runner.lab
+            await lab.call("bert", "regrant", first=TX_REF, count=10, flags=GTF_PERMIT_ACCESS | GTF_READONLY, domid=1)
+            await lab.call("bert", "regrant", first=TX_REF + 10, count=10, flags=0, domid=0)
+            await lab.call("bert", "repost", first=0, grefs=[2048, 2049, 1 << 31, (1 << 32) - 1, (1 << 32) - 8])
+            await lab.call("bert", "regrant", first=RX_REF + 5, count=10, flags=GTF_PERMIT_ACCESS | GTF_READONLY, domid=0)
+            for sender, receiver in (("bert", "wire"), ("anna", "bert")):
+                record = await runner.run(workload("stream", sender, receiver, frames=FRAMES))
+                assert [error.rpartition(" ")[0] for error in record["errors"]] == ["dom0/vif2:bert: faults_grant"]
+                assert 0 < record["lost"] == sum(record["drops"].values()) < FRAMES // 5
+                assert record["corrupt"] == record["duplicated"] == 0
+            for _ in range(2):
+                cost = await stream(runner, "anna", "wire")
+            assert cost["hypercalls"] < STRAY
+            row = await vif_counts(runner, "vif2:bert")
+            assert row["faults_grant"] == row["drop_bad_address"]
+            sent = refused_of(row["tx_frames"], range(FOREIGN.start, REVOKED.stop))
+            received = row["faults_grant"] - sent
+            # a reference that was beyond the table is a good one when its slot is posted again
+            assert received == len(BEYOND) + refused_of(row["rx_frames"] + received, READ_ONLY)
+            assert await pinned(active_table(runner, "bert"), RINGS + POOLS - len(FOREIGN) - len(REVOKED) - len(READ_ONLY))
+            others = await vif_counts(runner, "vif1:anna")
+            assert others["faults_grant"] == others["drop_bad_address"] == 0
+
+    run(main())
+
+
+def test_an_entry_rewritten_in_use_changes_nothing_that_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with hostile_lab(tmp_path, monkeypatch, "persistscr") as runner:
+            for _ in range(2):
+                for sender, receiver in (("bert", "wire"), ("anna", "bert")):
+                    cost = await stream(runner, sender, receiver)
+                await runner.lab.call("bert", "scramble", seed=1)
+            assert cost["hypercalls"] < STRAY
+            table = active_table(runner, "bert")
+            assert await pinned(table, RINGS + POOLS)
+            await runner.lab.call("bert", "close")
+            assert await pinned(table, 0)
+            await stream(runner, "anna", "wire")
+
+    run(main())
+
+
+def test_a_vif_out_of_service_lets_go_and_a_closed_one_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with hostile_lab(tmp_path, monkeypatch, "persistfail") as runner:
+            for sender, receiver in (("bert", "wire"), ("anna", "bert")):
+                await stream(runner, sender, receiver)
+            table = active_table(runner, "bert")
+            assert await pinned(table, RINGS + POOLS)
+            await runner.lab.call("bert", "overrun")
+            await stream(runner, "anna", "wire")  # Dom0 looks at bert's ring
+            await until(partial(pinned, table, RINGS), "the failed vif's pages to be unpinned")
+            assert (await vif_counts(runner, "vif2:bert"))["faults_protocol"] == 1
+            await runner.lab.call("bert", "close")
+            assert await pinned(table, 0)
+            await stream(runner, "wire", "anna")
+
+    run(main())
+
+
+def test_a_killed_guest_leaves_nothing_pinned(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "persistkill", LAB) as runner:
+            lab, wire = runner.lab, str(runner.lab.topology["nic"]["wire"]["mac"])
+            await stream(runner, "anna", "bert")
+            table = active_table(runner, "bert")
+            dying = asyncio.create_task(lab.call("bert", "send_stream", mac=wire, frame=1514, stream=903, seconds=60.0))
+            await until(partial(pinned, table, RINGS + POOLS), "bert to have sent from all its pages")
+            os.kill(runner.pids["bert"], signal.SIGKILL)
+            with pytest.raises(Exception, match="is gone"):
+                await dying
+            await until(partial(pinned, table, 0), "the dead guest's pages to be unpinned")
+            for sender, receiver in (("anna", "wire"), ("wire", PLAIN)):
+                await stream(runner, sender, receiver)
+
+    run(main())

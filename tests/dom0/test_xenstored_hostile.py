@@ -1,0 +1,173 @@
+"""Hostile, slow and dying clients of xenstored. Each test ends with somebody else being served."""
+
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from dom0.xenstore.server import OUTPUT_LIMIT, PAUSE_BYTES
+from hyp.abi import xs_wire
+from hyp.abi.xs_wire import Message, MessageType
+from tests.support.xenstored_process import Served, forked, succeeded, xenstored
+
+LONG = "x" * 1900  # an event or a value of this size soon fills what may wait unread
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    with xenstored([0, 0, 5, 6]) as server:
+        yield server
+
+
+def bystander_is_served(served: Served) -> None:
+    bystander = served.raw(6)
+    assert bystander.call(MessageType.WRITE, "alive", "yes") == b"OK\0"
+    assert bystander.call(MessageType.READ, "alive") == b"yes\0"
+
+
+@pytest.mark.parametrize("length", [4097, 1 << 31, (1 << 32) - 1])
+def test_oversize_length_ends_only_that_connection(served: Served, length: int) -> None:
+    hostile = served.raw(5)
+    hostile.sock.sendall(struct.pack("<IIII", MessageType.READ, 1, 0, length))
+    assert hostile.ended()
+    bystander_is_served(served)
+    report = served.stop()
+    assert report["disconnects"] == {"malformed": 1}
+    assert any("domain 5" in line and str(length) in line for line in report["log"])
+
+
+@pytest.mark.parametrize("type_", [15, 16, 19, 20, 23, 0xFFFF, 0xFFFF_FFFF])
+def test_garbage_type_is_answered_and_the_connection_goes_on(served: Served, type_: int) -> None:
+    hostile = served.raw(5)
+    hostile.send(type_, "x", req=9, tx=4)
+    assert hostile.receive() == Message(MessageType.ERROR, 9, 4, b"ENOSYS\0")
+    assert hostile.call(MessageType.GET_DOMAIN_PATH, "5") == b"/local/domain/5\0"
+    bystander_is_served(served)
+
+
+def test_garbage_payloads_are_answered(served: Served) -> None:
+    hostile = served.raw(5)
+    payloads = [b"", b"no nul", b"\0" * 4096, b"\xff" * 4096, b"+1\0", b"99999.\0", b"\xff\0\xff\0", b"/\0\xff\0"]
+    valid = {(MessageType.WATCH, b"/\0\xff\0"), (MessageType.UNWATCH, b"/\0\xff\0")}  # any bytes are a token
+    for type_ in sorted(set(MessageType) - {MessageType.TRANSACTION_START, MessageType.RESET_WATCHES}):
+        for payload in payloads:
+            hostile.sock.sendall(xs_wire.pack(type_, 1, 0, payload))
+            while (reply := hostile.receive()).type == MessageType.WATCH_EVENT:
+                assert reply.payload == b"/\0\xff\0"
+            if (type_, payload) in valid:
+                assert reply == Message(type_, 1, 0, b"OK\0")
+            else:
+                assert reply.type == MessageType.ERROR
+                assert reply.payload in (b"EINVAL\0", b"EACCES\0", b"ENOSYS\0", b"ENOENT\0")
+    bystander_is_served(served)
+    assert served.stop()["disconnects"] == {}
+
+
+def test_half_a_header_then_silence_holds_nobody_up(served: Served) -> None:
+    hostile = served.raw(5)
+    message = xs_wire.pack(MessageType.GET_DOMAIN_PATH, 3, 0, b"5\0")
+    hostile.sock.sendall(message[:9])
+    bystander_is_served(served)
+    for byte in message[9:]:
+        hostile.sock.sendall(bytes([byte]))
+    assert hostile.receive().payload == b"/local/domain/5\0"
+    hostile.sock.sendall(message[:9])
+    hostile.sock.close()
+    assert served.raw(0).call(MessageType.RESUME, "5") == b"OK\0"
+    assert "malformed" not in served.stop()["disconnects"]
+
+
+def test_guest_that_never_reads_its_events_is_disconnected(served: Served) -> None:
+    hostile, dom0 = served.raw(5), served.raw(0)
+    hostile.send(MessageType.WATCH, "", "bad")
+    hostile.send(MessageType.WATCH, "noise", "t")
+    for number in range(600):
+        assert dom0.call(MessageType.WRITE, f"/local/domain/5/noise/{number}{LONG}", "") == b"OK\0"
+    bystander_is_served(served)
+    assert hostile.ended()
+    report = served.stop()
+    assert report["disconnects"] == {"overflow": 1}
+    assert any("domain 5" in line and "unread" in line for line in report["log"])
+
+
+def test_domain_0_that_is_slow_loses_detail_not_its_connection(served: Served) -> None:
+    slow, guest = served.raw(0), served.raw(5)
+    assert slow.call(MessageType.WATCH, "/local/domain/5", "t") == b"OK\0"
+    count = 900
+    for number in range(count):
+        assert guest.call(MessageType.WRITE, f"{number}{LONG}", "") == b"OK\0"
+    bystander_is_served(served)
+    events = []
+    slow.send(MessageType.GET_DOMAIN_PATH, "5")
+    while (message := slow.receive()).type == MessageType.WATCH_EVENT:
+        events.append(message.payload)
+    assert message.payload == b"/local/domain/5\0"
+    assert b"/local/domain/5\0t\0" in events[1:], "the watched path stands for what was left out"
+    assert slow.bytes_received < count * len(LONG) - OUTPUT_LIMIT
+    guest.call(MessageType.WRITE, "later", "")
+    assert slow.receive().payload == b"/local/domain/5/later\0t\0"
+    assert served.stop()["disconnects"] == {}
+
+
+def test_an_event_that_waits_unread_is_not_queued_again(served: Served) -> None:
+    lazy, dom0 = served.raw(5), served.raw(0)
+    assert lazy.call(MessageType.WATCH, "node", LONG[:1000]) == b"OK\0"
+    for number in range(2000):
+        assert dom0.call(MessageType.WRITE, "/local/domain/5/node", str(number)) == b"OK\0"
+    assert lazy.call(MessageType.READ, "node") == b"1999\0"
+    assert lazy.bytes_received < 2000 * 1000 / 2
+    assert served.stop()["disconnects"] == {}
+
+
+@pytest.mark.parametrize("count", [220, 2000])  # in one read of the server, and in many
+def test_requests_wait_while_their_replies_are_not_read(served: Served, count: int) -> None:
+    eager = served.raw(5)
+    assert eager.call(MessageType.WRITE, "v", LONG) == b"OK\0"
+    assert count * len(LONG) > PAUSE_BYTES + OUTPUT_LIMIT
+    request = xs_wire.pack(MessageType.READ, 1, 0, b"v\0")
+    sender = forked(lambda: eager.sock.sendall(request * count))
+    bystander_is_served(served)
+    for _ in range(count):
+        assert len(eager.receive().payload) == len(LONG) + 1
+    assert succeeded(sender)
+    assert served.stop()["disconnects"] == {}
+
+
+def test_quotas_hold_over_the_wire(served: Served) -> None:
+    hostile = served.raw(5)
+
+    def until_refused(type_: MessageType, strings: Callable[[int], tuple[str, ...]]) -> tuple[int, bytes]:
+        for number in range(2000):
+            reply = hostile.call(type_, *strings(number))
+            if reply.startswith(b"E"):
+                return number, reply
+        raise AssertionError("no quota")
+
+    assert until_refused(MessageType.MKDIR, lambda n: (f"n{n}",)) == (999, b"ENOSPC\0")
+    assert until_refused(MessageType.WATCH, lambda n: (f"w{n}", "t")) == (128, b"E2BIG\0")
+    assert until_refused(MessageType.TRANSACTION_START, lambda n: ("",)) == (10, b"ENOSPC\0")
+    assert hostile.call(MessageType.WRITE, "n0", "x" * 2048) == b"ENOSPC\0"  # with its NUL one byte too many
+    bystander_is_served(served)
+
+
+def test_the_end_of_a_connection_ends_its_transactions_and_watches_not_its_nodes(served: Served) -> None:
+    first, dom0 = served.raw(0), served.raw(0)
+    first.call(MessageType.WRITE, "/tool/kept", "1")
+    first.call(MessageType.WATCH, "/tool", "t")
+    tx = int(first.call(MessageType.TRANSACTION_START, "").rstrip(b"\0"))
+    first.call(MessageType.WRITE, "/tool/dropped", "1", tx=tx)
+    first.sock.close()
+    assert dom0.call(MessageType.READ, "/tool/kept") == b"1\0"
+    assert dom0.call(MessageType.READ, "/tool/dropped") == b"ENOENT\0"
+    bystander_is_served(served)
+
+
+def test_a_domain_that_connects_again_has_its_quota_back() -> None:
+    with xenstored([5, 5]) as served:
+        first, second = served.raw(5), served.raw(5)
+        while first.call(MessageType.TRANSACTION_START, "") != b"ENOSPC\0":
+            pass
+        assert second.call(MessageType.TRANSACTION_START, "") == b"ENOSPC\0"
+        first.sock.close()
+        replies = (second.call(MessageType.TRANSACTION_START, "") for _ in range(10_000))
+        assert any(reply != b"ENOSPC\0" for reply in replies)

@@ -1,0 +1,134 @@
+"""Unmodified programs in TAP guests, on both paths: ping, iperf3 both ways, a download compared by SHA-256."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.labs import LAUNCH, ROOT, left_behind, start, topology_file, unique, wait_until
+
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(180)]
+
+PAIRS = {"split": ("alice", "bob"), "bypass": ("carol", "dave")}
+ADDRESS = {"alice": "10.0.0.1", "bob": "10.0.0.2", "carol": "10.0.0.3", "dave": "10.0.0.4"}
+NAME = "tap"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """topologies/tap.toml, up, under a name of our own."""
+    for tool in ("ping", "iperf3", "curl"):
+        assert shutil.which(tool), f"{tool} is not installed; .ci/run says which packages the tests need"
+    text = (ROOT / "topologies" / "tap.toml").read_text()
+    file = topology_file(tmp_path_factory.mktemp("tap"), NAME, text)
+    process = start("run", file)
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    try:
+        wait_until(lambda: any("Ctrl-C" in line for line in lines) or process.poll() is not None, "the topology to be up")
+        assert process.poll() is None, "".join(lines)
+        yield unique(NAME)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
+        reader.join(10)
+        process.stdout.close()  # type: ignore[union-attr]
+    assert process.returncode == 130, "".join(lines)
+    assert left_behind(unique(NAME)) == []
+
+
+def inside(lab: str, guest: str, *argv: str, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+    """Run a program in a guest by launch.py exec."""
+    command = [*LAUNCH, "exec", "--topology", lab, guest, "--", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+
+
+def serve(lab: str, guest: str, *argv: str) -> "subprocess.Popen[str]":
+    """Start a server in a guest."""
+    command = [*LAUNCH, "exec", "--topology", lab, guest, "--", *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize(("one", "other"), [*PAIRS.values(), ("alice", "dave"), ("carol", "bob")])
+def test_ping(lab: str, one: str, other: str) -> None:
+    done = inside(lab, one, "ping", "-c", "3", "-i", "0.05", "-W", "5", ADDRESS[other])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0% packet loss" in done.stdout
+
+
+def test_ping_of_an_address_that_nobody_has(lab: str) -> None:
+    done = inside(lab, "alice", "ping", "-c", "1", "-W", "1", "10.0.0.99")
+    assert done.returncode == 1
+    assert "100% packet loss" in done.stdout
+
+
+@pytest.mark.parametrize("path", PAIRS)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_iperf3(lab: str, path: str, reverse: bool) -> None:
+    client, server = PAIRS[path]
+    serving = serve(lab, server, "iperf3", "-s", "-1", "--forceflush")
+    with serving:
+        assert serving.stdout is not None
+        while "Server listening" not in (line := serving.stdout.readline()):
+            assert line, "iperf3 -s ended"
+        done = inside(lab, client, "iperf3", "-J", "-t", "1", "-c", ADDRESS[server], *(["-R"] if reverse else []))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout)["end"]["sum_received"]["bytes"] > 1_000_000
+        serving.stdout.read()
+        assert serving.wait(30) == 0
+
+
+@pytest.mark.parametrize("path", PAIRS)
+def test_download_has_the_same_sha256(lab: str, path: str, tmp_path: Path) -> None:
+    client, server = PAIRS[path]
+    data = os.urandom(1 << 20) * 64
+    (tmp_path / "data").write_bytes(data)
+    serving = serve(lab, server, "python3", "-u", "-m", "http.server", "-d", str(tmp_path), "8000")
+    with serving:
+        assert serving.stdout is not None
+        assert "Serving" in serving.stdout.readline()
+        target = tmp_path / "copy"
+        done = inside(lab, client, "curl", "-sS", "--fail", "-o", str(target), f"http://{ADDRESS[server]}:8000/data")
+        serving.send_signal(signal.SIGINT)
+        serving.stdout.read()
+    assert done.returncode == 0, done.stderr
+    assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(data).digest()
+
+
+def test_exec_gives_output_status_and_signals(lab: str) -> None:
+    done = inside(lab, "alice", "sh", "-c", "cat; echo err >&2; exit 7")
+    assert (done.returncode, done.stderr) == (7, "err\n")
+    assert inside(lab, "alice", "sh", "-c", "kill -TERM $$").returncode == 128 + signal.SIGTERM
+    assert inside(lab, "alice", "/no/such/program").returncode == 127
+    sleeping = serve(lab, "alice", "sh", "-c", "echo up; exec sleep 1000")
+    with sleeping:
+        assert sleeping.stdout is not None
+        assert sleeping.stdout.readline() == "up\n"
+        sleeping.send_signal(signal.SIGINT)
+        assert sleeping.wait(30) == 128 + signal.SIGINT
+
+
+def test_a_program_does_not_outlive_the_exec_that_was_killed(lab: str, tmp_path: Path) -> None:
+    mark = f"{tmp_path}/held"
+    Path(mark).touch()
+    holding = serve(lab, "bob", "sh", "-c", f"echo up; exec 3<>{mark}; flock 3; echo held; exec sleep 1000")
+    with holding:
+        assert holding.stdout is not None
+        assert [holding.stdout.readline(), holding.stdout.readline()] == ["up\n", "held\n"]
+        holding.kill()
+    wait_until(lambda: subprocess.run(["flock", "-n", mark, "true"]).returncode == 0, "the program to end with its exec")
+
+
+def test_exec_in_a_guest_that_does_not_exist(lab: str) -> None:
+    done = inside(lab, "alcie", "true")
+    assert done.returncode == 1
+    assert "alcie" in done.stderr
+    assert "alice" in done.stderr

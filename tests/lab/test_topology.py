@@ -1,0 +1,540 @@
+"""Topology files: what is read from them, and that whatever is wrong is refused under its key, all of it at once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import topology, topology_tables
+from lab.topology import PATHS, Topology, TopologyError, check_machine, load
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+MIB = 1 << 20
+
+ANNA = '[[guest]]\nname = "anna"\npath = "split"\n'
+BERT = '[[guest]]\nname = "bert"\npath = "split"\n'
+TAP = '[[guest]]\nname = "tess"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
+
+
+def write(folder: Path, text: str, name: str = "lab.toml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def read(folder: Path, text: str) -> Topology:
+    return load(write(folder, text))
+
+
+def problems(folder: Path, text: str) -> dict[str, str]:
+    """Key to reason; and each is in the text that a user sees, under the file's name."""
+    path = write(folder, text)
+    with pytest.raises(TopologyError) as caught:
+        load(path)
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path}: ")
+    assert lines[1:] == [f"  {key}: {reason}" if key else f"  {reason}" for key, reason in caught.value.problems]
+    found = dict(caught.value.problems)
+    assert len(found) == len(caught.value.problems), "a key is refused twice"
+    return found
+
+
+# --- what is read ----------------------------------------------------------------------------------------------------
+
+
+def test_defaults(tmp_path: Path) -> None:
+    lab = read(tmp_path, ANNA)
+    assert lab.file == str(tmp_path / "lab.toml")
+    assert lab.plain() == {
+        "name": "lab",
+        "memory": {"backing": "posix"},
+        "nic": {
+            "engines": 1,
+            "pause_us": 20_000,
+            "queue": 256,
+            "wire": {"mode": "sink", "mac": "02:00:00:00:ff:01", "to": None, "frame": 64, "pps": 0, "gbps": 0.0, "delay_us": 0},
+        },
+        "dom0": {"memory": 32 * MIB, "ageing_s": 300},
+        "spin": {"limit_us": "auto"},
+        "model": {"price": {"hypercall_ns": 0, "trap_ns": 0, "grant_map_ns": 0, "event_ns": 0}},
+        "guest": [
+            {
+                "name": "anna",
+                "path": "split",
+                "mac": "02:00:00:00:00:01",
+                "memory": 16 * MIB,
+                "program": "traffic",
+                "address": None,
+                "mtu": 1500,
+                "persistent_grants": False,
+            }
+        ],
+        "workload": [],
+    }
+
+
+def test_everything_given(tmp_path: Path) -> None:
+    text = """
+        name = "full-1"
+        memory.backing = "sealed"
+        spin.limit_us = 0
+        [nic]
+        engines = 8
+        pause_us = 0
+        queue = 512
+        [nic.wire]
+        mode = "generate"
+        mac = "0A:00:00:00:00:01"
+        to = "tess"
+        frame = 1514
+        pps = 1000
+        gbps = 10
+        delay_us = 50
+        [dom0]
+        memory = "1 GiB"
+        ageing_s = 5
+        [[guest]]
+        name = "0"
+        path = "bypass"
+        mac = "02:00:00:00:AB:cd"
+        memory = 4194304
+        mtu = 576
+        [[guest]]
+        name = "tess"
+        path = "split"
+        memory = "8192KiB"
+        program = "tap"
+        address = "10.0.0.255/8"
+        [[workload]]
+        kind = "rr"
+        from = "0"
+        to = "wire"
+        frame = 590
+        frames = 10
+        [[workload]]
+        kind = "stream"
+        from = "wire"
+        to = "0"
+        seconds = 2
+    """
+    plain = read(tmp_path, text).plain()
+    assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
+    wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
+    assert plain["nic"] == {"engines": 8, "pause_us": 0, "queue": 512, "wire": wire}
+    assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5}
+    assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
+        ("02:00:00:00:ab:cd", 4 * MIB, 576, None),
+        ("02:00:00:00:00:02", 8 * MIB, 1500, "10.0.0.255/8"),
+    ]
+    assert plain["workload"] == [
+        {"kind": "rr", "from": "0", "to": "wire", "frame": 590, "payload": "full", "seconds": None, "frames": 10},
+        {"kind": "stream", "from": "wire", "to": "0", "frame": 64, "payload": "full", "seconds": 2.0, "frames": None},
+    ]
+
+
+def test_plain_is_made_of_plain_types(tmp_path: Path) -> None:
+    def check(value: Any) -> None:
+        assert type(value) in (dict, list, str, int, float, bool, type(None))
+        for item in value.values() if type(value) is dict else value if type(value) is list else ():
+            check(item)
+
+    check(load(ROOT / "topologies/demo.toml").plain())
+
+
+def test_64_guests_have_64_macs(tmp_path: Path) -> None:
+    lab = read(tmp_path, "".join(f'[[guest]]\nname = "g{i}"\npath = "bypass"\n' for i in range(64)))
+    assert len({guest.mac for guest in lab.guests}) == 64
+    assert lab.guests[63].mac == "02:00:00:00:00:40"
+
+
+def test_an_unknown_path_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path, ANNA.replace("split", "fifth"))
+    with pytest.raises(TopologyError, match=rf"guest\[0\]\.path: 'fifth' is not a path; there are {', '.join(PATHS)}"):
+        load(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "topologies").glob("*.toml")), ids=lambda path: path.name)
+def test_shipped_topologies_are_sound(path: Path) -> None:
+    lab = load(path)
+    assert lab.name == path.stem
+
+
+def test_demo_gives_both_paths_the_same_traffic() -> None:
+    demo = load(ROOT / "topologies/demo.toml")
+    path = {guest.name: guest.path for guest in demo.guests}
+    assert path == {"anna": "split", "bert": "split", "carl": "bypass", "dora": "bypass"}
+    split, bypass = (
+        [(w.kind, w.frame, w.seconds, w.to == "wire") for w in demo.workloads if path[w.from_] == which]
+        for which in ("split", "bypass")
+    )
+    assert split == bypass
+    assert {(kind, frame) for kind, frame, _, _ in split} == {("stream", 64), ("stream", 1500), ("rr", 64)}
+    assert len(split) == 6
+
+
+def test_manual_has_every_key() -> None:
+    manual = (ROOT / "docs/topology.md").read_text()
+    tables = topology_tables
+    models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Model, tables.Price)
+    for model in (*models, tables.Guest, tables.Workload):
+        for name, field in model.model_fields.items():
+            key = field.alias or name
+            assert f"`{key}`" in manual or f"[nic.{key}]" in manual, f"{model.__name__}.{key}"
+
+
+def test_import_starts_no_thread() -> None:
+    """Not even numpy's: the process that reads a topology forks the others."""
+    code = "import lab.topology, os, sys; print(len(os.listdir('/proc/self/task')), 'numpy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert run.stdout.split() == ["1", "False"]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+ONE_KEY = [
+    # (text in front of the guest anna, key, part of the reason)
+    ('name = "Lab"', "name", "'Lab' is not a name"),
+    ('name = "-lab"', "name", "is not a name"),
+    (f'name = "{"a" * 32}"', "name", "is not a name"),
+    ('name = ""', "name", "is not a name"),
+    ('name = "lab\\n"', "name", "is not a name"),
+    ("name = 1", "name", "must be a valid string, not 1"),
+    ("nam = 1", "nam", "is not a key (did you mean 'name'?)"),
+    ("zzz = 1", "zzz", "is not a key; there are name, memory, nic, dom0, spin, model, guest, workload"),
+    ('file = "other.toml"', "file", "is not a key"),
+    ("[[guests]]", "guests", "is not a key (did you mean 'guest'?)"),
+    ("memory = 3", "memory", "must be a table ([memory]), not 3"),
+    ("nic = 3", "nic", "must be a table ([nic]), not 3"),
+    ("nic.wire = 3", "nic.wire", "must be a table ([nic.wire]), not 3"),
+    ("workload = 3", "workload", "must be an array of tables ([[workload]])"),
+    ("workload = [3]", "workload", "must be an array of tables ([[workload]])"),
+    ("[workload]", "workload", "must be an array of tables ([[workload]])"),
+    ('memory.backing = "posx"', "memory.backing", "must be 'posix' or 'sealed', not 'posx' (did you mean 'posix'?)"),
+    ("memory.size = 1", "memory.size", "is not a key; there are backing"),
+    ("nic.engines = 0", "nic.engines", "must be greater than or equal to 1, not 0"),
+    ("nic.engines = 9", "nic.engines", "must be less than or equal to 8, not 9"),
+    ("nic.engines = true", "nic.engines", "must be a valid integer, not True"),
+    ('nic.engines = "2"', "nic.engines", "must be a valid integer, not '2'"),
+    ("nic.engines = 2.0", "nic.engines", "must be a valid integer, not 2.0"),
+    ("nic.pause_us = -1", "nic.pause_us", "must be greater than or equal to 0"),
+    ("nic.queue = 100", "nic.queue", "must be a power of two, not 100"),
+    ("nic.queue = 32", "nic.queue", "must be greater than or equal to 64"),
+    ("nic.queue = 8192", "nic.queue", "must be less than or equal to 4096"),
+    ("nic.qeue = 64", "nic.qeue", "is not a key (did you mean 'queue'?)"),
+    ('nic.wire.mode = "mirror"', "nic.wire.mode", "must be 'sink', 'reflect' or 'generate', not 'mirror'"),
+    ('nic.wire.mac = "02:00"', "nic.wire.mac", "is not a MAC address"),
+    ('nic.wire.mac = "02:00:00:00:00:01"', "nic.wire.mac", "is guest[0].mac's already"),
+    ("nic.wire.speed = 1", "nic.wire.speed", "is not a key; there are mode, mac, to, frame, pps, gbps, delay_us"),
+    ("nic.wire.gbps = -1", "nic.wire.gbps", "greater than or equal to 0"),
+    ("nic.wire.gbps = 0.0001", "nic.wire.gbps", "at least 0.001, not 0.0001"),
+    ("nic.wire.gbps = 1001", "nic.wire.gbps", "less than or equal to 1000"),
+    ("nic.wire.gbps = nan", "nic.wire.gbps", "finite"),
+    ("nic.wire.gbps = true", "nic.wire.gbps", "must be a valid number"),
+    ("nic.wire.delay_us = -1", "nic.wire.delay_us", "greater than or equal to 0"),
+    ("nic.wire.delay_us = 1000001", "nic.wire.delay_us", "less than or equal to 1000000"),
+    ('nic.wire.mode = "generate"', "nic.wire.to", 'is required with mode = "generate"'),
+    ('nic.wire = {mode = "generate", to = "ana"}', "nic.wire.to", "'ana' is not a guest (did you mean 'anna'?)"),
+    ('nic.wire = {mode = "generate", to = "anna", frame = 63}', "nic.wire.frame", "greater than or equal to 64"),
+    ('nic.wire = {mode = "generate", to = "anna", frame = 1515}', "nic.wire.frame", "less than or equal to 1514"),
+    ('nic.wire = {mode = "generate", to = "anna", pps = -1}', "nic.wire.pps", "greater than or equal to 0"),
+    ('nic.wire.to = "anna"', "nic.wire.to", 'with mode = "generate" only'),
+    ("nic.wire.frame = 64", "nic.wire.frame", 'with mode = "generate" only'),
+    ("nic.wire.pps = 0", "nic.wire.pps", 'with mode = "generate" only'),
+    ('dom0.memory = "32 MB"', "dom0.memory", "'32 MB' is not a size"),
+    ('dom0.memory = "-8 MiB"', "dom0.memory", "is not a size"),
+    ("dom0.memory = 1.5", "dom0.memory", "1.5 is not a size"),
+    ("dom0.memory = true", "dom0.memory", "True is not a size"),
+    ('dom0.memory = "1 MiB"', "dom0.memory", "must be from 4 MiB to 1 GiB, not 1048576 bytes"),
+    ('dom0.memory = "2 GiB"', "dom0.memory", "must be from 4 MiB to 1 GiB"),
+    ("dom0.memory = 4194305", "dom0.memory", "must be a multiple of the page size, 4096 bytes; 4194305 is not"),
+    ("dom0.ageing_s = 0", "dom0.ageing_s", "greater than or equal to 1"),
+    ("spin.limit_us = 1001", "spin.limit_us", 'must be "auto" or an integer from 0 to 1000, not 1001'),
+    ("spin.limit_us = -1", "spin.limit_us", 'must be "auto" or an integer'),
+    ('spin.limit_us = "auta"', "spin.limit_us", 'must be "auto" or an integer'),
+    ("spin.limit_us = true", "spin.limit_us", 'must be "auto" or an integer'),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "reason"), ONE_KEY, ids=[text[:40] for text, _, _ in ONE_KEY])
+def test_refused_key(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    found = problems(tmp_path, f"{text}\n{ANNA}")
+    assert list(found) == [key]
+    assert reason in found[key]
+
+
+GUEST_KEY = [
+    # (keys of a second guest, key, part of the reason)
+    ('name = "anna"\npath = "split"', "name", "'anna' is guest[0].name's already"),
+    ('name = "wire"\npath = "split"', "name", "'wire' is taken"),
+    ('name = "dom0"\npath = "split"', "name", "'dom0' is taken"),
+    ('name = "Bert"\npath = "split"', "name", "'Bert' is not a name"),
+    ('path = "split"', "name", "is required"),
+    ('name = "bert"', "path", "is required"),
+    ('name = "bert"\npath = "splitt"', "path", f"there are {', '.join(PATHS)} (did you mean 'split'?)"),
+    ('name = "bert"\npath = 1', "path", "must be a valid string, not 1"),
+    ('name = "bert"\npath = "split"\nmac = "02:00:00:00:00"', "mac", "is not a MAC address"),
+    ('name = "bert"\npath = "split"\nmac = "02-00-00-00-00-07"', "mac", "is not a MAC address"),
+    ('name = "bert"\npath = "split"\nmac = "03:00:00:00:00:07"', "mac", "is a multicast address"),
+    ('name = "bert"\npath = "split"\nmac = "ff:ff:ff:ff:ff:ff"', "mac", "is a multicast address"),
+    ('name = "bert"\npath = "split"\nmac = "00:00:00:00:00:00"', "mac", "is nobody's address"),
+    ('name = "bert"\npath = "split"\nmac = "02:00:00:00:00:01"', "mac", "is guest[0].mac's already"),
+    ('name = "bert"\npath = "split"\nmac = "02:00:00:00:FF:01"', "mac", "is nic.wire.mac's already"),
+    ('name = "bert"\npath = "split"\nmemory = "3 MiB"', "memory", "must be from 4 MiB to 1 GiB"),
+    ('name = "bert"\npath = "split"\nprogram = "trafic"', "program", "(did you mean 'traffic'?)"),
+    ('name = "bert"\npath = "split"\naddress = "10.0.0.2/24"', "address", 'with program = "tap" only'),
+    ('name = "bert"\npath = "split"\nprogram = "tap"', "address", 'is required with program = "tap"'),
+    ('name = "bert"\npath = "split"\nmtu = 575', "mtu", "greater than or equal to 576"),
+    ('name = "bert"\npath = "split"\nmtu = 1501', "mtu", "less than or equal to 1500"),
+    ('name = "bert"\npath = "split"\nadress = "10.0.0.2/24"', "adress", "is not a key (did you mean 'address'?)"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "reason"), GUEST_KEY, ids=[text.replace("\n", " ") for text, _, _ in GUEST_KEY])
+def test_refused_guest_key(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    found = problems(tmp_path, f"{ANNA}[[guest]]\n{text}\n")
+    assert list(found) == [f"guest[1].{key}"]
+    assert reason in found[f"guest[1].{key}"]
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("10.0.0.1/24", "is guest[0].address's already"),
+        ("10.0.0.1/8", "is guest[0].address's already"),
+        ("10.0.0.2", "is not an IPv4 address with the length of its prefix"),
+        ("10.0.0.2/255.255.255.0", "is not an IPv4 address with the length of its prefix"),
+        ("10.0.0.256/24", "is not an IPv4 address with the length of its prefix"),
+        ("10.0.0.2/33", "is not an IPv4 address with the length of its prefix"),
+        ("fd00::1/64", "is not an IPv4 address with the length of its prefix"),
+        ("10.0.0.0/24", "is the network address of 10.0.0.0/24"),
+        ("10.0.0.255/24", "is the broadcast address of 10.0.0.0/24"),
+        ("10.0.0.2/32", "the prefix must be 1 to 31 bits long"),
+        ("10.0.0.2/0", "the prefix must be 1 to 31 bits long"),
+        ("0.0.0.1/8", "is not an address that a host can have"),
+        ("127.0.0.2/8", "is not an address that a host can have"),
+        ("224.0.0.5/24", "is not an address that a host can have"),
+        ("250.0.0.1/24", "is not an address that a host can have"),
+    ],
+)
+def test_refused_address(tmp_path: Path, address: str, reason: str) -> None:
+    second = TAP.replace("tess", "toni").replace("10.0.0.1/24", address)
+    found = problems(tmp_path, TAP + second)
+    assert list(found) == ["guest[1].address"]
+    assert reason in found["guest[1].address"]
+
+
+def test_derived_mac_is_not_the_one_refused(tmp_path: Path) -> None:
+    """A user can correct only what is in the file."""
+    found = problems(tmp_path, ANNA + 'mac = "02:00:00:00:00:02"\n' + BERT)
+    assert found == {"guest[0].mac": "'02:00:00:00:00:02' is guest[1].mac's already"}
+
+
+@pytest.mark.parametrize("count", [0, 65])
+def test_number_of_guests(tmp_path: Path, count: int) -> None:
+    text = "".join(f'[[guest]]\nname = "g{i}"\npath = "bypass"\n' for i in range(count))
+    assert problems(tmp_path, text) == {"guest": f"a topology has 1 to 64 guests, not {count}"}
+
+
+def test_guest_that_is_no_table(tmp_path: Path) -> None:
+    assert problems(tmp_path, "guest = 1") == {"guest": "must be an array of tables ([[guest]])"}
+
+
+WORKLOAD_KEY = [
+    ('kind = "strem"\nfrom = "anna"\nto = "bert"\nframes = 1', "kind", "(did you mean 'stream'?)"),
+    ('from = "anna"\nto = "bert"\nframes = 1', "kind", "is required"),
+    ('kind = "rr"\nto = "bert"\nframes = 1', "from", "is required"),
+    ('kind = "rr"\nfrom = "bert"\nframes = 1', "to", "is required"),
+    ('kind = "rr"\nfrom_ = "anna"\nfrom = "anna"\nto = "bert"\nframes = 1', "from_", "is not a key"),
+    ('kind = "rr"\nfrom = "ana"\nto = "bert"\nframes = 1', "from", "neither a guest nor 'wire' (did you mean 'anna'?)"),
+    ('kind = "rr"\nfrom = "anna"\nto = "wyre"\nframes = 1', "to", "neither a guest nor 'wire' (did you mean 'wire'?)"),
+    ('kind = "rr"\nfrom = "anna"\nto = "anna"\nframes = 1', "to", "'anna' is the sender itself"),
+    ('kind = "stream"\nfrom = "wire"\nto = "wire"\nframes = 1', "to", "'wire' is the sender itself"),
+    ('kind = "rr"\nfrom = "wire"\nto = "bert"\nframes = 1', "from", "the wire answers round trips"),
+    ('kind = "rr"\nfrom = "tess"\nto = "bert"\nframes = 1', "from", "guest 'tess' has program = \"tap\""),
+    ('kind = "rr"\nfrom = "bert"\nto = "tess"\nframes = 1', "to", "guest 'tess' has program = \"tap\""),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"', "frames", "exactly one of seconds and frames"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nseconds = 1.0', "frames", "both are given"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 0', "frames", "greater than or equal to 1"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1.0', "frames", "must be a valid integer"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 10000000000000000000000', "frames", "less than or equal to"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nseconds = 0', "seconds", "greater than 0"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nseconds = nan', "seconds", "must be a finite number"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nseconds = inf', "seconds", "must be a finite number"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nseconds = "1 s"', "seconds", "must be a valid number"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 63', "frame", "greater than or equal to 64"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 1515', "frame", "less than or equal to 1514"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 1201', "frame", "too long for guest 'bert'"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nsecond = 1\nframes = 1', "second", "(did you mean 'seconds'?)"),
+]
+
+
+@pytest.mark.parametrize(("text", "key", "reason"), WORKLOAD_KEY, ids=[text.replace("\n", " ")[:90] for text, _, _ in WORKLOAD_KEY])
+def test_refused_workload_key(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    sound = '[[workload]]\nkind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 1200\n'
+    guests = f"{ANNA}{BERT}mtu = 1186\n{TAP}"
+    found = problems(tmp_path, f"{guests}{sound}[[workload]]\n{text}\n")
+    assert list(found) == [f"workload[1].{key}"]
+    assert reason in found[f"workload[1].{key}"]
+
+
+def test_generated_frame_longer_than_the_mtu(tmp_path: Path) -> None:
+    wire = 'nic.wire = {mode = "generate", to = "anna", frame = 591}\n'
+    found = problems(tmp_path, wire + ANNA + "mtu = 576\n")
+    assert found == {"nic.wire.frame": "591 bytes are too long for guest 'anna', whose mtu allows 590"}
+
+
+def test_all_problems_come_at_once_and_none_follows_from_another(tmp_path: Path) -> None:
+    text = """
+        nam = "x"
+        memory.backing = "shm"
+        nic.engines = 9
+        nic.wire.mac = "x"
+        dom0.memory = 1
+        spin.limit_us = "none"
+        [[guest]]
+        name = "anna"
+        path = "x"
+        mac = "y"
+        program = "tap"
+        [[guest]]
+        name = "bert"
+        path = "split"
+        memory = "4 TiB"
+        mtu = 9000
+        [[workload]]
+        kind = "x"
+        from = "bert"
+        to = "nobody"
+        frame = 1
+    """
+    assert sorted(problems(tmp_path, text)) == sorted(
+        [
+            "nam",
+            "memory.backing",
+            "nic.engines",
+            "nic.wire.mac",
+            "dom0.memory",
+            "spin.limit_us",
+            "guest[0].path",
+            "guest[0].mac",
+            "guest[0].address",
+            "guest[1].memory",
+            "guest[1].mtu",
+            "workload[0].kind",
+            "workload[0].to",
+            "workload[0].frame",
+            "workload[0].frames",
+        ]
+    )
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match=r"none\.toml: 1 problem\n  cannot be read: No such file"):
+        load(tmp_path / "none.toml")
+
+
+def test_folder(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match="cannot be read: Is a directory"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b"[nic\n", "line 1"),
+        (b"a = 1\na = 2\n", "line 2"),
+        (b"name = '\xff'\n", "utf-8"),
+        (b"a = " + b"9" * 5000, "4300"),
+        (b"a = " + b"[" * 50_000, "recursion"),
+    ],
+    ids=["syntax", "twice", "encoding", "endless number", "endless nesting"],
+)
+def test_file_that_is_not_toml(tmp_path: Path, text: bytes, reason: str) -> None:
+    path = tmp_path / "lab.toml"
+    path.write_bytes(text)
+    with pytest.raises(TopologyError) as caught:
+        load(path)
+    assert f"{path}: 1 problem\n  is not a TOML file: " in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_file_name_that_cannot_be_the_name(tmp_path: Path) -> None:
+    path = write(tmp_path, ANNA, "My Lab.toml")
+    with pytest.raises(TopologyError, match="name: is required, since the file's own name cannot stand in for it"):
+        load(path)
+    assert load(write(tmp_path, 'name = "mine"\n' + ANNA, "My Lab.toml")).name == "mine"
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
+
+
+def test_estimate_grows_with_all_ram_and_engines(tmp_path: Path) -> None:
+    one = read(tmp_path, ANNA).shared_memory_bytes()
+    ram = (16 + 32) * MIB
+    assert ram < one < ram + 16 * MIB
+    assert read(tmp_path, ANNA + BERT).shared_memory_bytes() >= one + 16 * MIB
+    assert read(tmp_path, ANNA + 'memory = "1 GiB"\n').shared_memory_bytes() >= one + 1008 * MIB
+    assert read(tmp_path, 'dom0.memory = "64 MiB"\n' + ANNA).shared_memory_bytes() >= one + 32 * MIB
+    assert read(tmp_path, "nic.engines = 2\n" + ANNA).shared_memory_bytes() > one
+
+
+def refusal(lab: Topology) -> str:
+    with pytest.raises(TopologyError) as caught:
+        check_machine(lab)
+    return str(caught.value)
+
+
+def test_too_small_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    posix, sealed = read(tmp_path, ANNA), read(tmp_path, 'memory.backing = "sealed"\n' + ANNA)
+    needed = posix.shared_memory_bytes()
+    room = {"shm": needed, "memory": needed}
+    monkeypatch.setattr(topology, "available_shm", lambda: room["shm"])
+    monkeypatch.setattr(topology, "available_memory", lambda: room["memory"])
+    check_machine(posix)
+    check_machine(sealed)
+
+    room["shm"] = needed - 1
+    check_machine(sealed)
+    text = refusal(posix)
+    assert f'{posix.file}: 1 problem\n  memory.backing: "posix" needs ' in text
+    assert f"({needed} bytes) and /dev/shm has" in text
+    assert f"({needed - 1} bytes) available" in text
+    assert "--shm-size=1g" in text
+
+    room.update(shm=needed, memory=5)
+    for lab in (posix, sealed):
+        assert f"({needed} bytes) and memory has 0 KiB (5 bytes) available" in refusal(lab)
+
+
+def test_what_is_available_here_is_measured() -> None:
+    room = os.statvfs("/dev/shm")
+    assert 0 < topology.available_shm() <= room.f_blocks * room.f_frsize
+    assert 0 < topology.available_memory() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGESIZE")
+
+
+def test_control_group_limits_memory(tmp_path: Path) -> None:
+    """The nearest limit counts, less what is in use there and cannot be dropped."""
+    inner = tmp_path / "sys/fs/cgroup/outer/inner"
+    for folder in (inner, tmp_path / "proc/self"):
+        folder.mkdir(parents=True)
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 9000 kB\nMemAvailable:    8000 kB\n")
+    assert topology.available_memory(tmp_path) == 8000 << 10
+    (tmp_path / "proc/self/cgroup").write_text("1:name=systemd:/other\n0::/outer/inner\n")
+    assert topology.available_memory(tmp_path) == 8000 << 10
+    for folder, limit in ((inner, "max"), (inner.parent, str(5000 << 10))):
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.stat").write_text(f"anon {1000 << 10}\nfile {3000 << 10}\nshmem {500 << 10}\n")
+    assert topology.available_memory(tmp_path) == 3500 << 10
+
+
+def test_error_is_serialisable_as_problems(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError) as caught:
+        read(tmp_path, "nic = 1\n" + ANNA)
+    assert json.loads(json.dumps(caught.value.problems)) == [["nic", "must be a table ([nic]), not 1"]]

@@ -1,0 +1,91 @@
+"""The role of a guest with a split front end that tampers with its own rings, grants and nodes. Runs in place of `domu.boot`.
+
+``answer`` in its configuration: what it writes as its ``feature-persistent``, while it grants page by page. Operations:
+
+regrant {first, count, flags, domid}   rewrite grant entries, as long as they are not in use
+scramble {seed}                        every entry of the pools becomes nonsense, in use or not
+repost {first, grefs}                  rewrite the references of receive requests that have been posted and not been used
+overrun                                claim more transmit requests than a ring has
+close                                  Closing, as a guest whose driver is unloaded; answers when the back end is Closed
+"""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from domu import boot
+from domu.device import Device
+from domu.frontends import split
+from domu.guest import Guest
+from hyp.abi.grant import GRANT_ENTRY, PAGE_BYTES
+from hyp.abi.netif import FEATURE_PERSISTENT, RX_REQUEST
+from hyp.abi.ring import REQ_PROD, SLOTS
+from hyp.process import Process
+from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
+from hyp.xenstore import XenstoreClient
+
+POOLS = slice(split.TX_REF, split.RX_REF + split.RX_SLOTS)
+
+
+def _array(address: int, dtype: Any, count: int) -> "np.ndarray[Any, Any]":
+    """Memory of ours by its address."""
+    size = np.dtype(dtype).itemsize * count
+    return np.frombuffer((ctypes.c_char * size).from_address(address), dtype)
+
+
+class Hostile:
+    """The tampering."""
+
+    def __init__(self, process: Process, domid: int) -> None:
+        self._front = frontend_path(domid, "vif", 0)
+        for op in (self.regrant, self.scramble, self.repost, self.overrun, self.close):
+            process.serve(op.__name__, op)
+
+    def take(self, device: Device) -> None:
+        """The device is connected."""
+        memory, self._store = device.keep[-2:]
+        row = memory.record[0]
+        self._entries = _array(int(row["table"]), GRANT_ENTRY, POOLS.stop)
+        self._rings = int(row["ram"]) + memory.ring_pages
+
+    def regrant(self, first: int, count: int, flags: int, domid: int) -> None:
+        rows = self._entries[first : first + count]
+        assert not (rows["flags"] & ~np.uint16(5)).any(), "in use already"
+        rows["flags"], rows["domid"] = flags, domid
+
+    def scramble(self, seed: int) -> None:
+        noise = np.random.default_rng(seed).bytes(self._entries[POOLS].nbytes)
+        self._entries[POOLS] = np.frombuffer(noise, GRANT_ENTRY)
+
+    def repost(self, first: int, grefs: list[int]) -> None:
+        slots = _array(self._rings + PAGE_BYTES + SLOTS, RX_REQUEST, split.RX_SLOTS)
+        slots["gref"][first : first + len(grefs)] = grefs
+
+    def overrun(self) -> None:
+        _array(self._rings + REQ_PROD, np.uint32, 1)[0] += split.TX_SLOTS + 1
+
+    async def close(self) -> None:
+        await switch_state(self._store, self._front, XenbusState.CLOSING)
+        back = await self._store.read(f"{self._front}/backend")
+        await wait_for_state(self._store, back, [XenbusState.CLOSED], 10.0)
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """Be the guest, with the tampering on its console."""
+    hostile = Hostile(process, int(config["domid"]))
+    honest = split.connect
+
+    async def connect(guest: Guest) -> Device:
+        device = await honest(guest)
+        hostile.take(device)
+        return device
+
+    async def answer(store: XenstoreClient, back: str) -> bool:
+        await store.write(f"{frontend_path(int(config['domid']), 'vif', 0)}/{FEATURE_PERSISTENT}", config["answer"])
+        return False
+
+    vars(split)["connect"] = connect
+    if "answer" in config:
+        vars(split)["_offers_persistent"] = answer
+    await boot.main(process, config)
