@@ -17,7 +17,7 @@ everything has been taken down. `exec` exits with the program's own status; 127 
 import os
 import signal
 
-from bench import inherited
+from lab.execute import inherited
 
 inherited.note()
 for _signal in (signal.SIGINT, signal.SIGTERM):  # until there is something to be taken down

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import inherited
+from lab.execute import inherited
 
 if __name__ == "__main__":
     inherited.note()  # first of all: it opens standard streams that are closed

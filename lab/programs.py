@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from subprocess import DEVNULL, PIPE, STDOUT
 
-from lab.owner import Lab
+from lab.owner import ROOT, Lab
 
 
 async def run_in_guest(lab: Lab, guest: str, argv: Sequence[str]) -> tuple[int, str]:
     """Run a program in a guest; returns its exit status and what it printed. Cancelling kills it."""
-    command = [sys.executable, "-m", "bench.execute", lab.name, guest, *argv]
+    command = [sys.executable, "-m", "lab.execute", lab.name, guest, *argv]
     process = await asyncio.create_subprocess_exec(*command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, cwd=ROOT)
     try:
         output, _ = await process.communicate()

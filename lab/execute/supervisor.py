@@ -21,8 +21,8 @@ import struct
 from enum import IntEnum
 from typing import NoReturn
 
-from bench import inherited
 from hyp import linux
+from lab.execute import inherited
 
 
 class Message(IntEnum):
@@ -83,7 +83,7 @@ def nothing(number: int, _: object) -> None:
 def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
     """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
 
-    guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (bench/inherited.py).
+    guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (inherited.py).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.labs import ROOT
+from tests.support.labs import ROOT
 
 PROMPT = "outside> "
 

@@ -1,28 +1,5 @@
-"""`launch.py exec`: a program in a guest, as if the caller had started it.
+"""What launch.py does for a program in a guest: finds the guest, starts the program, stands for it in the caller's job."""
 
-The program is this process's descendant, not the guest's: a child enters the guest's namespaces as nsenter(1) does
-(bench/supervisor.py) and starts it. So the kernel gives it what any program inherits, and nothing of that travels: standard
-streams and further descriptors, folder, arguments and environment of whatever length execve(2) takes, umask, limits, niceness, CPU
-affinity, OOM score, signal mask, ignored signals, session and controlling terminal. User and groups are what the guest's user
-namespace makes of the caller's. Once it runs, nobody but the program holds the caller's streams.
-
-The terminal, when there is one, is the caller's own, not a second one behind it; size, modes, Ctrl-C, SIGWINCH and an interactive
-shell's job control are the kernel's. The program has a process group of its own. This process stands for it in the caller's job:
-
-* If standard input and output are the terminal and the caller's job is in the foreground, the program's group gets the terminal. In
-  any other case it gets it when it first wants it (the kernel then stops it by SIGTTIN or SIGTTOU) while the caller's job is in the
-  foreground; a pipeline's other programs have it until then. In the background nothing is read: the job stops, as any other does.
-* Signals to this process go to the program's group.
-* When the program stops (Ctrl-Z), so does this process, by the same signal, which is what the caller's shell looks at; when this
-  process is continued (fg, bg), so is the program.
-* When the program has ended, this process's group has the terminal again, with the modes it had if a signal was the end.
-
-The exit status is the program's; 128 + n if signal n ended it; 127 if there is no such program and 126 if it cannot be executed,
-with a message; 1 if the guest is not to be had, or went while the program ran. If this process is killed, so is the program's
-group.
-"""
-
-import asyncio
 import errno
 import os
 import select
@@ -31,12 +8,13 @@ import socket
 import sys
 from typing import Any
 
-from bench import inherited, supervisor
-from bench.clients import ClientError, connect, living
-from bench.supervisor import Message
-from bench.terminal import Terminal
+from domu.programs.table import program_of, those
 from hyp.control import ControlError, close_all
-from hyp.rundir import RunDir
+from lab.command.clients import ClientError, connect, living
+from lab.execute import inherited, supervisor
+from lab.execute.supervisor import Message
+from lab.execute.terminal import Terminal
+from lab.rundir import RunDir
 
 FAILED = 1
 FORWARDED = {
@@ -65,16 +43,17 @@ async def find_guest(guest: str, topology: str | None) -> int:
         names = ", ".join(status["name"] for status in found)
         raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
     _check_guest(guest, found[0])
-    return await _pidfd_of(guest, RunDir(found[0]["name"]))
+    return await _pidfd_of(guest, RunDir.of(found[0]["name"]))
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:
     """ClientError unless the guest runs programs, now."""
     if status["state"] not in ("up", "degraded"):
         raise ClientError(f"topology {status['name']} is {status['state']}; {guest} runs programs once it is up")
-    program = next(one["program"] for one in status["guests"] if one["name"] == guest)
-    if program != "tap":
-        raise ClientError(f'{guest} has program = "{program}"; programs are run in guests with program = "tap"')
+    program = program_of(next(one["program"] for one in status["guests"] if one["name"] == guest))
+    if not program.addressed:
+        wanted = those("addressed")
+        raise ClientError(f'{guest} has program = "{program.name}"; programs are run in guests with program = {wanted}')
     state = next(process["state"] for process in status["processes"] if process["name"] == guest)
     if state != "ready":
         raise ClientError(f"{guest} {state}")
@@ -207,18 +186,3 @@ class _Front:
     def end(self, *, restore: bool = False) -> bool:
         """Have the terminal again; returns whether the program had it."""
         return self._terminal is not None and self._terminal.take_back(restore=restore)
-
-
-def main(argv: list[str]) -> int:
-    """``python -m bench.execute TOPOLOGY GUEST PROGRAM [ARGUMENT]...``: `launch.py exec` without a command line to be parsed."""
-    inherited.note()
-    topology, guest, *program = argv
-    try:
-        return run_inside(asyncio.run(find_guest(guest, topology)), guest, [os.fsencode(word) for word in program])
-    except ClientError as error:
-        print(error, file=sys.stderr)
-        return FAILED
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

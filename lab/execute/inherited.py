@@ -20,7 +20,6 @@ from pathlib import Path
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
-LOCALE = b"LC_CTYPE"
 
 ignored: set[int] = set()
 """The signals that the caller ignores."""
@@ -33,12 +32,12 @@ def note() -> None:
     """Remember what the caller gave, and open what is closed of descriptors 0, 1 and 2. The first thing that a command does."""
     ignored.update(n for n in signal.valid_signals() if n not in BY_PYTHON and signal.getsignal(n) == signal.SIG_IGN)
     try:
-        given = Path("/proc/self/environ").read_bytes()
+        given = Path("/proc/self/environ").read_bytes()  # what this process was started with
     except OSError:
         pass
     else:
-        environment.pop(LOCALE, None)
-        environment.update((LOCALE, item.partition(b"=")[2]) for item in given.split(b"\0") if item.startswith(LOCALE + b"="))
+        environment.clear()
+        environment.update((name, value) for name, is_one, value in (item.partition(b"=") for item in given.split(b"\0")) if is_one)
     while (fd := os.open(os.devnull, os.O_RDWR)) < len(STREAMS):
         os.set_inheritable(fd, True)
         _opened.append(fd)

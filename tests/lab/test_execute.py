@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.labs import LAUNCH, ROOT, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
-from tests.screens import state
+from tests.support.labs import LAUNCH, ROOT, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
+from tests.support.screens import state
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
 
@@ -118,7 +118,7 @@ def test_long_environments_and_argument_lists(lab: str) -> None:
 def test_more_than_execve_takes_is_told_as_a_shell_does(lab: str) -> None:
     """Of an argument longer than any that could have got here; the same way as for any error of execve's."""
     script = (
-        "import asyncio, sys; from bench import execute\n"
+        "import asyncio, sys; from lab.execute import front as execute\n"
         f"pidfd = asyncio.run(execute.find_guest('alice', {lab!r}))\n"
         "sys.exit(execute.run_inside(pidfd, 'alice', [b'true', b'x' * (32 * 4096)]))"
     )

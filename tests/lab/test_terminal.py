@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.labs import LAUNCH, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
-from tests.screens import PROMPT, Screen, screen, shell, state
+from tests.support.labs import LAUNCH, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
+from tests.support.screens import PROMPT, Screen, screen, shell, state
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(180)]
 
