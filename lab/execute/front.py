@@ -87,24 +87,31 @@ def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
     sys.stderr.flush()
     if not argv[0]:
         return _cannot_execute(name, argv, errno.ENOENT)
-    terminal = Terminal.controlling()
-    signals = supervisor.Arrivals()
+    terminal, signals = Terminal.controlling(), supervisor.Arrivals()
     for number in {*FORWARDED, signal.SIGCONT} - inherited.ignored:
         signal.signal(number, supervisor.nothing)
     for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
         signal.signal(number, signal.SIG_IGN)
-    with supervisor.fork(guest, name, argv) as sock:
+    try:
+        sock = supervisor.fork(guest, name, argv)
+    except OSError as error:  # a limit on processes
+        return _cannot_execute(name, argv, error.errno or errno.EAGAIN)
+    with sock:
         os.close(guest)
-        heard = supervisor.hear(sock)
-        if heard is not None and heard[0] == Message.NO_ENTRY:
-            raise ClientError(f"{name} cannot be entered: {os.strerror(heard[1])}")
-        front = _Front(sock, terminal, signals, heard[1] if heard is not None else 0)
-        heard = supervisor.hear(sock)
-        if heard is not None and heard[0] == Message.NO_PROGRAM:
-            front.end()
-            return _cannot_execute(name, argv, heard[1])
-        inherited.let_go({sock.fileno(), *signals.fds} | ({terminal.fd} if terminal is not None else set()))
-        return front.run()
+        front, heard = None, supervisor.hear(sock)
+        if heard is not None and heard[0] == Message.BORN:
+            front, heard = _Front(sock, terminal, signals, heard[1]), supervisor.hear(sock)
+        match heard:
+            case Message.RUNNING, _ if front is not None:
+                inherited.let_go({sock.fileno(), *signals.fds} | ({terminal.fd} if terminal is not None else set()))
+                return front.run()
+            case Message.NO_PROGRAM, code:
+                if front is not None:
+                    front.end()
+                return _cannot_execute(name, argv, code)
+            case Message.NO_ENTRY, code:
+                raise ClientError(f"{name} cannot be entered: {os.strerror(code)}")
+        raise ClientError(f"{name}: {os.fsdecode(argv[0])}: the process that started it was killed")
 
 
 def _cannot_execute(name: str, argv: list[bytes], code: int) -> int:
@@ -157,6 +164,11 @@ class _Front:
             self._terminal.lend(self._program)
             self._tell(signal.SIGCONT)
             return
+        arrived = self._signals.read()
+        if signal.SIGCONT in arrived:  # it goes on already
+            self._pass_on(arrived)
+            return
+        self._pass_on(arrived)
         had_terminal = self.end()
         arrived = self._stop(number, everybody=number in AT_TERMINAL or (number == signal.SIGTSTP and had_terminal))
         if signal.SIGCONT not in arrived:  # the kernel stops nobody whom no shell could continue

@@ -126,9 +126,12 @@ class _Supervisor:
 
     def _start(self, argv: list[bytes], mask: set[int]) -> bool:
         """Start the program, in a process group of its own; False, after having said so, if that does not succeed."""
-        may_go, go = os.pipe()
-        failed, failure = os.pipe()
-        self._program = os.fork()
+        try:
+            (may_go, go), (failed, failure) = os.pipe(), os.pipe()
+            self._program = os.fork()
+        except OSError as error:  # a limit on processes or descriptors
+            say(self._front, Message.NO_PROGRAM, error.errno or 0)
+            return False
         if self._program == 0:
             os.close(go)
             _become(argv, mask, may_go, failure)
