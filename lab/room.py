@@ -1,17 +1,10 @@
 """How much RAM a domain of each kind needs: what its front end, or Dom0, puts there (pure arithmetic, no numpy).
 
-`lab.topology` refuses less before anything is started. The sizes are those of the files named; tests/lab/test_room.py holds them
-together, and boots guests in exactly this much.
+`lab.topology` refuses less before anything is started. tests/lab/test_room.py counts what is
+allocated, and boots guests in exactly this much.
 """
 
-from typing import Final
-
-PAGE: Final = 4096
-QUEUE_ENTRY: Final = 16  # a descriptor, a completion: hyp/abi/nic.py
-BUFFER: Final = 2048 + 64  # a slot's buffer of the drivers of a NIC context: domu/frontends/bypass.py
-SPLIT_SLOTS: Final = 256  # of each ring, with a page each: domu/frontends/split.py
-SPLIT_RINGS: Final = 2
-DOM0_BUFFERS: Final = 1024  # of Dom0's engine, with a page each: dom0/state.py
+from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, PAGE, QUEUE_ENTRY, SPLIT_RINGS, SPLIT_SLOTS
 
 
 def _whole_pages(size: int) -> int:
@@ -26,7 +19,7 @@ def _queues(queue: int) -> int:
 def guest_needs(path: str, queue: int) -> int:
     """Bytes of RAM of a guest on `path` whose context, if it has one, has queues of `queue` descriptors; 0 if nobody knows."""
     if path in ("native", "bypass", "trapped"):
-        return _queues(queue) + 2 * _whole_pages(queue * BUFFER)
+        return _queues(queue) + 2 * _whole_pages(queue * FRAME_BUFFER)
     if path == "split":
         return PAGE + (SPLIT_RINGS + 2 * SPLIT_SLOTS) * PAGE
     return 0

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from hyp.abi.sizes import MAX_GUESTS
 from lab.room import dom0_needs, guest_needs
 from lab.topology_tables import (
     GIB,
     HEADER,
     KIB,
-    MAX_GUESTS,
     MIB,
     NAME,
     NAME_RULE,
