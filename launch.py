@@ -187,9 +187,9 @@ def stop(
 ) -> None:
     """Take a running topology down."""
     from lab.command.clients import stop
-    from lab.rundir import all_topologies
+    from lab.rundir import living
 
-    running = {run.name: run for run in all_topologies() if run.is_alive()}
+    running = {run.name: run for run in living()}
     if name is not None and all_of_them:
         fail("stop: either a name or --all", USAGE)
     if name is not None and name not in running:

@@ -45,9 +45,9 @@ from bench.method.options import (
 )
 from bench.method.progress import Steps, parts, watched
 from bench.report.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
+from hyp.paths import PATHS
 from lab.command.ending import run_in_order, unwritable
 from lab.fingerprint import fingerprint
-from lab.topology_tables import PATHS
 
 FAILED, USAGE = 1, 2
 WIDE = 160

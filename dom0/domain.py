@@ -15,6 +15,7 @@ from hyp.abi.sizes import DOM0_BUFFERS
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.memory import Mapping
+from hyp.paths import PATHS, Attachment
 from hyp.process import Process, adopt_socket
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
 from hyp.xenstore import XenstoreClient
@@ -43,11 +44,11 @@ class DriverDomain:
         """Uplink first, then the guests' nodes; vifs connect as their guests come."""
         self._store = await XenstoreClient.open(adopt_socket(self._process.sockets["xenstore"]))
         await self._hyp.call("toolstack_ready")
-        split = [guest for guest in self._config["guests"] if guest["path"] == "split"]
-        for guest in split:
+        served = [guest for guest in self._config["guests"] if PATHS[guest["path"]].attachment is Attachment.VIF]
+        for guest in served:
             await create_nodes(self._store, int(guest["domid"]), 0, str(guest["mac"]))
         await self._start_engine()
-        for number, guest in enumerate(split, 1):
+        for number, guest in enumerate(served, 1):
             vif = self._vifs[int(guest["domid"])] = Vif(self._hyp, self._store, self._state, self._counters, guest, number)
             task = asyncio.get_running_loop().create_task(self._serve(vif))
             self._tasks.add(task)

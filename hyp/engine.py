@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from hyp import linux
+from hyp import limits, linux
 from hyp.atomics import load64, load64_acquire, memcpy, notify, store64_release
 from hyp.events import new_eventfd
 from hyp.kernels import compiled, entry, i64, void
@@ -99,7 +99,10 @@ class Engine:
         self._poll.register(eventfd, select.EPOLLIN | select.EPOLLET)
 
     def start(self, kernel: Callable[..., Any], *args: Any, mail: "np.dtype[np.void]" = NO_WORDS) -> None:
-        """Start the loop, whose messages are `mail` records. Must be called in a running event loop."""
+        """Start the loop, whose messages are `mail` records. Must be called in a running event loop.
+
+        `limits.TooFew` if there can be no more threads.
+        """
         self._mail = mail
         loop = asyncio.get_running_loop()
         loop.add_reader(self._reply, self._take_reply)
@@ -117,7 +120,8 @@ class Engine:
                 pass  # the loop is closed: nobody waits any more
 
         self._thread = threading.Thread(target=run, name=self.name, daemon=True)
-        self._thread.start()
+        with limits.told_of_threads(f"the thread of {self.name}"):
+            self._thread.start()
 
     @property
     def thread_id(self) -> int:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.method.slices import LONGEST_SLICE_S
-from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME, PATHS
+from hyp.paths import PATHS
+from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
 
 Cores = Literal["all", "1", "both"]
 
@@ -41,7 +42,7 @@ class Options:
     OptionsError for what cannot be measured.
     """
 
-    paths: tuple[str, ...] = PATHS
+    paths: tuple[str, ...] = tuple(PATHS)
     frames: tuple[int, ...] = FRAMES
     cores: Cores = "all"
     seconds: float = SECONDS
@@ -52,7 +53,7 @@ class Options:
     seed: int = 1
 
     def __post_init__(self) -> None:
-        _known("path", self.paths, PATHS)
+        _known("path", self.paths, tuple(PATHS))
         _known("peer", self.peers, PEERS)
         _known("value for cores", (self.cores,), ("all", "1", "both"))
         if not self.frames:

@@ -8,10 +8,11 @@ addresses swapped, unless this guest asked for it. At most one job of its own ru
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from domu.boot import run_program
 from domu.device import (
     ALL,
     BURST,
@@ -30,6 +31,7 @@ from domu.device import (
     tx_pending,
     tx_reserve,
 )
+from domu.guest import Guest
 from hyp.abi.nic import mac_to_int
 from hyp.atomics import (
     clock_ns,
@@ -63,9 +65,7 @@ from hyp.load.frames import (
 )
 from hyp.load.histogram import histogram_of, summary
 from hyp.load.schedule import MAX_RATE, SCHEDULE, begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
-
-if TYPE_CHECKING:
-    from domu.guest import Guest
+from hyp.process import Process
 
 ECHO = 0x8000  # in the stream number: the receiver sends the frame back
 SEND_STREAM, ROUND_TRIPS = 1, 2
@@ -321,7 +321,7 @@ def run(address: int) -> int:
 class Traffic:
     """The program's control side: starts jobs, reports."""
 
-    def __init__(self, guest: "Guest") -> None:
+    def __init__(self, guest: Guest) -> None:
         self._record = np.zeros(1, TRAFFIC)
         self._trackers = np.zeros(TRACKERS, TRACKER)
         self._histograms = attach_histograms(self._trackers)
@@ -413,3 +413,8 @@ class Traffic:
             return
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """The guest process's role."""
+    await run_program(process, config, Traffic)

@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from domu.programs.table import program_of, those
 from hyp.control import Channel, ControlError, Refused, close_all
 from hyp.linux import pid_of
+from lab import rundir
 from lab.counters import CounterReader
 from lab.ledger import Snapshot, drops
 from lab.owner import open_console
-from lab.rundir import RunDir, all_topologies, clean
+from lab.rundir import RunDir, clean
 
 STOP_TIMEOUT_S = 20.0  # the keeper's own limits add up to less
 KILL_TIMEOUT_S = 10.0
@@ -30,7 +32,8 @@ class ClientError(Exception):
 def _connected(run: RunDir) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
-        sock.connect(str(run.socket_path))
+        with run.socket_address() as address:
+            sock.connect(address)
     except OSError as error:
         sock.close()
         raise ClientError(f"topology {run.name}: its keeper does not answer ({error.strerror})") from error
@@ -68,7 +71,8 @@ async def status_of(run: RunDir) -> dict[str, Any]:
 
 def counters_of(guest: str, counters: Snapshot) -> dict[str, Any]:
     """What a TAP guest's programs sent and received, and the drops by name that were counted for it, at whichever hop."""
-    ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or row.endswith(f":{guest}")}
+    ends = (f":{guest}", f":{guest}.vmm")  # its ports, and its device model's
+    ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or row.endswith(ends)}
     tap = counters[f"{guest}/tap"]
     return {name: tap[name] for name in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")} | {"drops": drops(ours)}
 
@@ -76,12 +80,11 @@ def counters_of(guest: str, counters: Snapshot) -> dict[str, Any]:
 async def living() -> list[dict[str, Any]]:
     """`status_of` all living topologies of this user; one that does not answer (yet) has no processes to show."""
     found = []
-    for run in all_topologies():
-        if run.is_alive():
-            try:
-                found.append(await status_of(run))
-            except ClientError:
-                found.append({"name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": []})
+    for run in rundir.living():
+        try:
+            found.append(await status_of(run))
+        except ClientError:
+            found.append({"name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": []})
     return found
 
 
@@ -104,16 +107,17 @@ async def find_guest(guest: str, topology: str | None) -> RunDir:
         names = ", ".join(status["name"] for status in found)
         raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
     _check_guest(guest, found[0])
-    return RunDir(found[0]["name"])
+    return RunDir.of(found[0]["name"])
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:
     """ClientError unless the guest runs programs, now."""
     if status["state"] not in ("up", "degraded"):
         raise ClientError(f"topology {status['name']} is {status['state']}; {guest} runs programs once it is up")
-    program = next(one["program"] for one in status["guests"] if one["name"] == guest)
-    if program != "tap":
-        raise ClientError(f'{guest} has program = "{program}"; programs are run in guests with program = "tap"')
+    program = program_of(next(one["program"] for one in status["guests"] if one["name"] == guest))
+    if not program.addressed:
+        wanted = those("addressed")
+        raise ClientError(f'{guest} has program = "{program.name}"; programs are run in guests with program = {wanted}')
     state = next(process["state"] for process in status["processes"] if process["name"] == guest)
     if state != "ready":
         raise ClientError(f"{guest} {state}")
