@@ -18,7 +18,7 @@ import numpy as np
 from dom0.build import EngineState, Pages
 from hyp.abi.domids import DOM0
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
-from hyp.abi.platform import GRANT_MAP_NS
+from hyp.abi.platform import GRANT_MAP_PRICE
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.grants import map_grant_at, unmap_grant_at
@@ -36,13 +36,13 @@ HANDSHAKE_TIMEOUT_S = 30.0
 @entry(i64(i64, i64, i64, i64, i64))
 def _map_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
     """Address of the granted page, mapped for writing, or a negative grant status."""
-    pay(platform, GRANT_MAP_NS)
+    pay(platform, GRANT_MAP_PRICE)
     return map_grant_at(views, count, DOM0, domid, gref, 1)
 
 
 @entry(i64(i64, i64, i64, i64, i64))
 def _unmap_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
-    pay(platform, GRANT_MAP_NS)
+    pay(platform, GRANT_MAP_PRICE)
     return unmap_grant_at(views, count, DOM0, domid, gref, 1)
 
 

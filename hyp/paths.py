@@ -11,14 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-PAGE: Final = 4096
-QUEUE_ENTRY: Final = 16  # a descriptor, a completion: hyp/abi/nic.py
-BUFFER: Final = 2048 + 64  # a slot's buffer of the drivers of a NIC context: domu/frontends/bypass.py
-SPLIT_SLOTS: Final = 256  # of each ring, with a page each: domu/frontends/split.py
-SPLIT_RINGS: Final = 2
+from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, LARGEST_FRAME_BUFFER, PAGE, QUEUE_ENTRY, SPLIT_RINGS, SPLIT_SLOTS
+
 EMULATION_PAGES: Final = 16  # of a trapped guest's device model, beside what it has per descriptor of a queue:
-EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + 4160 + 2112  # four queue entries, a send and a receive buffer
-DOM0_BUFFERS: Final = 1024  # of Dom0's engine, with a page each: dom0/state.py
+EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + LARGEST_FRAME_BUFFER + FRAME_BUFFER  # four queue entries, a send and a receive buffer
 
 
 class Attachment(StrEnum):
@@ -78,7 +74,7 @@ def dom0_needs(queue: int) -> int:
 
 
 def _context_ram(queue: int) -> int:
-    return queues_need(queue) + 2 * _whole_pages(queue * BUFFER)
+    return queues_need(queue) + 2 * _whole_pages(queue * FRAME_BUFFER)
 
 
 def _split_ram(_: int) -> int:

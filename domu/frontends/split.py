@@ -32,20 +32,19 @@ from domu.device import (
 from hyp.abi.counters import (
     FAULTS_GRANT,
     FAULTS_PROTOCOL,
-    NOTIFICATIONS,
     RX_BYTES,
     RX_FRAMES,
-    SUPPRESSED,
     TX_BYTES,
     TX_FRAMES,
 )
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.nic import mac_to_int
-from hyp.abi.platform import EVENT_NS
-from hyp.atomics import load16_once, load64, load64_once, notify, record_view, store32, store64
+from hyp.abi.platform import EVENT_PRICE
+from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS
+from hyp.atomics import load16_once, load64, load64_once, record_view, store32, store64
 from hyp.counters import commit, count
-from hyp.events import wait_at
+from hyp.events import notify_if, wait_at
 from hyp.grants import end_access, grant_access
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
@@ -79,8 +78,6 @@ HANDSHAKE_TIMEOUT_S = 30.0
 TX_SLOTS = ring_size(TX_SLOT_BYTES)
 RX_SLOTS = ring_size(RX_SLOT_BYTES)
 TX_REF, RX_REF = FIRST_REF + 2, FIRST_REF + 2 + TX_SLOTS
-COLOURS = 15  # frames begin at one of these multiples of 64 B in their page, so that they spread over the cache sets
-ROOM = PAGE_BYTES - COLOURS * 64
 
 NETFRONT = np.dtype(
     [
@@ -107,7 +104,7 @@ _netfront_at = record_view(NETFRONT)
 
 @compiled
 def _colour(slot: int) -> int:
-    return (slot % COLOURS) * 64
+    return (slot % COLOURS) * COLOUR_BYTES
 
 
 @compiled
@@ -185,12 +182,9 @@ def tx_commit(device: int, n: int) -> int:
 
 @compiled
 def _tell(d, f, due):
+    notify_if(due, f.event_fd, d.counts)
     if due:
-        notify(f.event_fd)
-        pay(wait_at(d.wait).platform, EVENT_NS)
-        count(d.counts, NOTIFICATIONS, 1)
-    else:
-        count(d.counts, SUPPRESSED, 1)
+        pay(wait_at(d.wait).platform, EVENT_PRICE)
 
 
 @operation(i64(i64, i64))
@@ -368,7 +362,7 @@ async def connect(guest: "Guest") -> Device:
     await switch_state(store, front, XenbusState.INITIALISED)
     await wait_for_state(store, back, [XenbusState.CONNECTED], HANDSHAKE_TIMEOUT_S)
     memory.record[0]["event_fd"] = (await guest.hyp.call("evtchn_notifier", port=port)).fds[0]
-    device = new_device(OPERATIONS, memory.address, mac, mac_to_int(mac), ROOM, guest.counters.row("device"), guest.wait)
+    device = new_device(OPERATIONS, memory.address, mac, mac_to_int(mac), COLOURED_FRAME, guest.counters.row("device"), guest.wait)
     device.keep += [memory, store]
     _post_all_receives(device.address)
     await switch_state(store, front, XenbusState.CONNECTED)

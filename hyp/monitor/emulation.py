@@ -21,6 +21,7 @@ import numpy as np
 
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, PAGE
+from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER, MAX_GUESTS
 from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.counters import CounterPage
@@ -29,8 +30,8 @@ from hyp.events import WAIT, Upcall, new_eventfd
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import Domain
-from hyp.monitor.machine import MACHINE, RX_BUFFER, TX_BUFFER, post_all_buffers
-from hyp.monitor.vmm import MAX_MACHINES, START_MACHINE, STOP_MACHINE, VMM, run
+from hyp.monitor.machine import MACHINE, post_all_buffers
+from hyp.monitor.vmm import MAIL, START_MACHINE, STOP_MACHINE, VMM, run
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _pages(size: int) -> int:
 
 def _memory(entries: int) -> int:
     """RAM of a device model, in bytes: page 0, four queues, a buffer for each slot of the send and the receive queue."""
-    per_slot = (DESC_BYTES, CQE_BYTES, DESC_BYTES, CQE_BYTES, TX_BUFFER, RX_BUFFER)
+    per_slot = (DESC_BYTES, CQE_BYTES, DESC_BYTES, CQE_BYTES, LARGEST_FRAME_BUFFER, FRAME_BUFFER)
     return PAGE + sum(_pages(entries * size) for size in per_slot)
 
 
@@ -77,7 +78,7 @@ class Emulation:
         self._devices, self._platform, self._calls, self._hold = devices, platform, calls, hold
         self._machines: dict[int, Machine] = {}
         self._attaching: set[int] = set()
-        self._free = list(range(MAX_MACHINES))
+        self._free = list(range(MAX_GUESTS))
         self._starting: asyncio.Task[None] | None = None
         self._engine: Engine | None = None
 
@@ -91,7 +92,7 @@ class Emulation:
         self._counters = CounterPage(self._region.map())
         self._upcall = Upcall()
         engine = Engine("vmm", os.dup(self._upcall.epoll.fileno()))
-        self._records = np.zeros(MAX_MACHINES, MACHINE)
+        self._records = np.zeros(MAX_GUESTS, MACHINE)
         self._vmm = np.zeros(1, VMM)
         self._wait = np.zeros(1, WAIT)
         self._wait[0]["epoll"], self._wait[0]["platform"] = engine.epoll, self._platform.address
@@ -99,7 +100,7 @@ class Emulation:
         row["machines"], row["wait"] = self._records.ctypes.data, self._wait.ctypes.data
         row["mailbox"], row["platform"] = engine.mailbox, self._platform.address
         row["counts"], row["counts_shared"] = self._counters.row("loop")
-        engine.start(run, int(self._vmm.ctypes.data))
+        engine.start(run, int(self._vmm.ctypes.data), mail=MAIL)
         self._engine = engine
 
     async def _running(self) -> Engine:
@@ -146,7 +147,7 @@ class Emulation:
         finally:
             self._attaching.discard(domid)
         try:
-            await engine.post(START_MACHINE, machine.number)
+            await engine.post(START_MACHINE, machine=machine.number)
             if guest.dying:
                 raise Refused("ESRCH", f"domain {domid} ({guest.name}) has ended")
         except BaseException:
@@ -175,7 +176,7 @@ class Emulation:
 
     def _pseudo_domain(self, guest: Domain, interrupts: Upcall, answers: Upcall, memory: int) -> Machine:
         if not self._free:
-            raise Refused("ENOSPC", f"all {MAX_MACHINES} emulated devices are taken")
+            raise Refused("ENOSPC", f"all {MAX_GUESTS} emulated devices are taken")
         domain = Domain(guest.domid, f"{guest.name}.vmm", guest.topology, guest.backing, memory, device_model=True)
         domain.upcalls.append(self._upcall)
         near, far = socketpair()
@@ -197,7 +198,7 @@ class Emulation:
         record[:] = 0
         row = record[0]
         row["qp"], row["own_ram"], row["uplink"], row["uplink_shared"] = pair.address, ram.address, *uplink
-        for pool, size, writable in (("tx_pool", TX_BUFFER, False), ("rx_pool", RX_BUFFER, True)):
+        for pool, size, writable in (("tx_pool", LARGEST_FRAME_BUFFER, False), ("rx_pool", FRAME_BUFFER, True)):
             row[pool] = ram.allocate(entries * size)
             await register(channel, int(row[pool]), entries * size, writable=writable)
         await start_queue_pair(channel, ram, pair)
@@ -220,7 +221,7 @@ class Emulation:
         machine = self._machines.get(domid)
         if machine is None or self._engine is None:
             return
-        await self._engine.post(STOP_MACHINE, machine.number)
+        await self._engine.post(STOP_MACHINE, machine=machine.number)
         if self._machines.pop(domid, None) is machine:
             await self._release(machine)
 
