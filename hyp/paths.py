@@ -46,8 +46,8 @@ class PathSpec:
     """Slots of its send ring."""
     ram: Callable[[int], int]
     """Bytes of guest RAM that the front end uses."""
-    beside_ram: Callable[[int], int]
-    """Bytes of shared memory that a guest needs beside its RAM and what every domain has."""
+    beside_ram: Callable[[int, int], int]
+    """(queue, bytes of RAM) → bytes of shared memory that a guest needs beside its RAM and what every domain has."""
     port: str
     """Rows of the back end that balance a guest's `device` row begin with this, and end with ``:<guest>``."""
     on_thread: str | None
@@ -89,11 +89,11 @@ def _xens(_: int) -> int:
     return SPLIT_SLOTS
 
 
-def _nothing(_: int) -> int:
+def _nothing(queue: int, memory: int) -> int:
     return 0
 
 
-def _device_model(queue: int) -> int:
+def _device_model(queue: int, memory: int) -> int:
     return EMULATION_PAGES * PAGE + queue * EMULATION_SLOT
 
 

@@ -34,9 +34,10 @@ OF_EVERY_DOMAIN: dict[str, set[str]] = {
     "mr_register": {"addr", "length", "writable"},
     "mr_deregister": {"key"},
     "context_open": {"upcall"},
-    "context_start": {"context", *QUEUES},
+    "context_start": {"context", "features", *QUEUES},
     "context_close": {"context"},
     "emulation_attach": {"interrupts", "answers", *QUEUES},
+    "emulation_start": {"features"},
 }
 OF_DOM0_ONLY: dict[str, set[str]] = {
     "toolstack_ready": set(),
