@@ -237,7 +237,7 @@ def load(path: str | Path, paths: Collection[str] = PATHS) -> Topology:
     """Read and check the file `path`; `paths` are the I/O models that there are. TopologyError lists every problem."""
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_bytes().decode())
+        data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors begin files with a mark
     except OSError as error:
         raise TopologyError(str(path), [("", f"cannot be read: {error.strerror}")]) from error
     except (ValueError, RecursionError) as error:  # syntax, encoding, a number or nesting without end
