@@ -26,6 +26,8 @@ from typing import Any
 
 import msgpack
 
+from hyp import limits
+
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 160 * 1024
@@ -189,8 +191,12 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+            out_of_descriptors = flags & socket.MSG_CTRUNC and len(fds) < MAX_FDS
+            reason = limits.descriptor_reason() if out_of_descriptors else "a packet or its descriptors did not fit"
             close_all(fds)
-            raise OSError(errno.EMSGSIZE, "a packet or its descriptors did not fit")
+            if out_of_descriptors:  # the peer sees an end of file alone
+                log.error("%s: %s", self.name, reason)
+            raise limits.TooFew(errno.EMFILE if out_of_descriptors else errno.EMSGSIZE, reason)
         return (packet or None), list(fds)
 
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
@@ -282,6 +288,8 @@ def describe(error: Exception) -> list[str]:
         return ["ENOTCONN", str(error)]
     if isinstance(error, TimeoutError):
         return ["ETIMEDOUT", str(error) or "it took too long"]
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return ["EMFILE", limits.descriptor_reason()]
     if isinstance(error, OSError) and error.errno:
         return [errno.errorcode.get(error.errno, "EIO"), error.strerror or str(error)]
     if isinstance(error, (ValueError, TypeError, KeyError, LookupError)):

@@ -9,12 +9,12 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 29, 36
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_GET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 16, 29, 36
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _prctl(option: int, argument: int | bytes) -> None:
-    if _libc.prctl(option, argument, 0, 0, 0) < 0:
+    if _libc.prctl(option, ctypes.c_ulong(argument) if isinstance(argument, int) else argument, 0, 0, 0) < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
@@ -22,6 +22,13 @@ def _prctl(option: int, argument: int | bytes) -> None:
 def set_name(name: str) -> None:
     """Name the calling thread, as ps and top show it (15 bytes)."""
     _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def own_name() -> str:
+    """The name of the calling thread."""
+    name = ctypes.create_string_buffer(16)
+    _prctl(_PR_GET_NAME, ctypes.addressof(name))
+    return name.value.decode(errors="replace")
 
 
 def shown_name(name: str, role: str) -> str:

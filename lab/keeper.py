@@ -25,7 +25,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyp import linux
+from hyp import limits, linux
 from hyp.control import Answer, Channel, Handler, Refused, close_all, socketpair
 from hyp.memory import sweep
 from lab import forkserver
@@ -343,7 +343,8 @@ def describe_exit(code: int) -> str:
 def start_forkserver(modules: list[str], topology: str) -> tuple[int, socket.socket]:
     """Fork the fork server (it begins to load at once); returns its pid and our end of its socket."""
     ours, theirs = socketpair()
-    pid = os.fork()
+    with limits.told_of_processes("the fork server"):
+        pid = os.fork()
     if pid == 0:
         status = 1
         try:
@@ -381,7 +382,8 @@ def main(argv: list[str]) -> int:
     linux.set_title(TITLE, name, "keeper-stub")
     isolated = linux.new_pid_namespace()
     if isolated:
-        pid = os.fork()
+        with limits.told_of_processes("the keeper"):
+            pid = os.fork()
         if pid != 0:
             os.close(owner_fd)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -404,4 +406,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except limits.TooFew as error:
+        sys.exit(str(error))

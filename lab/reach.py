@@ -7,7 +7,8 @@ CUT_OFF = "cut off"
 APART = "cut off from the wire and from guests on other paths"
 
 _LOST: dict[str, dict[str, str]] = {
-    "split": {"dom0": CUT_OFF, "nic": APART},  # Dom0's bridge goes on without the NIC
+    # Dom0's bridge goes on without the NIC; a back end that cannot watch its front end's state any more closes (dom0/vifs.py)
+    "split": {"dom0": CUT_OFF, "xenstored": CUT_OFF, "nic": APART},
     "trapped": {"hyp": CUT_OFF, "nic": CUT_OFF},  # whose device model the hypervisor is
     "bypass": {"nic": CUT_OFF},
     "native": {"nic": CUT_OFF},
