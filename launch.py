@@ -231,12 +231,15 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
 
     Nothing is started.
     """
+    from lab.demand import most_descriptors, processes
     from lab.figures import plural
     from lab.topology_tables import show_size
 
     topology = load_topology(file)
     parts = f"{plural(len(topology.guests), 'guest')}, {plural(len(topology.workloads), 'workload')}, "
-    parts += f"{show_size(topology.shared_memory_bytes())} of shared memory"
+    plain = topology.plain()
+    parts += f"{show_size(topology.shared_memory_bytes())} of shared memory, {processes(plain)} processes and threads, "
+    parts += f"{most_descriptors(plain)[1]} descriptors in one"
     print(f"{file}: topology {topology.name!r} is sound: {parts}")
 
 

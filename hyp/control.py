@@ -167,7 +167,7 @@ class Channel:
             if self.closed.done() or self._inbox.paused:
                 return
             try:
-                packet, fds = self._receive()
+                packet, fds, lacking = self._receive()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -178,12 +178,16 @@ class Channel:
                 self._end("end of file")
                 return
             try:
-                self._dispatch(packet, fds)
+                if lacking:
+                    self._do_without(packet)
+                else:
+                    self._dispatch(packet, fds)
             except Exception as error:  # anything an untrusted packet can provoke ends this channel alone
                 self._end(f"broke the protocol: {error}")
                 return
 
-    def _receive(self) -> tuple[bytes | None, list[int]]:
+    def _receive(self) -> tuple[bytes | None, list[int], bool]:
+        """The next packet (None at the end), its descriptors, and if this process could not take them, being at its limit."""
         fds = array.array("i")
         space = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
         packet, ancillary, flags, _ = self._sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
@@ -191,13 +195,20 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            out_of_descriptors = flags & socket.MSG_CTRUNC and len(fds) < MAX_FDS
-            reason = limits.descriptor_reason() if out_of_descriptors else "a packet or its descriptors did not fit"
             close_all(fds)
-            if out_of_descriptors:  # the peer sees an end of file alone
-                log.error("%s: %s", self.name, reason)
-            raise limits.TooFew(errno.EMFILE if out_of_descriptors else errno.EMSGSIZE, reason)
-        return (packet or None), list(fds)
+            if flags & socket.MSG_TRUNC or len(fds) == MAX_FDS:
+                raise OSError(errno.EMSGSIZE, "a packet or its descriptors did not fit")
+            return (packet or None), [], True
+        return (packet or None), list(fds), False
+
+    def _do_without(self, packet: bytes) -> None:
+        """Refuse a request whose descriptors we could not take, or fail the call whose reply they came with."""
+        message, refusal = msgpack.unpackb(packet, strict_map_key=True), ["EMFILE", limits.descriptor_reason()]
+        log.error("%s: %s", self.name, refusal[1])
+        if "op" not in message:
+            self._take_reply({"id": message["id"], "error": refusal}, [])
+        elif isinstance(message.get("id"), int):
+            self._send_or_end({"id": message["id"], "gen": self.generation, "error": refusal}, ())
 
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
         try:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from lab.demand import shortages
 from lab.room import dom0_needs, guest_needs
 from lab.topology_tables import (
     GIB,
@@ -285,7 +286,12 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def check_machine(topology: Topology) -> None:
-    """Called before anything is spawned: TopologyError, with what is needed and what there is, if memory is short."""
+    """Called before anything is spawned: TopologyError, with what is needed and what there is, for all that is short."""
+    if problems := _memory_shortages(topology) + shortages(topology.plain()):
+        raise TopologyError(topology.file, problems)
+
+
+def _memory_shortages(topology: Topology) -> list[tuple[str, str]]:
     needed = topology.shared_memory_bytes()
     stores = [("memory", available_memory(), "")]
     if topology.memory.backing == "posix":
@@ -300,4 +306,5 @@ def check_machine(topology: Topology) -> None:
                 f'"{topology.memory.backing}" needs {show_size(needed)} ({needed} bytes) and {store} has '
                 f"{show_size(available)} ({available} bytes) available; give guests or dom0 less memory{remedy}"
             )
-            raise TopologyError(topology.file, [("memory.backing", reason)])
+            return [("memory.backing", reason)]
+    return []
