@@ -30,7 +30,8 @@ from typing import Any
 import numba
 from numba.core import types
 
-from hyp.kernels.inlining import compiled, outlined
+from hyp.kernels.inlining import compiled as compiled
+from hyp.kernels.inlining import outlined as outlined
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("hyp", "nic", "dom0", "domu", "bench")
@@ -74,7 +75,6 @@ vars(numba.config)["CACHE_DIR"] = str(CACHE)
 
 i64 = types.int64
 void = types.void
-
 
 
 class Entry:
