@@ -32,7 +32,10 @@ from hyp.kernels import compiled
 
 @compiled
 def passed(event, old, new):
-    """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that."""
+    """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that.
+
+    Of a single step, it is whether `new` is `event`: who publishes one by one (traps, crossings) compares no more than that.
+    """
     return u32_sub(new, event) < u32_sub(new, old)
 
 
