@@ -93,7 +93,7 @@ FACTS = [
          counters.COUNTERS_BYTES, platform.PLATFORM_BYTES),
     fact(HYPERCALLS, rf"`upcall_create` \|[^\n]*?`ENOSPC`: {N} at most", domain.MAX_UPCALLS),
     fact(HYPERCALLS, rf"`mr_register` \|.*?`ENOSPC`: {N} at most", domain.MAX_REGISTRATIONS),
-    fact(HYPERCALLS, rf"`ENOSPC`: {N} ports at most", events.MAX_PORTS - 1),
+    fact(HYPERCALLS, rf"`ENOSPC`: {N} ports at most", events.MAX_EVENT_PORTS - 1),
     fact(HYPERCALLS, rf"`frames`, 1 to {N} \|", hypercalls.MAX_GRANT_FRAMES),
     fact(HYPERCALLS, rf"`limit_us`, 0 to {N} \|", hypercalls.MAX_SPIN_US),
     fact(HYPERCALLS, rf"`\{{refs\}}`: {N} for each frame \| grant table \(`refs` × {N} B",

@@ -10,7 +10,7 @@ from typing import Any
 from hyp.abi.nic import CONTEXTS, MAX_ENGINES, PAGE
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.control import Answer, Handler, Refused
-from hyp.events import MAX_PORTS, Upcall
+from hyp.events import MAX_EVENT_PORTS, Upcall
 from hyp.grants import ACTIVE_BYTES_PER_REF, REFS_PER_FRAME
 from hyp.monitor.arguments import (
     PAGE_ADDRESS,
@@ -31,7 +31,7 @@ from hyp.monitor.system import System
 MAX_GRANT_FRAMES = 16
 MAX_SPIN_US = 1000
 
-PORT = Integer(1, MAX_PORTS - 1)
+PORT = Integer(1, MAX_EVENT_PORTS - 1)
 
 # --- operations of every domain ---------------------------------------------------------------------------------------
 
