@@ -55,6 +55,7 @@ DEVICE = np.dtype(
         ("counts_shared", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
         ("interrupts", "i8"),  # a QP record whose completions reach the guest as events that have a price; 0: none
+        ("features", "i8"),  # what device and front end agreed on (hyp/abi/features.py)
     ]
 )
 device_at = record_view(DEVICE)
@@ -158,7 +159,7 @@ class Device:
 
 
 def new_device(
-    operations: Operations, front: int, mac: str, mac_word: int, room: int, counts: tuple[int, int], wait: int
+    operations: Operations, front: int, mac: str, mac_word: int, room: int, counts: tuple[int, int], wait: int, features: int
 ) -> Device:
     """A DEVICE record with its bursts. `front`: address of the front end's record; `wait`: of the WAIT record."""
     record = np.zeros(1, DEVICE)
@@ -166,7 +167,7 @@ def new_device(
     row = record[0]
     for name in ("tx_reserve", "tx_commit", "tx_pending", "rx_poll", "rx_release", "arm"):
         row[f"op_{name}"] = getattr(operations, name).address
-    row["front"], row["mac"], row["room"], row["wait"] = front, mac_word, room, wait
+    row["front"], row["mac"], row["room"], row["wait"], row["features"] = front, mac_word, room, wait, features
     row["counts"], row["counts_shared"] = counts
     row["tx"], row["rx"] = bursts[0].ctypes.data, bursts[1].ctypes.data
     return Device(mac, record, [bursts])

@@ -344,7 +344,7 @@ class Topology(Table):
     def shared_memory_bytes(self) -> int:
         """About how many bytes of shared memory it needs: all RAM and what goes with it. Rather too many."""
         ram = [self.dom0.memory, *(guest.memory for guest in self.guests)]
-        beside = [PATHS[guest.path].beside_ram(self.nic.queue) for guest in self.guests]
+        beside = [PATHS[guest.path].beside_ram(self.nic.queue, guest.memory) for guest in self.guests]
         ram += [size for size in beside if size]  # device models have what a domain has
         tables = sum(-(-size // PAGE) * TABLE_BYTES_PER_PAGE for size in ram)
         engines = self.nic.engines + 1  # and Dom0's

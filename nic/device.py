@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.features import NIC_OFFERS, unoffered
 from hyp.abi.nic import MAX_FRAME, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
@@ -70,8 +71,11 @@ class Nic:
 
     async def context_create(
         self, fds: list[int], context: int, name: str, memory: int, mac: str, privileged: bool, passthrough: bool
-    ) -> None:
-        """Map what a context needs. fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd."""
+    ) -> dict[str, int]:
+        """Map what a context needs; answers what the device offers it.
+
+        fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd.
+        """
         ram_fd, iommu_fd, doorbell_fd, completion_fd = fds
         ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
         iommu = Mapping(iommu_fd, memory // PAGE * 8, writable=False)
@@ -89,9 +93,14 @@ class Nic:
             record["counts"], record["counts_shared"] = counts, shared
         for fd in (ram_fd, iommu_fd, doorbell_fd):
             os.close(fd)
+        return {"features": int(NIC_OFFERS)}
 
-    async def context_start(self, context: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int) -> None:
-        """Serve a context from now on. Refused if it has been started before, or is gone."""
+    async def context_start(
+        self, context: int, features: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int
+    ) -> None:
+        """Serve a context from now on; its driver uses `features`. Refused if it has been started before, or is gone."""
+        if wrong := unoffered(NIC_OFFERS, features):
+            raise Refused("EINVAL", f"context {context}: features {wrong:#x} have not been offered")
         queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size}
         async with self._setup:
             if context not in self._mappings:

@@ -23,6 +23,7 @@ from domu.device import (
     set_frame,
 )
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.abi.features import NONE
 from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
 from hyp.abi.sizes import FRAME_BUFFER
@@ -56,6 +57,9 @@ from hyp.verbs import (
 if TYPE_CHECKING:
     from domu.guest import Guest
 
+KNOWN = NONE
+"""Features that this driver can use."""
+
 BYPASS = np.dtype(
     [
         ("qp", "i8"),
@@ -69,7 +73,7 @@ _bypass_at = record_view(BYPASS)
 
 
 @compiled
-def _buffer(pool: int, index: int, size: int) -> int:
+def buffer_of(pool: int, index: int, size: int) -> int:
     """Guest-physical address of the buffer of slot `index`."""
     return pool + (index & (size - 1)) * FRAME_BUFFER
 
@@ -136,7 +140,7 @@ def rx_poll(device: int, want: int) -> int:
         index, length, status = peek_receive(q, n)
         if index < 0:
             break
-        set_frame(d.rx, n, b.ram + _buffer(b.rx_pool, index, q.rq_size), length if status == STATUS_OK else 0)
+        set_frame(d.rx, n, b.ram + buffer_of(b.rx_pool, index, q.rq_size), length if status == STATUS_OK else 0)
         n += 1
     return n
 
@@ -151,7 +155,7 @@ def rx_release(device: int, n: int) -> int:
         if status == STATUS_OK:
             count(d.counts, RX_FRAMES, 1)
             count(d.counts, RX_BYTES, length)
-        post_receive(q, _buffer(b.rx_pool, q.rq_prod, q.rq_size), FRAME_BUFFER)
+        post_receive(q, buffer_of(b.rx_pool, q.rq_prod, q.rq_size), FRAME_BUFFER)
         consume_receives(q, 1)
     ring_receives(q)
     commit(d.counts, d.counts_shared)
@@ -184,7 +188,7 @@ def post_all_buffers(device: int) -> None:
     b = _bypass_at(device_at(device).front)
     q = qp_at(b.qp)
     for k in range(q.rq_size):
-        post_receive(q, _buffer(b.rx_pool, k, q.rq_size), FRAME_BUFFER)
+        post_receive(q, buffer_of(b.rx_pool, k, q.rq_size), FRAME_BUFFER)
     ring_receives(q)
 
 
@@ -208,8 +212,10 @@ async def connect_context(guest: "Guest", *, native: bool) -> Device:
         record[name] = guest.ram.allocate(entries * FRAME_BUFFER)
         if not native:
             await register(guest.hyp, int(record[name]), entries * FRAME_BUFFER, writable=writable)
-    await start_queue_pair(guest.hyp, guest.ram, pair, registers=not native)
-    device = new_device(OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), FRAME_BUFFER, counts, guest.wait)
+    features = await start_queue_pair(guest.hyp, guest.ram, pair, KNOWN, registers=not native)
+    device = new_device(
+        OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), FRAME_BUFFER, counts, guest.wait, features
+    )
     scratch = np.zeros(entries * FRAME_BUFFER, np.uint8)
     record["scratch"] = scratch.ctypes.data
     device.keep += [pair, front, scratch]

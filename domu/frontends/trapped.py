@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domu.device import Device, new_device
-from domu.frontends.bypass import BYPASS, OPERATIONS, post_all_buffers
+from domu.frontends.bypass import BYPASS, KNOWN, OPERATIONS, post_all_buffers
 from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.abi.trap import TRAP_BYTES
@@ -68,6 +68,8 @@ async def connect(guest: "Guest") -> Device:
     )  # fmt: skip
     page_fd, trap_fd = reply.fds
     vcpu.attach(Mapping.adopt(page_fd, TRAP_BYTES), trap_fd)
+    features = KNOWN & int(reply.value["features"])
+    await guest.hyp.call("emulation_start", features=features)
     front = np.zeros(1, BYPASS)
     record = front[0]
     record["qp"], record["ram"] = int(qp.ctypes.data), guest.ram.address
@@ -76,7 +78,7 @@ async def connect(guest: "Guest") -> Device:
     scratch = np.zeros(entries * FRAME_BUFFER, np.uint8)
     record["scratch"] = scratch.ctypes.data
     mac = str(reply.value["mac"])
-    device = new_device(OPERATIONS, int(front.ctypes.data), mac, mac_to_int(mac), FRAME_BUFFER, counts, guest.wait)
+    device = new_device(OPERATIONS, int(front.ctypes.data), mac, mac_to_int(mac), FRAME_BUFFER, counts, guest.wait, features)
     device.keep += [qp, front, scratch, vcpu]
     # A trap waits for the hypervisor, whose end this thread must be able to notice
     await asyncio.get_running_loop().run_in_executor(None, post_all_buffers, device.address)

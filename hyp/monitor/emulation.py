@@ -5,7 +5,7 @@ own and a NIC context whose MAC address is the guest's, so that the NIC checks t
 everybody's. It talks to the hypervisor by the hypercalls that a guest uses, over a socket pair within this process, and is
 in no table that a guest's domain numbers go to.
 
-A machine's life: `attach` (a hypercall of its guest) → traps, in which nothing of this file takes part → `detach` (the
+A machine's life: `attach`, `start` (hypercalls of its guest) → traps, in which nothing of this file takes part → `detach` (the
 guest died): the loop lets go, then the NIC context goes, then translations and memory. The loop runs from the first
 `attach` on; a topology without trapped guests has none.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.features import NIC_OFFERS
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, PAGE
 from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER, MAX_GUESTS
 from hyp.abi.trap import TRAP_BYTES
@@ -51,6 +52,7 @@ class Machine:
     interrupt_fd: int
     interrupts: Upcall
     answers: Upcall
+    started: bool = False
     keep: list[Any] = field(default_factory=list)
 
 
@@ -142,18 +144,29 @@ class Emulation:
             raise Refused("EBUSY", f"domain {domid} ({guest.name}) has an emulated device already")
         self._attaching.add(domid)
         try:
-            engine = await self._running()
+            await self._running()
             machine, pair = await self._open(guest, interrupts, answers, queues)
         finally:
             self._attaching.discard(domid)
+        return Answer({"mac": pair.mac, "features": int(NIC_OFFERS)}, fds=[guest.region("traps", TRAP_BYTES).fd, machine.trap_fd])
+
+    async def start(self, guest: Domain) -> None:
+        """Serve the guest's emulated NIC from now on. ENODEV if it has none, EBUSY if that has been started."""
+        domid, name = guest.domid, guest.name
+        machine = self._machines.get(domid)
+        if machine is None:
+            raise Refused("ENODEV", f"domain {domid} ({name}) has no emulated device")
+        if machine.started:
+            raise Refused("EBUSY", f"domain {domid} ({name}): its emulated device has been started already")
+        machine.started = True
+        engine = await self._running()
         try:
             await engine.post(START_MACHINE, machine=machine.number)
             if guest.dying:
-                raise Refused("ESRCH", f"domain {domid} ({guest.name}) has ended")
+                raise Refused("ESRCH", f"domain {domid} ({name}) has ended")
         except BaseException:
             await self.detach(domid)
             raise
-        return Answer({"mac": pair.mac}, fds=[guest.region("traps", TRAP_BYTES).fd, machine.trap_fd])
 
     async def _open(self, guest: Domain, interrupts: Upcall, answers: Upcall, queues: dict[str, int]) -> tuple[Machine, QueuePair]:
         """Everything of a machine but its start."""

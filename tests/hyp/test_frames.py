@@ -17,13 +17,13 @@ from hyp.abi.nic import (
     mac_to_int,
 )
 from hyp.events import most_of, passed, passed64
-from hyp.frames import destination_of, head_words, owner_bit, send_fault, source_of, takes_frame, write_completion
+from hyp.frames import destination_of, head_words, lies_within, owner_bit, send_fault, source_of, takes_frame, write_completion
 from hyp.kernels import entry, i64, void
 
 WRAP = 1 << 32
 WHOLE_HEADER = 16
 
-PASSED, PASSED64, OWNER_BIT, SEND_FAULT, TAKES_FRAME, MOST_OF, DESTINATION, SOURCE = range(8)
+PASSED, PASSED64, OWNER_BIT, SEND_FAULT, TAKES_FRAME, MOST_OF, DESTINATION, SOURCE, WITHIN = range(9)
 
 
 @entry(i64(i64, i64, i64, i64))
@@ -41,6 +41,8 @@ def ask(what: int, a: int, b: int, c: int) -> int:
         return 1 if takes_frame(a, b) else 0
     if what == MOST_OF:
         return most_of(a)
+    if what == WITHIN:
+        return 1 if lies_within(a, b, c) else 0
     if what == DESTINATION:
         return destination_of(a)
     return source_of(a, b)
@@ -104,6 +106,15 @@ def test_a_send_descriptor_is_judged_by_length_then_by_flags(length: int, flags:
 @given(room=index | st.integers(0, 3000), flags=st.integers(0, 3) | st.just(1 << 31), length=st.integers(14, 4032))
 def test_a_receive_buffer_takes_what_fits_if_no_flag_is_set(room: int, flags: int, length: int) -> None:
     assert ask(TAKES_FRAME, signed(room | flags << 32), length, 0) == (1 if flags == 0 and length <= room else 0)
+
+
+@settings(deadline=None)
+@given(
+    addr=st.integers(0, 5000) | st.integers(0, (1 << 64) - 1), length=st.integers(1, 4032),
+    size=st.just(4096) | st.integers(0, 1 << 30),
+)  # fmt: skip
+def test_a_range_lies_within_a_domains_ram_or_not(addr: int, length: int, size: int) -> None:
+    assert ask(WITHIN, signed(addr), length, size) == (1 if addr + length <= size else 0)
 
 
 def test_the_words_of_a_header() -> None:
