@@ -32,7 +32,10 @@ from hyp.kernels import compiled
 
 @compiled
 def passed(event, old, new):
-    """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that."""
+    """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that.
+
+    Of a single step, it is whether `new` is `event`: who publishes one by one (traps, crossings) compares no more than that.
+    """
     return u32_sub(new, event) < u32_sub(new, old)
 
 
@@ -122,7 +125,7 @@ def sleep(wait, timeout_ns, counts):
 # --- the hypervisor's table -------------------------------------------------------------------------------------------
 
 
-MAX_PORTS = 1024
+MAX_EVENT_PORTS = 1024
 """Ports of a domain, port 0 included, which nobody has."""
 
 
@@ -182,7 +185,7 @@ class Port:
 class EventChannels:
     """Ports of all domains. Every method checks what a domain says; EventError otherwise."""
 
-    limit: int = MAX_PORTS
+    limit: int = MAX_EVENT_PORTS
     _ports: dict[tuple[int, int], Port] = field(default_factory=dict)
 
     def alloc_unbound(self, domid: int, remote: int, upcall: Upcall) -> int:
