@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from tests.support.grant_world import World
     from tests.support.guests import Guest
     from tests.support.peers import Bench
+
+
+def pytest_configure() -> None:
+    """A shell ignores SIGINT for what it starts in the background, and what is ignored is inherited: tests interrupt programs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,6 +25,7 @@ from tests.support.xenstored_process import LOOPS, fails, forked, succeeded, wit
 # The wire.
 
 
+@pytest.mark.needs("gcc", "xen-headers")
 def test_layout_is_that_of_xens_header(tmp_path: Path) -> None:
     numbers = {f"XS_{type_.name}": int(type_) for type_ in MessageType}
     numbers |= {
