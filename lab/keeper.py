@@ -1,7 +1,7 @@
 """The keeper: a topology's init. It forks everything, holds what must outlive its owner, and alone decides lifetime.
 
 Where namespaces are to be had it is PID 1 of the topology's PID namespace, so that its own death ends everything. It holds the
-topology's flock, both ends of every domain's sockets as long as both sides live, and the regions that the hypervisor
+topology's lock, both ends of every domain's sockets as long as both sides live, and the regions that the hypervisor
 hands it. It has no other knowledge: what
 processes there are and what they are told comes in the plan.
 
@@ -391,11 +391,8 @@ def main(argv: list[str]) -> int:
     linux.set_title(TITLE, name, "keeper")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     forked = start_forkserver(modules, name)
-    rundir = RunDir(name)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-    rundir.socket_path.unlink(missing_ok=True)
-    listener.bind(str(rundir.socket_path))
-    listener.listen(16)
+    rundir = RunDir.of(name)
+    listener = rundir.listen()
     with asyncio.Runner() as runner:  # not uvloop, which keeps SIGCHLD to itself: PID 1 reaps whoever is adopted
         runner.run(keep(socket.socket(fileno=owner_fd), rundir, listener, forked))
     sweep(name)

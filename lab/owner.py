@@ -16,11 +16,10 @@ from typing import Any
 
 from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
 from hyp.linux import pid_of
-from hyp.memory import sweep
 from hyp.process import adopt_socket
 from lab.counters import CounterReader
 from lab.plan import MODULES, plan
-from lab.rundir import RunDir
+from lab.rundir import RunDir, clean
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 180.0
@@ -102,9 +101,7 @@ class Lab:
         try:
             await finished(asyncio.get_running_loop().run_in_executor(None, self._keeper.wait))
         finally:
-            if self._rundir.path.exists():  # the keeper was killed: what it would have swept is left to us
-                sweep(self.name)
-                self._rundir.remove()
+            clean(self.name)  # the keeper was killed: what it would have removed is left to us
 
     async def ended(self) -> str:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""

@@ -1,26 +1,22 @@
-"""Talking to topologies that somebody else runs: through their keeper's socket. For `launch.py status`, `exec` and `stop`."""
+"""Talking to topologies that somebody else runs: through their keeper's socket. For `launch.py status` and `stop`."""
 
 import asyncio
 import os
 import signal
 import socket
 import struct
-import sys
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from hyp.control import Channel, ControlError, Refused, close_all
+from hyp.control import Channel, ControlError, close_all
 from hyp.linux import pid_of
+from lab import rundir
 from lab.counters import CounterReader
 from lab.ledger import Snapshot, drops
-from lab.owner import open_console
-from lab.rundir import RunDir, all_topologies, clean
+from lab.rundir import RunDir, clean
 
 STOP_TIMEOUT_S = 20.0  # the keeper's own limits add up to less
 KILL_TIMEOUT_S = 10.0
 POLL_S = 0.02
-CANNOT_EXECUTE = {"ENOENT": 127, "EACCES": 126, "ENOEXEC": 126, "ENOTDIR": 126, "EISDIR": 126, "EPERM": 126, "ELOOP": 126}
 
 
 class ClientError(Exception):
@@ -30,7 +26,8 @@ class ClientError(Exception):
 def _connected(run: RunDir) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
-        sock.connect(str(run.socket_path))
+        with run.socket_address() as address:
+            sock.connect(address)
     except OSError as error:
         sock.close()
         raise ClientError(f"topology {run.name}: its keeper does not answer ({error.strerror})") from error
@@ -68,7 +65,8 @@ async def status_of(run: RunDir) -> dict[str, Any]:
 
 def counters_of(guest: str, counters: Snapshot) -> dict[str, Any]:
     """What a TAP guest's programs sent and received, and the drops by name that were counted for it, at whichever hop."""
-    ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or row.endswith(f":{guest}")}
+    ends = (f":{guest}", f":{guest}.vmm")  # its ports, and its device model's
+    ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or row.endswith(ends)}
     tap = counters[f"{guest}/tap"]
     return {name: tap[name] for name in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")} | {"drops": drops(ours)}
 
@@ -76,87 +74,12 @@ def counters_of(guest: str, counters: Snapshot) -> dict[str, Any]:
 async def living() -> list[dict[str, Any]]:
     """`status_of` all living topologies of this user; one that does not answer (yet) has no processes to show."""
     found = []
-    for run in all_topologies():
-        if run.is_alive():
-            try:
-                found.append(await status_of(run))
-            except ClientError:
-                found.append({"name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": []})
+    for run in rundir.living():
+        try:
+            found.append(await status_of(run))
+        except ClientError:
+            found.append({"name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": []})
     return found
-
-
-# --- exec ------------------------------------------------------------------------------------------------------------
-
-
-async def find_guest(guest: str, topology: str | None) -> RunDir:
-    """The living topology that has `guest`, which can run programs. ClientError, saying why, if there is none to be had."""
-    statuses = [status for status in await living() if topology in (None, status["name"])]
-    if not statuses:
-        what = f"no topology named {topology!r}" if topology else "no topology"
-        raise ClientError(f"{what} is running")
-    found = [status for status in statuses if guest in {one["name"] for one in status["guests"]}]
-    if not found:
-        known = sorted(one["name"] for status in statuses for one in status["guests"])
-        unready = [f"topology {status['name']} is {status['state']}" for status in statuses if not status["guests"]]
-        there = "; ".join([f"there are {', '.join(known)}"] * bool(known) + unready)
-        raise ClientError(f"no running topology has a guest named {guest!r}; {there}")
-    if len(found) > 1:
-        names = ", ".join(status["name"] for status in found)
-        raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
-    _check_guest(guest, found[0])
-    return RunDir(found[0]["name"])
-
-
-def _check_guest(guest: str, status: dict[str, Any]) -> None:
-    """ClientError unless the guest runs programs, now."""
-    if status["state"] not in ("up", "degraded"):
-        raise ClientError(f"topology {status['name']} is {status['state']}; {guest} runs programs once it is up")
-    program = next(one["program"] for one in status["guests"] if one["name"] == guest)
-    if program != "tap":
-        raise ClientError(f'{guest} has program = "{program}"; programs are run in guests with program = "tap"')
-    state = next(process["state"] for process in status["processes"] if process["name"] == guest)
-    if state != "ready":
-        raise ClientError(f"{guest} {state}")
-
-
-async def execute(guest: str, argv: Sequence[str], topology: str | None) -> int:
-    """Run a program in a guest on our own standard streams; returns its exit status (128 + n for signal n).
-
-    127 if there is no such program, 126 if it cannot be executed, as a shell has it; the message is on standard error. SIGINT,
-    SIGTERM, SIGHUP and SIGQUIT go to the program; should this process die, the program is killed.
-    """
-    run = await find_guest(guest, topology)
-    try:
-        folder = os.getcwdb()
-    except FileNotFoundError:
-        raise ClientError("the current folder is gone") from None
-    keeper = await connect(run)
-    try:
-        console = await open_console(keeper, guest)
-    except ControlError as error:
-        keeper.close()
-        raise ClientError(f"{guest}: {error}") from error
-    token, loop = os.getpid(), asyncio.get_running_loop()
-    theirs, lease = os.pipe()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        loop.add_signal_handler(number, partial(console.tell, "kill", token=token, number=int(number)))
-    words, env = [os.fsencode(word) for word in argv], dict(os.environb)  # bytes: neither need be UTF-8
-    try:
-        call = console.call("execute", fds=[0, 1, 2, theirs], argv=words, env=env, cwd=folder, token=token)
-        status = int((await call).value["status"])
-    except Refused as error:
-        if error.name not in CANNOT_EXECUTE:
-            raise ClientError(f"{guest}: {argv[0]}: {error}") from error
-        print(f"{guest}: {argv[0]}: {error}", file=sys.stderr)
-        status = CANNOT_EXECUTE[error.name]
-    except ControlError as error:
-        raise ClientError(f"{guest}: {argv[0]}: {error}") from error
-    finally:
-        os.close(theirs)
-        os.close(lease)
-        console.close()
-        keeper.close()
-    return 128 - status if status < 0 else status
 
 
 # --- stop ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from domu.programs.table import program_of
 from lab.figures import number, short
 
 Record = dict[str, Any]
@@ -137,7 +138,7 @@ def status_lines(topology: dict[str, Any]) -> list[str]:
     guests = {guest["name"]: guest for guest in topology["guests"]}
     for process in topology["processes"]:
         guest = guests.get(process["name"])
-        what = f"{guest['path']}, {guest['program']}, {guest['mac']} {guest['address'] or ''}" if guest else ""
+        what = f"{guest['path']}, {program_of(guest['program']).name}, {guest['mac']} {guest['address'] or ''}" if guest else ""
         pid = process["pid"] or "–"
         lines.append(f"  {process['name']:<16} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
     taps = [guest for guest in topology["guests"] if "counters" in guest]

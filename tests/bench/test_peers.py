@@ -67,10 +67,10 @@ def is_running(pid: int) -> bool:
 
 def traces(owner: int) -> list[str]:
     """What a peer of process `owner` could leave outside of processes."""
-    found = [str(path) for path in rundir.base().glob(f"{PREFIX}{owner}-*")]
+    found = [str(path) for path in rundir.place().glob(f"{PREFIX}{owner}-*")]
     found += [str(path) for path in Path("/var/run/dpdk").glob(f"*{owner}")]
     found += [str(path) for where in ("/tmp", "/dev/shm") for path in Path(where).glob(f"*{PREFIX}{owner}*")]
-    record = rundir.base() / "hugepages"
+    record = hugepages.record_path()
     return found + ([str(record)] if record.exists() else [])
 
 
@@ -274,18 +274,24 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in (("nr", 5), ("free", 100), ("resv", 0)):
         (folder / f"{name}_hugepages").write_text(str(value))
     monkeypatch.setattr(hugepages, "POOL", folder)
-    monkeypatch.setattr(hugepages, "base", lambda: tmp_path)
+    monkeypatch.setattr(hugepages, "record_path", lambda: tmp_path / "hugepages")
     return folder
+
+
+def record(text: str) -> None:
+    """A dead bench's record: a file of mode 0600 that nobody has locked."""
+    hugepages.record_path().touch(0o600)
+    hugepages.record_path().write_text(text)
 
 
 @pytest.mark.parametrize(("now", "after"), [(5, 5), (45, 5), (47, 7), (3, 3)])
 def test_pages_of_a_dead_bench_are_given_back_and_nobody_elses(pool: Path, now: int, after: int) -> None:
     """Died before it reserved; after; after, and somebody reserved 2 more; somebody took away what was there."""
-    (pool.parent / "hugepages").write_text(json.dumps({"before": 5, "added": 40}))
+    record(json.dumps({"before": 5, "added": 40}))
     (pool / "nr_hugepages").write_text(str(now))
     hugepages.sweep()
     assert hugepages.total() == after
-    assert not (pool.parent / "hugepages").exists()
+    assert not hugepages.record_path().exists()
 
 
 def test_a_living_reservation_is_left_alone(pool: Path) -> None:
@@ -318,7 +324,7 @@ def test_a_kernel_that_stops_part_of_the_way_is_asked_again(pool: Path, monkeypa
 
 
 def test_a_record_cut_short_changes_nothing(pool: Path) -> None:
-    (pool.parent / "hugepages").write_text('{"before": 0, "ad')
+    record('{"before": 0, "ad')
     assert hugepages.sweep() == []
     assert hugepages.total() == 5
 

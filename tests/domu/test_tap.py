@@ -119,7 +119,7 @@ def test_exec_gives_output_status_and_signals(lab: str) -> None:
         assert sleeping.wait(patient(30)) == 128 + signal.SIGINT
 
 
-@pytest.mark.needs("flock")
+@pytest.mark.needs("util-linux")
 def test_a_program_does_not_outlive_the_exec_that_was_killed(lab: str, tmp_path: Path) -> None:
     mark = f"{tmp_path}/held"
     Path(mark).touch()

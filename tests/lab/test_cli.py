@@ -20,6 +20,7 @@ from tests.support.labs import (
     ROOT,
     launch,
     left_behind,
+    machine_of_its_own,
     processes,
     run,
     start,
@@ -101,20 +102,22 @@ def test_stop_ends_the_topology_and_its_owner(tmp_path: Path) -> None:
     assert f"no topology named '{name}' is running" in again.stderr
 
 
+@pytest.mark.needs("mounts")
 def test_stop_all_and_which(tmp_path: Path) -> None:
-    """In a run folder of its own, since it is about all topologies that there are."""
-    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
-    assert launch("stop", "--all", env=env).stdout == "no topology is running\n"
-    with (
-        staying_up(topology_file(tmp_path, "all1", PAIR), env=env) as (one, _),
-        staying_up(topology_file(tmp_path, "all2", PAIR), env=env) as (two, _),
-    ):
-        which = launch("stop", env=env)
-        assert which.returncode == 2
-        assert unique("all1") in which.stderr
-        assert launch("stop", "--all", env=env).returncode == 0
-        assert (one.wait(patient(30)), two.wait(patient(30))) == (143, 143)
-    assert left_behind(unique("all1")) + left_behind(unique("all2")) == []
+    """On a machine of its own, since it is about all topologies that there are."""
+    with machine_of_its_own() as within:
+        assert launch("stop", "--all", within=within).stdout == "no topology is running\n"
+        with (
+            staying_up(topology_file(tmp_path, "all1", PAIR), within=within) as (one, _),
+            staying_up(topology_file(tmp_path, "all2", PAIR), within=within) as (two, _),
+        ):
+            which = launch("stop", within=within)
+            assert which.returncode == 2
+            assert unique("all1") in which.stderr
+            assert launch("stop", "--all", within=within).returncode == 0
+            assert (one.wait(patient(30)), two.wait(patient(30))) == (143, 143)
+        listed = subprocess.run([*within, "ls", "/dev/shm"], capture_output=True, text=True)
+        assert (listed.returncode, listed.stdout) == (0, "")
 
 
 def test_stop_after_the_owner_was_killed(tmp_path: Path) -> None:

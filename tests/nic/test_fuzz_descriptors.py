@@ -173,7 +173,7 @@ def exchange(case: Any, seen: Counter[str]) -> None:
 
 
 def run_away(bench: Bench, guilty: Guest, other: Guest, queue: str, ahead: int) -> None:
-    """A producer index beyond what the queue has room for: the context is out of service, and others' frames for it drop by name."""
+    """A producer index beyond what the queue has room for: the context is out of service, and frames for it drop by name."""
     before = bench.of(guilty).get("faults_protocol", 0)
     guilty.words[queue] = (int(guilty.words[queue]) + ahead) % WRAP
     guilty.kick()

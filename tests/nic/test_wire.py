@@ -54,7 +54,7 @@ def test_the_wire_is_never_faster_than_its_rate_and_loses_nothing(gbps: float, l
 
 
 def test_a_wire_kept_busy_has_its_rate_within_two_per_cent() -> None:
-    """So slow a wire that its FIFO outlasts a sender without a core; and the best of a few runs, since the machine may stand still."""
+    """So slow a wire that its FIFO outlasts a sender without a core; the best of a few runs, since a machine may stand still."""
     gbps, length = 0.05, 1514
     frames = int(0.5e9 / ns_on_wire(1, length, gbps))
     with bench_of(1, queue=256, memory=16 << 20) as (bench, anna):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from lab.keeper import TITLE
+from lab.rundir import place
 from lab.topology import load
 from tests.support.patience import patient
 
@@ -69,16 +70,16 @@ def workload(
     return {"kind": kind, "from": sender, "to": receiver, "frame": frame, "seconds": seconds, "frames": frames}
 
 
-def launch(*arguments: str | Path, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run launch.py to its end."""
-    command = [*LAUNCH, *map(str, arguments)]
+def launch(*arguments: str | Path, within: Sequence[str] = (), **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run launch.py to its end; `within`: see `machine_of_its_own`."""
+    command = [*within, *LAUNCH, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=patient(RUN_S), cwd=ROOT, **options)
 
 
-def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
+def start(*arguments: str | Path, within: Sequence[str] = (), **options: Any) -> "subprocess.Popen[str]":
     """Start launch.py."""
     return subprocess.Popen(
-        [*LAUNCH, *map(str, arguments)],
+        [*within, *LAUNCH, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -106,6 +107,24 @@ def staying_up(file: Path, **options: Any) -> "Iterator[tuple[subprocess.Popen[s
         process.stdout.close()  # type: ignore[union-attr]
 
 
+@contextmanager
+def machine_of_its_own() -> Iterator[list[str]]:
+    """A /dev/shm of one's own, hence no topologies but one's own: for what is about all that there are.
+
+    Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise.
+    """
+    script = "mount -t tmpfs -o mode=1777 tmpfs /dev/shm && echo mounted && exec cat"
+    user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
+    entering = [] if os.getuid() == 0 else ["--user", "--preserve-credentials"]
+    command = ["unshare", "--mount", *user, "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:  # ends with its input
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "mounted\n"
+        yield ["nsenter", "--target", str(holder.pid), "--mount", *entering]
+        holder.stdin.close()
+
+
 def wait_until(condition: Callable[[], T], what: str) -> T:
     """Wait for a condition to be true; returns its value. AssertionError, saying what was waited for, where that takes too long."""
     deadline = time.monotonic() + patient(WAIT_S)
@@ -127,9 +146,7 @@ def left_behind(name: str) -> list[str]:
     """What is still there of a topology: shared memory, run folder, processes."""
     uid = os.getuid()
     found = [str(path) for path in Path("/dev/shm").glob(f"xbl.{uid}.{name}.*")]
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime) / "xen-bypass-lab" if runtime else Path(f"/tmp/xen-bypass-lab-{uid}")
-    found += [str(path) for path in [folder / name] if path.exists()]
+    found += [str(path) for path in [place() / name] if path.exists()]
     return found + [f"process {pid}: {line}" for pid, line in processes(name).items()]
 
 

@@ -8,6 +8,7 @@ fail, so that no run of CI is green with less than all tests. A plugin of pytest
 import functools
 import os
 import resource
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,12 @@ def _taps() -> str | None:
     return netns.can_create()
 
 
+def _mounts() -> str | None:
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    done = subprocess.run(["unshare", "--mount", *user, "true"], capture_output=True, text=True)
+    return None if done.returncode == 0 else done.stderr.strip()
+
+
 RIGHTS: dict[str, Callable[[], str | None]] = {
     "root": lambda: None if os.geteuid() == 0 else "only root can arrange what this test is about",
     "two-cpus": lambda: None if len(cpus()) >= 2 else "two CPUs are needed",
@@ -53,6 +60,7 @@ RIGHTS: dict[str, Callable[[], str | None]] = {
     "1000-descriptors": _descriptors,
     "ipv6": lambda: None if Path("/proc/sys/net/ipv6").exists() else "there is no IPv6 here",
     "taps": _taps,
+    "mounts": _mounts,
 }
 """What a machine gives or doesn't: None, or the reason for a skip."""
 
