@@ -67,7 +67,12 @@ def test_the_toolstack_gives_what_the_row_says_and_nothing_else(path: PathSpec) 
 def busy_loops(monkeypatch: pytest.MonkeyPatch, topology: dict[str, Any]) -> int:
     """How many loops the plan counts, by which it decides on spinning."""
     seen: list[int] = []
-    monkeypatch.setattr("lab.plan.spin_limit_us", lambda setting, loops: seen.append(loops) or 0)
+
+    def limit(setting: Any, loops: int) -> int:
+        seen.append(loops)
+        return 0
+
+    monkeypatch.setattr("lab.plan.spin_limit_us", limit)
     plan(topology)
     return seen[0]
 

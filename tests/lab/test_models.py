@@ -9,7 +9,7 @@ from lab.owner import Lab
 from lab.workloads import Runner
 from tests.support.labs import left_behind, run, topology, workload
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 rows = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
 GUESTS = '[[guest]]\nname = "one"\npath = "{path}"\n[[guest]]\nname = "other"\npath = "{path}"\n'

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from hyp.control import ControlError
+from hyp.paths import CUT_OFF
 from lab.command.tables import duration
 from lab.owner import Lab
-from lab.reach import CUT_OFF, consequences, lost
+from lab.reach import consequences, lost
 from lab.topology_tables import PATHS
 from tests.support.labs import launch, left_behind, run, staying_up, topology, topology_file, unique, until, wait_until
 
