@@ -26,9 +26,9 @@ from hyp import control, engine, events, grants
 from hyp.abi import counters, grant, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
 from hyp.load import histogram
+from hyp.model.price import MAX_PRICE_NS
 from hyp.monitor import devices, domain, emulation, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
-from hyp.price import MAX_PRICE_NS
 from lab import keeper
 from lab import topology_tables as tables
 from nic import crossing, link

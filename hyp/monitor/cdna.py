@@ -51,11 +51,11 @@ from hyp.control import Answer, Refused
 from hyp.counters import count
 from hyp.frames import lies_within
 from hyp.kernels import compiled
+from hyp.model.price import pay
 from hyp.monitor.arguments import own_context
 from hyp.monitor.dispatch import Callers, hypercall
 from hyp.monitor.domain import Domain
 from hyp.monitor.system import System
-from hyp.price import pay
 from hyp.verbs import consume_receives, peek_receive, poll_sends, post_receive, post_send, qp_at, send_room
 
 ENQUEUED_SENDS: Final = 0

@@ -64,7 +64,7 @@ from hyp.counters import commit, count
 from hyp.events import notify_if, passed
 from hyp.frames import lies_within, send_fault, takes_frame, write_completion
 from hyp.kernels import compiled, entry, i64, void
-from hyp.price import pay
+from hyp.model.price import pay
 from hyp.verbs import (
     arm_receives,
     arm_sends,
