@@ -27,7 +27,7 @@ def warm() -> None:
     from lab.owner import MODULES, ROOT
 
     script = "import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\n"
-    script += "from hyp import kernels\nwith kernels.helped(): list(kernels.load_all())"
+    script += "from hyp import kernels\nlist(kernels.load_all(together=True))"
     subprocess.run([sys.executable, "-c", script, *MODULES], check=True, cwd=ROOT, timeout=300)
 
 
