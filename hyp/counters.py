@@ -30,8 +30,13 @@ class CounterPage:
         self._private = np.zeros((ROWS, COLUMNS), np.int64)
 
     def row(self, name: str) -> tuple[int, int]:
-        """Address of the private and of the shared row `name`. The same name gives the same row."""
-        encoded = name.encode("ascii")[:NAME_BYTES]
+        """Address of the private and of the shared row `name`. The same name gives the same row.
+
+        ValueError for a name that does not fit: cut, it would be another's, or nobody would find it. LookupError: no row is left.
+        """
+        encoded = name.encode("ascii")
+        if len(encoded) > NAME_BYTES:
+            raise ValueError(f"counters row {name!r}: a name has {NAME_BYTES} bytes at most")
         for index in range(ROWS):
             at = index * ROW_BYTES
             there = bytes(self._shared.array[at : at + NAME_BYTES]).rstrip(b"\0")

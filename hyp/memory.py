@@ -7,6 +7,7 @@
 Creation reserves the memory, so that a full /dev/shm is an error here and not a SIGBUS later.
 """
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -17,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import posix_ipc
 
+from hyp import limits
 from hyp.abi.nic import PAGE
+from hyp.ownfiles import private_file
 
 SHM = Path("/dev/shm")
 BACKINGS = ("posix", "sealed")
@@ -133,20 +136,36 @@ def create_region(backing: str, topology: str, owner: str, purpose: str, size: i
     except OSError as error:
         room = os.statvfs(SHM)
         free = room.f_bavail * room.f_frsize
-        reason = f"region {name} of topology {topology}: {size} bytes cannot be had ({error.strerror}); /dev/shm has {free} free"
-        raise SharedMemoryError(error.errno, reason) from error
+        code = error.errno or errno.EMFILE  # posix_ipc leaves it out, and has no other error without one
+        cause = limits.descriptor_reason() if code == errno.EMFILE else error.strerror
+        reason = f"region {name} of topology {topology}: {size} bytes cannot be had ({cause}); /dev/shm has {free} free"
+        raise SharedMemoryError(code, reason) from error
     return region
 
 
+def objects(topology: str | None = None) -> list[str]:
+    """Names of this user's POSIX objects of the lab, or of one topology: regular files, open to nobody else, and no links."""
+    prefix = f"xbl.{os.getuid()}." if topology is None else shm_prefix(topology)
+    found = []
+    with contextlib.suppress(FileNotFoundError), os.scandir(SHM) as entries:
+        for entry in entries:
+            if entry.name.startswith(prefix):
+                with contextlib.suppress(FileNotFoundError):  # it went meanwhile
+                    if private_file(entry.stat(follow_symlinks=False), entry.path) is None:
+                        found.append(entry.name)
+    return sorted(found)
+
+
 def sweep(topology: str) -> list[str]:
-    """Unlink every POSIX object of a topology that no longer lives; returns their names."""
+    """Unlink every region's POSIX object of a topology that no longer lives; returns their names.
+
+    The caller holds the topology's lock (lab/rundir.py), which is no region. In a folder where everybody writes nobody but the
+    owner can put something else under the name of a file, so what was looked at is what is unlinked.
+    """
     swept = []
-    for path in SHM.iterdir():
-        if not path.name.startswith(shm_prefix(topology)):
-            continue
-        try:
-            posix_ipc.unlink_shared_memory(f"/{path.name}")
-            swept.append(path.name)
-        except posix_ipc.ExistentialError:
-            pass
+    for name in objects(topology):
+        if name != f"{shm_prefix(topology)}lock":
+            with contextlib.suppress(posix_ipc.ExistentialError):
+                posix_ipc.unlink_shared_memory(f"/{name}")
+                swept.append(name)
     return swept

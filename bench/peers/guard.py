@@ -20,7 +20,7 @@ def main() -> None:
         pass
     if len(sys.argv) > 3:
         hugepages.give_back(int(sys.argv[3]))
-    RunDir(name).remove()
+    RunDir.of(name).remove()
     os.close(lock)
 
 

@@ -1,18 +1,19 @@
 """2 MiB huge pages: reserved for a bench, and given back whatever becomes of it.
 
-What was reserved is written down *before* it is reserved, in ``<run folders>/hugepages``, which is flocked as long as the
+What was reserved is written down *before* it is reserved, in ``/dev/shm/xbl.<uid>.hugepages``, which is locked as long as the
 reservation lasts. A record that nobody locks is a dead bench's, and the next reservation, or `sweep`, gives back what it says.
-The whole machine shares one number of pages, so one reservation at a time is allowed.
+The whole machine shares one number of pages, so one reservation at a time is allowed, whatever the environment of those who ask;
+like the pool, the record does not outlive the machine's start.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 from pathlib import Path
 
 from bench.peers.base import PeerError
-from lab.rundir import base
+from hyp.memory import SHM
+from hyp.ownfiles import lock_file
 
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 COMPACT = Path("/proc/sys/vm/compact_memory")
@@ -43,25 +44,9 @@ def missing(pages: int) -> str | None:
     return f"needs root to reserve {pages} huge pages of 2 MiB, or reserve them: sysctl vm.nr_hugepages={total() - free() + pages}"
 
 
-def _path() -> Path:
-    return base() / "hugepages"
-
-
-def _lock() -> int:
-    """The record's descriptor, locked. BlockingIOError if a living bench has it."""
-    while True:
-        fd = os.open(_path(), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # it may have been removed by its last owner between open and flock
-            if os.fstat(fd).st_ino == _path().stat().st_ino:
-                return fd
-        except BlockingIOError:
-            os.close(fd)
-            raise
-        except FileNotFoundError:
-            pass
-        os.close(fd)
+def record_path() -> Path:
+    """What is reserved, and, by its lock, whether whoever reserved it lives."""
+    return SHM / f"xbl.{os.getuid()}.hugepages"
 
 
 def _restore(fd: int) -> int:
@@ -91,9 +76,11 @@ def _grow(pages: int) -> None:
 def reserve(pages: int) -> int:
     """Make sure that `pages` are free; a descriptor, which `give_back` takes. PeerError if they cannot be had."""
     try:
-        fd = _lock()
-    except BlockingIOError:
-        raise PeerError("another bench has huge pages reserved; wait for its end") from None
+        fd = lock_file(record_path())
+    except OSError as error:
+        raise PeerError(f"huge pages: {error.filename}: {error.strerror}") from error
+    if fd is None:
+        raise PeerError("another bench has huge pages reserved; wait for its end")
     try:
         _restore(fd)
         before, added = total(), max(0, pages - free())
@@ -116,16 +103,17 @@ def give_back(fd: int) -> int:
     try:
         return _restore(fd)
     finally:
-        _path().unlink(missing_ok=True)
+        record_path().unlink(missing_ok=True)
         os.close(fd)
 
 
 def sweep() -> list[str]:
     """Give back what a dead bench reserved; a line for what was done. A living bench's are left alone."""
-    if not _path().exists():
+    if not record_path().exists():
         return []
     try:
-        pages = give_back(_lock())
-    except BlockingIOError:
+        fd = lock_file(record_path())
+    except PermissionError:  # another user has laid something there
         return []
+    pages = give_back(fd) if fd is not None else 0
     return [f"{pages} huge pages of 2 MiB"] if pages else []

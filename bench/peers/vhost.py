@@ -20,9 +20,12 @@ from bench.peers import hugepages
 from bench.peers.base import DEPTH, PeerError, PeerSlice, check_slice, cpu_ns
 from bench.peers.sockets import ROOT
 from bench.peers.testpmd import MBUF_BYTES, MBUFS, MEMORY_MIB, PROGRAM, Testpmd, drivers
-from lab.rundir import RunDir, TopologyExists, all_topologies
+from lab.rundir import RunDir, clean, short_place
 
 PREFIX = "bench-vhost-"
+SOCKET = "vhost.sock"
+LONGEST_SOCKET = 107
+"""Bytes of a path that a socket can have: unix(7)."""
 INSTALL = "apt install dpdk dpdk-dev"
 DRAIN_READS = 100
 _number = count()
@@ -30,14 +33,7 @@ _number = count()
 
 def sweep_dead() -> None:
     """Remove run folders of dead benches whose guard was killed too."""
-    for run in all_topologies():
-        if run.name.startswith(PREFIX):
-            try:
-                lock = run.acquire()
-            except TopologyExists:
-                continue
-            run.remove()
-            os.close(lock)
+    clean(prefix=PREFIX)
 
 
 class Vhost:
@@ -70,7 +66,7 @@ class Vhost:
             raise PeerError(f"{self.name} {self.missing(cores=1)}")
         try:
             run = self._start_guard()
-            path = run.path / "vhost.sock"
+            path = run.path / SOCKET
             host = f"net_vhost0,iface={path},queues=1"
             guest = f"net_virtio_user0,path={path},queues=1,queue_size={DEPTH}"
             await self._host.start(cpus[-1], self.memory, run.path, host, ["--forward-mode=rxonly"], self._held)
@@ -84,6 +80,8 @@ class Vhost:
         """The run folder and, if need be, the huge pages, with the guard that takes both away again."""
         sweep_dead()
         run = RunDir(f"{PREFIX}{os.getpid()}-{next(_number)}")
+        if len(os.fsencode(run.path / SOCKET)) > LONGEST_SOCKET:  # testpmd knows no way around that
+            run = RunDir(run.name, short_place() / run.name)
         reading, self._held = os.pipe2(os.O_CLOEXEC)
         passed: list[int] = []
         try:
@@ -95,7 +93,8 @@ class Vhost:
         except BaseException:
             if len(passed) > 1:
                 hugepages.give_back(passed.pop())
-            run.remove()
+            if passed:  # else it is somebody else's
+                run.remove()
             raise
         finally:
             for fd in (reading, *passed):

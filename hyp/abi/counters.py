@@ -1,6 +1,6 @@
 """The counters page of a process: one row per thing that counts (engine, context, vif, device, program).
 
-Row (512 B): 32 bytes of name (ASCII, zero-padded; an empty name is an unused row), then `COLUMNS` u64. The owner counts in
+Row (512 B): 64 bytes of name (ASCII, zero-padded; an empty name is an unused row), then `COLUMNS` u64. The owner counts in
 private memory and copies the row here once a batch; everybody else maps the page read-only. The region outlives its
 writer. Counts only grow.
 
@@ -13,12 +13,12 @@ from typing import Any, Final
 import numpy as np
 
 ROW_BYTES: Final = 512
-NAME_BYTES: Final = 32
+NAME_BYTES: Final = 64  # a row's name has a guest's in it, of up to 31 letters, and is never cut
 COLUMNS: Final = (ROW_BYTES - NAME_BYTES) // 8
 ROWS: Final = 160
 COUNTERS_BYTES: Final = ROWS * ROW_BYTES
 
-ROW: Final = np.dtype([("name", "S32"), ("count", "<i8", (COLUMNS,))])
+ROW: Final = np.dtype([("name", f"S{NAME_BYTES}"), ("count", "<i8", (COLUMNS,))])
 
 
 class Count(IntEnum):
@@ -59,6 +59,7 @@ class Count(IntEnum):
     FOREIGN = 32  # receiver: frames that are not of the test
     TRAP_NS = 33  # time that a guest stood still for its traps
     SPIN_NS = 34  # time that a loop looked for work in vain
+    DROP_OVERSIZE = 35  # a frame from the TAP is longer than the guest's MTU
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -93,6 +94,7 @@ DROP_QUEUE_FULL: Final = int(Count.DROP_QUEUE_FULL)
 DROP_DOWN: Final = int(Count.DROP_DOWN)
 DROP_SAME_PORT: Final = int(Count.DROP_SAME_PORT)
 DROP_TAP: Final = int(Count.DROP_TAP)
+DROP_OVERSIZE: Final = int(Count.DROP_OVERSIZE)
 LOST: Final = int(Count.LOST)
 CORRUPT: Final = int(Count.CORRUPT)
 DUPLICATED: Final = int(Count.DUPLICATED)

@@ -14,6 +14,7 @@ import pytest
 
 from hyp.kernels.reach import HERE
 from hyp.kernels.store import MOST, UNUSED_S, Store, default_folder
+from tests.support.patience import patient
 
 ROOT = HERE.parent.parent
 
@@ -114,7 +115,7 @@ class Tree:
         changed = {"XBL_CACHE": str(self.cache), "PYTHONDONTWRITEBYTECODE": "1", **env}
         whole = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}
         return subprocess.run(
-            [sys.executable, "-c", RUN], cwd=self.root, env=whole, capture_output=True, text=True, timeout=110, preexec_fn=preexec
+            [sys.executable, "-c", RUN], cwd=self.root, env=whole, capture_output=True, text=True, timeout=patient(100), preexec_fn=preexec
         )
 
     def run(self, preexec: Callable[[], None] | None = None, **env: str | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,11 +14,13 @@ from typing import Any, TypeVar
 import uvloop
 
 from lab.keeper import TITLE
+from lab.rundir import place
 from lab.topology import load
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
-TIMEOUT_S = 90
+RUN_S, WAIT_S = 90.0, 60.0
 T = TypeVar("T")
 
 GUESTS = """
@@ -55,9 +57,9 @@ def unique(name: str) -> str:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on uvloop, for TIMEOUT_S at most: a signal handler of pytest's does not get through to uvloop."""
+    """Run a coroutine on uvloop, for RUN_S at most: a signal handler of pytest's does not get through to uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(main, TIMEOUT_S))
+        return runner.run(asyncio.wait_for(main, patient(RUN_S)))
 
 
 def workload(
@@ -68,15 +70,16 @@ def workload(
     return {"kind": kind, "from": sender, "to": receiver, "frame": frame, "seconds": seconds, "frames": frames}
 
 
-def launch(*arguments: str | Path, timeout: float = TIMEOUT_S, **options: Any) -> "subprocess.CompletedProcess[str]":
-    """Run launch.py to its end."""
-    return subprocess.run([*LAUNCH, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, cwd=ROOT, **options)
+def launch(*arguments: str | Path, within: Sequence[str] = (), **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run launch.py to its end; `within`: see `machine_of_its_own`."""
+    command = [*within, *LAUNCH, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=patient(RUN_S), cwd=ROOT, **options)
 
 
-def start(*arguments: str | Path, **options: Any) -> "subprocess.Popen[str]":
+def start(*arguments: str | Path, within: Sequence[str] = (), **options: Any) -> "subprocess.Popen[str]":
     """Start launch.py."""
     return subprocess.Popen(
-        [*LAUNCH, *map(str, arguments)],
+        [*within, *LAUNCH, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -99,23 +102,41 @@ def staying_up(file: Path, **options: Any) -> "Iterator[tuple[subprocess.Popen[s
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(30)
-        reader.join(10)
+        process.wait(patient(30))
+        reader.join(patient(10))
         process.stdout.close()  # type: ignore[union-attr]
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0) -> T:
-    """Wait for a condition to be true; returns its value. AssertionError, saying what was waited for, after `timeout`."""
-    deadline = time.monotonic() + timeout
+@contextmanager
+def machine_of_its_own() -> Iterator[list[str]]:
+    """A /dev/shm of one's own, hence no topologies but one's own: for what is about all that there are.
+
+    Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise.
+    """
+    script = "mount -t tmpfs -o mode=1777 tmpfs /dev/shm && echo mounted && exec cat"
+    user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
+    entering = [] if os.getuid() == 0 else ["--user", "--preserve-credentials"]
+    command = ["unshare", "--mount", *user, "sh", "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:  # ends with its input
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        assert holder.stdout.readline() == "mounted\n"
+        yield ["nsenter", "--target", str(holder.pid), "--mount", *entering]
+        holder.stdin.close()
+
+
+def wait_until(condition: Callable[[], T], what: str) -> T:
+    """Wait for a condition to be true; returns its value. AssertionError, saying what was waited for, where that takes too long."""
+    deadline = time.monotonic() + patient(WAIT_S)
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
     return value
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 30.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     """`wait_until` for coroutines."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patient(WAIT_S)
     while not await condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         await asyncio.sleep(0.01)
@@ -125,9 +146,7 @@ def left_behind(name: str) -> list[str]:
     """What is still there of a topology: shared memory, run folder, processes."""
     uid = os.getuid()
     found = [str(path) for path in Path("/dev/shm").glob(f"xbl.{uid}.{name}.*")]
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(runtime) / "xen-bypass-lab" if runtime else Path(f"/tmp/xen-bypass-lab-{uid}")
-    found += [str(path) for path in [folder / name] if path.exists()]
+    found += [str(path) for path in [place() / name] if path.exists()]
     return found + [f"process {pid}: {line}" for pid, line in processes(name).items()]
 
 
