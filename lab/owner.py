@@ -31,7 +31,8 @@ class LabError(Exception):
 
 
 Event = Callable[[str, dict[str, Any]], None]
-"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+"""``event(kind, details)``: kinds ``compiling`` (so many kernels), ``progress`` (a kernel was compiled), ``notice`` (a text),
+``warm``, ``died``, ``asked_to_stop`` (by a client)."""
 
 
 class Lab:
@@ -91,12 +92,14 @@ class Lab:
                     start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
                 )  # fmt: skip
         handlers: dict[str, Handler] = {
-            "progress": lambda **details: self._on_event("progress", details),
-            "warm": lambda **details: self._on_event("warm", details),
+            **{kind: self._passed_on(kind) for kind in ("compiling", "progress", "notice", "warm")},
             "died": self._died,
             "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
         }
         self.channel = Channel(ours, handlers, name="the keeper")
+
+    def _passed_on(self, kind: str) -> Handler:
+        return lambda **details: self._on_event(kind, details)
 
     async def stop(self) -> None:
         """Take the topology down and wait until nothing of it is left."""

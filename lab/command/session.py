@@ -36,16 +36,21 @@ class Progress:
 
     def __init__(self, out: Screen) -> None:
         self._out = out
+        self._compiles = False
         self.compiled_s = 0.0
 
     def event(self, kind: str, details: dict[str, Any]) -> None:
         """An event of the lab."""
-        if kind == "progress":
-            if not self.compiled_s:
-                self._out.print("compiling the data path (once for this version; it is cached) …")
-            self.compiled_s += details["seconds"]
+        if kind == "compiling":
+            self._compiles = True
+            self._out.print("compiling the data path (once for this version; it is cached) …")
+        elif kind == "progress":
             if details["seconds"] >= 0.5:
                 self._out.print(f"  [{details['index']}/{details['total']}] {details['kernel']}  {details['seconds']:.1f} s")
+        elif kind == "warm":
+            self.compiled_s = details["seconds"] if self._compiles else 0.0
+        elif kind == "notice":
+            self._out.print(escape(details["text"]), soft_wrap=True)
         elif kind == "died":
             self._out.print(f"{details['name']} {details['cause']}", style="bold red")
         elif kind == "asked_to_stop":  # by `launch.py stop`: as if it had been told so itself

@@ -191,7 +191,8 @@ def another_user() -> Iterator[tuple[list[str], dict[str, str]]]:
 
     with tempfile.TemporaryDirectory(dir="/tmp") as place:
         Path(place).chmod(0o755)
-        shutil.copytree(kernels.CACHE, Path(place) / "cache" / kernels.CACHE.name)
+        assert kernels.store.folder is not None
+        shutil.copytree(kernels.store.folder, Path(place) / "cache" / kernels.store.folder.name)
         subprocess.run(["chown", "-R", str(OTHER_UID), f"{place}/cache"], check=True)
         lines = []
         for path in {Path(sys.base_prefix), ROOT}:
