@@ -17,6 +17,9 @@ everything has been taken down. `exec` exits with the program's own status; 127 
 import os
 import signal
 
+from lab.execute import inherited
+
+inherited.note()
 for _signal in (signal.SIGINT, signal.SIGTERM):  # until there is something to be taken down
     signal.signal(_signal, lambda number, _: os._exit(128 + number))
 
@@ -29,7 +32,8 @@ VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
 if importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None:
     if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
-    os.execv(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]])
+    inherited.give_back()
+    os.execve(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]], inherited.environment)
 
 import asyncio
 import json
@@ -143,12 +147,17 @@ def execute(
 
     It has this terminal, or whatever standard input and output are. --topology may stand after the guest, too.
     """
-    from lab.command.clients import execute
+    from lab.command.clients import ClientError
+    from lab.execute.front import find_guest, run_inside
 
     topology = take_topology(argv) or topology
     if not argv:
         fail("exec: which program?", USAGE)
-    raise typer.Exit(ask(execute(guest, argv, topology)))
+    pidfd = ask(find_guest(guest, topology))
+    try:
+        raise typer.Exit(run_inside(pidfd, guest, [os.fsencode(word) for word in argv]))
+    except ClientError as error:
+        fail(str(error), FAILED)
 
 
 def take_topology(argv: list[str]) -> str | None:

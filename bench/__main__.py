@@ -13,11 +13,17 @@ import os
 import sys
 from pathlib import Path
 
+from lab.execute import inherited
+
+if __name__ == "__main__":
+    inherited.note()  # first of all: it opens standard streams that are closed
+
 VENV_PYTHON = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
 if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None):
     if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
-    os.execv(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]])
+    inherited.give_back()
+    os.execve(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]], inherited.environment)
 
 import asyncio
 import importlib
@@ -44,11 +50,11 @@ from bench.method.options import (
 )
 from bench.method.progress import Steps, parts, watched
 from bench.report.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
+from hyp.paths import PATHS
 from lab.command.encoding import speak_any_encoding
 from lab.command.ending import run_in_order, unwritable
 from lab.command.screen import Screen
 from lab.fingerprint import fingerprint
-from lab.topology_tables import PATHS
 
 FAILED, USAGE = 1, 2
 

@@ -5,19 +5,20 @@ import logging
 from typing import Any
 
 from dom0.build import EngineState
-from dom0.engine import run
-from dom0.state import BUFFERS
+from dom0.engine import MAIL, run
 from dom0.toolstack import Toolstack
 from dom0.vifs import Vif, create_nodes
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import PLATFORM_BYTES
+from hyp.abi.sizes import DOM0_BUFFERS
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.memory import Mapping
+from hyp.paths import PATHS, Attachment
 from hyp.process import Process, adopt_socket
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
-from hyp.xenstore import XenstoreClient
+from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +44,11 @@ class DriverDomain:
         """Uplink first, then the guests' nodes; vifs connect as their guests come."""
         self._store = await XenstoreClient.open(adopt_socket(self._process.sockets["xenstore"]))
         await self._hyp.call("toolstack_ready")
-        split = [guest for guest in self._config["guests"] if guest["path"] == "split"]
-        for guest in split:
+        served = [guest for guest in self._config["guests"] if PATHS[guest["path"]].attachment is Attachment.VIF]
+        for guest in served:
             await create_nodes(self._store, int(guest["domid"]), 0, str(guest["mac"]))
         await self._start_engine()
-        for number, guest in enumerate(split, 1):
+        for number, guest in enumerate(served, 1):
             vif = self._vifs[int(guest["domid"])] = Vif(self._hyp, self._store, self._state, self._counters, guest, number)
             task = asyncio.get_running_loop().create_task(self._serve(vif))
             self._tasks.add(task)
@@ -67,14 +68,14 @@ class DriverDomain:
         entries = int(self._config["queue"])
         uplink_counts = self._counters.row("uplink")
         pair = await open_queue_pair(self._hyp, number, entries, uplink_counts[0])
-        pool, rx_pool = ram.allocate(BUFFERS * PAGE), ram.allocate(entries * PAGE)
-        await register(self._hyp, pool, BUFFERS * PAGE, writable=False)
+        pool, rx_pool = ram.allocate(DOM0_BUFFERS * PAGE), ram.allocate(entries * PAGE)
+        await register(self._hyp, pool, DOM0_BUFFERS * PAGE, writable=False)
         await register(self._hyp, rx_pool, entries * PAGE, writable=True)
         await start_queue_pair(self._hyp, ram, pair)
         counts = self._counters.row("bridge")
         self._state.configure(ram, pair, rx_pool, pool, counts, float(self._config["ageing_s"]), int(self._config["pause_us"]))
         self._state.post_receive_buffers()
-        self._engine.start(run, self._state.address)
+        self._engine.start(run, self._state.address, mail=MAIL)
         await self._state.add_uplink(uplink_counts)
 
     async def _serve(self, vif: Vif) -> None:

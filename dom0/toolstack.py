@@ -3,9 +3,7 @@
 from typing import Any
 
 from hyp.control import Refused
-
-OWN_CONTEXT = ("bypass", "native")
-"""Paths on which a guest drives a context of its own. `native` stands for no virtualization at all: nothing is checked."""
+from hyp.paths import PATHS, Attachment
 
 
 class Toolstack:
@@ -16,18 +14,19 @@ class Toolstack:
 
     def context_authorize(self, domid: int) -> dict[str, Any]:
         """The context that `domid` may have: its MAC address, and if the IOMMU passes it through. Refused for other paths."""
-        guest = self._guests.get(domid)
-        if guest is None or guest["path"] not in OWN_CONTEXT:
-            name = f" ({guest['name']})" if guest else ""
-            raise Refused(
-                "EPERM", f"the toolstack gives domain {domid}{name} no NIC context: its path is not {' or '.join(OWN_CONTEXT)}"
-            )
-        return {"mac": str(guest["mac"]), "passthrough": guest["path"] == "native"}
+        guest, given = self._given(domid, "NIC context", Attachment.CONTEXT, Attachment.PASSTHROUGH)
+        return {"mac": str(guest["mac"]), "passthrough": given is Attachment.PASSTHROUGH}
 
     def emulation_authorize(self, domid: int) -> dict[str, Any]:
-        """The emulated NIC that `domid` may have: its MAC address. Refused if its path is not trapped."""
-        guest = self._guests.get(domid)
-        if guest is None or guest["path"] != "trapped":
-            name = f" ({guest['name']})" if guest else ""
-            raise Refused("EPERM", f"the toolstack gives domain {domid}{name} no emulated NIC: its path is not trapped")
+        """The emulated NIC that `domid` may have: its MAC address. Refused for other paths."""
+        guest, _ = self._given(domid, "emulated NIC", Attachment.EMULATION)
         return {"mac": str(guest["mac"]), "passthrough": False}
+
+    def _given(self, domid: int, what: str, *attachments: Attachment) -> tuple[dict[str, Any], Attachment]:
+        guest = self._guests.get(domid)
+        given = PATHS[guest["path"]].attachment if guest else None
+        if guest is None or given is None or given not in attachments:
+            name = f" ({guest['name']})" if guest else ""
+            paths = " or ".join(path for path, spec in PATHS.items() if spec.attachment in attachments)
+            raise Refused("EPERM", f"the toolstack gives domain {domid}{name} no {what}: its path is not {paths}")
+        return guest, given

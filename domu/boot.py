@@ -1,27 +1,33 @@
-"""The guest process, from its boot to its end.
+"""A guest process, from its boot to its end, whatever program it runs upon its device.
 
 The boot: ask the hypervisor who one is → let the front end connect → start the program → ready.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from domu.guest import Guest
-from domu.netns import create
-from domu.programs.tap import TapProgram
-from domu.programs.traffic import Traffic
 from hyp.process import Process
 
 
-async def main(process: Process, config: dict[str, Any]) -> None:
-    """Be the guest until the keeper says stop."""
+class Program(Protocol):
+    """What runs in a guest: a loop on the guest's engine, and operations on its console."""
+
+    def start(self) -> None:
+        """Start the loop."""
+
+    def stop(self) -> None:
+        """Let go of what is not the loop's; the engine is stopped by the boot."""
+
+
+async def run_program(process: Process, config: dict[str, Any], program: Callable[[Guest], Program]) -> None:
+    """Be the guest until the keeper says stop. `program` makes its program once the device is connected."""
     guest = Guest(process, config)
-    if config["program"] == "tap":
-        guest.tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
     await guest.boot()
     await guest.connect()
-    program = TapProgram(guest) if guest.tap is not None else Traffic(guest)
-    program.start()
+    running = program(guest)
+    running.start()
     process.ready()
     await process.stopped.wait()
-    program.stop()
+    running.stop()
     await guest.engine.stop()

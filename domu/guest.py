@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from domu.device import Device
-from domu.netns import Tap
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Channel
@@ -15,6 +14,7 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.memory import Mapping
+from hyp.paths import PATHS
 from hyp.process import Process
 from hyp.ram import Ram
 
@@ -23,7 +23,6 @@ class Guest:
     """What front ends and programs find in their domain."""
 
     device: Device
-    tap: Tap | None = None
 
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self.process, self.config = process, config
@@ -49,7 +48,7 @@ class Guest:
 
     async def connect(self) -> None:
         """Let the front end of this guest's path set the device up."""
-        front_end = importlib.import_module(f"domu.frontends.{self.config['path']}")
+        front_end = importlib.import_module(PATHS[self.config["path"]].front_end)
         self.device = await front_end.connect(self)
 
     async def time_registration(self, size: int, rounds: int) -> dict[str, list[int]]:

@@ -19,6 +19,7 @@ import asyncio
 import errno
 import logging
 import os
+import reprlib
 import socket
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field
@@ -257,7 +258,7 @@ class Channel:
         try:
             handler = self._handlers.get(op)
             if handler is None:
-                raise Refused("ENOSYS", f"there is no operation {op!r}")
+                raise Refused("ENOSYS", f"there is no operation {reprlib.repr(op)}")
             if op in self._takes_fds:
                 args, fds = {**args, "fds": fds}, []
             result = handler(**args)

@@ -1,22 +1,38 @@
-"""What Python 3.11 has no function for in Linux: prctl, unshare, pidfd, clone flags, the command line that ps shows."""
+"""What Python 3.11 has no function for in Linux: prctl, unshare, setns, pidfd, clone flags, the command line that ps shows."""
 
 import ctypes
 import errno
 import os
 import signal
+from pathlib import Path
 
+CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+NAMESPACES = {
+    "user": CLONE_NEWUSER, "mnt": CLONE_NEWNS, "uts": CLONE_NEWUTS, "ipc": CLONE_NEWIPC, "pid": CLONE_NEWPID, "net": CLONE_NEWNET,
+    "cgroup": CLONE_NEWCGROUP,
+}  # fmt: skip
+"""Their names in /proc/<pid>/ns → clone flags."""
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_GET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 16, 29, 36
+_SYS_PIDFD_GETFD = 438  # on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _prctl(option: int, argument: int | bytes) -> None:
-    if _libc.prctl(option, ctypes.c_ulong(argument) if isinstance(argument, int) else argument, 0, 0, 0) < 0:
+def _checked(result: int) -> int:
+    if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+    return result
+
+
+def _prctl(option: int, argument: int | bytes) -> None:
+    _checked(_libc.prctl(option, ctypes.c_ulong(argument) if isinstance(argument, int) else argument, 0, 0, 0))
 
 
 def set_name(name: str) -> None:
@@ -68,9 +84,28 @@ def adopt_orphans() -> None:
 
 def unshare(flags: int) -> None:
     """unshare(2). OSError with the kernel's errno."""
-    if _libc.unshare(flags) < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
+    _checked(_libc.unshare(flags))
+
+
+def enter_namespaces(pidfd: int) -> None:
+    """Enter those namespaces of a process in which we are not; its PID namespace is entered by children born from now on.
+
+    This process must have one thread. Without privilege it must be of the user that made the user namespace that is entered with
+    them. OSError: ESRCH if the process has ended, EPERM, EINVAL before Linux 5.8.
+    """
+    ours = Path("/proc/self/ns")
+    theirs = Path(f"/proc/{pid_of(pidfd)}/ns")
+    try:
+        flags = [flag for name, flag in NAMESPACES.items() if (ours / name).exists() and not (ours / name).samefile(theirs / name)]
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
+    if flags:
+        _checked(_libc.setns(pidfd, sum(flags)))
+
+
+def descriptor_of(pidfd: int, fd: int) -> int:
+    """A copy of another process's descriptor `fd`. OSError: EBADF if it has none such, EPERM, ESRCH."""
+    return _checked(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, fd, 0))
 
 
 def new_pid_namespace() -> bool:

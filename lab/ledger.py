@@ -17,6 +17,7 @@ A *snapshot* is ``{"process/row": {column: count}}`` (`CounterReader.read`). Row
 from dataclasses import dataclass
 
 from hyp.abi.counters import DROPS, FAULTS
+from hyp.paths import PATHS
 
 Snapshot = dict[str, dict[str, int]]
 
@@ -76,10 +77,15 @@ def equations(snapshot: Snapshot) -> list[Equation]:
 def _links(snapshot: Snapshot) -> list[Equation]:
     """Between hops: what one side handed over is what the other took."""
     pairs = [("dom0/uplink", "nic/ctx0:dom0")]
+    ports = tuple(spec.port for spec in PATHS.values())
+    on_thread = {spec.on_thread for spec in PATHS.values() if spec.on_thread}
     for row in snapshot:
         kind, _, guest = row.partition(":")
-        if kind.startswith(("nic/ctx", "dom0/vif", "hyp/vmm")) and f"{guest}/device" in snapshot:
+        if kind.startswith(ports) and f"{guest}/device" in snapshot:
             pairs.append((f"{guest}/device", row))
+        owner, _, own_row = row.partition("/")
+        if own_row in on_thread:
+            pairs.append((f"{owner}/device", row))
         if kind.startswith("hyp/uplink"):
             pairs += [(row, context) for context in snapshot if context.startswith("nic/ctx") and context.endswith(f":{guest}.vmm")]
     found = []
@@ -106,8 +112,10 @@ def dom0_frames(snapshot: Snapshot) -> int:
 
 
 def vmm_frames(snapshot: Snapshot) -> int:
-    """Frames that the hypervisor handled: each device model's, taken from its guest or from the NIC."""
-    return total(snapshot, "tx_frames", "hyp/vmm") + total(snapshot, "rx_frames", "hyp/uplink")
+    """Frames that the hypervisor handled: each device model's, and those whose descriptors it wrote on a guest's thread."""
+    on_thread = tuple(f"/{spec.on_thread}" for spec in PATHS.values() if spec.on_thread)
+    checked = sum(n["tx_frames"] + n["rx_frames"] for row, n in snapshot.items() if on_thread and row.endswith(on_thread))
+    return total(snapshot, "tx_frames", "hyp/vmm") + total(snapshot, "rx_frames", "hyp/uplink") + checked
 
 
 def trap_ns(snapshot: Snapshot) -> float | None:

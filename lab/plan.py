@@ -3,17 +3,27 @@
 import os
 from typing import Any
 
+from domu.programs.table import PROGRAMS, program_of
 from hyp.abi.domids import DOM0, DOMID_NIC
-from lab.topology_tables import PATHS
+from hyp.paths import PATHS
 
 ROLES = {
     "hyp": "hyp.monitor.hypervisor",
     "xenstored": "dom0.xenstore.process",
     "nic": "nic.device",
     "dom0": "dom0.domain",
-    "domu": "domu.boot",
 }
-MODULES = [*ROLES.values(), "domu.programs.traffic", "domu.programs.tap", *(f"domu.frontends.{path}" for path in PATHS)]
+"""The modules of all roles but the guests', which are those of their programs."""
+MODULES = list(
+    dict.fromkeys(
+        [
+            *ROLES.values(),
+            *(program.module for program in PROGRAMS.values()),
+            *(module for path in PATHS.values() for module in (path.back_end, path.front_end)),
+        ]
+    )
+)
+"""What the fork server loads before it forks: every role, program, front and back end."""
 
 
 def spin_limit_us(setting: int | str, loops: int, cpus: int | None = None) -> int:
@@ -27,20 +37,16 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
     name, backing = topology["name"], topology["memory"]["backing"]
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
-    trapped = any(guest["path"] == "trapped" for guest in guests)
-    loops = topology["nic"]["engines"] + 1 + len(guests) + trapped
+    shared_loops = {"dom0"} | {loop for guest in guests if (loop := PATHS[guest["path"]].shared_loop)}
+    loops = topology["nic"]["engines"] + len(shared_loops) + len(guests)
 
     def process(
-        name: str, role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None
+        name: str, role: str, module: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None
     ) -> dict[str, Any]:
-        return {
-            "name": name,
-            "role": role,
-            "module": ROLES[role],
-            "config": config,
-            "domain": domain,
-            "xenstore": xenstore,
-        }
+        return {"name": name, "role": role, "module": module, "config": config, "domain": domain, "xenstore": xenstore}
+
+    def own(role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
+        return process(role, role, ROLES[role], config, domain, xenstore)
 
     shared = {
         "name": name,
@@ -55,13 +61,14 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         "pause_us": topology["nic"]["pause_us"],
     }
     processes = [
-        process("hyp", "hyp", shared, None, None),
-        process("xenstored", "xenstored", {}, None, None),
-        process("nic", "nic", topology["nic"], {"domid": DOMID_NIC, "memory": 0}, None),
-        process("dom0", "dom0", dom0, {"domid": DOM0, "memory": topology["dom0"]["memory"]}, DOM0),
+        own("hyp", shared, None, None),
+        own("xenstored", {}, None, None),
+        own("nic", topology["nic"], {"domid": DOMID_NIC, "memory": 0}, None),
+        own("dom0", dom0, {"domid": DOM0, "memory": topology["dom0"]["memory"]}, DOM0),
     ]
     for guest in guests:
         config = {**guest, "queue": topology["nic"]["queue"]}
         domid = guest["domid"]
-        processes.append(process(guest["name"], "domu", config, {"domid": domid, "memory": guest["memory"]}, domid))
+        module = program_of(guest["program"]).module
+        processes.append(process(guest["name"], "domu", module, config, {"domid": domid, "memory": guest["memory"]}, domid))
     return processes

@@ -3,21 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-CUT_OFF = "cut off"
-APART = "cut off from the wire and from guests on other paths"
-
-_LOST: dict[str, dict[str, str]] = {
-    # Dom0's bridge goes on without the NIC; a back end that cannot watch its front end's state any more closes (dom0/vifs.py)
-    "split": {"dom0": CUT_OFF, "xenstored": CUT_OFF, "nic": APART},
-    "trapped": {"hyp": CUT_OFF, "nic": CUT_OFF},  # whose device model the hypervisor is
-    "bypass": {"nic": CUT_OFF},
-    "native": {"nic": CUT_OFF},
-}
+from hyp.paths import PATHS
 
 
 def lost(path: str, role: str) -> str | None:
     """What guests on `path` are once the process with `role` is dead ("cut off"); None if their data goes on."""
-    return _LOST[path].get(role)
+    return PATHS[path].cut_off_by.get(role)
 
 
 def consequences(guests: Iterable[dict[str, Any]], processes: Sequence[dict[str, Any]]) -> list[str]:

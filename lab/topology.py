@@ -10,24 +10,24 @@ For `launch.py` and `bench` only: other processes get `Topology.plain`. Do not i
 import os
 import re
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from domu.programs.table import PROGRAMS, program_of, those
+from hyp.abi.sizes import MAX_GUESTS
+from hyp.paths import PATHS, dom0_needs
 from lab.demand import shortages
-from lab.room import dom0_needs, guest_needs
 from lab.topology_tables import (
     GIB,
     HEADER,
     KIB,
-    MAX_GUESTS,
     MIB,
     NAME,
     NAME_RULE,
-    PATHS,
     WIRE,
     Dom0,
     Guest,
@@ -82,9 +82,8 @@ def _reason(error: ErrorDetails, model: type[BaseModel]) -> str:
 class _Reader:
     """Reads the tables of one file and notes every problem on the way."""
 
-    def __init__(self, paths: Collection[str]) -> None:
+    def __init__(self) -> None:
         self.problems: list[tuple[str, str]] = []
-        self._context = {"paths": paths}
 
     def refuse(self, key: str, reason: str) -> None:
         self.problems.append((key, reason))
@@ -95,7 +94,7 @@ class _Reader:
             self.refuse(key, f"must be a table ([{key}]), not {table!r}")
             return None
         try:
-            return model.model_validate(table, context=self._context)
+            return model.model_validate(table)
         except ValidationError as error:
             for details in error.errors(include_url=False):
                 inner = ".".join(str(part) for part in details["loc"])
@@ -155,8 +154,11 @@ def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list
             continue
         if peer not in programs:
             reader.refuse(key, f"{peer!r} is neither a guest nor {WIRE!r}{suggest(peer, [*programs, WIRE])}")
-        elif programs[peer] == "tap":
-            reader.refuse(key, f'guest {peer!r} has program = "tap"; a workload needs program = "traffic" at both ends')
+        elif isinstance(program := programs[peer], dict) or (program in PROGRAMS and not program_of(program).workloads):
+            shown = f'"{program}"' if isinstance(program, str) else "{ argv = … }"
+            reader.refuse(
+                key, f"guest {peer!r} has program = {shown}; a workload needs program = {those('workloads')} at both ends"
+            )
 
 
 def _check_frames(reader: _Reader, wire: Wire, guests: Iterable[Guest], workloads: dict[int, Workload]) -> None:
@@ -177,7 +179,7 @@ def _check_room(reader: _Reader, nic: Nic | None, dom0: Dom0 | None, guests: dic
     if dom0 is not None and dom0.memory < (need := dom0_needs(nic.queue)):
         reader.refuse("dom0.memory", f"{_exact_size(dom0.memory)} is too small for nic.queue = {nic.queue}: {_needed(need)}")
     for index, guest in guests.items():
-        if guest.memory < (need := guest_needs(guest.path, nic.queue)):
+        if guest.memory < (need := PATHS[guest.path].ram(nic.queue)):
             what = f"path {guest.path!r} with nic.queue = {nic.queue}"
             reader.refuse(f"guest[{index}].memory", f"{_exact_size(guest.memory)} is too small for {what}: {_needed(need)}")
 
@@ -192,8 +194,8 @@ def _needed(size: int) -> str:
     return f'needs at least "{_exact_size(size)}"'
 
 
-def _read(file: str, stem: str, data: dict[str, Any], paths: Collection[str]) -> Topology:
-    reader = _Reader(paths)
+def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
+    reader = _Reader()
     if "name" not in data and not NAME.fullmatch(stem):
         reader.refuse("name", f"is required, since the file's own name cannot stand in for it: {NAME_RULE}")
     nic = data.get("nic", {})
@@ -234,8 +236,20 @@ def _read(file: str, stem: str, data: dict[str, Any], paths: Collection[str]) ->
     return topology
 
 
-def load(path: str | Path, paths: Collection[str] = PATHS) -> Topology:
-    """Read and check the file `path`; `paths` are the I/O models that there are. TopologyError lists every problem."""
+def _with_folder(data: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The tables of a file, in which programs of the user's own know the file's folder, where they are started."""
+    guests = data.get("guest")
+    if not isinstance(guests, list):
+        return data
+    found = []
+    for table in guests:
+        own = table.get("program") if isinstance(table, dict) else None
+        found.append({**table, "program": {**own, "cwd": folder}} if isinstance(own, dict) and "cwd" not in own else table)
+    return {**data, "guest": found}
+
+
+def load(path: str | Path) -> Topology:
+    """Read and check the file `path`. TopologyError lists every problem."""
     path = Path(path)
     try:
         data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors begin files with a mark
@@ -243,12 +257,12 @@ def load(path: str | Path, paths: Collection[str] = PATHS) -> Topology:
         raise TopologyError(str(path), [("", f"cannot be read: {error.strerror}")]) from error
     except (ValueError, RecursionError) as error:  # syntax, encoding, a number or nesting without end
         raise TopologyError(str(path), [("", f"is not a TOML file: {error}")]) from error
-    return _read(str(path), path.stem, data, paths)
+    return _read(str(path), path.stem, _with_folder(data, str(path.resolve().parent)))
 
 
-def parse(data: dict[str, Any], paths: Collection[str] = PATHS) -> Topology:
+def parse(data: dict[str, Any]) -> Topology:
     """A topology given as plain tables, as a TOML file would hold them; `data` has a name. TopologyError lists every problem."""
-    return _read(str(data.get("name")), "", data, paths)
+    return _read(str(data.get("name")), "", _with_folder(data, os.getcwd()))
 
 
 # --- is the machine large enough? ------------------------------------------------------------------------------------

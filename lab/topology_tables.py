@@ -20,26 +20,23 @@ from pydantic import (
 )
 from pydantic import ValidationInfo as Info
 
-PATHS: Final = ("native", "bypass", "split", "trapped")
+from domu.programs.table import NAMED, program_of, those
+from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MIN_GBPS, PAGE
+from hyp.paths import PATHS, Attachment
+
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
 
-PAGE: Final = 4096
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-MAX_GUESTS: Final = 64
 MIN_RAM, MAX_RAM = 4 * MIB, GIB
-MIN_FRAME, MAX_FRAME = 64, 1514  # Ethernet without its checksum
+MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1514  # Ethernet without its checksum; the NIC takes others too (hyp/abi/nic.py)
 HEADER: Final = 14  # what a frame has more than the MTU counts
-MAX_ENGINES: Final = 8
-MIN_GBPS: Final = 0.001
 MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far from the int64 of compiled code
 
 # Shared memory beside RAM, for the estimate: generous, since its use is to refuse early what cannot work.
 DOMAIN_OVERHEAD: Final = 512 * KIB  # doorbells, grant table and use counts, counters, checkpoints, rings
 ENGINE_OVERHEAD: Final = 2 * MIB  # rings between engines, epoch and checkpoint pages, counters
 BASE_OVERHEAD: Final = 2 * MIB  # platform page, domain table, the processes' own counters
-EMULATION_PAGES: Final = 16  # of a trapped guest's device model, beside what it has per descriptor of a queue:
-EMULATION_SLOT: Final = 4 * 16 + 4160 + 2112  # four queue entries, a send and a receive buffer
 TABLE_BYTES_PER_PAGE: Final = 16  # an IOMMU table entry and a hold count for each page of RAM
 
 _SIZE = re.compile(r"(\d{1,15}) ?(KiB|MiB|GiB)")
@@ -131,6 +128,12 @@ def _spin(value: object) -> object:
     return value
 
 
+def _program(value: object) -> object:
+    if isinstance(value, str) and value not in NAMED:
+        raise ValueError(f"must be {' or '.join(map(repr, NAMED))}, or {{ argv = [...] }}, not {value!r}{suggest(value, NAMED)}")
+    return value
+
+
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError(f"must be a power of two, not {value}")
@@ -141,7 +144,7 @@ Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
 PriceNs = Annotated[int, Field(ge=0, le=10**6)]
-Frame = Annotated[int, Field(ge=MIN_FRAME, le=MAX_FRAME)]
+Frame = Annotated[int, Field(ge=MIN_WORKLOAD_FRAME, le=MAX_WORKLOAD_FRAME)]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -167,7 +170,7 @@ class Wire(Table):
     to: str | None = Field(default=None, validate_default=True)
     frame: Frame = 64
     pps: int = Field(default=0, ge=0, le=10**9)
-    gbps: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    gbps: float = Field(default=0.0, ge=0, le=MAX_GBPS, allow_inf_nan=False)
     delay_us: int = Field(default=0, ge=0, le=1_000_000)
 
     @field_validator("gbps")
@@ -230,6 +233,23 @@ class Model(Table):
     price: Price = Price()
 
 
+class OwnProgram(Table):
+    """``program = { argv = [...] }``: any program that is the guest itself; `cwd` is the folder of the topology file."""
+
+    argv: tuple[str, ...] = Field(min_length=1)
+    cwd: str = ""
+
+    @field_validator("argv")
+    @classmethod
+    def _words(cls, argv: tuple[str, ...]) -> tuple[str, ...]:
+        if not argv[0]:
+            raise ValueError("the first word, the program, is empty")
+        for word in argv:
+            if "\0" in word:
+                raise ValueError(f"{word!r} has a NUL in it, which no program can be given")
+        return argv
+
+
 class Guest(Table):
     """One ``[[guest]]``: `memory` and `mtu` in bytes; `address` is None but for program "tap"."""
 
@@ -237,36 +257,38 @@ class Guest(Table):
     path: str
     mac: Mac
     memory: Ram = 16 * MIB
-    program: Literal["traffic", "tap"] = "traffic"
+    program: Annotated[str | OwnProgram, BeforeValidator(_program)] = "traffic"
     address: Annotated[str, AfterValidator(_address)] | None = Field(default=None, validate_default=True)
     mtu: int = Field(default=1500, ge=576, le=1500)
     persistent_grants: bool = False
 
     @field_validator("path")
     @classmethod
-    def _known_path(cls, path: str, info: Info) -> str:
-        paths = info.context["paths"] if info.context else PATHS
-        if path not in paths:
-            raise ValueError(f"{path!r} is not a path; there are {', '.join(sorted(paths))}{suggest(path, paths)}")
+    def _known_path(cls, path: str) -> str:
+        if path not in PATHS:
+            raise ValueError(f"{path!r} is not a path; there are {', '.join(PATHS)}{suggest(path, PATHS)}")
         return path
 
     @field_validator("address")
     @classmethod
     def _address_with_tap(cls, address: str | None, info: Info) -> str | None:
-        program = info.data.get("program")
-        if program == "tap" and address is None:
-            raise ValueError('is required with program = "tap", such as "10.0.0.1/24"')
-        if program == "traffic" and address is not None:
-            raise ValueError('has a meaning with program = "tap" only')
+        if "program" not in info.data:
+            return address
+        addressed = program_of(info.data["program"]).addressed
+        if addressed and address is None:
+            raise ValueError(f'is required with program = "{info.data["program"]}", such as "10.0.0.1/24"')
+        if not addressed and address is not None:
+            raise ValueError(f"has a meaning with program = {those('addressed')} only")
         return address
 
     @field_validator("persistent_grants")
     @classmethod
     def _persistent_on_split(cls, wanted: bool, info: Info) -> bool:
-        path = info.data.get("path", "split")
-        if wanted and path != "split":
+        path = info.data.get("path")
+        if wanted and path is not None and PATHS[path].attachment is not Attachment.VIF:
             who = f"guest {info.data['name']!r}" if "name" in info.data else "this guest"
-            raise ValueError(f'has a meaning with path = "split" only, and the path of {who} is {path!r}')
+            grants = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.attachment is Attachment.VIF)
+            raise ValueError(f"has a meaning with path = {grants} only, and the path of {who} is {path!r}")
         return wanted
 
 
@@ -322,8 +344,8 @@ class Topology(Table):
     def shared_memory_bytes(self) -> int:
         """About how many bytes of shared memory it needs: all RAM and what goes with it. Rather too many."""
         ram = [self.dom0.memory, *(guest.memory for guest in self.guests)]
-        trapped = sum(guest.path == "trapped" for guest in self.guests)
-        ram += trapped * [EMULATION_PAGES * PAGE + self.nic.queue * EMULATION_SLOT]  # their device models
+        beside = [PATHS[guest.path].beside_ram(self.nic.queue, guest.memory) for guest in self.guests]
+        ram += [size for size in beside if size]  # device models have what a domain has
         tables = sum(-(-size // PAGE) * TABLE_BYTES_PER_PAGE for size in ram)
         engines = self.nic.engines + 1  # and Dom0's
         return sum(ram) + tables + len(ram) * DOMAIN_OVERHEAD + engines * ENGINE_OVERHEAD + BASE_OVERHEAD

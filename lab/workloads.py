@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
 from hyp.load.frames import HEADER_ONLY
+from hyp.paths import PATHS
 from lab.accounting import Usage, spent, usages
 from lab.counters import CounterReader
 from lab.figures import plural
@@ -25,9 +26,6 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 ANNOUNCEMENT = 64
 REST_TIMEOUT_S = 10.0
 MARGIN_S = 30.0
-
-SHARED_LOOPS = {"split": "dom0", "trapped": "hyp"}
-"""Paths with a loop between guest and NIC that all guests share, and the process that it runs in."""
 
 Workload = dict[str, Any]
 """``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
@@ -130,8 +128,8 @@ class Runner:
 
     def _between(self, peers: Iterable[str]) -> set[str]:
         """Processes with a loop between these guests and the NIC."""
-        paths = {self._guests[peer]["path"] for peer in peers}
-        return {process for path, process in SHARED_LOOPS.items() if path in paths}
+        loops = {PATHS[self._guests[peer]["path"]].shared_loop for peer in peers}
+        return {loop for loop in loops if loop is not None}
 
     def _loops(self, loads: Sequence[Workload]) -> int:
         guests = _guests_in(loads)

@@ -19,7 +19,8 @@ from bench.method.progress import Part, Steps, parts
 from bench.method.slices import Contender, Samples, Slice, interleave
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.load.histogram import histogram_of, sparse
-from lab.workloads import SHARED_LOOPS, WIRE
+from hyp.paths import PATHS
+from lab.workloads import WIRE
 
 METRICS = ("p50_us", "p90_us", "p99_us", "p999_us")
 POLLING, BLOCKING = "polling", "blocking"
@@ -54,7 +55,7 @@ class Point:
 
 def loops(path: str, direction: str) -> int:
     """Data-plane loops that a frame of this path passes through."""
-    return (2 if direction == TO_WIRE else 3) + (path in SHARED_LOOPS)
+    return (2 if direction == TO_WIRE else 3) + (PATHS[path].shared_loop is not None)
 
 
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:

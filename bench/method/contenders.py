@@ -15,6 +15,7 @@ from bench.method.probe import MachineProbe
 from bench.method.slices import Contender, Kind, Slice, median
 from bench.peers import Peer, PeerError, peer_class
 from bench.report.results import Row
+from hyp.paths import PATHS
 from lab.owner import Lab
 from lab.placement import Placement
 from lab.workloads import WIRE, Runner, Workload
@@ -99,7 +100,7 @@ class LabBench:
 
         def key() -> tuple[Any, ...]:
             one = loads[0]
-            model = "bypass" if path == "native" else path  # they differ in nothing that a placement could suit
+            model = PATHS[path].placed_like
             return model, *self.runner.cpus, *(one[end] == WIRE for end in ("from", "to")), one["frame"], len(loads)
 
         return Contender(name, run, prepare=prepare)

@@ -15,15 +15,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from bench.report.results import Row
+from hyp.paths import PATHS
 from lab.figures import short
 
 INK, FAINT = "#1b1f24", "#d0d5db"
 PALETTE = {
-    "bypass": "#0072b2", "split": "#d55e00", "trapped": "#b8558f", "native": "#009e73", "floor": "#7a7a7a",
+    **{path.name: path.colour for path in PATHS.values()}, "floor": "#7a7a7a",
     "vhost": "#8a6d00", "vhost-hugepages": "#b99300", "veth": "#3f8fc4", "unix": "#6f5bb5",
 }  # fmt: skip
 SPARE = ("#9c6b30", "#4f7a28", "#a83232", "#2f6f73")
-MARKERS = {"bypass": "o", "split": "s", "trapped": "^", "native": "D", "floor": "v"}
+MARKERS = {**{path.name: path.marker for path in PATHS.values()}, "floor": "v"}
 DASHES: dict[str, Any] = {
     "floor": (0, (1, 1.5)), "vhost": (0, (5, 2)), "vhost-hugepages": (0, (5, 2, 1, 2)), "veth": (0, (3, 2)), "unix": (0, (2, 2)),
 }  # fmt: skip

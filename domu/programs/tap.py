@@ -7,13 +7,11 @@ The guest's MTU is the topology's. Programs inside can raise that of `eth0`, and
 buffers are made for: each is dropped whole, as `oversize`. One VLAN tag does not count, as with Ethernet drivers.
 """
 
-import asyncio
-import os
-import signal
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from domu.boot import run_program
 from domu.device import (
     BURST,
     FAILED,
@@ -30,15 +28,15 @@ from domu.device import (
     tx_commit,
     tx_reserve,
 )
+from domu.guest import Guest
+from domu.netns import Tap, create
 from hyp.abi.counters import DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.atomics import clock_ns, load16, record_view, sys_read, sys_write
 from hyp.counters import commit, count
-from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
+from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
-
-if TYPE_CHECKING:
-    from domu.guest import Guest
+from hyp.process import Process
 
 TAP = np.dtype(
     [
@@ -144,7 +142,7 @@ def run(address: int) -> int:
     result = 0
     while result == 0:
         if mail_waiting(t.mailbox, t.mail) > 0:
-            stop = mail_word(t.mailbox, t.mail, 0) == STOP
+            stop = mail_opcode(t.mailbox, t.mail) == STOP
             t.mail += 1
             mail_taken(t.mailbox, t.mail)
             if stop:
@@ -172,60 +170,27 @@ def _longest(mtu: int, room: int) -> int:
 
 
 class TapProgram:
-    """The program's control side: runs what the user wants in the guest's namespace."""
+    """The program's control side."""
 
-    def __init__(self, guest: "Guest") -> None:
-        assert guest.tap is not None
+    def __init__(self, guest: Guest, tap: Tap) -> None:
         self._record = np.zeros(1, TAP)
         self._engine: Engine = guest.engine
-        self._engine.wake_on(guest.tap.fd)
+        self._engine.wake_on(tap.fd)
         row = self._record[0]
-        row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, guest.tap.fd, self._engine.mailbox
+        row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, tap.fd, self._engine.mailbox
         row["counts"], row["counts_shared"] = guest.counters.row("tap")
         row["readable"] = 1
         row["longest"] = _longest(int(guest.config["mtu"]), int(guest.device.record[0]["room"]))
-        self._programs: dict[int, asyncio.subprocess.Process] = {}
-        guest.process.serve("execute", self.execute, takes_fds=True)
-        guest.process.serve("kill", self.kill)
 
     def start(self) -> None:
         """Start the loop."""
         self._engine.start(run, int(self._record.ctypes.data))
 
-    async def execute(self, fds: list[int], argv: list[str], env: dict[str, str], cwd: str, token: int) -> dict[str, int]:
-        """Run a program in the guest. Answers when it ends, with its exit status (negative: the signal that ended it).
-
-        fds: its standard input, output and error, and a pipe's end that reads end-of-file when whoever asked is gone: then
-        the program is killed. OSError if it cannot be started.
-        """
-        stdin, stdout, stderr, lease = fds
-        loop = asyncio.get_running_loop()
-        try:
-            program = await asyncio.create_subprocess_exec(
-                *argv, stdin=stdin, stdout=stdout, stderr=stderr, env=env, cwd=cwd, start_new_session=True
-            )
-        except BaseException:
-            os.close(lease)
-            raise
-        finally:
-            for fd in (stdin, stdout, stderr):
-                os.close(fd)
-        self._programs[token] = program
-        loop.add_reader(lease, self.kill, token, signal.SIGKILL)
-        try:
-            return {"status": await program.wait()}
-        finally:
-            loop.remove_reader(lease)
-            os.close(lease)
-            del self._programs[token]
-
-    def kill(self, token: int, number: int) -> None:
-        """Send a signal to a program started with `token` and to its children."""
-        program = self._programs.get(token)
-        if program is not None and program.returncode is None:
-            os.killpg(program.pid, signal.Signals(number))
-
     def stop(self) -> None:
-        """End what still runs."""
-        for token in list(self._programs):
-            self.kill(token, signal.SIGKILL)
+        """Nothing to end: whoever runs a program in the guest ends it when the guest is gone (lab/execute)."""
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """The guest process's role."""
+    tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
+    await run_program(process, config, lambda guest: TapProgram(guest, tap))

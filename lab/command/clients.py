@@ -1,4 +1,4 @@
-"""Talking to topologies that somebody else runs: through their keeper's socket. For `launch.py status`, `exec` and `stop`."""
+"""Talking to topologies that somebody else runs: through their keeper's socket. For `launch.py status` and `stop`."""
 
 import asyncio
 import contextlib
@@ -7,18 +7,14 @@ import re
 import signal
 import socket
 import struct
-import sys
 import time
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from hyp.control import Channel, ControlError, Refused, close_all
+from hyp.control import Channel, ControlError, close_all
 from hyp.linux import pid_of
 from lab import rundir
 from lab.counters import CounterReader
 from lab.ledger import Snapshot, drops
-from lab.owner import open_console
 from lab.reach import consequences
 from lab.rundir import RunDir, clean
 
@@ -26,7 +22,6 @@ STOP_TIMEOUT_S = 20.0  # the keeper's own limits add up to less
 KILL_TIMEOUT_S = 10.0
 POLL_S = 0.02
 RATES_S = 0.3  # between two readings of the counters: short for who waits, long beside a batch
-CANNOT_EXECUTE = {"ENOENT": 127, "EACCES": 126, "ENOEXEC": 126, "ENOTDIR": 126, "EISDIR": 126, "EPERM": 126, "ELOOP": 126}
 
 
 class ClientError(Exception):
@@ -145,80 +140,6 @@ async def living(interval_s: float | None = None) -> list[dict[str, Any]]:
     if interval_s is not None:
         await _read_twice(looks, interval_s)
     return [look.status for look in looks]
-
-
-# --- exec ------------------------------------------------------------------------------------------------------------
-
-
-async def find_guest(guest: str, topology: str | None) -> RunDir:
-    """The living topology that has `guest`, which can run programs. ClientError, saying why, if there is none to be had."""
-    statuses = [status for status in await living() if topology in (None, status["name"])]
-    if not statuses:
-        what = f"no topology named {topology!r}" if topology else "no topology"
-        raise ClientError(f"{what} is running")
-    found = [status for status in statuses if guest in {one["name"] for one in status["guests"]}]
-    if not found:
-        known = sorted(one["name"] for status in statuses for one in status["guests"])
-        unready = [f"topology {status['name']} is {status['state']}" for status in statuses if not status["guests"]]
-        there = "; ".join([f"there are {', '.join(known)}"] * bool(known) + unready)
-        raise ClientError(f"no running topology has a guest named {guest!r}; {there}")
-    if len(found) > 1:
-        names = ", ".join(status["name"] for status in found)
-        raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
-    _check_guest(guest, found[0])
-    return RunDir.of(found[0]["name"])
-
-
-def _check_guest(guest: str, status: dict[str, Any]) -> None:
-    """ClientError unless the guest runs programs, now."""
-    if status["state"] not in ("up", "degraded"):
-        raise ClientError(f"topology {status['name']} is {status['state']}; {guest} runs programs once it is up")
-    program = next(one["program"] for one in status["guests"] if one["name"] == guest)
-    if program != "tap":
-        raise ClientError(f'{guest} has program = "{program}"; programs are run in guests with program = "tap"')
-    state = next(process["state"] for process in status["processes"] if process["name"] == guest)
-    if state != "ready":
-        raise ClientError(f"{guest} {state}")
-
-
-async def execute(guest: str, argv: Sequence[str], topology: str | None) -> int:
-    """Run a program in a guest on our own standard streams; returns its exit status (128 + n for signal n).
-
-    127 if there is no such program, 126 if it cannot be executed, as a shell has it; the message is on standard error. SIGINT,
-    SIGTERM, SIGHUP and SIGQUIT go to the program; should this process die, the program is killed.
-    """
-    run = await find_guest(guest, topology)
-    try:
-        folder = os.getcwdb()
-    except FileNotFoundError:
-        raise ClientError("the current folder is gone") from None
-    keeper = await connect(run)
-    try:
-        console = await open_console(keeper, guest)
-    except ControlError as error:
-        keeper.close()
-        raise ClientError(f"{guest}: {error}") from error
-    token, loop = os.getpid(), asyncio.get_running_loop()
-    theirs, lease = os.pipe()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        loop.add_signal_handler(number, partial(console.tell, "kill", token=token, number=int(number)))
-    words, env = [os.fsencode(word) for word in argv], dict(os.environb)  # bytes: neither need be UTF-8
-    try:
-        call = console.call("execute", fds=[0, 1, 2, theirs], argv=words, env=env, cwd=folder, token=token)
-        status = int((await call).value["status"])
-    except Refused as error:
-        if error.name not in CANNOT_EXECUTE:
-            raise ClientError(f"{guest}: {argv[0]}: {error}") from error
-        print(f"{guest}: {argv[0]}: {error}", file=sys.stderr)
-        status = CANNOT_EXECUTE[error.name]
-    except ControlError as error:
-        raise ClientError(f"{guest}: {argv[0]}: {error}") from error
-    finally:
-        os.close(theirs)
-        os.close(lease)
-        console.close()
-        keeper.close()
-    return 128 - status if status < 0 else status
 
 
 # --- stop ------------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.text import Text
 
+from domu.programs.table import program_of
 from hyp.control import ControlError, PeerGone
 from lab.command.clients import living
 from lab.command.repeats import in_turns, summary
@@ -155,7 +156,7 @@ async def _stay_up(lab: Lab, out: Screen) -> int:
     await lab.start_generator()
     elsewhere = {guest["name"] for other in await living() if other["name"] != lab.name for guest in other["guests"]}
     for guest in lab.topology["guest"]:
-        if guest["program"] == "tap":
+        if program_of(guest["program"]).addressed:
             hint = try_command(guest["name"], lab.name if guest["name"] in elsewhere else None)
             out.print(f"  {guest['name']:<12} {guest['address']:<18} try: {hint}")
     out.print("Ctrl-C takes it down")

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from domu.programs.table import program_of
 from lab.figures import number, short
 
 Record = dict[str, Any]
@@ -152,7 +153,7 @@ def status_lines(topology: dict[str, Any]) -> list[str]:
     wide = max([16, *map(len, guests)])
     for process in topology["processes"]:
         guest = guests.get(process["name"])
-        what = f"{guest['path']}, {guest['program']}, {guest['mac']} {guest['address'] or ''}" if guest else ""
+        what = f"{guest['path']}, {program_of(guest['program']).name}, {guest['mac']} {guest['address'] or ''}" if guest else ""
         pid = process.get("pid") or "–"
         lines.append(f"  {process['name']:<{wide}} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
     return lines + _moved([guest for guest in topology["guests"] if "counters" in guest], wide) + _rates(topology["guests"], wide)

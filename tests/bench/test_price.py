@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyp.abi.platform import EVENT_NS, PLATFORM_BYTES
+from hyp.abi.platform import EVENT_PRICE, PLATFORM_BYTES
 from hyp.atomics import clock_ns
 from hyp.control import Refused
 from hyp.kernels import entry, i64
-from hyp.price import MAX_PRICE_NS, PRICES, pay, spin_ns
+from hyp.model.price import MAX_PRICE_NS, PRICES, pay, spin_ns
 from lab.command.tables import notes, rates
 from lab.ledger import Snapshot, difference, total
 from lab.owner import Lab
@@ -19,7 +19,7 @@ from lab.workloads import Runner
 from tests.lab.test_paths import check, running
 from tests.support.labs import run, topology_file, workload
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 PRICE_NS = 200_000  # so dear that the operations are most of what a thread does
 LAB = "".join(
     f'[[guest]]\nname = "{name}"\npath = "{path}"\n'
@@ -51,9 +51,9 @@ def test_to_spin_takes_its_time() -> None:
 def test_each_operation_has_its_own_price() -> None:
     page = np.zeros(PLATFORM_BYTES // 8, np.int64)
     address = int(page.ctypes.data)
-    page[EVENT_NS // 8] = 100_000
-    assert _paid(address, EVENT_NS, 10) >= 1_000_000
-    free = min(_paid(address, offset, 100) for offset in PRICES.values() if offset != EVENT_NS)
+    page[EVENT_PRICE // 8] = 100_000
+    assert _paid(address, EVENT_PRICE, 10) >= 1_000_000
+    free = min(_paid(address, offset, 100) for offset in PRICES.values() if offset != EVENT_PRICE)
     assert free < 100 * 100_000  # not even one of a hundred
 
 

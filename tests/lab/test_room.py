@@ -5,17 +5,16 @@ from typing import Any
 
 import pytest
 
-from dom0.state import BUFFERS
-from domu.frontends import bypass, split
-from hyp.abi.nic import CQE_BYTES, DESC_BYTES
+from domu.frontends import split
+from hyp import paths as room
+from hyp.abi.sizes import FRAME_BUFFER, PAGE, SPLIT_SLOTS
+from hyp.paths import PATHS
 from hyp.ram import Ram, place_queues
-from lab import room
 from lab.owner import Lab
-from lab.topology import PATHS, TopologyError, load
+from lab.topology import TopologyError, load
 from lab.topology_tables import MAX_RAM, MIN_RAM
 from tests.support.labs import run, topology_file, unique
 
-PAGE = room.PAGE
 QUEUES = (64, 256, 4096)
 
 
@@ -26,14 +25,11 @@ def text(queue: int, memory: dict[str, int], dom0: int) -> str:
 
 
 def smallest(queue: int) -> tuple[dict[str, int], int]:
-    return {path: max(MIN_RAM, room.guest_needs(path, queue)) for path in PATHS}, max(MIN_RAM, room.dom0_needs(queue))
+    return {path: max(MIN_RAM, PATHS[path].ram(queue)) for path in PATHS}, max(MIN_RAM, room.dom0_needs(queue))
 
 
-def test_the_sizes_are_those_of_the_drivers() -> None:
-    assert DESC_BYTES == CQE_BYTES == room.QUEUE_ENTRY
-    assert bypass.BUFFER == room.BUFFER
-    assert split.TX_SLOTS == split.RX_SLOTS == room.SPLIT_SLOTS
-    assert BUFFERS == room.DOM0_BUFFERS
+def test_the_rings_have_as_many_slots_as_fit_into_a_page() -> None:
+    assert split.TX_SLOTS == split.RX_SLOTS == SPLIT_SLOTS
 
 
 class _Bare:
@@ -49,13 +45,8 @@ def test_the_needs_are_exact(queue: int) -> None:
     ram, record = Ram(bare), {"sq_size": queue}
     place_queues(ram, record)
     for _ in range(2):
-        ram.allocate(queue * bypass.BUFFER)
-    assert ram.allocate(0) == room.guest_needs("bypass", queue)
-
-
-def test_every_path_has_a_need() -> None:
-    assert all(room.guest_needs(path, 64) > 0 for path in PATHS)
-    assert room.guest_needs("fifth", 64) == 0
+        ram.allocate(queue * FRAME_BUFFER)
+    assert ram.allocate(0) == PATHS["bypass"].ram(queue)
 
 
 @pytest.mark.parametrize("queue", QUEUES)
@@ -76,7 +67,6 @@ def test_a_page_less_is_refused_under_its_key(tmp_path: Path, queue: int) -> Non
 
 
 @pytest.mark.usefixtures("warm")
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("queue", QUEUES)
 def test_the_smallest_ram_that_is_accepted_boots(tmp_path: Path, queue: int) -> None:
     plain = load(topology_file(tmp_path, f"room{queue}", text(queue, *smallest(queue)))).plain()

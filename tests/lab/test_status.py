@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from hyp.control import ControlError
+from hyp.paths import CUT_OFF, PATHS
 from lab.command.tables import duration
 from lab.owner import Lab
-from lab.reach import CUT_OFF, consequences, lost
-from lab.topology_tables import PATHS
+from lab.reach import consequences, lost
 from tests.support.labs import launch, left_behind, run, staying_up, topology, topology_file, unique, until, wait_until
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
@@ -34,7 +34,14 @@ def test_rates_uptime_and_log(tmp_path: Path, receiver: str) -> None:
     """20,000 frames of 1000 B a second from the wire, for a guest with the traffic program, on either path."""
     name = unique("rates")
     with staying_up(topology_file(tmp_path, "rates", GENERATED.format(receiver))) as (process, _):
-        status = wait_until(lambda: one if rates(one := status_of(name), receiver)["rx_fps"] else None, "frames")
+        seen: list[dict[str, Any]] = []
+
+        def frames_come() -> bool:
+            seen.append(status_of(name))
+            return rates(seen[-1], receiver)["rx_fps"] > 0
+
+        wait_until(frames_come, "frames")
+        status = seen[-1]
         found, other = rates(status, receiver), rates(status, "anna" if receiver == "carl" else "carl")
         assert found["interval_s"] >= 0.3
         assert found["rx_gbps"] == pytest.approx(found["rx_fps"] * 8000 / 1e9)

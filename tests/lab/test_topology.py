@@ -11,6 +11,7 @@ import pytest
 
 from lab import topology, topology_tables
 from lab.topology import PATHS, Topology, TopologyError, check_machine, load
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 1 << 20
@@ -151,10 +152,9 @@ def test_64_guests_have_64_macs(tmp_path: Path) -> None:
     assert lab.guests[63].mac == "02:00:00:00:00:40"
 
 
-def test_path_set_is_the_callers(tmp_path: Path) -> None:
+def test_an_unknown_path_is_refused_with_those_that_there_are(tmp_path: Path) -> None:
     path = write(tmp_path, ANNA.replace("split", "fifth"))
-    assert load(path, {*PATHS, "fifth"}).guests[0].path == "fifth"
-    with pytest.raises(TopologyError, match=rf"guest\[0\]\.path: 'fifth' is not a path; there are {', '.join(sorted(PATHS))}"):
+    with pytest.raises(TopologyError, match=rf"guest\[0\]\.path: 'fifth' is not a path; there are {', '.join(PATHS)}"):
         load(path)
 
 
@@ -190,7 +190,7 @@ def test_manual_has_every_key() -> None:
 def test_import_starts_no_thread() -> None:
     """Not even numpy's: the process that reads a topology forks the others."""
     code = "import lab.topology, os, sys; print(len(os.listdir('/proc/self/task')), 'numpy' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=patient(60))
     assert run.stdout.split() == ["1", "False"]
 
 
@@ -275,7 +275,7 @@ GUEST_KEY = [
     ('name = "Bert"\npath = "split"', "name", "'Bert' is not a name"),
     ('path = "split"', "name", "is required"),
     ('name = "bert"', "path", "is required"),
-    ('name = "bert"\npath = "splitt"', "path", f"there are {', '.join(sorted(PATHS))} (did you mean 'split'?)"),
+    ('name = "bert"\npath = "splitt"', "path", f"there are {', '.join(PATHS)} (did you mean 'split'?)"),
     ('name = "bert"\npath = 1', "path", "must be a valid string, not 1"),
     ('name = "bert"\npath = "split"\nmac = "02:00:00:00:00"', "mac", "is not a MAC address"),
     ('name = "bert"\npath = "split"\nmac = "02-00-00-00-00-07"', "mac", "is not a MAC address"),

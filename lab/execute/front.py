@@ -1,0 +1,200 @@
+"""What launch.py does for a program in a guest: finds the guest, starts the program, stands for it in the caller's job."""
+
+import errno
+import os
+import select
+import signal
+import socket
+import sys
+from typing import Any
+
+from domu.programs.table import program_of, those
+from hyp.control import ControlError, close_all
+from lab.command.clients import ClientError, connect, living
+from lab.execute import inherited, supervisor
+from lab.execute.supervisor import Message
+from lab.execute.terminal import Terminal
+from lab.rundir import RunDir
+
+FAILED = 1
+FORWARDED = {
+    signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTSTP,
+    signal.SIGWINCH, signal.SIGIO, signal.SIGPWR, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+}  # fmt: skip
+AT_TERMINAL = (signal.SIGTTIN, signal.SIGTTOU)
+
+
+# --- which guest -----------------------------------------------------------------------------------------------------
+
+
+async def find_guest(guest: str, topology: str | None) -> int:
+    """A pidfd of the process of `guest`, which can run programs. ClientError, saying why, if there is none to be had."""
+    statuses = [status for status in await living() if topology in (None, status["name"])]
+    if not statuses:
+        what = f"no topology named {topology!r}" if topology else "no topology"
+        raise ClientError(f"{what} is running")
+    found = [status for status in statuses if guest in {one["name"] for one in status["guests"]}]
+    if not found:
+        known = sorted(one["name"] for status in statuses for one in status["guests"])
+        unready = [f"topology {status['name']} is {status['state']}" for status in statuses if not status["guests"]]
+        there = "; ".join([f"there are {', '.join(known)}"] * bool(known) + unready)
+        raise ClientError(f"no running topology has a guest named {guest!r}; {there}")
+    if len(found) > 1:
+        names = ", ".join(status["name"] for status in found)
+        raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
+    _check_guest(guest, found[0])
+    return await _pidfd_of(guest, RunDir.of(found[0]["name"]))
+
+
+def _check_guest(guest: str, status: dict[str, Any]) -> None:
+    """ClientError unless the guest runs programs, now."""
+    if status["state"] not in ("up", "degraded"):
+        raise ClientError(f"topology {status['name']} is {status['state']}; {guest} runs programs once it is up")
+    program = program_of(next(one["program"] for one in status["guests"] if one["name"] == guest))
+    if not program.addressed:
+        wanted = those("addressed")
+        raise ClientError(f'{guest} has program = "{program.name}"; programs are run in guests with program = {wanted}')
+    state = next(process["state"] for process in status["processes"] if process["name"] == guest)
+    if state != "ready":
+        raise ClientError(f"{guest} {state}")
+
+
+async def _pidfd_of(guest: str, run: RunDir) -> int:
+    keeper = await connect(run)
+    try:
+        reply = await keeper.call("pidfds")
+    except ControlError as error:
+        raise ClientError(f"{guest}: {error}") from error
+    finally:
+        keeper.close()
+    found = dict(zip(reply.value, reply.fds, strict=True))
+    pidfd = found.pop(guest, None)
+    close_all(list(found.values()))
+    if pidfd is None:
+        raise ClientError(f"{guest} is gone")
+    return int(pidfd)
+
+
+# --- standing for the program ----------------------------------------------------------------------------------------
+
+
+def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
+    """Run a program in the guest `name`, whose process `guest` is a pidfd of; returns the exit status.
+
+    This process has no standard streams of its own after that, and should exit. It must not have a running event loop.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not argv[0]:
+        return _cannot_execute(name, argv, errno.ENOENT)
+    terminal, signals = Terminal.controlling(), supervisor.Arrivals()
+    for number in {*FORWARDED, signal.SIGCONT} - inherited.ignored:
+        signal.signal(number, supervisor.nothing)
+    for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        sock = supervisor.fork(guest, name, argv)
+    except OSError as error:  # a limit on processes
+        return _cannot_execute(name, argv, error.errno or errno.EAGAIN)
+    with sock:
+        os.close(guest)
+        front, heard = None, supervisor.hear(sock)
+        if heard is not None and heard[0] == Message.BORN:
+            front, heard = _Front(sock, terminal, signals, heard[1]), supervisor.hear(sock)
+        match heard:
+            case Message.RUNNING, _ if front is not None:
+                inherited.let_go({sock.fileno(), *signals.fds} | ({terminal.fd} if terminal is not None else set()))
+                return front.run()
+            case Message.NO_PROGRAM, code:
+                if front is not None:
+                    front.end()
+                return _cannot_execute(name, argv, code)
+            case Message.NO_ENTRY, code:
+                raise ClientError(f"{name} cannot be entered: {os.strerror(code)}")
+        raise ClientError(f"{name}: {os.fsdecode(argv[0])}: the process that started it was killed")
+
+
+def _cannot_execute(name: str, argv: list[bytes], code: int) -> int:
+    print(f"{name}: {os.fsdecode(argv[0])}: {os.strerror(code)}", file=sys.stderr)
+    return 127 if code == errno.ENOENT else 126
+
+
+class _Front:
+    """This process, in its caller's job, for the program in process group `program`."""
+
+    def __init__(self, sock: socket.socket, terminal: Terminal | None, signals: supervisor.Arrivals, program: int) -> None:
+        self._sock, self._terminal, self._signals, self._program = sock, terminal, signals, program
+        self._interactive = terminal is not None and terminal.is_both(0, 1)
+        self._lend()
+        supervisor.say(sock, Message.GO)
+
+    def run(self) -> int:
+        """Stand for the program until it has ended; returns the exit status."""
+        poll = select.poll()
+        for fd in (self._sock.fileno(), self._signals.fd):
+            poll.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll():
+                if fd == self._signals.fd:
+                    self._pass_on(self._signals.read())
+                elif (heard := supervisor.hear(self._sock)) is None:
+                    self.end(restore=True)
+                    return 128 + signal.SIGKILL  # the supervisor was killed, and the program with it
+                elif heard[0] == Message.STOPPED:
+                    self._stopped(heard[1])
+                else:
+                    return self._ended(*heard)
+
+    def _lend(self) -> None:
+        if self._interactive and self._terminal is not None and self._terminal.is_ours():
+            self._terminal.lend(self._program)
+
+    def _tell(self, number: int) -> None:
+        supervisor.say(self._sock, Message.SIGNAL, number)
+
+    def _pass_on(self, numbers: bytes) -> None:
+        for number in numbers:
+            if number == signal.SIGCONT:
+                self._lend()
+            self._tell(number)
+
+    def _stopped(self, number: int) -> None:
+        """The program has stopped: let it have the terminal if that is what it wants and we can give; else stop with it."""
+        if number in AT_TERMINAL and self._terminal is not None and self._terminal.is_ours():
+            self._terminal.lend(self._program)
+            self._tell(signal.SIGCONT)
+            return
+        arrived = self._signals.read()
+        if signal.SIGCONT in arrived:  # it goes on already
+            self._pass_on(arrived)
+            return
+        self._pass_on(arrived)
+        had_terminal = self.end()
+        arrived = self._stop(number, everybody=number in AT_TERMINAL or (number == signal.SIGTSTP and had_terminal))
+        if signal.SIGCONT not in arrived:  # the kernel stops nobody whom no shell could continue
+            if number in AT_TERMINAL:
+                self._tell(signal.SIGHUP)  # as it does with groups that become so
+            self._pass_on(bytes([signal.SIGCONT]))
+        self._pass_on(arrived)
+
+    def _stop(self, number: int, *, everybody: bool) -> bytes:
+        """Stop by signal `number`, with `everybody` in our group if the terminal would have; returns the signals that arrived."""
+        handler = signal.signal(number, signal.SIG_DFL) if number != signal.SIGSTOP else None
+        os.kill(0 if everybody else os.getpid(), number)
+        if handler is not None:
+            signal.signal(number, handler)
+        return self._signals.read()
+
+    def _ended(self, message: Message, status: int) -> int:
+        code = os.waitstatus_to_exitcode(status)
+        had_terminal = self.end(restore=code < 0)
+        if had_terminal and -code in (signal.SIGINT, signal.SIGQUIT):
+            signal.signal(-code, signal.SIG_IGN)
+            os.kill(0, -code)  # whoever else is in our group, a script's shell say, would have got it with the program
+        if message == Message.GUEST_GONE:
+            return FAILED
+        return 128 - code if code < 0 else code
+
+    def end(self, *, restore: bool = False) -> bool:
+        """Have the terminal again; returns whether the program had it."""
+        return self._terminal is not None and self._terminal.take_back(restore=restore)

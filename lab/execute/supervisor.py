@@ -1,0 +1,213 @@
+"""The parent of a program in a guest: enters the guest's namespaces, starts the program there, reaps it, and ends it in time.
+
+A process of its own between launch.py and the program, forked by `fork`, because launch.py stops with the program (Ctrl-Z) and a
+stopped parent cannot reap: a PID namespace does not end before whoever was put into it from outside has been reaped, so that a
+topology could not be taken down. It is in a process group of its own, which no terminal signals, and keeps none of the program's
+descriptors.
+
+The program is ended (SIGKILL to its process group) when launch.py or the guest's process has ended; should the supervisor itself be
+killed, the kernel kills the program.
+
+Messages on the socket to launch.py are `Message`: up, what happens to the program; down, `GO` once its process group may run, and
+`SIGNAL`.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import struct
+from enum import IntEnum
+from typing import NoReturn
+
+from hyp import linux
+from lab.execute import inherited
+
+
+class Message(IntEnum):
+    """What is said, with one number."""
+
+    GO = 1
+    SIGNAL = 2  # its number
+    BORN = 3  # the program's process, which is its process group: its id
+    NO_ENTRY = 4  # the guest's namespaces cannot be entered: errno
+    NO_PROGRAM = 5  # the program cannot be executed: errno
+    RUNNING = 6  # from now on nobody but the program has the standard streams
+    STOPPED = 7  # by which signal
+    ENDED = 8  # wait status
+    GUEST_GONE = 9  # the guest's process has ended, and the program was killed
+
+
+FORMAT = struct.Struct("ii")
+
+
+def say(sock: socket.socket, message: Message, number: int = 0) -> None:
+    """Send a message; nothing happens if nobody is there."""
+    with contextlib.suppress(OSError):
+        sock.send(FORMAT.pack(message, number))
+
+
+def hear(sock: socket.socket) -> tuple[Message, int] | None:
+    """Wait for a message; None if the other side has ended."""
+    try:
+        packet = sock.recv(FORMAT.size)
+    except OSError:
+        return None
+    if not packet:
+        return None
+    message, number = FORMAT.unpack(packet)
+    return Message(message), number
+
+
+class Arrivals:
+    """Signals that have arrived and have a handler, to be read from a descriptor."""
+
+    def __init__(self) -> None:
+        self.fd, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self.fds = {self.fd, writer}
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def read(self) -> bytes:
+        """Their numbers, a byte each; none if there are none."""
+        try:
+            return os.read(self.fd, 4096)
+        except BlockingIOError:
+            return b""
+
+
+def nothing(number: int, _: object) -> None:
+    """The handler of a signal that `Arrivals` is to say."""
+
+
+def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
+    """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
+
+    guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (inherited.py).
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        if os.fork() == 0:
+            try:
+                ours.close()
+                _Supervisor(theirs, guest, name).run(argv, mask)
+            finally:
+                os._exit(0)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    theirs.close()
+    return ours
+
+
+class _Supervisor:
+    def __init__(self, front: socket.socket, guest: int, name: str) -> None:
+        self._front, self._guest, self._name = front, guest, name
+        self._front_pid = os.getppid()
+        self._program = 0
+        self._guest_gone = False
+        os.setpgid(0, 0)
+        self._signals = Arrivals()
+        signal.signal(signal.SIGCHLD, nothing)  # if it was ignored, the kernel would not keep the program's status
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def run(self, argv: list[bytes], mask: set[int]) -> None:
+        """Be the supervisor, to the program's end."""
+        linux.set_name("supervisor")
+        try:
+            linux.enter_namespaces(self._guest)
+        except OSError as error:
+            say(self._front, Message.NO_ENTRY, error.errno or 0)
+            return
+        if self._start(argv, mask):
+            inherited.let_go({self._front.fileno(), self._guest, *self._signals.fds})
+            say(self._front, Message.RUNNING)
+            self._watch()
+
+    def _start(self, argv: list[bytes], mask: set[int]) -> bool:
+        """Start the program, in a process group of its own; False, after having said so, if that does not succeed."""
+        try:
+            (may_go, go), (failed, failure) = os.pipe(), os.pipe()
+            self._program = os.fork()
+        except OSError as error:  # a limit on processes or descriptors
+            say(self._front, Message.NO_PROGRAM, error.errno or 0)
+            return False
+        if self._program == 0:
+            os.close(go)
+            _become(argv, mask, may_go, failure)
+        os.close(may_go)
+        os.close(failure)
+        os.setpgid(self._program, self._program)  # by us: launch.py's group has no number where the program is
+        say(self._front, Message.BORN, self._program)
+        if hear(self._front) is not None:
+            os.write(go, b"!")
+        os.close(go)
+        code = os.read(failed, 4)
+        if code:
+            os.waitpid(self._program, 0)
+            say(self._front, Message.NO_PROGRAM, int.from_bytes(code, "little"))
+        return not code
+
+    def _watch(self) -> None:
+        """Serve launch.py and watch the guest until the program has been reaped."""
+        poll = select.poll()
+        for fd in (self._front.fileno(), self._guest, self._signals.fd):
+            poll.register(fd, select.POLLIN)
+        while not self._reap():
+            for fd, _ in poll.poll():
+                if fd == self._signals.fd:
+                    self._signals.read()
+                elif fd == self._guest:
+                    poll.unregister(fd)
+                    self._end_with_guest()
+                elif (heard := hear(self._front)) is not None:
+                    self._kill(heard[1])
+                else:
+                    poll.unregister(fd)
+                    self._kill(signal.SIGKILL)
+
+    def _reap(self) -> bool:
+        """Pass on what has happened to the program; True when it has ended."""
+        while True:
+            pid, status = os.waitpid(self._program, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
+            if pid == 0:
+                return False
+            if os.WIFSTOPPED(status):
+                say(self._front, Message.STOPPED, os.WSTOPSIG(status))
+            elif os.WIFCONTINUED(status):
+                if os.getppid() == self._front_pid:  # whoever continued the program: its stand-in goes on with it
+                    os.kill(self._front_pid, signal.SIGCONT)
+            else:
+                say(self._front, Message.GUEST_GONE if self._guest_gone else Message.ENDED, status)
+                return True
+
+    def _kill(self, number: int) -> None:
+        with contextlib.suppress(OSError):
+            os.killpg(self._program, number)
+
+    def _end_with_guest(self) -> None:
+        """Kill the program and say why where it would have said it itself, if somebody reads there."""
+        self._guest_gone = True
+        try:
+            stderr = linux.descriptor_of(os.pidfd_open(self._program), 2)
+        except OSError:
+            stderr = None
+        self._kill(signal.SIGKILL)
+        if stderr is not None and select.select([], [stderr], [], 0)[1]:
+            with contextlib.suppress(OSError):
+                os.write(stderr, f"{self._name} is gone\n".encode())
+
+
+def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int) -> NoReturn:
+    """In the child: become the program when `may_go` says so; its end before that is the supervisor's. `failure` takes an errno."""
+    try:
+        signal.set_wakeup_fd(-1)
+        linux.die_with_parent()
+        if os.read(may_go, 1):
+            inherited.give_back()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            os.execvpe(argv[0], argv, inherited.environment)
+    except OSError as error:
+        os.write(failure, (error.errno or 0).to_bytes(4, "little"))
+    finally:
+        os._exit(127)

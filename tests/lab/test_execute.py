@@ -1,0 +1,285 @@
+"""`launch.py exec` without a terminal: what the program inherits, who holds its streams, whom signals reach, how it ends."""
+
+import errno
+import os
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.labs import LAUNCH, ROOT, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
+from tests.support.patience import patient
+from tests.support.screens import state
+
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
+
+GUEST = '[[guest]]\nname = "alice"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
+OUTER_PID = "read pid rest < /proc/self/stat; echo $pid; "  # /proc numbers it as the test does; $$ is the guest's number
+GRACE = 30
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A TAP guest, alice; the topology's name."""
+    with staying_up(topology_file(tmp_path_factory.mktemp("execute"), "execute", GUEST)) as (process, _):
+        yield unique("execute")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(patient(30)) == 143
+    assert left_behind(unique("execute")) == []
+
+
+def command(lab: str, *program: str) -> list[str]:
+    return [*LAUNCH, "exec", "--topology", lab, "alice", "--", *program]
+
+
+def inside(lab: str, *program: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    done = subprocess.run(command(lab, *program), capture_output=True, text=True, timeout=patient(60), cwd=ROOT, **options)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def running(lab: str, script: str, **options: Any) -> "tuple[subprocess.Popen[str], int]":
+    """A shell script in the guest that has said its process id, as the test's /proc numbers it."""
+    process = subprocess.Popen(
+        command(lab, "sh", "-c", OUTER_PID + script),
+        stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=default_signals, **options,
+    )  # fmt: skip
+    assert process.stdout is not None
+    return process, int(process.stdout.readline())
+
+
+def default_signals() -> None:
+    """Whatever the test itself was started with."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+# --- what the program inherits ---------------------------------------------------------------------------------------
+
+PROBE = """
+umask; ulimit -aS; ulimit -aH; nice; pwd; echo "$#"; env | sort
+grep -E "^(Sig(Blk|Ign)|Cpus_allowed_list|NoNewPrivs|Groups)" /proc/self/status
+cat /proc/self/oom_score_adj /proc/self/timerslack_ns /proc/self/cgroup; cut -d" " -f6-7 /proc/self/stat
+ls /proc/self/fd; cat <&7; cat
+"""
+
+
+def unusual(folder: Path) -> None:
+    """Make this process another than most in all that a program inherits."""
+    os.umask(0o027)
+    for limit, value in ((resource.RLIMIT_NOFILE, 321), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_STACK, 4 << 20)):
+        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
+    os.nice(3)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    Path("/proc/self/oom_score_adj").write_text("77")
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGUSR2, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGWINCH})
+    os.chdir(folder)
+    os.dup2(os.open(folder / "seven", os.O_RDONLY), 7)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LANG": "C.UTF-8", "ODD": "a\nb", "EMPTY": ""},
+        {},  # Python sets LC_CTYPE here
+        {"LC_CTYPE": "C", "HOME": "/nowhere"},
+    ],
+)
+def test_all_that_a_program_inherits_is_the_callers(lab: str, tmp_path: Path, environment: dict[str, str]) -> None:
+    """The same script, started here and in the guest, says the same."""
+    (tmp_path / "seven").write_text("from descriptor 7\n")
+    runtime = {name: value for name, value in os.environ.items() if name in ("PATH", "XDG_RUNTIME_DIR")}
+    said = []
+    for argv in (["sh", "-c", PROBE, "sh", "", "x y"], command(lab, "sh", "-c", PROBE, "sh", "", "x y")):
+        done = subprocess.run(
+            argv, input="from standard input\n", env=runtime | environment, capture_output=True, text=True, timeout=patient(60),
+            preexec_fn=lambda: unusual(tmp_path), close_fds=False, pass_fds=(),
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        said.append(done.stdout.splitlines())
+    assert said[0][-2:] == ["from descriptor 7", "from standard input"]
+    assert said[1] == said[0]
+
+
+def test_long_environments_and_argument_lists(lab: str) -> None:
+    environment = {f"LONG{number}": "x" * 6000 for number in range(30)}
+    done = inside(lab, "sh", "-c", 'echo "$LONG29" | wc -c', env={**os.environ, **environment})
+    assert (done.returncode, done.stdout.strip()) == (0, "6001")
+    done = inside(lab, "sh", "-c", 'echo $# "${20000}"', "sh", *map(str, range(1, 20001)))
+    assert (done.returncode, done.stdout) == (0, "20000 20000\n")
+
+
+def test_more_than_execve_takes_is_told_as_a_shell_does(lab: str) -> None:
+    """Of an argument longer than any that could have got here; the same way as for any error of execve's."""
+    script = (
+        "import asyncio, sys; from lab.execute import front as execute\n"
+        f"pidfd = asyncio.run(execute.find_guest('alice', {lab!r}))\n"
+        "sys.exit(execute.run_inside(pidfd, 'alice', [b'true', b'x' * (32 * 4096)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patient(60), cwd=ROOT)
+    assert (done.returncode, done.stderr) == (126, f"alice: true: {os.strerror(errno.E2BIG)}\n")
+    done = inside(lab, "")
+    assert (done.returncode, done.stderr) == (127, "alice: : No such file or directory\n")
+
+
+def test_the_folder_may_have_been_removed(lab: str, tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        ["sh", "-c", 'cd "$0"; rmdir "$0"; exec "$@"', str(gone), *command(lab, "readlink", "/proc/self/cwd")],
+        capture_output=True, text=True, timeout=patient(60), cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, f"{gone} (deleted)\n"), done.stderr
+
+
+# --- who holds its streams -------------------------------------------------------------------------------------------
+
+
+def test_a_daemon_that_let_go_of_its_streams_does_not_hold_the_callers(lab: str) -> None:
+    """What was started returns its caller's pipes at their end, although the daemon lives."""
+    started = inside(lab, "sh", "-c", f"sh -c '{OUTER_PID} exec sleep 1000 >/dev/null 2>&1 </dev/null' & wait_for=$!; sleep 0")
+    daemon = int(started.stdout)
+    try:
+        assert started.returncode == 0
+        assert state(daemon) in "RSD"
+    finally:
+        os.kill(daemon, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_program_that_closes_a_stream_closes_it_for_the_caller(lab: str, which: int) -> None:
+    reader, writer = os.pipe()
+    streams: dict[str, Any] = {{1: "stdout", 2: "stderr"}[which]: writer}
+    with open(reader, "rb") as pipe:
+        process = subprocess.Popen(
+            command(lab, "sh", "-c", f"echo said >&{which}; exec sleep 1000 >/dev/null 2>&1"), cwd=ROOT, **streams
+        )
+        os.close(writer)
+        try:
+            assert pipe.read() == b"said\n"  # to its end
+            assert process.poll() is None
+        finally:
+            process.terminate()
+            assert process.wait(patient(GRACE)) == 128 + signal.SIGTERM
+
+
+def test_a_program_that_closes_its_input_closes_it_for_the_caller(lab: str) -> None:
+    process, _ = running(lab, "exec <&-; echo closed; exec sleep 1000", stdin=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "closed\n"
+        with pytest.raises(BrokenPipeError):
+            os.write(process.stdin.fileno(), b"x")
+        process.terminate()
+
+
+# --- whom signals reach ----------------------------------------------------------------------------------------------
+
+
+def test_a_signal_to_the_callers_job_reaches_the_program_once(lab: str) -> None:
+    process, _ = running(
+        lab, "trap 'echo hup' HUP; trap 'echo usr; exit 5' USR1; echo up; while :; do sleep 0.05; done", start_new_session=True
+    )
+    with process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        os.killpg(process.pid, signal.SIGHUP)
+        assert process.stdout.readline() == "hup\n"
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout.read() == "usr\n"
+        assert process.wait(patient(GRACE)) == 5
+
+
+def test_the_program_and_its_children_end_with_an_exec_that_is_killed(lab: str) -> None:
+    process, program = running(lab, f"sh -c '{OUTER_PID} exec sleep 1000'; true")
+    with process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
+        assert process.stdout.read() == ""  # nobody has it any more
+    wait_until(lambda: state(program) == state(child) == "", "the program and its child to end")
+
+
+def test_the_program_ends_with_its_supervisor(lab: str) -> None:
+    process, program = running(lab, "exec sleep 1000")
+    with process:
+        supervisor = int(Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[1])
+        assert supervisor != process.pid
+        os.kill(supervisor, signal.SIGKILL)
+        assert process.wait(patient(GRACE)) == 128 + signal.SIGKILL
+    wait_until(lambda: state(program) == "", "the program to end")
+
+
+def test_the_program_ends_with_its_guest_which_is_said(tmp_path: Path) -> None:
+    """On whatever is the program's standard error then, since nobody else has the caller's."""
+    name = unique("mortal")
+    with staying_up(topology_file(tmp_path, "mortal", GUEST)) as (process, _):
+        exec_, program = running(name, "exec sleep 1000", stderr=subprocess.PIPE)
+        guest = next(pid for pid, line in processes(name).items() if "domu:alice" in line.split())
+        os.kill(guest, signal.SIGKILL)
+        _, told = exec_.communicate(timeout=GRACE)
+        assert (exec_.returncode, told) == (1, "alice is gone\n")
+        assert state(program) == ""
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(patient(GRACE)) == 143
+    assert left_behind(name) == []
+
+
+# --- closed standard streams -----------------------------------------------------------------------------------------
+
+
+def closing(*fds: int) -> Callable[[], None]:
+    def close() -> None:
+        for fd in fds:
+            os.close(fd)
+
+    return close
+
+
+@pytest.mark.parametrize("fds", [(0,), (1,), (2,), (0, 1, 2)])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [LAUNCH[1], "status"],
+        [LAUNCH[1], "status", "--json"],
+        [LAUNCH[1], "stop"],
+        [LAUNCH[1], "clean"],
+        [LAUNCH[1], "check", "topologies/demo.toml"],
+        [LAUNCH[1], "--help"],
+        ["-m", "bench", "--help"],
+    ],
+    ids=lambda arguments: " ".join(arguments[-2:]),
+)
+def test_commands_do_without_standard_streams(arguments: list[str], fds: tuple[int, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=patient(60), cwd=ROOT,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}, preexec_fn=closing(*fds),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    assert bool(done.stdout) == (1 not in fds)
+
+
+@pytest.mark.parametrize("fds", [(0,), (0, 1, 2)])
+def test_a_topology_runs_without_standard_streams(tmp_path: Path, fds: tuple[int, ...]) -> None:
+    guest = '[[guest]]\nname = "carl"\npath = "bypass"\n[[workload]]\nkind = "stream"\nfrom = "carl"\nto = "wire"\nframes = 1\n'
+    done = launch("run", topology_file(tmp_path, "closed", guest), "--json", tmp_path / "out", preexec_fn=closing(*fds))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert '"frames"' in (tmp_path / "out").read_text()
+    assert left_behind(unique("closed")) == []
+
+
+@pytest.mark.parametrize("fds", [(0,), (1,), (2,), (0, 1, 2)])
+def test_a_program_has_those_streams_that_the_caller_has(lab: str, fds: tuple[int, ...], tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    script = f"for fd in 0 1 2; do test -e /proc/self/fd/$fd && echo $fd; done >{here}; exit 3"
+    done = inside(lab, "sh", "-c", script, preexec_fn=closing(*fds))
+    assert (done.returncode, done.stderr) == (3, "")
+    assert here.read_text().split() == [str(fd) for fd in range(3) if fd not in fds or fd == 1]
