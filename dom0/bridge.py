@@ -10,18 +10,18 @@ from hyp.abi.nic import GROUP_BIT
 from hyp.atomics import record_view
 from hyp.kernels import compiled
 
-SLOTS = 1024
+FDB_SLOTS = 1024
 PROBES = 8
 ENTRY = np.dtype([("mac", "i8"), ("port", "i8"), ("seen_ns", "i8")])
 ENTRY_BYTES = ENTRY.itemsize
-NOWHERE = -1
+NO_PORT = -1
 
 _entry_at = record_view(ENTRY)
 
 
 @compiled
 def _entry(fdb, mac, probe):
-    slot = (((mac * 0x1E3779B97F4A7C15) >> 40) + probe) & (SLOTS - 1)
+    slot = (((mac * 0x1E3779B97F4A7C15) >> 40) + probe) & (FDB_SLOTS - 1)
     return _entry_at(fdb + slot * ENTRY_BYTES)
 
 
@@ -44,20 +44,20 @@ def learn(fdb: int, mac: int, port: int, now_ns: int) -> None:
 
 @compiled
 def whereabouts(fdb: int, mac: int, now_ns: int, ageing_ns: int) -> int:
-    """The port that `mac` is behind, or NOWHERE if it was never seen or not for `ageing_ns`. Address 0 marks an empty entry."""
+    """The port that `mac` is behind, or NO_PORT if it was never seen or not for `ageing_ns`. Address 0 marks an empty entry."""
     if mac == 0:
-        return NOWHERE
+        return NO_PORT
     for probe in range(PROBES):
         entry = _entry(fdb, mac, probe)
         if entry.mac == mac:
-            return entry.port if now_ns - entry.seen_ns < ageing_ns else NOWHERE
-    return NOWHERE
+            return entry.port if now_ns - entry.seen_ns < ageing_ns else NO_PORT
+    return NO_PORT
 
 
 @compiled
 def forget_port(fdb: int, port: int) -> None:
     """A port went away: nothing is behind it any more."""
-    for slot in range(SLOTS):
+    for slot in range(FDB_SLOTS):
         entry = _entry_at(fdb + slot * ENTRY_BYTES)
         if entry.port == port:
-            entry.mac, entry.seen_ns, entry.port = 0, 0, NOWHERE
+            entry.mac, entry.seen_ns, entry.port = 0, 0, NO_PORT

@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from dom0.bridge import ENTRY, SLOTS
+from dom0.bridge import ENTRY, FDB_SLOTS
 from dom0.engine import ADD_PORT, REMOVE_PORT
-from dom0.state import BUFFERS, ENGINE, FLUSH, MAX_PORTS, PENDING, PORT, STAGE, STAGED, UPLINK, engine_at
-from dom0.uplink import RX_BUFFER, receive_buffer
+from dom0.state import ENGINE, FLUSH, MAX_PORTS, PENDING, PORT, STAGE, STAGED, UPLINK, engine_at
+from dom0.uplink import receive_buffer
 from hyp.abi.grant import COPY_BYTES
+from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
@@ -22,7 +23,7 @@ def _post_all_buffers(engine: int) -> None:
     e = engine_at(engine)
     q = qp_at(e.qp)
     for k in range(q.rq_size):
-        post_receive(q, receive_buffer(e, k), RX_BUFFER)
+        post_receive(q, receive_buffer(e, k), FRAME_BUFFER)
     ring_receives(q)
 
 
@@ -39,11 +40,11 @@ class EngineState:
         self.ports = np.zeros(MAX_PORTS, PORT)
         self.views = np.zeros(domains, DOMAIN_VIEW)
         self._stages = np.zeros((MAX_PORTS, STAGE), STAGED)
-        self._fdb = np.zeros(SLOTS, ENTRY)
+        self._fdb = np.zeros(FDB_SLOTS, ENTRY)
         self._ops = np.zeros(max(FLUSH, STAGE) * COPY_BYTES // 8, np.int64)
         self._pending = np.zeros(FLUSH, PENDING)
         self._copy_counts = np.zeros(1, COPY_COUNTS)
-        self._free = np.arange(BUFFERS, dtype=np.int64)
+        self._free = np.arange(DOM0_BUFFERS, dtype=np.int64)
         self._wait = np.zeros(1, WAIT)
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         for number in range(MAX_PORTS):
@@ -54,7 +55,7 @@ class EngineState:
             "pending": self._pending, "copy_counts": self._copy_counts, "wait": self._wait,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
-        record["view_count"], record["free_count"], record["mailbox"] = domains, BUFFERS, engine.mailbox
+        record["view_count"], record["free_count"], record["mailbox"] = domains, DOM0_BUFFERS, engine.mailbox
         self._keep = platform
 
     @property
@@ -84,7 +85,7 @@ class EngineState:
         ageing_s: float,
         pause_us: int,
     ) -> None:
-        """Set RAM, uplink and limits. `pool`, `rx_pool`: where BUFFERS pages, and a page per receive slot, lie."""
+        """Set RAM, uplink and limits. `pool`, `rx_pool`: where DOM0_BUFFERS pages, and a page per receive slot, lie."""
         record = self._record[0]
         record["ram"], record["pool"], record["rx_pool"], record["qp"] = ram.address, pool, rx_pool, pair.address
         record["counts"], record["counts_shared"] = counts
@@ -102,7 +103,7 @@ class EngineState:
     async def add_uplink(self, counts: tuple[int, int]) -> None:
         """Make the NIC port 0 of the bridge."""
         self.ports[UPLINK]["counts"], self.ports[UPLINK]["counts_shared"] = counts
-        await self.engine.post(ADD_PORT, UPLINK)
+        await self.engine.post(ADD_PORT, port=UPLINK)
 
     async def add_vif(
         self, number: int, domid: int, rings: list[int], event_fd: int, counts: tuple[int, int], pages: Pages | None = None
@@ -120,8 +121,8 @@ class EngineState:
         port["tx_ring"], port["rx_ring"] = rings
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
-        await self.engine.post(ADD_PORT, number)
+        await self.engine.post(ADD_PORT, port=number)
 
     async def remove_port(self, number: int) -> None:
         """The engine touches nothing of the port any more when this returns, and has unpinned what it held of the guest's pages."""
-        await self.engine.post(REMOVE_PORT, number)
+        await self.engine.post(REMOVE_PORT, port=number)

@@ -5,13 +5,13 @@ import logging
 from typing import Any
 
 from dom0.build import EngineState
-from dom0.engine import run
-from dom0.state import BUFFERS
+from dom0.engine import MAIL, run
 from dom0.toolstack import Toolstack
 from dom0.vifs import Vif, create_nodes
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import PLATFORM_BYTES
+from hyp.abi.sizes import DOM0_BUFFERS
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.memory import Mapping
@@ -68,14 +68,14 @@ class DriverDomain:
         entries = int(self._config["queue"])
         uplink_counts = self._counters.row("uplink")
         pair = await open_queue_pair(self._hyp, number, entries, uplink_counts[0])
-        pool, rx_pool = ram.allocate(BUFFERS * PAGE), ram.allocate(entries * PAGE)
-        await register(self._hyp, pool, BUFFERS * PAGE, writable=False)
+        pool, rx_pool = ram.allocate(DOM0_BUFFERS * PAGE), ram.allocate(entries * PAGE)
+        await register(self._hyp, pool, DOM0_BUFFERS * PAGE, writable=False)
         await register(self._hyp, rx_pool, entries * PAGE, writable=True)
         await start_queue_pair(self._hyp, ram, pair)
         counts = self._counters.row("bridge")
         self._state.configure(ram, pair, rx_pool, pool, counts, float(self._config["ageing_s"]), int(self._config["pause_us"]))
         self._state.post_receive_buffers()
-        self._engine.start(run, self._state.address)
+        self._engine.start(run, self._state.address, mail=MAIL)
         await self._state.add_uplink(uplink_counts)
 
     async def _serve(self, vif: Vif) -> None:

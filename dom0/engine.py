@@ -5,7 +5,7 @@ to guests in one hypercall → post what goes to the NIC → answer. A port whos
 then its frame drops.
 """
 
-from dom0.bridge import NOWHERE, forget_port, learn, whereabouts
+from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
 from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests, tell_guest
 from dom0.persistent import release_pages
 from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
@@ -28,18 +28,21 @@ from hyp.abi.counters import (
     PAUSES,
     REPLICATED,
 )
-from hyp.abi.nic import GROUP_BIT, MAC_MASK
-from hyp.abi.platform import EVENT_NS
-from hyp.atomics import clock_ns, full_fence, load64
+from hyp.abi.nic import GROUP_BIT
+from hyp.abi.platform import EVENT_PRICE
+from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
-from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
+from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, sleep, spins, wait_at
+from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64
 from hyp.price import pay
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
 ADD_PORT, REMOVE_PORT = 1, 2
+MAIL = mail_record("port")
+_mail_at = record_view(MAIL)
 DELIVERED, PAUSE = 0, -1
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
@@ -87,12 +90,12 @@ def _flood(e, p, s):
 def _pass_on(e, p, s):
     """Learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
     head0, head1 = load64(s.addr), load64(s.addr + 8)
-    target = head0 & MAC_MASK
-    learn(e.fdb, ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16), p.number, e.now)
-    if target & GROUP_BIT:
+    destination = destination_of(head0)
+    learn(e.fdb, source_of(head0, head1), p.number, e.now)
+    if destination & GROUP_BIT:
         return _flood(e, p, s)
-    number = whereabouts(e.fdb, target, e.now, e.ageing_ns)
-    if number == NOWHERE:
+    number = whereabouts(e.fdb, destination, e.now, e.ageing_ns)
+    if number == NO_PORT:
         return _flood(e, p, s)
     if number == p.number:
         return DROP_SAME_PORT
@@ -210,14 +213,14 @@ def _take_mail(e):
     """Carry out what the control plane posted. Returns True if the engine is to stop."""
     stop = False
     while mail_waiting(e.mailbox, e.mail) > 0:
-        op, number = mail_word(e.mailbox, e.mail, 0), mail_word(e.mailbox, e.mail, 1)
-        if op == STOP:
+        mail = _mail_at(mail_address(e.mailbox, e.mail))
+        if mail.opcode == STOP:
             stop = True
-        elif op == ADD_PORT:
-            port_of(e, number).active = 1
-            e.port_count = max(e.port_count, number + 1)
-        elif op == REMOVE_PORT:
-            _remove_port(e, number)
+        elif mail.opcode == ADD_PORT:
+            port_of(e, mail.port).active = 1
+            e.port_count = max(e.port_count, mail.port + 1)
+        elif mail.opcode == REMOVE_PORT:
+            _remove_port(e, mail.port)
         e.mail += 1
     _publish(e)
     mail_taken(e.mailbox, e.mail)
@@ -281,7 +284,7 @@ def _idle(e):
         q = qp_at(e.qp)
         asked = timeout >= 0 or e.free_count < STAGE  # for sends; `_arm` did
         if sleep(wait, timeout, e.counts) > 0 and (receives_completed(q) or (asked and sends_completed(q))):
-            pay(wait.platform, EVENT_NS)  # the NIC's interrupt; what guests sent has been paid for
+            pay(wait.platform, EVENT_PRICE)  # the NIC's interrupt; what guests sent has been paid for
     end_spin(e, e.counts)
 
 

@@ -9,10 +9,10 @@ A vif with persistent grants (dom0/persistent.py) differs in the copy only: it i
 
 from dom0.persistent import pinned_page, release_pages
 from dom0.state import (
-    COLOURS,
     FLUSH,
     PENDING_BYTES,
     STAGE,
+    colour,
     give_buffer,
     pending_at,
     port_of,
@@ -56,7 +56,7 @@ from hyp.abi.grant import (
 )
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME
-from hyp.abi.platform import COPY_LIMIT, EVENT_NS, HYPERCALL_NS, KEEP_ARMED
+from hyp.abi.platform import COPY_LIMIT, EVENT_PRICE, HYPERCALL_PRICE, KEEP_ARMED
 from hyp.ablation import ablated
 from hyp.atomics import load16, load32_once, load64_once, memcpy, notify, store16, store32, store64
 from hyp.counters import count
@@ -73,8 +73,6 @@ from hyp.ring import (
     ring_at,
     unconsumed_requests,
 )
-
-COLOUR_LIMIT = PAGE_BYTES - COLOURS * 64
 
 
 @compiled
@@ -108,7 +106,7 @@ def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offs
 @compiled
 def run_copies(e):
     """Execute the batch: one hypercall. Its operations have their status then."""
-    pay(wait_at(e.wait).platform, HYPERCALL_NS)
+    pay(wait_at(e.wait).platform, HYPERCALL_PRICE)
     grant_copy_at(e.views, e.view_count, DOM0, e.ops, e.op_count, copy_counts_at(e.copy_counts))
     count(e.counts, HYPERCALLS, 1)
 
@@ -187,7 +185,7 @@ def _open_request(e, p, slot, k):
         count(p.counts, FAULTS_DESCRIPTOR, 1)
         return -1, 0
     s.buffer = take_buffer(e)
-    into = (s.buffer % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
+    into = colour(s.buffer, length)
     s.gpa = e.pool + s.buffer * PAGE_BYTES + into
     s.addr = e.ram + s.gpa
     return gref, offset
@@ -244,7 +242,7 @@ def tell_guest(e, p):
     """Send the event that is owed."""
     p.owed, p.waits = 0, 0
     notify(p.event_fd)
-    pay(wait_at(e.wait).platform, EVENT_NS)
+    pay(wait_at(e.wait).platform, EVENT_PRICE)
     count(p.counts, NOTIFICATIONS, 1)
     p.dirty = 1
 
@@ -276,7 +274,7 @@ def queue_copy(e, p, gpa, length):
         _copy_pinned(e, p, word & 0xFFFF, gref, gpa, length)
         return
     pending = pending_at(e.pending + e.op_count * PENDING_BYTES)
-    offset = (e.op_count % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
+    offset = colour(e.op_count, length)
     pending.port, pending.id, pending.length, pending.offset = p.number, word & 0xFFFF, length, offset
     add_copy(e, gpa >> 12, DOMID_SELF, gpa & (PAGE_BYTES - 1), gref, p.domid, offset, length, COPY_DEST_GREF)
     p.copies += 1
@@ -285,7 +283,7 @@ def queue_copy(e, p, gpa, length):
 @compiled
 def _copy_pinned(e, p, number, gref, gpa, length):
     """Copy a frame into a page that stays pinned and write its response, which `flush_copies` publishes."""
-    offset = (p.copies % COLOURS) * 64 if length <= COLOUR_LIMIT else 0
+    offset = colour(p.copies, length)
     page = pinned_page(e, p, p.rx_pages, gref, 1)
     copied = page > 0 and offset + length <= PAGE_BYTES
     if copied:

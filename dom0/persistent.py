@@ -22,7 +22,7 @@ that frame, no more. If Dom0 dies, the hypervisor gives its pins back (`hyp.gran
 from hyp.abi.counters import HYPERCALLS
 from hyp.abi.domids import DOM0
 from hyp.abi.grant import GNTST_BAD_GNTREF, GNTST_OKAY
-from hyp.abi.platform import GRANT_MAP_NS
+from hyp.abi.platform import GRANT_MAP_PRICE
 from hyp.atomics import load64, store64, sys_getppid
 from hyp.counters import count
 from hyp.events import wait_at
@@ -65,5 +65,5 @@ def release_pages(e, p):
 def _enter(e):
     """What one map or unmap hypercall costs."""
     sys_getppid()
-    pay(wait_at(e.wait).platform, GRANT_MAP_NS)
+    pay(wait_at(e.wait).platform, GRANT_MAP_PRICE)
     count(e.counts, HYPERCALLS, 1)

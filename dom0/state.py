@@ -2,14 +2,13 @@
 
 import numpy as np
 
+from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS, MAX_GUESTS
 from hyp.atomics import load64, record_view, store64
 from hyp.kernels import compiled
 
 STAGE = 64  # frames that a port takes in at a time, and the most that wait there for a full receiver
-BUFFERS = 1024  # one page each
-MAX_PORTS = 65
+MAX_PORTS = MAX_GUESTS + 1
 UPLINK = 0  # port 0 is the NIC; ports 1.. are vifs
-COLOURS = 15  # frames begin at one of these multiples of 64 B in their page, so that they spread over the cache sets
 
 PORT = np.dtype(
     [
@@ -110,6 +109,12 @@ def port_of(e, number):
 def staged_of(p, k):
     """Entry `k` of a port's stage."""
     return staged_at(p.stage + k * STAGED_BYTES)
+
+
+@compiled
+def colour(number, length):
+    """Where in its page a frame of `length` bytes begins that is the `number`-th, so that frames spread over the cache sets."""
+    return (number % COLOURS) * COLOUR_BYTES if length <= COLOURED_FRAME else 0
 
 
 @compiled

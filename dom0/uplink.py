@@ -4,15 +4,18 @@ Frames to send stay in the buffers they were copied into until the NIC has sent 
 receive buffers until the bridge has passed them on.
 """
 
-from dom0.state import COLOURS, STAGE, give_buffer, staged_of
+from dom0.state import STAGE, colour, give_buffer, staged_of
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import DESC_SIGNALED, PAGE, STATUS_OK
+from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import load64, store64
 from hyp.counters import count
+from hyp.events import most_of
 from hyp.kernels import compiled
 from hyp.verbs import (
     completions_due,
     consume_receives,
+    has_half_untold,
     peek_receive,
     poll_sends,
     post_receive,
@@ -21,19 +24,17 @@ from hyp.verbs import (
     qp_at,
     ring_receives,
     send_room,
-    sends_untold,
     tell_sends,
 )
 
-RX_BUFFER = 2048 + 64  # in a page of its own, because a grant copy does not cross pages
 SIGNAL_EVERY = 32
 
 
 @compiled
 def receive_buffer(e, index):
-    """Guest-physical address of the buffer of receive slot `index`."""
+    """Guest-physical address of the buffer of receive slot `index`: in a page of its own, as a grant copy does not cross pages."""
     slot = index & (qp_at(e.qp).rq_size - 1)
-    return e.rx_pool + slot * PAGE + (slot % COLOURS) * 64
+    return e.rx_pool + slot * PAGE + colour(slot, FRAME_BUFFER)
 
 
 @compiled
@@ -57,9 +58,8 @@ def uplink_has_room(e):
 
 @compiled
 def completions_to_wait_for(e):
-    """How many send completions make a wake-up worth it: most of those that the NIC owes, so that a batch fits in."""
-    due = completions_due(qp_at(e.qp))
-    return max(due - (due >> 2), 1)
+    """How many send completions make a wake-up worth it: three quarters of those that the NIC owes, so that a batch fits in."""
+    return max(most_of(completions_due(qp_at(e.qp))), 1)
 
 
 @compiled
@@ -79,7 +79,7 @@ def publish_uplink(e):
     """Let the NIC see what was posted; it is woken when half a queue has come together, or when nothing more comes."""
     q = qp_at(e.qp)
     publish_sends(q)
-    if 2 * sends_untold(q) >= q.sq_size:
+    if has_half_untold(q):
         tell_sends(q)
 
 
@@ -117,7 +117,7 @@ def repost_received(e, p):
     q = qp_at(e.qp)
     first = p.staged - p.answers
     for _ in range(first, p.next):
-        post_receive(q, receive_buffer(e, q.rq_prod), RX_BUFFER)
+        post_receive(q, receive_buffer(e, q.rq_prod), FRAME_BUFFER)
     consume_receives(q, p.next - first)
     p.answers = p.staged - p.next
     ring_receives(q)

@@ -17,8 +17,9 @@ import numpy as np
 
 from dom0.build import EngineState, Pages
 from hyp.abi.domids import DOM0
+from hyp.abi.features import NETIF_NODES, NETIF_OFFERS, NONE, unoffered
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
-from hyp.abi.platform import GRANT_MAP_NS
+from hyp.abi.platform import GRANT_MAP_PRICE
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.grants import map_grant_at, unmap_grant_at
@@ -36,13 +37,13 @@ HANDSHAKE_TIMEOUT_S = 30.0
 @entry(i64(i64, i64, i64, i64, i64))
 def _map_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
     """Address of the granted page, mapped for writing, or a negative grant status."""
-    pay(platform, GRANT_MAP_NS)
+    pay(platform, GRANT_MAP_PRICE)
     return map_grant_at(views, count, DOM0, domid, gref, 1)
 
 
 @entry(i64(i64, i64, i64, i64, i64))
 def _unmap_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
-    pay(platform, GRANT_MAP_NS)
+    pay(platform, GRANT_MAP_PRICE)
     return unmap_grant_at(views, count, DOM0, domid, gref, 1)
 
 
@@ -92,6 +93,7 @@ class Vif:
         self._keep: list[Mapping] = []
         self._offers_persistent = bool(guest["persistent_grants"])
         self._pages: Pages | None = None  # the engine's, from add_vif to remove_port
+        self.features = 0  # agreed on, once it is connected
         self.gone = asyncio.Event()
 
     async def run(self) -> None:
@@ -99,6 +101,9 @@ class Vif:
         await self._store.write(f"{self._back}/feature-rx-copy", "1")
         if self._offers_persistent:
             await self._store.write(f"{self._back}/{FEATURE_PERSISTENT}", "1")
+        for feature, (offers, _) in NETIF_NODES.items():
+            if feature & NETIF_OFFERS:
+                await self._store.write(f"{self._back}/{offers}", "1")
         await switch_state(self._store, self._back, XenbusState.INIT_WAIT)
         ready = (XenbusState.INITIALISED, XenbusState.CONNECTED)
         await wait_for_state(self._store, self._front, ready, HANDSHAKE_TIMEOUT_S)
@@ -136,6 +141,7 @@ class Vif:
             _attach(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes)
         if self._offers_persistent and await self._is_set(FEATURE_PERSISTENT):
             self._pages = np.zeros((2, int(self._state.views[self.domid]["refs"])), np.int64)
+        self.features = await self._accepted()
         port = await self._read_int("event-channel")
         bound = await self._hyp.call("evtchn_bind_interdomain", remote=self.domid, remote_port=port, upcall=self._state.upcall)
         self._event_fd = bound.fds[0]
@@ -169,6 +175,16 @@ class Vif:
         view = self._state.views[self.domid]
         view["grant_table"], view["refs"], view["active"] = table.address, refs, active.address
         view["ram"], view["ram_bytes"], view["present"] = ram.address, memory, 1
+
+    async def _accepted(self) -> int:
+        """The feature word that the front end accepts; RuntimeError if it accepts what was not offered."""
+        word = NONE
+        for feature, (_, accepts) in NETIF_NODES.items():
+            if await self._is_set(accepts):
+                word |= feature
+        if wrong := unoffered(NETIF_OFFERS, word):
+            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): features {wrong:#x} have not been offered")
+        return int(word)
 
     async def _is_set(self, feature: str) -> bool:
         """What the front end says of a feature: 1; 0, or nothing."""

@@ -11,7 +11,7 @@ A front end fills in a DEVICE record; programs (compiled) call its operations by
                        polling again before that shows the same frames
 `rx_release(d, n)`     gives the oldest `n` back to the device
 `arm(d, what)`         asks to be woken for what is in `what`; true if it is there already. RX: a frame received;
-                       TX: room for a burst (woken when half of what is pending is done); ALL: nothing is pending
+                       TX: room for a burst (woken when three quarters of what is pending is done); ALL: nothing is pending
 =====================  ==============================================================================================
 
 Where there are more loops than cores, and so nobody may spin, a front end may let the other side sleep until half of its queue
@@ -25,9 +25,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hyp.abi.platform import EVENT_NS
+from hyp.abi.platform import EVENT_PRICE
 from hyp.atomics import call_operation, load64, record_view, store64
-from hyp.events import sleep, wait_at
+from hyp.events import most_of, sleep, wait_at
 from hyp.kernels import Operation, compiled
 from hyp.price import pay
 from hyp.verbs import qp_at, receives_completed, sends_completed
@@ -55,6 +55,7 @@ DEVICE = np.dtype(
         ("counts_shared", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
         ("interrupts", "i8"),  # a QP record whose completions reach the guest as events that have a price; 0: none
+        ("features", "i8"),  # what device and front end agreed on (hyp/abi/features.py)
     ]
 )
 device_at = record_view(DEVICE)
@@ -117,8 +118,8 @@ def set_length(burst: int, k: int, length: int) -> None:
 
 @compiled
 def completions_to_wait_for(what: int, due: int) -> int:
-    """How many of the `due` completions make a wake-up worth it: all for ALL, half for TX, at least one."""
-    return max(due if what & ALL else due - (due >> 2), 1)
+    """How many of the `due` completions make a wake-up worth it: all for ALL, three quarters for TX, at least one."""
+    return max(due if what & ALL else most_of(due), 1)
 
 
 @compiled
@@ -129,7 +130,7 @@ def sleep_for(d: Any, what: int, timeout_ns: int) -> None:
         return
     q = qp_at(d.interrupts)
     if (what & RX and receives_completed(q)) or (what & (TX | ALL) and sends_completed(q)):
-        pay(wait.platform, EVENT_NS)
+        pay(wait.platform, EVENT_PRICE)
 
 
 @dataclass(slots=True)
@@ -158,7 +159,7 @@ class Device:
 
 
 def new_device(
-    operations: Operations, front: int, mac: str, mac_word: int, room: int, counts: tuple[int, int], wait: int
+    operations: Operations, front: int, mac: str, mac_word: int, room: int, counts: tuple[int, int], wait: int, features: int
 ) -> Device:
     """A DEVICE record with its bursts. `front`: address of the front end's record; `wait`: of the WAIT record."""
     record = np.zeros(1, DEVICE)
@@ -166,7 +167,7 @@ def new_device(
     row = record[0]
     for name in ("tx_reserve", "tx_commit", "tx_pending", "rx_poll", "rx_release", "arm"):
         row[f"op_{name}"] = getattr(operations, name).address
-    row["front"], row["mac"], row["room"], row["wait"] = front, mac_word, room, wait
+    row["front"], row["mac"], row["room"], row["wait"], row["features"] = front, mac_word, room, wait, features
     row["counts"], row["counts_shared"] = counts
     row["tx"], row["rx"] = bursts[0].ctypes.data, bursts[1].ctypes.data
     return Device(mac, record, [bursts])

@@ -19,25 +19,39 @@ from typing import Any
 import numpy as np
 
 from hyp import limits, linux
-from hyp.atomics import load64_acquire, notify, store64, store64_release
+from hyp.atomics import load64, load64_acquire, memcpy, notify, store64_release
 from hyp.events import new_eventfd
 from hyp.kernels import compiled, entry, i64, void
 
-SLOTS = 64
-MESSAGE_BYTES = 64  # opcode and seven arguments, int64 each
+MAIL_SLOTS = 64
+MESSAGE_BYTES = 128  # opcode and at most 15 words, int64 each
 POSTED, TAKEN, REPLY_FD, MESSAGES = 0, 64, 128, 192
-MAILBOX_BYTES = MESSAGES + SLOTS * MESSAGE_BYTES
+MAILBOX_BYTES = MESSAGES + MAIL_SLOTS * MESSAGE_BYTES
 
 STOP = 0
 """The one opcode that every engine knows; the others are the engine's own, from 1 on."""
 
 
+def mail_record(*words: str) -> "np.dtype[np.void]":
+    """Layout of an engine's messages: ``opcode``, then `words`. A message has those that its operation needs; the others are 0."""
+    names = ["opcode", *words]
+    return np.dtype({"names": names, "formats": ["i8"] * len(names), "itemsize": MESSAGE_BYTES})
+
+
+NO_WORDS = mail_record()
+"""Of an engine that knows nothing but `STOP`."""
+
+
+@compiled
+def mail_address(box, sequence):
+    """Address of message `sequence`, which the engine views as its `mail_record`."""
+    return box + MESSAGES + (sequence % MAIL_SLOTS) * MESSAGE_BYTES
+
+
 @entry(void(i64, i64, i64))
 def _post(box: int, message: int, sequence: int) -> None:
-    """Copy the 8 words at `message` into the slot of `sequence` and publish it."""
-    slot = box + MESSAGES + (sequence % SLOTS) * MESSAGE_BYTES
-    for k in range(8):
-        store64(slot + 8 * k, load64_acquire(message + 8 * k))
+    """Copy the message at `message` into the slot of `sequence` and publish it."""
+    memcpy(mail_address(box, sequence), message, MESSAGE_BYTES)
     store64_release(box + POSTED, sequence + 1)
 
 
@@ -48,9 +62,9 @@ def mail_waiting(box, taken):
 
 
 @compiled
-def mail_word(box, sequence, word):
-    """Word 0 (the opcode) to 7 of message `sequence`."""
-    return load64_acquire(box + MESSAGES + (sequence % SLOTS) * MESSAGE_BYTES + 8 * word)
+def mail_opcode(box, sequence):
+    """What message `sequence` asks for; `mail_waiting` has said that it is there."""
+    return load64(mail_address(box, sequence))
 
 
 @compiled
@@ -84,8 +98,12 @@ class Engine:
         """Wake the engine for another eventfd of this process."""
         self._poll.register(eventfd, select.EPOLLIN | select.EPOLLET)
 
-    def start(self, kernel: Callable[..., Any], *args: Any) -> None:
-        """Start the loop. Must be called in a running event loop. `limits.TooFew` if there can be no more threads."""
+    def start(self, kernel: Callable[..., Any], *args: Any, mail: "np.dtype[np.void]" = NO_WORDS) -> None:
+        """Start the loop, whose messages are `mail` records. Must be called in a running event loop.
+
+        `limits.TooFew` if there can be no more threads.
+        """
+        self._mail = mail
         loop = asyncio.get_running_loop()
         loop.add_reader(self._reply, self._take_reply)
         self._ended = loop.create_future()
@@ -114,15 +132,18 @@ class Engine:
         """Let the loop run on these CPUs only."""
         os.sched_setaffinity(self.thread_id, cpus)
 
-    async def post(self, opcode: int, *args: int) -> None:
-        """Send one message and wait until the engine has carried it out. RuntimeError if the engine has ended."""
+    async def post(self, opcode: int, **words: int) -> None:
+        """Send one message and wait until the engine has carried it out. RuntimeError if the engine has ended.
+
+        ValueError if its messages have no such word.
+        """
         if self._ended is None or self._ended.done():
             raise RuntimeError(f"engine {self.name} does not run")
-        while self._posted - int(self._words[TAKEN // 8]) >= SLOTS:
+        while self._posted - int(self._words[TAKEN // 8]) >= MAIL_SLOTS:
             await self._waiters[0][1]
-        message = np.zeros(8, np.int64)
-        message[0] = opcode
-        message[1 : 1 + len(args)] = args
+        message = np.zeros(1, self._mail)
+        for name, value in {"opcode": opcode, **words}.items():
+            message[0][name] = value
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         _post(self.mailbox, int(message.ctypes.data), self._posted)
         self._posted += 1

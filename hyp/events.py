@@ -6,7 +6,7 @@ So a waiter can neither swallow a wake-up by reading, nor block the notifier by 
 O_NONBLOCK. Nobody ever reads an eventfd: every write is an edge. A wake-up is a hint; the rings are the truth.
 
 `EventChannels` is the hypervisor's table (control plane). `WAIT`, `spins` and `sleep` are the loops' side: spin for a
-while that adapts, then sleep.
+while that adapts, then sleep. `passed` and `notify_if` are the hold-off: whether a notification is due.
 """
 
 import errno
@@ -16,11 +16,47 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hyp.abi.counters import SPIN_NS, WAKEUPS
+from hyp.abi.counters import NOTIFICATIONS, SPIN_NS, SUPPRESSED, WAKEUPS
 from hyp.abi.platform import SPIN_LIMIT_NS
-from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, record_view
+from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, notify, record_view, u32_sub
 from hyp.counters import count
 from hyp.kernels import compiled
+
+# --- hold-off ---------------------------------------------------------------------------------------------------------
+#
+# A producer publishes an index, passes a full fence, loads the consumer's event index and notifies if it passed that
+# (RING_PUSH_REQUESTS_AND_CHECK_NOTIFY in Xen's io/ring.h). A consumer that is about to sleep stores the event index, passes
+# a full fence and looks at the producer's index once more (RING_FINAL_CHECK_FOR_REQUESTS): that look is the caller's, for
+# all its queues after one fence. Either the producer sees the event index or the consumer sees the producer's.
+
+
+@compiled
+def passed(event, old, new):
+    """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that."""
+    return u32_sub(new, event) < u32_sub(new, old)
+
+
+@compiled
+def passed64(event, old, new):
+    """`passed` for a 64-bit index, which never wraps."""
+    return old < event <= new
+
+
+@compiled
+def notify_if(due, eventfd, counts):
+    """Notify if that is due. Counts it in the private row `counts`, or that it could be held off."""
+    if due:
+        notify(eventfd)
+        count(counts, NOTIFICATIONS, 1)
+    else:
+        count(counts, SUPPRESSED, 1)
+
+
+@compiled
+def most_of(due):
+    """How many of the `due` completions a sleeper waits for that wants room, not the last of them: three quarters."""
+    return due - (due >> 2)
+
 
 # --- loops ------------------------------------------------------------------------------------------------------------
 

@@ -11,14 +11,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-PAGE: Final = 4096
-QUEUE_ENTRY: Final = 16  # a descriptor, a completion: hyp/abi/nic.py
-BUFFER: Final = 2048 + 64  # a slot's buffer of the drivers of a NIC context: domu/frontends/bypass.py
-SPLIT_SLOTS: Final = 256  # of each ring, with a page each: domu/frontends/split.py
-SPLIT_RINGS: Final = 2
+from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, LARGEST_FRAME_BUFFER, PAGE, QUEUE_ENTRY, SPLIT_RINGS, SPLIT_SLOTS
+
 EMULATION_PAGES: Final = 16  # of a trapped guest's device model, beside what it has per descriptor of a queue:
-EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + 4160 + 2112  # four queue entries, a send and a receive buffer
-DOM0_BUFFERS: Final = 1024  # of Dom0's engine, with a page each: dom0/state.py
+EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + LARGEST_FRAME_BUFFER + FRAME_BUFFER  # four queue entries, a send and a receive buffer
+PIN_LOGS: Final = 17 * PAGE  # before the counts of cdna's pin table: hyp/monitor/cdna.py
 
 
 class Attachment(StrEnum):
@@ -50,8 +47,8 @@ class PathSpec:
     """Slots of its send ring."""
     ram: Callable[[int], int]
     """Bytes of guest RAM that the front end uses."""
-    beside_ram: Callable[[int], int]
-    """Bytes of shared memory that a guest needs beside its RAM and what every domain has."""
+    beside_ram: Callable[[int, int], int]
+    """(queue, bytes of RAM) → bytes of shared memory that a guest needs beside its RAM and what every domain has."""
     port: str
     """Rows of the back end that balance a guest's `device` row begin with this, and end with ``:<guest>``."""
     on_thread: str | None
@@ -78,7 +75,7 @@ def dom0_needs(queue: int) -> int:
 
 
 def _context_ram(queue: int) -> int:
-    return queues_need(queue) + 2 * _whole_pages(queue * BUFFER)
+    return queues_need(queue) + 2 * _whole_pages(queue * FRAME_BUFFER)
 
 
 def _split_ram(_: int) -> int:
@@ -93,12 +90,16 @@ def _xens(_: int) -> int:
     return SPLIT_SLOTS
 
 
-def _nothing(_: int) -> int:
+def _nothing(queue: int, memory: int) -> int:
     return 0
 
 
-def _device_model(queue: int) -> int:
+def _device_model(queue: int, memory: int) -> int:
     return EMULATION_PAGES * PAGE + queue * EMULATION_SLOT
+
+
+def _pin_table(queue: int, memory: int) -> int:
+    return PIN_LOGS + _whole_pages(memory // PAGE * 2)
 
 
 _ROWS = (
@@ -135,6 +136,23 @@ _ROWS = (
         placed_like="bypass",
         colour="#0072b2",
         marker="o",
+    ),
+    PathSpec(
+        name="cdna",
+        about="a NIC context of the guest's own, but the hypervisor checks and writes its descriptors",
+        front_end="domu.frontends.cdna",
+        back_end="hyp.monitor.cdna",
+        attachment=Attachment.PASSTHROUGH,
+        shared_loop=None,
+        cut_off_by=frozenset({"nic"}),
+        ring=_as_said,
+        ram=_context_ram,
+        beside_ram=_pin_table,
+        port="nic/ctx",
+        on_thread="enqueue",
+        placed_like="bypass",
+        colour="#56b4e9",
+        marker="P",
     ),
     PathSpec(
         name="split",

@@ -15,12 +15,12 @@ It is the clock's time: who loses its CPU in the middle has paid with that.
 
 from typing import Final
 
-from hyp.abi.platform import EVENT_NS, GRANT_MAP_NS, HYPERCALL_NS, TRAP_NS
+from hyp.abi.platform import EVENT_PRICE, GRANT_MAP_PRICE, HYPERCALL_PRICE, TRAP_PRICE
 from hyp.atomics import clock_ns, cpu_relax, load64_once
 from hyp.kernels import compiled
 
 PRICES: Final = {
-    "hypercall_ns": HYPERCALL_NS, "trap_ns": TRAP_NS, "grant_map_ns": GRANT_MAP_NS, "event_ns": EVENT_NS,
+    "hypercall_ns": HYPERCALL_PRICE, "trap_ns": TRAP_PRICE, "grant_map_ns": GRANT_MAP_PRICE, "event_ns": EVENT_PRICE,
 }  # fmt: skip
 """Name → offset in the platform page."""
 MAX_PRICE_NS: Final = 10**6

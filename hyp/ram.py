@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hyp.abi.features import NONE
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, PAGE
 from hyp.control import Channel
 from hyp.memory import Mapping
@@ -35,6 +36,7 @@ class QueuePair:
     mac: str
     record: "np.ndarray[tuple[int], np.dtype[np.void]]"
     doorbell: Mapping
+    offered: int  # features
 
     @property
     def address(self) -> int:
@@ -51,7 +53,8 @@ async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int) 
     """Open a context for queues of `entries` descriptors; `counts` is the private counters row of the driver."""
     reply = await hyp.call("context_open", upcall=upcall)
     doorbell_fd, eventfd = reply.fds
-    pair = QueuePair(int(reply.value["context"]), str(reply.value["mac"]), np.zeros(1, QP), Mapping.adopt(doorbell_fd, PAGE))
+    value, doorbell = reply.value, Mapping.adopt(doorbell_fd, PAGE)
+    pair = QueuePair(int(value["context"]), str(value["mac"]), np.zeros(1, QP), doorbell, int(value["features"]))
     record = pair.record[0]
     record["doorbell"], record["doorbell_fd"], record["counts"] = pair.doorbell.address, eventfd, counts
     record["sq_size"] = record["rq_size"] = entries
@@ -67,8 +70,11 @@ def place_queues(ram: Ram, record: Any) -> dict[str, int]:
     return places
 
 
-async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair, *, registers: bool = True) -> None:
-    """Place the queues in RAM, register them (unless the context is passed through), and let the NIC serve them."""
+async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair, known: int = NONE, *, registers: bool = True) -> int:
+    """Place the queues in RAM, register them (unless the context is passed through), and let the NIC serve them.
+
+    Of the features that the device offers those that the driver has `known` are accepted; returns them.
+    """
     record = pair.record[0]
     places: dict[str, Any] = place_queues(ram, record)
     if registers:
@@ -76,4 +82,6 @@ async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair, *, registers
             length = (CQE_BYTES if name.endswith("cq") else DESC_BYTES) * int(record["sq_size"])
             await register(hyp, gpa, length, writable=name.endswith("cq"))
     sizes: dict[str, Any] = {"sq_size": int(record["sq_size"]), "rq_size": int(record["rq_size"])}
-    await hyp.call("context_start", context=pair.context, **places, **sizes)
+    features = known & pair.offered
+    await hyp.call("context_start", context=pair.context, features=features, **places, **sizes)
+    return features

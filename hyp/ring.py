@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from hyp.abi.ring import HEADER_BYTES, PAGE_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS
+from hyp.abi.ring import FIRST_SLOT, HEADER_BYTES, PAGE_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from hyp.atomics import (
     full_fence,
     load32_acquire,
@@ -34,6 +34,7 @@ from hyp.atomics import (
     u32_add,
     u32_sub,
 )
+from hyp.events import passed
 from hyp.kernels import compiled
 
 PROTOCOL_FAULT = -1
@@ -101,8 +102,16 @@ def attach_back(r: Any, sring: int, entries: int, entry_bytes: int, start: int =
 @compiled
 def slot_address(r: Any, index: int) -> int:
     """Address of the slot of a free-running index."""
-    address: int = r.sring + SLOTS + (index & (r.entries - 1)) * r.entry_bytes
+    address: int = r.sring + FIRST_SLOT + (index & (r.entries - 1)) * r.entry_bytes
     return address
+
+
+@compiled
+def _publish(prod: int, event: int, old: int, new: int) -> int:
+    """Move the producer index at address `prod` from `old` to `new`. 1 if the other side asked, at `event`, to be notified."""
+    store32_release(prod, new)  # the other side sees the slots before the index
+    full_fence()  # and the index before its event index is read
+    return 1 if passed(load32_once(event), old, new) else 0
 
 
 # --- front end -------------------------------------------------------------------------------------------------------
@@ -129,10 +138,8 @@ def push_requests(r: Any) -> int:
     old, new = r.req_prod_pushed, r.req_prod_pvt
     if new == old:
         return 0
-    store32_release(r.sring + REQ_PROD, new)  # the back end sees the requests before the index
     r.req_prod_pushed = new
-    full_fence()  # the back end sees the index before its event index is read; pairs with arm_requests
-    return 1 if u32_sub(new, load32_once(r.sring + REQ_EVENT)) < u32_sub(new, old) else 0
+    return _publish(r.sring + REQ_PROD, r.sring + REQ_EVENT, old, new)  # pairs with arm_requests
 
 
 @compiled
@@ -208,10 +215,8 @@ def push_responses(r: Any) -> int:
     old, new = r.rsp_prod_pushed, r.rsp_prod_pvt
     if new == old:
         return 0
-    store32_release(r.sring + RSP_PROD, new)
     r.rsp_prod_pushed = new
-    full_fence()  # pairs with arm_responses
-    return 1 if u32_sub(new, load32_once(r.sring + RSP_EVENT)) < u32_sub(new, old) else 0
+    return _publish(r.sring + RSP_PROD, r.sring + RSP_EVENT, old, new)  # pairs with arm_responses
 
 
 @compiled

@@ -6,7 +6,7 @@ that it takes no other event away.
 
 import numpy as np
 
-from hyp.abi.counters import NOTIFICATIONS, SUPPRESSED, TRAP_NS, TRAPS
+from hyp.abi.counters import TRAP_NS, TRAPS
 from hyp.abi.trap import ANSWER_EVENT, ANSWERED, REGISTER, SEQUENCE, TRAP_EVENT, VALUE
 from hyp.atomics import (
     clock_ns,
@@ -14,7 +14,6 @@ from hyp.atomics import (
     full_fence,
     load32_acquire,
     load32_once,
-    notify,
     record_view,
     store32,
     store32_once,
@@ -22,7 +21,7 @@ from hyp.atomics import (
     u32_add,
 )
 from hyp.counters import commit, count
-from hyp.events import may_spin, sleep, wait_at
+from hyp.events import may_spin, notify_if, sleep, wait_at
 from hyp.kernels import compiled
 
 VCPU = np.dtype(
@@ -63,11 +62,7 @@ def write_register(vcpu, register, value):
     store32(v.page + VALUE, value)
     store32_release(v.page + SEQUENCE, v.sequence)
     full_fence()
-    if load32_once(v.page + TRAP_EVENT) == v.sequence:
-        notify(v.trap_fd)
-        count(v.counts, NOTIFICATIONS, 1)
-    else:
-        count(v.counts, SUPPRESSED, 1)
+    notify_if(load32_once(v.page + TRAP_EVENT) == v.sequence, v.trap_fd, v.counts)
     _await_answer(v, start)
     count(v.counts, TRAPS, 1)
     count(v.counts, TRAP_NS, clock_ns() - start)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from hyp.abi.counters import NOTIFICATIONS, SUPPRESSED
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, DESC_SIGNALED, RCQ_EVENT, RQ_EVENT, RQ_PROD, SCQ_EVENT, SQ_EVENT, SQ_PROD
 from hyp.atomics import (
     full_fence,
@@ -17,7 +16,6 @@ from hyp.atomics import (
     load64,
     load64_acquire,
     load64_once,
-    notify,
     prefetch_for_write,
     record_view,
     store32_once,
@@ -26,7 +24,8 @@ from hyp.atomics import (
     u32_add,
     u32_sub,
 )
-from hyp.counters import count
+from hyp.events import notify_if, passed
+from hyp.frames import owner_bit
 from hyp.kernels import compiled
 from hyp.trap import write_register
 
@@ -113,11 +112,7 @@ def _tell(q: Any, event_offset: int, old: int, new: int) -> None:
     if q.trap != 0:
         return  # the trap has told the device model
     full_fence()
-    if u32_sub(new, load32_once(q.doorbell + event_offset)) < u32_sub(new, old):
-        notify(q.doorbell_fd)
-        count(q.counts, NOTIFICATIONS, 1)
-    else:
-        count(q.counts, SUPPRESSED, 1)
+    notify_if(passed(load32_once(q.doorbell + event_offset), old, new), q.doorbell_fd, q.counts)
 
 
 @compiled
@@ -132,6 +127,12 @@ def publish_sends(q: Any) -> None:
 def sends_untold(q: Any) -> int:
     """Number of descriptors published since the device was last considered for a notification."""
     return u32_sub(q.sq_rung, q.sq_told)
+
+
+@compiled
+def has_half_untold(q: Any) -> bool:
+    """True if half of the queue has been published since then: longer than that nobody lets the device sleep."""
+    return 2 * sends_untold(q) >= q.sq_size
 
 
 @compiled
@@ -153,8 +154,7 @@ def ring_sends(q: Any) -> None:
 def _completed(queue: int, size: int, cons: int) -> int:
     """Second word of the completion at `cons` if the device has written it, else −1."""
     word = load64_acquire(queue + (cons & (size - 1)) * CQE_BYTES + 8)
-    owner = 0 if cons & size else 1
-    return word & 0xFFFFFFFF if (word >> 32) & 1 == owner else -1
+    return word & 0xFFFFFFFF if (word >> 32) & 1 == owner_bit(cons, size) else -1
 
 
 @compiled

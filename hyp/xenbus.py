@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from enum import IntEnum
 
+from hyp.abi.features import NETIF_NODES, NONE
 from hyp.xenstore import Transaction, XenstoreClient, XenstoreError
 
 _STATE = re.compile(r"[0-8]")
@@ -65,6 +66,25 @@ async def read_state(client: XenstoreClient, path: str) -> XenbusState | None:
         if error.name not in ("ENOENT", "EACCES"):
             raise
         return None
+
+
+async def says_one(client: XenstoreClient, node: str) -> bool:
+    """True if a node of the other end's is there, may be read, and is 1. Raises XenstoreError for any other error."""
+    try:
+        return await client.read(node) == "1"
+    except XenstoreError as error:
+        if error.name not in ("ENOENT", "EACCES"):
+            raise
+        return False
+
+
+async def offered_features(client: XenstoreClient, back: str) -> int:
+    """The feature word that the back end at `back` offers (hyp/abi/features.py)."""
+    word = NONE
+    for feature, (offers, _) in NETIF_NODES.items():
+        if await says_one(client, f"{back}/{offers}"):
+            word |= feature
+    return int(word)
 
 
 async def switch_state(client: XenstoreClient, path: str, state: XenbusState) -> None:

@@ -18,12 +18,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from domu.programs.table import PROGRAMS, program_of, those
+from hyp.abi.sizes import MAX_GUESTS
 from hyp.paths import PATHS, dom0_needs
 from lab.topology_tables import (
     GIB,
     HEADER,
     KIB,
-    MAX_GUESTS,
     MIB,
     NAME,
     NAME_RULE,

@@ -21,19 +21,16 @@ from pydantic import (
 from pydantic import ValidationInfo as Info
 
 from domu.programs.table import NAMED, program_of, those
+from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MIN_GBPS, PAGE
 from hyp.paths import PATHS, Attachment
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
 
-PAGE: Final = 4096
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
-MAX_GUESTS: Final = 64
 MIN_RAM, MAX_RAM = 4 * MIB, GIB
-MIN_FRAME, MAX_FRAME = 64, 1514  # Ethernet without its checksum
+MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1514  # Ethernet without its checksum; the NIC takes others too (hyp/abi/nic.py)
 HEADER: Final = 14  # what a frame has more than the MTU counts
-MAX_ENGINES: Final = 8
-MIN_GBPS: Final = 0.001
 MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far from the int64 of compiled code
 
 # Shared memory beside RAM, for the estimate: generous, since its use is to refuse early what cannot work.
@@ -147,7 +144,7 @@ Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
 PriceNs = Annotated[int, Field(ge=0, le=10**6)]
-Frame = Annotated[int, Field(ge=MIN_FRAME, le=MAX_FRAME)]
+Frame = Annotated[int, Field(ge=MIN_WORKLOAD_FRAME, le=MAX_WORKLOAD_FRAME)]
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
@@ -173,7 +170,7 @@ class Wire(Table):
     to: str | None = Field(default=None, validate_default=True)
     frame: Frame = 64
     pps: int = Field(default=0, ge=0, le=10**9)
-    gbps: float = Field(default=0.0, ge=0, le=1000, allow_inf_nan=False)
+    gbps: float = Field(default=0.0, ge=0, le=MAX_GBPS, allow_inf_nan=False)
     delay_us: int = Field(default=0, ge=0, le=1_000_000)
 
     @field_validator("gbps")
@@ -347,7 +344,7 @@ class Topology(Table):
     def shared_memory_bytes(self) -> int:
         """About how many bytes of shared memory it needs: all RAM and what goes with it. Rather too many."""
         ram = [self.dom0.memory, *(guest.memory for guest in self.guests)]
-        beside = [PATHS[guest.path].beside_ram(self.nic.queue) for guest in self.guests]
+        beside = [PATHS[guest.path].beside_ram(self.nic.queue, guest.memory) for guest in self.guests]
         ram += [size for size in beside if size]  # device models have what a domain has
         tables = sum(-(-size // PAGE) * TABLE_BYTES_PER_PAGE for size in ram)
         engines = self.nic.engines + 1  # and Dom0's

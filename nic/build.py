@@ -4,6 +4,7 @@ import numpy as np
 
 from hyp.abi.nic import CONTEXTS, mac_to_int
 from hyp.abi.platform import PLATFORM_BYTES
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT, new_eventfd
@@ -13,7 +14,7 @@ from hyp.memory import Mapping, private_pages
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
-from nic.wire import BATCH, WIRE_BUFFERS, WIRE_STRIDE
+from nic.wire import BATCH, WIRE_BUFFERS
 
 
 class Crossings:
@@ -44,7 +45,7 @@ class EngineState:
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
         self._wait = np.zeros(1, WAIT)
-        self._buffers = private_pages(WIRE_BUFFERS * WIRE_STRIDE)
+        self._buffers = private_pages(WIRE_BUFFERS * LARGEST_FRAME_BUFFER)
         self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)

@@ -7,78 +7,75 @@ that finds the ring full sets `wanted`, and the consumer wakes it when it has ma
 
        0 prod, 64 cons, 128 prod_event (consumer's), 192 wanted (set by the producer, cleared by the consumer), then slots
 
-    slot: 0 target context or FLOOD, 8 source context, 16 length, 24 head0, 32 head1, 64.. the frame
+    slot: 0 context that it is for, or FLOOD, 8 origin (the context that sent it), 16 length, 24 head0, 32 head1, 64.. the frame
 """
 
-from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES, SUPPRESSED
+from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES
 from hyp.abi.nic import MAX_FRAME
 from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_once, store64_release
 from hyp.counters import count
+from hyp.events import notify_if, passed64
 from hyp.kernels import compiled
 from nic.deliver import copy_frame
 from nic.link import is_congested, link_at
 from nic.queues import posted_buffers
 from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 
-SLOTS = 64
+CROSSING_SLOTS = 64
 PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256
-TARGET, SOURCE, LENGTH, HEAD0, HEAD1, FRAME = 0, 8, 16, 24, 32, 64
-SLOT_BYTES = FRAME + MAX_FRAME + 64  # 64 more than a multiple of the page, so that slots spread over the cache sets
-CROSSING_BYTES = FIRST_SLOT + SLOTS * SLOT_BYTES
+SLOT_CONTEXT, SLOT_ORIGIN, SLOT_LENGTH, SLOT_HEAD0, SLOT_HEAD1, SLOT_FRAME = 0, 8, 16, 24, 32, 64
+SLOT_BYTES = SLOT_FRAME + MAX_FRAME + 64  # 64 more than a multiple of the page, so that slots spread over the cache sets
+CROSSING_BYTES = FIRST_SLOT + CROSSING_SLOTS * SLOT_BYTES
 FLOOD = -1
 
 
 @compiled
-def crossing(e, source, target):
-    """Address of the ring from engine `source` to engine `target`."""
-    return e.crossings + (source * e.engines + target) * CROSSING_BYTES
+def crossing(e, producer, consumer):
+    """Address of the ring from engine `producer` to engine `consumer`."""
+    return e.crossings + (producer * e.engines + consumer) * CROSSING_BYTES
 
 
 @compiled
 def slot_of(ring: int, index: int) -> int:
     """Address of slot `index`."""
-    return ring + FIRST_SLOT + (index & (SLOTS - 1)) * SLOT_BYTES
+    return ring + FIRST_SLOT + (index & (CROSSING_SLOTS - 1)) * SLOT_BYTES
 
 
 @compiled
-def cross(e, target, context, origin, source, length, head0, head1):
-    """Put a frame into the crossing to engine `target`. DELIVERED, or PAUSE if the crossing is full."""
-    ring = crossing(e, e.index, target)
+def cross(e, consumer, context, origin, frame, length, head0, head1):
+    """Put a frame into the crossing to engine `consumer`. DELIVERED, or PAUSE if the crossing is full."""
+    ring = crossing(e, e.index, consumer)
     prod = load64(ring + PROD)
-    if prod - load64_acquire(ring + CONS) >= SLOTS:
+    if prod - load64_acquire(ring + CONS) >= CROSSING_SLOTS:
         return PAUSE
     slot = slot_of(ring, prod)
-    store64(slot + TARGET, context)
-    store64(slot + SOURCE, origin)
-    store64(slot + LENGTH, length)
-    store64(slot + HEAD0, head0)
-    store64(slot + HEAD1, head1)
-    copy_frame(slot + FRAME, source, length, head0, head1)
+    store64(slot + SLOT_CONTEXT, context)
+    store64(slot + SLOT_ORIGIN, origin)
+    store64(slot + SLOT_LENGTH, length)
+    store64(slot + SLOT_HEAD0, head0)
+    store64(slot + SLOT_HEAD1, head1)
+    copy_frame(slot + SLOT_FRAME, frame, length, head0, head1)
     count(e.counts, COPIES, 1)
     count(e.counts, COPIED_BYTES, length)
     store64_release(ring + PROD, prod + 1)
     full_fence()
-    if load64_once(ring + PROD_EVENT) == prod + 1:
-        notify(load64(e.kick_fds + 8 * target))
-        count(e.counts, NOTIFICATIONS, 1)
-    else:
-        count(e.counts, SUPPRESSED, 1)
+    notify_if(passed64(load64_once(ring + PROD_EVENT), prod, prod + 1), load64(e.kick_fds + 8 * consumer), e.counts)
     return DELIVERED
 
 
 @compiled
-def cross_or_pause(e, sender, target, context, origin, source, length, head0, head1):
+def cross_or_pause(e, sender, consumer, context, origin, frame, length, head0, head1):
     """`cross`, with a full crossing turned into a pause of `sender`, then into a drop."""
-    result = cross(e, target, context, origin, source, length, head0, head1)
-    return await_crossing(e, sender, target) if result == PAUSE else result
+    result = cross(e, consumer, context, origin, frame, length, head0, head1)
+    return await_crossing(e, sender, consumer) if result == PAUSE else result
 
 
 @compiled
-def await_crossing(e, sender, target):
-    """The crossing to engine `target` is full: PAUSE until the sender's deadline, then a drop's name."""
+def await_crossing(e, sender, consumer):
+    """The crossing to engine `consumer` is full: PAUSE until the sender's deadline, then a drop's name."""
     if sender.pause_until == 0:
         sender.pause_until = e.now + e.pause_ns
-        sender.pause_for = -1 - target
+        sender.pause_for = -1 - consumer
         count(e.counts, PAUSES, 1)
         return PAUSE
     return PAUSE if e.now < sender.pause_until else DROP_NO_BUFFER
@@ -93,7 +90,7 @@ def is_paused(e, sender):
         if sender.pause_for == FOR_WIRE:
             return is_congested(link_at(wire_at(e.wire).out), e.now)
         ring = crossing(e, e.index, -1 - sender.pause_for)
-        return load64(ring + PROD) - load64_acquire(ring + CONS) >= SLOTS
+        return load64(ring + PROD) - load64_acquire(ring + CONS) >= CROSSING_SLOTS
     r = context_of(e, sender.pause_for)
     return r.active != 0 and posted_buffers(r) == 0
 
@@ -105,18 +102,18 @@ def crossed(ring: int) -> int:
 
 
 @compiled
-def want_room(e, target):
-    """Ask engine `target` to wake us when it has made room in the crossing to it; the caller fences and looks again."""
-    store64_once(crossing(e, e.index, target) + WANTED, 1)
+def want_room(e, consumer):
+    """Ask engine `consumer` to wake us when it has made room in the crossing to it; the caller fences and looks again."""
+    store64_once(crossing(e, e.index, consumer) + WANTED, 1)
 
 
 @compiled
-def made_room(e, ring, origin):
-    """After `cons` was published: wake engine `origin` if it waits for room."""
+def made_room(e, ring, producer):
+    """After `cons` was published: wake engine `producer` if it waits for room."""
     full_fence()
     if load64_once(ring + WANTED) != 0:
         store64_once(ring + WANTED, 0)
-        notify(load64(e.kick_fds + 8 * origin))
+        notify(load64(e.kick_fds + 8 * producer))
         count(e.counts, NOTIFICATIONS, 1)
 
 

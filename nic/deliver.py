@@ -17,42 +17,41 @@ from hyp.abi.counters import (
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
 from hyp.atomics import copy32, load64_once, memcpy, store8, store64, u32_add
 from hyp.counters import count
-from hyp.iommu import READ, WRITE
+from hyp.frames import takes_frame, write_completion
+from hyp.iommu import NO_TRANSLATION, READ, WRITE
 from hyp.kernels import compiled, outlined
 from nic.queues import (
     NO_WINDOW,
-    NOWHERE,
     complete_receive,
     posted_buffers,
     reach,
     receive_descriptor,
     seek,
-    write_completion,
 )
 from nic.state import DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
 
 
 @compiled
-def copy_frame(destination, source, length, head0, head1):
+def copy_frame(place, frame, length, head0, head1):
     """Copy a frame whose 14-byte header was validated as (`head0`, `head1`): the header comes from that copy (R3).
 
     The payload may change under the copy; that is its sender's own affair.
     """
     if 48 <= length <= 80:
-        copy32(destination + 16, source + 16)
-        copy32(destination + length - 32, source + length - 32)
+        copy32(place + 16, frame + 16)
+        copy32(place + length - 32, frame + length - 32)
     else:
-        memcpy(destination, source, length)
-    store64(destination, head0)
+        memcpy(place, frame, length)
+    store64(place, head0)
     if length >= 16:
-        store64(destination + 8, head1)
+        store64(place + 8, head1)
     else:
         for k in range(8, length):
-            store8(destination + k, (head1 >> (8 * (k - 8))) & 0xFF)
+            store8(place + k, (head1 >> (8 * (k - 8))) & 0xFF)
 
 
 @outlined
-def put(e, r, source, length, head0, head1):
+def put(e, r, frame, length, head0, head1):
     """Deliver into the receive queue of context `r`, which this engine owns. DELIVERED, PAUSE (no buffer), or a drop's name."""
     if r.active == 0:
         return DROP_DOWN
@@ -61,17 +60,16 @@ def put(e, r, source, length, head0, head1):
     addr, word = receive_descriptor(r)
     if r.active == 0:
         return DROP_DOWN
-    room = word & 0xFFFFFFFF
-    if room < length or (word >> 32) != 0:
+    if not takes_frame(word, length):
         count(r.counts, FAULTS_DESCRIPTOR, 1)
         complete_receive(e, r, 0, STATUS_BAD_LENGTH)
         return DROP_SMALL_BUFFER
-    destination = reach(r, addr, length, WRITE)
-    if destination == NOWHERE:
+    buffer = reach(r, addr, length, WRITE)
+    if buffer == NO_TRANSLATION:
         count(r.counts, FAULTS_ADDRESS, 1)
         complete_receive(e, r, 0, STATUS_BAD_ADDRESS)
         return DROP_BAD_ADDRESS
-    copy_frame(destination, source, length, head0, head1)
+    copy_frame(buffer, frame, length, head0, head1)
     complete_receive(e, r, length, STATUS_OK)
     _count_received(r, 1, length)
     return DELIVERED
@@ -92,20 +90,20 @@ def put_run(e, r, n, head0):
         at, answer_at = queue + ((cons + done) & mask) * DESC_BYTES, completions + ((prod + done) & mask) * CQE_BYTES
         slot, q_first, q_span, q_base = seek(r, at, DESC_BYTES, READ, q_first, q_span, q_base)
         answer, a_first, a_span, a_base = seek(r, answer_at, CQE_BYTES, WRITE, a_first, a_span, a_base)
-        if slot == NOWHERE or answer == NOWHERE:
+        if slot == NO_TRANSLATION or answer == NO_TRANSLATION:
             break
         # 2. Our copy of the descriptor, and whether the frame fits.
         s = staged_at(staged + done * STAGED_BYTES)
         length = s.length
-        addr, room = load64_once(slot), load64_once(slot + 8)
-        if room < length or room >> 32 != 0:
+        addr, word = load64_once(slot), load64_once(slot + 8)
+        if not takes_frame(word, length):
             break
         # 3. Where the buffer is.
-        destination, first, span, base = seek(r, addr, length, WRITE, first, span, base)
-        if destination == NOWHERE:
+        buffer, first, span, base = seek(r, addr, length, WRITE, first, span, base)
+        if buffer == NO_TRANSLATION:
             break
         # 4. The copy, and its completion.
-        copy_frame(destination, s.source, length, head0, s.head1)
+        copy_frame(buffer, s.frame, length, head0, s.head1)
         write_completion(answer, size, prod + done, u32_add(cons, done), length, STATUS_OK)
         total += length
         done += 1
@@ -125,9 +123,9 @@ def _count_received(r, frames, total):
 
 
 @compiled
-def put_or_pause(e, sender, r, source, length, head0, head1):
+def put_or_pause(e, sender, r, frame, length, head0, head1):
     """`put`, with a full receiver turned into a pause of `sender` (a record with `pause_until`), then into a drop."""
-    result = put(e, r, source, length, head0, head1)
+    result = put(e, r, frame, length, head0, head1)
     return await_receiver(e, sender, r) if result == PAUSE else result
 
 
@@ -147,7 +145,7 @@ def await_receiver(e, sender, r):
 
 
 @compiled
-def put_broadcast(e, r, source, length, head0, head1):
+def put_broadcast(e, r, frame, length, head0, head1):
     """`put` for a copy of a flooded frame: it never pauses anybody."""
-    result = put(e, r, source, length, head0, head1)
+    result = put(e, r, frame, length, head0, head1)
     return DROP_QUEUE_FULL if result == PAUSE else result

@@ -9,8 +9,10 @@ import os
 from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.features import NIC_OFFERS, unoffered
 from hyp.abi.nic import MAX_FRAME, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
+from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
 from hyp.control import Handler, Refused
 from hyp.counters import CounterPage
 from hyp.load.frames import MIN_TEST_FRAME, tracker_report
@@ -18,12 +20,11 @@ from hyp.load.schedule import MAX_RATE
 from hyp.memory import Mapping
 from hyp.process import Process
 from nic.build import Crossings, EngineState
-from nic.engine import FILTER, GENERATE, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
+from nic.engine import FILTER, GENERATE, MAIL, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
 from nic.switch import MAX_FILTERS
 from nic.wire import REFLECT, SINK
 
 WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK}
-MIN_GBPS, MAX_GBPS = 0.001, 1000.0
 MAX_DELAY_US = 1_000_000
 
 
@@ -61,7 +62,7 @@ class Nic:
             state.engine.wake_on(int(crossings.kicks[index]))
             self._engines.append(state)
         for state in self._engines:
-            state.engine.start(run, state.address)
+            state.engine.start(run, state.address, mail=MAIL)
         wire = self._config["wire"]
         await self.wire_mode(wire["mode"], wire.get("gbps", 0.0), wire.get("delay_us", 0))
         await self._hyp.call("nic_ready")
@@ -70,8 +71,11 @@ class Nic:
 
     async def context_create(
         self, fds: list[int], context: int, name: str, memory: int, mac: str, privileged: bool, passthrough: bool
-    ) -> None:
-        """Map what a context needs. fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd."""
+    ) -> dict[str, int]:
+        """Map what a context needs; answers what the device offers it.
+
+        fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd.
+        """
         ram_fd, iommu_fd, doorbell_fd, completion_fd = fds
         ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
         iommu = Mapping(iommu_fd, memory // PAGE * 8, writable=False)
@@ -89,9 +93,14 @@ class Nic:
             record["counts"], record["counts_shared"] = counts, shared
         for fd in (ram_fd, iommu_fd, doorbell_fd):
             os.close(fd)
+        return {"features": int(NIC_OFFERS)}
 
-    async def context_start(self, context: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int) -> None:
-        """Serve a context from now on. Refused if it has been started before, or is gone."""
+    async def context_start(
+        self, context: int, features: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int
+    ) -> None:
+        """Serve a context from now on; its driver uses `features`. Refused if it has been started before, or is gone."""
+        if wrong := unoffered(NIC_OFFERS, features):
+            raise Refused("EINVAL", f"context {context}: features {wrong:#x} have not been offered")
         queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size}
         async with self._setup:
             if context not in self._mappings:
@@ -106,7 +115,7 @@ class Nic:
             if mac:
                 await self._filter(mac, context)
             for state in self._engines:
-                await state.engine.post(START_CONTEXT, context)
+                await state.engine.post(START_CONTEXT, context=context)
 
     async def context_destroy(self, context: int) -> None:
         """Let go of a context: no engine touches anything of it when this returns."""
@@ -114,7 +123,7 @@ class Nic:
             if context not in self._mappings:
                 return
             for state in self._engines:
-                await state.engine.post(STOP_CONTEXT, context)
+                await state.engine.post(STOP_CONTEXT, context=context)
             self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
             os.close(int(self._engines[0].contexts[context]["completion_fd"]))
             self._started.discard(context)
@@ -134,7 +143,7 @@ class Nic:
             raise Refused("ENOSPC", f"the embedded switch has all its {MAX_FILTERS} filters")
         self._filters[mac] = context
         for state in self._engines:
-            await state.engine.post(FILTER, mac, context)
+            await state.engine.post(FILTER, mac=mac, context=context)
         if context < 0:
             del self._filters[mac]
 
@@ -158,7 +167,7 @@ class Nic:
         self._gbps, self._delay_us = gbps, delay_us
         fs_per_byte = math.ceil(8_000_000 * len(self._engines) / gbps) if gbps else 0
         for state in self._engines:
-            await state.engine.post(WIRE_MODE, WIRE_MODES[mode], fs_per_byte, delay_us * 1000)
+            await state.engine.post(WIRE_MODE, mode=WIRE_MODES[mode], fs_per_byte=fs_per_byte, delay_ns=delay_us * 1000)
 
     async def wire_generate(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0) -> None:
         """Send test frames of `frame` bytes to `mac`: `frames` of them, or for `seconds`.
@@ -172,7 +181,9 @@ class Nic:
         context = self._filters.get(mac_to_int(mac), 0)
         engine = self._engines[self._owner(context)].engine
         count = frames if frames > 0 else 1 << 62
-        await engine.post(GENERATE, mac_to_int(mac), frame, count, int(seconds * 1e9), pps, stream)
+        await engine.post(
+            GENERATE, mac=mac_to_int(mac), length=frame, frames=count, nanoseconds=int(seconds * 1e9), pps=pps, stream=stream
+        )
 
     def wire_report(self, stream: int) -> dict[str, Any]:
         """What the wire has seen of a stream, what the generator still has to send, summed over the engines, and how late it is."""

@@ -10,7 +10,7 @@ A batch:
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
 
-from hyp.abi.counters import DROP_DOWN, NOTIFICATIONS, SUPPRESSED
+from hyp.abi.counters import DROP_DOWN
 from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
 from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, EPOCH, SHOOTDOWN_REQUEST
 from hyp.atomics import (
@@ -21,25 +21,25 @@ from hyp.atomics import (
     load64,
     load64_once,
     notify,
+    record_view,
     store32_once,
     store64,
     store64_release,
     u32_add,
-    u32_sub,
 )
 from hyp.counters import commit, count
-from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
-from hyp.events import end_spin, sleep, spin_limit, spins, wait_at
+from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
+from hyp.events import end_spin, notify_if, passed, sleep, spin_limit, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from nic.crossing import (
     CONS,
     FLOOD,
-    FRAME,
-    HEAD0,
-    HEAD1,
-    LENGTH,
-    SOURCE,
-    TARGET,
+    SLOT_CONTEXT,
+    SLOT_FRAME,
+    SLOT_HEAD0,
+    SLOT_HEAD1,
+    SLOT_LENGTH,
+    SLOT_ORIGIN,
     arm_crossing,
     crossed,
     crossing,
@@ -57,6 +57,13 @@ from nic.switch import enter, forget
 from nic.wire import link_wire, serve_wire, wire_due
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE = 1, 2, 3, 4, 5
+MAIL = mail_record(
+    "context", "mac", "mode", "fs_per_byte", "delay_ns",
+    "length", "frames", "nanoseconds", "pps", "stream",
+)  # fmt: skip
+"""What the operations take: START_CONTEXT and STOP_CONTEXT a context; FILTER a MAC address and who has it; WIRE_MODE mode, rate and
+delay; GENERATE a destination, and from `length` on."""
+_mail_at = record_view(MAIL)
 CROSSING_BUDGET = 32
 PATIENCE = 3
 """Batches that a notification may be held back while there is work (interrupt moderation). Nothing to do: none."""
@@ -121,34 +128,31 @@ def _stop_context(e, number):
 def _take_mail(e):
     """Carry out what the control plane posted. Returns True if the engine is to stop."""
     stop = False
-    box = e.mailbox
-    while mail_waiting(box, e.mail) > 0:
-        op, a = mail_word(box, e.mail, 0), mail_word(box, e.mail, 1)
-        b = mail_word(box, e.mail, 2)
-        if op == STOP:
+    while mail_waiting(e.mailbox, e.mail) > 0:
+        m = _mail_at(mail_address(e.mailbox, e.mail))
+        if m.opcode == STOP:
             stop = True
-        elif op == START_CONTEXT:
-            _start_context(e, a)
-        elif op == STOP_CONTEXT:
-            _stop_context(e, a)
-        elif op == FILTER:
-            enter(e.table, a, b)
+        elif m.opcode == START_CONTEXT:
+            _start_context(e, m.context)
+        elif m.opcode == STOP_CONTEXT:
+            _stop_context(e, m.context)
+        elif m.opcode == FILTER:
+            enter(e.table, m.mac, m.context)
             _forget_routes(e)
-        elif op == WIRE_MODE:
-            link_wire(e, a, b, mail_word(box, e.mail, 3))
-        elif op == GENERATE:
-            c, d = mail_word(box, e.mail, 3), mail_word(box, e.mail, 4)
-            begin_generating(e, a, b, c, d, mail_word(box, e.mail, 5), mail_word(box, e.mail, 6))
+        elif m.opcode == WIRE_MODE:
+            link_wire(e, m.mode, m.fs_per_byte, m.delay_ns)
+        elif m.opcode == GENERATE:
+            begin_generating(e, m.mac, m.length, m.frames, m.nanoseconds, m.pps, m.stream)
         e.mail += 1
     _publish(e, True)
-    mail_taken(box, e.mail)
+    mail_taken(e.mailbox, e.mail)
     return stop
 
 
 @compiled
-def _serve_crossing(e, origin):
-    """Deliver what engine `origin` put into our crossing. Returns the number of frames done."""
-    ring, gate = crossing(e, origin, e.index), gate_at(e.gates + origin * GATE_BYTES)
+def _serve_crossing(e, producer):
+    """Deliver what engine `producer` put into our crossing. Returns the number of frames done."""
+    ring, gate = crossing(e, producer, e.index), gate_at(e.gates + producer * GATE_BYTES)
     waiting = min(crossed(ring), CROSSING_BUDGET)
     if waiting == 0 or is_paused(e, gate):
         return 0
@@ -156,11 +160,11 @@ def _serve_crossing(e, origin):
     cons = load64(ring + CONS)
     while done < waiting:
         slot = slot_of(ring, cons)
-        number, length, frame = load64(slot + TARGET), load64(slot + LENGTH), slot + FRAME
-        head0, head1 = load64(slot + HEAD0), load64(slot + HEAD1)
+        number, length, frame = load64(slot + SLOT_CONTEXT), load64(slot + SLOT_LENGTH), slot + SLOT_FRAME
+        head0, head1 = load64(slot + SLOT_HEAD0), load64(slot + SLOT_HEAD1)
         result = DELIVERED
         if number == FLOOD:
-            flood_crossed(e, load64(slot + SOURCE), frame, length, head0, head1)
+            flood_crossed(e, load64(slot + SLOT_ORIGIN), frame, length, head0, head1)
         else:
             r = context_of(e, number)
             result = put_or_pause(e, gate, r, frame, length, head0, head1) if r.active != 0 else DROP_DOWN
@@ -173,14 +177,14 @@ def _serve_crossing(e, origin):
         done += 1
     if done > 0:
         store64_release(ring + CONS, cons)
-        made_room(e, ring, origin)
+        made_room(e, ring, producer)
     return done
 
 
 @compiled
-def _passed(c, event_offset, told, prod):
+def _is_asked(c, event_offset, told, prod):
     """True if the index that the driver waits for lies between what it was told of and `prod`. The batch's fence has been made."""
-    return u32_sub(prod, load32_once(c.doorbell + event_offset)) < u32_sub(prod, told)
+    return passed(load32_once(c.doorbell + event_offset), told, prod)
 
 
 @compiled
@@ -188,14 +192,12 @@ def _tell_driver(e, c, idle):
     """Notify the driver if a completion passed its event index. True if that is held back, since more is about to come."""
     if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
         return False
-    if _passed(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _passed(c, RCQ_EVENT, c.rcq_told, c.rcq_prod):
+    due = _is_asked(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _is_asked(c, RCQ_EVENT, c.rcq_told, c.rcq_prod)
+    if due:
         c.waits += 1
         if not idle and c.waits < PATIENCE:
             return True
-        notify(c.completion_fd)
-        count(c.counts, NOTIFICATIONS, 1)
-    else:
-        count(c.counts, SUPPRESSED, 1)
+    notify_if(due, c.completion_fd, c.counts)
     c.waits, c.scq_told, c.rcq_told = 0, c.scq_prod, c.rcq_prod
     return False
 
@@ -258,8 +260,8 @@ def _deadline(e):
         c = context_of(e, load64(e.order + 8 * k))
         if c.active != 0 and c.pause_until != 0:
             deadline = c.pause_until if deadline < 0 else min(deadline, c.pause_until)
-    for origin in range(e.engines):
-        gate = gate_at(e.gates + origin * GATE_BYTES)
+    for producer in range(e.engines):
+        gate = gate_at(e.gates + producer * GATE_BYTES)
         if gate.pause_until != 0:
             deadline = gate.pause_until if deadline < 0 else min(deadline, gate.pause_until)
     return deadline
@@ -275,10 +277,10 @@ def _arm(e):
             store32_once(c.doorbell + SQ_EVENT, event)
             c.sq_armed = event
         _arm_receiver(e, c)
-    for origin in range(e.engines):
-        if origin != e.index:
-            arm_crossing(crossing(e, origin, e.index))
-            _arm_receiver(e, gate_at(e.gates + origin * GATE_BYTES))
+    for producer in range(e.engines):
+        if producer != e.index:
+            arm_crossing(crossing(e, producer, e.index))
+            _arm_receiver(e, gate_at(e.gates + producer * GATE_BYTES))
     _arm_receiver(e, wire_at(e.wire))
     full_fence()
     return _has_work(e)
@@ -292,10 +294,10 @@ def _has_work(e):
         c = context_of(e, load64(e.order + 8 * k))
         if c.active != 0 and posted_sends(c) > 0 and not is_paused(e, c):
             return True
-    for origin in range(e.engines):
-        if origin != e.index:
-            gate = gate_at(e.gates + origin * GATE_BYTES)
-            if crossed(crossing(e, origin, e.index)) > 0 and not is_paused(e, gate):
+    for producer in range(e.engines):
+        if producer != e.index:
+            gate = gate_at(e.gates + producer * GATE_BYTES)
+            if crossed(crossing(e, producer, e.index)) > 0 and not is_paused(e, gate):
                 return True
     return 0 <= wire_due(e) <= e.now
 
@@ -325,9 +327,9 @@ def _idle(e):
 def _round(e):
     """Steps 3 to 5. Returns the number of frames moved."""
     moved = serve_wire(e) if wire_at(e.wire).linked != 0 else 0
-    for origin in range(e.engines):
-        if origin != e.index:
-            moved += _serve_crossing(e, origin)
+    for producer in range(e.engines):
+        if producer != e.index:
+            moved += _serve_crossing(e, producer)
     before, waiting = moved, -1
     if e.first >= e.active:
         e.first = 0

@@ -6,8 +6,10 @@ onto the link back instead, and what happens to them there is the wire's.
 
 from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import NO_CONTEXT
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
+from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
 from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
@@ -17,14 +19,14 @@ from nic.link import launch, link_at, room_for_frame, takes
 from nic.queues import posted_buffers
 from nic.state import DELIVERED, PAUSE, context_of, stage, wire_at
 from nic.switch import lookup
-from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, WIRE_STRIDE, head_words, inbound
+from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, inbound
 
 
 @outlined
-def begin_generating(e, target, length, frames, nanoseconds, pps, stream):
+def begin_generating(e, destination, length, frames, nanoseconds, pps, stream):
     """Replace what the generator does."""
     w, now = wire_at(e.wire), clock_ns()
-    w.target, w.length, w.left, w.stream, w.sequence = target, length, frames, stream, 0
+    w.destination, w.length, w.left, w.stream, w.sequence = destination, length, frames, stream, 0
     w.until_ns = now + nanoseconds if nanoseconds > 0 else 0
     w.last_ns = now
     begin_schedule(schedule_at(w.schedule), pps, now)
@@ -64,15 +66,15 @@ def generate(e):
 @compiled
 def _generate_run(e, w):
     """Send at most BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
-    number = lookup(e.table, w.target)
+    number = lookup(e.table, w.destination)
     r = context_of(e, number)
     if number == NO_CONTEXT or r.mine == 0 or r.active == 0:
         return 0
     n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
     buffers = w.buffers
-    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     for k in range(n):
-        buffer = buffers + ((first + k) & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
+        buffer = buffers + ((first + k) & (WIRE_BUFFERS - 1)) * LARGEST_FRAME_BUFFER
         write_test_frame(buffer, length, head0, head1, stream, sequence + k, 0)
         stage(e, k, buffer, length, head1 | (stream << 48))
     sent, total = put_run(e, r, n, head0)
@@ -89,10 +91,10 @@ def _generate_one(e, w, s):
     """Hand the next frame to its receiver. False if it has to wait; it is written afresh then."""
     if is_paused(e, w):
         return False
-    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
-    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * LARGEST_FRAME_BUFFER
+    head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp(s))
-    result = inbound(e, w, w.target, buffer, w.length, head0, load64(buffer + 8))
+    result = inbound(e, w, w.destination, buffer, w.length, head0, load64(buffer + 8))
     if result == PAUSE:
         return False
     w.pause_until = 0
@@ -112,7 +114,7 @@ def _generate_onto_link(e, w, s):
         w.held = 1
         return False
     w.held = 0
-    head0, head1 = head_words(w.target, w.mac, ETHERTYPE_WIRE << 32)
+    head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     write_test_frame(room_for_frame(k), w.length, head0, head1, w.stream, w.sequence, stamp(s))
     launch(k, e.now, w.length, GENERATED)
     return True

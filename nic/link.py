@@ -18,9 +18,9 @@ from hyp.kernels import compiled
 OVERHEAD = 24  # bytes: preamble 8, frame check sequence 4, gap 12
 FIFO_BYTES = 256 * 1024  # as much as NICs have; at 10 Gbit/s 210 µs, of which half is there to sleep in
 LINE_BYTES = 1 << 20
-ARRIVAL, LENGTH, KIND, FRAME = 0, 8, 16, 32
+ENTRY_ARRIVAL, ENTRY_LENGTH, ENTRY_KIND, ENTRY_FRAME = 0, 8, 16, 32
 FS = 1_000_000  # in a ns
-MAX_ENTRY = (FRAME + MAX_FRAME + 63) & ~63
+MAX_ENTRY = (ENTRY_FRAME + MAX_FRAME + 63) & ~63
 
 LINK = np.dtype(
     [
@@ -82,10 +82,10 @@ def room_for_frame(k):
     """Where the next frame is to be written, which `launch` must follow. The link takes it: the caller has asked."""
     within = k.tail & (LINE_BYTES - 1)
     if within + MAX_ENTRY > LINE_BYTES:
-        store64(k.line + within + LENGTH, -1)
+        store64(k.line + within + ENTRY_LENGTH, -1)
         k.tail += LINE_BYTES - within
         within = 0
-    return k.line + within + FRAME
+    return k.line + within + ENTRY_FRAME
 
 
 @compiled
@@ -98,15 +98,15 @@ def launch(k, now, length, kind) -> None:
     k.free_fs = fs % FS
     k.last_ns = max(k.last_ns, k.free_ns + k.delay_ns)
     entry = k.line + (k.tail & (LINE_BYTES - 1))
-    store64(entry + ARRIVAL, k.last_ns)
-    store64(entry + LENGTH, length)
-    store64(entry + KIND, kind)
+    store64(entry + ENTRY_ARRIVAL, k.last_ns)
+    store64(entry + ENTRY_LENGTH, length)
+    store64(entry + ENTRY_KIND, kind)
     k.tail += _entry_bytes(length)
 
 
 @compiled
 def _entry_bytes(length: int) -> int:
-    return (FRAME + length + 63) & ~63
+    return (ENTRY_FRAME + length + 63) & ~63
 
 
 @compiled
@@ -115,7 +115,7 @@ def oldest(k):
     if k.head == k.tail:
         return 0
     within = k.head & (LINE_BYTES - 1)
-    if load64(k.line + within + LENGTH) < 0:
+    if load64(k.line + within + ENTRY_LENGTH) < 0:
         k.head += LINE_BYTES - within
         within = 0
     return k.line + within
@@ -124,4 +124,4 @@ def oldest(k):
 @compiled
 def retire(k) -> None:
     """Take the oldest entry off the line."""
-    k.head += _entry_bytes(load64(k.line + (k.head & (LINE_BYTES - 1)) + LENGTH))
+    k.head += _entry_bytes(load64(k.line + (k.head & (LINE_BYTES - 1)) + ENTRY_LENGTH))

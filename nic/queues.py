@@ -2,62 +2,60 @@
 
 from hyp.abi.counters import FAULTS_ADDRESS, FAULTS_PROTOCOL
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RQ_PROD, SQ_PROD
-from hyp.atomics import load32_acquire, load64_once, store64, store64_release, u32_add, u32_sub
+from hyp.atomics import load32_acquire, load64_once, u32_add, u32_sub
 from hyp.counters import commit, count
-from hyp.iommu import READ, WRITE, translate
+from hyp.frames import write_completion
+from hyp.iommu import NO_TRANSLATION, READ, WRITE, translate
 from hyp.kernels import compiled
 from nic.state import touch
-
-NOWHERE = 0
-"""No address: what the IOMMU does not translate."""
 
 
 @compiled
 def _extent(c, iova, rights):
-    """Address of `iova`, and the number of bytes from there on that this look-up is good for; (NOWHERE, 0): none.
+    """Address of `iova`, and the number of bytes from there on that this look-up is good for; (NO_TRANSLATION, 0): none.
 
     The one place where the device translates. Pass-through checks no more than that there is such a place: to leave RAM would be a
     machine check, not a fault to survive.
     """
     if c.passthrough != 0:
         left = (c.ram_pages << 12) - iova
-        return (c.ram + iova, left) if iova >= 0 and left > 0 else (NOWHERE, 0)
+        return (c.ram + iova, left) if iova >= 0 and left > 0 else (NO_TRANSLATION, 0)
     return translate(c.iommu, c.iommu_pages, c.ram, c.ram_pages, iova, rights)
 
 
 @compiled
 def reach(c, iova, length, rights):
-    """Address of [iova, iova + length) if the context may use all of it with `rights`; else NOWHERE.
+    """Address of [iova, iova + length) if the context may use all of it with `rights`; else NO_TRANSLATION.
 
     The hypervisor maps a domain's RAM page by page to consecutive frames; a range whose frames are not consecutive is
     refused, so that one copy serves any range.
     """
     start, there = _extent(c, iova, rights)
-    if start == NOWHERE or length <= 0:
-        return NOWHERE
+    if start == NO_TRANSLATION or length <= 0:
+        return NO_TRANSLATION
     while there < length:
         further, more = _extent(c, iova + there, rights)
         if further != start + there:
-            return NOWHERE
+            return NO_TRANSLATION
         there += more
     return start
 
 
-NO_WINDOW = (0, -1, NOWHERE)
+NO_WINDOW = (0, -1, NO_TRANSLATION)
 
 
 @compiled
 def seek(c, iova, length, rights, first, span, base):
     """`reach` by a *window*: what was looked up last, `span` bytes from IOVA `first` on, which are at `base` (NO_WINDOW: nothing).
 
-    Returns (address or NOWHERE, first, span, base): the window for the next call, which must be of the same batch (hyp/iommu.py)
-    and want the same rights. So one look-up does for many frames.
+    Returns (address or NO_TRANSLATION, first, span, base): the window for the next call, which must be of the same batch
+    (hyp/iommu.py) and want the same rights. So one look-up does for many frames.
     """
     within = iova - first
     if within < 0 or within > span - length:
         base, span = _extent(c, iova, rights)
         first, within = iova, 0
-    return base + within if length <= span else NOWHERE, first, span, base
+    return base + within if length <= span else NO_TRANSLATION, first, span, base
 
 
 @compiled
@@ -100,7 +98,7 @@ def posted_buffers(c):
 @compiled
 def _descriptor(c, iova):
     slot = reach(c, iova, DESC_BYTES, READ)
-    if slot == NOWHERE:
+    if slot == NO_TRANSLATION:
         fail(c, FAULTS_ADDRESS)
         return -1, -1
     return load64_once(slot), load64_once(slot + 8)
@@ -119,17 +117,9 @@ def receive_descriptor(c):
 
 
 @compiled
-def write_completion(slot, size, prod, index, length, status):
-    """Write completion `prod` of a queue of `size`; `slot` is its address."""
-    owner = 0 if prod & size else 1
-    store64(slot, index | (length << 32))
-    store64_release(slot + 8, status | (owner << 32))
-
-
-@compiled
 def _complete(c, queue, size, prod, index, length, status):
     slot = reach(c, queue + (prod & (size - 1)) * CQE_BYTES, CQE_BYTES, WRITE)
-    if slot == NOWHERE:
+    if slot == NO_TRANSLATION:
         fail(c, FAULTS_ADDRESS)
     else:
         write_completion(slot, size, prod, index, length, status)

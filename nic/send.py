@@ -22,14 +22,10 @@ from hyp.abi.nic import (
     DESC_BYTES,
     DESC_SIGNALED,
     GROUP_BIT,
-    MAC_MASK,
     MAX_FRAME,
-    MIN_FRAME,
     NO_CONTEXT,
     SQ_EVENT,
     STATUS_BAD_ADDRESS,
-    STATUS_BAD_FLAGS,
-    STATUS_BAD_LENGTH,
     STATUS_DROPPED,
     STATUS_OK,
     STATUS_SPOOFED,
@@ -38,19 +34,18 @@ from hyp.abi.platform import KEEP_ARMED
 from hyp.ablation import ablated
 from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, u32_add
 from hyp.counters import count
-from hyp.iommu import READ
+from hyp.frames import SOURCE_MASK, destination_of, send_fault, source_of
+from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause, put_run
-from nic.queues import NO_WINDOW, NOWHERE, complete_send, posted_buffers, posted_sends, reach, seek, send_descriptor
+from nic.queues import NO_WINDOW, complete_send, posted_buffers, posted_sends, reach, seek, send_descriptor
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, stage, touch, wire_at
 from nic.switch import lookup
 from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
 
 WHOLE_HEADER = 16
 """A frame of so many bytes has a header that can be read as two words."""
-SOURCE_MASK = 0xFFFF_FFFF
-"""The part of a header's second word that belongs to the source address, whose first two bytes are in the first word."""
 FLOODED, SPOOFED = -2, -3
 """Routes that are neither a context nor the wire."""
 AHEAD_BYTES = 256
@@ -58,14 +53,14 @@ AHEAD_BYTES = 256
 
 
 @compiled
-def _flood_here(e, origin, source, length, head0, head1):
+def _flood_here(e, origin, frame, length, head0, head1):
     """Deliver to every context of this engine but `origin`. Returns the number of deliveries tried."""
     tried = 0
     for k in range(e.active):
         r = context_of(e, load64(e.order + 8 * k))
         if r.number != origin and r.active != 0:
             tried += 1
-            result = put_broadcast(e, r, source, length, head0, head1)
+            result = put_broadcast(e, r, frame, length, head0, head1)
             if result != DELIVERED:
                 count(r.counts, result, 1)
                 touch(e, r)
@@ -73,19 +68,19 @@ def _flood_here(e, origin, source, length, head0, head1):
 
 
 @compiled
-def flood(e, origin, source, length, head0, head1):
+def flood(e, origin, frame, length, head0, head1):
     """A broadcast or multicast frame of context `origin` to all others. Never pauses."""
-    count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
-    for target in range(e.engines):
-        if target != e.index and cross(e, target, FLOOD, origin, source, length, head0, head1) == PAUSE:
+    count(e.counts, REPLICATED, _flood_here(e, origin, frame, length, head0, head1))
+    for consumer in range(e.engines):
+        if consumer != e.index and cross(e, consumer, FLOOD, origin, frame, length, head0, head1) == PAUSE:
             count(e.counts, REPLICATED, 1)
             count(e.counts, DROP_QUEUE_FULL, 1)
 
 
 @compiled
-def flood_crossed(e, origin, source, length, head0, head1):
+def flood_crossed(e, origin, frame, length, head0, head1):
     """The part of a flood that concerns this engine's contexts; it arrived by a crossing."""
-    count(e.counts, REPLICATED, _flood_here(e, origin, source, length, head0, head1))
+    count(e.counts, REPLICATED, _flood_here(e, origin, frame, length, head0, head1))
 
 
 # --- one frame -------------------------------------------------------------------------------------------------------
@@ -99,11 +94,11 @@ def _route(e, c, head0, head1):
     """
     if not _is_alike(head0, head1, c.head0, c.head1):
         c.head0, c.head1 = head0, head1 & SOURCE_MASK
-        target, claimed = head0 & MAC_MASK, ((head0 >> 48) & 0xFFFF) | (c.head1 << 16)
-        if claimed != c.mac and c.privileged == 0:
+        destination = destination_of(head0)
+        if source_of(head0, head1) != c.mac and c.privileged == 0:
             c.route = SPOOFED
         else:
-            c.route = FLOODED if target & GROUP_BIT else lookup(e.table, target)
+            c.route = FLOODED if destination & GROUP_BIT else lookup(e.table, destination)
     return c.route
 
 
@@ -114,7 +109,7 @@ def _is_alike(head0, head1, before0, before1):
 
 
 @compiled
-def _switch(e, c, source, length, head0, head1):
+def _switch(e, c, frame, length, head0, head1):
     """Pass a frame of context `c` on. DELIVERED, PAUSE, or a drop's name."""
     route = _route(e, c, head0, head1)
     if route == SPOOFED:
@@ -124,51 +119,42 @@ def _switch(e, c, source, length, head0, head1):
             await_wire(e, c)
             return PAUSE
         if route == FLOODED:
-            flood(e, c.number, source, length, head0, head1)
-        outbound(e, source, length, head0, head1)
+            flood(e, c.number, frame, length, head0, head1)
+        outbound(e, frame, length, head0, head1)
         return DELIVERED
     if route == c.number:
         return DROP_SAME_PORT
     r = context_of(e, route)
     if r.mine == 0 and r.active != 0:
-        return cross_or_pause(e, c, r.engine, route, c.number, source, length, head0, head1)
-    return put_or_pause(e, c, r, source, length, head0, head1)
+        return cross_or_pause(e, c, r.engine, route, c.number, frame, length, head0, head1)
+    return put_or_pause(e, c, r, frame, length, head0, head1)
 
 
 @compiled
-def _header(source, length):
+def _header(frame, length):
     """The first 14 bytes, each read once, as two words (zero beyond the frame)."""
-    head0 = load64_once(source)
+    head0 = load64_once(frame)
     if length >= 16:
-        return head0, load64_once(source + 8)
+        return head0, load64_once(frame + 8)
     head1 = 0
     for k in range(8, length):
-        head1 |= load8(source + k) << (8 * (k - 8))
+        head1 |= load8(frame + k) << (8 * (k - 8))
     return head0, head1
-
-
-@compiled
-def _form(word):
-    """STATUS_OK if a descriptor's length and flags are good, else what is wrong."""
-    length = word & 0xFFFFFFFF
-    if length < MIN_FRAME or length > MAX_FRAME:
-        return STATUS_BAD_LENGTH
-    return STATUS_OK if (word >> 32) & 0xFFFFFFFF & ~DESC_SIGNALED == 0 else STATUS_BAD_FLAGS
 
 
 @compiled
 def _try(e, c, addr, word):
     """Check a descriptor (our copy of it) and send its frame. Returns (STATUS_*, DELIVERED, PAUSE or the drop's name)."""
-    status, length = _form(word), word & 0xFFFFFFFF
+    status, length = send_fault(word), word & 0xFFFFFFFF
     if status != STATUS_OK:
         count(c.counts, FAULTS_DESCRIPTOR, 1)
         return status, DROP_BAD_FRAME
-    source = reach(c, addr, length, READ)
-    if source == NOWHERE:
+    frame = reach(c, addr, length, READ)
+    if frame == NO_TRANSLATION:
         count(c.counts, FAULTS_ADDRESS, 1)
         return STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS
-    head0, head1 = _header(source, length)
-    result = _switch(e, c, source, length, head0, head1)
+    head0, head1 = _header(frame, length)
+    result = _switch(e, c, frame, length, head0, head1)
     if result == DELIVERED:
         return STATUS_OK, DELIVERED
     return STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED, result
@@ -209,10 +195,10 @@ def _take_run(e, c, n, room, to_sink):
     (q_first, q_span, q_base), (start, span, base) = NO_WINDOW, NO_WINDOW
     done, total, flags = 0, 0, 0
     while done < n and total < room and flags == 0:
-        # 1. Our copy of the descriptor; and the next ones' lines under way.
+        # 1. Our copy of the descriptor: no fault (`send_fault`), and a whole header; and the next ones' lines under way.
         at = queue + ((cons + done) & mask) * DESC_BYTES
         slot, q_first, q_span, q_base = seek(c, at, DESC_BYTES, READ, q_first, q_span, q_base)
-        if slot == NOWHERE:
+        if slot == NO_TRANSLATION:
             break
         prefetch(slot + AHEAD_BYTES)
         addr, word = load64_once(slot), load64_once(slot + 8)
@@ -220,18 +206,18 @@ def _take_run(e, c, n, room, to_sink):
         if length < WHOLE_HEADER or length > MAX_FRAME or more & ~DESC_SIGNALED != 0:
             break
         # 2. Where the frame is.
-        source, start, span, base = seek(c, addr, length, READ, start, span, base)
-        if source == NOWHERE:
+        frame, start, span, base = seek(c, addr, length, READ, start, span, base)
+        if frame == NO_TRANSLATION:
             break
         # 3. Its header, read once.
-        next0, next1 = load64_once(source), load64_once(source + 8)
+        next0, next1 = load64_once(frame), load64_once(frame + 8)
         if not _is_alike(next0, next1, head0, half):
             break
         # 4. On it goes.
         if to_sink:
-            put_on_wire(buffers, lengths, first + done, source, length, next0, next1)
+            put_on_wire(buffers, lengths, first + done, frame, length, next0, next1)
         else:
-            stage(e, done, source, length, next1)
+            stage(e, done, frame, length, next1)
         flags = more
         total += length
         done += 1

@@ -59,7 +59,7 @@ WIRE = np.dtype(
     [
         ("mode", "i8"),
         ("mac", "i8"),
-        ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of WIRE_STRIDE bytes
+        ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of LARGEST_FRAME_BUFFER bytes
         ("lengths", "i8"),  # of the frames in them, i8 each
         ("next", "i8"),
         ("fresh", "i8"),  # frames that have left, and their bytes, which nobody has counted or looked at yet
@@ -68,7 +68,7 @@ WIRE = np.dtype(
         ("counts_shared", "i8"),
         # the generator
         ("left", "i8"),  # frames still to be sent; 0: none
-        ("target", "i8"),  # destination MAC
+        ("destination", "i8"),  # MAC address
         ("length", "i8"),
         ("stream", "i8"),
         ("sequence", "i8"),
@@ -130,7 +130,7 @@ BUDGET_BYTES = 128 * 1024
 """What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
 
 STAGE = 64
-STAGED = np.dtype([("source", "i8"), ("length", "i8"), ("head1", "i8")])
+STAGED = np.dtype([("frame", "i8"), ("length", "i8"), ("head1", "i8")])
 """A frame on its way to a receiver: where it is, and our copy of its header's second word. The first one all of a run share."""
 STAGED_BYTES = STAGED.itemsize
 
@@ -161,10 +161,10 @@ def context_of(e, number):
 
 
 @compiled
-def stage(e, index, source, length, head1) -> None:
+def stage(e, index, frame, length, head1) -> None:
     """Enter a frame at place `index` of the stage."""
     s = staged_at(e.stage + index * STAGED_BYTES)
-    s.source, s.length, s.head1 = source, length, head1
+    s.frame, s.length, s.head1 = frame, length, head1
 
 
 @compiled

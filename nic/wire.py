@@ -18,19 +18,21 @@ from hyp.abi.counters import (
     TX_BYTES,
     TX_FRAMES,
 )
-from hyp.abi.nic import GROUP_BIT, MAC_MASK, NO_CONTEXT
+from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.atomics import load64, store64
 from hyp.counters import count
+from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import verify
 from hyp.load.schedule import schedule_at
 from nic.crossing import await_crossing, cross, cross_or_pause, is_paused
 from nic.deliver import await_receiver, copy_frame, put, put_broadcast, put_or_pause
 from nic.link import (
-    ARRIVAL,
-    FRAME,
-    KIND,
-    LENGTH,
+    ENTRY_ARRIVAL,
+    ENTRY_FRAME,
+    ENTRY_KIND,
+    ENTRY_LENGTH,
     is_congested,
     is_direct,
     launch,
@@ -48,41 +50,34 @@ from nic.switch import lookup
 SINK, REFLECT = 0, 1
 SENT, GENERATED, REFLECTED = 0, 1, 2  # kinds of frames on a link
 WIRE_BUFFERS = 256
-WIRE_STRIDE = 4096 + 64
 WIRE_ORIGIN = -1
 BATCH = 64
 
 
 @compiled
-def head_words(destination: int, source: int, rest: int) -> tuple[int, int]:
-    """A header's first 14 bytes as two words; `rest` is the second word of another header, for its EtherType and beyond."""
-    return destination | ((source & 0xFFFF) << 48), (source >> 16) | (rest & ~0xFFFF_FFFF)
-
-
-@compiled
-def inbound(e, w, target, source, length, head0, head1):
-    """A frame from the wire for MAC `target`: to who has it, else to the physical function. DELIVERED, PAUSE, or a drop's name."""
-    number = lookup(e.table, target)
+def inbound(e, w, destination, frame, length, head0, head1):
+    """A frame from the wire for an address: to who has it, else to the physical function. DELIVERED, PAUSE, or a drop's name."""
+    number = lookup(e.table, destination)
     if number == NO_CONTEXT:
         number = 0
     r = context_of(e, number)
     if r.active == 0:
         return DROP_NO_ROUTE
     if r.mine == 0:
-        return cross_or_pause(e, w, r.engine, number, WIRE_ORIGIN, source, length, head0, head1)
-    return put_or_pause(e, w, r, source, length, head0, head1)
+        return cross_or_pause(e, w, r.engine, number, WIRE_ORIGIN, frame, length, head0, head1)
+    return put_or_pause(e, w, r, frame, length, head0, head1)
 
 
 @compiled
-def outbound(e, source, length, head0, head1):
+def outbound(e, frame, length, head0, head1):
     """A frame leaves on the wire, which takes it (`is_wire_full`). The copy into a wire buffer is the device's DMA."""
     w = wire_at(e.wire)
     if w.linked != 0:
         k = link_at(w.out)
-        copy_frame(room_for_frame(k), source, length, head0, head1)
+        copy_frame(room_for_frame(k), frame, length, head0, head1)
         launch(k, e.now, length, SENT)
     else:
-        buffer = put_on_wire(w.buffers, w.lengths, w.next, source, length, head0, head1)
+        buffer = put_on_wire(w.buffers, w.lengths, w.next, frame, length, head0, head1)
         w.next += 1
         if w.mode != SINK:
             _reflect(e, w, buffer, length, head0, head1)
@@ -97,11 +92,11 @@ def has_open_sink(w):
 
 
 @compiled
-def put_on_wire(buffers, lengths, index, source, length, head0, head1):
+def put_on_wire(buffers, lengths, index, frame, length, head0, head1):
     """Copy a frame into the wire buffer of `index`; returns its address."""
     slot = index & (WIRE_BUFFERS - 1)
-    buffer = buffers + slot * WIRE_STRIDE
-    copy_frame(buffer, source, length, head0, head1)
+    buffer = buffers + slot * LARGEST_FRAME_BUFFER
+    copy_frame(buffer, frame, length, head0, head1)
     store64(lengths + 8 * slot, length)
     return buffer
 
@@ -136,17 +131,16 @@ def end_outbound(e):
         end = w.next
         for k in range(end - frames, end):
             slot = k & (WIRE_BUFFERS - 1)
-            verify(trackers, counts, buffers + slot * WIRE_STRIDE, load64(lengths + 8 * slot), now)
+            verify(trackers, counts, buffers + slot * LARGEST_FRAME_BUFFER, load64(lengths + 8 * slot), now)
 
 
 @compiled
 def _turned(w, head0, head1):
     """The header of a reflected frame, and the MAC address that it goes to."""
-    source = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
-    target = head0 & MAC_MASK
-    if target & GROUP_BIT:
-        target = w.mac
-    back0, back1 = head_words(source, target, head1)
+    source, destination = source_of(head0, head1), destination_of(head0)
+    if destination & GROUP_BIT:
+        destination = w.mac
+    back0, back1 = head_words(source, destination, head1)
     return back0, back1, source
 
 
@@ -226,15 +220,15 @@ def _arrive_out(e, w):
     done = 0
     while done < BATCH:
         entry = oldest(k)
-        if entry == 0 or load64(entry + ARRIVAL) > e.now or (w.mode != SINK and not takes(link_at(w.back), e.now)):
+        if entry == 0 or load64(entry + ENTRY_ARRIVAL) > e.now or (w.mode != SINK and not takes(link_at(w.back), e.now)):
             break
-        length = load64(entry + LENGTH)
+        length = load64(entry + ENTRY_LENGTH)
         count(w.counts, RX_FRAMES, 1)
         count(w.counts, RX_BYTES, length)
         if w.mode == SINK:
-            verify(e.trackers, w.counts, entry + FRAME, length, load64(entry + ARRIVAL))
+            verify(e.trackers, w.counts, entry + ENTRY_FRAME, length, load64(entry + ENTRY_ARRIVAL))
         else:
-            _launch_back(e, w, entry + FRAME, length)
+            _launch_back(e, w, entry + ENTRY_FRAME, length)
         retire(k)
         done += 1
     return done
@@ -259,9 +253,9 @@ def _arrive_back(e, w):
     done = 0
     while done < BATCH and not is_paused(e, w):
         entry = oldest(k)
-        if entry == 0 or load64(entry + ARRIVAL) > e.now:
+        if entry == 0 or load64(entry + ENTRY_ARRIVAL) > e.now:
             break
-        result = _land(e, w, entry + FRAME, load64(entry + LENGTH), load64(entry + KIND))
+        result = _land(e, w, entry + ENTRY_FRAME, load64(entry + ENTRY_LENGTH), load64(entry + ENTRY_KIND))
         if result == PAUSE:
             break
         w.pause_until = 0
@@ -276,7 +270,7 @@ def _arrive_back(e, w):
 def _land(e, w, frame, length, kind):
     """DELIVERED, PAUSE, or a drop's name."""
     head0, head1 = load64(frame), load64(frame + 8)
-    number = lookup(e.table, head0 & MAC_MASK)
+    number = lookup(e.table, destination_of(head0))
     r = context_of(e, 0 if number == NO_CONTEXT else number)
     if r.active == 0:
         return DROP_NO_ROUTE
@@ -320,7 +314,7 @@ def _back_due(e, w):
     entry = oldest(link_at(w.back))
     if entry == 0:
         return -1
-    return w.pause_until if is_paused(e, w) else load64(entry + ARRIVAL)
+    return w.pause_until if is_paused(e, w) else load64(entry + ENTRY_ARRIVAL)
 
 
 @compiled
@@ -328,7 +322,7 @@ def _out_due(e, w):
     entry = oldest(link_at(w.out))
     if entry == 0:
         return -1
-    arrival = load64(entry + ARRIVAL)
+    arrival = load64(entry + ENTRY_ARRIVAL)
     if w.mode == SINK or takes(link_at(w.back), e.now):
         return arrival
     return max(arrival, room_at(link_at(w.back), _back_due(e, w)))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from bench.floor.layout import MAX_ENTRIES, MAX_SAMPLES, MAX_WORKERS, SAMPLES, WORDS
-from bench.floor.ring import BURST, CONS, CONS_EVENT, PLATFORM, PROD, PROD_EVENT, STRIDE
+from bench.floor.ring import BURST, CONS, CONS_EVENT, PLATFORM, PROD, PROD_EVENT
 from bench.floor.workers import Workers
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import SPIN_LIMIT_NS
+from hyp.abi.sizes import FRAME_BUFFER
 from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
 from lab.accounting import usage
 
@@ -144,8 +145,8 @@ class Floor:
 
 
 def _check_stream(frame: int, entries: int) -> None:
-    if not MIN_TEST_FRAME <= frame <= STRIDE:
-        raise ValueError(f"frames are {MIN_TEST_FRAME} to {STRIDE} bytes long, not {frame}")
+    if not MIN_TEST_FRAME <= frame <= FRAME_BUFFER:
+        raise ValueError(f"frames are {MIN_TEST_FRAME} to {FRAME_BUFFER} bytes long, not {frame}")
     if not 2 * BURST <= entries <= MAX_ENTRIES or entries & (entries - 1):
         raise ValueError(f"entries are a power of two from {2 * BURST} to {MAX_ENTRIES}, not {entries}")
 

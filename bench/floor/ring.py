@@ -13,21 +13,22 @@ Region, shared by the two processes (each word 64 B apart, free-running 64-bit i
      128 CONS         consumer → producer   frames used up, release
      192 CONS_EVENT   producer → consumer   notify me when CONS comes to this
     4096 the platform page (hyp.abi.platform), for its spin limit
-    8192 the buffers, STRIDE apart
+    8192 the buffers, FRAME_BUFFER apart as a guest's on the bypass path: the same pool, the same cache sets
 
 The two ends trust each other: R3 is one of the costs that the floor does not have.
 """
 
 from hyp.abi.nic import PAGE
+from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64_acquire, load64_once, memcpy, notify, store64_once, store64_release
-from hyp.events import may_spin, sleep, wait_at
+from hyp.events import may_spin, passed64, sleep, wait_at
+from hyp.frames import head_words
 from hyp.kernels import compiled, entry, i64
 from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
-from nic.wire import WIRE_BUFFERS, WIRE_STRIDE, head_words
+from nic.wire import WIRE_BUFFERS
 
 PROD, PROD_EVENT, CONS, CONS_EVENT = 0, 64, 128, 192
 PLATFORM, BUFFERS = PAGE, 2 * PAGE
-STRIDE = 2112  # a guest's buffers on the bypass path lie as far apart: the same pool, the same cache sets
 BURST = 64
 FINISHED = 1 << 62
 STALLED = -1
@@ -64,7 +65,7 @@ def _publish(index, event, old, new, notifier):
     """Publish an index that grew from `old` to `new`; notify if the other side asked for one in between."""
     store64_release(index, new)
     full_fence()  # pairs with _await_index
-    if old < load64_once(event) <= new:
+    if passed64(load64_once(event), old, new):
         notify(notifier)
 
 
@@ -89,7 +90,7 @@ def produce(ring, entries, frame, stream, frames, nanoseconds, wait, notifier, c
                 if cons < 0:
                     return STALLED
         for sequence in range(prod, prod + burst):
-            buffer = ring + BUFFERS + (sequence & (entries - 1)) * STRIDE
+            buffer = ring + BUFFERS + (sequence & (entries - 1)) * FRAME_BUFFER
             write_test_frame(buffer, frame, head0, head1, stream, sequence, 0)
         _publish(ring + PROD, ring + PROD_EVENT, prod, prod + burst, notifier)
         prod += burst
@@ -113,10 +114,10 @@ def consume(ring, entries, frame, wire, trackers, wait, notifier, counts):
         burst = min(prod - cons, BURST)
         now = clock_ns()
         for sequence in range(cons, cons + burst):
-            buffer = wire + (sequence & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
-            memcpy(buffer, ring + BUFFERS + (sequence & (entries - 1)) * STRIDE, frame)
+            buffer = wire + (sequence & (WIRE_BUFFERS - 1)) * LARGEST_FRAME_BUFFER
+            memcpy(buffer, ring + BUFFERS + (sequence & (entries - 1)) * FRAME_BUFFER, frame)
         for sequence in range(cons, cons + burst):
-            buffer = wire + (sequence & (WIRE_BUFFERS - 1)) * WIRE_STRIDE
+            buffer = wire + (sequence & (WIRE_BUFFERS - 1)) * LARGEST_FRAME_BUFFER
             verify(trackers, counts, buffer, frame, now)
         _publish(ring + CONS, ring + CONS_EVENT, cons, cons + burst, notifier)
         cons += burst

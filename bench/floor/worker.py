@@ -22,6 +22,7 @@ from bench.floor.layout import SAMPLES, WORDS
 from bench.floor.loops import load_loops
 from bench.floor.pingpong import WORD_STRIDE, follow, lead
 from bench.floor.ring import PLATFORM, consume, produce
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.control import Channel
 from hyp.counters import PRIVATE_ROW_BYTES
 from hyp.events import WAIT
@@ -29,7 +30,7 @@ from hyp.linux import die_with_parent, set_name
 from hyp.load.frames import TRACKER, TRACKERS, tracker_report
 from hyp.memory import Mapping, private_pages
 from hyp.process import adopt_socket
-from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
+from nic.wire import WIRE_BUFFERS
 
 HOP_STALL_NS = 10_000_000_000
 SPIN_START_NS = 1 << 40  # as long as the limit allows: a floor has no time to learn
@@ -44,7 +45,7 @@ class Worker:
         self._wait = np.zeros(1, WAIT)
         self._counts = np.zeros(PRIVATE_ROW_BYTES // 8, np.int64)
         self._trackers = np.zeros(TRACKERS, TRACKER)
-        self._wire = private_pages(WIRE_BUFFERS * WIRE_STRIDE)
+        self._wire = private_pages(WIRE_BUFFERS * LARGEST_FRAME_BUFFER)
         self._region: Mapping | None = None
         self._notifiers: list[int] = []
         self._epoll = -1

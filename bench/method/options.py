@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from bench.method.slices import LONGEST_SLICE_S
 from hyp.paths import PATHS
-from lab.topology_tables import MAX_FRAME, MIN_FRAME
+from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
 
 Cores = Literal["all", "1", "both"]
 
@@ -59,8 +59,8 @@ class Options:
         if not self.frames:
             raise OptionsError("no frame size is given")
         for frame in self.frames:
-            if not MIN_FRAME <= frame <= MAX_FRAME:
-                raise OptionsError(f"a frame of {frame} bytes: {MIN_FRAME} to {MAX_FRAME} are possible")
+            if not MIN_WORKLOAD_FRAME <= frame <= MAX_WORKLOAD_FRAME:
+                raise OptionsError(f"a frame of {frame} bytes: {MIN_WORKLOAD_FRAME} to {MAX_WORKLOAD_FRAME} are possible")
         if not (math.isfinite(self.seconds) and 0 < self.seconds <= 3600):
             raise OptionsError(f"--seconds {self.seconds:g}: more than 0 and at most 3600 s per contender and point")
         if not 0 < self.slice_s <= LONGEST_SLICE_S:

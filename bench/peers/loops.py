@@ -10,6 +10,7 @@ with the lab's stride. A thread of the worker runs the loop; the control thread 
 =====  ===========  ==================================================================
 """
 
+from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import (
     clock_ns,
     load32,
@@ -24,7 +25,7 @@ from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
 
 STOP, COUNT, ERRNO = 0, 64, 72
 CONTROL_BYTES = 128
-BATCH, BUFFERS, STRIDE = 64, 256, 2112
+BATCH, BUFFERS = 64, 256
 # struct mmsghdr and struct iovec of 64-bit Linux (recvmmsg(2))
 MMSGHDR_BYTES, MSG_IOV, MSG_IOVLEN, MSG_LEN = 64, 16, 24, 56
 IOVEC_BYTES = 16
@@ -48,7 +49,7 @@ def send(control, fd, headers, buffers, length, stream):
     slot = 0
     while load64_acquire(control + STOP) == 0:
         for k in range(BATCH):
-            write_test_frame(buffers + (slot + k) * STRIDE, length, HEAD0, HEAD1, stream, sent + k, 0)
+            write_test_frame(buffers + (slot + k) * FRAME_BUFFER, length, HEAD0, HEAD1, stream, sent + k, 0)
         done = 0
         while done < BATCH:
             n = sys_sendmmsg(fd, headers + (slot + done) * MMSGHDR_BYTES, BATCH - done, MSG_NOSIGNAL)
@@ -87,7 +88,7 @@ def receive(control, fd, headers, buffers, trackers, row):
             if length == 0:  # the end of a connection
                 store64_release(control + ERRNO, EPIPE)
                 return
-            if verify(trackers, row, buffers + (slot + k) * STRIDE, length, now):
+            if verify(trackers, row, buffers + (slot + k) * FRAME_BUFFER, length, now):
                 good += 1
         store64_release(control + COUNT, good)
         slot = (slot + BATCH) % BUFFERS

@@ -25,6 +25,7 @@ import uvloop
 from bench.peers import loops
 from hyp import linux
 from hyp.abi.counters import COLUMNS, CORRUPT, DUPLICATED, FOREIGN, LOST
+from hyp.abi.sizes import FRAME_BUFFER
 from hyp.control import Channel, Handler, Refused
 from hyp.load.frames import TRACKER, TRACKERS
 
@@ -34,7 +35,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.control = np.zeros(loops.CONTROL_BYTES // 8, np.int64)
-        self.buffers = np.zeros(loops.BUFFERS * loops.STRIDE, np.uint8)
+        self.buffers = np.zeros(loops.BUFFERS * FRAME_BUFFER, np.uint8)
         self.headers = np.zeros((loops.BUFFERS, loops.MMSGHDR_BYTES // 8), np.int64)
         self.iovecs = np.zeros((loops.BUFFERS, loops.IOVEC_BYTES // 8), np.int64)
         self.trackers = np.zeros(TRACKERS, TRACKER)
@@ -52,8 +53,8 @@ class Loop:
             self.socket.close()
         self.socket, self.length, self.receives = socket.socket(fileno=fds.pop()), length, receives
         places = np.arange(loops.BUFFERS, dtype=np.int64)
-        self.iovecs[:, 0] = self.buffers.ctypes.data + places * loops.STRIDE
-        self.iovecs[:, 1] = loops.STRIDE if receives else length
+        self.iovecs[:, 0] = self.buffers.ctypes.data + places * FRAME_BUFFER
+        self.iovecs[:, 1] = FRAME_BUFFER if receives else length
         self.headers[:, loops.MSG_IOV // 8] = self.iovecs.ctypes.data + places * loops.IOVEC_BYTES
         self.headers[:, loops.MSG_IOVLEN // 8] = 1
 

@@ -23,8 +23,10 @@ from domu.device import (
     set_frame,
 )
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.abi.features import NONE
 from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
+from hyp.abi.sizes import FRAME_BUFFER
 from hyp.ablation import ablated
 from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
 from hyp.counters import commit, count
@@ -37,6 +39,7 @@ from hyp.verbs import (
     arm_sends,
     completions_due,
     consume_receives,
+    has_half_untold,
     peek_receive,
     poll_sends,
     post_receive,
@@ -47,7 +50,6 @@ from hyp.verbs import (
     ring_receives,
     send_room,
     sends_completed,
-    sends_untold,
     tell_sends,
     write_send,
 )
@@ -55,7 +57,8 @@ from hyp.verbs import (
 if TYPE_CHECKING:
     from domu.guest import Guest
 
-BUFFER = 2048 + 64  # not a power of two, so that buffers do not all fall on the same cache sets
+KNOWN = NONE
+"""Features that this driver can use."""
 
 BYPASS = np.dtype(
     [
@@ -70,9 +73,9 @@ _bypass_at = record_view(BYPASS)
 
 
 @compiled
-def _buffer(pool: int, index: int, size: int) -> int:
+def buffer_of(pool: int, index: int, size: int) -> int:
     """Guest-physical address of the buffer of slot `index`."""
-    return pool + (index & (size - 1)) * BUFFER
+    return pool + (index & (size - 1)) * FRAME_BUFFER
 
 
 @operation(i64(i64, i64))
@@ -87,7 +90,7 @@ def tx_reserve(device: int, want: int) -> int:
     n = min(room, want)
     burst, pool, prod, mask = d.tx, b.ram + b.tx_pool, q.sq_prod, q.sq_size - 1  # in registers, as below
     for k in range(n):
-        addr = pool + ((prod + k) & mask) * BUFFER
+        addr = pool + ((prod + k) & mask) * FRAME_BUFFER
         prefetch_for_write(addr)  # the NIC has read it last
         set_frame(burst, k, addr, 0)
     prefetch_sends(q, n)
@@ -107,13 +110,13 @@ def tx_commit(device: int, n: int) -> int:
         length, index = frame_length(burst, k), (prod + k) & mask
         total += length
         if bounce != 0:
-            memcpy(b.scratch + index * BUFFER, frame_addr(burst, k), length)
-        write_send(queue + index * DESC_BYTES, pool + index * BUFFER, length, DESC_SIGNALED if k == n - 1 else 0)
+            memcpy(b.scratch + index * FRAME_BUFFER, frame_addr(burst, k), length)
+        write_send(queue + index * DESC_BYTES, pool + index * FRAME_BUFFER, length, DESC_SIGNALED if k == n - 1 else 0)
     advance_sends(q, n, 1 if n > 0 else 0)
     count(d.counts, TX_FRAMES, n)
     count(d.counts, TX_BYTES, total)
     publish_sends(q)
-    if spin_limit(wait) > 0 or 2 * sends_untold(q) >= q.sq_size:
+    if spin_limit(wait) > 0 or has_half_untold(q):
         tell_sends(q)
     commit(d.counts, d.counts_shared)
     return n
@@ -137,7 +140,7 @@ def rx_poll(device: int, want: int) -> int:
         index, length, status = peek_receive(q, n)
         if index < 0:
             break
-        set_frame(d.rx, n, b.ram + _buffer(b.rx_pool, index, q.rq_size), length if status == STATUS_OK else 0)
+        set_frame(d.rx, n, b.ram + buffer_of(b.rx_pool, index, q.rq_size), length if status == STATUS_OK else 0)
         n += 1
     return n
 
@@ -152,7 +155,7 @@ def rx_release(device: int, n: int) -> int:
         if status == STATUS_OK:
             count(d.counts, RX_FRAMES, 1)
             count(d.counts, RX_BYTES, length)
-        post_receive(q, _buffer(b.rx_pool, q.rq_prod, q.rq_size), BUFFER)
+        post_receive(q, buffer_of(b.rx_pool, q.rq_prod, q.rq_size), FRAME_BUFFER)
         consume_receives(q, 1)
     ring_receives(q)
     commit(d.counts, d.counts_shared)
@@ -185,7 +188,7 @@ def post_all_buffers(device: int) -> None:
     b = _bypass_at(device_at(device).front)
     q = qp_at(b.qp)
     for k in range(q.rq_size):
-        post_receive(q, _buffer(b.rx_pool, k, q.rq_size), BUFFER)
+        post_receive(q, buffer_of(b.rx_pool, k, q.rq_size), FRAME_BUFFER)
     ring_receives(q)
 
 
@@ -206,12 +209,14 @@ async def connect_context(guest: "Guest", *, native: bool) -> Device:
     record = front[0]
     record["qp"], record["ram"] = pair.address, guest.ram.address
     for name, writable in (("tx_pool", False), ("rx_pool", True)):
-        record[name] = guest.ram.allocate(entries * BUFFER)
+        record[name] = guest.ram.allocate(entries * FRAME_BUFFER)
         if not native:
-            await register(guest.hyp, int(record[name]), entries * BUFFER, writable=writable)
-    await start_queue_pair(guest.hyp, guest.ram, pair, registers=not native)
-    device = new_device(OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), BUFFER, counts, guest.wait)
-    scratch = np.zeros(entries * BUFFER, np.uint8)
+            await register(guest.hyp, int(record[name]), entries * FRAME_BUFFER, writable=writable)
+    features = await start_queue_pair(guest.hyp, guest.ram, pair, KNOWN, registers=not native)
+    device = new_device(
+        OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), FRAME_BUFFER, counts, guest.wait, features
+    )
+    scratch = np.zeros(entries * FRAME_BUFFER, np.uint8)
     record["scratch"] = scratch.ctypes.data
     device.keep += [pair, front, scratch]
     if not native:  # Xen delivers its interrupts as events

@@ -32,20 +32,20 @@ from domu.device import (
 from hyp.abi.counters import (
     FAULTS_GRANT,
     FAULTS_PROTOCOL,
-    NOTIFICATIONS,
     RX_BYTES,
     RX_FRAMES,
-    SUPPRESSED,
     TX_BYTES,
     TX_FRAMES,
 )
+from hyp.abi.features import NETIF_NODES, NONE
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.nic import mac_to_int
-from hyp.abi.platform import EVENT_NS
-from hyp.atomics import load16_once, load64, load64_once, notify, record_view, store32, store64
+from hyp.abi.platform import EVENT_PRICE
+from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS
+from hyp.atomics import load16_once, load64, load64_once, record_view, store32, store64
 from hyp.counters import commit, count
-from hyp.events import wait_at
+from hyp.events import notify_if, wait_at
 from hyp.grants import end_access, grant_access
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
@@ -66,8 +66,8 @@ from hyp.ring import (
     sring_init,
     unconsumed_responses,
 )
-from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
-from hyp.xenstore import XenstoreClient, XenstoreError
+from hyp.xenbus import XenbusState, frontend_path, offered_features, says_one, switch_state, wait_for_state
+from hyp.xenstore import XenstoreClient
 
 if TYPE_CHECKING:
     from domu.guest import Guest
@@ -79,8 +79,9 @@ HANDSHAKE_TIMEOUT_S = 30.0
 TX_SLOTS = ring_size(TX_SLOT_BYTES)
 RX_SLOTS = ring_size(RX_SLOT_BYTES)
 TX_REF, RX_REF = FIRST_REF + 2, FIRST_REF + 2 + TX_SLOTS
-COLOURS = 15  # frames begin at one of these multiples of 64 B in their page, so that they spread over the cache sets
-ROOM = PAGE_BYTES - COLOURS * 64
+
+KNOWN = NONE
+"""Features that this driver can use."""
 
 NETFRONT = np.dtype(
     [
@@ -107,7 +108,7 @@ _netfront_at = record_view(NETFRONT)
 
 @compiled
 def _colour(slot: int) -> int:
-    return (slot % COLOURS) * 64
+    return (slot % COLOURS) * COLOUR_BYTES
 
 
 @compiled
@@ -185,12 +186,9 @@ def tx_commit(device: int, n: int) -> int:
 
 @compiled
 def _tell(d, f, due):
+    notify_if(due, f.event_fd, d.counts)
     if due:
-        notify(f.event_fd)
-        pay(wait_at(d.wait).platform, EVENT_NS)
-        count(d.counts, NOTIFICATIONS, 1)
-    else:
-        count(d.counts, SUPPRESSED, 1)
+        pay(wait_at(d.wait).platform, EVENT_PRICE)
 
 
 @operation(i64(i64, i64))
@@ -360,15 +358,19 @@ async def connect(guest: "Guest") -> Device:
     _init_rings(memory.address, memory.ring_pages)
     port = int((await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=guest.upcall)).value["port"])
     nodes = {"tx-ring-ref": FIRST_REF, "rx-ring-ref": FIRST_REF + 1, "event-channel": port, "request-rx-copy": 1}
-    if await _offers_persistent(store, back):
+    if await says_one(store, f"{back}/{FEATURE_PERSISTENT}"):
         _grant_pools(memory.address)
         nodes[FEATURE_PERSISTENT] = 1
+    features = KNOWN & await offered_features(store, back)
+    nodes |= {accepts: 1 for feature, (_, accepts) in NETIF_NODES.items() if feature & features}
     for name, value in nodes.items():
         await store.write(f"{front}/{name}", str(value))
     await switch_state(store, front, XenbusState.INITIALISED)
     await wait_for_state(store, back, [XenbusState.CONNECTED], HANDSHAKE_TIMEOUT_S)
     memory.record[0]["event_fd"] = (await guest.hyp.call("evtchn_notifier", port=port)).fds[0]
-    device = new_device(OPERATIONS, memory.address, mac, mac_to_int(mac), ROOM, guest.counters.row("device"), guest.wait)
+    device = new_device(
+        OPERATIONS, memory.address, mac, mac_to_int(mac), COLOURED_FRAME, guest.counters.row("device"), guest.wait, features
+    )
     device.keep += [memory, store]
     _post_all_receives(device.address)
     await switch_state(store, front, XenbusState.CONNECTED)
@@ -379,13 +381,3 @@ async def _backend_path(store: XenstoreClient, front: str) -> str:
     """Where the toolstack says the back end is; waits until the toolstack has made the device."""
     await wait_for_state(store, front, [XenbusState.INITIALISING], HANDSHAKE_TIMEOUT_S)
     return await store.read(f"{front}/backend")
-
-
-async def _offers_persistent(store: XenstoreClient, back: str) -> bool:
-    """True if the back end can keep pages mapped."""
-    try:
-        return await store.read(f"{back}/{FEATURE_PERSISTENT}") == "1"
-    except XenstoreError as error:
-        if error.name not in ("ENOENT", "EACCES"):
-            raise
-        return False

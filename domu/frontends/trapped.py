@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domu.device import Device, new_device
-from domu.frontends.bypass import BUFFER, BYPASS, OPERATIONS, post_all_buffers
+from domu.frontends.bypass import BYPASS, KNOWN, OPERATIONS, post_all_buffers
 from hyp.abi.nic import mac_to_int
+from hyp.abi.sizes import FRAME_BUFFER
 from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Channel
 from hyp.events import WAIT, new_eventfd
@@ -67,15 +68,17 @@ async def connect(guest: "Guest") -> Device:
     )  # fmt: skip
     page_fd, trap_fd = reply.fds
     vcpu.attach(Mapping.adopt(page_fd, TRAP_BYTES), trap_fd)
+    features = KNOWN & int(reply.value["features"])
+    await guest.hyp.call("emulation_start", features=features)
     front = np.zeros(1, BYPASS)
     record = front[0]
     record["qp"], record["ram"] = int(qp.ctypes.data), guest.ram.address
     for name in ("tx_pool", "rx_pool"):
-        record[name] = guest.ram.allocate(entries * BUFFER)
-    scratch = np.zeros(entries * BUFFER, np.uint8)
+        record[name] = guest.ram.allocate(entries * FRAME_BUFFER)
+    scratch = np.zeros(entries * FRAME_BUFFER, np.uint8)
     record["scratch"] = scratch.ctypes.data
     mac = str(reply.value["mac"])
-    device = new_device(OPERATIONS, int(front.ctypes.data), mac, mac_to_int(mac), BUFFER, counts, guest.wait)
+    device = new_device(OPERATIONS, int(front.ctypes.data), mac, mac_to_int(mac), FRAME_BUFFER, counts, guest.wait, features)
     device.keep += [qp, front, scratch, vcpu]
     # A trap waits for the hypervisor, whose end this thread must be able to notice
     await asyncio.get_running_loop().run_in_executor(None, post_all_buffers, device.address)

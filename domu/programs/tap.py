@@ -33,7 +33,7 @@ from domu.netns import Tap, create
 from hyp.abi.counters import DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.atomics import clock_ns, load16, record_view, sys_read, sys_write
 from hyp.counters import commit, count
-from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
+from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.process import Process
@@ -142,7 +142,7 @@ def run(address: int) -> int:
     result = 0
     while result == 0:
         if mail_waiting(t.mailbox, t.mail) > 0:
-            stop = mail_word(t.mailbox, t.mail, 0) == STOP
+            stop = mail_opcode(t.mailbox, t.mail) == STOP
             t.mail += 1
             mail_taken(t.mailbox, t.mail)
             if stop:

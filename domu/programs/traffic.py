@@ -47,8 +47,9 @@ from hyp.atomics import (
 )
 from hyp.control import Refused
 from hyp.counters import commit
-from hyp.engine import STOP, Engine, mail_taken, mail_waiting, mail_word
+from hyp.engine import STOP, Engine, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, new_eventfd, spin_limit, spins, wait_at
+from hyp.frames import head_words, source_of
 from hyp.kernels import compiled, entry, i64
 from hyp.load.frames import (
     ETHERTYPE_WIRE,
@@ -68,6 +69,7 @@ from hyp.process import Process
 
 ECHO = 0x8000  # in the stream number: the receiver sends the frame back
 SEND_STREAM, ROUND_TRIPS = 1, 2
+MAIL = mail_record("stream", "destination", "length", "frames", "nanoseconds", "pps")
 IDLE, STREAMING, DRAINING, ASKING = 0, 1, 2, 3
 MAX_ROUND_TRIPS = 1 << 20
 REPLY_TIMEOUT_NS = 1_000_000_000
@@ -83,7 +85,7 @@ TRAFFIC = np.dtype(
         ("done_fd", "i8"),
         ("job", "i8"),  # IDLE, STREAMING, DRAINING, ASKING
         ("stream", "i8"),
-        ("target", "i8"),  # destination MAC
+        ("destination", "i8"),  # MAC address
         ("length", "i8"),
         ("left", "i8"),
         ("until_ns", "i8"),  # 0: no limit in time
@@ -102,16 +104,17 @@ TRAFFIC = np.dtype(
     ]
 )
 _traffic_at = record_view(TRAFFIC)
+_mail_at = record_view(MAIL)
 
 
 @compiled
-def _begin_job(p, op, stream, target, length, frames, nanoseconds, pps):
-    p.job = STREAMING if op == SEND_STREAM else ASKING
-    p.stream, p.target, p.length, p.left, p.sequence = stream, target, length, frames, 0
+def _begin_job(p, m):
+    p.job = STREAMING if m.opcode == SEND_STREAM else ASKING
+    p.stream, p.destination, p.length, p.left, p.sequence = m.stream, m.destination, m.length, m.frames, 0
     p.started_ns = clock_ns()
-    p.until_ns = p.started_ns + nanoseconds if nanoseconds > 0 else 0
+    p.until_ns = p.started_ns + m.nanoseconds if m.nanoseconds > 0 else 0
     p.waiting, p.answered = 0, 0
-    begin_schedule(schedule_at(p.schedule), pps, p.started_ns)
+    begin_schedule(schedule_at(p.schedule), m.pps, p.started_ns)
 
 
 @compiled
@@ -125,29 +128,27 @@ def _end_job(p) -> None:
 def _take_mail(p):
     stop = False
     while mail_waiting(p.mailbox, p.mail) > 0:
-        op = mail_word(p.mailbox, p.mail, 0)
-        if op == STOP:
+        m = _mail_at(mail_address(p.mailbox, p.mail))
+        if m.opcode == STOP:
             stop = True
         else:
-            a, b, c = mail_word(p.mailbox, p.mail, 1), mail_word(p.mailbox, p.mail, 2), mail_word(p.mailbox, p.mail, 3)
-            frames, nanoseconds = mail_word(p.mailbox, p.mail, 4), mail_word(p.mailbox, p.mail, 5)
-            _begin_job(p, op, a, b, c, frames, nanoseconds, mail_word(p.mailbox, p.mail, 6))
+            _begin_job(p, m)
         p.mail += 1
     mail_taken(p.mailbox, p.mail)
     return stop
 
 
 @compiled
-def _echo(p, d, source, length):
+def _echo(p, d, frame, length):
     """Send a frame back with its addresses swapped. False if there is no room to send."""
     if tx_reserve(p.device, 1) != 1:
         return False
-    destination = frame_addr(d.tx, 0)
-    memcpy(destination, source, length)
-    head0, head1 = load64(source), load64(source + 8)
-    sender = ((head0 >> 48) & 0xFFFF) | ((head1 & 0xFFFFFFFF) << 16)
-    store64(destination, sender | ((d.mac & 0xFFFF) << 48))
-    store64(destination + 8, (d.mac >> 16) | (head1 & ~0xFFFF_FFFF))
+    buffer = frame_addr(d.tx, 0)
+    memcpy(buffer, frame, length)
+    head0, head1 = load64(frame), load64(frame + 8)
+    back0, back1 = head_words(source_of(head0, head1), d.mac, head1)
+    store64(buffer, back0)
+    store64(buffer + 8, back1)
     set_length(d.tx, 0, length)
     tx_commit(p.device, 1)
     return True
@@ -196,8 +197,7 @@ def _send_stream(p, d):
     n = tx_reserve(p.device, want)
     if n < want:
         return min(n, 0)  # wait for room for a whole burst: small ones cost a hand-over each
-    head0 = p.target | ((d.mac & 0xFFFF) << 48)
-    head1 = (d.mac >> 16) | (ETHERTYPE_WIRE << 32)
+    head0, head1 = head_words(p.destination, d.mac, ETHERTYPE_WIRE << 32)
     scheduled = s.pps != 0
     for k in range(n):
         due = stamp(s) if scheduled else 0
@@ -223,8 +223,7 @@ def _ask(p, d):
     n = tx_reserve(p.device, 1)
     if n <= 0:
         return n
-    head0 = p.target | ((d.mac & 0xFFFF) << 48)
-    head1 = (d.mac >> 16) | (ETHERTYPE_WIRE << 32)
+    head0, head1 = head_words(p.destination, d.mac, ETHERTYPE_WIRE << 32)
     p.asked_ns = clock_ns()
     prefetch_frame_for_write(frame_addr(d.tx, 0), p.length)
     write_test_frame(frame_addr(d.tx, 0), p.length, head0, head1, p.stream, p.sequence, 0)
@@ -343,7 +342,7 @@ class Traffic:
 
     def start(self) -> None:
         """Start the loop."""
-        self._engine.start(run, int(self._record.ctypes.data))
+        self._engine.start(run, int(self._record.ctypes.data), mail=MAIL)
 
     def stop(self) -> None:
         """Nothing runs but the loop."""
@@ -399,7 +398,9 @@ class Traffic:
             raise Refused("EBUSY", "a job runs already")
         self._done = asyncio.get_running_loop().create_future()
         count = frames if frames > 0 else 1 << 62
-        await self._engine.post(op, stream, mac_to_int(mac), frame, count, int(seconds * 1e9), pps)
+        await self._engine.post(
+            op, stream=stream, destination=mac_to_int(mac), length=frame, frames=count, nanoseconds=int(seconds * 1e9), pps=pps
+        )
         await self._done
         if int(self._record[0]["failed"]):
             raise Refused("EIO", "the network device has failed")

@@ -40,7 +40,9 @@ from typing import Final
 
 import numpy as np
 
-PAGE: Final = 4096
+from hyp.abi.sizes import MAX_ENGINES as MAX_ENGINES
+from hyp.abi.sizes import PAGE as PAGE
+from hyp.abi.sizes import QUEUE_ENTRY
 
 SQ_PROD: Final = 0
 RQ_PROD: Final = 64
@@ -59,11 +61,11 @@ DOORBELL: Final = np.dtype(
 )
 
 DESC: Final = np.dtype([("addr", "<u8"), ("length", "<u4"), ("flags", "<u2"), ("reserved", "<u2")])
-DESC_BYTES: Final = 16
+DESC_BYTES: Final = QUEUE_ENTRY
 DESC_SIGNALED: Final = 1
 
 CQE: Final = np.dtype([("index", "<u4"), ("length", "<u4"), ("status", "<u2"), ("flags", "<u2"), ("owner", "<u4")])
-CQE_BYTES: Final = 16
+CQE_BYTES: Final = QUEUE_ENTRY
 
 STATUS_OK: Final = 0
 STATUS_BAD_LENGTH: Final = 1  # frame or buffer length outside the limits
@@ -75,10 +77,9 @@ STATUS_DROPPED: Final = 5  # well-formed, but nobody took it; the NIC's counters
 MIN_QUEUE: Final = 64
 MAX_QUEUE: Final = 4096
 MIN_FRAME: Final = 14
-MAX_FRAME: Final = 4096 - 64
+MAX_FRAME: Final = PAGE - 64
 
 CONTEXTS: Final = 128  # contexts a NIC has; context 0 is the physical function
-MAX_ENGINES: Final = 8
 NO_CONTEXT: Final = -1
 BROADCAST: Final = 0xFFFF_FFFF_FFFF  # a MAC as an integer: first byte on the wire in the low 8 bits
 """A MAC address as compiled code sees it: the six bytes as a little-endian integer, first byte on the wire lowest."""

@@ -37,14 +37,16 @@ each can miss the other's store and a wake-up is lost, on x86 too.
 
 import numpy as np
 
-PAGE_BYTES = 4096
+from hyp.abi.sizes import PAGE
+
+PAGE_BYTES = PAGE
 
 REQ_PROD = 0
 REQ_EVENT = 4
 RSP_PROD = 8
 RSP_EVENT = 12
 PRIVATE = 16
-SLOTS = 64
+FIRST_SLOT = 64
 HEADER_BYTES = 64
 
 SRING = np.dtype(

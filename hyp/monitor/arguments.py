@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hyp.abi.features import MAX_WORD, unoffered
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, MAX_QUEUE, MIN_QUEUE, PAGE, mac_to_int
 from hyp.control import Refused
 from hyp.events import Upcall
@@ -32,6 +33,17 @@ class Call:
 
 Argument = Callable[[Call, str, Any], Any]
 """A kind of argument: (call, name, value) → the value as handlers take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """An argument that may be left out: `value` then stands for it, checked like any other."""
+
+    kind: Argument
+    value: Any
+
+    def __call__(self, call: Call, name: str, value: Any) -> Any:
+        return self.kind(call, name, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +119,19 @@ def mac_list(call: Call, name: str, value: Any) -> list[int]:
 
 own_context = _one_of_ours("ENODEV", "context", lambda domain: domain.contexts)
 own_registration = _one_of_ours("ENOENT", "memory region", lambda domain: domain.registrations)
+
+
+def accepted_features(offered: Callable[[Call], int]) -> Default:
+    """The features that a driver accepts: none that has not been offered. A driver that knows of none need not say so."""
+
+    def check(call: Call, name: str, value: Any) -> int:
+        word = Integer(0, MAX_WORD)(call, name, value)
+        if wrong := unoffered(offered(call), word):
+            raise call.refused(f"{name} is {word:#x}, of which {wrong:#x} has not been offered")
+        return word
+
+    return Default(check, 0)
+
 
 PAGE_ADDRESS = Integer(0, lambda call: call.domain.memory - PAGE, unit=PAGE)
 PAGES_FROM_ADDR = Integer(PAGE, lambda call: call.domain.memory - int(call.checked["addr"]), unit=PAGE)

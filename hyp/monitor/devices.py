@@ -94,7 +94,7 @@ class Devices:
         number = self._free_number(domain)
         engine = number % len(self._engine_upcalls)
         region = create_region(self.backing, self.topology, domain.name, f"doorbell{number}", PAGE)
-        context = Context(number, mac, region, new_eventfd(), new_eventfd(), engine, upcall)
+        context = Context(number, mac, region, new_eventfd(), new_eventfd(), engine, upcall, passthrough)
         self._contexts[number] = domain
         domain.contexts[number] = context
         try:
@@ -103,12 +103,13 @@ class Devices:
             iommu = domain.iommu_region().readonly_fd()
             fds = (domain.ram.fd, iommu, region.fd, context.completion_fd)
             try:
-                await self.call(
+                created = await self.call(
                     "context_create", fds=fds, context=number, name=domain.name, memory=domain.memory, mac=mac,
                     privileged=domain.domid == DOM0, passthrough=passthrough,
                 )  # fmt: skip
             finally:
                 os.close(iommu)
+            context.features = int(created.value["features"])
             if domain.contexts.get(number) is not context:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
             raise_event(context.completion_fd)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hyp.abi.domids import DOM0, DOMID_NIC
-from hyp.monitor.arguments import Argument, Call
+from hyp.monitor.arguments import Argument, Call, Default
 from hyp.monitor.domain import Domain
 from hyp.monitor.system import System
 
@@ -64,7 +64,11 @@ def dispatch(system: System, domain: Domain, operation: str, /, **arguments: Any
         if name not in row.arguments:
             raise call.refused(f"there is no argument {reprlib.repr(name)}")
     for name, kind in row.arguments.items():
-        if name not in arguments:
+        if name in arguments:
+            value = arguments[name]
+        elif isinstance(kind, Default):
+            value = kind.value
+        else:
             raise call.refused(f"argument {name} is missing")
-        call.checked[name] = kind(call, name, arguments[name])
+        call.checked[name] = kind(call, name, value)
     return row.run(system, domain, **call.checked)

@@ -33,6 +33,8 @@ class Context:
     completion_fd: int
     engine: int
     upcall: Upcall
+    passthrough: bool  # the IOMMU lets it through
+    features: int = 0  # offered by the NIC
 
 
 @dataclass(slots=True)

@@ -5,7 +5,7 @@ own and a NIC context whose MAC address is the guest's, so that the NIC checks t
 everybody's. It talks to the hypervisor by the hypercalls that a guest uses, over a socket pair within this process, and is
 in no table that a guest's domain numbers go to.
 
-A machine's life: `attach` (a hypercall of its guest) → traps, in which nothing of this file takes part → `detach` (the
+A machine's life: `attach`, `start` (hypercalls of its guest) → traps, in which nothing of this file takes part → `detach` (the
 guest died): the loop lets go, then the NIC context goes, then translations and memory. The loop runs from the first
 `attach` on; a topology without trapped guests has none.
 """
@@ -20,7 +20,9 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.features import NIC_OFFERS
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, PAGE
+from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER, MAX_GUESTS
 from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.counters import CounterPage
@@ -29,8 +31,8 @@ from hyp.events import WAIT, Upcall, new_eventfd
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import Domain
-from hyp.monitor.machine import MACHINE, RX_BUFFER, TX_BUFFER, post_all_buffers
-from hyp.monitor.vmm import MAX_MACHINES, START_MACHINE, STOP_MACHINE, VMM, run
+from hyp.monitor.machine import MACHINE, post_all_buffers
+from hyp.monitor.vmm import MAIL, START_MACHINE, STOP_MACHINE, VMM, run
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Machine:
     interrupt_fd: int
     interrupts: Upcall
     answers: Upcall
+    started: bool = False
     keep: list[Any] = field(default_factory=list)
 
 
@@ -59,7 +62,7 @@ def _pages(size: int) -> int:
 
 def _memory(entries: int) -> int:
     """RAM of a device model, in bytes: page 0, four queues, a buffer for each slot of the send and the receive queue."""
-    per_slot = (DESC_BYTES, CQE_BYTES, DESC_BYTES, CQE_BYTES, TX_BUFFER, RX_BUFFER)
+    per_slot = (DESC_BYTES, CQE_BYTES, DESC_BYTES, CQE_BYTES, LARGEST_FRAME_BUFFER, FRAME_BUFFER)
     return PAGE + sum(_pages(entries * size) for size in per_slot)
 
 
@@ -77,7 +80,7 @@ class Emulation:
         self._devices, self._platform, self._calls, self._hold = devices, platform, calls, hold
         self._machines: dict[int, Machine] = {}
         self._attaching: set[int] = set()
-        self._free = list(range(MAX_MACHINES))
+        self._free = list(range(MAX_GUESTS))
         self._starting: asyncio.Task[None] | None = None
         self._engine: Engine | None = None
 
@@ -91,7 +94,7 @@ class Emulation:
         self._counters = CounterPage(self._region.map())
         self._upcall = Upcall()
         engine = Engine("vmm", os.dup(self._upcall.epoll.fileno()))
-        self._records = np.zeros(MAX_MACHINES, MACHINE)
+        self._records = np.zeros(MAX_GUESTS, MACHINE)
         self._vmm = np.zeros(1, VMM)
         self._wait = np.zeros(1, WAIT)
         self._wait[0]["epoll"], self._wait[0]["platform"] = engine.epoll, self._platform.address
@@ -99,7 +102,7 @@ class Emulation:
         row["machines"], row["wait"] = self._records.ctypes.data, self._wait.ctypes.data
         row["mailbox"], row["platform"] = engine.mailbox, self._platform.address
         row["counts"], row["counts_shared"] = self._counters.row("loop")
-        engine.start(run, int(self._vmm.ctypes.data))
+        engine.start(run, int(self._vmm.ctypes.data), mail=MAIL)
         self._engine = engine
 
     async def _running(self) -> Engine:
@@ -141,18 +144,29 @@ class Emulation:
             raise Refused("EBUSY", f"domain {domid} ({guest.name}) has an emulated device already")
         self._attaching.add(domid)
         try:
-            engine = await self._running()
+            await self._running()
             machine, pair = await self._open(guest, interrupts, answers, queues)
         finally:
             self._attaching.discard(domid)
+        return Answer({"mac": pair.mac, "features": int(NIC_OFFERS)}, fds=[guest.region("traps", TRAP_BYTES).fd, machine.trap_fd])
+
+    async def start(self, guest: Domain) -> None:
+        """Serve the guest's emulated NIC from now on. ENODEV if it has none, EBUSY if that has been started."""
+        domid, name = guest.domid, guest.name
+        machine = self._machines.get(domid)
+        if machine is None:
+            raise Refused("ENODEV", f"domain {domid} ({name}) has no emulated device")
+        if machine.started:
+            raise Refused("EBUSY", f"domain {domid} ({name}): its emulated device has been started already")
+        machine.started = True
+        engine = await self._running()
         try:
-            await engine.post(START_MACHINE, machine.number)
+            await engine.post(START_MACHINE, machine=machine.number)
             if guest.dying:
-                raise Refused("ESRCH", f"domain {domid} ({guest.name}) has ended")
+                raise Refused("ESRCH", f"domain {domid} ({name}) has ended")
         except BaseException:
             await self.detach(domid)
             raise
-        return Answer({"mac": pair.mac}, fds=[guest.region("traps", TRAP_BYTES).fd, machine.trap_fd])
 
     async def _open(self, guest: Domain, interrupts: Upcall, answers: Upcall, queues: dict[str, int]) -> tuple[Machine, QueuePair]:
         """Everything of a machine but its start."""
@@ -175,7 +189,7 @@ class Emulation:
 
     def _pseudo_domain(self, guest: Domain, interrupts: Upcall, answers: Upcall, memory: int) -> Machine:
         if not self._free:
-            raise Refused("ENOSPC", f"all {MAX_MACHINES} emulated devices are taken")
+            raise Refused("ENOSPC", f"all {MAX_GUESTS} emulated devices are taken")
         domain = Domain(guest.domid, f"{guest.name}.vmm", guest.topology, guest.backing, memory, device_model=True)
         domain.upcalls.append(self._upcall)
         near, far = socketpair()
@@ -197,7 +211,7 @@ class Emulation:
         record[:] = 0
         row = record[0]
         row["qp"], row["own_ram"], row["uplink"], row["uplink_shared"] = pair.address, ram.address, *uplink
-        for pool, size, writable in (("tx_pool", TX_BUFFER, False), ("rx_pool", RX_BUFFER, True)):
+        for pool, size, writable in (("tx_pool", LARGEST_FRAME_BUFFER, False), ("rx_pool", FRAME_BUFFER, True)):
             row[pool] = ram.allocate(entries * size)
             await register(channel, int(row[pool]), entries * size, writable=writable)
         await start_queue_pair(channel, ram, pair)
@@ -220,7 +234,7 @@ class Emulation:
         machine = self._machines.get(domid)
         if machine is None or self._engine is None:
             return
-        await self._engine.post(STOP_MACHINE, machine.number)
+        await self._engine.post(STOP_MACHINE, machine=machine.number)
         if self._machines.pop(domid, None) is machine:
             await self._release(machine)
 

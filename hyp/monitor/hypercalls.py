@@ -7,6 +7,7 @@ operation runs (hyp/monitor/dispatch.py). What only a table can know, such as wh
 from functools import partial
 from typing import Any
 
+from hyp.abi.features import NIC_OFFERS
 from hyp.abi.nic import CONTEXTS, MAX_ENGINES, PAGE
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.control import Answer, Handler, Refused
@@ -17,6 +18,7 @@ from hyp.monitor.arguments import (
     PAGES_FROM_ADDR,
     QUEUES,
     Integer,
+    accepted_features,
     boolean,
     domain_number,
     mac_list,
@@ -32,6 +34,8 @@ MAX_GRANT_FRAMES = 16
 MAX_SPIN_US = 1000
 
 PORT = Integer(1, MAX_PORTS - 1)
+CONTEXT_FEATURES = accepted_features(lambda call: call.domain.contexts[call.checked["context"]].features)
+EMULATION_FEATURES = accepted_features(lambda call: NIC_OFFERS)
 
 # --- operations of every domain ---------------------------------------------------------------------------------------
 
@@ -116,13 +120,14 @@ async def mr_deregister(system: System, domain: Domain, key: int) -> None:
 async def context_open(system: System, domain: Domain, upcall: Upcall) -> Answer:
     """A NIC context, if Dom0's toolstack allows it. fds: doorbell page (read-write), eventfd that wakes the NIC."""
     context = await system.devices.open_context(domain, upcall)
-    return Answer({"context": context.number, "mac": context.mac}, fds=[context.doorbell.fd, context.doorbell_fd])
+    value = {"context": context.number, "mac": context.mac, "features": context.features}
+    return Answer(value, fds=[context.doorbell.fd, context.doorbell_fd])
 
 
-@hypercall(Callers.EVERY_DOMAIN, context=own_context, **QUEUES)
-async def context_start(system: System, domain: Domain, context: int, **queues: Any) -> None:
-    """Set the queues' places (IOVA, in registered memory) and sizes; the NIC serves them from now on."""
-    await system.devices.call("context_start", context=context, **queues)
+@hypercall(Callers.EVERY_DOMAIN, context=own_context, features=CONTEXT_FEATURES, **QUEUES)
+async def context_start(system: System, domain: Domain, context: int, **what: Any) -> None:
+    """Set the queues' places (IOVA, in registered memory) and sizes, and the features accepted; the NIC serves them from now on."""
+    await system.devices.call("context_start", context=context, **what)
 
 
 @hypercall(Callers.EVERY_DOMAIN, context=own_context)
@@ -136,9 +141,15 @@ async def emulation_attach(system: System, domain: Domain, interrupts: Upcall, a
     """An emulated NIC (hyp/abi/trap.py) with queues at guest-physical addresses, if Dom0's toolstack allows it.
 
     fds: trap page (read-write), eventfd that signals a trap. `interrupts`, `answers`: upcalls for its interrupt and for
-    the answers to traps.
+    the answers to traps. It is served from `emulation_start` on.
     """
     return await system.emulation.attach(domain, interrupts, answers, queues)
+
+
+@hypercall(Callers.EVERY_DOMAIN, features=EMULATION_FEATURES)
+async def emulation_start(system: System, domain: Domain, features: int) -> None:
+    """Serve one's emulated NIC; `features`: what is accepted of those that `emulation_attach` offered."""
+    await system.emulation.start(domain)
 
 
 # --- operations of Dom0 only ------------------------------------------------------------------------------------------

@@ -27,10 +27,8 @@ from hyp.abi.counters import (
     FAULTS_ADDRESS,
     FAULTS_DESCRIPTOR,
     FAULTS_PROTOCOL,
-    NOTIFICATIONS,
     RX_BYTES,
     RX_FRAMES,
-    SUPPRESSED,
     TRAPS,
     TX_BYTES,
     TX_FRAMES,
@@ -39,18 +37,16 @@ from hyp.abi.nic import (
     CQE_BYTES,
     DESC_BYTES,
     DESC_SIGNALED,
-    MAX_FRAME,
-    MIN_FRAME,
     RCQ_EVENT,
     RQ_PROD,
     SCQ_EVENT,
     SQ_PROD,
     STATUS_BAD_ADDRESS,
-    STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
     STATUS_OK,
 )
-from hyp.abi.platform import TRAP_NS
+from hyp.abi.platform import TRAP_PRICE
+from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.abi.trap import ANSWER_EVENT, ANSWERED, REGISTER, SEQUENCE, TRAP_EVENT, VALUE
 from hyp.atomics import (
     full_fence,
@@ -58,16 +54,15 @@ from hyp.atomics import (
     load32_once,
     load64_once,
     memcpy,
-    notify,
     record_view,
     store32_once,
     store32_release,
-    store64,
-    store64_release,
     u32_add,
     u32_sub,
 )
 from hyp.counters import commit, count
+from hyp.events import notify_if, passed
+from hyp.frames import send_fault, takes_frame, write_completion
 from hyp.kernels import compiled, entry, i64, void
 from hyp.price import pay
 from hyp.verbs import (
@@ -88,8 +83,6 @@ from hyp.verbs import (
 
 BUDGET = 64  # frames of one machine in its turn, each way
 SIGNAL_EVERY = 32
-TX_BUFFER = 4096 + 64  # holds MAX_FRAME; not a power of two, so that buffers do not all fall on the same cache sets
-RX_BUFFER = 2048 + 64
 
 MACHINE = np.dtype(
     [
@@ -146,20 +139,14 @@ def _within(m, addr, length):
 
 @compiled
 def _complete(queue, size, prod, index, length, status):
-    slot = queue + (prod & (size - 1)) * CQE_BYTES
-    store64(slot, index | (length << 32))
-    store64_release(slot + 8, status | ((0 if prod & size else 1) << 32))
+    write_completion(queue + (prod & (size - 1)) * CQE_BYTES, size, prod, index, length, status)
 
 
 @compiled
 def _refusal(m, addr, word):
     """STATUS_OK, or what is wrong with a send descriptor."""
-    length, flags = word & 0xFFFFFFFF, (word >> 32) & 0xFFFFFFFF
-    if length < MIN_FRAME or length > MAX_FRAME:
-        return STATUS_BAD_LENGTH
-    if flags & ~DESC_SIGNALED:
-        return STATUS_BAD_FLAGS
-    return STATUS_OK if _within(m, addr, length) else STATUS_BAD_ADDRESS
+    status = send_fault(word)
+    return STATUS_BAD_ADDRESS if status == STATUS_OK and not _within(m, addr, word & 0xFFFFFFFF) else status
 
 
 @compiled
@@ -173,7 +160,7 @@ def _refuse(m, status):
 @compiled
 def _forward(m, q, addr, length):
     """Payload copy 1 into the buffer of our next slot; copy 2 is the NIC's DMA."""
-    gpa = m.tx_pool + (q.sq_prod & (q.sq_size - 1)) * TX_BUFFER
+    gpa = m.tx_pool + (q.sq_prod & (q.sq_size - 1)) * LARGEST_FRAME_BUFFER
     memcpy(m.own_ram + gpa, m.ram + addr, length)
     post_send(q, gpa, length, DESC_SIGNALED if q.sq_prod % SIGNAL_EVERY == SIGNAL_EVERY - 1 else 0)
     count(m.counts, COPIES, 1)
@@ -209,12 +196,12 @@ def _serve_sends(m, q):
 
 
 @compiled
-def _hand_in(m, source, length):
+def _hand_in(m, frame, length):
     """Copy one frame into the guest's next receive buffer and complete it. A buffer that is no good is used up: the frame drops."""
     slot = m.rq + (m.rq_cons & (m.rq_size - 1)) * DESC_BYTES
     addr, word = load64_once(slot), load64_once(slot + 8)
     status = STATUS_OK
-    if word & 0xFFFFFFFF < length or word >> 32 != 0:
+    if not takes_frame(word, length):
         status = STATUS_BAD_LENGTH
         count(m.counts, FAULTS_DESCRIPTOR, 1)
         count(m.counts, DROP_SMALL_BUFFER, 1)
@@ -223,7 +210,7 @@ def _hand_in(m, source, length):
         count(m.counts, FAULTS_ADDRESS, 1)
         count(m.counts, DROP_BAD_ADDRESS, 1)
     else:
-        memcpy(m.ram + addr, source, length)
+        memcpy(m.ram + addr, frame, length)
         count(m.counts, COPIES, 1)
         count(m.counts, COPIED_BYTES, length)
         count(m.counts, RX_FRAMES, 1)
@@ -251,10 +238,10 @@ def _serve_receives(m, q):
             count(m.uplink, RX_FRAMES, 1)
             count(m.uplink, RX_BYTES, length)
             if m.failed == 0:
-                _hand_in(m, m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * RX_BUFFER, length)
+                _hand_in(m, m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * FRAME_BUFFER, length)
             else:
                 count(m.counts, DROP_DOWN, 1)
-        post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * RX_BUFFER, RX_BUFFER)
+        post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * FRAME_BUFFER, FRAME_BUFFER)
         consume_receives(q, 1)
         done += 1
     return done
@@ -302,7 +289,7 @@ def _take_trap(m, platform):
     in_order = sequence == u32_add(m.trap, 1)
     m.trap = sequence
     count(m.counts, TRAPS, 1)
-    pay(platform, TRAP_NS)
+    pay(platform, TRAP_PRICE)
     if m.failed == 0:
         if in_order:
             _carry_out(m, register, value)
@@ -316,11 +303,7 @@ def _answer(m):
     """Let the guest go on; everything that its trap brought about is visible to it."""
     store32_release(m.page + ANSWERED, m.trap)
     full_fence()
-    if load32_once(m.page + ANSWER_EVENT) == m.trap:
-        notify(m.answer_fd)
-        count(m.counts, NOTIFICATIONS, 1)
-    else:
-        count(m.counts, SUPPRESSED, 1)
+    notify_if(load32_once(m.page + ANSWER_EVENT) == m.trap, m.answer_fd, m.counts)
 
 
 @compiled
@@ -328,14 +311,9 @@ def _interrupt(m):
     """Step 4: inject the interrupt if a completion passed an event register since the last time."""
     if m.scq_prod == m.scq_told and m.rcq_prod == m.rcq_told:
         return
-    due = u32_sub(m.scq_prod, m.scq_event) < u32_sub(m.scq_prod, m.scq_told)
-    due = due or u32_sub(m.rcq_prod, m.rcq_event) < u32_sub(m.rcq_prod, m.rcq_told)
+    due = passed(m.scq_event, m.scq_told, m.scq_prod) or passed(m.rcq_event, m.rcq_told, m.rcq_prod)
     m.scq_told, m.rcq_told = m.scq_prod, m.rcq_prod
-    if due:
-        notify(m.interrupt_fd)
-        count(m.counts, NOTIFICATIONS, 1)
-    else:
-        count(m.counts, SUPPRESSED, 1)
+    notify_if(due, m.interrupt_fd, m.counts)
 
 
 @compiled
@@ -391,5 +369,5 @@ def post_all_buffers(machine: int) -> None:
     m = machine_at(machine)
     q = qp_at(m.qp)
     for k in range(q.rq_size):
-        post_receive(q, m.rx_pool + k * RX_BUFFER, RX_BUFFER)
+        post_receive(q, m.rx_pool + k * FRAME_BUFFER, FRAME_BUFFER)
     ring_receives(q)

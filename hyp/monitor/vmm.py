@@ -8,17 +8,17 @@ import numpy as np
 
 from hyp.atomics import clock_ns, full_fence, record_view
 from hyp.counters import commit
-from hyp.engine import STOP, mail_taken, mail_waiting, mail_word
+from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, sleep, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.monitor.machine import MACHINE_BYTES, arm, has_work, machine_at, publish, serve
 
 START_MACHINE, STOP_MACHINE = 1, 2
-MAX_MACHINES = 64
+MAIL = mail_record("machine")
 
 VMM = np.dtype(
     [
-        ("machines", "i8"),  # MAX_MACHINES records
+        ("machines", "i8"),  # MAX_GUESTS records
         ("machine_count", "i8"),  # machines 0 .. machine_count − 1 have ever been in use
         ("first", "i8"),
         ("mailbox", "i8"),
@@ -33,6 +33,7 @@ VMM = np.dtype(
 )
 
 vmm_at = record_view(VMM)
+_mail_at = record_view(MAIL)
 
 
 @compiled
@@ -74,14 +75,14 @@ def _take_mail(v):
     """Carry out what the control plane posted. True if the loop is to stop."""
     stop = False
     while mail_waiting(v.mailbox, v.mail) > 0:
-        op, number = mail_word(v.mailbox, v.mail, 0), mail_word(v.mailbox, v.mail, 1)
-        if op == STOP:
+        mail = _mail_at(mail_address(v.mailbox, v.mail))
+        if mail.opcode == STOP:
             stop = True
-        elif op == START_MACHINE:
-            _machine(v, number).active = 1
-            v.machine_count = max(v.machine_count, number + 1)
-        elif op == STOP_MACHINE:
-            m = _machine(v, number)
+        elif mail.opcode == START_MACHINE:
+            _machine(v, mail.machine).active = 1
+            v.machine_count = max(v.machine_count, mail.machine + 1)
+        elif mail.opcode == STOP_MACHINE:
+            m = _machine(v, mail.machine)
             if m.active != 0:
                 m.active = 0
                 publish(m)

@@ -13,12 +13,13 @@ import pytest
 
 from bench.floor import Floor
 from bench.floor.layout import REGION_BYTES
-from bench.floor.ring import BUFFERS, FINISHED, PLATFORM, PROD, STRIDE, consume, produce
+from bench.floor.ring import BUFFERS, FINISHED, PLATFORM, PROD, consume, produce
+from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.control import ControlError
 from hyp.counters import PRIVATE_ROW_BYTES
 from hyp.events import WAIT, Upcall, new_eventfd
 from hyp.load.frames import TRACKER, TRACKERS, tracker_report
-from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
+from nic.wire import WIRE_BUFFERS
 from tests.support.labs import ROOT, run, wait_until
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -42,7 +43,7 @@ class Ring:
         self._wait, self._counts = np.zeros(1, WAIT), np.zeros(PRIVATE_ROW_BYTES // 8, np.int64)
         self._wait[0]["epoll"], self._wait[0]["platform"] = self._upcall.epoll.fileno(), self._address + PLATFORM
         self._trackers = np.zeros(TRACKERS, TRACKER)
-        self.wire = np.zeros(WIRE_BUFFERS * WIRE_STRIDE, np.uint8)
+        self.wire = np.zeros(WIRE_BUFFERS * LARGEST_FRAME_BUFFER, np.uint8)
 
     def send(self, frame: int, frames: int = FRAMES) -> int:
         private = (self._wait.ctypes.data, self._eventfd, self._counts.ctypes.data)
@@ -54,7 +55,7 @@ class Ring:
         return {**tracker_report(self._trackers, STREAM), "taken": taken}
 
     def frame(self, sequence: int, length: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
-        at = BUFFERS + sequence * STRIDE
+        at = BUFFERS + sequence * FRAME_BUFFER
         return self.region[at : at + length]
 
     def close(self) -> None:
@@ -76,7 +77,7 @@ def test_every_frame_is_written_copied_and_verified(ring: Ring, frame: int) -> N
     report = ring.receive(frame)
     assert (report["taken"], report["frames"], report["bytes"]) == (FRAMES, FRAMES, FRAMES * frame)
     assert (report["lost"], report["corrupt"], report["duplicated"]) == (0, 0, 0)
-    last = ring.wire[(FRAMES - 1) * WIRE_STRIDE :][:frame]
+    last = ring.wire[(FRAMES - 1) * LARGEST_FRAME_BUFFER :][:frame]
     assert (last == ring.frame(FRAMES - 1, frame)).all(), "the last frame is not in its wire buffer"
 
 

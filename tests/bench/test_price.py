@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyp.abi.platform import EVENT_NS, PLATFORM_BYTES
+from hyp.abi.platform import EVENT_PRICE, PLATFORM_BYTES
 from hyp.atomics import clock_ns
 from hyp.control import Refused
 from hyp.kernels import entry, i64
@@ -51,9 +51,9 @@ def test_to_spin_takes_its_time() -> None:
 def test_each_operation_has_its_own_price() -> None:
     page = np.zeros(PLATFORM_BYTES // 8, np.int64)
     address = int(page.ctypes.data)
-    page[EVENT_NS // 8] = 100_000
-    assert _paid(address, EVENT_NS, 10) >= 1_000_000
-    free = min(_paid(address, offset, 100) for offset in PRICES.values() if offset != EVENT_NS)
+    page[EVENT_PRICE // 8] = 100_000
+    assert _paid(address, EVENT_PRICE, 10) >= 1_000_000
+    free = min(_paid(address, offset, 100) for offset in PRICES.values() if offset != EVENT_PRICE)
     assert free < 100 * 100_000  # not even one of a hundred
 
 

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from dom0.bridge import ENTRY, NOWHERE, PROBES, SLOTS, forget_port, learn, whereabouts
+from dom0.bridge import ENTRY, FDB_SLOTS, NO_PORT, PROBES, forget_port, learn, whereabouts
 from hyp.abi.nic import BROADCAST, mac_to_int
 from hyp.kernels import entry, i64, void
 
@@ -44,7 +44,7 @@ class Table:
     GUARD = 64
 
     def __init__(self) -> None:
-        self._memory = np.zeros(SLOTS + 2 * self.GUARD, ENTRY)
+        self._memory = np.zeros(FDB_SLOTS + 2 * self.GUARD, ENTRY)
         self._memory[: self.GUARD] = self._memory[-self.GUARD :] = (-7, -7, -7)
         self.entries = self._memory[self.GUARD : -self.GUARD]
         self.address = int(self.entries.ctypes.data)
@@ -74,7 +74,7 @@ def table() -> Table:
 
 def test_learns_where_a_station_is(table: Table) -> None:
     anna, bert = mac_to_int("02:00:00:00:00:01"), mac_to_int("02:00:00:00:00:02")
-    assert table[anna] == NOWHERE
+    assert table[anna] == NO_PORT
     table.learn(anna, 1)
     table.learn(bert, 64)
     table.learn(bert + (1 << 40), 0)
@@ -98,7 +98,7 @@ def test_a_station_is_forgotten_when_it_was_silent_for_long(table: Table) -> Non
     assert table[anna] == 1
     table.learn(bert, 2)
     table.now += 1
-    assert table[anna] == NOWHERE
+    assert table[anna] == NO_PORT
     assert table[bert] == 2
     table.learn(anna, 3)
     assert table[anna] == 3
@@ -107,15 +107,15 @@ def test_a_station_is_forgotten_when_it_was_silent_for_long(table: Table) -> Non
 @pytest.mark.parametrize("mac", [BROADCAST, mac_to_int("33:33:00:00:00:01"), mac_to_int("01:80:c2:00:00:00"), 0])
 def test_group_addresses_and_zero_are_nobodys(table: Table, mac: int) -> None:
     table.learn(mac, 5)
-    assert table[mac] == NOWHERE
+    assert table[mac] == NO_PORT
     assert not table.entries["mac"].any()
 
 
 def test_an_empty_table_knows_nobody_however_young_the_machine(table: Table) -> None:
     table.now = 5
-    assert [table[mac] for mac in (0, 2, mac_to_int("02:00:00:00:00:01"))] == [NOWHERE] * 3
+    assert [table[mac] for mac in (0, 2, mac_to_int("02:00:00:00:00:01"))] == [NO_PORT] * 3
     table.forget(0)
-    assert table[0] == NOWHERE
+    assert table[0] == NO_PORT
 
 
 def test_forgetting_a_port_leaves_the_others(table: Table) -> None:
@@ -126,7 +126,7 @@ def test_forgetting_a_port_leaves_the_others(table: Table) -> None:
     assert len(known) > 290
     table.forget(1)
     for k in known:
-        assert table[macs[k]] == (NOWHERE if k % 3 == 1 else k % 3)
+        assert table[macs[k]] == (NO_PORT if k % 3 == 1 else k % 3)
     for k in known:
         table.learn(macs[k], 7)
         assert table[macs[k]] == 7
@@ -169,11 +169,11 @@ def test_an_address_is_never_found_where_it_did_not_speak(table: Table) -> None:
             last[mac] = (rng.randrange(8), table.now)
             table.learn(mac, last[mac][0])
         else:
-            port, seen = last.get(mac, (NOWHERE, 0))
+            port, seen = last.get(mac, (NO_PORT, 0))
             found = table[mac]
-            assert found in (port, NOWHERE)
+            assert found in (port, NO_PORT)
             if table.now - seen >= AGEING:
-                assert found == NOWHERE
+                assert found == NO_PORT
         if rng.random() < 0.001:
             gone = rng.randrange(8)
             table.forget(gone)

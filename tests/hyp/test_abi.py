@@ -30,7 +30,7 @@ OFFSETS: list[tuple[ModuleType, str, str]] = [
     (ring, "RSP_PROD", offset(SRING, "rsp_prod")),
     (ring, "RSP_EVENT", offset(SRING, "rsp_event")),
     (ring, "PRIVATE", offset(SRING, "pvt")),
-    (ring, "SLOTS", offset(SRING, "ring")),
+    (ring, "FIRST_SLOT", offset(SRING, "ring")),
     (ring, "HEADER_BYTES", offset(SRING, "ring")),
     (ring, "PAGE_BYTES", "1 << XEN_PAGE_SHIFT"),
     (netif, "TX_SLOT_BYTES", "sizeof(((struct netif_tx_sring *)0)->ring[0])"),

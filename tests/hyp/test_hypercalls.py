@@ -14,6 +14,7 @@ from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.nic import PAGE
 from hyp.control import MAX_MESSAGE, Channel, Refused, socketpair
 from hyp.events import EventError
+from hyp.monitor import cdna  # noqa: F401  a back end with a hypercall of its own
 from hyp.monitor.arguments import Integer
 from hyp.monitor.dispatch import HYPERCALLS, Callers
 from hyp.monitor.domain import Context, Domain, Registration
@@ -34,9 +35,11 @@ OF_EVERY_DOMAIN: dict[str, set[str]] = {
     "mr_register": {"addr", "length", "writable"},
     "mr_deregister": {"key"},
     "context_open": {"upcall"},
-    "context_start": {"context", *QUEUES},
+    "context_start": {"context", "features", *QUEUES},
     "context_close": {"context"},
     "emulation_attach": {"interrupts", "answers", *QUEUES},
+    "emulation_start": {"features"},
+    "cdna_attach": {"context"},
 }
 OF_DOM0_ONLY: dict[str, set[str]] = {
     "toolstack_ready": set(),

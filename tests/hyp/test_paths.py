@@ -29,7 +29,7 @@ def test_a_row_says_what_its_guests_take(path: PathSpec) -> None:
     for queue in QUEUES:
         assert path.ram(queue) > 0
         assert path.ram(queue) % 4096 == 0
-        assert path.beside_ram(queue) >= 0
+        assert path.beside_ram(queue, 16 << 20) >= 0
         assert path.ring(queue) >= 64
     assert path.shared_loop in (None, "dom0", "hyp")
     assert path.cut_off_by <= {*ROLES}

@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import pytest
 
-from hyp.abi.ring import PAGE_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SLOTS, SRING
+from hyp.abi.ring import FIRST_SLOT, PAGE_BYTES, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD, SRING
 from hyp.atomics import (
     clock_ns,
     cpu_relax,
@@ -208,7 +208,7 @@ class Pair:
 
     def slot(self, address: int) -> int:
         """Number of the slot at an address."""
-        number, rest = divmod(address - self.sring - SLOTS, ENTRY_BYTES)
+        number, rest = divmod(address - self.sring - FIRST_SLOT, ENTRY_BYTES)
         assert rest == 0
         assert 0 <= number < self.entries
         return number

@@ -5,10 +5,9 @@ from typing import Any
 
 import pytest
 
-from dom0.state import BUFFERS
-from domu.frontends import bypass, split
+from domu.frontends import split
 from hyp import paths as room
-from hyp.abi.nic import CQE_BYTES, DESC_BYTES
+from hyp.abi.sizes import FRAME_BUFFER, PAGE, SPLIT_SLOTS
 from hyp.paths import PATHS
 from hyp.ram import Ram, place_queues
 from lab.owner import Lab
@@ -16,7 +15,6 @@ from lab.topology import TopologyError, load
 from lab.topology_tables import MAX_RAM, MIN_RAM
 from tests.support.labs import run, topology_file, unique
 
-PAGE = room.PAGE
 QUEUES = (64, 256, 4096)
 
 
@@ -30,11 +28,8 @@ def smallest(queue: int) -> tuple[dict[str, int], int]:
     return {path: max(MIN_RAM, PATHS[path].ram(queue)) for path in PATHS}, max(MIN_RAM, room.dom0_needs(queue))
 
 
-def test_the_sizes_are_those_of_the_drivers() -> None:
-    assert DESC_BYTES == CQE_BYTES == room.QUEUE_ENTRY
-    assert bypass.BUFFER == room.BUFFER
-    assert split.TX_SLOTS == split.RX_SLOTS == room.SPLIT_SLOTS
-    assert BUFFERS == room.DOM0_BUFFERS
+def test_the_rings_have_as_many_slots_as_fit_into_a_page() -> None:
+    assert split.TX_SLOTS == split.RX_SLOTS == SPLIT_SLOTS
 
 
 class _Bare:
@@ -50,7 +45,7 @@ def test_the_needs_are_exact(queue: int) -> None:
     ram, record = Ram(bare), {"sq_size": queue}
     place_queues(ram, record)
     for _ in range(2):
-        ram.allocate(queue * bypass.BUFFER)
+        ram.allocate(queue * FRAME_BUFFER)
     assert ram.allocate(0) == PATHS["bypass"].ram(queue)
 
 

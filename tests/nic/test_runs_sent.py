@@ -19,8 +19,9 @@ from hyp.abi.nic import (
     STATUS_OK,
     STATUS_SPOOFED,
 )
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES
-from nic.wire import WIRE_BUFFERS, WIRE_STRIDE
+from nic.wire import WIRE_BUFFERS
 from tests.support.drivers import flip, head_words, header
 from tests.support.guests import (
     HOSTILE_ADDRESSES,
@@ -194,7 +195,8 @@ def test_the_header_that_was_checked_is_the_one_on_the_wire(mode: str) -> None:
         page = mallory.tx_pool
         flipping = Loop(flip, mallory, mallory.job(first=page, head0=words[0], head1=words[1], other0=other0, other1=other1))
         statuses: list[int] = []
-        buffers = bench.nic._engines[0]._buffers.reshape(-1)[: WIRE_BUFFERS * WIRE_STRIDE].reshape(WIRE_BUFFERS, WIRE_STRIDE)
+        size = LARGEST_FRAME_BUFFER
+        buffers = bench.nic._engines[0]._buffers.reshape(-1)[: WIRE_BUFFERS * size].reshape(WIRE_BUFFERS, size)
         for _ in range(300):
             for _ in range(32):
                 mallory.post(page, 64)

@@ -20,7 +20,7 @@ from domu.frontends import split
 from domu.guest import Guest
 from hyp.abi.grant import GRANT_ENTRY, PAGE_BYTES
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_REQUEST
-from hyp.abi.ring import REQ_PROD, SLOTS
+from hyp.abi.ring import FIRST_SLOT, REQ_PROD
 from hyp.process import Process
 from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
 from hyp.xenstore import XenstoreClient
@@ -59,7 +59,7 @@ class Hostile:
         self._entries[POOLS] = np.frombuffer(noise, GRANT_ENTRY)
 
     def repost(self, first: int, grefs: list[int]) -> None:
-        slots = _array(self._rings + PAGE_BYTES + SLOTS, RX_REQUEST, split.RX_SLOTS)
+        slots = _array(self._rings + PAGE_BYTES + FIRST_SLOT, RX_REQUEST, split.RX_SLOTS)
         slots["gref"][first : first + len(grefs)] = grefs
 
     def overrun(self) -> None:

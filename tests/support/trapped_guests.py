@@ -59,6 +59,7 @@ def trapped(bench: Bench, mac: str | None = None, entries: int = 64, start: int 
     places = place_queues(guest.ram, guest.q)
     with _beginning_at(bench, start):
         reply = guest.call("emulation_attach", interrupts=guest.upcall, answers=1, **places, sq_size=entries, rq_size=entries)
+        guest.call("emulation_start")
     assert reply.value == {"mac": guest.mac}
     page = Mapping.adopt(reply.fds[0], TRAP_BYTES)
     guest.vcpu.attach(page, reply.fds[1])  # type: ignore[attr-defined]

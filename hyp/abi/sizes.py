@@ -1,0 +1,28 @@
+"""Sizes and limits that several parts must agree on: pages, buffers, pools. Plain numbers, for what runs without numpy too.
+
+Buffers are not powers of two, or begin at one of several *colours*, so that they do not all fall on the same cache sets.
+"""
+
+from typing import Final
+
+PAGE: Final = 4096
+QUEUE_ENTRY: Final = 16  # a descriptor or a completion of the NIC (hyp/abi/nic.py)
+
+FRAME_BUFFER: Final = 2048 + 64
+"""A driver's buffer for one frame, to send or to receive: a guest's on a NIC context, the uplink's, the device model's."""
+LARGEST_FRAME_BUFFER: Final = 4096 + 64
+"""A buffer that holds any frame that the NIC takes: the wire's, and the device model's for what its guest sends."""
+
+COLOUR_BYTES: Final = 64
+COLOURS: Final = 15  # a frame alone in a page begins at one of these multiples of COLOUR_BYTES
+COLOURED_FRAME: Final = PAGE - COLOURS * COLOUR_BYTES
+"""The longest frame that fits into a page at any colour: a split guest's send buffer."""
+
+SPLIT_SLOTS: Final = 256  # of each of the two rings of a vif, with a page each: what fits into a ring page (hyp/abi/netif.py)
+SPLIT_RINGS: Final = 2
+DOM0_BUFFERS: Final = 1024  # of Dom0's engine, a page each
+
+MAX_GUESTS: Final = 64  # ports of the bridge beside the uplink, and emulated devices
+MAX_ENGINES: Final = 8
+MIN_GBPS: Final = 0.001  # bit rates that the wire can be given
+MAX_GBPS: Final = 1000.0

@@ -1,0 +1,221 @@
+"""Concurrent direct network access: the hypervisor writes the descriptors of a guest's NIC context (the back end of path cdna).
+
+After Willmann, Shafer, Carr, Menon, Rixner, Cox, Zwaenepoel, "Concurrent Direct Network Access for Virtual Machine Monitors" (HPCA
+2007): there is no IOMMU; a guest enqueues descriptors by hypercall, the hypervisor checks that their pages are the guest's, pins
+them until the NIC is done, numbers them, and writes them into the context's ring. The guest then writes the new producer index to
+its own doorbell page. Nobody else touches a frame, but the VMM works in each batch.
+
+As a hypercall runs on the caller's CPU, `enqueue_sends` and `enqueue_receives` run on the caller's thread, pay one system call and
+the price of a hypercall each, and work on memory of the hypervisor's: the *pin table* of the guest. One call:
+
+  1. take what the NIC has completed since the last call, by completion queues read with indices of our own: unpin its pages
+  2. the sequence number that the caller gives to its first descriptor must be the next one: none is enqueued twice, none left out
+  3. copy each request once, check the copy: a length the NIC takes, all of it in the guest's RAM, room in the ring
+  4. pin its pages, write the descriptor. The first bad request ends the batch: how many were enqueued is the answer
+
+What this model cannot show here: on hardware the ring and the pin table are out of the guest's reach. A process that runs the
+hypervisor's code on its own thread can write whatever that code can, so what *isolates* a cdna guest is what isolates a native one:
+the NIC's own check that every address is in the RAM of the context's owner. A guest that writes its ring itself, moves its doorbell
+too far, or corrupts its pin table reaches nobody's memory but its own.
+
+Pin table (written by the code below only; one page of indices, then a log, then the counts)::
+
+    offset    field
+         0    u64 sends enqueued    next sequence number of the send queue
+        64    u64 receives enqueued
+       128    u64 sends done        unpinned
+       192    u64 receives done
+      4096    u64[4096] log of sends: first page | pages << 32, by slot
+     36864    u64[4096] log of receives
+     69632    u16[pages of RAM] pins of each page
+"""
+
+from typing import Any, Final
+
+import numpy as np
+
+from hyp.abi.counters import (
+    FAULTS_ADDRESS,
+    FAULTS_DESCRIPTOR,
+    FAULTS_PROTOCOL,
+    HYPERCALLS,
+    RX_BYTES,
+    RX_FRAMES,
+    TX_BYTES,
+    TX_FRAMES,
+)
+from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, MAX_FRAME, MAX_QUEUE, MIN_FRAME, PAGE, STATUS_OK
+from hyp.abi.platform import HYPERCALL_PRICE
+from hyp.atomics import load16, load64, load64_once, record_view, store16, store64, sys_getppid, u32_sub
+from hyp.control import Answer, Refused
+from hyp.counters import count
+from hyp.kernels import compiled
+from hyp.monitor.arguments import own_context
+from hyp.monitor.dispatch import Callers, hypercall
+from hyp.monitor.domain import Domain
+from hyp.monitor.system import System
+from hyp.price import pay
+from hyp.verbs import consume_receives, peek_receive, poll_sends, post_receive, post_send, qp_at, send_room
+
+ENQUEUED_SENDS: Final = 0
+ENQUEUED_RECEIVES: Final = 64
+DONE_SENDS: Final = 128
+DONE_RECEIVES: Final = 192
+SEND_LOG: Final = PAGE
+RECEIVE_LOG: Final = SEND_LOG + 8 * MAX_QUEUE
+PINS: Final = RECEIVE_LOG + 8 * MAX_QUEUE
+REQUEST_BYTES: Final = DESC_BYTES
+"""A request is a descriptor without flags: u64 address, u64 length."""
+OUT_OF_SEQUENCE: Final = -1
+PAGE_SHIFT: Final = 12
+
+CDNA = np.dtype(
+    [
+        ("table", "i8"),  # address of the pin table
+        ("qp", "i8"),  # a QP of the hypervisor's own on the context's queues: what it has enqueued and seen completed
+        ("ram_bytes", "i8"),
+        ("platform", "i8"),
+        ("counts", "i8"),  # row in which frames are counted that this code has handled, and its shared place
+        ("counts_shared", "i8"),
+    ]
+)
+"""What the hypercalls know of their caller; set by its front end, as a page table would be by the hypervisor."""
+cdna_at = record_view(CDNA)
+
+
+def table_bytes(memory: int) -> int:
+    """Size of the pin table of a guest with so much RAM, in whole pages."""
+    return -(-(PINS + 2 * (memory // PAGE)) // PAGE) * PAGE
+
+
+@hypercall(Callers.EVERY_DOMAIN, context=own_context)
+def cdna_attach(system: System, domain: Domain, context: int) -> Answer:
+    """The pin table of one's context, which must be one that the IOMMU lets through. fds: the table (read-write)."""
+    if not domain.contexts[context].passthrough:
+        raise Refused(
+            "EPERM", f"domain {domain.domid} ({domain.name}): context {context} is checked by the IOMMU, not by hypercalls"
+        )
+    return Answer({}, fds=[domain.region("pins", table_bytes(domain.memory)).fd])
+
+
+@compiled
+def _enter(c: Any) -> None:
+    """What every hypercall costs: a system call, and the price."""
+    sys_getppid()
+    pay(c.platform, HYPERCALL_PRICE)
+    count(c.counts, HYPERCALLS, 1)
+
+
+@compiled
+def _add_pins(c: Any, page: int, pages: int, by: int) -> None:
+    for k in range(page, page + pages):
+        at = c.table + PINS + 2 * k
+        store16(at, load16(at) + by)
+
+
+@compiled
+def _unpin(c: Any, entry: int) -> None:
+    """Give back the pins of a log entry. The entry lies in memory that a hostile caller can write: it is checked like a request."""
+    page, pages = entry & 0xFFFF_FFFF, entry >> 32
+    if 0 < pages <= 2 and page + pages <= c.ram_bytes >> PAGE_SHIFT:
+        _add_pins(c, page, pages, -1)
+
+
+@compiled
+def _pin(c: Any, log: int, addr: int, length: int) -> None:
+    page = addr >> PAGE_SHIFT
+    pages = ((addr + length - 1) >> PAGE_SHIFT) - page + 1
+    _add_pins(c, page, pages, 1)
+    store64(log, page | (pages << 32))
+
+
+@compiled
+def _is_ours(c: Any, addr: int, length: int) -> Any:
+    """True if all of [addr, addr + length) is the caller's RAM. `addr` may be any 64 bits, `length` is within a page's bounds."""
+    return 0 <= addr <= c.ram_bytes - length
+
+
+@compiled
+def _reap_sends(c: Any, q: Any) -> None:
+    """Unpin what the NIC has sent."""
+    first, done = q.sq_done, poll_sends(q)
+    for k in range(done):
+        _unpin(c, load64(c.table + SEND_LOG + 8 * ((first + k) & (q.sq_size - 1))))
+    if done > 0:
+        store64(c.table + DONE_SENDS, load64(c.table + DONE_SENDS) + done)
+
+
+@compiled
+def _reap_receives(c: Any, q: Any) -> None:
+    """Unpin the buffers that the NIC has filled, and count their frames."""
+    done, total = 0, 0
+    for _ in range(q.rq_size):
+        index, length, status = peek_receive(q, 0)
+        if index < 0:
+            break
+        _unpin(c, load64(c.table + RECEIVE_LOG + 8 * (index & (q.rq_size - 1))))
+        if status == STATUS_OK:
+            count(c.counts, RX_FRAMES, 1)
+            total += length
+        consume_receives(q, 1)
+        done += 1
+    if done > 0:
+        count(c.counts, RX_BYTES, total)
+        store64(c.table + DONE_RECEIVES, load64(c.table + DONE_RECEIVES) + done)
+
+
+@compiled
+def enqueue_sends(c: Any, requests: int, sequence: int, n: int) -> int:
+    """Hypercall: enqueue `n` send requests, the last with a completion; the first has number `sequence`.
+
+    Returns how many were enqueued (fewer than `n`: the next one was bad, or there was no room), or OUT_OF_SEQUENCE.
+    """
+    _enter(c)
+    q = qp_at(c.qp)
+    _reap_sends(c, q)
+    if sequence != load64(c.table + ENQUEUED_SENDS):
+        count(c.counts, FAULTS_PROTOCOL, 1)
+        return OUT_OF_SEQUENCE
+    done, total = 0, 0
+    for k in range(min(n, send_room(q))):
+        addr, length = load64_once(requests + k * REQUEST_BYTES), load64_once(requests + k * REQUEST_BYTES + 8)
+        if length < MIN_FRAME or length > MAX_FRAME:
+            count(c.counts, FAULTS_DESCRIPTOR, 1)
+            break
+        if not _is_ours(c, addr, length):
+            count(c.counts, FAULTS_ADDRESS, 1)
+            break
+        _pin(c, c.table + SEND_LOG + 8 * (q.sq_prod & (q.sq_size - 1)), addr, length)
+        post_send(q, addr, length, DESC_SIGNALED if k == n - 1 else 0)
+        total += length
+        done += 1
+    store64(c.table + ENQUEUED_SENDS, sequence + done)
+    count(c.counts, TX_FRAMES, done)
+    count(c.counts, TX_BYTES, total)
+    return done
+
+
+@compiled
+def enqueue_receives(c: Any, requests: int, sequence: int, n: int) -> int:
+    """Hypercall: enqueue `n` receive buffers; the first has number `sequence`. Returns as `enqueue_sends`."""
+    _enter(c)
+    q = qp_at(c.qp)
+    _reap_receives(c, q)
+    if sequence != load64(c.table + ENQUEUED_RECEIVES):
+        count(c.counts, FAULTS_PROTOCOL, 1)
+        return OUT_OF_SEQUENCE
+    done = 0
+    room = q.rq_size - u32_sub(q.rq_prod, q.rcq_cons)
+    for k in range(min(n, room)):
+        addr, length = load64_once(requests + k * REQUEST_BYTES), load64_once(requests + k * REQUEST_BYTES + 8)
+        if length <= 0 or length > PAGE:
+            count(c.counts, FAULTS_DESCRIPTOR, 1)
+            break
+        if not _is_ours(c, addr, length):
+            count(c.counts, FAULTS_ADDRESS, 1)
+            break
+        _pin(c, c.table + RECEIVE_LOG + 8 * (q.rq_prod & (q.rq_size - 1)), addr, length)
+        post_receive(q, addr, length)
+        done += 1
+    store64(c.table + ENQUEUED_RECEIVES, sequence + done)
+    return done
