@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 
-.PHONY: demo bench test check setup clean
+.PHONY: demo bench test test-all check tools setup clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python launch.py demo
@@ -12,11 +12,19 @@ bench: $(STAMP)
 	$(VENV)/bin/python -m bench
 
 test: $(STAMP)
+	$(VENV)/bin/python -m pytest -m 'not long'
+
+test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest
 
 check: $(STAMP)
+	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest -q tests/test_imports.py
+
+tools:
+	$(PYTHON) tests/support/tools.py
 
 setup: $(STAMP)
 

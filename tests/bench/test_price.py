@@ -19,7 +19,7 @@ from lab.workloads import Runner
 from tests.lab.test_paths import check, running
 from tests.support.labs import run, topology_file, workload
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 PRICE_NS = 200_000  # so dear that the operations are most of what a thread does
 LAB = "".join(
     f'[[guest]]\nname = "{name}"\npath = "{path}"\n'

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from hyp.kernels import MARK, PACKAGES, ROOT, kernel_sources
+from tests.support.patience import patient
 
 DECORATORS = {"compiled", "entry", "operation", "intrinsic", "njit", "jit", "cfunc"}
 
@@ -64,7 +65,9 @@ class Tree:
     def run(self, script: str = RUN, cache: Path | None = None) -> dict[str, Any]:
         env = {**os.environ, "XBL_CACHE": str(cache or self.cache), "PYTHONDONTWRITEBYTECODE": "1"}
         env.pop("NUMBA_CACHE_DIR", None)
-        result = subprocess.run([sys.executable, "-c", script], cwd=self.root, env=env, capture_output=True, text=True, timeout=100)
+        result = subprocess.run(
+            [sys.executable, "-c", script], cwd=self.root, env=env, capture_output=True, text=True, timeout=patient(100)
+        )
         assert result.returncode == 0, result.stderr
         return dict(json.loads(result.stdout))
 
@@ -133,7 +136,7 @@ print(json.dumps({"forked": len(forked), "runs": runs, "left": left, "value": pr
 """
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a CPU of its own")
+@pytest.mark.needs("two-cpus")  # a helper has one of its own
 def test_a_helper_compiles_what_is_not_there_yet_and_is_gone_afterwards(tree: Tree, tmp_path: Path) -> None:
     found = tree.run(HELPED, tmp_path / "cache")
     assert found["forked"] == 1, "once, when nothing was there"

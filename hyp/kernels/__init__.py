@@ -30,7 +30,10 @@ from typing import Any
 import numba
 from numba.core import types
 
-ROOT = Path(__file__).resolve().parent.parent
+from hyp.kernels.inlining import compiled as compiled
+from hyp.kernels.inlining import outlined as outlined
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("hyp", "nic", "dom0", "domu", "bench")
 # Compiled code is recognised by this import. A file that has it may take constants only from others that have it, and from hyp/abi.
 MARK = b"from hyp.kernels import"
@@ -72,9 +75,6 @@ vars(numba.config)["CACHE_DIR"] = str(CACHE)
 
 i64 = types.int64
 void = types.void
-
-compiled = numba.njit(error_model="numpy", nogil=True, forceinline=True)
-outlined = numba.njit(error_model="numpy", nogil=True)
 
 
 class Entry:
