@@ -89,7 +89,7 @@ class Poster:
         self._mac, self._epoll, self._event_fd = device.mac, int(guest._wait[0]["epoll"]), int(row["event_fd"])
         entries = split.GRANT_FRAMES * PAGE_BYTES // ENTRY_BYTES
         self._entries = _bytes_at(int(row["table"]), entries * ENTRY_BYTES).view(GRANT_ENTRY)
-        self._ram = _bytes_at(int(row["ram"]), int(guest.config["memory"]))
+        self._ram = _bytes_at(int(row["ram"]), guest.ram.size)
         page = int(row["ram"]) + memory.ring_pages
         self._rings = {
             "tx": RingEnd(page, split.TX_SLOTS, TX_REQUEST, TX_RESPONSE),
