@@ -4,12 +4,13 @@ import json
 import signal
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from hyp.counters import CounterPage
 from hyp.memory import Mapping, create_region
-from lab.topology_tables import PATHS
+from hyp.paths import PATHS
 from tests.support.labs import launch, left_behind, start, staying_up, topology_file, unique, wait_until
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
@@ -56,7 +57,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     assert left_behind(unique(NAME)) == []
 
 
-def counters(lab: str, guest: str) -> dict:
+def counters(lab: str, guest: str) -> Any:
     status = next(one for one in json.loads(launch("status", "--json").stdout) if one["name"] == lab)
     return next(one["counters"] for one in status["guests"] if one["name"] == guest)
 

@@ -131,7 +131,7 @@ def test_a_command_in_a_folder_with_brackets(tmp_path: Path, warm: None) -> None
     within = [sys.executable, str(here), "run", str(file)]
     process = subprocess.Popen(within, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
-    lines = []
+    lines: list[str] = []
     while not lines or "Ctrl-C" not in lines[-1]:
         lines.append(process.stdout.readline())
         assert lines[-1], lines
