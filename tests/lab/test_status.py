@@ -18,7 +18,7 @@ from lab.owner import Lab
 from lab.reach import consequences, lost
 from tests.support.labs import launch, left_behind, run, staying_up, topology, topology_file, unique, until, wait_until
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 GENERATED = '[[guest]]\nname = "carl"\npath = "bypass"\n[[guest]]\nname = "anna"\npath = "split"\n'
 GENERATED += '[nic.wire]\nmode = "generate"\nto = "{}"\nframe = 1000\npps = 20000\n'
