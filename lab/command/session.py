@@ -50,7 +50,7 @@ class Progress:
         elif kind == "warm":
             self.compiled_s = details["seconds"] if self._compiles else 0.0
         elif kind == "notice":
-            self._out.print(escape(details["text"]), soft_wrap=True)
+            self._out.print(details["text"])
         elif kind == "died":
             self._out.print(f"{details['name']} {details['cause']}", style="bold red")
         elif kind == "asked_to_stop":  # by `launch.py stop`: as if it had been told so itself
