@@ -6,7 +6,7 @@ that none is measured with another's spinning, placement or memory because a pla
 Read by processes that must not import numpy: plain Python only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -16,6 +16,10 @@ from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, LARGEST_FRAME_BUFFER, PAGE
 EMULATION_PAGES: Final = 16  # of a trapped guest's device model, beside what it has per descriptor of a queue:
 EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + LARGEST_FRAME_BUFFER + FRAME_BUFFER  # four queue entries, a send and a receive buffer
 PIN_LOGS: Final = 17 * PAGE  # before the counts of cdna's pin table: hyp/monitor/cdna.py
+
+
+CUT_OFF: Final = "cut off"
+APART: Final = "cut off from the wire and from guests on other paths"
 
 
 class Attachment(StrEnum):
@@ -41,8 +45,8 @@ class PathSpec:
     attachment: Attachment
     shared_loop: str | None
     """The process with a loop between guest and NIC that all guests share; None: there is none."""
-    cut_off_by: frozenset[str]
-    """Roles whose death ends the guests' traffic."""
+    cut_off_by: Mapping[str, str]
+    """Roles whose death ends the guests' traffic, and what the guests are then: CUT_OFF or APART."""
     ring: Callable[[int], int]
     """Slots of its send ring."""
     ram: Callable[[int], int]
@@ -110,7 +114,7 @@ _ROWS = (
         back_end="nic.device",
         attachment=Attachment.PASSTHROUGH,
         shared_loop=None,
-        cut_off_by=frozenset({"nic"}),
+        cut_off_by={"nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_nothing,
@@ -127,7 +131,7 @@ _ROWS = (
         back_end="nic.device",
         attachment=Attachment.CONTEXT,
         shared_loop=None,
-        cut_off_by=frozenset({"nic"}),
+        cut_off_by={"nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_nothing,
@@ -144,7 +148,7 @@ _ROWS = (
         back_end="hyp.monitor.cdna",
         attachment=Attachment.PASSTHROUGH,
         shared_loop=None,
-        cut_off_by=frozenset({"nic"}),
+        cut_off_by={"nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_pin_table,
@@ -161,7 +165,8 @@ _ROWS = (
         back_end="dom0.vifs",
         attachment=Attachment.VIF,
         shared_loop="dom0",
-        cut_off_by=frozenset({"nic", "dom0"}),
+        # Dom0's bridge goes on without the NIC; a back end that cannot watch its front end's state any more closes (dom0/vifs.py)
+        cut_off_by={"dom0": CUT_OFF, "xenstored": CUT_OFF, "nic": APART},
         ring=_xens,
         ram=_split_ram,
         beside_ram=_nothing,
@@ -178,7 +183,7 @@ _ROWS = (
         back_end="hyp.monitor.emulation",
         attachment=Attachment.EMULATION,
         shared_loop="hyp",
-        cut_off_by=frozenset({"nic", "hyp"}),
+        cut_off_by={"hyp": CUT_OFF, "nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_device_model,

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hyp import limits
 from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
 from hyp.linux import pid_of
 from hyp.process import adopt_socket
@@ -30,7 +31,8 @@ class LabError(Exception):
 
 
 Event = Callable[[str, dict[str, Any]], None]
-"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+"""``event(kind, details)``: kinds ``compiling`` (so many kernels), ``progress`` (a kernel was compiled), ``notice`` (a text),
+``warm``, ``died``, ``asked_to_stop`` (by a client)."""
 
 
 class Lab:
@@ -54,9 +56,13 @@ class Lab:
 
     async def start(self) -> None:
         """Start the keeper and boot everything. LabError names what could not start; then nothing is left behind."""
+        limits.raise_descriptor_limit()
         lock = self._rundir.acquire()
         try:
             self._start_keeper(lock)
+        except limits.TooFew as error:
+            self._rundir.remove()
+            raise LabError(f"topology {self.name}: {error}") from error
         except BaseException:
             self._rundir.remove()
             raise
@@ -80,17 +86,20 @@ class Lab:
         with theirs, open(self._rundir.log_path, "wb") as log:
             theirs.setblocking(True)
             command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *MODULES]
-            self._keeper = subprocess.Popen(
-                command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
+            with limits.told_of_processes("the keeper"):
+                self._keeper = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                )  # fmt: skip
         handlers: dict[str, Handler] = {
-            "progress": lambda **details: self._on_event("progress", details),
-            "warm": lambda **details: self._on_event("warm", details),
+            **{kind: self._passed_on(kind) for kind in ("compiling", "progress", "notice", "warm")},
             "died": self._died,
             "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
         }
         self.channel = Channel(ours, handlers, name="the keeper")
+
+    def _passed_on(self, kind: str) -> Handler:
+        return lambda **details: self._on_event(kind, details)
 
     async def stop(self) -> None:
         """Take the topology down and wait until nothing of it is left."""
@@ -99,9 +108,24 @@ class Lab:
         self._consoles.clear()
         self.channel.close()  # the keeper takes that for the order to go down
         try:
-            await finished(asyncio.get_running_loop().run_in_executor(None, self._keeper.wait))
+            await finished(self._keeper_end())
         finally:
             clean(self.name)  # the keeper was killed: what it would have removed is left to us
+
+    def _keeper_end(self) -> "asyncio.Future[None]":
+        """Done when the keeper has ended. No thread, which there may be no more of."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        pidfd = os.pidfd_open(self._keeper.pid)
+
+        def reap() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._keeper.wait()
+            ended.set_result(None)
+
+        loop.add_reader(pidfd, reap)
+        return ended
 
     async def ended(self) -> str:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""

@@ -20,8 +20,7 @@ WARM = """import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 from hyp import kernels
-with kernels.helped():
-    list(kernels.load_all())
+list(kernels.load_all(together=True))
 """
 
 if TYPE_CHECKING:

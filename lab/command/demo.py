@@ -19,10 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
 from domu.netns import can_create
-from lab.command.session import FAILED, console, lab_up, print_results, run_workloads, told, write_json
+from lab.command.screen import Screen
+from lab.command.session import FAILED, heading, lab_up, print_results, run_workloads, told, write_json
 from lab.command.tables import processes
 from lab.owner import ROOT, Lab
 from lab.programs import run_in_guest
@@ -37,7 +36,7 @@ DOWNLOAD_MIB = 256
 
 async def run_demo(seconds: float, json_out: Path | None) -> int:
     """Run everything; returns the exit status."""
-    out = console()
+    out = Screen()
     with told(out) as status:
         record = await _demo(seconds, out)
     if status:
@@ -47,7 +46,7 @@ async def run_demo(seconds: float, json_out: Path | None) -> int:
     return FAILED if failed or written else 0
 
 
-async def _demo(seconds: float, out: Console) -> dict[str, Any]:
+async def _demo(seconds: float, out: Screen) -> dict[str, Any]:
     topology = _read("demo.toml")
     for workload in topology["workload"]:
         workload["seconds"] = seconds
@@ -88,7 +87,7 @@ def _stopped(pids: list[int]) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
-async def _stopped_proof(runner: Runner, out: Console) -> dict[str, Any]:
+async def _stopped_proof(runner: Runner, out: Screen) -> dict[str, Any]:
     """The bypass stream undisturbed, then with Dom0 and hyp stopped, alternating."""
     load_: Workload = {
         "kind": "stream",
@@ -111,18 +110,18 @@ async def _stopped_proof(runner: Runner, out: Console) -> dict[str, Any]:
                 records.append({**record, "kind": kind})
     free, held = (statistics.median(rates[kind]) for kind in rates)
     ratios = [b / a for a, b in zip(rates["undisturbed"], rates["stopped"], strict=True)]
-    out.print("\n[bold]Proof 1.[/] The bypass stream carl→dora, 64 B, with Dom0 and the hypervisor stopped (SIGSTOP):")
+    heading(out, "\nProof 1.", " The bypass stream carl→dora, 64 B, with Dom0 and the hypervisor stopped (SIGSTOP):")
     out.print(f"  undisturbed {free:.2f} Mframes/s, stopped {held:.2f} Mframes/s (medians of {PROOF_REPEATS}, alternating)")
     pairs = f"median of the {len(ratios)} ratios of neighbouring runs, which are {min(ratios):.2f} to {max(ratios):.2f}"
     out.print(f"  stopped ÷ undisturbed: {statistics.median(ratios):.2f} ({pairs})\n")
     return {"rates": rates, "ratio": statistics.median(ratios), "records": records}
 
 
-def _kernel_proof(records: list[dict[str, Any]], out: Console) -> list[dict[str, Any]]:
+def _kernel_proof(records: list[dict[str, Any]], out: Screen) -> list[dict[str, Any]]:
     """CPU time and context switches of Dom0 and hyp, as the kernel counts them, in one stream of each path."""
     streams = [r for r in records if r["workload"] == "stream" and r["to"] != "wire" and r["frame"] == 64]
     rows = [{"path": r["path"], "process": name, **r["processes"][name]} for r in streams for name in ("dom0", "hyp")]
-    out.print("[bold]Proof 2.[/] What the kernel says Dom0 and the hypervisor did during those streams (/proc/<pid>/task):")
+    heading(out, "Proof 2.", " What the kernel says Dom0 and the hypervisor did during those streams (/proc/<pid>/task):")
     out.print(processes(streams, ("dom0", "hyp")))
     out.print()
     return rows
@@ -131,9 +130,9 @@ def _kernel_proof(records: list[dict[str, Any]], out: Console) -> list[dict[str,
 # --- real programs ----------------------------------------------------------------------------------------------------
 
 
-async def _real_programs(out: Console) -> dict[str, Any]:
+async def _real_programs(out: Screen) -> dict[str, Any]:
     """ping and a download between TAP guests, on both paths."""
-    out.print("[bold]Real programs[/] in network namespaces:")
+    heading(out, "Real programs", " in network namespaces:")
     reason = can_create()
     if reason is not None:
         out.print(f"  left out: this machine does not let us make them ({reason})")

@@ -10,7 +10,7 @@ from hyp.abi.platform import EVENT_PRICE, PLATFORM_BYTES
 from hyp.atomics import clock_ns
 from hyp.control import Refused
 from hyp.kernels import entry, i64
-from hyp.price import MAX_PRICE_NS, PRICES, pay, spin_ns
+from hyp.model.price import MAX_PRICE_NS, PRICES, pay, spin_ns
 from lab.command.tables import notes, rates
 from lab.ledger import Snapshot, difference, total
 from lab.owner import Lab

@@ -16,7 +16,7 @@ from dom0.vifs import Vif
 from domu.frontends.split import RX_REF, RX_SLOTS, TX_REF, TX_SLOTS
 from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READONLY
 from hyp.abi.netif import FEATURE_PERSISTENT
-from hyp.xenstore import XenstoreError
+from hyp.xenstore.client import XenstoreError
 from lab import owner as lab_module
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from dom0.xenstore.server import Xenstored
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import HEADER, Message, MessageType
-from hyp.xenstore import WATCH_BACKLOG, Transaction, Watch, XenstoreClient, XenstoreError
+from hyp.xenstore.client import WATCH_BACKLOG, Transaction, Watch, XenstoreClient, XenstoreError
 from tests.support.patience import patient
 from tests.support.xenstored_process import LOOPS, fails, forked, succeeded, with_clients, xenstored
 

@@ -32,7 +32,7 @@ def test_a_row_says_what_its_guests_take(path: PathSpec) -> None:
         assert path.beside_ram(queue, 16 << 20) >= 0
         assert path.ring(queue) >= 64
     assert path.shared_loop in (None, "dom0", "hyp")
-    assert path.cut_off_by <= {*ROLES}
+    assert path.cut_off_by.keys() <= ROLES.keys()
     assert "nic" in path.cut_off_by
     assert path.shared_loop is None or path.shared_loop in path.cut_off_by
     assert path.placed_like in PATHS

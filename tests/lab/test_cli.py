@@ -103,8 +103,9 @@ def test_stop_ends_the_topology_and_its_owner(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("mounts")
-def test_stop_all_and_which(tmp_path: Path) -> None:
+def test_stop_all_names_what_it_stops_and_asks(tmp_path: Path) -> None:
     """On a machine of its own, since it is about all topologies that there are."""
+    names = [unique("all1"), unique("all2")]
     with machine_of_its_own() as within:
         assert launch("stop", "--all", within=within).stdout == "no topology is running\n"
         with (
@@ -113,11 +114,34 @@ def test_stop_all_and_which(tmp_path: Path) -> None:
         ):
             which = launch("stop", within=within)
             assert which.returncode == 2
-            assert unique("all1") in which.stderr
-            assert launch("stop", "--all", within=within).returncode == 0
+            assert names[0] in which.stderr
+            unasked = launch("stop", "--all", within=within, stdin=subprocess.DEVNULL)
+            assert unasked.returncode == 2
+            told = unasked.stderr.splitlines()
+            assert (told[0], told[-1]) == ("stop --all takes down:", "without a terminal to ask on, say --yes")
+            for name, line in zip(names, told[1:-1], strict=True):
+                assert re.fullmatch(rf"  {name}: up for \d+ s: anna \(split\), carl \(bypass\)", line)
+            assert answered(within, "no") == (1, True)
+            assert answered(within, "") == (1, True)
+            assert (one.poll(), two.poll()) == (None, None)
+            assert answered(within, "y") == (0, True)
             assert (one.wait(patient(30)), two.wait(patient(30))) == (143, 143)
-        listed = subprocess.run([*within, "ls", "/dev/shm"], capture_output=True, text=True)
-        assert (listed.returncode, listed.stdout) == (0, "")
+        with staying_up(topology_file(tmp_path, "all1", PAIR), within=within) as (one, _):
+            assert launch("stop", "--all", "--yes", within=within).stdout == f"{names[0]} has been taken down\n"
+            assert one.wait(patient(30)) == 143
+        assert subprocess.run([*within, "ls", "/dev/shm"], capture_output=True, text=True).stdout == ""
+
+
+def answered(within: list[str], answer: str) -> tuple[int, bool]:
+    """What `stop --all` at a terminal does when it is answered so: its status, and whether it had named both topologies."""
+    ours, theirs = os.openpty()
+    process = start("stop", "--all", within=within, stdin=theirs)
+    os.close(theirs)
+    os.write(ours, f"{answer}\n".encode())
+    output, _ = process.communicate(timeout=patient(60))
+    os.close(ours)
+    assert ("nothing was stopped" in output) == (answer != "y")
+    return process.returncode, all(f"  {unique(name)}: up for" in output for name in ("all1", "all2"))
 
 
 def test_stop_after_the_owner_was_killed(tmp_path: Path) -> None:
@@ -251,7 +275,7 @@ def test_status_has_counters_of_tap_guests(lab: tuple[str, list[str]]) -> None:
     assert [int(word.replace(",", "")) for word in row[1:]] == [
         sent[c] for c in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")
     ] + [0]
-    assert "counters" not in next(guest for guest in status_of(name)["guests"] if guest["name"] == "anna")
+    assert counters(name, "anna") == {"tx_frames": 0, "tx_bytes": 0, "rx_frames": 0, "rx_bytes": 0, "drops": {}}
 
 
 def counters(name: str, guest: str) -> dict[str, Any]:
@@ -341,15 +365,14 @@ def test_mistakes_are_told_before_anything_is_started(arguments: list[str], stat
 
 
 @pytest.mark.parametrize("command", [["check", DEMO], ["status"], ["status", "--json"], ["stop"], ["--help"], ["clean"]])
-def test_output_that_nobody_takes(command: list[str], tmp_path: Path) -> None:
-    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+def test_output_that_nobody_takes(command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        with open("/dev/full", "w") as full:
+        with machine_of_its_own() as within, open("/dev/full", "w") as full:
             for stream in (writer, full):
                 done = subprocess.run(
-                    [*LAUNCH, *command], stdout=stream, stderr=subprocess.PIPE, text=True, timeout=patient(60), cwd=ROOT, env=env
+                    [*within, *LAUNCH, *command], stdout=stream, stderr=subprocess.PIPE, text=True, timeout=patient(60), cwd=ROOT
                 )
                 assert done.returncode == 1, done.stderr
                 assert done.stderr == ("" if stream is writer else "standard output: No space left on device\n")
@@ -374,14 +397,6 @@ def test_results_that_cannot_be_written_are_an_error_after_they_were_shown(tmp_p
     assert (done.returncode, done.stderr) == (1, "--json /dev/full: No space left on device\n")
     assert "stream carl → wire, 64 B, 1 frame:" in done.stdout
     assert left_behind(unique("full")) == []
-
-
-def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for command in (["status"], ["clean"], ["stop"], ["exec", "a", "b"], ["run", DEMO]):
-        done = launch(*command, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "file")})
-        assert done.returncode == 1
-        assert done.stderr == f"{tmp_path}/file/xen-bypass-lab: Not a directory\n"
 
 
 def test_each_command_has_one_line_in_the_help() -> None:

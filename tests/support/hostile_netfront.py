@@ -22,8 +22,8 @@ from hyp.abi.grant import GRANT_ENTRY, PAGE_BYTES
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_REQUEST
 from hyp.abi.ring import FIRST_SLOT, REQ_PROD
 from hyp.process import Process
-from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
-from hyp.xenstore import XenstoreClient
+from hyp.xenstore.client import XenstoreClient
+from hyp.xenstore.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
 
 POOLS = slice(split.TX_REF, split.RX_REF + split.RX_SLOTS)
 

@@ -17,7 +17,7 @@ import uvloop
 from dom0.xenstore.server import Xenstored
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType
-from hyp.xenstore import XenstoreClient, XenstoreError
+from hyp.xenstore.client import XenstoreClient, XenstoreError
 from tests.support.patience import patient
 
 LOOPS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
