@@ -12,8 +12,9 @@ from hyp.counters import CounterPage
 from hyp.memory import Mapping, create_region
 from hyp.paths import PATHS
 from tests.support.labs import launch, left_behind, start, staying_up, topology_file, unique, wait_until
+from tests.support.patience import patient
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 NAME = "oversize"
 MTU = 1000
@@ -46,14 +47,14 @@ print(lengths)
 
 
 @pytest.fixture(scope="module", params=sorted(PATHS))
-def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def lab(taps: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Two TAP guests of a path with a small MTU."""
     guest = '[[guest]]\nname = "{}"\npath = "{}"\nprogram = "tap"\naddress = "10.0.0.{}/24"\nmtu = {}\n'
     text = guest.format("one", request.param, 1, MTU) + guest.format("two", request.param, 2, MTU)
     with staying_up(topology_file(tmp_path_factory.mktemp(NAME), NAME, text)) as (process, _):
         yield unique(NAME)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+        assert process.wait(patient(60)) == 143
     assert left_behind(unique(NAME)) == []
 
 
@@ -73,7 +74,7 @@ def test_frames_beyond_the_mtu_are_dropped_whole_and_by_name(lab: str) -> None:
     script = SEND.format(raised=RAISED, frames=frames, target="020000000002")
     done = launch("exec", "one", "--topology", lab, "--", sys.executable, "-c", script)
     assert (done.returncode, done.stderr) == (0, "")
-    output, _ = receiver.communicate(timeout=60)
+    output, _ = receiver.communicate(timeout=patient(60))
     assert receiver.returncode == 0, output
     assert json.loads(output) in ([longest, longest + 4, 64], [longest, longest, 64])  # the kernel takes a tag off
     wait_until(lambda: counters(lab, "one")["tx_frames"] >= len(frames), "the counters to be published")

@@ -17,8 +17,7 @@ from lab.command.screen import Screen
 from lab.command.tables import PER_FRAME, ledger, rates
 from lab.topology import load
 from tests.support.labs import ROOT, launch, left_behind, start, staying_up, topology_file, unique
-
-pytestmark = pytest.mark.timeout(120)
+from tests.support.patience import patient
 
 PAIR = '[[guest]]\nname = "anna"\npath = "split"\n[[guest]]\nname = "carl"\npath = "bypass"\n'
 LOAD = '[[workload]]\nkind = "stream"\nfrom = "carl"\nto = "wire"\nframes = 1000\n'
@@ -35,7 +34,7 @@ def test_results_where_standard_output_is_not_utf_8(tmp_path: Path, warm: None, 
     file, out = topology_file(tmp_path, "latin", PAIR + LOAD), tmp_path / "out.json"
     process = subprocess.run(
         [sys.executable, str(ROOT / "launch.py"), "run", str(file), "--json", str(out)],
-        env={**os.environ, **env}, capture_output=True, timeout=90, cwd=ROOT,
+        env={**os.environ, **env}, capture_output=True, timeout=patient(90), cwd=ROOT,
     )  # fmt: skip
     text = process.stdout.decode("iso-8859-1")
     assert (process.returncode, process.stderr) == (0, b""), text
@@ -119,6 +118,7 @@ def test_tables_are_never_cut(width: int | None, monkeypatch: pytest.MonkeyPatch
     assert lines[1].endswith("1,000,000,000")
 
 
+@pytest.mark.needs("taps")
 def test_a_command_in_a_folder_with_brackets(tmp_path: Path, warm: None) -> None:
     """The lab itself in such a folder, a topology and results in it, and the hint that can be copied."""
     folder = tmp_path / "a [old] lab"
@@ -138,7 +138,7 @@ def test_a_command_in_a_folder_with_brackets(tmp_path: Path, warm: None) -> None
     hint = next(line for line in lines if "try:" in line)
     assert f"'{here}' exec" in hint
     process.terminate()
-    assert process.wait(60) == 143
+    assert process.wait(patient(60)) == 143
     process.stdout.close()
 
 
@@ -152,13 +152,14 @@ for _ in range(50): s.send(bytes.fromhex("ffffffffffff02000000aaaa88b5") + bytes
 """
 
 
+@pytest.mark.needs("taps")
 @pytest.mark.parametrize("path", ["bypass", "trapped"])  # Dom0, as Xen's, takes any source address
 def test_drops_of_the_guest_with_the_longest_name(tmp_path: Path, warm: None, path: str) -> None:
     """50 frames with somebody else's source address: all of them are told, wherever they are counted."""
     text = f'[[guest]]\nname = "{LONG}"\npath = "{path}"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
     with staying_up(topology_file(tmp_path, "longest", text)) as (process, _):
         sent = start("exec", LONG, "--topology", unique("longest"), "--", sys.executable, "-c", SPOOF)
-        assert sent.communicate(timeout=60)[0] == ""
+        assert sent.communicate(timeout=patient(60))[0] == ""
         found = next(one for one in json.loads(launch("status", "--json").stdout) if one["name"] == unique("longest"))
         guest = found["guests"][0]
         assert guest["counters"]["tx_frames"] == 50
@@ -166,5 +167,5 @@ def test_drops_of_the_guest_with_the_longest_name(tmp_path: Path, warm: None, pa
         row = next(line for line in launch("status").stdout.splitlines() if line.split()[:2] == [LONG, "50"])
         assert row.endswith("  50 spoofed")
         process.terminate()
-        assert process.wait(60) == 143
+        assert process.wait(patient(60)) == 143
     assert left_behind(unique("longest")) == []
