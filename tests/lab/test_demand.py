@@ -56,7 +56,9 @@ def counted(topology: dict[str, Any], kind: str) -> dict[str, int]:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(
+    "mix", [pytest.param(mix, marks=pytest.mark.needs("taps") if MIXES[mix].get("tap") else ()) for mix in MIXES]
+)
 def test_the_model_is_what_proc_says(mix: str) -> None:
     topology = mixed("model", **MIXES[mix])
 
