@@ -161,7 +161,7 @@ async def _ping(lab: Lab, client: str, server: str, address: str) -> dict[str, A
 
 async def _echo(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
     """What ping measures, by a program of our own, where ping is not installed."""
-    program = [sys.executable, str(ROOT / "lab" / "echo.py")]
+    program = [sys.executable, str(ROOT / "lab" / "command" / "echo.py")]
     serving = asyncio.create_task(run_in_guest(lab, server, [*program, "serve", str(ECHO_PORT)]))
     try:
         status, text = await run_in_guest(lab, client, [*program, "ask", address, str(ECHO_PORT)])
@@ -193,7 +193,7 @@ async def _download(lab: Lab, client: str, server: str, address: str, folder: st
     """Serve the random bytes with Python's own web server, fetch them, compare SHA-256."""
     serving = asyncio.create_task(run_in_guest(lab, server, [sys.executable, "-m", "http.server", "-d", folder, "8000"]))
     try:
-        fetch = [sys.executable, str(ROOT / "lab" / "fetch.py"), f"http://{address}:8000/data", str(Path(folder) / "data")]
+        fetch = [sys.executable, str(ROOT / "lab" / "command" / "fetch.py"), f"http://{address}:8000/data", str(Path(folder) / "data")]
         status, text = await run_in_guest(lab, client, fetch)
     finally:
         serving.cancel()
