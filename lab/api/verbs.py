@@ -12,9 +12,9 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 from domu.programs.table import program_of, those
-from hyp.ablation import SWITCHES
 from hyp.control import ControlError, close_all
-from hyp.price import PRICES
+from hyp.model.ablation import SWITCHES
+from hyp.model.price import PRICES
 from lab import ledger
 from lab.counters import CounterReader
 from lab.errors import LabError
@@ -341,7 +341,7 @@ class AsyncLab:
         return found
 
     async def ablate(self, /, **switches: int) -> None:
-        """Take parts of the paths away: keep_armed, copy_limit, bounce (hyp/ablation.py). Those not named are back to normal."""
+        """Take parts of the paths away: keep_armed, copy_limit, bounce (hyp/model/ablation.py). Those not named are back to normal."""
         self._check_known("ablate", switches, SWITCHES)
         self._check_goes_on(HYPERVISOR)
         with _told():
