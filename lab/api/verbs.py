@@ -341,7 +341,7 @@ class AsyncLab:
         return found
 
     async def ablate(self, /, **switches: int) -> None:
-        """Take parts of the paths away: keep_armed, copy_limit, bounce (hyp/model/ablation.py). Those not named are back to normal."""
+        """Take parts of the paths away: keep_armed, copy_limit, bounce (hyp/model). Those not named are back to normal."""
         self._check_known("ablate", switches, SWITCHES)
         self._check_goes_on(HYPERVISOR)
         with _told():
