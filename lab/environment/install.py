@@ -1,4 +1,4 @@
-"""Install the lab and its packages into the Python that runs this: ``python lab/environment/install.py [EXTRA ...]``, which make does.
+"""Install the lab and its packages into the Python that runs this; make does it: ``python lab/environment/install.py [EXTRA ...]``.
 
 uv takes a tenth of pip's time, and is itself a wheel that pip installs at once. It does not read pip's configuration (an index,
 a proxy, a certificate, constraints), so it is told of it; where it fails all the same, pip does it and says what is wrong.
