@@ -92,7 +92,7 @@ def settled() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_descriptor_is_left() -> Iterator[None]:
+def no_descriptor_is_left(settled: None) -> Iterator[None]:
     """A test closes every descriptor that it opens."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))

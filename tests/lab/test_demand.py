@@ -21,8 +21,9 @@ from lab.keeper import TITLE
 from lab.owner import Lab
 from lab.topology import TopologyError, check_machine, parse
 from tests.support.labs import ROOT, launch, left_behind, processes, run, staying_up, topology_file, unique, wait_until
+from tests.support.patience import patient
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(180)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 OTHER_UID = 54321
 MIXES: dict[str, dict[str, Any]] = {
@@ -31,7 +32,8 @@ MIXES: dict[str, dict[str, Any]] = {
     "no split": {"bypass": 2, "native": 1},
     "trapped": {"trapped": 3},
     "engines": {"bypass": 2, "engines": 3},
-    "all": {"trapped": 2, "split": 3, "bypass": 2, "native": 1, "engines": 2, "tap": True},
+    "cdna": {"cdna": 2},
+    "all": {"trapped": 2, "split": 3, "bypass": 2, "native": 1, "cdna": 2, "engines": 2, "tap": True},
 }
 
 
@@ -54,7 +56,9 @@ def counted(topology: dict[str, Any], kind: str) -> dict[str, int]:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(
+    "mix", [pytest.param(mix, marks=pytest.mark.needs("taps") if MIXES[mix].get("tap") else ()) for mix in MIXES]
+)
 def test_the_model_is_what_proc_says(mix: str) -> None:
     topology = mixed("model", **MIXES[mix])
 
@@ -121,7 +125,7 @@ def test_clients_too_raise_their_soft_limit(tmp_path: Path) -> None:
         assert found["state"] == "up"
         assert all(one["pid"] for one in found["processes"])
         process.terminate()
-        process.wait(30)
+        process.wait(patient(30))
 
 
 @pytest.mark.parametrize("most", [40, 48, 60, 90, 110])
@@ -138,7 +142,7 @@ def test_a_process_that_runs_out_of_descriptors_is_named_with_the_limit(most: in
     )
     done = subprocess.run(
         [sys.executable, "-c", script, json.dumps(topology)], preexec_fn=limited(most, most), capture_output=True, text=True,
-        timeout=90, cwd=ROOT,
+        timeout=patient(90), cwd=ROOT,
     )  # fmt: skip
     assert f"(ulimit -n) is {most}" in done.stdout, done.stdout + done.stderr
     assert "LabError" in done.stdout
@@ -227,7 +231,7 @@ def test_a_process_or_thread_that_cannot_be_is_named_with_the_limit(room: int) -
     topology = mixed("nproc", trapped=1, split=1)
     with another_user() as (within, env):
         command = [*within, sys.executable, "-c", LIMITED, str(ROOT), json.dumps(topology), str(room)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, cwd="/")
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=patient(120), cwd="/")
     if "limit" not in done.stdout:
         pytest.skip(f"no command can be run as another user here: {done.stderr[-200:]}")
     most = int(done.stdout.split()[-1])
