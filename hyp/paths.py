@@ -32,6 +32,18 @@ class Attachment(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Takes:
+    """What each guest of a path takes: descriptors, those of mappings included, in each process, and threads of its own."""
+
+    hyp: int
+    nic: int
+    dom0: int
+    guest: int
+    """In the guest's process, all of them."""
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
 class PathSpec:
     """One I/O model. `queue` in the functions: descriptors, as `[nic] queue` of the topology file says."""
 
@@ -53,6 +65,8 @@ class PathSpec:
     """Bytes of guest RAM that the front end uses."""
     beside_ram: Callable[[int, int], int]
     """(queue, bytes of RAM) → bytes of shared memory that a guest needs beside its RAM and what every domain has."""
+    takes: Takes
+    """Held to what /proc says by tests/lab/test_demand.py."""
     port: str
     """Rows of the back end that balance a guest's `device` row begin with this, and end with ``:<guest>``."""
     on_thread: str | None
@@ -118,6 +132,7 @@ _ROWS = (
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_nothing,
+        takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
         port="nic/ctx",
         on_thread=None,
         placed_like="bypass",
@@ -135,6 +150,7 @@ _ROWS = (
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_nothing,
+        takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
         port="nic/ctx",
         on_thread=None,
         placed_like="bypass",
@@ -152,6 +168,7 @@ _ROWS = (
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_pin_table,
+        takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
         port="nic/ctx",
         on_thread="enqueue",
         placed_like="bypass",
@@ -170,6 +187,7 @@ _ROWS = (
         ring=_xens,
         ram=_split_ram,
         beside_ram=_nothing,
+        takes=Takes(hyp=8, nic=0, dom0=4, guest=28, threads=2),
         port="dom0/vif",
         on_thread=None,
         placed_like="split",
@@ -187,6 +205,7 @@ _ROWS = (
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_device_model,
+        takes=Takes(hyp=23, nic=4, dom0=0, guest=29, threads=3),
         port="hyp/vmm",
         on_thread=None,
         placed_like="trapped",

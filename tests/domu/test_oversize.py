@@ -47,7 +47,7 @@ print(lengths)
 
 
 @pytest.fixture(scope="module", params=sorted(PATHS))
-def lab(taps: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, taps: None) -> Iterator[str]:
     """Two TAP guests of a path with a small MTU."""
     guest = '[[guest]]\nname = "{}"\npath = "{}"\nprogram = "tap"\naddress = "10.0.0.{}/24"\nmtu = {}\n'
     text = guest.format("one", request.param, 1, MTU) + guest.format("two", request.param, 2, MTU)
@@ -58,7 +58,7 @@ def lab(taps: None, request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     assert left_behind(unique(NAME)) == []
 
 
-def counters(lab: str, guest: str) -> Any:
+def counters(lab: str, guest: str) -> dict[str, Any]:
     status = next(one for one in json.loads(launch("status", "--json").stdout) if one["name"] == lab)
     return next(one["counters"] for one in status["guests"] if one["name"] == guest)
 

@@ -115,9 +115,14 @@ class Tree:
         changed = {"XBL_CACHE": str(self.cache), "PYTHONDONTWRITEBYTECODE": "1", **env}
         whole = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}
         return subprocess.run(
-            [sys.executable, "-c", RUN], cwd=self.root, env=whole, capture_output=True, text=True, timeout=patient(100),
+            [sys.executable, "-c", RUN],
+            cwd=self.root,
+            env=whole,
+            capture_output=True,
+            text=True,
+            timeout=patient(100),
             preexec_fn=preexec,
-        )  # fmt: skip
+        )
 
     def run(self, preexec: Callable[[], None] | None = None, **env: str | None) -> dict[str, Any]:
         result = self.start(preexec, **env)

@@ -32,7 +32,8 @@ MIXES: dict[str, dict[str, Any]] = {
     "no split": {"bypass": 2, "native": 1},
     "trapped": {"trapped": 3},
     "engines": {"bypass": 2, "engines": 3},
-    "all": {"trapped": 2, "split": 3, "bypass": 2, "native": 1, "engines": 2, "tap": True},
+    "cdna": {"cdna": 2},
+    "all": {"trapped": 2, "split": 3, "bypass": 2, "native": 1, "cdna": 2, "engines": 2, "tap": True},
 }
 
 
