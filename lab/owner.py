@@ -18,15 +18,14 @@ from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_a
 from hyp.linux import pid_of
 from hyp.process import adopt_socket
 from lab.counters import CounterReader
+from lab.errors import LabError
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 180.0
-
-
-class LabError(Exception):
-    """A topology could not be started, or one of its processes failed; the message names it and says why."""
+"""Where the packages lie: the repository, or what pip made of it."""
+START_TIMEOUT_S = 300.0
+"""How long a start may show no progress; compiling the data path on a busy machine takes longer in all."""
 
 
 Event = Callable[[str, dict[str, Any]], None]
@@ -38,7 +37,8 @@ class Lab:
 
     def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
         self.topology, self.name = topology, str(topology["name"])
-        self._on_event = on_event or (lambda kind, details: None)
+        self._tell = on_event or (lambda kind, details: None)
+        self._limit: asyncio.Timeout | None = None  # of the start
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
         self.deaths: dict[str, str] = {}  # process → cause
@@ -64,7 +64,7 @@ class Lab:
             os.close(lock)
         try:
             info = {"guests": self.topology["guest"]}
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(START_TIMEOUT_S) as self._limit:
                 self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
         except BaseException as error:
             log_text = self._rundir.log_tail()
@@ -74,6 +74,13 @@ class Lab:
                 hint = f"\nThe log's end:\n{log_text}" if isinstance(error, PeerGone) and log_text else ""
                 raise LabError(f"topology {self.name}: {reason}{hint}") from error
             raise
+        finally:
+            self._limit = None
+
+    def _on_event(self, kind: str, details: dict[str, Any]) -> None:
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time() + START_TIMEOUT_S)
+        self._tell(kind, details)
 
     def _start_keeper(self, lock: int) -> None:
         ours, theirs = socketpair()

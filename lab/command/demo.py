@@ -26,7 +26,7 @@ from lab.command.session import FAILED, console, lab_up, print_results, run_work
 from lab.command.tables import processes
 from lab.owner import ROOT, Lab
 from lab.programs import run_in_guest
-from lab.topology import check_machine, load
+from lab.topology import check_machine, load, shipped
 from lab.workloads import Runner, Workload
 
 REPEATS = 3
@@ -67,7 +67,7 @@ async def _demo(seconds: float, out: Console) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    topology = load(ROOT / "topologies" / name)
+    topology = load(shipped() / name)
     check_machine(topology)
     return topology.plain()
 

@@ -21,10 +21,9 @@ from hyp.control import ControlError, PeerGone
 from lab.command.clients import living
 from lab.command.repeats import in_turns, summary
 from lab.command.tables import comparison, ledger, losses, notes, rates, runs, with_spread
+from lab.errors import LabError
 from lab.fingerprint import fingerprint
-from lab.owner import ROOT, Lab, LabError
-from lab.rundir import TopologyExists
-from lab.topology import TopologyError
+from lab.owner import ROOT, Lab
 from lab.workloads import PeerDied, Runner, WorkloadError, describe
 
 FAILED, NOT_STARTED = 1, 3
@@ -135,15 +134,15 @@ def told(out: Console) -> Iterator[list[int]]:
     status: list[int] = []
     try:
         yield status
-    except (LabError, TopologyExists, TopologyError) as error:
-        out.print(f"[red]{escape(str(error))}[/]")
-        status.append(NOT_STARTED)
     except PeerDied:
         out.print("[red]the workloads cannot go on without it[/]")
         status.append(FAILED)
     except (WorkloadError, ControlError) as error:
         out.print(f"[red]{escape(str(error))}[/]")
         status.append(FAILED)
+    except LabError as error:
+        out.print(f"[red]{escape(str(error))}[/]")
+        status.append(NOT_STARTED)
 
 
 async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:
