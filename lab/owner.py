@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hyp import limits
 from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
 from hyp.linux import pid_of
 from hyp.process import adopt_socket
@@ -24,12 +25,12 @@ from lab.rundir import RunDir, clean
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: the repository, or what pip made of it."""
-START_TIMEOUT_S = 300.0
-"""How long a start may show no progress; compiling the data path on a busy machine takes longer in all."""
+START_TIMEOUT_S = 180.0  # from the time when all compiled code is there, which on a slow machine may take as long as it takes
 
 
 Event = Callable[[str, dict[str, Any]], None]
-"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+"""``event(kind, details)``: kinds ``compiling`` (so many kernels), ``progress`` (a kernel was compiled), ``notice`` (a text),
+``warm``, ``died``, ``asked_to_stop`` (by a client)."""
 
 
 class Lab:
@@ -37,8 +38,7 @@ class Lab:
 
     def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
         self.topology, self.name = topology, str(topology["name"])
-        self._tell = on_event or (lambda kind, details: None)
-        self._limit: asyncio.Timeout | None = None  # of the start
+        self._on_event = on_event or (lambda kind, details: None)
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
         self.deaths: dict[str, str] = {}  # process → cause
@@ -54,9 +54,13 @@ class Lab:
 
     async def start(self) -> None:
         """Start the keeper and boot everything. LabError names what could not start; then nothing is left behind."""
+        limits.raise_descriptor_limit()
         lock = self._rundir.acquire()
         try:
             self._start_keeper(lock)
+        except limits.TooFew as error:
+            self._rundir.remove()
+            raise LabError(f"topology {self.name}: {error}") from error
         except BaseException:
             self._rundir.remove()
             raise
@@ -64,7 +68,7 @@ class Lab:
             os.close(lock)
         try:
             info = {"guests": self.topology["guest"]}
-            async with asyncio.timeout(START_TIMEOUT_S) as self._limit:
+            async with asyncio.timeout(None) as self._boot_limit:
                 self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
         except BaseException as error:
             log_text = self._rundir.log_tail()
@@ -74,30 +78,31 @@ class Lab:
                 hint = f"\nThe log's end:\n{log_text}" if isinstance(error, PeerGone) and log_text else ""
                 raise LabError(f"topology {self.name}: {reason}{hint}") from error
             raise
-        finally:
-            self._limit = None
-
-    def _on_event(self, kind: str, details: dict[str, Any]) -> None:
-        if self._limit is not None and not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time() + START_TIMEOUT_S)
-        self._tell(kind, details)
 
     def _start_keeper(self, lock: int) -> None:
         ours, theirs = socketpair()
         with theirs, open(self._rundir.log_path, "wb") as log:
             theirs.setblocking(True)
             command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *MODULES]
-            self._keeper = subprocess.Popen(
-                command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
+            with limits.told_of_processes("the keeper"):
+                self._keeper = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                )  # fmt: skip
         handlers: dict[str, Handler] = {
-            "progress": lambda **details: self._on_event("progress", details),
-            "warm": lambda **details: self._on_event("warm", details),
+            **{kind: self._passed_on(kind) for kind in ("compiling", "progress", "notice")},
+            "warm": self._warm,
             "died": self._died,
             "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
         }
         self.channel = Channel(ours, handlers, name="the keeper")
+
+    def _warm(self, **details: Any) -> None:
+        self._boot_limit.reschedule(asyncio.get_running_loop().time() + START_TIMEOUT_S)
+        self._on_event("warm", details)
+
+    def _passed_on(self, kind: str) -> Handler:
+        return lambda **details: self._on_event(kind, details)
 
     async def stop(self) -> None:
         """Take the topology down and wait until nothing of it is left."""
@@ -106,9 +111,24 @@ class Lab:
         self._consoles.clear()
         self.channel.close()  # the keeper takes that for the order to go down
         try:
-            await finished(asyncio.get_running_loop().run_in_executor(None, self._keeper.wait))
+            await finished(self._keeper_end())
         finally:
             clean(self.name)  # the keeper was killed: what it would have removed is left to us
+
+    def _keeper_end(self) -> "asyncio.Future[None]":
+        """Done when the keeper has ended. No thread, which there may be no more of."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        pidfd = os.pidfd_open(self._keeper.pid)
+
+        def reap() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._keeper.wait()
+            ended.set_result(None)
+
+        loop.add_reader(pidfd, reap)
+        return ended
 
     async def ended(self) -> str:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""

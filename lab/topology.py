@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
 from hyp.paths import PATHS, dom0_needs
+from lab.demand import shortages
 from lab.errors import LabError
 from lab.topology_tables import (
     GIB,
@@ -255,7 +256,7 @@ def load(path: str | Path) -> Topology:
     """Read and check the file `path`. TopologyError lists every problem."""
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_bytes().decode())
+        data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors begin files with a mark
     except OSError as error:
         raise TopologyError(str(path), [("", f"cannot be read: {error.strerror}")]) from error
     except (ValueError, RecursionError) as error:  # syntax, encoding, a number or nesting without end
@@ -321,7 +322,12 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def check_machine(topology: Topology) -> None:
-    """Called before anything is spawned: TopologyError, with what is needed and what there is, if memory is short."""
+    """Called before anything is spawned: TopologyError, with what is needed and what there is, for all that is short."""
+    if problems := _memory_shortages(topology) + shortages(topology.plain()):
+        raise TopologyError(topology.file, problems)
+
+
+def _memory_shortages(topology: Topology) -> list[tuple[str, str]]:
     needed = topology.shared_memory_bytes()
     stores = [("memory", available_memory(), "")]
     if topology.memory.backing == "posix":
@@ -336,4 +342,5 @@ def check_machine(topology: Topology) -> None:
                 f'"{topology.memory.backing}" needs {show_size(needed)} ({needed} bytes) and {store} has '
                 f"{show_size(available)} ({available} bytes) available; give guests or dom0 less memory{remedy}"
             )
-            raise TopologyError(topology.file, [("memory.backing", reason)])
+            return [("memory.backing", reason)]
+    return []

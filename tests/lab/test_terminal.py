@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import signal
 import termios
 from collections.abc import Iterator
@@ -12,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.labs import LAUNCH, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
+from tests.support.patience import patient
 from tests.support.screens import PROMPT, Screen, screen, shell, state
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
 
 GUESTS = "".join(
     f'[[guest]]\nname = "{name}"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.{host}/24"\n'
@@ -22,7 +22,7 @@ GUESTS = "".join(
 )
 INSIDE = "inside> "
 OUTER_PID = "read pid rest < /proc/self/stat; echo is $pid.; "
-SHELLS = [name for name in ("dash", "bash") if shutil.which(name)]
+SHELLS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("dash", "bash")]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with staying_up(topology_file(tmp_path_factory.mktemp("terminal"), "terminal", GUESTS)) as (process, _):
         yield unique("terminal")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
     assert left_behind(unique("terminal")) == []
 
 
@@ -311,7 +311,7 @@ def test_deaths_with_a_terminal(tmp_path: Path) -> None:
         done = launch("stop", name)
         assert (done.returncode, done.stdout) == (0, f"{name} has been taken down\n"), done.stderr
         assert state(stopped) == ""
-        process.wait(30)
+        process.wait(patient(30))
         shown.enter("fg")
         shown.expect(PROMPT)
         status_is(shown, 1)
