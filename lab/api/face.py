@@ -21,7 +21,9 @@ S = TypeVar("S")
 
 def say_compiling(kind: str, details: Mapping[str, Any]) -> None:
     """The usual `on_event`: a line on standard error when the data path has to be compiled, which takes a minute or so."""
-    if kind == "progress" and details["index"] == 1:
+    if kind == "notice":
+        print(f"xen-bypass-lab: {details['text']}", file=sys.stderr, flush=True)
+    if kind == "compiling":
         print("xen-bypass-lab: compiling the data path (once for this version; it is cached) …", file=sys.stderr, flush=True)
 
 

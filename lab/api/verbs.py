@@ -20,6 +20,7 @@ from lab.counters import CounterReader
 from lab.errors import LabError
 from lab.owner import Event, Lab
 from lab.programs import Argv, AsyncProgram
+from lab.reach import consequences
 from lab.topology import Topology, TopologyError, check_machine, check_workload
 from lab.topology_tables import suggest
 from lab.workloads import HYPERVISOR, Runner, Workload, WorkloadError, describe
@@ -265,12 +266,13 @@ class AsyncLab:
         ]
 
     async def status(self) -> Record:
-        """State, what has died, guests, and processes with their state and pid, as ``launch.py status --json`` has them."""
+        """State, what has died and whom that cuts off, guests, and processes with their state and pid."""
         with _told():
             found: Record = (await self._lab.keeper("status")).value
             pids = await self._lab.pids()
         for process in found["processes"]:
             process["pid"] = pids.get(process["name"])
+        found["cut_off"] = consequences(found["guests"], found["processes"])
         return found
 
     async def pids(self) -> dict[str, int]:
@@ -341,7 +343,7 @@ class AsyncLab:
         return found
 
     async def ablate(self, /, **switches: int) -> None:
-        """Take parts of the paths away: keep_armed, copy_limit, bounce (hyp/model). Those not named are back to normal."""
+        """Take parts of the paths away: keep_armed, copy_limit, bounce (hyp/model/ablation.py). Those not named are as usual."""
         self._check_known("ablate", switches, SWITCHES)
         self._check_goes_on(HYPERVISOR)
         with _told():

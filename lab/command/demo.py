@@ -193,12 +193,8 @@ async def _download(lab: Lab, client: str, server: str, address: str, folder: st
     """Serve the random bytes with Python's own web server, fetch them, compare SHA-256."""
     serving = asyncio.create_task(run_in_guest(lab, server, [sys.executable, "-m", "http.server", "-d", folder, "8000"]))
     try:
-        fetch = [
-            sys.executable,
-            str(ROOT / "lab" / "command" / "fetch.py"),
-            f"http://{address}:8000/data",
-            str(Path(folder) / "data"),
-        ]
+        program, data = ROOT / "lab" / "command" / "fetch.py", Path(folder) / "data"
+        fetch = [sys.executable, str(program), f"http://{address}:8000/data", str(data)]
         status, text = await run_in_guest(lab, client, fetch)
     finally:
         serving.cancel()
