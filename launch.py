@@ -23,17 +23,12 @@ inherited.note()
 for _signal in (signal.SIGINT, signal.SIGTERM):  # until there is something to be taken down
     signal.signal(_signal, lambda number, _: os._exit(128 + number))
 
-import importlib.util
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
-VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
-if importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None:
-    if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
-        sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
-    inherited.give_back()
-    os.execve(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]], inherited.environment)
+from lab import interpreter
+
+interpreter.settle([str(Path(__file__).resolve()), *sys.argv[1:]])
 
 import asyncio
 import json

@@ -8,29 +8,24 @@ Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, 
 is wrong, and nothing was started; 128 + n for signal n (130: Ctrl-C), with a report of what was measured.
 """
 
-import importlib.util
-import os
 import sys
-from pathlib import Path
 
+from lab import interpreter
 from lab.execute import inherited
 
 if __name__ == "__main__":
     inherited.note()  # first of all: it opens standard streams that are closed
-
-VENV_PYTHON = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
-if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None):
-    if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
-        sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
-    inherited.give_back()
-    os.execve(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]], inherited.environment)
+    interpreter.settle(["-m", "bench", *sys.argv[1:]])
 
 import asyncio
 import importlib
+import importlib.util
+import os
 import tempfile
 import time
 import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol, cast
 
 import typer
@@ -133,7 +128,7 @@ def run(
         if name is not None and name not in available():
             raise OptionsError(f"no benchmark {name!r} (known: {', '.join(available())}; or: compare A B)")
         if importlib.util.find_spec("matplotlib") is None:
-            raise OptionsError("the report needs matplotlib: run `make setup` first")
+            raise OptionsError("the report needs matplotlib: `make bench` installs it, and `make setup`")
         sizes = (QUICK_FRAMES if quick else FRAMES) if frames is None else _sizes(frames)
         time_each = seconds if seconds is not None else (QUICK_SECONDS if quick else SECONDS)
         options = Options(

@@ -31,7 +31,7 @@ from hyp.kernels import compiled
 
 
 @compiled
-def passed(event, old, new):
+def passed(event: int, old: int, new: int) -> bool:
     """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that.
 
     Of a single step, it is whether `new` is `event`: who publishes one by one (traps, crossings) compares no more than that.
@@ -40,13 +40,13 @@ def passed(event, old, new):
 
 
 @compiled
-def passed64(event, old, new):
+def passed64(event: int, old: int, new: int) -> bool:
     """`passed` for a 64-bit index, which never wraps."""
     return old < event <= new
 
 
 @compiled
-def notify_if(due, eventfd, counts):
+def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
     """Notify if that is due. Counts it in the private row `counts`, or that it could be held off."""
     if due:
         notify(eventfd)
@@ -56,7 +56,7 @@ def notify_if(due, eventfd, counts):
 
 
 @compiled
-def most_of(due):
+def most_of(due: int) -> int:
     """How many of the `due` completions a sleeper waits for that wants room, not the last of them: three quarters."""
     return due - (due >> 2)
 

@@ -3,7 +3,10 @@
 It has one task (a process with threads could not enter a user namespace) and no state. It forks twice, so that
 the new process becomes the keeper's child. Protocol, on its socket (the frames of hyp/control.py, served one at a time)::
 
-    event  progress {kernel, index, total, compiled, seconds}      while loading; then event warm {seconds}
+    event  compiling {kernels}                                 how many there are to compile, before that begins
+    event  progress {kernel, index, total, seconds}            one was compiled
+    event  notice {text}                                       something that its user ought to know
+    event  warm {seconds}; or failed {cause}, and the end
     fork   {name, role, module, config, purposes, title} + descriptors → {pid}, or an error that names the limit met
 
 `purposes` name the descriptors in order; `title` is the command line that ps shows.
@@ -26,6 +29,8 @@ from hyp import limits, linux
 from hyp.control import MAX_FDS, MAX_MESSAGE, close_all, describe
 
 _FORKED = struct.Struct("<ii")  # what the child tells: the grandchild's pid, or the error that there is none for
+
+MAX_CAUSE = 1000
 
 
 def serve(sock: socket.socket, modules: list[str]) -> None:
@@ -56,17 +61,27 @@ def serve(sock: socket.socket, modules: list[str]) -> None:
 
 
 def _load(sock: socket.socket, modules: list[str]) -> None:
-    from hyp import kernels  # after the fork from the keeper, which has no compiled code
+    def tell(op: str, **args: Any) -> None:
+        sock.send(msgpack.packb({"op": op, "args": args}))
 
     start = time.perf_counter()
-    for module in modules:
-        importlib.import_module(module)
-    with kernels.helped():
-        for name, index, total, compiled, seconds in kernels.load_all():
+    os.environ.pop("NUMBA_DISABLE_JIT", None)  # there is no lab without compiled code
+    try:
+        from hyp import kernels  # after the fork from the keeper, which has no compiled code
+
+        for module in modules:
+            importlib.import_module(module)
+        if absent := kernels.missing():
+            tell("compiling", kernels=len(absent))
+        for name, index, total, compiled, seconds in kernels.load_all(together=True):
             if compiled:
-                args = {"kernel": name, "index": index, "total": total, "seconds": seconds}
-                sock.send(msgpack.packb({"op": "progress", "args": args}))
-    sock.send(msgpack.packb({"op": "warm", "args": {"seconds": time.perf_counter() - start}}))
+                tell("progress", kernel=name, index=index, total=total, seconds=seconds)
+    except Exception as error:
+        tell("failed", cause=f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_CAUSE])
+        raise
+    if kernels.store.trouble is not None:
+        tell("notice", text=f"compiled code is not kept ({kernels.store.trouble}); XBL_CACHE can name another folder for it")
+    tell("warm", seconds=time.perf_counter() - start)
 
 
 def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:

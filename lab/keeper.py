@@ -17,6 +17,7 @@ A plan is a list of processes in the order in which they are to be forked::
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -73,7 +74,9 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(number, self.go_down)
         self._owner = Channel(owner, self._handlers(owner=True), name="launch.py", on_close=self.go_down)
-        handlers: dict[str, Handler] = {"progress": self._progress, "warm": self._is_warm}
+        handlers: dict[str, Handler] = {"warm": self._is_warm, "failed": self._cannot_warm}
+        for told in ("compiling", "progress", "notice"):
+            handlers[told] = functools.partial(self._owner.tell, told)
         self._forkserver_pid = forkserver_pid
         self._forkserver = Channel(forkserver, handlers, name="the fork server", on_close=self._forkserver_gone)
 
@@ -88,12 +91,13 @@ class Keeper:
 
     # -- the fork server --
 
-    def _progress(self, **args: Any) -> None:
-        self._owner.tell("progress", **args)
-
     def _is_warm(self, seconds: float) -> None:
         if not self._warm.done():
             self._warm.set_result(seconds)
+
+    def _cannot_warm(self, cause: str) -> None:
+        if not self._warm.done():
+            self._warm.set_exception(Refused("ECHILD", f"the compiled code could not be loaded: {cause}"))
 
     def _forkserver_gone(self) -> None:
         if not self._warm.done():

@@ -20,8 +20,7 @@ WARM = """import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 from hyp import kernels
-with kernels.helped():
-    list(kernels.load_all())
+list(kernels.load_all(together=True))
 """
 
 if TYPE_CHECKING:
@@ -93,7 +92,7 @@ def settled() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_descriptor_is_left() -> Iterator[None]:
+def no_descriptor_is_left(settled: None) -> Iterator[None]:
     """A test closes every descriptor that it opens."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))

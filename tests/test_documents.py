@@ -363,6 +363,27 @@ def test_the_decorators_of_compiled_code_are_those_documented() -> None:
     assert f"one of {words[len(listed)]} decorators" in read(ADDING)
 
 
+def test_fractions_in_words_are_those_of_the_code() -> None:
+    assert "woken when three quarters of what is pending is done" in (device.__doc__ or "")
+    assert events.most_of.py_func(400) == 300
+    assert "Dom0 tells the NIC after half a queue" in read(PACKET)
+    assert "2 * sends_untold(q) >= q.sq_size" in (ROOT / "hyp/verbs.py").read_text()
+
+
+def test_console_operations_are_documented() -> None:
+    """What processes offer to whoever has their console, wherever it is declared: by name, or in a list of methods."""
+    offered = set()
+    for path in sources():
+        if path.relative_to(ROOT).parts[0] in ("hyp", "nic", "dom0", "domu"):
+            text = path.read_text()
+            offered |= set(re.findall(r'process\.serve\("(\w+)"', text))
+            for methods in re.findall(r"for handler in \(([^)]*)\):\n +\S*process\.serve", text):
+                offered |= set(re.findall(r"self\.(\w+)", methods))
+    assert len(offered) > 15
+    section = read(HYPERCALLS).split("Operations that processes offer on their consoles", 1)[1].split("The keeper itself", 1)[0]
+    assert offered - set(re.findall(r"`(\w+)", section)) == set()
+
+
 # --- the checks themselves ------------------------------------------------------------------------------------------
 
 

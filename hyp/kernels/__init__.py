@@ -10,109 +10,129 @@ Four kinds, one decorator each:
 Nothing is compiled at import. `load_all` compiles, or loads from the cache, every entry point declared so far: the fork
 server does it once and every process of a topology inherits the machine code.
 
-The cache. numba keys a cached function by its own file only, so that editing a helper in another file would leave its
-callers stale. The cache folder is therefore named by a hash over *all* files that hold compiled code or the layouts
-frozen into it, and over the versions of the compilers. `tests/hyp/test_kernels.py` checks that files with compiled code take
-constants only from files that are in the hash.
+What is compiled is kept (hyp/kernels/store.py) under a key over the text of all files that the kernel depends on, and over
+the versions of the compilers and the processor (hyp/kernels/reach.py). numba's own cache, which knows a function's own file
+only, is not used. How helpers become part of a kernel: hyp/kernels/inlining.py.
 """
 
-import hashlib
-import importlib.metadata
+import contextlib
+import functools
 import os
+import pickle
+import shutil
 import signal
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core import types
+from numba.core import sigutils, types
+from numba.core.caching import NullCache
+from numba.core.ccallback import CFunc
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
 
-from hyp.kernels.inlining import compiled as compiled
-from hyp.kernels.inlining import outlined as outlined
+from hyp.kernels import reach
+from hyp.kernels.inlining import OPTIONS, compiled, njit, outlined
+from hyp.kernels.store import Store, default_folder
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGES = ("hyp", "nic", "dom0", "domu", "bench")
-# Compiled code is recognised by this import. A file that has it may take constants only from others that have it, and from hyp/abi.
-MARK = b"from hyp.kernels import"
+__all__ = ["Entry", "Operation", "compiled", "entry", "i64", "load_all", "missing", "operation", "outlined", "store", "void"]
 
-
-def kernel_sources() -> list[Path]:
-    """Every file whose text decides what compiled code does: those with compiled code, and all layouts."""
-    found = [Path(__file__).resolve()]
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            if path.parent.name == "abi" or MARK in path.read_bytes():
-                found.append(path)
-    return found
-
-
-def source_hash() -> str:
-    """Hex digest over kernel sources, their names and the compiler's versions."""
-    digest = hashlib.sha256()
-    for name in ("numba", "llvmlite", "numpy"):
-        digest.update(f"{name} {importlib.metadata.version(name)}\n".encode())
-    digest.update(sys.version.encode())
-    for path in kernel_sources():
-        digest.update(f"{path.relative_to(ROOT)}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:24]
-
-
-def cache_root() -> Path:
-    """The folder that holds one cache per source hash (``XBL_CACHE``, or the user's cache folder)."""
-    if "XBL_CACHE" in os.environ:
-        return Path(os.environ["XBL_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xen-bypass-lab"
-
-
-CACHE = cache_root() / source_hash()
-CACHE.mkdir(parents=True, exist_ok=True, mode=0o700)
-# Not by the environment: whoever imported numba before us has had it read.
-vars(numba.config)["CACHE_DIR"] = str(CACHE)
+if vars(numba.config)["DISABLE_JIT"]:
+    raise RuntimeError("the data path cannot be compiled: numba was loaded with NUMBA_DISABLE_JIT set")
 
 i64 = types.int64
 void = types.void
+store = Store(default_folder())
+MOST_HELPERS = 3
 
 
-class Entry:
-    """An entry point: compiled for one signature, called from Python, runs without the GIL."""
+class _Cache(NullCache):
+    """What numba asks for a compiled function, and gives one to: the store's file for one kernel."""
+
+    def __init__(self, function: Callable[..., Any], name: str, signature: Any) -> None:
+        self._function, self._name, self._signature = function, name, signature
+        self.was_compiled = False
+
+    @functools.cached_property
+    def key(self) -> str | None:
+        """What the kernel is kept under; None if it must not be kept."""
+        return reach.key(self._function, self._signature)
+
+    def read(self) -> bytes | None:
+        """The file's content, or None if there is none that can be used."""
+        return store.read(self._name, self.key) if self.key else None
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The cached result of a compilation, or None."""
+        data = self.read()
+        if data is None:
+            return None
+        target_context.refresh()
+        try:
+            return CompileResult._rebuild(target_context, *pickle.loads(data))
+        except Exception:  # whatever is wrong with it: it is compiled again, and replaced
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a result, if it can be kept. `data`: numba's CompileResult."""
+        self.was_compiled = True
+        if self.key and not data.library.has_dynamic_globals:
+            store.write(self._name, self.key, dumps(data._reduce()))
+
+
+class _Kernel:
+    """What both kinds of entry points have."""
 
     def __init__(self, function: Callable[..., Any], signature: Any) -> None:
         self.name = f"{function.__module__}.{function.__name__}"
-        self.signature = signature
-        self.dispatcher = numba.njit(error_model="numpy", nogil=True, cache=True)(function)
+        self.function, self.signature = function, signature
+        self.cache = _Cache(function, self.name, signature)
         self.__doc__ = function.__doc__
 
     def load(self) -> bool:
         """Make it ready to call. True if it had to be compiled, False if it came from the cache."""
-        if not self.dispatcher.signatures:
-            self.dispatcher.compile(self.signature)
-            self.dispatcher.disable_compile()
-            return bool(self.dispatcher.stats.cache_misses)
-        return False
+        raise NotImplementedError
+
+
+class Entry(_Kernel):
+    """An entry point: compiled for one signature, called from Python, runs without the GIL."""
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        super().__init__(function, signature)
+        self.dispatcher = njit(no_cfunc_wrapper=True, **OPTIONS)(function)
+        self.dispatcher._cache = self.cache
+
+    def load(self) -> bool:
+        """Make it ready to call. True if it had to be compiled, False if it came from the cache."""
+        if self.dispatcher.signatures:
+            return False
+        self.dispatcher.compile(self.signature)
+        self.dispatcher.disable_compile()
+        return self.cache.was_compiled
 
     def __call__(self, *args: Any) -> Any:
         self.load()
         return self.dispatcher(*args)
 
 
-class Operation:
+class Operation(_Kernel):
     """A C function (all arguments and the result int64) for an operations table."""
 
-    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
-        self.name = f"{function.__module__}.{function.__name__}"
-        self._function, self._signature = function, signature
-        self._cfunc: Any = None
+    _cfunc: Any = None
 
     def load(self) -> bool:
         """Make its address available. True if it had to be compiled."""
-        if self._cfunc is None:
-            self._cfunc = numba.cfunc(self._signature, cache=True, error_model="numpy")(self._function)
-            return not self._cfunc.cache_hits
-        return False
+        if self._cfunc is not None:
+            return False
+        self._cfunc = CFunc(
+            self.function, sigutils.normalize_signature(self.signature), locals={}, options={"error_model": OPTIONS["error_model"]}
+        )
+        self._cfunc._cache = self.cache
+        self._cfunc.compile()
+        return self.cache.was_compiled
 
     @property
     def address(self) -> int:
@@ -146,21 +166,62 @@ def operation(signature: Any) -> Callable[[Callable[..., Any]], Operation]:
     return declare
 
 
-def is_cold() -> bool:
-    """True if nothing has been compiled yet for the present sources."""
-    return next(CACHE.rglob("*.nbi"), None) is None
+def missing() -> list[Entry | Operation]:
+    """The declared kernels that are not in the cache, the largest first."""
+    found = [kernel for kernel in _declared if kernel.cache.read() is None]
+    return sorted(found, key=lambda kernel: -reach.weight(kernel.function))
 
 
-@contextmanager
-def helped() -> Iterator[None]:
-    """While this lasts, a forked process compiles from the last kernel on backwards, so that `load_all` finds half of them done.
+def load_all(together: bool = False) -> Iterator[tuple[str, int, int, bool, float]]:
+    """Load every declared kernel; yields ``(name, index, total, compiled?, seconds)`` after each.
 
-    Only if nothing has been compiled yet and there is a CPU to do it on. The caller has one thread. Both write to the cache, each
-    file under another name first; should both compile the same kernel, they write the same.
+    `together`: what is missing is compiled by this process and by others that it forks meanwhile, one for each further CPU. The
+    caller then has one thread. ``compiled?`` is true for what this process compiled.
     """
-    if not is_cold() or len(os.sched_getaffinity(0)) < 2:
-        yield
-        return
+    absent = missing() if together else []
+    index = 0
+    with _shared(absent) as mine:
+        for kernels in (mine, iter(_declared)):
+            for kernel in kernels:
+                start = time.perf_counter()
+                fresh = kernel.load()
+                if kernels is not mine and kernel in absent and kernel.cache.was_compiled and not fresh:
+                    continue  # told already
+                index += 1
+                yield kernel.name, index, len(_declared), fresh, time.perf_counter() - start
+
+
+@contextlib.contextmanager
+def _shared(kernels: list[Entry | Operation]) -> Iterator[Iterator[Entry | Operation]]:
+    """Give `kernels` out, one at a time, to this process (the iterator) and to helpers; at its end all of them are in the cache.
+
+    Claims are made by reading from a pipe, in which each kernel's number stands once. If a helper is lost or can't write, what it
+    claimed is not there, and the caller compiles it like anything else that is missing.
+    """
+    helpers = min(len(os.sched_getaffinity(0)) - 1, len(kernels) - 1, MOST_HELPERS)
+    with contextlib.ExitStack() as stack:
+        if helpers < 1 or not _exchange(stack):
+            yield iter(kernels)
+            return
+        reader, writer = os.pipe()
+        stack.callback(os.close, reader)
+        os.write(writer, b"".join(number.to_bytes(2, "little") for number in range(len(kernels))))
+        os.close(writer)
+        pids = [_fork_helper(reader, kernels) for _ in range(helpers)]
+        stack.callback(_end, pids)
+        yield _claims(reader, kernels, pids)
+
+
+def _claims(reader: int, kernels: list[Entry | Operation], helpers: list[int]) -> Iterator[Entry | Operation]:
+    """The kernels that this process gets; then waits until the helpers have done theirs."""
+    while claim := os.read(reader, 2):
+        yield kernels[int.from_bytes(claim, "little")]
+    while helpers:
+        os.waitpid(helpers[-1], 0)
+        helpers.pop()
+
+
+def _fork_helper(reader: int, kernels: list[Entry | Operation]) -> int:
     from hyp.linux import die_with_parent
 
     caller = os.getpid()
@@ -168,24 +229,31 @@ def helped() -> Iterator[None]:
     if helper == 0:
         try:
             die_with_parent()
-            for kernel in reversed(_declared):
-                if os.getppid() != caller:
-                    break
-                kernel.load()
+            while os.getppid() == caller and (claim := os.read(reader, 2)):
+                kernels[int.from_bytes(claim, "little")].load()
         except BaseException:  # whoever called meets the same error, and says so
             pass
         finally:
             os._exit(0)
-    try:
-        yield
-    finally:
+    return helper
+
+
+def _end(helpers: list[int]) -> None:
+    for helper in helpers:
         os.kill(helper, signal.SIGKILL)
         os.waitpid(helper, 0)
 
 
-def load_all() -> Iterator[tuple[str, int, int, bool, float]]:
-    """Load every declared kernel; yields ``(name, index, total, compiled?, seconds)`` after each."""
-    for index, kernel in enumerate(_declared, 1):
-        start = time.perf_counter()
-        fresh = kernel.load()
-        yield kernel.name, index, len(_declared), fresh, time.perf_counter() - start
+def _exchange(stack: contextlib.ExitStack) -> bool:
+    """Have a folder by which processes can give each other what they compile: the cache, or else a passing one."""
+    if store.is_writable():
+        return True
+    try:
+        passing = tempfile.mkdtemp(prefix="xen-bypass-lab-")
+    except OSError:
+        return False
+    kept = store.folder
+    store.folder = Path(passing)
+    stack.callback(setattr, store, "folder", kept)
+    stack.callback(shutil.rmtree, passing, ignore_errors=True)
+    return True

@@ -19,16 +19,17 @@ from numba.core import compiler, types
 from numba.core.codegen import JITCodeLibrary
 from numba.core.registry import CPUDispatcher
 
+njit: Any = numba.njit
 OPTIONS = {"error_model": "numpy", "nogil": True}
 UNNEEDED = {
     "WithLifting", "InlineClosureLikes", "RewriteDynamicRaises", "MakeFunctionToJitFunction", "InlineInlinables",
     "FindLiterallyCalls", "LiteralUnroll", "LiteralPropagationSubPipelinePass", "InlineOverloads", "NopythonRewrites",
     "DumpParforDiagnostics",
 }  # fmt: skip
-"""Passes of numba's for what helpers have not: closures, `with`, raised exceptions, arrays. Each goes through the whole function."""
+"""Passes of numba's for what helpers have not: closures, `with`, raised exceptions, arrays. Each walks the whole function."""
 
 
-class HelperLibrary(JITCodeLibrary):  # type: ignore[misc]
+class HelperLibrary(JITCodeLibrary):
     """The IR of one helper. What it calls is listed, and linked in by whoever is made into machine code."""
 
     def _optimize_functions(self, ll_module: Any) -> None:
@@ -47,7 +48,7 @@ class HelperLibrary(JITCodeLibrary):  # type: ignore[misc]
         self._finalized = True
 
 
-class HelperCompiler(compiler.Compiler):  # type: ignore[misc]
+class HelperCompiler(compiler.Compiler):
     """numba's compiler of a function, stopped when it has the IR."""
 
     def __init__(
@@ -67,7 +68,7 @@ class HelperCompiler(compiler.Compiler):  # type: ignore[misc]
         return [manager]
 
 
-class Helper(CPUDispatcher):  # type: ignore[misc]
+class Helper(CPUDispatcher):
     """A function for compiled code to call. Called from Python (by a test), it is compiled for that by itself."""
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
@@ -95,7 +96,7 @@ class Helper(CPUDispatcher):  # type: ignore[misc]
 
     @functools.cached_property
     def _for_python(self) -> Any:
-        return numba.njit(**OPTIONS)(self.py_func)
+        return njit(**OPTIONS)(self.py_func)
 
     def _compile_for_args(self, *args: Any, **kws: Any) -> Any:
         return self._for_python._compile_for_args(*args, **kws)
@@ -127,20 +128,20 @@ def works() -> bool:
 def _try_out() -> bool:
     """Compile a function that calls an inlined and an outlined helper, which call another with a literal, and see what it gives."""
 
-    def inner(x, y):  # type: ignore[no-untyped-def]
+    def inner(x, y):
         return max(x, 1) * 10 + y
 
-    def outer(x):  # type: ignore[no-untyped-def]
+    def outer(x):
         return inlined(x, 3) + called(x, 4)
 
     try:
         innermost = compiled(inner)
 
-        def middle(x, y):  # type: ignore[no-untyped-def]
+        def middle(x, y):
             return innermost(x, y) + innermost(x, 1)
 
         inlined, called = compiled(middle), outlined(middle)
-        value = numba.njit(types.int64(types.int64), **OPTIONS)(outer)(2)
+        value = njit(types.int64(types.int64), **OPTIONS)(outer)(2)
     except Exception:  # whatever it is, the plain way does not meet it
         return False
     return bool(value == 23 + 21 + 24 + 21)

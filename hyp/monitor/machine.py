@@ -140,7 +140,9 @@ def _complete(queue, size, prod, index, length, status):
 def _refusal(m, addr, word):
     """STATUS_OK, or what is wrong with a send descriptor."""
     status = send_fault(word)
-    return STATUS_BAD_ADDRESS if status == STATUS_OK and not lies_within(addr, word & 0xFFFFFFFF, m.ram_bytes) else status
+    if status != STATUS_OK:
+        return status
+    return STATUS_OK if lies_within(addr, word & 0xFFFFFFFF, m.ram_bytes) else STATUS_BAD_ADDRESS
 
 
 @compiled

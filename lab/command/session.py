@@ -20,10 +20,9 @@ from lab.command.clients import living
 from lab.command.repeats import in_turns, summary
 from lab.command.screen import Screen
 from lab.command.tables import comparison, ledger, losses, notes, rates, runs, with_spread
+from lab.errors import LabError
 from lab.fingerprint import fingerprint
-from lab.owner import ROOT, Lab, LabError
-from lab.rundir import TopologyExists
-from lab.topology import TopologyError
+from lab.owner import ROOT, Lab
 from lab.workloads import PeerDied, Runner, WorkloadError, describe
 
 FAILED, NOT_STARTED = 1, 3
@@ -36,16 +35,21 @@ class Progress:
 
     def __init__(self, out: Screen) -> None:
         self._out = out
+        self._compiles = False
         self.compiled_s = 0.0
 
     def event(self, kind: str, details: dict[str, Any]) -> None:
         """An event of the lab."""
-        if kind == "progress":
-            if not self.compiled_s:
-                self._out.print("compiling the data path (once for this version; it is cached) …")
-            self.compiled_s += details["seconds"]
+        if kind == "compiling":
+            self._compiles = True
+            self._out.print("compiling the data path (once for this version; it is cached) …")
+        elif kind == "progress":
             if details["seconds"] >= 0.5:
                 self._out.print(f"  [{details['index']}/{details['total']}] {details['kernel']}  {details['seconds']:.1f} s")
+        elif kind == "warm":
+            self.compiled_s = details["seconds"] if self._compiles else 0.0
+        elif kind == "notice":
+            self._out.print(details["text"])
         elif kind == "died":
             self._out.print(f"{details['name']} {details['cause']}", style="bold red")
         elif kind == "asked_to_stop":  # by `launch.py stop`: as if it had been told so itself
@@ -124,15 +128,15 @@ def told(out: Screen) -> Iterator[list[int]]:
     status: list[int] = []
     try:
         yield status
-    except (LabError, TopologyExists, TopologyError) as error:
-        out.print(str(error), style="red")
-        status.append(NOT_STARTED)
     except PeerDied:
         out.print("the workloads cannot go on without it", style="red")
         status.append(FAILED)
     except (WorkloadError, ControlError) as error:
         out.print(str(error), style="red")
         status.append(FAILED)
+    except LabError as error:
+        out.print(str(error), style="red")
+        status.append(NOT_STARTED)
 
 
 async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:

@@ -37,13 +37,15 @@ def keep_book(address: int) -> int:
             b.mail += 1
         mail_taken(b.mailbox, b.mail)
         if stop:
-            return b.noted
+            noted: int = b.noted
+            return noted
 
 
 @entry(i64(i64))
 def first_note(notes: int) -> int:
     """What was noted first."""
-    return load64(notes)
+    first: int = load64(notes)
+    return first
 
 
 class Keeper:

@@ -364,6 +364,7 @@ def test_mistakes_are_told_before_anything_is_started(arguments: list[str], stat
     assert done.stdout == ""
 
 
+@pytest.mark.needs("mounts")
 @pytest.mark.parametrize("command", [["check", DEMO], ["status"], ["status", "--json"], ["stop"], ["--help"], ["clean"]])
 def test_output_that_nobody_takes(command: list[str]) -> None:
     reader, writer = os.pipe()
