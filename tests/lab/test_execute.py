@@ -1,5 +1,6 @@
 """`launch.py exec` without a terminal: what the program inherits, who holds its streams, whom signals reach, how it ends."""
 
+import asyncio
 import errno
 import os
 import resource
@@ -12,7 +13,21 @@ from typing import Any
 
 import pytest
 
-from tests.support.labs import LAUNCH, ROOT, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
+from lab.owner import Lab
+from lab.programs import run_in_guest
+from tests.support.labs import (
+    LAUNCH,
+    ROOT,
+    launch,
+    left_behind,
+    processes,
+    run,
+    staying_up,
+    topology,
+    topology_file,
+    unique,
+    wait_until,
+)
 from tests.support.patience import patient
 from tests.support.screens import state
 
@@ -231,6 +246,27 @@ def test_the_program_ends_with_its_guest_which_is_said(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(patient(GRACE)) == 143
     assert left_behind(name) == []
+
+
+# --- from Python -----------------------------------------------------------------------------------------------------
+
+
+def test_a_program_run_from_python_gives_status_and_output_and_ends_when_cancelled(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Lab(topology(tmp_path, "python", GUEST)) as lab:
+            done = await run_in_guest(lab, "alice", ["sh", "-c", "echo out; echo err >&2; exit 5"])
+            assert done == (5, "out\nerr\n")
+            said = tmp_path / "said"
+            os.mkfifo(said)
+            sleeping = asyncio.create_task(run_in_guest(lab, "alice", ["sh", "-c", f"{{ {OUTER_PID} }} >{said}; exec sleep 1000"]))
+            program = int(await asyncio.to_thread(said.read_text))
+            assert state(program) in ("R", "S", "D")
+            sleeping.cancel()
+            await asyncio.wait({sleeping})
+            await asyncio.to_thread(wait_until, lambda: state(program) == "", "the program to end")
+
+    run(main())
+    assert left_behind(unique("python")) == []
 
 
 # --- closed standard streams -----------------------------------------------------------------------------------------
