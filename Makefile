@@ -5,7 +5,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 FOR_BENCH := $(VENV)/.installed-bench
 FOR_TESTS := $(VENV)/.installed-tests
-INSTALL := $(VENV)/bin/python lab/install.py
+INSTALL := $(VENV)/bin/python lab/environment/install.py
 
 # Of the caller's, what would send packages elsewhere or bring in those of another Python.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV

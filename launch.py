@@ -26,7 +26,7 @@ for _signal in (signal.SIGINT, signal.SIGTERM):  # until there is something to b
 import sys
 from pathlib import Path
 
-from lab import interpreter
+from lab.environment import interpreter
 
 interpreter.settle([str(Path(__file__).resolve()), *sys.argv[1:]])
 

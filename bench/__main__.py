@@ -10,7 +10,7 @@ is wrong, and nothing was started; 128 + n for signal n (130: Ctrl-C), with a re
 
 import sys
 
-from lab import interpreter
+from lab.environment import interpreter
 from lab.execute import inherited
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ _ROWS = (
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_pin_table,
-        takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
+        takes=Takes(hyp=10, nic=4, dom0=0, guest=28, threads=2),
         port="nic/ctx",
         on_thread="enqueue",
         placed_like="bypass",

@@ -19,15 +19,14 @@ from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_a
 from hyp.linux import pid_of
 from hyp.process import adopt_socket
 from lab.counters import CounterReader
+from lab.errors import LabError
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
 
 ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 180.0  # from the time when all compiled code is there, which on a slow machine may take as long as it takes
-
-
-class LabError(Exception):
-    """A topology could not be started, or one of its processes failed; the message names it and says why."""
+"""Where the packages lie: the repository, or what pip made of it."""
+START_TIMEOUT_S = 180.0
+"""From the time when all compiled code is there, which on a slow machine may take as long as it takes."""
 
 
 Event = Callable[[str, dict[str, Any]], None]
@@ -41,6 +40,7 @@ class Lab:
     def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
         self.topology, self.name = topology, str(topology["name"])
         self._on_event = on_event or (lambda kind, details: None)
+        self._start_limit: asyncio.Timeout
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
         self.deaths: dict[str, str] = {}  # process → cause
@@ -70,7 +70,7 @@ class Lab:
             os.close(lock)
         try:
             info = {"guests": self.topology["guest"]}
-            async with asyncio.timeout(None) as self._boot_limit:
+            async with asyncio.timeout(None) as self._start_limit:
                 self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
         except BaseException as error:
             log_text = self._rundir.log_tail()
@@ -100,7 +100,7 @@ class Lab:
         self.channel = Channel(ours, handlers, name="the keeper")
 
     def _warm(self, **details: Any) -> None:
-        self._boot_limit.reschedule(asyncio.get_running_loop().time() + START_TIMEOUT_S)
+        self._start_limit.reschedule(asyncio.get_running_loop().time() + START_TIMEOUT_S)
         self._on_event("warm", details)
 
     def _passed_on(self, kind: str) -> Handler:

@@ -21,6 +21,7 @@ from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
 from hyp.paths import PATHS, dom0_needs
 from lab.demand import shortages
+from lab.errors import LabError
 from lab.topology_tables import (
     GIB,
     HEADER,
@@ -44,10 +45,13 @@ from lab.topology_tables import (
     suggest,
 )
 
-__all__ = ["PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "derived_mac", "load", "parse"]
+__all__ = [
+    "PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "check_workload", "derived_mac", "load",
+    "parse", "shipped",
+]  # fmt: skip
 
 
-class TopologyError(Exception):
+class TopologyError(LabError):
     """A topology that cannot be used. `problems` is a list of (key, reason); the text names the file and lists all."""
 
     def __init__(self, file: str, problems: list[tuple[str, str]]) -> None:
@@ -263,6 +267,24 @@ def load(path: str | Path) -> Topology:
 def parse(data: dict[str, Any]) -> Topology:
     """A topology given as plain tables, as a TOML file would hold them; `data` has a name. TopologyError lists every problem."""
     return _read(str(data.get("name")), "", _with_folder(data, os.getcwd()))
+
+
+def check_workload(topology: Topology, table: dict[str, Any]) -> dict[str, Any]:
+    """A workload that is not in the file, checked as if it were; returns it with all defaults. TopologyError says what is wrong."""
+    reader = _Reader()
+    load = reader.table(Workload, table, "")
+    _check_workloads(reader, [table], [guest.model_dump(mode="json") for guest in topology.guests])
+    _check_frames(reader, Wire(), topology.guests, {} if load is None else {0: load})
+    if load is None or reader.problems:
+        raise TopologyError(topology.name, [(key.removeprefix("workload[0]."), reason) for key, reason in reader.problems])
+    return load.model_dump(mode="json", by_alias=True)
+
+
+def shipped() -> Path:
+    """The folder of the topologies that come with the lab: the repository's, or where pip has put them."""
+    root = Path(__file__).resolve().parent
+    installed = root / "topologies"
+    return installed if installed.is_dir() else root.parent / "topologies"
 
 
 # --- is the machine large enough? ------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from lab.command.session import FAILED, heading, lab_up, print_results, run_work
 from lab.command.tables import processes
 from lab.owner import ROOT, Lab
 from lab.programs import run_in_guest
-from lab.topology import check_machine, load
+from lab.topology import check_machine, load, shipped
 from lab.workloads import Runner, Workload
 
 REPEATS = 3
@@ -68,7 +68,7 @@ async def _demo(seconds: float, out: Screen) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    topology = load(ROOT / "topologies" / name)
+    topology = load(shipped() / name)
     check_machine(topology)
     return topology.plain()
 
@@ -161,7 +161,7 @@ async def _ping(lab: Lab, client: str, server: str, address: str) -> dict[str, A
 
 async def _echo(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
     """What ping measures, by a program of our own, where ping is not installed."""
-    program = [sys.executable, str(ROOT / "lab" / "echo.py")]
+    program = [sys.executable, str(ROOT / "lab" / "command" / "echo.py")]
     serving = asyncio.create_task(run_in_guest(lab, server, [*program, "serve", str(ECHO_PORT)]))
     try:
         status, text = await run_in_guest(lab, client, [*program, "ask", address, str(ECHO_PORT)])
@@ -193,7 +193,8 @@ async def _download(lab: Lab, client: str, server: str, address: str, folder: st
     """Serve the random bytes with Python's own web server, fetch them, compare SHA-256."""
     serving = asyncio.create_task(run_in_guest(lab, server, [sys.executable, "-m", "http.server", "-d", folder, "8000"]))
     try:
-        fetch = [sys.executable, str(ROOT / "lab" / "fetch.py"), f"http://{address}:8000/data", str(Path(folder) / "data")]
+        program, data = ROOT / "lab" / "command" / "fetch.py", Path(folder) / "data"
+        fetch = [sys.executable, str(program), f"http://{address}:8000/data", str(data)]
         status, text = await run_in_guest(lab, client, fetch)
     finally:
         serving.cancel()

@@ -20,10 +20,9 @@ from lab.command.clients import living
 from lab.command.repeats import in_turns, summary
 from lab.command.screen import Screen
 from lab.command.tables import comparison, ledger, losses, notes, rates, runs, with_spread
+from lab.errors import LabError
 from lab.fingerprint import fingerprint
-from lab.owner import ROOT, Lab, LabError
-from lab.rundir import TopologyExists
-from lab.topology import TopologyError
+from lab.owner import ROOT, Lab
 from lab.workloads import PeerDied, Runner, WorkloadError, describe
 
 FAILED, NOT_STARTED = 1, 3
@@ -129,15 +128,15 @@ def told(out: Screen) -> Iterator[list[int]]:
     status: list[int] = []
     try:
         yield status
-    except (LabError, TopologyExists, TopologyError) as error:
-        out.print(str(error), style="red")
-        status.append(NOT_STARTED)
     except PeerDied:
         out.print("the workloads cannot go on without it", style="red")
         status.append(FAILED)
     except (WorkloadError, ControlError) as error:
         out.print(str(error), style="red")
         status.append(FAILED)
+    except LabError as error:
+        out.print(str(error), style="red")
+        status.append(NOT_STARTED)
 
 
 async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:

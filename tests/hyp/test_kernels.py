@@ -182,14 +182,14 @@ def test_a_helper_is_typed_once_for_all_literals_or_numba_does_it_in_its_own_way
     assert found["helpers"] == (2 if plain else 1)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a CPU of its own")
+@pytest.mark.needs("two-cpus")
 def test_what_a_helper_compiles_is_not_compiled_again_and_it_is_gone_afterwards(tree: Tree) -> None:
     found = tree.run(BEFORE=WAITS)
     assert (found["forked"], found["compiled"], found["left"]) == (1, [], False)
     assert (found["loaded"], found["values"]) == (BOTH, RIGHT)
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a CPU of its own")
+@pytest.mark.needs("two-cpus")
 def test_what_a_dead_helper_had_claimed_is_compiled_by_the_caller(tree: Tree) -> None:
     found = tree.run(BEFORE=DIES)
     assert (found["forked"], found["left"], found["values"]) == (1, False, RIGHT)

@@ -17,6 +17,7 @@ from lab.command.tables import duration
 from lab.owner import Lab
 from lab.reach import consequences, lost
 from tests.support.labs import launch, left_behind, run, staying_up, topology, topology_file, unique, until, wait_until
+from tests.support.patience import patient
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -61,7 +62,7 @@ def test_rates_uptime_and_log(tmp_path: Path, receiver: str) -> None:
         assert int(shown[3].replace(",", "")) > 0
         assert any(re.match(r"  over 0\.\d\d s +sent/s +Gbit/s +received/s +Gbit/s", line) for line in lines[first:])
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(patient(30))
     assert left_behind(name) == []
 
 
@@ -132,7 +133,7 @@ def test_what_is_said_is_what_happens(tmp_path: Path, path: str, role: str) -> N
             assert await lab.any_death()
             sending = asyncio.ensure_future(lab.call("one", "send_stream", mac=mac, frame=64, stream=2, frames=FRAMES))
             if lost(path, role) == CUT_OFF:
-                await asyncio.wait([sending], timeout=1)  # it never ends where nobody takes the frames, or is refused
+                await asyncio.wait([sending], timeout=patient(1))  # it never ends where nobody takes the frames, or is refused
             else:
                 await until(lambda: all_there(lab), f"{FRAMES} frames")
             sending.cancel()

@@ -9,7 +9,7 @@ from hypothesis.strategies import SearchStrategy
 
 SEED = 20_261_126
 
-TIERS = pytest.mark.parametrize("examples", [pytest.param(1, id="short"), pytest.param(20, id="long", marks=pytest.mark.long)])
+TIERS = pytest.mark.parametrize("examples", [pytest.param(1, id="short"), pytest.param(10, id="long", marks=pytest.mark.long)])
 """How many times a test's own number of inputs it is run with, in each of the two tiers."""
 
 

@@ -1,4 +1,4 @@
-"""Install the lab and its packages into the Python that runs this: ``python lab/install.py [EXTRA ...]``, which make does.
+"""Install the lab and its packages into the Python that runs this; make does it: ``python lab/environment/install.py [EXTRA ...]``.
 
 uv takes a tenth of pip's time, and is itself a wheel that pip installs at once. It does not read pip's configuration (an index,
 a proxy, a certificate, constraints), so it is told of it; where it fails all the same, pip does it and says what is wrong.
@@ -9,14 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 AS_UV_HAS_IT = {
     "index-url": "UV_DEFAULT_INDEX", "extra-index-url": "UV_INDEX", "find-links": "UV_FIND_LINKS", "constraint": "UV_CONSTRAINT",
     "cert": "SSL_CERT_FILE", "proxy": "ALL_PROXY", "trusted-host": "UV_INSECURE_HOST",
 }  # fmt: skip
-NO_TIME = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_RETRIES": "1"}
-"""An index that cannot be reached must not take longer than pip does."""
+OURS = {"UV_HTTP_TIMEOUT": "15", "UV_HTTP_RETRIES": "1", "UV_SYSTEM_CERTS": "true", "UV_NATIVE_TLS": "true"}
+"""An index that cannot be reached must not take longer than pip does; certificates are the machine's (in old and new words)."""
 
 
 def settings_of_pip(listing: str) -> dict[str, str]:
@@ -44,8 +44,8 @@ def with_uv(what: str) -> bool:
     got = subprocess.run([*PIP, "install", "--only-binary", "uv", "uv"], cwd=ROOT, capture_output=True, stdin=subprocess.DEVNULL)
     if got.returncode != 0:
         return False
-    listing = subprocess.run([*PIP, "config", "list"], cwd=ROOT, capture_output=True, text=True).stdout
-    environment = {**NO_TIME, **settings_of_pip(listing), **os.environ}
+    listing = subprocess.run([sys.executable, "-m", "pip", "config", "list"], cwd=ROOT, capture_output=True, text=True).stdout
+    environment = {**OURS, **settings_of_pip(listing), **os.environ}
     command = [sys.executable, "-m", "uv", *_no_cache(), "pip", "install", "--quiet", "--python", sys.executable, "-e", what]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, stdin=subprocess.DEVNULL).returncode == 0
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lab.execute import inherited
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 VENV = ROOT / ".venv"
 NEEDED = ("msgpack", "numba", "numpy", "posix_ipc", "pydantic", "rich", "typer", "uvloop")
 """What the lab imports, as pyproject.toml's dependencies bring it."""
