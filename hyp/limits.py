@@ -128,5 +128,7 @@ def told_of_threads(what: str) -> Iterator[None]:
     """The same for a thread."""
     try:
         yield
-    except RuntimeError as error:  # "can't start new thread"
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
         raise TooFew(errno.EAGAIN, f"{what} could not be started: {process_reason()}") from error
