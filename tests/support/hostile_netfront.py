@@ -81,11 +81,12 @@ async def main(process: Process, config: dict[str, Any]) -> None:
         hostile.take(device)
         return device
 
-    async def answer(store: XenstoreClient, back: str) -> bool:
+    async def answer(store: XenstoreClient, node: str) -> bool:
         await store.write(f"{frontend_path(int(config['domid']), 'vif', 0)}/{FEATURE_PERSISTENT}", config["answer"])
         return False
 
     vars(split)["connect"] = connect
     if "answer" in config:
-        vars(split)["_offers_persistent"] = answer
+        assert "says_one" in vars(split)
+        vars(split)["says_one"] = answer
     await traffic.main(process, config)

@@ -60,7 +60,7 @@ def trapped(bench: Bench, mac: str | None = None, entries: int = 64, start: int 
     with _beginning_at(bench, start):
         reply = guest.call("emulation_attach", interrupts=guest.upcall, answers=1, **places, sq_size=entries, rq_size=entries)
         guest.call("emulation_start")
-    assert reply.value == {"mac": guest.mac}
+    assert reply.value == {"mac": guest.mac, "features": 0}
     page = Mapping.adopt(reply.fds[0], TRAP_BYTES)
     guest.vcpu.attach(page, reply.fds[1])  # type: ignore[attr-defined]
     guest.vcpu.record[0]["sequence"] = start  # type: ignore[attr-defined]
