@@ -15,7 +15,9 @@ from lab import owner
 from lab.command import echo
 from lab.environment import install
 from lab.environment.interpreter import NEEDED, ROOT
-from lab.owner import Lab, LabError
+from lab.errors import LabError
+from lab.owner import Lab
+from lab.plan import MODULES
 from tests.support.labs import run, topology
 from tests.support.patience import patient
 
@@ -128,7 +130,7 @@ def test_the_demos_target_installs_neither_test_tools_nor_plots() -> None:
 
 
 def test_what_keeps_the_fork_server_from_loading_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, "MODULES", [*owner.MODULES, "hyp.no_such_module"])
+    monkeypatch.setattr(owner, "MODULES", [*MODULES, "hyp.no_such_module"])
 
     async def main() -> None:
         with pytest.raises(LabError, match=r"could not be loaded: ModuleNotFoundError: No module named 'hyp\.no_such_module'"):
