@@ -75,6 +75,8 @@ class PathSpec:
     """The path whose placement of loops suits this one."""
     colour: str
     """In plots; of Okabe and Ito's, or as far from them as they are from each other."""
+    colour_dark: str
+    """The same on a dark page."""
     marker: str
 
 
@@ -137,6 +139,7 @@ _ROWS = (
         on_thread=None,
         placed_like="bypass",
         colour="#009e73",
+        colour_dark="#3ccf9f",
         marker="D",
     ),
     PathSpec(
@@ -155,6 +158,7 @@ _ROWS = (
         on_thread=None,
         placed_like="bypass",
         colour="#0072b2",
+        colour_dark="#56b4e9",
         marker="o",
     ),
     PathSpec(
@@ -173,6 +177,7 @@ _ROWS = (
         on_thread="enqueue",
         placed_like="bypass",
         colour="#56b4e9",
+        colour_dark="#c2e4ff",
         marker="P",
     ),
     PathSpec(
@@ -192,6 +197,7 @@ _ROWS = (
         on_thread=None,
         placed_like="split",
         colour="#d55e00",
+        colour_dark="#ff8a4c",
         marker="s",
     ),
     PathSpec(
@@ -210,6 +216,7 @@ _ROWS = (
         on_thread=None,
         placed_like="trapped",
         colour="#b8558f",
+        colour_dark="#e59cc6",
         marker="^",
     ),
 )

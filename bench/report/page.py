@@ -9,6 +9,7 @@ from bench.benchmarks.literature import ABSENT, AGREES, DIFFERS, trends
 from bench.report import plots
 from bench.report.html import Element, drawing, el, page
 from bench.report.results import MARKS, POINT, Row, describe, dump, figures, grouped, metric, span, who
+from hyp.paths import PATHS
 from lab.figures import short
 
 CSS = Path(__file__).with_name("report.css")
@@ -27,6 +28,13 @@ METHOD = (
     "slice that lost, duplicated or corrupted frames without a drop’s name gives no figure, and the reason is shown. CPU time is "
     "the kernel’s, of all processes; busy and spin time are kept apart.",
 )
+
+
+def _path_colours() -> str:
+    """The paths' colours, on a light page and on a dark one, as CSS variables."""
+    light = " ".join(f"--{path.name}: {path.colour};" for path in PATHS.values())
+    dark = " ".join(f"--{path.name}: {path.colour_dark};" for path in PATHS.values())
+    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
 
 
 def write(folder: Path, results: Row) -> Path:
@@ -86,7 +94,10 @@ def document(results: Row, pictures: dict[str, list[Element]]) -> Element:
     )  # fmt: skip
     meta = el("meta", name="viewport", content="width=device-width, initial-scale=1")
     return el(
-        "html", el("head", el("meta", charset="utf-8"), meta, el("title", title), el("style", CSS.read_text())), body, lang="en"
+        "html",
+        el("head", el("meta", charset="utf-8"), meta, el("title", title), el("style", CSS.read_text() + _path_colours())),
+        body,
+        lang="en",
     )
 
 

@@ -40,7 +40,7 @@ def test_a_row_says_what_its_guests_take(path: PathSpec) -> None:
 
 
 def test_no_two_rows_look_alike_in_a_plot() -> None:
-    for column in ("name", "colour", "marker"):
+    for column in ("name", "colour", "colour_dark", "marker"):
         values = [getattr(path, column) for path in PATHS.values()]
         assert len(set(values)) == len(values), column
 
