@@ -1,7 +1,6 @@
 """Talking to topologies that somebody else runs: through their keeper's socket. For `launch.py status` and `stop`."""
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -132,11 +131,13 @@ async def living(interval_s: float | None = None) -> list[dict[str, Any]]:
     Name, state, "up_s", log, what died and whom that cuts off, guests, processes. With `interval_s` processes have their pids,
     and guests their counters and rates, which are read that long apart.
     """
-    looks = []
-    for run in rundir.living():
-        looks.append(_Look(run))
-        with contextlib.suppress(ClientError):
-            await looks[-1].ask(run, with_counters=interval_s is not None)
+    runs = rundir.living()
+    looks = [_Look(run) for run in runs]
+    # All at once: one that is stopped costs its own time-out, and not one after the other's
+    asked = (look.ask(run, with_counters=interval_s is not None) for look, run in zip(looks, runs, strict=True))
+    for answer in await asyncio.gather(*asked, return_exceptions=True):
+        if isinstance(answer, BaseException) and not isinstance(answer, ClientError):
+            raise answer
     if interval_s is not None:
         await _read_twice(looks, interval_s)
     return [look.status for look in looks]
