@@ -26,7 +26,11 @@ STEADY = {"apart", "together", "far", "one"}
 def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        out, err = process.communicate(timeout=patient(110))
+        try:
+            out, err = process.communicate(timeout=patient(110))
+        except BaseException:
+            process.terminate()  # it takes its topologies down
+            raise
     for purpose in ("throughput", "latency", "openloop", "cost", "price", "start", "idle", *(f"scale{n}" for n in (1, 4, 24))):
         assert left_behind(run_name(purpose, process.pid)) == []
     return subprocess.CompletedProcess(command, process.returncode, out, err)
@@ -51,6 +55,7 @@ def who(record: dict[str, Any]) -> str:
     return str(record.get("path") or record.get("peer") or record.get("floor"))
 
 
+@pytest.mark.long
 def test_throughput(tmp_path: Path) -> None:
     found = measured(tmp_path, "throughput", "--paths", "native,bypass,split,trapped", "--frames", "64,1500", "--cores", "both")
     seen = {(who(r), r["frame"], r["cores"]) for r in found["records"]}
@@ -74,6 +79,7 @@ def test_throughput(tmp_path: Path) -> None:
     assert any("notifications" in claim["text"] for claim in found["claims"])
 
 
+@pytest.mark.long
 @pytest.mark.needs("dpdk", "two-cpus")
 def test_throughput_beside_a_peer_of_equal_work(tmp_path: Path) -> None:
     found = measured(tmp_path, "throughput", "--paths", "bypass", "--frames", "512", "--peers", "vhost")
@@ -85,6 +91,7 @@ def test_throughput_beside_a_peer_of_equal_work(tmp_path: Path) -> None:
     assert ("bypass (header)", "vhost") in {(r["of"], r["to"]) for r in found["ratios"]}
 
 
+@pytest.mark.long
 def test_latency(tmp_path: Path) -> None:
     found = measured(tmp_path, "latency", "--paths", "bypass,split", "--frames", "64")
     seen = {(who(r), r["direction"], r["mode"], r["cores"]) for r in found["records"]}
@@ -100,6 +107,7 @@ def test_latency(tmp_path: Path) -> None:
             assert points[-1] == pytest.approx(1.0)
 
 
+@pytest.mark.long
 def test_open_loop(tmp_path: Path) -> None:
     found = measured(tmp_path, "openloop", "--paths", "bypass,split", "--frames", "64")
     rates = {r["path"]: r["mpps"]["median"] for r in found["records"] if r.get("mode") == "zero loss"}
@@ -123,6 +131,7 @@ def test_a_path_that_falls_behind_now_and_then_keeps_its_late_slices() -> None:
     assert not keeps_up(samples, "nobody", 1.0)
 
 
+@pytest.mark.long
 def test_cost(tmp_path: Path) -> None:
     found = measured(tmp_path, "cost", "--paths", "native,bypass,split", "--frames", "1500")
     variants = {"native", "bypass", "split", "bypass + copy", "split − copy", "bypass, no hold-off", "split, no hold-off"}
@@ -143,6 +152,7 @@ def test_cost(tmp_path: Path) -> None:
     assert [note for note in found["notes"] if "a registration pays" in note]
 
 
+@pytest.mark.long
 def test_scale(tmp_path: Path) -> None:
     found = measured(tmp_path, "scale", "--paths", "bypass,split", "--frames", "64")
     assert {(r["path"], r["guests"]) for r in found["records"]} == {(p, n) for p in ("bypass", "split") for n in (1, 4, 24)}
@@ -181,6 +191,7 @@ def test_crossovers_are_found_where_intervals_are_apart() -> None:
     assert crossover("a", "b", [0, 100], [none, none], flat) == "a and b cannot be told apart at any price"
 
 
+@pytest.mark.long
 def test_startup(tmp_path: Path) -> None:
     found = measured(tmp_path, "startup")
     records = {r["path"]: r for r in found["records"]}
@@ -191,6 +202,7 @@ def test_startup(tmp_path: Path) -> None:
         assert 0 < start["after_warm_s"]["median"] < start["ready_s"]["median"]
 
 
+@pytest.mark.long
 def test_limit(tmp_path: Path) -> None:
     found = measured(tmp_path, "limit", "--frames", "64")
     assert {(r["frame"], r["cores"]) for r in found["records"] if "frame" in r} == {(64, "all"), (64, "1")}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,13 @@ from bench.peers.vhost import PREFIX, Vhost, VhostHugepages, sweep_dead
 from lab import rundir
 from tests.support.labs import ROOT, run, wait_until
 from tests.support.needs import lacking
+from tests.support.tiers import tiered
 
 CPUS = sorted(os.sched_getaffinity(0))
 PAIR = [CPUS[0], CPUS[-1]]
 needs_dpdk = pytest.mark.needs("dpdk", "two-cpus")  # both ends of a vhost pair poll
-NEEDS = {"vhost": needs_dpdk, "vhost-hugepages": needs_dpdk, "veth": pytest.mark.needs("ip")}
-MEMBERS = [pytest.param(name, marks=NEEDS[name]) if name in NEEDS else name for name in PEERS]
+NEEDS: dict[str, Any] = {"vhost": needs_dpdk, "vhost-hugepages": needs_dpdk, "veth": pytest.mark.needs("ip")}
+MEMBERS = tiered(PEERS, ["vhost", "veth", "unix"], **NEEDS)
 OWNER = """
 import asyncio, sys, uvloop
 from bench.peers import peer_class
@@ -155,6 +157,7 @@ def test_nothing_is_left_of_a_peer_whose_owner_is_killed(name: str, warm: None, 
     assert traces(owner.pid) == []
 
 
+@pytest.mark.long
 @needs_dpdk
 def test_what_a_kill_of_everything_left_is_swept(warm: None, pages: None) -> None:
     """The guard is killed too: run folder and pages are left, and the next start (or `clean`) takes them away."""

@@ -75,6 +75,7 @@ def is_going(name: str) -> bool:
     return not run_dir.is_alive() or not any("anna" in line for line in processes(name).values())
 
 
+@pytest.mark.long
 def test_nohup_is_heeded(tmp_path: Path) -> None:
     with staying_up(topology_file(tmp_path, "nohup", PAIR), **ignoring(signal.SIGHUP)) as (process, _):
         process.send_signal(signal.SIGHUP)
@@ -102,6 +103,7 @@ def test_stop_ends_the_topology_and_its_owner(tmp_path: Path) -> None:
     assert f"no topology named '{name}' is running" in again.stderr
 
 
+@pytest.mark.long
 @pytest.mark.needs("mounts")
 def test_stop_all_names_what_it_stops_and_asks(tmp_path: Path) -> None:
     """On a machine of its own, since it is about all topologies that there are."""
@@ -144,6 +146,7 @@ def answered(within: list[str], answer: str) -> tuple[int, bool]:
     return process.returncode, all(f"  {unique(name)}: up for" in output for name in ("all1", "all2"))
 
 
+@pytest.mark.long
 def test_stop_after_the_owner_was_killed(tmp_path: Path) -> None:
     """The keeper stopped, so that the end that the owner's death begins is still to come."""
     name = unique("orphan")
@@ -319,6 +322,7 @@ def test_deaths_are_said_and_stay_in_the_status(tmp_path: Path) -> None:
     assert left_behind(name) == []
 
 
+@pytest.mark.long
 @pytest.mark.needs("taps")
 def test_exec_while_the_topology_starts(tmp_path: Path) -> None:
     """It starts for long, since its cache of compiled code is empty."""

@@ -22,6 +22,7 @@ from lab.owner import Lab
 from lab.topology import TopologyError, check_machine, parse
 from tests.support.labs import ROOT, launch, left_behind, processes, run, staying_up, topology_file, unique, wait_until
 from tests.support.patience import patient
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -56,9 +57,7 @@ def counted(topology: dict[str, Any], kind: str) -> dict[str, int]:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "mix", [pytest.param(mix, marks=pytest.mark.needs("taps") if MIXES[mix].get("tap") else ()) for mix in MIXES]
-)
+@pytest.mark.parametrize("mix", tiered(MIXES, ["one split", "all"], all=pytest.mark.needs("taps")))
 def test_the_model_is_what_proc_says(mix: str) -> None:
     topology = mixed("model", **MIXES[mix])
 
@@ -128,7 +127,7 @@ def test_clients_too_raise_their_soft_limit(tmp_path: Path) -> None:
         process.wait(patient(30))
 
 
-@pytest.mark.parametrize("most", [40, 48, 60, 90, 110])
+@pytest.mark.parametrize("most", tiered([40, 48, 60, 90, 110], [48, 90]))
 def test_a_process_that_runs_out_of_descriptors_is_named_with_the_limit(most: int) -> None:
     """As it would be if the model were wrong: nobody checks, and the topology does not start."""
     topology = mixed("out", trapped=8)
@@ -227,7 +226,7 @@ print("limit", most)
 """
 
 
-@pytest.mark.parametrize("room", [0, 1, 2, 3, 5, 7, 9, 12])
+@pytest.mark.parametrize("room", tiered([0, 1, 2, 3, 5, 7, 9, 12], [0, 5]))
 def test_a_process_or_thread_that_cannot_be_is_named_with_the_limit(room: int) -> None:
     """Each step of the start, from the keeper's process to a guest's thread. Root is exempt from the limit, hence another user."""
     topology = mixed("nproc", trapped=1, split=1)

@@ -8,6 +8,7 @@ from hyp.paths import PATHS, Attachment, PathSpec
 from lab.owner import Lab
 from lab.workloads import Runner
 from tests.support.labs import left_behind, run, topology, workload
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -40,7 +41,7 @@ def test_every_frame_arrives_and_every_hop_balances(tmp_path: Path, path: PathSp
     assert left_behind(run(main())) == []
 
 
-@rows
+@pytest.mark.parametrize("path", tiered(PATHS.values(), [PATHS["split"], PATHS["cdna"]]), ids=PATHS.keys())
 def test_the_ledger_says_what_the_model_is(tmp_path: Path, path: PathSpec) -> None:
     """Per frame to the wire: who handles it, how often it is copied, and whether anybody makes a hypercall or a trap for it."""
 

@@ -15,6 +15,7 @@ from lab.ledger import unbalanced
 from lab.owner import Lab
 from lab.workloads import Runner
 from tests.support.labs import GUESTS, left_behind, run, topology, until, workload
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -93,7 +94,10 @@ def test_guests_of_different_paths_reach_each_other(tmp_path: Path) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("settings", ['[memory]\nbacking = "sealed"\n', "[nic]\nengines = 2\n", "[nic]\nengines = 3\nqueue = 64\n"])
+SETTINGS = ['[memory]\nbacking = "sealed"\n', "[nic]\nengines = 2\n", "[nic]\nengines = 3\nqueue = 64\n"]
+
+
+@pytest.mark.parametrize("settings", tiered(SETTINGS, SETTINGS[2:]))
 def test_other_settings(tmp_path: Path, settings: str) -> None:
     async def main() -> None:
         async with running(tmp_path, "settings", settings + GUESTS) as runner:
