@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import select
+import shutil
 import struct
 import termios
 import time
@@ -85,10 +86,14 @@ def screen(*argv: str, rows: int = 24, columns: int = 80, **environment: str) ->
         shown.wait()
 
 
+SHELLS = {name: argv for name, *argv in (["dash", "-i"], ["bash", "--norc", "--noediting", "-i"]) if shutil.which(name)}
+"""Shells with job control that are here, and how each is started so that no file of the user's changes it."""
+
+
 @contextmanager
-def shell(**environment: str) -> Iterator[Screen]:
-    """An interactive shell (`sh -i`), at its prompt."""
-    with screen("sh", "-i", PS1=PROMPT, ENV="", **environment) as shown:
+def shell(name: str = "sh") -> Iterator[Screen]:
+    """An interactive shell, at its prompt."""
+    with screen(name, *SHELLS.get(name, ["-i"]), PS1=PROMPT, ENV="") as shown:
         shown.expect(PROMPT)
         yield shown
 
