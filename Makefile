@@ -1,30 +1,53 @@
-# Everything sets itself up: a virtual environment in .venv, made again when pyproject.toml changes.
+# Everything sets itself up: a virtual environment in .venv, brought up to date when pyproject.toml changes. Each target installs
+# what it needs itself: the demo neither test tools nor plots.
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+FOR_BENCH := $(VENV)/.installed-bench
+FOR_TESTS := $(VENV)/.installed-tests
+INSTALL := $(VENV)/bin/python lab/environment/install.py
 
-.PHONY: demo bench test check setup clean
+# Of the caller's, what would send packages elsewhere or bring in those of another Python.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV
+
+.PHONY: demo bench test test-all check tools setup clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python launch.py demo
 
-bench: $(STAMP)
+bench: $(FOR_BENCH)
 	$(VENV)/bin/python -m bench
 
-test: $(STAMP)
+test: $(FOR_TESTS)
+	$(VENV)/bin/python -m pytest -m 'not long'
+
+test-all: $(FOR_TESTS)
 	$(VENV)/bin/python -m pytest
 
-check: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/mypy
+check: $(FOR_TESTS)
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
+	$(VENV)/bin/python -m pytest -q tests/test_imports.py
 
-setup: $(STAMP)
+tools:
+	$(PYTHON) tests/support/tools.py
+
+setup: $(FOR_TESTS)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test,bench]'
+	$(INSTALL)
 	touch $(STAMP)
+
+$(FOR_BENCH): $(STAMP)
+	$(INSTALL) bench
+	touch $(FOR_BENCH)
+
+$(FOR_TESTS): $(STAMP)
+	$(INSTALL) test bench
+	touch $(FOR_BENCH) $(FOR_TESTS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

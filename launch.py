@@ -4,8 +4,8 @@
     launch.py                              the demo
     launch.py run FILE.toml [--json OUT]   run a topology: its workloads, or until Ctrl-C if it has none
     launch.py exec GUEST -- PROGRAM ...    run a program in a TAP guest of a running topology
-    launch.py status [--json]              what is running, and what TAP guests have moved
-    launch.py stop [NAME] [--all]          take a running topology down
+    launch.py status [--json]              what is running, who is cut off, and what guests move
+    launch.py stop [NAME] [--all [--yes]]  take a running topology down, or all of them once you have said so
     launch.py check FILE.toml              is the topology sound, and does it fit this machine?
     launch.py clean                        remove what dead topologies left
 
@@ -23,17 +23,12 @@ inherited.note()
 for _signal in (signal.SIGINT, signal.SIGTERM):  # until there is something to be taken down
     signal.signal(_signal, lambda number, _: os._exit(128 + number))
 
-import importlib.util
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent
-VENV_PYTHON = ROOT / ".venv" / "bin" / "python"
-if importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None:
-    if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
-        sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
-    inherited.give_back()
-    os.execve(VENV_PYTHON, [str(VENV_PYTHON), str(Path(__file__).resolve()), *sys.argv[1:]], inherited.environment)
+from lab.environment import interpreter
+
+interpreter.settle([str(Path(__file__).resolve()), *sys.argv[1:]])
 
 import asyncio
 import json
@@ -44,6 +39,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import typer
 import uvloop
 
+from lab.command.encoding import speak_any_encoding
 from lab.command.ending import SURROUNDINGS, run_in_order, silence, unwritable
 
 FAILED, USAGE, NOT_STARTED = 1, 2, 3
@@ -176,11 +172,13 @@ def take_topology(argv: list[str]) -> str | None:
 
 @app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
-    """What is running, and what TAP guests have moved."""
-    from lab.command.clients import living
+    """What is running, who is cut off, and what guests move."""
+    from hyp.limits import raise_descriptor_limit
+    from lab.command.clients import RATES_S, living
     from lab.command.tables import status_lines
 
-    found = ask(living())
+    raise_descriptor_limit()
+    found = ask(living(RATES_S))
     if as_json:
         print(json.dumps(found, indent=2))
     elif not found:
@@ -192,7 +190,8 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
 @app.command()
 def stop(
     name: Annotated[str | None, typer.Argument(help="Which topology; not needed if there is one.")] = None,
-    all_of_them: Annotated[bool, typer.Option("--all", help="All that are running.")] = False,
+    all_of_them: Annotated[bool, typer.Option("--all", help="All that are running; asks first.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --all: do not ask.")] = False,
 ) -> None:
     """Take a running topology down."""
     from lab.command.clients import stop
@@ -207,9 +206,27 @@ def stop(
         fail(f"topologies {', '.join(running)} are running: say which, or --all", USAGE)
     if not running:
         print("no topology is running")
+    elif all_of_them and not yes:
+        confirm(list(running))
     for run in [running[name]] if name is not None else running.values():
         ask(stop(run))
         print(f"{run.name} has been taken down")
+
+
+def confirm(names: list[str]) -> None:
+    """Say what would be stopped, and go on only if whoever sits at the terminal says yes; exits otherwise."""
+    from lab.command.clients import living
+    from lab.command.tables import brief
+
+    statuses = {status["name"]: status for status in ask(living())}
+    lines = [brief(statuses[name]) if name in statuses else name for name in names]
+    told = "\n".join(["stop --all takes down:", *(f"  {line}" for line in lines)])
+    if not sys.stdin.isatty():
+        fail(f"{told}\nwithout a terminal to ask on, say --yes", USAGE)
+    print(told)
+    print("Go on? [y/N] ", end="", flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        fail("nothing was stopped", FAILED)
 
 
 @app.command()
@@ -218,12 +235,15 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
 
     Nothing is started.
     """
+    from lab.demand import most_descriptors, processes
     from lab.figures import plural
     from lab.topology_tables import show_size
 
     topology = load_topology(file)
     parts = f"{plural(len(topology.guests), 'guest')}, {plural(len(topology.workloads), 'workload')}, "
-    parts += f"{show_size(topology.shared_memory_bytes())} of shared memory"
+    plain = topology.plain()
+    parts += f"{show_size(topology.shared_memory_bytes())} of shared memory, {processes(plain)} processes and threads, "
+    parts += f"{most_descriptors(plain)[1]} descriptors in one"
     print(f"{file}: topology {topology.name!r} is sound: {parts}")
 
 
@@ -245,6 +265,7 @@ def clean() -> None:
 
 def main() -> None:
     """Entry point. What is wrong with this process's surroundings is told without a traceback."""
+    speak_any_encoding()
     try:
         try:
             app(prog_name="launch.py")

@@ -8,33 +8,27 @@ Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, 
 is wrong, and nothing was started; 128 + n for signal n (130: Ctrl-C), with a report of what was measured.
 """
 
-import importlib.util
-import os
 import sys
-from pathlib import Path
 
+from lab.environment import interpreter
 from lab.execute import inherited
 
 if __name__ == "__main__":
     inherited.note()  # first of all: it opens standard streams that are closed
-
-VENV_PYTHON = Path(__file__).resolve().parent.parent / ".venv" / "bin" / "python"
-if __name__ == "__main__" and (importlib.util.find_spec("numba") is None or importlib.util.find_spec("typer") is None):
-    if not VENV_PYTHON.exists() or Path(sys.prefix) == VENV_PYTHON.parent.parent:
-        sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
-    inherited.give_back()
-    os.execve(VENV_PYTHON, [str(VENV_PYTHON), "-m", "bench", *sys.argv[1:]], inherited.environment)
+    interpreter.settle(["-m", "bench", *sys.argv[1:]])
 
 import asyncio
 import importlib
+import importlib.util
+import os
 import tempfile
 import time
 import traceback
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, Protocol, cast
 
 import typer
-from rich.console import Console
 
 from bench.method.options import (
     BENCHMARKS,
@@ -52,11 +46,12 @@ from bench.method.options import (
 from bench.method.progress import Steps, parts, watched
 from bench.report.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
 from hyp.paths import PATHS
+from lab.command.encoding import speak_any_encoding
 from lab.command.ending import run_in_order, unwritable
+from lab.command.screen import Screen
 from lab.fingerprint import fingerprint
 
 FAILED, USAGE = 1, 2
-WIDE = 160
 
 settings: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 app = typer.Typer(**settings)
@@ -81,11 +76,6 @@ def benchmark(name: str) -> Benchmark:
 def available() -> list[str]:
     """The benchmarks that this version has."""
     return [name for name, module in BENCHMARKS.items() if importlib.util.find_spec(module) is not None]
-
-
-def console() -> Console:
-    """Standard output; wide enough for the tables when it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
 
 
 def fail(message: str, status: int = USAGE) -> NoReturn:
@@ -138,7 +128,7 @@ def run(
         if name is not None and name not in available():
             raise OptionsError(f"no benchmark {name!r} (known: {', '.join(available())}; or: compare A B)")
         if importlib.util.find_spec("matplotlib") is None:
-            raise OptionsError("the report needs matplotlib: run `make setup` first")
+            raise OptionsError("the report needs matplotlib: `make bench` installs it, and `make setup`")
         sizes = (QUICK_FRAMES if quick else FRAMES) if frames is None else _sizes(frames)
         time_each = seconds if seconds is not None else (QUICK_SECONDS if quick else SECONDS)
         options = Options(
@@ -148,7 +138,7 @@ def run(
         _writable(json_out, folder)
     except OptionsError as error:
         fail(str(error))
-    screen = console()
+    screen = Screen()
     names = [name] if name is not None else available()
     results: Row = {"version": VERSION, "started": started.isoformat(timespec="seconds"), "seconds": 0.0}
     results |= {"machine": fingerprint(), "options": options.plain(), "benchmarks": {}}
@@ -158,7 +148,7 @@ def run(
     raise typer.Exit(status)
 
 
-def _drive(names: list[str], options: Options, results: Row, screen: Console) -> int:
+def _drive(names: list[str], options: Options, results: Row, screen: Screen) -> int:
     """Run the benchmarks; returns the exit status. What was done stays in `results`, whatever ends it."""
     begin = time.monotonic()
     try:
@@ -191,16 +181,16 @@ async def _measure(names: list[str], options: Options, progress: Steps, done: di
     return status
 
 
-def _finish(results: Row, folder: Path, json_out: Path | None, screen: Console) -> None:
-    """Tables on the screen, the folder, and the JSON file if one was asked for."""
+def _finish(results: Row, folder: Path, json_out: Path | None, screen: Screen) -> None:
+    """The JSON file if one was asked for, the folder, and tables on the screen: it may be hours' work, and nobody may look."""
     from bench.report.page import write
     from bench.report.summary import tables
 
-    screen.print(tables(results))
     if json_out is not None:
         dump(json_out, results)
     written = write(folder, results)
-    screen.print(f"report: {os.path.relpath(written)}", markup=False, soft_wrap=True)
+    screen.print(tables(results))
+    screen.print(f"report: {os.path.relpath(written)}")
 
 
 @compare_app.command()
@@ -215,11 +205,12 @@ def compare(
         before, after = read(a), read(b)
     except ResultsError as error:
         fail(str(error))
-    console().print(report(before, after))
+    Screen().print(report(before, after))
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point."""
+    speak_any_encoding()
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["compare"]:
         compare_app(arguments[1:], prog_name="python -m bench compare")

@@ -18,7 +18,7 @@ from hyp.memory import Mapping
 from hyp.paths import PATHS, Attachment
 from hyp.process import Process, adopt_socket
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
-from hyp.xenstore import XenstoreClient
+from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, sleep, spins, wait_at
 from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64
-from hyp.price import pay
+from hyp.model.price import pay
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 

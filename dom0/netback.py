@@ -57,13 +57,13 @@ from hyp.abi.grant import (
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME
 from hyp.abi.platform import COPY_LIMIT, EVENT_PRICE, HYPERCALL_PRICE, KEEP_ARMED
-from hyp.ablation import ablated
 from hyp.atomics import load16, load32_once, load64_once, memcpy, notify, store16, store32, store64
 from hyp.counters import count
 from hyp.events import wait_at
 from hyp.grants import copy_counts_at, grant_copy_at
 from hyp.kernels import compiled
-from hyp.price import pay
+from hyp.model.ablation import ablated
+from hyp.model.price import pay
 from hyp.ring import (
     PROTOCOL_FAULT,
     arm_requests,

@@ -28,7 +28,7 @@ from hyp.counters import count
 from hyp.events import wait_at
 from hyp.grants import map_grant_at, unmap_grant_at
 from hyp.kernels import compiled, outlined
-from hyp.price import pay
+from hyp.model.price import pay
 
 
 @compiled

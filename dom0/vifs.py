@@ -25,10 +25,10 @@ from hyp.counters import CounterPage
 from hyp.grants import map_grant_at, unmap_grant_at
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
-from hyp.price import pay
+from hyp.model.price import pay
 from hyp.ring import RING, attach_back, ring_at, ring_size
-from hyp.xenbus import XenbusState, backend_path, frontend_path, switch_state, wait_for_state
-from hyp.xenstore import XenstoreClient, XenstoreError
+from hyp.xenstore.client import XenstoreClient, XenstoreError
+from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, switch_state, wait_for_state
 
 DEVICE = "vif"
 HANDSHAKE_TIMEOUT_S = 30.0

@@ -29,7 +29,7 @@ from hyp.abi.platform import EVENT_PRICE
 from hyp.atomics import call_operation, load64, record_view, store64
 from hyp.events import most_of, sleep, wait_at
 from hyp.kernels import Operation, compiled
-from hyp.price import pay
+from hyp.model.price import pay
 from hyp.verbs import qp_at, receives_completed, sends_completed
 
 BURST = 64

@@ -27,6 +27,8 @@ from typing import Any
 
 import msgpack
 
+from hyp import limits
+
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 160 * 1024
@@ -166,7 +168,7 @@ class Channel:
             if self.closed.done() or self._inbox.paused:
                 return
             try:
-                packet, fds = self._receive()
+                packet, fds, lacking = self._receive()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -177,12 +179,16 @@ class Channel:
                 self._end("end of file")
                 return
             try:
-                self._dispatch(packet, fds)
+                if lacking:
+                    self._do_without(packet)
+                else:
+                    self._dispatch(packet, fds)
             except Exception as error:  # anything an untrusted packet can provoke ends this channel alone
                 self._end(f"broke the protocol: {error}")
                 return
 
-    def _receive(self) -> tuple[bytes | None, list[int]]:
+    def _receive(self) -> tuple[bytes | None, list[int], bool]:
+        """The next packet (None at the end), its descriptors, and if this process could not take them, being at its limit."""
         fds = array.array("i")
         space = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
         packet, ancillary, flags, _ = self._sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
@@ -191,8 +197,19 @@ class Channel:
                 fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             close_all(fds)
-            raise OSError(errno.EMSGSIZE, "a packet or its descriptors did not fit")
-        return (packet or None), list(fds)
+            if flags & socket.MSG_TRUNC or len(fds) == MAX_FDS:
+                raise OSError(errno.EMSGSIZE, "a packet or its descriptors did not fit")
+            return (packet or None), [], True
+        return (packet or None), list(fds), False
+
+    def _do_without(self, packet: bytes) -> None:
+        """Refuse a request whose descriptors we could not take, or fail the call whose reply they came with."""
+        message, refusal = msgpack.unpackb(packet, strict_map_key=True), ["EMFILE", limits.descriptor_reason()]
+        log.error("%s: %s", self.name, refusal[1])
+        if "op" not in message:
+            self._take_reply({"id": message["id"], "error": refusal}, [])
+        elif isinstance(message.get("id"), int):
+            self._send_or_end({"id": message["id"], "gen": self.generation, "error": refusal}, ())
 
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
         try:
@@ -283,6 +300,8 @@ def describe(error: Exception) -> list[str]:
         return ["ENOTCONN", str(error)]
     if isinstance(error, TimeoutError):
         return ["ETIMEDOUT", str(error) or "it took too long"]
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return ["EMFILE", limits.descriptor_reason()]
     if isinstance(error, OSError) and error.errno:
         return [errno.errorcode.get(error.errno, "EIO"), error.strerror or str(error)]
     if isinstance(error, (ValueError, TypeError, KeyError, LookupError)):

@@ -43,7 +43,7 @@ NO_WORDS = mail_record()
 
 
 @compiled
-def mail_address(box, sequence):
+def mail_address(box: int, sequence: int) -> int:
     """Address of message `sequence`, which the engine views as its `mail_record`."""
     return box + MESSAGES + (sequence % MAIL_SLOTS) * MESSAGE_BYTES
 
@@ -56,19 +56,19 @@ def _post(box: int, message: int, sequence: int) -> None:
 
 
 @compiled
-def mail_waiting(box, taken):
+def mail_waiting(box: int, taken: int) -> int:
     """Number of messages posted and not yet taken by the engine, which has taken `taken` so far."""
     return load64_acquire(box + POSTED) - taken
 
 
 @compiled
-def mail_opcode(box, sequence):
+def mail_opcode(box: int, sequence: int) -> int:
     """What message `sequence` asks for; `mail_waiting` has said that it is there."""
     return load64(mail_address(box, sequence))
 
 
 @compiled
-def mail_taken(box, taken):
+def mail_taken(box: int, taken: int) -> None:
     """Tell the control thread that every message before `taken` has been carried out."""
     store64_release(box + TAKEN, taken)
     notify(load64_acquire(box + REPLY_FD))

@@ -31,19 +31,22 @@ from hyp.kernels import compiled
 
 
 @compiled
-def passed(event, old, new):
-    """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that."""
+def passed(event: int, old: int, new: int) -> bool:
+    """True if a free-running 32-bit index came to `event` on its way from `old` to `new`: the other side asked for that.
+
+    Of a single step, it is whether `new` is `event`: who publishes one by one (traps, crossings) compares no more than that.
+    """
     return u32_sub(new, event) < u32_sub(new, old)
 
 
 @compiled
-def passed64(event, old, new):
+def passed64(event: int, old: int, new: int) -> bool:
     """`passed` for a 64-bit index, which never wraps."""
     return old < event <= new
 
 
 @compiled
-def notify_if(due, eventfd, counts):
+def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
     """Notify if that is due. Counts it in the private row `counts`, or that it could be held off."""
     if due:
         notify(eventfd)
@@ -53,7 +56,7 @@ def notify_if(due, eventfd, counts):
 
 
 @compiled
-def most_of(due):
+def most_of(due: int) -> int:
     """How many of the `due` completions a sleeper waits for that wants room, not the last of them: three quarters."""
     return due - (due >> 2)
 
@@ -122,7 +125,7 @@ def sleep(wait, timeout_ns, counts):
 # --- the hypervisor's table -------------------------------------------------------------------------------------------
 
 
-MAX_PORTS = 1024
+MAX_EVENT_PORTS = 1024
 """Ports of a domain, port 0 included, which nobody has."""
 
 
@@ -182,7 +185,7 @@ class Port:
 class EventChannels:
     """Ports of all domains. Every method checks what a domain says; EventError otherwise."""
 
-    limit: int = MAX_PORTS
+    limit: int = MAX_EVENT_PORTS
     _ports: dict[tuple[int, int], Port] = field(default_factory=dict)
 
     def alloc_unbound(self, domid: int, remote: int, upcall: Upcall) -> int:

@@ -70,3 +70,9 @@ def send_fault(word: int) -> int:
 def takes_frame(word: int, length: int) -> bool:
     """True if the buffer of a receive descriptor is large enough for `length` bytes, and no flag is set."""
     return word & 0xFFFFFFFF >= length and word >> 32 == 0
+
+
+@compiled
+def lies_within(addr: int, length: int, size: int) -> bool:
+    """True if [addr, addr + length) is within [0, size). `addr` may be any 64 bits; `length` has been checked."""
+    return 0 <= addr <= size - length

@@ -13,9 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hyp import linux
+
 
 class TooFew(OSError):
     """A process, thread or descriptor could not be had; the message names the limits that there are."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,9 @@ def descriptor_limit() -> int:
 
 
 def descriptor_reason() -> str:
-    """What to say where a process has run out of descriptors."""
-    return f"no more descriptors: the limit of one process (ulimit -n) is {descriptor_limit()}"
+    """What to say where this process has run out of descriptors. Needs none."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"{linux.own_name()} can have no more descriptors: the limit of one process (ulimit -n) is {soft}"
 
 
 # --- processes and threads -------------------------------------------------------------------------------------------
@@ -122,5 +128,7 @@ def told_of_threads(what: str) -> Iterator[None]:
     """The same for a thread."""
     try:
         yield
-    except RuntimeError as error:  # "can't start new thread"
+    except RuntimeError as error:
+        if str(error) != "can't start new thread":
+            raise
         raise TooFew(errno.EAGAIN, f"{what} could not be started: {process_reason()}") from error

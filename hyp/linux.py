@@ -19,7 +19,7 @@ NAMESPACES = {
 }  # fmt: skip
 """Their names in /proc/<pid>/ns → clone flags."""
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 29, 36
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_GET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 16, 29, 36
 _SYS_PIDFD_GETFD = 438  # on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -32,12 +32,19 @@ def _checked(result: int) -> int:
 
 
 def _prctl(option: int, argument: int | bytes) -> None:
-    _checked(_libc.prctl(option, argument, 0, 0, 0))
+    _checked(_libc.prctl(option, ctypes.c_ulong(argument) if isinstance(argument, int) else argument, 0, 0, 0))
 
 
 def set_name(name: str) -> None:
     """Name the calling thread, as ps and top show it (15 bytes)."""
     _prctl(_PR_SET_NAME, name.encode()[:15])
+
+
+def own_name() -> str:
+    """The name of the calling thread."""
+    name = ctypes.create_string_buffer(16)
+    _prctl(_PR_GET_NAME, ctypes.addressof(name))
+    return name.value.decode(errors="replace")
 
 
 def shown_name(name: str, role: str) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import posix_ipc
 
+from hyp import limits
 from hyp.abi.nic import PAGE
 from hyp.ownfiles import private_file
 
@@ -135,8 +136,10 @@ def create_region(backing: str, topology: str, owner: str, purpose: str, size: i
     except OSError as error:
         room = os.statvfs(SHM)
         free = room.f_bavail * room.f_frsize
-        reason = f"region {name} of topology {topology}: {size} bytes cannot be had ({error.strerror}); /dev/shm has {free} free"
-        raise SharedMemoryError(error.errno, reason) from error
+        code = error.errno or errno.EMFILE  # posix_ipc leaves it out, and has no other error without one
+        cause = limits.descriptor_reason() if code == errno.EMFILE else error.strerror
+        reason = f"region {name} of topology {topology}: {size} bytes cannot be had ({cause}); /dev/shm has {free} free"
+        raise SharedMemoryError(code, reason) from error
     return region
 
 

@@ -6,7 +6,7 @@ that none is measured with another's spinning, placement or memory because a pla
 Read by processes that must not import numpy: plain Python only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -18,6 +18,10 @@ EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + LARGEST_FRAME_BUFFER + FRAME_BUFFER  #
 PIN_LOGS: Final = 17 * PAGE  # before the counts of cdna's pin table: hyp/monitor/cdna.py
 
 
+CUT_OFF: Final = "cut off"
+APART: Final = "cut off from the wire and from guests on other paths"
+
+
 class Attachment(StrEnum):
     """What Dom0's toolstack gives a guest of the path."""
 
@@ -25,6 +29,18 @@ class Attachment(StrEnum):
     PASSTHROUGH = "a NIC context that the IOMMU lets through"
     EMULATION = "an emulated NIC"
     VIF = "a port of Dom0's bridge"
+
+
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """What each guest of a path takes: descriptors, those of mappings included, in each process, and threads of its own."""
+
+    hyp: int
+    nic: int
+    dom0: int
+    guest: int
+    """In the guest's process, all of them."""
+    threads: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +57,16 @@ class PathSpec:
     attachment: Attachment
     shared_loop: str | None
     """The process with a loop between guest and NIC that all guests share; None: there is none."""
-    cut_off_by: frozenset[str]
-    """Roles whose death ends the guests' traffic."""
+    cut_off_by: Mapping[str, str]
+    """Roles whose death ends the guests' traffic, and what the guests are then: CUT_OFF or APART."""
     ring: Callable[[int], int]
     """Slots of its send ring."""
     ram: Callable[[int], int]
     """Bytes of guest RAM that the front end uses."""
     beside_ram: Callable[[int, int], int]
     """(queue, bytes of RAM) → bytes of shared memory that a guest needs beside its RAM and what every domain has."""
+    takes: Takes
+    """Held to what /proc says by tests/lab/test_demand.py."""
     port: str
     """Rows of the back end that balance a guest's `device` row begin with this, and end with ``:<guest>``."""
     on_thread: str | None
@@ -110,10 +128,11 @@ _ROWS = (
         back_end="nic.device",
         attachment=Attachment.PASSTHROUGH,
         shared_loop=None,
-        cut_off_by=frozenset({"nic"}),
+        cut_off_by={"nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_nothing,
+        takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
         port="nic/ctx",
         on_thread=None,
         placed_like="bypass",
@@ -127,10 +146,11 @@ _ROWS = (
         back_end="nic.device",
         attachment=Attachment.CONTEXT,
         shared_loop=None,
-        cut_off_by=frozenset({"nic"}),
+        cut_off_by={"nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_nothing,
+        takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
         port="nic/ctx",
         on_thread=None,
         placed_like="bypass",
@@ -144,10 +164,11 @@ _ROWS = (
         back_end="hyp.monitor.cdna",
         attachment=Attachment.PASSTHROUGH,
         shared_loop=None,
-        cut_off_by=frozenset({"nic"}),
+        cut_off_by={"nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_pin_table,
+        takes=Takes(hyp=10, nic=4, dom0=0, guest=28, threads=2),
         port="nic/ctx",
         on_thread="enqueue",
         placed_like="bypass",
@@ -161,10 +182,12 @@ _ROWS = (
         back_end="dom0.vifs",
         attachment=Attachment.VIF,
         shared_loop="dom0",
-        cut_off_by=frozenset({"nic", "dom0"}),
+        # Dom0's bridge goes on without the NIC; a back end that cannot watch its front end's state any more closes (dom0/vifs.py)
+        cut_off_by={"dom0": CUT_OFF, "xenstored": CUT_OFF, "nic": APART},
         ring=_xens,
         ram=_split_ram,
         beside_ram=_nothing,
+        takes=Takes(hyp=8, nic=0, dom0=4, guest=28, threads=2),
         port="dom0/vif",
         on_thread=None,
         placed_like="split",
@@ -178,10 +201,11 @@ _ROWS = (
         back_end="hyp.monitor.emulation",
         attachment=Attachment.EMULATION,
         shared_loop="hyp",
-        cut_off_by=frozenset({"nic", "hyp"}),
+        cut_off_by={"hyp": CUT_OFF, "nic": CUT_OFF},
         ring=_as_said,
         ram=_context_ram,
         beside_ram=_device_model,
+        takes=Takes(hyp=23, nic=4, dom0=0, guest=29, threads=3),
         port="hyp/vmm",
         on_thread=None,
         placed_like="trapped",

@@ -3,25 +3,34 @@
 It has one task (a process with threads could not enter a user namespace) and no state. It forks twice, so that
 the new process becomes the keeper's child. Protocol, on its socket (the frames of hyp/control.py, served one at a time)::
 
-    event  progress {kernel, index, total, compiled, seconds}      while loading; then event warm {seconds}
-    fork   {name, role, module, config, purposes, title} + descriptors → {pid}
+    event  compiling {kernels}                                 how many there are to compile, before that begins
+    event  progress {kernel, index, total, seconds}            one was compiled
+    event  notice {text}                                       something that its user ought to know
+    event  warm {seconds}; or failed {cause}, and the end
+    fork   {name, role, module, config, purposes, title} + descriptors → {pid}, or an error that names the limit met
 
 `purposes` name the descriptors in order; `title` is the command line that ps shows.
 """
 
 import array
+import errno
 import importlib
 import os
 import socket
+import struct
 import sys
 import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 
-from hyp import linux
-from hyp.control import MAX_FDS, MAX_MESSAGE
+from hyp import limits, linux
+from hyp.control import MAX_FDS, MAX_MESSAGE, close_all, describe
+
+_FORKED = struct.Struct("<ii")  # what the child tells: the grandchild's pid, or the error that there is none for
+
+MAX_CAUSE = 1000
 
 
 def serve(sock: socket.socket, modules: list[str]) -> None:
@@ -39,45 +48,75 @@ def serve(sock: socket.socket, modules: list[str]) -> None:
         for _, _, data in ancillary:
             fds.frombytes(data)
         request = msgpack.unpackb(packet)
-        pid = _fork_twice(request["args"], list(fds))
-        for fd in fds:
-            os.close(fd)
-        sock.send(msgpack.packb({"id": request["id"], "gen": 1, "ok": {"pid": pid}}))
+        reply: dict[str, Any] = {"id": request["id"], "gen": 1}
+        try:
+            if len(fds) < len(request["args"]["purposes"]):
+                raise limits.TooFew(errno.EMFILE, limits.descriptor_reason())
+            reply["ok"] = {"pid": _fork_twice(request["args"], list(fds))}
+        except OSError as error:
+            reply["error"] = describe(error)
+        finally:
+            close_all(fds)
+        sock.send(msgpack.packb(reply))
 
 
 def _load(sock: socket.socket, modules: list[str]) -> None:
-    from hyp import kernels  # after the fork from the keeper, which has no compiled code
+    def tell(op: str, **args: Any) -> None:
+        sock.send(msgpack.packb({"op": op, "args": args}))
 
     start = time.perf_counter()
-    for module in modules:
-        importlib.import_module(module)
-    with kernels.helped():
-        for name, index, total, compiled, seconds in kernels.load_all():
+    os.environ.pop("NUMBA_DISABLE_JIT", None)  # there is no lab without compiled code
+    try:
+        from hyp import kernels  # after the fork from the keeper, which has no compiled code
+
+        for module in modules:
+            importlib.import_module(module)
+        if absent := kernels.missing():
+            tell("compiling", kernels=len(absent))
+        for name, index, total, compiled, seconds in kernels.load_all(together=True):
             if compiled:
-                args = {"kernel": name, "index": index, "total": total, "seconds": seconds}
-                sock.send(msgpack.packb({"op": "progress", "args": args}))
-    sock.send(msgpack.packb({"op": "warm", "args": {"seconds": time.perf_counter() - start}}))
+                tell("progress", kernel=name, index=index, total=total, seconds=seconds)
+    except Exception as error:
+        tell("failed", cause=f"{type(error).__name__}: {' '.join(str(error).split())}"[:MAX_CAUSE])
+        raise
+    if kernels.store.trouble is not None:
+        tell("notice", text=f"compiled code is not kept ({kernels.store.trouble}); XBL_CACHE can name another folder for it")
+    tell("warm", seconds=time.perf_counter() - start)
 
 
 def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
-    """Fork a grandchild that becomes the keeper's child; returns its pid."""
+    """Fork a grandchild that becomes the keeper's child; returns its pid. OSError, naming the limit, if that cannot be."""
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        intermediate = os.getpid()
+    try:
+        with limits.told_of_processes(args["name"]):
+            child = os.fork()
+            if child == 0:
+                _fork_once_more(writer, args, fds)
+            os.waitpid(child, 0)
+            pid, code = _FORKED.unpack(os.read(reader, _FORKED.size) or _FORKED.pack(0, errno.ECHILD))  # it was killed
+            if code:
+                raise OSError(code, os.strerror(code))
+        return int(pid)
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def _fork_once_more(writer: int, args: dict[str, Any], fds: list[int]) -> NoReturn:
+    """In the child: fork the grandchild, tell its pid or why there is none, exit."""
+    intermediate = os.getpid()
+    try:
         grandchild = os.fork()
-        if grandchild == 0:
-            _become(intermediate, args, fds)
-        os.write(writer, grandchild.to_bytes(4, "little"))
+    except OSError as error:
+        os.write(writer, _FORKED.pack(0, error.errno or errno.ECHILD))
         os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writer)
-    pid = int.from_bytes(os.read(reader, 4), "little")
-    os.close(reader)
-    return pid
+    if grandchild == 0:
+        _become(intermediate, args, fds)
+    os.write(writer, _FORKED.pack(grandchild, 0))
+    os._exit(0)
 
 
-def _become(intermediate: int, args: dict[str, Any], fds: list[int]) -> None:
+def _become(intermediate: int, args: dict[str, Any], fds: list[int]) -> NoReturn:
     """In the grandchild: wait to be adopted, keep only one's own descriptors, run the role, exit."""
     status = 1
     try:

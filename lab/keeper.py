@@ -17,6 +17,7 @@ A plan is a list of processes in the order in which they are to be forked::
 
 import asyncio
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -25,7 +26,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyp import linux
+from hyp import limits, linux
 from hyp.control import Answer, Channel, Handler, Refused, close_all, socketpair
 from hyp.memory import sweep
 from lab import forkserver
@@ -65,6 +66,7 @@ class Keeper:
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
         self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
+        self._up_since: float | None = None
         self._down: asyncio.Task[None] | None = None
         self._forkserver_death: str | None = None
         self.gone = asyncio.Event()
@@ -72,7 +74,9 @@ class Keeper:
         for number in (signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(number, self.go_down)
         self._owner = Channel(owner, self._handlers(owner=True), name="launch.py", on_close=self.go_down)
-        handlers: dict[str, Handler] = {"progress": self._progress, "warm": self._is_warm}
+        handlers: dict[str, Handler] = {"warm": self._is_warm, "failed": self._cannot_warm}
+        for told in ("compiling", "progress", "notice"):
+            handlers[told] = functools.partial(self._owner.tell, told)
         self._forkserver_pid = forkserver_pid
         self._forkserver = Channel(forkserver, handlers, name="the fork server", on_close=self._forkserver_gone)
 
@@ -87,12 +91,13 @@ class Keeper:
 
     # -- the fork server --
 
-    def _progress(self, **args: Any) -> None:
-        self._owner.tell("progress", **args)
-
     def _is_warm(self, seconds: float) -> None:
         if not self._warm.done():
             self._warm.set_result(seconds)
+
+    def _cannot_warm(self, cause: str) -> None:
+        if not self._warm.done():
+            self._warm.set_exception(Refused("ECHILD", f"the compiled code could not be loaded: {cause}"))
 
     def _forkserver_gone(self) -> None:
         if not self._warm.done():
@@ -117,10 +122,11 @@ class Keeper:
             await self._spawn(process)
         await self._all_ready()
         self._info["state"] = "up"
+        self._up_since = self._loop.time()
         return {"warm_s": warm_s, "boot_s": self._loop.time() - start}
 
     def status(self) -> dict[str, Any]:
-        """State ("starting", "up", "degraded", "going down"), what has died since it was up, and processes."""
+        """State ("starting", "up", "degraded", "going down"), since when it is up, what has died since, and processes."""
         children = [{"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()]
         dead = [f"{c.name} {self._state(c)}" for c in self._children.values() if c.ended.done()]
         dead += [self._forkserver_death] if self._forkserver_death else []
@@ -129,7 +135,8 @@ class Keeper:
             state, dead = "going down", []
         elif state == "up" and dead:
             state = "degraded"
-        return {**self._info, "state": state, "dead": dead, "processes": children}
+        up_s = None if self._up_since is None else self._loop.time() - self._up_since
+        return {**self._info, "state": state, "up_s": up_s, "dead": dead, "processes": children}
 
     def pidfds(self) -> Answer:
         """Names of the living processes, and fds: their pidfds."""
@@ -340,7 +347,8 @@ def describe_exit(code: int) -> str:
 def start_forkserver(modules: list[str], topology: str) -> tuple[int, socket.socket]:
     """Fork the fork server (it begins to load at once); returns its pid and our end of its socket."""
     ours, theirs = socketpair()
-    pid = os.fork()
+    with limits.told_of_processes("the fork server"):
+        pid = os.fork()
     if pid == 0:
         status = 1
         try:
@@ -378,7 +386,8 @@ def main(argv: list[str]) -> int:
     linux.set_title(TITLE, name, "keeper-stub")
     isolated = linux.new_pid_namespace()
     if isolated:
-        pid = os.fork()
+        with limits.told_of_processes("the keeper"):
+            pid = os.fork()
         if pid != 0:
             os.close(owner_fd)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -401,4 +410,7 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except limits.TooFew as error:
+        sys.exit(str(error))

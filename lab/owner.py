@@ -14,23 +14,24 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from hyp import limits
 from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
 from hyp.linux import pid_of
 from hyp.process import adopt_socket
 from lab.counters import CounterReader
+from lab.errors import LabError
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
 
 ROOT = Path(__file__).resolve().parent.parent
+"""Where the packages lie: the repository, or what pip made of it."""
 START_TIMEOUT_S = 180.0
-
-
-class LabError(Exception):
-    """A topology could not be started, or one of its processes failed; the message names it and says why."""
+"""From the time when all compiled code is there, which on a slow machine may take as long as it takes."""
 
 
 Event = Callable[[str, dict[str, Any]], None]
-"""``event(kind, details)``: kinds ``progress`` (a kernel was compiled), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+"""``event(kind, details)``: kinds ``compiling`` (so many kernels), ``progress`` (a kernel was compiled), ``notice`` (a text),
+``warm``, ``died``, ``asked_to_stop`` (by a client)."""
 
 
 class Lab:
@@ -39,6 +40,7 @@ class Lab:
     def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
         self.topology, self.name = topology, str(topology["name"])
         self._on_event = on_event or (lambda kind, details: None)
+        self._start_limit: asyncio.Timeout
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
         self.deaths: dict[str, str] = {}  # process → cause
@@ -54,9 +56,13 @@ class Lab:
 
     async def start(self) -> None:
         """Start the keeper and boot everything. LabError names what could not start; then nothing is left behind."""
+        limits.raise_descriptor_limit()
         lock = self._rundir.acquire()
         try:
             self._start_keeper(lock)
+        except limits.TooFew as error:
+            self._rundir.remove()
+            raise LabError(f"topology {self.name}: {error}") from error
         except BaseException:
             self._rundir.remove()
             raise
@@ -64,7 +70,7 @@ class Lab:
             os.close(lock)
         try:
             info = {"guests": self.topology["guest"]}
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(None) as self._start_limit:
                 self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
         except BaseException as error:
             log_text = self._rundir.log_tail()
@@ -80,17 +86,25 @@ class Lab:
         with theirs, open(self._rundir.log_path, "wb") as log:
             theirs.setblocking(True)
             command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *MODULES]
-            self._keeper = subprocess.Popen(
-                command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
-            )  # fmt: skip
+            with limits.told_of_processes("the keeper"):
+                self._keeper = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                    start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                )  # fmt: skip
         handlers: dict[str, Handler] = {
-            "progress": lambda **details: self._on_event("progress", details),
-            "warm": lambda **details: self._on_event("warm", details),
+            **{kind: self._passed_on(kind) for kind in ("compiling", "progress", "notice")},
+            "warm": self._warm,
             "died": self._died,
             "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
         }
         self.channel = Channel(ours, handlers, name="the keeper")
+
+    def _warm(self, **details: Any) -> None:
+        self._start_limit.reschedule(asyncio.get_running_loop().time() + START_TIMEOUT_S)
+        self._on_event("warm", details)
+
+    def _passed_on(self, kind: str) -> Handler:
+        return lambda **details: self._on_event(kind, details)
 
     async def stop(self) -> None:
         """Take the topology down and wait until nothing of it is left."""
@@ -99,9 +113,24 @@ class Lab:
         self._consoles.clear()
         self.channel.close()  # the keeper takes that for the order to go down
         try:
-            await finished(asyncio.get_running_loop().run_in_executor(None, self._keeper.wait))
+            await finished(self._keeper_end())
         finally:
             clean(self.name)  # the keeper was killed: what it would have removed is left to us
+
+    def _keeper_end(self) -> "asyncio.Future[None]":
+        """Done when the keeper has ended. No thread, which there may be no more of."""
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+        pidfd = os.pidfd_open(self._keeper.pid)
+
+        def reap() -> None:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+            self._keeper.wait()
+            ended.set_result(None)
+
+        loop.add_reader(pidfd, reap)
+        return ended
 
     async def ended(self) -> str:
         """Wait until the keeper is gone, which nothing but its death brings about while this object is open."""

@@ -49,6 +49,7 @@ from pathlib import Path
 
 from hyp.memory import SHM, objects, sweep
 from hyp.ownfiles import is_locked, lock_file, open_file, open_folder
+from lab.errors import LabError
 
 MARKER = ".xen-bypass-lab"
 _MADE_BY = "xen-bypass-lab"
@@ -56,7 +57,7 @@ _LONGEST_RECORD = 16384  # bytes; a path is 4096 at most
 _OBJECT = re.compile(rf"xbl\.{os.getuid()}\.([a-z0-9-]+)\.(?:lock|[^.]+\.[^.]+)")
 
 
-class TopologyExists(Exception):
+class TopologyExists(LabError):
     """A topology of this name lives already."""
 
 

@@ -20,6 +20,8 @@ from pydantic_core import ErrorDetails
 from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
 from hyp.paths import PATHS, dom0_needs
+from lab.demand import shortages
+from lab.errors import LabError
 from lab.topology_tables import (
     GIB,
     HEADER,
@@ -43,10 +45,13 @@ from lab.topology_tables import (
     suggest,
 )
 
-__all__ = ["PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "derived_mac", "load", "parse"]
+__all__ = [
+    "PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "check_workload", "derived_mac", "load",
+    "parse", "shipped",
+]  # fmt: skip
 
 
-class TopologyError(Exception):
+class TopologyError(LabError):
     """A topology that cannot be used. `problems` is a list of (key, reason); the text names the file and lists all."""
 
     def __init__(self, file: str, problems: list[tuple[str, str]]) -> None:
@@ -251,7 +256,7 @@ def load(path: str | Path) -> Topology:
     """Read and check the file `path`. TopologyError lists every problem."""
     path = Path(path)
     try:
-        data = tomllib.loads(path.read_bytes().decode())
+        data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors begin files with a mark
     except OSError as error:
         raise TopologyError(str(path), [("", f"cannot be read: {error.strerror}")]) from error
     except (ValueError, RecursionError) as error:  # syntax, encoding, a number or nesting without end
@@ -262,6 +267,24 @@ def load(path: str | Path) -> Topology:
 def parse(data: dict[str, Any]) -> Topology:
     """A topology given as plain tables, as a TOML file would hold them; `data` has a name. TopologyError lists every problem."""
     return _read(str(data.get("name")), "", _with_folder(data, os.getcwd()))
+
+
+def check_workload(topology: Topology, table: dict[str, Any]) -> dict[str, Any]:
+    """A workload that is not in the file, checked as if it were; returns it with all defaults. TopologyError says what is wrong."""
+    reader = _Reader()
+    load = reader.table(Workload, table, "")
+    _check_workloads(reader, [table], [guest.model_dump(mode="json") for guest in topology.guests])
+    _check_frames(reader, Wire(), topology.guests, {} if load is None else {0: load})
+    if load is None or reader.problems:
+        raise TopologyError(topology.name, [(key.removeprefix("workload[0]."), reason) for key, reason in reader.problems])
+    return load.model_dump(mode="json", by_alias=True)
+
+
+def shipped() -> Path:
+    """The folder of the topologies that come with the lab: the repository's, or where pip has put them."""
+    root = Path(__file__).resolve().parent
+    installed = root / "topologies"
+    return installed if installed.is_dir() else root.parent / "topologies"
 
 
 # --- is the machine large enough? ------------------------------------------------------------------------------------
@@ -299,7 +322,12 @@ def available_memory(root: Path = Path("/")) -> int:
 
 
 def check_machine(topology: Topology) -> None:
-    """Called before anything is spawned: TopologyError, with what is needed and what there is, if memory is short."""
+    """Called before anything is spawned: TopologyError, with what is needed and what there is, for all that is short."""
+    if problems := _memory_shortages(topology) + shortages(topology.plain()):
+        raise TopologyError(topology.file, problems)
+
+
+def _memory_shortages(topology: Topology) -> list[tuple[str, str]]:
     needed = topology.shared_memory_bytes()
     stores = [("memory", available_memory(), "")]
     if topology.memory.backing == "posix":
@@ -314,4 +342,5 @@ def check_machine(topology: Topology) -> None:
                 f'"{topology.memory.backing}" needs {show_size(needed)} ({needed} bytes) and {store} has '
                 f"{show_size(available)} ({available} bytes) available; give guests or dom0 less memory{remedy}"
             )
-            raise TopologyError(topology.file, [("memory.backing", reason)])
+            return [("memory.backing", reason)]
+    return []

@@ -5,16 +5,19 @@ under a name, or the record has an error.
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
 from collections.abc import Awaitable, Iterable, Sequence
 from typing import Any
 
+from hyp.control import ControlError
 from hyp.load.frames import HEADER_ONLY
 from hyp.paths import PATHS
 from lab.accounting import Usage, spent, usages
 from lab.counters import CounterReader
+from lab.errors import LabError
 from lab.figures import plural
 from lab.ledger import Snapshot, difference, drops, faults, per_frame, total, trap_ns, unbalanced
 from lab.owner import Lab
@@ -22,16 +25,18 @@ from lab.placement import Placement, usual
 from lab.plan import spin_limit_us
 
 WIRE = "wire"
+HYPERVISOR = "hyp"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ANNOUNCEMENT = 64
 REST_TIMEOUT_S = 10.0
 MARGIN_S = 30.0
+END_TIMEOUT_S = 2.0
 
 Workload = dict[str, Any]
 """``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
 
 
-class WorkloadError(Exception):
+class WorkloadError(LabError):
     """A workload could not be run to its end; the message says which and why."""
 
 
@@ -80,11 +85,15 @@ class Runner:
         after = await self._settled()
         elapsed = time.monotonic() - start
         cpu = spent(usages(self.pids), used)
-        return self._record(load, merged(reports), difference(after, before), after, cpu, elapsed)
+        return self._record(load, merged(reports), difference(after, before), self._of_the_living(after), cpu, elapsed)
+
+    def needed(self, loads: Sequence[Workload]) -> set[str]:
+        """The processes without which these streams cannot be."""
+        return _guests_in(loads) | {"nic"} | self._between(_guests_in(loads))
 
     async def _unless_death(self, loads: Sequence[Workload]) -> list[dict[str, Any]]:
         """The jobs' reports; WorkloadError as soon as a process dies that they need."""
-        needed = _guests_in(loads) | {"nic"} | self._between(_guests_in(loads))
+        needed = self.needed(loads)
         death = asyncio.ensure_future(self.lab.death_of(needed))
         work = asyncio.ensure_future(_all_of([self._job(load) for load in loads]))
         try:
@@ -101,6 +110,24 @@ class Runner:
         stream = next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
         return await (self._round_trips if load["kind"] == "rr" else self._stream)(load, stream)
 
+    async def end(self, *loads: Workload) -> None:
+        """End what may still be going on of streams that were given up, so that the next find their senders free.
+
+        Within END_TIMEOUT_S: a sender that is stopped, or waits for somebody who is, stays as it is.
+        """
+        senders = dict.fromkeys(load["from"] for load in loads)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await asyncio.gather(*map(self._end, senders))
+
+    async def _end(self, sender: str) -> None:
+        with contextlib.suppress(ControlError):  # it is dead
+            if sender == WIRE:  # what it generates is replaced by what is over at once
+                over = {"frame": ANNOUNCEMENT, "stream": next(self._streams), "seconds": 1e-9}
+                await self.lab.call("nic", "wire_generate", mac=BROADCAST, **over)
+            else:
+                await self.lab.call(sender, "end_job")
+
     # -- steps --
 
     async def prepare(self, *loads: Workload, placement: Placement | None = None) -> None:
@@ -112,9 +139,10 @@ class Runner:
         peers = [peer for peer in ends if peer != WIRE]
         between = sorted(self._between(peers))
         loops = self._loops(loads)
-        self._price = await lab.call("hyp", "price")
-        setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
-        await lab.call("hyp", "spin_limit", limit_us=spin_limit_us(setting, loops, len(self.cpus)))
+        if HYPERVISOR not in lab.deaths:  # else prices and spinning stay as they are, for whoever goes on without it
+            self._price = await lab.call(HYPERVISOR, "price")
+            setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
+            await lab.call(HYPERVISOR, "spin_limit", limit_us=spin_limit_us(setting, loops, len(self.cpus)))
         await self._place(loads, [*peers[:1], *between, "nic", *peers[1:]], placement)
         if WIRE in ends:
             await lab.call("nic", "wire_mode", mode="reflect" if loads[0]["kind"] == "rr" else "sink")
@@ -175,10 +203,14 @@ class Runner:
         last: Snapshot = {}
         while True:
             now = self._counters.read()
-            if (now == last and not unbalanced(now)) or time.monotonic() > deadline:
+            if (now == last and not unbalanced(self._of_the_living(now))) or time.monotonic() > deadline:
                 return now
             last = now
             await asyncio.sleep(0.002)
+
+    def _of_the_living(self, snapshot: Snapshot) -> Snapshot:
+        """The rows of processes that live: what a dead one had in its hands is nobody's any more, and balances nowhere."""
+        return {row: counts for row, counts in snapshot.items() if row.partition("/")[0] not in self.lab.deaths}
 
     def _mac(self, peer: str) -> str:
         return self._wire_mac if peer == WIRE else str(self._guests[peer]["mac"])

@@ -14,7 +14,7 @@ from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS
 from hyp.abi.nic import MAX_FRAME
 from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_once, store64_release
 from hyp.counters import count
-from hyp.events import notify_if, passed64
+from hyp.events import notify_if
 from hyp.kernels import compiled
 from nic.deliver import copy_frame
 from nic.link import is_congested, link_at
@@ -59,7 +59,8 @@ def cross(e, consumer, context, origin, frame, length, head0, head1):
     count(e.counts, COPIED_BYTES, length)
     store64_release(ring + PROD, prod + 1)
     full_fence()
-    notify_if(passed64(load64_once(ring + PROD_EVENT), prod, prod + 1), load64(e.kick_fds + 8 * consumer), e.counts)
+    asked = load64_once(ring + PROD_EVENT) == prod + 1  # one step passes one index
+    notify_if(asked, load64(e.kick_fds + 8 * consumer), e.counts)
     return DELIVERED
 
 

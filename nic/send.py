@@ -31,12 +31,12 @@ from hyp.abi.nic import (
     STATUS_SPOOFED,
 )
 from hyp.abi.platform import KEEP_ARMED
-from hyp.ablation import ablated
 from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, u32_add
 from hyp.counters import count
 from hyp.frames import SOURCE_MASK, destination_of, send_fault, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
+from hyp.model.ablation import ablated
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause, put_run
 from nic.queues import NO_WINDOW, complete_send, posted_buffers, posted_sends, reach, seek, send_descriptor

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,18 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
 
-ASSERTING = ("control_ends", "grant_world", "peers", "trapped_guests", "xenstored_process")  # not tests, but with assertions
-pytest.register_assert_rewrite(*(f"tests.{name}" for name in ASSERTING))
+# not tests, but with assertions
+ASSERTING = ("control_ends", "grant_world", "guests", "labs", "peers", "trapped_guests", "xenstored_process")
+pytest.register_assert_rewrite(*(f"tests.support.{name}" for name in ASSERTING))
+pytest_plugins = ("tests.support.needs", "tests.support.patience")
+
+WARM_S = 240.0
+WARM = """import importlib, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+from hyp import kernels
+list(kernels.load_all(together=True))
+"""
 
 if TYPE_CHECKING:
     from tests.support.grant_world import World
@@ -18,17 +29,37 @@ if TYPE_CHECKING:
     from tests.support.peers import Bench
 
 
-@pytest.fixture(scope="session")
-def warm() -> None:
-    """All compiled code is in the cache: the first topology of a run does not pay for it."""
+def pytest_configure() -> None:
+    """A shell ignores SIGINT for what it starts in the background, and what is ignored is inherited: tests interrupt programs."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Compile before the first test, and not in its time: a cold cache takes a minute or more."""
+    if session.config.option.collectonly or not any("warm" in getattr(item, "fixturenames", ()) for item in session.items):
+        return
     import subprocess
     import sys
 
-    from lab.owner import MODULES, ROOT
+    from lab.owner import ROOT
+    from lab.plan import MODULES
+    from tests.support.patience import patient
 
-    script = "import importlib, sys\nfor m in sys.argv[1:]: importlib.import_module(m)\n"
-    script += "from hyp import kernels\nwith kernels.helped(): list(kernels.load_all())"
-    subprocess.run([sys.executable, "-c", script, *MODULES], check=True, cwd=ROOT, timeout=300)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", WARM, *MODULES], cwd=ROOT, timeout=patient(WARM_S), stderr=subprocess.PIPE, text=True
+        )
+    except subprocess.TimeoutExpired as error:
+        pytest.exit(f"the data path is not compiled after {error.timeout:.0f} s", 1)
+    if done.returncode:
+        pytest.exit(f"the data path cannot be compiled:\n{done.stderr}", 1)
+
+
+@pytest.fixture(scope="session")
+def warm() -> None:
+    """All compiled code is in the cache, as `pytest_runtestloop` has seen to: the first topology of a run does not pay for it."""
 
 
 @pytest.fixture(params=["from 0", "over the wrap"])
@@ -61,7 +92,7 @@ def settled() -> Iterator[None]:
 
 
 @pytest.fixture
-def no_descriptor_is_left() -> Iterator[None]:
+def no_descriptor_is_left(settled: None) -> Iterator[None]:
     """A test closes every descriptor that it opens."""
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))

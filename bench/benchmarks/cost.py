@@ -3,7 +3,7 @@
 ``python -m bench cost [--paths …] [--frames …]``
 
 Ablations run on one core, where no path gains from another core for its work, and in "header" payload, so that Dom0's hop can be
-had without its copy (hyp/ablation.py).
+had without its copy (hyp/model/ablation.py).
 """
 
 import math

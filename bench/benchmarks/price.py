@@ -3,7 +3,7 @@
 ``python -m bench price [--paths bypass,split,trapped] [--frames 64,1500]``
 
 A hypercall, an event and a trap here are what Linux makes of them. On Xen they cost more: the sweep spins a price in addition to
-each such operation (hyp/price.py), the same for all kinds. Every figure but those at 0 is modelled, and says so.
+each such operation (hyp/model/price.py), the same for all kinds. Every figure but those at 0 is modelled, and says so.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from bench.method.options import Options
 from bench.method.progress import Steps, parts
 from bench.method.slices import Contender, Figure, Samples, Slice, interleave
 from bench.report.results import BenchmarkResult, Row, Series
-from hyp.price import PRICES
+from hyp.model.price import PRICES
 from lab.figures import short
 from lab.workloads import WIRE
 

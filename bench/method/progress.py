@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from lab.command.screen import Screen
 
 EVERY_S = 5.0  # between plain lines
 
@@ -81,10 +82,10 @@ class _Bar:
 
 
 @contextmanager
-def watched(console: Console) -> Iterator[Steps]:
+def watched(console: Screen) -> Iterator[Steps]:
     """Progress on this console while the block runs."""
     if not console.is_terminal:
-        yield Lines(lambda line: console.print(line, markup=False))
+        yield Lines(lambda line: console.print(line))
         return
     left, now = TextColumn("{task.fields[left]}"), TextColumn("{task.description}", markup=False)
     with Progress(BarColumn(24), TaskProgressColumn(), left, now, console=console, transient=True) as bar:

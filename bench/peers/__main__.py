@@ -10,11 +10,12 @@ from typing import Annotated, Any
 
 import typer
 import uvloop
-from rich.console import Console
 from rich.table import Table
 
 from bench.peers import PEERS, Peer, PeerError, PeerSlice, peer_class
 from bench.peers.base import MAX_SLICE_S
+from lab.command.encoding import speak_any_encoding
+from lab.command.screen import Screen
 from lab.figures import number
 
 FAILED, USAGE = 1, 2
@@ -98,7 +99,7 @@ def run(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all slices to this file.")] = None,
 ) -> None:
     """Measure the systems that the lab is held against, those that can run here."""
-    console = Console()
+    console = Screen()
     names, sizes = peers.split(","), _numbers(frames)
     try:
         for name in names:
@@ -114,18 +115,19 @@ def run(
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             results = runner.run(measure(names, sizes, seconds, repeat, _cpus()[:cores]))
     except PeerError as error:
-        console.print(f"FAILED {error}", markup=False)
+        console.print(f"FAILED {error}")
         raise typer.Exit(FAILED) from None
-    console.print(table(results))
-    for name, reason in results["missing"].items():
-        console.print(f"{name}: not here. {reason}", markup=False)
-    errors = [f"ERROR {one['peer']}, {one['frame']} B: {what}" for one in results["records"] for what in one["errors"]]
-    for line in errors:
-        console.print(line, markup=False)
     if json_out is not None:
         json_out.write_text(json.dumps(results, indent=1))
+    console.print(table(results))
+    for name, reason in results["missing"].items():
+        console.print(f"{name}: not here. {reason}")
+    errors = [f"ERROR {one['peer']}, {one['frame']} B: {what}" for one in results["records"] for what in one["errors"]]
+    for line in errors:
+        console.print(line)
     raise typer.Exit(FAILED if errors else 0)
 
 
 if __name__ == "__main__":
+    speak_any_encoding()
     typer.run(run)

@@ -27,11 +27,11 @@ from hyp.abi.features import NONE
 from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
 from hyp.abi.sizes import FRAME_BUFFER
-from hyp.ablation import ablated
 from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
 from hyp.counters import commit, count
 from hyp.events import spin_limit, wait_at
 from hyp.kernels import compiled, entry, i64, operation, void
+from hyp.model.ablation import ablated
 from hyp.ram import open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
     advance_sends,

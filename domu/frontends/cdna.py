@@ -25,11 +25,11 @@ from hyp.verbs import (
     QP,
     advance_sends,
     consume_receives,
+    has_half_untold,
     peek_receive,
     publish_sends,
     qp_at,
     ring_receives,
-    sends_untold,
     tell_sends,
 )
 
@@ -71,7 +71,7 @@ def tx_commit(device: int, n: int) -> int:
         count(d.counts, TX_BYTES, total)
         commit(c.counts, c.counts_shared)
     publish_sends(q)
-    if spin_limit(wait_at(d.wait)) > 0 or 2 * sends_untold(q) >= q.sq_size:
+    if spin_limit(wait_at(d.wait)) > 0 or has_half_untold(q):
         tell_sends(q)
     commit(d.counts, d.counts_shared)
     return n

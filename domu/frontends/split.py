@@ -49,7 +49,7 @@ from hyp.events import notify_if, wait_at
 from hyp.grants import end_access, grant_access
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
-from hyp.price import pay
+from hyp.model.price import pay
 from hyp.process import adopt_socket
 from hyp.ring import (
     PROTOCOL_FAULT,
@@ -66,8 +66,8 @@ from hyp.ring import (
     sring_init,
     unconsumed_responses,
 )
-from hyp.xenbus import XenbusState, frontend_path, offered_features, says_one, switch_state, wait_for_state
-from hyp.xenstore import XenstoreClient
+from hyp.xenstore.client import XenstoreClient
+from hyp.xenstore.xenbus import XenbusState, frontend_path, offered_features, says_one, switch_state, wait_for_state
 
 if TYPE_CHECKING:
     from domu.guest import Guest

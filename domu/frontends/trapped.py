@@ -11,6 +11,7 @@ import numpy as np
 
 from domu.device import Device, new_device
 from domu.frontends.bypass import BYPASS, KNOWN, OPERATIONS, post_all_buffers
+from hyp import limits
 from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.abi.trap import TRAP_BYTES
@@ -81,5 +82,6 @@ async def connect(guest: "Guest") -> Device:
     device = new_device(OPERATIONS, int(front.ctypes.data), mac, mac_to_int(mac), FRAME_BUFFER, counts, guest.wait, features)
     device.keep += [qp, front, scratch, vcpu]
     # A trap waits for the hypervisor, whose end this thread must be able to notice
-    await asyncio.get_running_loop().run_in_executor(None, post_all_buffers, device.address)
+    with limits.told_of_threads("the thread that posts the first buffers"):
+        await asyncio.get_running_loop().run_in_executor(None, post_all_buffers, device.address)
     return device

@@ -68,7 +68,7 @@ from hyp.load.schedule import MAX_RATE, SCHEDULE, begin_schedule, frame_sent, fr
 from hyp.process import Process
 
 ECHO = 0x8000  # in the stream number: the receiver sends the frame back
-SEND_STREAM, ROUND_TRIPS = 1, 2
+SEND_STREAM, ROUND_TRIPS, END_JOB = 1, 2, 3
 MAIL = mail_record("stream", "destination", "length", "frames", "nanoseconds", "pps")
 IDLE, STREAMING, DRAINING, ASKING = 0, 1, 2, 3
 MAX_ROUND_TRIPS = 1 << 20
@@ -131,6 +131,8 @@ def _take_mail(p):
         m = _mail_at(mail_address(p.mailbox, p.mail))
         if m.opcode == STOP:
             stop = True
+        elif m.opcode == END_JOB:
+            p.left = 0
         else:
             _begin_job(p, m)
         p.mail += 1
@@ -337,7 +339,7 @@ class Traffic:
         row["schedule"] = self._schedule.ctypes.data
         row["counts"], row["counts_shared"] = guest.counters.row("traffic")
         asyncio.get_running_loop().add_reader(self._done_fd, self._job_done)
-        for handler in (self.send_stream, self.round_trips, self.received, self.sent):
+        for handler in (self.send_stream, self.round_trips, self.end_job, self.received, self.sent):
             guest.process.serve(handler.__name__, handler)
 
     def start(self) -> None:
@@ -371,6 +373,12 @@ class Traffic:
             report["rtt_us"] = {"p50": p50, "p90": p90, "p99": p99, "p999": p999, "mean": mean, "max": longest}
             report["latency"] = summary(histogram_of(times), int(times.max()))
         return report
+
+    async def end_job(self) -> None:
+        """End the present job, if there is one; answers when it has ended, with what was under way."""
+        if self._done is not None and not self._done.done():
+            await self._engine.post(END_JOB)
+            await self._done
 
     def received(self, stream: int) -> dict[str, Any]:
         """What this guest has received of a stream."""

@@ -46,9 +46,7 @@ The active table is ours, not an ABI: one u64 per reference, in memory of the hy
 
 import numpy as np
 
-from hyp.abi.sizes import PAGE
-
-PAGE_BYTES = PAGE
+PAGE_BYTES = 4096
 PAGE_SHIFT = 12
 
 DOMID_SELF = 0x7FF0

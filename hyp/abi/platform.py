@@ -5,11 +5,11 @@
      0 u64 generation          counts the hypervisor's starts
     64 u64 spin_limit_ns       longest a loop may spin before it sleeps; 0 when loops outnumber cores. A hint
    128 u64 shootdown_request   counts shootdowns an engine has not been past yet (see hyp/iommu.py); release
-   192 u64 hypercall_ns        prices of the model (see hyp/price.py): what an operation costs in addition. Hints
+   192 u64 hypercall_ns        prices of the model (see hyp/model/price.py): what an operation costs in addition. Hints
    200 u64 trap_ns
    208 u64 grant_map_ns
    216 u64 event_ns
-   256 u64 keep_armed          ablation (see hyp/ablation.py): hold-off is off. Hints, like the two that follow
+   256 u64 keep_armed          ablation (see hyp/model/ablation.py): hold-off is off. Hints, like the two that follow
    264 u64 copy_limit          ablation: netback's grant copies take no more bytes of a frame; 0: all
    272 u64 bounce              ablation: a bypass guest copies each frame once more before it posts it
 

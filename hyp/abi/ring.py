@@ -37,9 +37,7 @@ each can miss the other's store and a wake-up is lost, on x86 too.
 
 import numpy as np
 
-from hyp.abi.sizes import PAGE
-
-PAGE_BYTES = PAGE
+PAGE_BYTES = 4096
 
 REQ_PROD = 0
 REQ_EVENT = 4

@@ -49,12 +49,13 @@ from hyp.abi.platform import HYPERCALL_PRICE
 from hyp.atomics import load16, load64, load64_once, record_view, store16, store64, sys_getppid, u32_sub
 from hyp.control import Answer, Refused
 from hyp.counters import count
+from hyp.frames import lies_within
 from hyp.kernels import compiled
+from hyp.model.price import pay
 from hyp.monitor.arguments import own_context
 from hyp.monitor.dispatch import Callers, hypercall
 from hyp.monitor.domain import Domain
 from hyp.monitor.system import System
-from hyp.price import pay
 from hyp.verbs import consume_receives, peek_receive, poll_sends, post_receive, post_send, qp_at, send_room
 
 ENQUEUED_SENDS: Final = 0
@@ -130,12 +131,6 @@ def _pin(c: Any, log: int, addr: int, length: int) -> None:
 
 
 @compiled
-def _is_ours(c: Any, addr: int, length: int) -> Any:
-    """True if all of [addr, addr + length) is the caller's RAM. `addr` may be any 64 bits, `length` is within a page's bounds."""
-    return 0 <= addr <= c.ram_bytes - length
-
-
-@compiled
 def _reap_sends(c: Any, q: Any) -> None:
     """Unpin what the NIC has sent."""
     first, done = q.sq_done, poll_sends(q)
@@ -182,7 +177,7 @@ def enqueue_sends(c: Any, requests: int, sequence: int, n: int) -> int:
         if length < MIN_FRAME or length > MAX_FRAME:
             count(c.counts, FAULTS_DESCRIPTOR, 1)
             break
-        if not _is_ours(c, addr, length):
+        if not lies_within(addr, length, c.ram_bytes):
             count(c.counts, FAULTS_ADDRESS, 1)
             break
         _pin(c, c.table + SEND_LOG + 8 * (q.sq_prod & (q.sq_size - 1)), addr, length)
@@ -211,7 +206,7 @@ def enqueue_receives(c: Any, requests: int, sequence: int, n: int) -> int:
         if length <= 0 or length > PAGE:
             count(c.counts, FAULTS_DESCRIPTOR, 1)
             break
-        if not _is_ours(c, addr, length):
+        if not lies_within(addr, length, c.ram_bytes):
             count(c.counts, FAULTS_ADDRESS, 1)
             break
         _pin(c, c.table + RECEIVE_LOG + 8 * (q.rq_prod & (q.rq_size - 1)), addr, length)

@@ -11,7 +11,7 @@ from hyp.abi.features import NIC_OFFERS
 from hyp.abi.nic import CONTEXTS, MAX_ENGINES, PAGE
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.control import Answer, Handler, Refused
-from hyp.events import MAX_PORTS, Upcall
+from hyp.events import MAX_EVENT_PORTS, Upcall
 from hyp.grants import ACTIVE_BYTES_PER_REF, REFS_PER_FRAME
 from hyp.monitor.arguments import (
     PAGE_ADDRESS,
@@ -33,7 +33,7 @@ from hyp.monitor.system import System
 MAX_GRANT_FRAMES = 16
 MAX_SPIN_US = 1000
 
-PORT = Integer(1, MAX_PORTS - 1)
+PORT = Integer(1, MAX_EVENT_PORTS - 1)
 CONTEXT_FEATURES = accepted_features(lambda call: call.domain.contexts[call.checked["context"]].features)
 EMULATION_FEATURES = accepted_features(lambda call: NIC_OFFERS)
 

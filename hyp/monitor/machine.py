@@ -62,9 +62,9 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.events import notify_if, passed
-from hyp.frames import send_fault, takes_frame, write_completion
+from hyp.frames import lies_within, send_fault, takes_frame, write_completion
 from hyp.kernels import compiled, entry, i64, void
-from hyp.price import pay
+from hyp.model.price import pay
 from hyp.verbs import (
     arm_receives,
     arm_sends,
@@ -132,12 +132,6 @@ machine_at = record_view(MACHINE)
 
 
 @compiled
-def _within(m, addr, length):
-    """True if [addr, addr + length) is in the guest's RAM; `length` has been checked."""
-    return addr >= 0 and addr <= m.ram_bytes - length
-
-
-@compiled
 def _complete(queue, size, prod, index, length, status):
     write_completion(queue + (prod & (size - 1)) * CQE_BYTES, size, prod, index, length, status)
 
@@ -146,7 +140,9 @@ def _complete(queue, size, prod, index, length, status):
 def _refusal(m, addr, word):
     """STATUS_OK, or what is wrong with a send descriptor."""
     status = send_fault(word)
-    return STATUS_BAD_ADDRESS if status == STATUS_OK and not _within(m, addr, word & 0xFFFFFFFF) else status
+    if status != STATUS_OK:
+        return status
+    return STATUS_OK if lies_within(addr, word & 0xFFFFFFFF, m.ram_bytes) else STATUS_BAD_ADDRESS
 
 
 @compiled
@@ -205,7 +201,7 @@ def _hand_in(m, frame, length):
         status = STATUS_BAD_LENGTH
         count(m.counts, FAULTS_DESCRIPTOR, 1)
         count(m.counts, DROP_SMALL_BUFFER, 1)
-    elif not _within(m, addr, length):
+    elif not lies_within(addr, length, m.ram_bytes):
         status = STATUS_BAD_ADDRESS
         count(m.counts, FAULTS_ADDRESS, 1)
         count(m.counts, DROP_BAD_ADDRESS, 1)

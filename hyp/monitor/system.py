@@ -5,14 +5,14 @@ Hypercalls act upon it (hypercalls.py); domains come and go in it by the keeper'
 
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
-from hyp.ablation import SWITCHES
 from hyp.control import Refused
 from hyp.events import EventChannels
 from hyp.memory import create_region
+from hyp.model.ablation import SWITCHES
+from hyp.model.price import MAX_PRICE_NS, PRICES
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
-from hyp.price import MAX_PRICE_NS, PRICES
 
 
 class System:
@@ -35,7 +35,7 @@ class System:
         self.platform_page.words("<u8", SPIN_LIMIT_NS, 1)[0] = limit_us * 1000
 
     def set_price(self, **prices: int) -> dict[str, int]:
-        """Set some prices of the model, in ns (hyp/price.py); returns all as they are now. EINVAL if one is unknown or not sane."""
+        """Set some prices of the model, in ns (hyp/model); returns all as they are now. EINVAL if one is unknown or not sane."""
         for name, price in prices.items():
             if name not in PRICES or not isinstance(price, int) or isinstance(price, bool) or not 0 <= price <= MAX_PRICE_NS:
                 known = ", ".join(PRICES)
@@ -45,7 +45,7 @@ class System:
         return {name: int(self.platform_page.words("<u8", offset, 1)[0]) for name, offset in PRICES.items()}
 
     def set_ablation(self, **switches: int) -> None:
-        """Turn parts of paths off, or on again: those not named are on (hyp/ablation.py). EINVAL for what there is not."""
+        """Turn parts of paths off, or on again: those not named are on (hyp/model/ablation.py). EINVAL for what there is not."""
         for name, value in switches.items():
             if name not in SWITCHES or not isinstance(value, int) or not 0 <= value <= PAGE:
                 raise Refused("EINVAL", f"ablation {name} = {value!r}: there are {', '.join(SWITCHES)}, integers in [0, {PAGE}]")

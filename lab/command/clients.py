@@ -1,10 +1,13 @@
 """Talking to topologies that somebody else runs: through their keeper's socket. For `launch.py status` and `stop`."""
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
 import socket
 import struct
+import time
 from typing import Any
 
 from hyp.control import Channel, ControlError, close_all
@@ -12,11 +15,13 @@ from hyp.linux import pid_of
 from lab import rundir
 from lab.counters import CounterReader
 from lab.ledger import Snapshot, drops
+from lab.reach import consequences
 from lab.rundir import RunDir, clean
 
 STOP_TIMEOUT_S = 20.0  # the keeper's own limits add up to less
 KILL_TIMEOUT_S = 10.0
 POLL_S = 0.02
+RATES_S = 0.3  # between two readings of the counters: short for who waits, long beside a batch
 
 
 class ClientError(Exception):
@@ -39,47 +44,102 @@ async def connect(run: RunDir) -> Channel:
     return Channel(_connected(run), name=f"the keeper of {run.name}")
 
 
-async def status_of(run: RunDir) -> dict[str, Any]:
-    """Name, state, what died, guests (those with a TAP have counters) and processes (with pids) of a living topology."""
-    keeper = await connect(run)
-    try:
-        async with asyncio.timeout(5):
-            status: dict[str, Any] = (await keeper.call("status")).value
-            pidfds = await keeper.call("pidfds")
-            held = await keeper.call("held", suffix=".counters")
-    except (TimeoutError, ControlError) as error:
-        raise ClientError(f"topology {run.name}: its keeper does not answer ({error})") from error
-    finally:
-        keeper.close()
-    pids = {name: pid_of(fd) for name, fd in zip(pidfds.value, pidfds.fds, strict=True)}
-    close_all(pidfds.fds)
-    counters = CounterReader.adopt(held.value, held.fds).read()
-    for process in status["processes"]:
-        process["pid"] = pids.get(process["name"])
-    status = {"state": "starting", "dead": [], "guests": [], **status}  # a keeper of another version may not say them all
-    for guest in status["guests"]:
-        if f"{guest['name']}/tap" in counters:
-            guest["counters"] = counters_of(guest["name"], counters)
-    return status
+class _Look:
+    """What a living topology says of itself, and a reader of its counters."""
+
+    def __init__(self, run: RunDir) -> None:
+        self.status: dict[str, Any] = {
+            "name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": [], "cut_off": [],
+            "log": str(run.log_path),
+        }  # fmt: skip
+        self._counters: CounterReader | None = None
+        self._before: tuple[float, Snapshot] = (0.0, {})
+
+    async def ask(self, run: RunDir, with_counters: bool) -> None:
+        """Ask the keeper. ClientError if it does not answer."""
+        keeper = await connect(run)
+        try:
+            async with asyncio.timeout(5):
+                self.status |= {"state": "starting", **(await keeper.call("status")).value}
+                if with_counters:
+                    pidfds = await keeper.call("pidfds")
+                    self._take_pids(pidfds.value, pidfds.fds)
+                    held = await keeper.call("held", suffix=".counters")
+                    self._counters = CounterReader.adopt(held.value, held.fds)
+        except (TimeoutError, ControlError) as error:
+            raise ClientError(f"topology {run.name}: its keeper does not answer ({error})") from error
+        finally:
+            keeper.close()
+        self.status["cut_off"] = consequences(self.status["guests"], self.status["processes"])
+
+    def _take_pids(self, names: list[str], pidfds: list[int]) -> None:
+        pids = {name: pid_of(fd) for name, fd in zip(names, pidfds, strict=True)}
+        close_all(pidfds)
+        for process in self.status["processes"]:
+            process["pid"] = pids.get(process["name"])
+
+    def read(self) -> None:
+        """Note the counters, and tell the rates since they were noted the last time."""
+        if self._counters is None:
+            return
+        before, (now, counters) = self._before, (time.monotonic(), self._counters.read())
+        self._before = now, counters
+        for guest in self.status["guests"]:
+            port = port_of(guest["name"], counters)
+            if port is not None:
+                guest["counters"] = counters_of(guest["name"], counters, port)
+            if port in before[1]:
+                guest["rates"] = rates_of(before[1][port], counters[port], now - before[0])
 
 
-def counters_of(guest: str, counters: Snapshot) -> dict[str, Any]:
-    """What a TAP guest's programs sent and received, and the drops by name that were counted for it, at whichever hop."""
+def port_of(guest: str, counters: Snapshot) -> str | None:
+    """The row of a guest's port at whoever serves its path: the NIC, Dom0 or the hypervisor. It is published once a batch."""
+    return next((row for row in counters if re.fullmatch(rf"(nic/ctx|dom0/vif|hyp/vmm)\d+:{re.escape(guest)}", row)), None)
+
+
+def counters_of(guest: str, counters: Snapshot, port: str) -> dict[str, Any]:
+    """What a guest sent and received, and the drops by name that were counted for it, at whichever hop.
+
+    A TAP guest's programs count, so that what was dropped on the way out is in it; of others, its port.
+    """
     ends = (f":{guest}", f":{guest}.vmm")  # its ports, and its device model's
     ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or row.endswith(ends)}
-    tap = counters[f"{guest}/tap"]
-    return {name: tap[name] for name in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")} | {"drops": drops(ours)}
+    moved = counters.get(f"{guest}/tap", counters[port])
+    return {name: moved[name] for name in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")} | {"drops": drops(ours)}
 
 
-async def living() -> list[dict[str, Any]]:
-    """`status_of` all living topologies of this user; one that does not answer (yet) has no processes to show."""
-    found = []
+def rates_of(before: dict[str, int], after: dict[str, int], seconds: float) -> dict[str, float]:
+    """Frames and Gbit a second, each way, between two readings of a port `seconds` apart."""
+    rates = {"interval_s": seconds}
+    for way in ("tx", "rx"):
+        rates[f"{way}_fps"] = (after[f"{way}_frames"] - before[f"{way}_frames"]) / seconds
+        rates[f"{way}_gbps"] = (after[f"{way}_bytes"] - before[f"{way}_bytes"]) * 8 / seconds / 1e9
+    return rates
+
+
+async def _read_twice(looks: list[_Look], interval_s: float) -> None:
+    for look in looks:
+        look.read()
+    if any(look.status["guests"] for look in looks):
+        await asyncio.sleep(interval_s)
+        for look in looks:
+            look.read()
+
+
+async def living(interval_s: float | None = None) -> list[dict[str, Any]]:
+    """What all living topologies of this user say of themselves; one that does not answer (yet) has no processes to show.
+
+    Name, state, "up_s", log, what died and whom that cuts off, guests, processes. With `interval_s` processes have their pids,
+    and guests their counters and rates, which are read that long apart.
+    """
+    looks = []
     for run in rundir.living():
-        try:
-            found.append(await status_of(run))
-        except ClientError:
-            found.append({"name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": []})
-    return found
+        looks.append(_Look(run))
+        with contextlib.suppress(ClientError):
+            await looks[-1].ask(run, with_counters=interval_s is not None)
+    if interval_s is not None:
+        await _read_twice(looks, interval_s)
+    return [look.status for look in looks]
 
 
 # --- stop ------------------------------------------------------------------------------------------------------------

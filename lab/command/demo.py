@@ -3,7 +3,8 @@
 1. Two guests on split, two on bypass: the same verified streams and round trips, guest to guest and guest to wire, in turns.
 2. The bypass stream with Dom0 *and* the hypervisor stopped (SIGSTOP), beside the undisturbed one, alternating.
 3. The kernel's figures of CPU time and context switches of Dom0 and hyp, in a bypass stream and in a split stream.
-4. ping and an HTTP download between TAP guests, on both paths, where the machine allows namespaces.
+4. ping (where there is none, a round trip of our own) and an HTTP download between TAP guests, on both paths, where the machine
+   allows namespaces.
 """
 
 import asyncio
@@ -19,25 +20,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from rich.console import Console
-
 from domu.netns import can_create
-from lab.command.session import FAILED, console, lab_up, print_results, run_workloads, told, write_json
+from lab.command.screen import Screen
+from lab.command.session import FAILED, heading, lab_up, print_results, run_workloads, told, write_json
 from lab.command.tables import processes
 from lab.owner import ROOT, Lab
 from lab.programs import run_in_guest
-from lab.topology import check_machine, load
+from lab.topology import check_machine, load, shipped
 from lab.workloads import Runner, Workload
 
 REPEATS = 3
 PROOF_REPEATS = 5
 PROOF_SECONDS = 0.5
 DOWNLOAD_MIB = 256
+ECHO_PORT = 7007
 
 
 async def run_demo(seconds: float, json_out: Path | None) -> int:
     """Run everything; returns the exit status."""
-    out = console()
+    out = Screen()
     with told(out) as status:
         record = await _demo(seconds, out)
     if status:
@@ -47,7 +48,7 @@ async def run_demo(seconds: float, json_out: Path | None) -> int:
     return FAILED if failed or written else 0
 
 
-async def _demo(seconds: float, out: Console) -> dict[str, Any]:
+async def _demo(seconds: float, out: Screen) -> dict[str, Any]:
     topology = _read("demo.toml")
     for workload in topology["workload"]:
         workload["seconds"] = seconds
@@ -67,7 +68,7 @@ async def _demo(seconds: float, out: Console) -> dict[str, Any]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    topology = load(ROOT / "topologies" / name)
+    topology = load(shipped() / name)
     check_machine(topology)
     return topology.plain()
 
@@ -88,7 +89,7 @@ def _stopped(pids: list[int]) -> Iterator[None]:
                 os.kill(pid, signal.SIGCONT)
 
 
-async def _stopped_proof(runner: Runner, out: Console) -> dict[str, Any]:
+async def _stopped_proof(runner: Runner, out: Screen) -> dict[str, Any]:
     """The bypass stream undisturbed, then with Dom0 and hyp stopped, alternating."""
     load_: Workload = {
         "kind": "stream",
@@ -111,18 +112,18 @@ async def _stopped_proof(runner: Runner, out: Console) -> dict[str, Any]:
                 records.append({**record, "kind": kind})
     free, held = (statistics.median(rates[kind]) for kind in rates)
     ratios = [b / a for a, b in zip(rates["undisturbed"], rates["stopped"], strict=True)]
-    out.print("\n[bold]Proof 1.[/] The bypass stream carl→dora, 64 B, with Dom0 and the hypervisor stopped (SIGSTOP):")
+    heading(out, "\nProof 1.", " The bypass stream carl→dora, 64 B, with Dom0 and the hypervisor stopped (SIGSTOP):")
     out.print(f"  undisturbed {free:.2f} Mframes/s, stopped {held:.2f} Mframes/s (medians of {PROOF_REPEATS}, alternating)")
     pairs = f"median of the {len(ratios)} ratios of neighbouring runs, which are {min(ratios):.2f} to {max(ratios):.2f}"
     out.print(f"  stopped ÷ undisturbed: {statistics.median(ratios):.2f} ({pairs})\n")
     return {"rates": rates, "ratio": statistics.median(ratios), "records": records}
 
 
-def _kernel_proof(records: list[dict[str, Any]], out: Console) -> list[dict[str, Any]]:
+def _kernel_proof(records: list[dict[str, Any]], out: Screen) -> list[dict[str, Any]]:
     """CPU time and context switches of Dom0 and hyp, as the kernel counts them, in one stream of each path."""
     streams = [r for r in records if r["workload"] == "stream" and r["to"] != "wire" and r["frame"] == 64]
     rows = [{"path": r["path"], "process": name, **r["processes"][name]} for r in streams for name in ("dom0", "hyp")]
-    out.print("[bold]Proof 2.[/] What the kernel says Dom0 and the hypervisor did during those streams (/proc/<pid>/task):")
+    heading(out, "Proof 2.", " What the kernel says Dom0 and the hypervisor did during those streams (/proc/<pid>/task):")
     out.print(processes(streams, ("dom0", "hyp")))
     out.print()
     return rows
@@ -131,51 +132,71 @@ def _kernel_proof(records: list[dict[str, Any]], out: Console) -> list[dict[str,
 # --- real programs ----------------------------------------------------------------------------------------------------
 
 
-async def _real_programs(out: Console) -> dict[str, Any]:
-    """ping and a download between TAP guests, on both paths."""
-    out.print("[bold]Real programs[/] in network namespaces:")
+async def _real_programs(out: Screen) -> dict[str, Any]:
+    """Round trips and a download between TAP guests, on both paths."""
+    heading(out, "Real programs", " in network namespaces:")
     reason = can_create()
     if reason is not None:
         out.print(f"  left out: this machine does not let us make them ({reason})")
         return {"left_out": reason, "failed": False}
     found: dict[str, Any] = {"failed": False}
-    async with lab_up(_read("tap.toml"), out) as lab:
-        addresses = {guest["name"]: guest["address"].partition("/")[0] for guest in lab.topology["guest"]}
-        for path, client, server in (("split", "alice", "bob"), ("bypass", "carol", "dave")):
-            ping = await _ping(lab, client, addresses[server])
-            download = await _download(lab, client, server, addresses[server])
-            out.print(f"  {path:<7} {client}→{server}: ping {ping['text']}")
-            out.print(f"  {'':<7} {'':<{len(client) + len(server) + 1}}  HTTP {download['text']}")
-            found[path] = {"ping": ping, "download": download}
-            found["failed"] |= not (ping["ok"] and download["ok"])
+    with TemporaryDirectory(prefix="xen-bypass-lab-") as folder:
+        async with lab_up(_read("tap.toml"), out) as lab:
+            wrong = await asyncio.to_thread(_make_data, Path(folder) / "data")
+            addresses = {guest["name"]: guest["address"].partition("/")[0] for guest in lab.topology["guest"]}
+            for path, client, server in (("split", "alice", "bob"), ("bypass", "carol", "dave")):
+                trip = await (_ping if shutil.which("ping") else _echo)(lab, client, server, addresses[server])
+                download = wrong or await _download(lab, client, server, addresses[server], folder)
+                out.print(f"  {path:<7} {client}→{server}: {trip['text']}")
+                out.print(f"  {'':<7} {'':<{len(client) + len(server) + 1}}  HTTP {download['text']}")
+                found[path] = {"ping": trip, "download": download}
+                found["failed"] |= not (trip["ok"] and download["ok"])
     return found
 
 
-async def _ping(lab: Lab, client: str, address: str) -> dict[str, Any]:
-    if shutil.which("ping") is None:
-        return {"text": "left out (ping is not installed)", "ok": True}
+async def _ping(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
     status, text = await run_in_guest(lab, client, ["ping", "-q", "-c", "20", "-i", "0.02", address])
+    return _round_trip("ping", status, text)
+
+
+async def _echo(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
+    """What ping measures, by a program of our own, where ping is not installed."""
+    program = [sys.executable, str(ROOT / "lab" / "command" / "echo.py")]
+    serving = asyncio.create_task(run_in_guest(lab, server, [*program, "serve", str(ECHO_PORT)]))
+    try:
+        status, text = await run_in_guest(lab, client, [*program, "ask", address, str(ECHO_PORT)])
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+    return _round_trip("UDP echo (there is no ping here)", status, text)
+
+
+def _round_trip(how: str, status: int, text: str) -> dict[str, Any]:
     times = re.search(r"= ([\d.]+)/([\d.]+)/([\d.]+)", text)
     if status != 0 or times is None:
-        return {"text": f"failed: {text.strip()}", "ok": False}
-    return {"text": f"rtt min/avg/max {times[1]}/{times[2]}/{times[3]} ms", "ok": True}
+        return {"text": f"{how} failed: {text.strip()}", "ok": False}
+    return {"text": f"{how} rtt min/avg/max {times[1]}/{times[2]}/{times[3]} ms", "ok": True}
 
 
-async def _download(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
-    """Serve a file of random bytes with Python's own web server, fetch it, compare SHA-256."""
-    with TemporaryDirectory(prefix="xen-bypass-lab-") as folder:
-        file = Path(folder) / "data"
-        try:
-            with file.open("wb") as data:
-                for _ in range(DOWNLOAD_MIB):
-                    data.write(os.urandom(1 << 20))
-        except OSError as error:
-            return {"text": f"failed: {DOWNLOAD_MIB} MiB in {folder}: {error.strerror}", "ok": False}
-        serving = asyncio.create_task(run_in_guest(lab, server, [sys.executable, "-m", "http.server", "-d", folder, "8000"]))
-        try:
-            fetch = [sys.executable, str(ROOT / "lab" / "fetch.py"), f"http://{address}:8000/data", str(file)]
-            status, text = await run_in_guest(lab, client, fetch)
-        finally:
-            serving.cancel()
-            await asyncio.wait({serving})
+def _make_data(file: Path) -> dict[str, Any] | None:
+    """Fill a file with random bytes; what is wrong if that cannot be done."""
+    try:
+        with file.open("wb") as data:
+            for _ in range(DOWNLOAD_MIB):
+                data.write(os.urandom(1 << 20))
+    except OSError as error:
+        return {"text": f"failed: {DOWNLOAD_MIB} MiB in {file.parent}: {error.strerror}", "ok": False}
+    return None
+
+
+async def _download(lab: Lab, client: str, server: str, address: str, folder: str) -> dict[str, Any]:
+    """Serve the random bytes with Python's own web server, fetch them, compare SHA-256."""
+    serving = asyncio.create_task(run_in_guest(lab, server, [sys.executable, "-m", "http.server", "-d", folder, "8000"]))
+    try:
+        program, data = ROOT / "lab" / "command" / "fetch.py", Path(folder) / "data"
+        fetch = [sys.executable, str(program), f"http://{address}:8000/data", str(data)]
+        status, text = await run_in_guest(lab, client, fetch)
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
     return {"text": text.strip(), "ok": status == 0}

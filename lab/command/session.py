@@ -1,7 +1,6 @@
 """`launch.py run`: bring a topology up, run its workloads with progress, print and write what came out, take it down."""
 
 import contextlib
-import errno
 import json
 import os
 import shlex
@@ -13,70 +12,59 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from domu.programs.table import program_of
 from hyp.control import ControlError, PeerGone
 from lab.command.clients import living
 from lab.command.repeats import in_turns, summary
+from lab.command.screen import Screen
 from lab.command.tables import comparison, ledger, losses, notes, rates, runs, with_spread
+from lab.errors import LabError
 from lab.fingerprint import fingerprint
-from lab.owner import ROOT, Lab, LabError
-from lab.rundir import TopologyExists
-from lab.topology import TopologyError
+from lab.owner import ROOT, Lab
 from lab.workloads import PeerDied, Runner, WorkloadError, describe
 
 FAILED, NOT_STARTED = 1, 3
 REPEATED = "medians (min–max); times better: median of the ratios of neighbouring runs"
 SINGLE = "single runs, which can differ by a factor from one second to the next"
-WIDE = 104  # columns of the widest table
-
-
-class _Console(Console):
-    """A console that lets whoever prints learn that nobody reads."""
-
-    def on_broken_pipe(self) -> None:
-        """Called by rich while it handles a BrokenPipeError, on whose account it would exit by itself."""
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-
-def console() -> Console:
-    """Standard output, wide enough for the tables whatever the terminal is: a line that wraps is better than figures cut off."""
-    columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else 0
-    return _Console(width=max(columns, WIDE), highlight=False)
 
 
 class Progress:
     """Says what is going on while a topology starts, and what dies later, each death once."""
 
-    def __init__(self, out: Console) -> None:
+    def __init__(self, out: Screen) -> None:
         self._out = out
+        self._compiles = False
         self.compiled_s = 0.0
 
     def event(self, kind: str, details: dict[str, Any]) -> None:
         """An event of the lab."""
-        if kind == "progress":
-            if not self.compiled_s:
-                self._out.print("compiling the data path (once for this version; it is cached) …")
-            self.compiled_s += details["seconds"]
+        if kind == "compiling":
+            self._compiles = True
+            self._out.print("compiling the data path (once for this version; it is cached) …")
+        elif kind == "progress":
             if details["seconds"] >= 0.5:
                 self._out.print(f"  [{details['index']}/{details['total']}] {details['kernel']}  {details['seconds']:.1f} s")
+        elif kind == "warm":
+            self.compiled_s = details["seconds"] if self._compiles else 0.0
+        elif kind == "notice":
+            self._out.print(details["text"])
         elif kind == "died":
-            self._out.print(f"[bold red]{details['name']} {details['cause']}[/]")
+            self._out.print(f"{details['name']} {details['cause']}", style="bold red")
         elif kind == "asked_to_stop":  # by `launch.py stop`: as if it had been told so itself
             signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.asynccontextmanager
-async def lab_up(topology: dict[str, Any], out: Console) -> AsyncIterator[Lab]:
+async def lab_up(topology: dict[str, Any], out: Screen) -> AsyncIterator[Lab]:
     """A lab that is up, with a line that says so."""
     start, progress = time.monotonic(), Progress(out)
     async with Lab(topology, progress.event) as lab:
         compiled = f"compiled in {progress.compiled_s:.1f} s; " if progress.compiled_s else ""
         ready = time.monotonic() - start - progress.compiled_s
         guests = ", ".join(f"{guest['name']} ({guest['path']})" for guest in topology["guest"])
-        out.print(f"topology [bold]{lab.name}[/]: {compiled}up in {ready:.2f} s: {guests}")
+        out.print(Text.assemble("topology ", (lab.name, "bold"), f": {compiled}up in {ready:.2f} s: {guests}"))
         try:
             yield lab
         except PeerGone:
@@ -85,12 +73,12 @@ async def lab_up(topology: dict[str, Any], out: Console) -> AsyncIterator[Lab]:
             raise
 
 
-async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Console, repeats: int = 1) -> list[dict[str, Any]]:
+async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Screen, repeats: int = 1) -> list[dict[str, Any]]:
     """Run them in order, or in turns; a line each as they end. Of several `repeats` the record sums up (lab/command/repeats.py)."""
     done: dict[int, list[dict[str, Any]]] = {}
     for index, load in in_turns(workloads, repeats):
         what = f"[{index + 1}/{len(workloads)}]"
-        with out.status(f"{what} {describe(load)} …"):
+        with out.status(Text(f"{what} {describe(load)} …")):
             done.setdefault(index, []).append(await runner.run(load))
         if len(done[index]) == repeats:
             records = done[index]
@@ -102,17 +90,22 @@ async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Co
     return [summary(records) if repeats > 1 else records[0] for _, records in sorted(done.items())]
 
 
-def print_results(records: list[dict[str, Any]], out: Console) -> None:
+def heading(out: Screen, title: str, rest: str) -> None:
+    """A line that begins with its title."""
+    out.print(Text.assemble((title, "bold"), rest))
+
+
+def print_results(records: list[dict[str, Any]], out: Screen) -> None:
     """The tables of a series of workloads, and what was dropped or went wrong."""
     what = "medians; " if any(len(runs(record)) > 1 for record in records) else ""
-    out.print(f"\n[bold]Rates[/] ({what}frames at the receiver; CPU µs per frame, all processes; a round trip is two frames)")
+    heading(out, "\nRates", f" ({what}frames at the receiver; CPU µs per frame, all processes; a round trip is two frames)")
     out.print(rates(records))
-    out.print("\n[bold]Ledger[/] (per frame: handled by Dom0, by the VMM, copies, eventfd writes, hypercalls, traps, wake-ups)")
+    heading(out, "\nLedger", " (per frame: handled by Dom0, by the VMM, copies, eventfd writes, hypercalls, traps, wake-ups)")
     out.print(ledger(records))
     beside = comparison(records)
     if beside is not None:
         how = REPEATED if what else SINGLE
-        out.print(f"\n[bold]Side by side[/] ({how})")
+        heading(out, "\nSide by side", f" ({how})")
         out.print(beside)
     for line in [*notes(records), *losses(records)]:
         out.print(line)
@@ -130,25 +123,25 @@ def write_json(path: Path, lab_name: str, records: list[dict[str, Any]], **more:
 
 
 @contextlib.contextmanager
-def told(out: Console) -> Iterator[list[int]]:
+def told(out: Screen) -> Iterator[list[int]]:
     """What can go wrong with a lab, told on `out`: the list then has the exit status. A death was told when it happened."""
     status: list[int] = []
     try:
         yield status
-    except (LabError, TopologyExists, TopologyError) as error:
-        out.print(f"[red]{escape(str(error))}[/]")
-        status.append(NOT_STARTED)
     except PeerDied:
-        out.print("[red]the workloads cannot go on without it[/]")
+        out.print("the workloads cannot go on without it", style="red")
         status.append(FAILED)
     except (WorkloadError, ControlError) as error:
-        out.print(f"[red]{escape(str(error))}[/]")
+        out.print(str(error), style="red")
         status.append(FAILED)
+    except LabError as error:
+        out.print(str(error), style="red")
+        status.append(NOT_STARTED)
 
 
 async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:
     """Run a topology; returns the exit status."""
-    out = console()
+    out = Screen()
     with told(out) as status:
         async with lab_up(topology, out) as lab:
             if not topology["workload"]:
@@ -157,22 +150,22 @@ async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:
             deaths = dict(lab.deaths)
     if status:
         return status[0]
+    written = write_json(json_out, lab.name, records, ready=lab.timings) if json_out is not None else 0  # first: it may be all
     print_results(records, out)
-    written = write_json(json_out, lab.name, records, ready=lab.timings) if json_out is not None else 0
     return FAILED if written or deaths or any(record["errors"] for record in records) else 0
 
 
-async def _stay_up(lab: Lab, out: Console) -> int:
+async def _stay_up(lab: Lab, out: Screen) -> int:
     """No workloads: serve `launch.py exec` and others until Ctrl-C, or until nothing is left to serve."""
     await lab.start_generator()
     elsewhere = {guest["name"] for other in await living() if other["name"] != lab.name for guest in other["guests"]}
     for guest in lab.topology["guest"]:
         if program_of(guest["program"]).addressed:
             hint = try_command(guest["name"], lab.name if guest["name"] in elsewhere else None)
-            out.print(f"  {guest['name']:<12} {guest['address']:<18} try: {hint}", soft_wrap=True)
+            out.print(f"  {guest['name']:<12} {guest['address']:<18} try: {hint}")
     out.print("Ctrl-C takes it down")
     cause = await lab.ended()
-    out.print(f"[red]the topology ended: {cause}[/]")
+    out.print(f"the topology ended: {cause}", style="red")
     return FAILED
 
 

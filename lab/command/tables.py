@@ -131,22 +131,61 @@ def losses(records: Iterable[Record]) -> list[str]:
     return lines
 
 
+def duration(seconds: float) -> str:
+    """ "12 s", "3 min 12 s", "2 h 5 min", "1 d 3 h"."""
+    units = [("d", 86400), ("h", 3600), ("min", 60), ("s", 1)]
+    first = next((index for index, (_, size) in enumerate(units) if seconds >= size), len(units) - 1)
+    parts, left = [], int(seconds)
+    for name, size in units[first : first + 2]:
+        parts.append(f"{left // size} {name}")
+        left %= size
+    return " ".join(parts)
+
+
 def status_lines(topology: dict[str, Any]) -> list[str]:
-    """What `launch.py status` says about one topology: state, processes and guests, and what TAP guests have moved."""
-    dead = "; ".join(topology["dead"])
-    lines = [f"{topology['name']}: {topology['state']}" + (f": {dead}" if dead else "")]
+    """What `launch.py status` says about one topology: state, processes and guests, and what guests move."""
+    dead, state = "; ".join(topology["dead"]), topology["state"]
+    up = f"up {duration(topology['up_s'])}" if topology.get("up_s") is not None else ""
+    lines = [f"{topology['name']}: {up if state == 'up' else state}" + (f": {dead}" if dead else "")]
+    lines += [f"  {up}"] * (state != "up" and bool(up)) + [f"  log: {topology['log']}"]
+    lines += [f"  {sentence}" for sentence in topology["cut_off"]]
     guests = {guest["name"]: guest for guest in topology["guests"]}
+    wide = max([16, *map(len, guests)])
     for process in topology["processes"]:
         guest = guests.get(process["name"])
         what = f"{guest['path']}, {program_of(guest['program']).name}, {guest['mac']} {guest['address'] or ''}" if guest else ""
-        pid = process["pid"] or "–"
-        lines.append(f"  {process['name']:<16} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
-    taps = [guest for guest in topology["guests"] if "counters" in guest]
-    if taps:
-        lines.append(f"  {'':<16} {'sent':>12} {'bytes':>16} {'received':>12} {'bytes':>16}  dropped")
-    for guest in taps:
+        pid = process.get("pid") or "–"
+        lines.append(f"  {process['name']:<{wide}} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
+    return lines + _moved([guest for guest in topology["guests"] if "counters" in guest], wide) + _rates(topology["guests"], wide)
+
+
+def brief(topology: dict[str, Any]) -> str:
+    """A topology in a line: name, state, guests."""
+    up = f" for {duration(topology['up_s'])}" if topology.get("up_s") is not None else ""
+    guests = ", ".join(f"{guest['name']} ({guest['path']})" for guest in topology["guests"])
+    return f"{topology['name']}: {topology['state']}{up}" + (f": {guests}" if guests else "")
+
+
+def _moved(guests: list[dict[str, Any]], wide: int) -> list[str]:
+    """What guests have sent and received since the start, and what was dropped of it."""
+    lines = [f"  {'':<{wide}} {'sent':>15} {'bytes':>19} {'received':>15} {'bytes':>19}  dropped"] if guests else []
+    for guest in guests:
         counts = guest["counters"]
-        figures = f"{counts['tx_frames']:>12,} {counts['tx_bytes']:>16,} {counts['rx_frames']:>12,} {counts['rx_bytes']:>16,}"
+        figures = f"{counts['tx_frames']:>15,} {counts['tx_bytes']:>19,} {counts['rx_frames']:>15,} {counts['rx_bytes']:>19,}"
         dropped = ", ".join(f"{n:,} {name}" for name, n in counts["drops"].items()) or "0"
-        lines.append(f"  {guest['name']:<16} {figures}  {dropped}")
+        lines.append(f"  {guest['name']:<{wide}} {figures}  {dropped}")
+    return lines
+
+
+def _rates(guests: list[dict[str, Any]], wide: int) -> list[str]:
+    """What they send and receive now."""
+    measured = [guest for guest in guests if "rates" in guest]
+    if not measured:
+        return []
+    over = f"over {measured[0]['rates']['interval_s']:.2f} s"
+    lines = [f"  {over:<{wide}} {'sent/s':>15} {'Gbit/s':>19} {'received/s':>15} {'Gbit/s':>19}"]
+    for guest in measured:
+        rate = guest["rates"]
+        figures = f"{rate['tx_fps']:>15,.0f} {rate['tx_gbps']:>19.3f} {rate['rx_fps']:>15,.0f} {rate['rx_gbps']:>19.3f}"
+        lines.append(f"  {guest['name']:<{wide}} {figures}")
     return lines

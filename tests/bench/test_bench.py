@@ -16,8 +16,9 @@ from bench.floor.layout import MAX_ENTRIES
 from bench.method.contenders import run_name
 from bench.method.slices import Figure, Samples, Slice, Taken
 from tests.support.labs import ROOT, left_behind
+from tests.support.patience import patient
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 STEADY = {"apart", "together", "far", "one"}
 
@@ -25,7 +26,7 @@ STEADY = {"apart", "together", "far", "one"}
 def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "bench", *map(str, arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        out, err = process.communicate(timeout=110)
+        out, err = process.communicate(timeout=patient(110))
     for purpose in ("throughput", "latency", "openloop", "cost", "price", "start", "idle", *(f"scale{n}" for n in (1, 4, 24))):
         assert left_behind(run_name(purpose, process.pid)) == []
     return subprocess.CompletedProcess(command, process.returncode, out, err)
@@ -73,6 +74,7 @@ def test_throughput(tmp_path: Path) -> None:
     assert any("notifications" in claim["text"] for claim in found["claims"])
 
 
+@pytest.mark.needs("dpdk", "two-cpus")
 def test_throughput_beside_a_peer_of_equal_work(tmp_path: Path) -> None:
     found = measured(tmp_path, "throughput", "--paths", "bypass", "--frames", "512", "--peers", "vhost")
     records = {who(record): record for record in found["records"]}

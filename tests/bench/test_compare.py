@@ -11,9 +11,8 @@ import pytest
 
 from bench.__main__ import main
 from bench.method.slices import Samples, Slice, Taken, again_name
-from bench.report import compare as comparison
 from bench.report.compare import CANT_TELL, compare, only_in_one, other_machine
-from bench.report.results import VERSION, BenchmarkResult
+from bench.report.results import VERSION, BenchmarkResult, metric
 
 SEED = 4
 
@@ -124,5 +123,5 @@ def test_the_command_refuses_what_is_no_run(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_metrics_that_are_measured_know_their_better_side() -> None:
-    assert comparison.metric("mpps").better == comparison.metric("mframes_per_cpu_s").better == 1
-    assert comparison.metric("cpu_ns_per_frame").better == comparison.metric("p99_us").better == -1
+    assert metric("mpps").better == metric("mframes_per_cpu_s").better == 1
+    assert metric("cpu_ns_per_frame").better == metric("p99_us").better == -1

@@ -10,7 +10,7 @@ from hyp.abi.platform import EVENT_PRICE, PLATFORM_BYTES
 from hyp.atomics import clock_ns
 from hyp.control import Refused
 from hyp.kernels import entry, i64
-from hyp.price import MAX_PRICE_NS, PRICES, pay, spin_ns
+from hyp.model.price import MAX_PRICE_NS, PRICES, pay, spin_ns
 from lab.command.tables import notes, rates
 from lab.ledger import Snapshot, difference, total
 from lab.owner import Lab
@@ -19,7 +19,7 @@ from lab.workloads import Runner
 from tests.lab.test_paths import check, running
 from tests.support.labs import run, topology_file, workload
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 PRICE_NS = 200_000  # so dear that the operations are most of what a thread does
 LAB = "".join(
     f'[[guest]]\nname = "{name}"\npath = "{path}"\n'

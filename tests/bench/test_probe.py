@@ -40,7 +40,7 @@ def test_one_cpu_has_no_ping_pong_and_a_label_of_its_own() -> None:
         MachineProbe([])
 
 
-@pytest.mark.skipif(len(CPUS) < 2, reason="needs two CPUs")
+@pytest.mark.needs("two-cpus")
 def test_two_threads_on_two_cpus_do_meet() -> None:
     """In ten readings at least one ping-pong must come back, whatever the host does."""
     with MachineProbe(CPUS) as probe:

@@ -16,14 +16,16 @@ from dom0.vifs import Vif
 from domu.frontends.split import RX_REF, RX_SLOTS, TX_REF, TX_SLOTS
 from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READONLY
 from hyp.abi.netif import FEATURE_PERSISTENT
-from hyp.xenstore import XenstoreError
+from hyp.xenstore.client import XenstoreError
 from lab import owner as lab_module
+from lab.plan import MODULES
+from lab.plan import plan as honest_plan
 from lab.topology import TopologyError
 from lab.workloads import Runner
 from tests.lab.test_paths import check, running
 from tests.support.labs import run, topology, until, workload
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 RINGS = 2  # pages that stay mapped with and without persistent grants
 POOLS = TX_SLOTS + RX_SLOTS
@@ -88,7 +90,7 @@ class _Store:
         return self._answer
 
 
-ANSWERS = {"1": True, "0": False, None: False, **dict.fromkeys(("2", "yes", "-1", ""))}
+ANSWERS: dict[str | None, bool | None] = {"1": True, "0": False, None: False, **dict.fromkeys(("2", "yes", "-1", ""), None)}
 
 
 @pytest.mark.parametrize(("answer", "taken_as"), ANSWERS.items())
@@ -151,16 +153,15 @@ def test_other_settings(tmp_path: Path, settings: str) -> None:
 @asynccontextmanager
 async def hostile_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, **more: Any) -> AsyncIterator[Runner]:
     """LAB with a hostile front end in bert, domain 2."""
-    planned = lab_module.plan
 
     def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
-        processes = planned(topology)
+        processes = honest_plan(topology)
         bert = next(process for process in processes if process["name"] == "bert")
         bert["module"], bert["config"] = "tests.support.hostile_netfront", {**bert["config"], **more}
         return processes
 
     monkeypatch.setattr(lab_module, "plan", plan)
-    monkeypatch.setattr(lab_module, "MODULES", [*lab_module.MODULES, "tests.support.hostile_netfront"])
+    monkeypatch.setattr(lab_module, "MODULES", [*MODULES, "tests.support.hostile_netfront"])
     async with running(tmp_path, name, LAB) as runner:
         yield runner
 
@@ -253,7 +254,7 @@ def test_a_killed_guest_leaves_nothing_pinned(tmp_path: Path) -> None:
             lab, wire = runner.lab, str(runner.lab.topology["nic"]["wire"]["mac"])
             await stream(runner, "anna", "bert")
             table = active_table(runner, "bert")
-            dying = asyncio.create_task(lab.call("bert", "send_stream", mac=wire, frame=1514, stream=903, seconds=60.0))
+            dying = asyncio.create_task(lab.call("bert", "send_stream", mac=wire, frame=1514, stream=903, seconds=600.0))
             await until(partial(pinned, table, RINGS + POOLS), "bert to have sent from all its pages")
             os.kill(runner.pids["bert"], signal.SIGKILL)
             with pytest.raises(Exception, match="is gone"):

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from hyp.abi.xs_wire import MessageType
-from hyp.xenbus import XenbusError, XenbusState, backend_path, frontend_path, switch_state, wait_for_state
-from hyp.xenstore import Transaction, XenstoreClient
+from hyp.xenstore.client import Transaction, XenstoreClient
+from hyp.xenstore.xenbus import XenbusError, XenbusState, backend_path, frontend_path, switch_state, wait_for_state
 from tests.support.xenstored_process import LOOPS, fails, forked, succeeded, with_clients, xenstored
 
 FRONT, BACK = frontend_path(5, "vif", 0), backend_path(0, "vif", 5, 0)

@@ -17,18 +17,19 @@ from typing import Any
 import pytest
 
 from domu import netns
+from tests.support.patience import patient
 
 MAC, ADDRESS, MTU = "02:00:00:00:00:0a", "10.1.2.3/20", 1400
 MAC_BYTES, PEER_MAC = bytes.fromhex("02000000000a"), bytes.fromhex("0200000000fe")
 HOST, PEER = "10.1.2.3", "10.1.2.9"
 NOBODY = 65534
-CHILD_LIMIT_S = 20
+CHILD_LIMIT_S = 20.0
 
 CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18
 PR_SET_DUMPABLE = 4
 libc = ctypes.CDLL(None, use_errno=True)
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can arrange what this test is about")
+needs_root = pytest.mark.needs("root")
 
 
 def call(result: int) -> None:
@@ -65,7 +66,7 @@ def in_child(body: Callable[[], Any]) -> Any:
     child = os.fork()
     if child == 0:
         try:
-            signal.alarm(CHILD_LIMIT_S)
+            signal.alarm(int(patient(CHILD_LIMIT_S)))
             answer = {"result": body()}
         except BaseException:
             answer = {"error": traceback.format_exc()}
@@ -81,14 +82,10 @@ def in_child(body: Callable[[], Any]) -> Any:
     return answer["result"]
 
 
-@pytest.fixture(params=["root", "nobody"])
+@pytest.fixture(params=[pytest.param("root", marks=needs_root), pytest.param("nobody", marks=pytest.mark.needs("taps"))])
 def inside(request: pytest.FixtureRequest) -> Callable[[Callable[[netns.Tap], Any]], Any]:
     """Runs a function of a fresh `Tap` in a child that created it: as root, and as a user without privilege."""
     root = os.geteuid() == 0
-    if request.param == "root" and not root:
-        pytest.skip("not root")
-    if not root and (reason := netns.can_create()) is not None:
-        pytest.skip(reason)
 
     def run(body: Callable[[netns.Tap], Any]) -> Any:
         def child() -> Any:
@@ -339,10 +336,8 @@ def test_bad_setting_is_named() -> None:
 
 
 @needs_root
+@pytest.mark.needs("ipv6")
 def test_read_only_sysctls_still_give_a_quiet_link() -> None:
-    if not Path("/proc/sys/net/ipv6").exists():
-        pytest.skip("no IPv6 here to be silenced")
-
     def body() -> list[str]:
         private_mounts()
         call(libc.mount(b"/proc/sys", b"/proc/sys", None, MS_BIND, None))

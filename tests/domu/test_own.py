@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from lab.errors import LabError
 from lab.ledger import total
-from lab.owner import Lab, LabError
+from lab.owner import Lab
 from lab.topology import TopologyError, load
 from tests.support.labs import ROOT, left_behind, run, topology_file, until
 

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.labs import LAUNCH, ROOT, left_behind, start, topology_file, unique, wait_until
+from tests.support.patience import patient
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
 
 PAIRS = {"split": ("alice", "bob"), "bypass": ("carol", "dave")}
 ADDRESS = {"alice": "10.0.0.1", "bob": "10.0.0.2", "carol": "10.0.0.3", "dave": "10.0.0.4"}
@@ -24,8 +25,6 @@ NAME = "tap"
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """topologies/tap.toml, up, under a name of our own."""
-    for tool in ("ping", "iperf3", "curl"):
-        assert shutil.which(tool), f"{tool} is not installed; .ci/run says which packages the tests need"
     text = (ROOT / "topologies" / "tap.toml").read_text()
     file = topology_file(tmp_path_factory.mktemp("tap"), NAME, text)
     process = start("run", file)
@@ -38,17 +37,17 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield unique(NAME)
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(30)
-        reader.join(10)
+        process.wait(patient(30))
+        reader.join(patient(10))
         process.stdout.close()  # type: ignore[union-attr]
     assert process.returncode == 130, "".join(lines)
     assert left_behind(unique(NAME)) == []
 
 
-def inside(lab: str, guest: str, *argv: str, timeout: float = 60) -> "subprocess.CompletedProcess[str]":
+def inside(lab: str, guest: str, *argv: str) -> "subprocess.CompletedProcess[str]":
     """Run a program in a guest by launch.py exec."""
     command = [*LAUNCH, "exec", "--topology", lab, guest, "--", *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patient(60), cwd=ROOT)
 
 
 def serve(lab: str, guest: str, *argv: str) -> "subprocess.Popen[str]":
@@ -57,6 +56,7 @@ def serve(lab: str, guest: str, *argv: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
 
 
+@pytest.mark.needs("ping")
 @pytest.mark.parametrize(("one", "other"), [*PAIRS.values(), ("alice", "dave"), ("carol", "bob")])
 def test_ping(lab: str, one: str, other: str) -> None:
     done = inside(lab, one, "ping", "-c", "3", "-i", "0.05", "-W", "5", ADDRESS[other])
@@ -64,12 +64,14 @@ def test_ping(lab: str, one: str, other: str) -> None:
     assert " 0% packet loss" in done.stdout
 
 
+@pytest.mark.needs("ping")
 def test_ping_of_an_address_that_nobody_has(lab: str) -> None:
     done = inside(lab, "alice", "ping", "-c", "1", "-W", "1", "10.0.0.99")
     assert done.returncode == 1
     assert "100% packet loss" in done.stdout
 
 
+@pytest.mark.needs("iperf3")
 @pytest.mark.parametrize("path", PAIRS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_iperf3(lab: str, path: str, reverse: bool) -> None:
@@ -83,15 +85,16 @@ def test_iperf3(lab: str, path: str, reverse: bool) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert json.loads(done.stdout)["end"]["sum_received"]["bytes"] > 1_000_000
         serving.stdout.read()
-        assert serving.wait(30) == 0
+        assert serving.wait(patient(30)) == 0
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("path", PAIRS)
 def test_download_has_the_same_sha256(lab: str, path: str, tmp_path: Path) -> None:
     client, server = PAIRS[path]
     data = os.urandom(1 << 20) * 64
     (tmp_path / "data").write_bytes(data)
-    serving = serve(lab, server, "python3", "-u", "-m", "http.server", "-d", str(tmp_path), "8000")
+    serving = serve(lab, server, sys.executable, "-u", "-m", "http.server", "-d", str(tmp_path), "8000")
     with serving:
         assert serving.stdout is not None
         assert "Serving" in serving.stdout.readline()
@@ -113,9 +116,10 @@ def test_exec_gives_output_status_and_signals(lab: str) -> None:
         assert sleeping.stdout is not None
         assert sleeping.stdout.readline() == "up\n"
         sleeping.send_signal(signal.SIGINT)
-        assert sleeping.wait(30) == 128 + signal.SIGINT
+        assert sleeping.wait(patient(30)) == 128 + signal.SIGINT
 
 
+@pytest.mark.needs("util-linux")
 def test_a_program_does_not_outlive_the_exec_that_was_killed(lab: str, tmp_path: Path) -> None:
     mark = f"{tmp_path}/held"
     Path(mark).touch()

@@ -56,7 +56,7 @@ INIT, ALLOC, FREE = range(3)
 
 
 @entry(i64(i64[::1], i64, i64))
-def references(free, op, ref):
+def references(free, op, ref):  # type: ignore[no-untyped-def]
     """The allocator of references."""
     if op == INIT:
         init_grefs(free)

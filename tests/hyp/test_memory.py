@@ -19,7 +19,7 @@ TOPOLOGY = f"t{os.getpid()}-memory"
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
+def nothing_left(settled: None) -> Iterator[None]:
     """Every test takes its regions away itself; what it leaves is an error (and is swept)."""
     before = len(os.listdir("/proc/self/fd"))
     yield

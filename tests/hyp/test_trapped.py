@@ -14,17 +14,18 @@ import pytest
 from dom0.toolstack import Toolstack
 from hyp.abi.nic import PAGE, STATUS_OK
 from hyp.control import Refused
+from lab.counters import CounterReader
 from lab.ledger import difference, total
 from lab.workloads import Runner
 from tests.lab.test_paths import check, running
 from tests.support.drivers import FINISHED, header
 from tests.support.guests import WIRE_MAC, Guest, eventually
-from tests.support.labs import left_behind, workload
+from tests.support.labs import left_behind, until, workload
 from tests.support.labs import run as run_lab
 from tests.support.peers import Bench
 from tests.support.trapped_guests import faults_and_drops, of, rows, trapped
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 @contextmanager
@@ -246,22 +247,28 @@ def test_a_killed_guest_leaves_the_others_undisturbed(tmp_path: Path) -> None:
             lab = runner.lab
             assert [path for path in left_behind(lab.name) if "bert.vmm" in path]
             dying = asyncio.create_task(
-                lab.call("bert", "send_stream", mac=lab.topology["nic"]["wire"]["mac"], frame=64, stream=903, seconds=60.0)
+                lab.call("bert", "send_stream", mac=lab.topology["nic"]["wire"]["mac"], frame=64, stream=903, seconds=600.0)
             )
             going = asyncio.create_task(_whole_stream(runner, "anna"))
             reader = await lab.counters()
-            while total(reader.read(), "tx_frames", "hyp/vmm2") < 1000:
-                await asyncio.sleep(0.005)
+            await until(lambda: _sent(reader, "hyp/vmm2", 1000), "bert to send")
             os.kill(runner.pids["bert"], signal.SIGKILL)
             with pytest.raises(Exception, match="is gone"):
                 await dying
             await going
             for guest in ("anna", "carl"):
                 await _whole_stream(runner, guest)
-            while any("bert.vmm" in path for path in left_behind(lab.name)):
-                await asyncio.sleep(0.01)
+            await until(lambda: _let_go(lab.name, "bert.vmm"), "the hypervisor to let go of bert's memory")
 
     run_lab(main())
+
+
+async def _sent(reader: CounterReader, row: str, frames: int) -> bool:
+    return total(reader.read(), "tx_frames", row) >= frames
+
+
+async def _let_go(name: str, what: str) -> bool:
+    return not any(what in path for path in left_behind(name))
 
 
 async def _whole_stream(runner: Runner, guest: str) -> None:
@@ -269,6 +276,11 @@ async def _whole_stream(runner: Runner, guest: str) -> None:
     stream, lab = 910 + next(runner._streams), runner.lab
     job = {"mac": lab.topology["nic"]["wire"]["mac"], "frame": 64, "stream": stream, "frames": 100_000}
     assert (await lab.call(guest, "send_stream", **job))["sent"] == 100_000
-    while (report := (await lab.call("nic", "wire_report", stream=stream))["received"])["frames"] < 100_000:
-        await asyncio.sleep(0.005)
+    report: dict[str, Any] = {}
+
+    async def arrived() -> bool:
+        report.update((await lab.call("nic", "wire_report", stream=stream))["received"])
+        return bool(report["frames"] == 100_000)
+
+    await until(arrived, "the last frame to arrive")
     assert report["lost"] == report["corrupt"] == report["duplicated"] == 0

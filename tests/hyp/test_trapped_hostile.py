@@ -25,7 +25,7 @@ from tests.support.guests import WIRE_MAC, WRAP, Guest, Loop, eventually
 from tests.support.peers import Bench, well
 from tests.support.trapped_guests import faults_and_drops, of, trap, trapped
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 
 @contextmanager

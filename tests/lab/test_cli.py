@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.support.labs import (
     ROOT,
     launch,
     left_behind,
+    machine_of_its_own,
     processes,
     run,
     start,
@@ -27,8 +29,9 @@ from tests.support.labs import (
     unique,
     wait_until,
 )
+from tests.support.patience import patient
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 PAIR = '[[guest]]\nname = "anna"\npath = "split"\n[[guest]]\nname = "carl"\npath = "bypass"\n'
 TAPS = "".join(
@@ -42,8 +45,9 @@ def ignoring(*numbers: int) -> "dict[str, object]":
     return {"preexec_fn": lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers]}
 
 
-def status_of(name: str) -> dict:
-    return next(status for status in json.loads(launch("status", "--json").stdout) if status["name"] == name)
+def status_of(name: str) -> dict[str, Any]:
+    every: list[dict[str, Any]] = json.loads(launch("status", "--json").stdout)
+    return next(status for status in every if status["name"] == name)
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------
@@ -60,7 +64,7 @@ def test_each_signal_takes_everything_down_and_a_second_one_changes_nothing(tmp_
         wait_until(lambda: is_going(name), "the end to begin")
         process.send_signal(signal.SIGTERM)
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 128 + number
+        assert process.wait(patient(30)) == 128 + number
         assert left_behind(name) == []  # at once: it waited for the keeper
     assert lines[-1] == f"{word}; everything has been taken down\n"
     assert not any("Traceback" in line for line in lines)
@@ -77,7 +81,7 @@ def test_nohup_is_heeded(tmp_path: Path) -> None:
         assert launch("status").returncode == 0
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
 
 
 # --- stop ------------------------------------------------------------------------------------------------------------
@@ -90,7 +94,7 @@ def test_stop_ends_the_topology_and_its_owner(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"{name} has been taken down\n"
         assert not RunDir(name).is_alive()
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
     assert lines[-1] == "terminated; everything has been taken down\n"
     assert left_behind(name) == []
     again = launch("stop", name)
@@ -98,20 +102,46 @@ def test_stop_ends_the_topology_and_its_owner(tmp_path: Path) -> None:
     assert f"no topology named '{name}' is running" in again.stderr
 
 
-def test_stop_all_and_which(tmp_path: Path) -> None:
-    """In a run folder of its own, since it is about all topologies that there are."""
-    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
-    assert launch("stop", "--all", env=env).stdout == "no topology is running\n"
-    with (
-        staying_up(topology_file(tmp_path, "all1", PAIR), env=env) as (one, _),
-        staying_up(topology_file(tmp_path, "all2", PAIR), env=env) as (two, _),
-    ):
-        which = launch("stop", env=env)
-        assert which.returncode == 2
-        assert unique("all1") in which.stderr
-        assert launch("stop", "--all", env=env).returncode == 0
-        assert (one.wait(30), two.wait(30)) == (143, 143)
-    assert left_behind(unique("all1")) + left_behind(unique("all2")) == []
+@pytest.mark.needs("mounts")
+def test_stop_all_names_what_it_stops_and_asks(tmp_path: Path) -> None:
+    """On a machine of its own, since it is about all topologies that there are."""
+    names = [unique("all1"), unique("all2")]
+    with machine_of_its_own() as within:
+        assert launch("stop", "--all", within=within).stdout == "no topology is running\n"
+        with (
+            staying_up(topology_file(tmp_path, "all1", PAIR), within=within) as (one, _),
+            staying_up(topology_file(tmp_path, "all2", PAIR), within=within) as (two, _),
+        ):
+            which = launch("stop", within=within)
+            assert which.returncode == 2
+            assert names[0] in which.stderr
+            unasked = launch("stop", "--all", within=within, stdin=subprocess.DEVNULL)
+            assert unasked.returncode == 2
+            told = unasked.stderr.splitlines()
+            assert (told[0], told[-1]) == ("stop --all takes down:", "without a terminal to ask on, say --yes")
+            for name, line in zip(names, told[1:-1], strict=True):
+                assert re.fullmatch(rf"  {name}: up for \d+ s: anna \(split\), carl \(bypass\)", line)
+            assert answered(within, "no") == (1, True)
+            assert answered(within, "") == (1, True)
+            assert (one.poll(), two.poll()) == (None, None)
+            assert answered(within, "y") == (0, True)
+            assert (one.wait(patient(30)), two.wait(patient(30))) == (143, 143)
+        with staying_up(topology_file(tmp_path, "all1", PAIR), within=within) as (one, _):
+            assert launch("stop", "--all", "--yes", within=within).stdout == f"{names[0]} has been taken down\n"
+            assert one.wait(patient(30)) == 143
+        assert subprocess.run([*within, "ls", "/dev/shm"], capture_output=True, text=True).stdout == ""
+
+
+def answered(within: list[str], answer: str) -> tuple[int, bool]:
+    """What `stop --all` at a terminal does when it is answered so: its status, and whether it had named both topologies."""
+    ours, theirs = os.openpty()
+    process = start("stop", "--all", within=within, stdin=theirs)
+    os.close(theirs)
+    os.write(ours, f"{answer}\n".encode())
+    output, _ = process.communicate(timeout=patient(60))
+    os.close(ours)
+    assert ("nothing was stopped" in output) == (answer != "y")
+    return process.returncode, all(f"  {unique(name)}: up for" in output for name in ("all1", "all2"))
 
 
 def test_stop_after_the_owner_was_killed(tmp_path: Path) -> None:
@@ -121,10 +151,10 @@ def test_stop_after_the_owner_was_killed(tmp_path: Path) -> None:
         keeper = next(pid for pid, line in processes(name).items() if line.split("\0")[0].split()[2:3] == ["keeper"])
         os.kill(keeper, signal.SIGSTOP)
         process.kill()
-        process.wait(10)
+        process.wait(patient(10))
         stopping = start("stop", name)
         os.kill(keeper, signal.SIGCONT)
-        output, _ = stopping.communicate(timeout=60)
+        output, _ = stopping.communicate(timeout=patient(60))
         assert stopping.returncode in (0, 1), output  # 1: it was gone before
         assert "Traceback" not in output
     wait_until(lambda: left_behind(name) == [], "nothing to be left")
@@ -137,7 +167,7 @@ def test_a_keeper_that_does_not_answer_is_killed(tmp_path: Path, monkeypatch: py
         keeper = next(pid for pid, line in processes(name).items() if line.split()[2:3] == ["keeper"])
         os.kill(keeper, signal.SIGSTOP)
         run(clients.stop(RunDir(name)))
-        assert process.wait(30) == 1
+        assert process.wait(patient(30)) == 1
     assert left_behind(name) == []
 
 
@@ -145,13 +175,13 @@ def test_a_keeper_that_does_not_answer_is_killed(tmp_path: Path, monkeypatch: py
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
+def lab(taps: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str]]]:
     """Two TAP guests and one with the traffic program; its name, and what `run` printed."""
     text = TAPS + '[[guest]]\nname = "anna"\npath = "split"\n'
     with staying_up(topology_file(tmp_path_factory.mktemp("cli"), "cli", text)) as (process, lines):
         yield unique("cli"), lines
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
     assert left_behind(unique("cli")) == []
 
 
@@ -180,7 +210,7 @@ def test_exec_has_a_shell_s_exit_statuses(lab: tuple[str, list[str]], tmp_path: 
 def test_exec_passes_on_what_is_not_utf_8(lab: tuple[str, list[str]]) -> None:
     done = subprocess.run(
         [*LAUNCH, "exec", "--topology", lab[0], "alice", "--", "sh", "-c", 'printf %s "$1$ODD"', "sh", b"\xff"],
-        env={**os.environb, b"ODD": b"\xfe"}, capture_output=True, timeout=60, cwd=ROOT,
+        env={**os.environb, b"ODD": b"\xfe"}, capture_output=True, timeout=patient(60), cwd=ROOT,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, b"\xff\xfe"), done.stderr
 
@@ -214,21 +244,19 @@ def test_the_hint_works_and_names_the_topology_where_it_must(lab: tuple[str, lis
             hint = next(line.partition("try: ")[2] for line in printed if line.startswith("  alice"))
             assert ("--topology" in hint) == (topology is not None)
             if topology is not None:
-                done = subprocess.run(shlex.split(hint), capture_output=True, text=True, timeout=60, cwd=ROOT)
+                done = subprocess.run(shlex.split(hint), capture_output=True, text=True, timeout=patient(60), cwd=ROOT)
                 assert done.returncode == 0, done.stderr
                 assert "eth0" in done.stdout
         several = execute("alice", "true")
         assert several.returncode == 1
         assert "say which with --topology" in several.stderr
         process.send_signal(signal.SIGTERM)
-        process.wait(30)
+        process.wait(patient(30))
 
 
 def test_status_has_counters_of_tap_guests(lab: tuple[str, list[str]]) -> None:
     name = lab[0]
-    script = (
-        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.0.0.2', 9)); s.settimeout(30); s.recv(99)"
-    )
+    script = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.0.0.2', 9)); s.recv(99)"
     listening = start("exec", "carol", "--topology", name, "--", sys.executable, "-c", script)
     send = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x' * 50, ('10.0.0.2', 9))"
 
@@ -237,27 +265,29 @@ def test_status_has_counters_of_tap_guests(lab: tuple[str, list[str]]) -> None:
         return listening.poll() is not None
 
     wait_until(received, "a datagram to arrive")
-    assert listening.communicate(timeout=30)[0] == ""
+    assert listening.communicate(timeout=patient(30))[0] == ""
     wait_until(lambda: counters(name, "carol")["rx_frames"] >= 2, "the counters to be published")  # ARP, and the datagram
-    sent = counters(name, "alice")
+
+    def steady() -> tuple[dict[str, Any], list[str]] | None:
+        """The same before and after: what the kernel sends by itself (ARP) may come in between."""
+        before, lines = counters(name, "alice"), launch("status").stdout.splitlines()
+        return (before, lines) if counters(name, "alice") == before else None
+
+    found = wait_until(steady, "alice's counters to stand still")
+    assert found is not None
+    sent, lines = found
     assert sent["tx_bytes"] >= 42 + 92
     assert sent["drops"] == {}
-
-    def shown_as_counted() -> bool:
-        """The kernel may send an ARP probe between the two looks."""
-        lines = launch("status").stdout.splitlines()
-        row = next(line.split() for line in lines if line.split()[:1] == ["alice"] and "tap," not in line)
-        now = counters(name, "alice")
-        return [int(word.replace(",", "")) for word in row[1:]] == [
-            *(now[column] for column in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")), 0,
-        ]  # fmt: skip
-
-    wait_until(shown_as_counted, "the table to show what was counted")
-    assert "counters" not in next(guest for guest in status_of(name)["guests"] if guest["name"] == "anna")
+    row = next(line.split() for line in lines if line.split()[:1] == ["alice"] and "tap," not in line)
+    assert [int(word.replace(",", "")) for word in row[1:]] == [
+        sent[c] for c in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")
+    ] + [0]
+    assert counters(name, "anna") == {"tx_frames": 0, "tx_bytes": 0, "rx_frames": 0, "rx_bytes": 0, "drops": {}}
 
 
-def counters(name: str, guest: str) -> dict:
-    return next(one["counters"] for one in status_of(name)["guests"] if one["name"] == guest)
+def counters(name: str, guest: str) -> dict[str, Any]:
+    every: list[dict[str, Any]] = status_of(name)["guests"]
+    return next(dict(one["counters"]) for one in every if one["name"] == guest)
 
 
 def test_processes_are_told_apart_in_ps(lab: tuple[str, list[str]]) -> None:
@@ -267,6 +297,7 @@ def test_processes_are_told_apart_in_ps(lab: tuple[str, list[str]]) -> None:
     assert lines >= {f"xen-bypass-lab {name} {part}" for part in parts}
 
 
+@pytest.mark.needs("taps")
 def test_deaths_are_said_and_stay_in_the_status(tmp_path: Path) -> None:
     """A guest with a TAP, then the fork server: data goes on, and `exec` in the other guest."""
     name = unique("deaths")
@@ -283,11 +314,12 @@ def test_deaths_are_said_and_stay_in_the_status(tmp_path: Path) -> None:
         assert f"{name}: degraded: alice died (signal 9); {told}" in launch("status").stdout.splitlines()
         assert execute("carol", "--topology", name, "--", "echo", "here").stdout == "here\n"
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(patient(30)) == 130
     assert [line for line in lines if "died" in line] == ["alice died (signal 9)\n", f"{told}\n"]
     assert left_behind(name) == []
 
 
+@pytest.mark.needs("taps")
 def test_exec_while_the_topology_starts(tmp_path: Path) -> None:
     """It starts for long, since its cache of compiled code is empty."""
     name = unique("slow")
@@ -299,7 +331,7 @@ def test_exec_while_the_topology_starts(tmp_path: Path) -> None:
         assert f"topology {name} is starting" in done.stderr
         assert f"{name}: starting" in launch("status").stdout
         assert launch("stop", name).returncode == 0
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=patient(30))
         assert process.returncode == 143, output
     finally:
         process.kill()
@@ -339,16 +371,16 @@ def test_mistakes_are_told_before_anything_is_started(arguments: list[str], stat
     assert done.stdout == ""
 
 
+@pytest.mark.needs("mounts")
 @pytest.mark.parametrize("command", [["check", DEMO], ["status"], ["status", "--json"], ["stop"], ["--help"], ["clean"]])
-def test_output_that_nobody_takes(command: list[str], tmp_path: Path) -> None:
-    env = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+def test_output_that_nobody_takes(command: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:
-        with open("/dev/full", "w") as full:
+        with machine_of_its_own() as within, open("/dev/full", "w") as full:
             for stream in (writer, full):
                 done = subprocess.run(
-                    [*LAUNCH, *command], stdout=stream, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT, env=env
+                    [*within, *LAUNCH, *command], stdout=stream, stderr=subprocess.PIPE, text=True, timeout=patient(60), cwd=ROOT
                 )
                 assert done.returncode == 1, done.stderr
                 assert done.stderr == ("" if stream is writer else "standard output: No space left on device\n")
@@ -360,7 +392,8 @@ def test_a_run_whose_reader_has_gone_takes_everything_down(tmp_path: Path) -> No
     file = topology_file(tmp_path, "head", PAIR)
     reader, writer = os.pipe()
     os.close(reader)
-    done = subprocess.run([*LAUNCH, "run", str(file)], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT)
+    command = [*LAUNCH, "run", str(file)]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=patient(60), cwd=ROOT)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
     assert left_behind(unique("head")) == []
@@ -372,14 +405,6 @@ def test_results_that_cannot_be_written_are_an_error_after_they_were_shown(tmp_p
     assert (done.returncode, done.stderr) == (1, "--json /dev/full: No space left on device\n")
     assert "stream carl → wire, 64 B, 1 frame:" in done.stdout
     assert left_behind(unique("full")) == []
-
-
-def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    for command in (["status"], ["clean"], ["stop"], ["exec", "a", "b"], ["run", DEMO]):
-        done = launch(*command, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path / "file")})
-        assert done.returncode == 1
-        assert done.stderr == f"{tmp_path}/file/xen-bypass-lab: Not a directory\n"
 
 
 def test_each_command_has_one_line_in_the_help() -> None:

@@ -28,9 +28,10 @@ from tests.support.labs import (
     unique,
     wait_until,
 )
+from tests.support.patience import patient
 from tests.support.screens import state
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
 
 GUEST = '[[guest]]\nname = "alice"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
 OUTER_PID = "read pid rest < /proc/self/stat; echo $pid; "  # /proc numbers it as the test does; $$ is the guest's number
@@ -43,7 +44,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with staying_up(topology_file(tmp_path_factory.mktemp("execute"), "execute", GUEST)) as (process, _):
         yield unique("execute")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
     assert left_behind(unique("execute")) == []
 
 
@@ -52,7 +53,7 @@ def command(lab: str, *program: str) -> list[str]:
 
 
 def inside(lab: str, *program: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(command(lab, *program), capture_output=True, text=True, timeout=60, cwd=ROOT, **options)
+    done = subprocess.run(command(lab, *program), capture_output=True, text=True, timeout=patient(60), cwd=ROOT, **options)
     assert "Traceback" not in done.stderr
     return done
 
@@ -113,13 +114,35 @@ def test_all_that_a_program_inherits_is_the_callers(lab: str, tmp_path: Path, en
     said = []
     for argv in (["sh", "-c", PROBE, "sh", "", "x y"], command(lab, "sh", "-c", PROBE, "sh", "", "x y")):
         done = subprocess.run(
-            argv, input="from standard input\n", env=runtime | environment, capture_output=True, text=True, timeout=60,
+            argv, input="from standard input\n", env=runtime | environment, capture_output=True, text=True, timeout=patient(60),
             preexec_fn=lambda: unusual(tmp_path), close_fds=False, pass_fds=(),
         )  # fmt: skip
         assert (done.returncode, done.stderr) == (0, "")
         said.append(done.stdout.splitlines())
     assert said[0][-2:] == ["from descriptor 7", "from standard input"]
     assert said[1] == said[0]
+
+
+@pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="there is no .venv to go on in")
+def test_it_is_the_callers_also_when_another_python_was_called(lab: str) -> None:
+    """One without packages (-S), from which launch.py goes on in that of .venv, without PYTHONPATH."""
+    script = "env | sort; grep ^SigIgn /proc/self/status; for fd in 0 1 2; do test -e /proc/self/fd/$fd && echo $fd; done; true"
+    said = []
+    for argv in (["sh", "-c", script], [sys.executable, "-S", *command(lab, "sh", "-c", script)[1:]]):
+        done = subprocess.run(
+            argv, env={"PATH": os.environ["PATH"], "PYTHONPATH": "/nowhere"}, capture_output=True, text=True, timeout=patient(60),
+            preexec_fn=ignoring_and_closing, cwd=ROOT,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        said.append(done.stdout.splitlines())
+    assert "PYTHONPATH=/nowhere" in said[0]
+    assert said[1] == said[0]
+
+
+def ignoring_and_closing() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.close(0)
 
 
 def test_long_environments_and_argument_lists(lab: str) -> None:
@@ -137,7 +160,7 @@ def test_more_than_execve_takes_is_told_as_a_shell_does(lab: str) -> None:
         f"pidfd = asyncio.run(execute.find_guest('alice', {lab!r}))\n"
         "sys.exit(execute.run_inside(pidfd, 'alice', [b'true', b'x' * (32 * 4096)]))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patient(60), cwd=ROOT)
     assert (done.returncode, done.stderr) == (126, f"alice: true: {os.strerror(errno.E2BIG)}\n")
     done = inside(lab, "")
     assert (done.returncode, done.stderr) == (127, "alice: : No such file or directory\n")
@@ -148,7 +171,7 @@ def test_the_folder_may_have_been_removed(lab: str, tmp_path: Path) -> None:
     gone.mkdir()
     done = subprocess.run(
         ["sh", "-c", 'cd "$0"; rmdir "$0"; exec "$@"', str(gone), *command(lab, "readlink", "/proc/self/cwd")],
-        capture_output=True, text=True, timeout=60, cwd=ROOT,
+        capture_output=True, text=True, timeout=patient(60), cwd=ROOT,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, f"{gone} (deleted)\n"), done.stderr
 
@@ -170,10 +193,10 @@ def test_a_daemon_that_let_go_of_its_streams_does_not_hold_the_callers(lab: str)
 @pytest.mark.parametrize("which", [1, 2])
 def test_a_program_that_closes_a_stream_closes_it_for_the_caller(lab: str, which: int) -> None:
     reader, writer = os.pipe()
-    streams = {1: "stdout", 2: "stderr"}
+    streams: dict[str, Any] = {{1: "stdout", 2: "stderr"}[which]: writer}
     with open(reader, "rb") as pipe:
         process = subprocess.Popen(
-            command(lab, "sh", "-c", f"echo said >&{which}; exec sleep 1000 >/dev/null 2>&1"), cwd=ROOT, **{streams[which]: writer}
+            command(lab, "sh", "-c", f"echo said >&{which}; exec sleep 1000 >/dev/null 2>&1"), cwd=ROOT, **streams
         )
         os.close(writer)
         try:
@@ -181,7 +204,7 @@ def test_a_program_that_closes_a_stream_closes_it_for_the_caller(lab: str, which
             assert process.poll() is None
         finally:
             process.terminate()
-            assert process.wait(GRACE) == 128 + signal.SIGTERM
+            assert process.wait(patient(GRACE)) == 128 + signal.SIGTERM
 
 
 def test_a_program_that_closes_its_input_closes_it_for_the_caller(lab: str) -> None:
@@ -209,7 +232,7 @@ def test_a_signal_to_the_callers_job_reaches_the_program_once(lab: str) -> None:
         assert process.stdout.readline() == "hup\n"
         process.send_signal(signal.SIGUSR1)
         assert process.stdout.read() == "usr\n"
-        assert process.wait(GRACE) == 5
+        assert process.wait(patient(GRACE)) == 5
 
 
 def test_the_program_and_its_children_end_with_an_exec_that_is_killed(lab: str) -> None:
@@ -228,7 +251,7 @@ def test_the_program_ends_with_its_supervisor(lab: str) -> None:
         supervisor = int(Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[1])
         assert supervisor != process.pid
         os.kill(supervisor, signal.SIGKILL)
-        assert process.wait(GRACE) == 128 + signal.SIGKILL
+        assert process.wait(patient(GRACE)) == 128 + signal.SIGKILL
     wait_until(lambda: state(program) == "", "the program to end")
 
 
@@ -243,7 +266,7 @@ def test_the_program_ends_with_its_guest_which_is_said(tmp_path: Path) -> None:
         assert (exec_.returncode, told) == (1, "alice is gone\n")
         assert state(program) == ""
         process.send_signal(signal.SIGTERM)
-        assert process.wait(GRACE) == 143
+        assert process.wait(patient(GRACE)) == 143
     assert left_behind(name) == []
 
 
@@ -295,7 +318,7 @@ def closing(*fds: int) -> Callable[[], None]:
 )
 def test_commands_do_without_standard_streams(arguments: list[str], fds: tuple[int, ...], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, timeout=60, cwd=ROOT,
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=patient(60), cwd=ROOT,
         env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}, preexec_fn=closing(*fds),
     )  # fmt: skip
     fails = arguments[1] in ("stop", "exec")

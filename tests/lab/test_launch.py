@@ -22,8 +22,9 @@ from tests.support.labs import (
     unique,
     wait_until,
 )
+from tests.support.patience import patient
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 FIELDS = {
     "path", "workload", "frame", "frames", "seconds", "mpps", "gbps", "rtt_us", "cpu_us_per_frame", "per_frame", "lost", "corrupt",
@@ -33,7 +34,7 @@ STREAM = '[[workload]]\nkind = "stream"\nfrom = "{}"\nto = "{}"\n{}\n'
 
 
 def gone(name: str) -> None:
-    wait_until(lambda: left_behind(name) == [], f"{name} to leave nothing behind: {left_behind(name)}", 30)
+    wait_until(lambda: left_behind(name) == [], f"{name} to leave nothing behind: {left_behind(name)}")
 
 
 def pids_of(name: str) -> dict[str, int]:
@@ -97,13 +98,13 @@ def test_a_guest_that_cannot_start_names_itself_and_its_cause(tmp_path: Path, ca
 
 def test_a_frame_lost_without_a_name_is_an_exit_status(tmp_path: Path) -> None:
     """A guest killed in mid-workload: the run fails and says who died."""
-    file = topology_file(tmp_path, "dying", GUESTS + STREAM.format("carl", "dora", "seconds = 20"))
+    file = topology_file(tmp_path, "dying", GUESTS + STREAM.format("carl", "dora", "seconds = 600"))
     process = start("run", file)
     try:
         name = unique("dying")
         wait_until(lambda: process.poll() is not None or _up(name), "the topology to be up")
         os.kill(pids_of(name)["carl"], signal.SIGKILL)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=patient(60))
     finally:
         process.kill()
         process.wait()
@@ -121,14 +122,14 @@ def _up(name: str) -> bool:
 @pytest.mark.parametrize("moment", ["at once", "starting", "up"])
 def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path, moment: str) -> None:
     name = unique(f"ctrlc-{moment[:2]}")
-    file = topology_file(tmp_path, f"ctrlc-{moment[:2]}", GUESTS + STREAM.format("carl", "dora", "seconds = 20"))
+    file = topology_file(tmp_path, f"ctrlc-{moment[:2]}", GUESTS + STREAM.format("carl", "dora", "seconds = 600"))
     process = start("run", file, start_new_session=True)
     if moment == "starting":
         wait_until(lambda: processes(name), "the keeper")
     elif moment == "up":
         wait_until(lambda: _up(name), "the topology to be up")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everybody in the foreground
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=patient(60))
     assert process.returncode in (130, -signal.SIGINT), output
     gone(name)
 
@@ -148,7 +149,7 @@ def test_kill_9_of_the_keeper_ends_everything_and_clean_sweeps(tmp_path: Path) -
         pids = pids_of(name)
         for pid in processes(name):
             os.kill(pid, signal.SIGKILL)
-        process.wait(30)
+        process.wait(patient(30))
         assert process.returncode == 1, "".join(lines)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "all processes to end")
     assert launch("clean").returncode == 0
@@ -164,7 +165,7 @@ def test_kill_9_of_any_process_leaves_nothing(tmp_path: Path, victim: str) -> No
         shown = launch("status")
         assert f"{name}: degraded: {victim} died (signal 9)" in shown.stdout.splitlines(), shown.stdout + shown.stderr
         process.send_signal(signal.SIGINT)
-        process.wait(60)
+        process.wait(patient(60))
     assert [line for line in lines if "died" in line] == [f"{victim} died (signal 9)\n"]
     assert left_behind(name) == []
 
@@ -180,7 +181,7 @@ def test_what_a_machine_wide_kill_left_is_swept_by_the_next_run_and_by_clean(tmp
             for pid in everything:
                 with contextlib.suppress(ProcessLookupError):  # the death of a PID namespace's first process has ended it
                     os.kill(pid, signal.SIGKILL)
-            process.wait(30)
+            process.wait(patient(30))
         wait_until(lambda: not processes(name), "all processes to end")
         assert left_behind(name) != []
         file.write_text(GUESTS + STREAM.format("carl", "dora", "frames = 100"))
@@ -201,7 +202,7 @@ def test_two_topologies_side_by_side_and_clean_touches_neither(tmp_path: Path) -
         assert again.returncode == 3
         assert "is running" in again.stdout
         two.send_signal(signal.SIGINT)
-        two.wait(30)
+        two.wait(patient(30))
         assert _up(unique("one"))
 
 

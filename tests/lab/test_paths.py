@@ -16,7 +16,7 @@ from lab.owner import Lab
 from lab.workloads import Runner
 from tests.support.labs import GUESTS, left_behind, run, topology, until, workload
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 PAIRS = {"split": ("anna", "bert"), "bypass": ("carl", "dora")}
 COPIES = {("split", "guest"): 2, ("split", "wire"): 2, ("bypass", "guest"): 1, ("bypass", "wire"): 1}

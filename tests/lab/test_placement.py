@@ -15,7 +15,7 @@ from lab.workloads import WIRE, Runner
 from tests.support.labs import run
 
 CPUS = sorted(os.sched_getaffinity(0))
-needs_two = pytest.mark.skipif(len(CPUS) < 2, reason="with one CPU there is nothing to choose")
+needs_two = pytest.mark.needs("two-cpus")  # with one there is nothing to choose
 ROLES = (Placement.DEVICE, Placement.BACK_END, Placement.SENDERS, Placement.RECEIVERS)
 
 

@@ -67,7 +67,6 @@ def test_a_page_less_is_refused_under_its_key(tmp_path: Path, queue: int) -> Non
 
 
 @pytest.mark.usefixtures("warm")
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("queue", QUEUES)
 def test_the_smallest_ram_that_is_accepted_boots(tmp_path: Path, queue: int) -> None:
     plain = load(topology_file(tmp_path, f"room{queue}", text(queue, *smallest(queue)))).plain()

@@ -27,12 +27,11 @@ from tests.support.labs import (
     unique,
     wait_until,
 )
-
-pytestmark = pytest.mark.timeout(120)
+from tests.support.patience import patient
 
 TAP = '[[guest]]\nname = "alice"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
 UNKNOWN_UID = 54321
-as_root = pytest.mark.skipif(os.getuid() != 0, reason="root alone can be another user")
+as_root = pytest.mark.needs("root")  # which alone can be another user
 
 
 @pytest.fixture
@@ -239,6 +238,7 @@ def test_a_record_that_says_nothing_of_use(place: Path, name: str, record: str) 
     assert not run.path.exists()
 
 
+@pytest.mark.needs("taps")
 def test_a_living_topology_is_known_under_another_runtime_dir(tmp_path: Path, warm: None) -> None:
     """`clean` takes nothing of it, no second one starts, and status, exec and stop find it."""
     name, elsewhere = unique("env"), tmp_path / "elsewhere"
@@ -257,11 +257,12 @@ def test_a_living_topology_is_known_under_another_runtime_dir(tmp_path: Path, wa
         assert shown["state"] == "up"
         assert launch("exec", "alice", "--topology", name, "--", "echo", "here", env=env).stdout == "here\n"
         assert launch("stop", name, env=env).stdout == f"{name} has been taken down\n"
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
     assert left_behind(name) == []
     assert list(elsewhere.iterdir()) == []
 
 
+@pytest.mark.needs("mounts")
 def test_looking_makes_nothing(tmp_path: Path) -> None:
     runtime = tmp_path / "runtime"
     runtime.mkdir(mode=0o700)
@@ -279,6 +280,7 @@ def test_looking_makes_nothing(tmp_path: Path) -> None:
 # --- surroundings ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.needs("taps")
 def test_a_path_longer_than_a_socket_address(tmp_path: Path, warm: None) -> None:
     name = unique("long")
     runtime = tmp_path / ("x" * 120)
@@ -288,7 +290,7 @@ def test_a_path_longer_than_a_socket_address(tmp_path: Path, warm: None) -> None
         assert (runtime / "xen-bypass-lab" / name / "keeper.sock").is_socket()
         assert launch("exec", "alice", "--topology", name, "--", "echo", "here", env=env).stdout == "here\n"
         assert launch("stop", name).returncode == 0
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
     assert left_behind(name) == []
     assert list((runtime / "xen-bypass-lab").iterdir()) == []
 
@@ -357,6 +359,7 @@ def test_a_user_without_a_name_or_a_home() -> None:
     assert not Path(f"/tmp/xen-bypass-lab-{UNKNOWN_UID}").exists()
 
 
+@pytest.mark.needs("taps")
 def test_the_keeper_killed_and_another_started_meanwhile(tmp_path: Path, warm: None) -> None:
     """What the owner of a killed keeper cleans up is never what a new topology of the same name has made."""
     name = unique("again")
@@ -366,8 +369,8 @@ def test_the_keeper_killed_and_another_started_meanwhile(tmp_path: Path, warm: N
         wait_until(lambda: not RunDir(name).is_alive(), "the lock to be free")
         with staying_up(topology_file(tmp_path, "again", TAP)) as (second, _):
             os.kill(process.pid, signal.SIGCONT)
-            assert process.wait(30) == 1
+            assert process.wait(patient(30)) == 1
             assert launch("exec", "alice", "--topology", name, "--", "echo", "here").stdout == "here\n"
             second.send_signal(signal.SIGTERM)
-            assert second.wait(30) == 143
+            assert second.wait(patient(30)) == 143
     assert left_behind(name) == []

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.labs import LAUNCH, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
-from tests.support.screens import PROMPT, SHELLS, Screen, screen, shell, state
+from tests.support.patience import patient
+from tests.support.screens import PROMPT, START, Screen, screen, shell, state
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
 
 GUESTS = "".join(
     f'[[guest]]\nname = "{name}"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.{host}/24"\n'
@@ -21,6 +22,7 @@ GUESTS = "".join(
 )
 INSIDE = "inside> "
 OUTER_PID = "read pid rest < /proc/self/stat; echo is $pid.; "
+SHELLS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in START]
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +31,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with staying_up(topology_file(tmp_path_factory.mktemp("terminal"), "terminal", GUESTS)) as (process, _):
         yield unique("terminal")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 143
+        assert process.wait(patient(30)) == 143
     assert left_behind(unique("terminal")) == []
 
 
@@ -63,7 +65,7 @@ def status_is(shown: Screen, status: int) -> None:
 @pytest.mark.parametrize("name", SHELLS)
 def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
     """Straight on a terminal, without a shell around: as from a terminal emulator, or script(1)."""
-    with screen(*words(lab, name, *SHELLS[name]), PS1=INSIDE, ENV="") as shown:
+    with screen(*words(lab, name, *START[name]), PS1=INSIDE, ENV="") as shown:
         shown.expect(INSIDE)
         assert "job control" not in shown.shown  # that there is none
         shown.enter("tty; stty size")
@@ -310,7 +312,7 @@ def test_deaths_with_a_terminal(tmp_path: Path) -> None:
         done = launch("stop", name)
         assert (done.returncode, done.stdout) == (0, f"{name} has been taken down\n"), done.stderr
         assert state(stopped) == ""
-        process.wait(30)
+        process.wait(patient(30))
         shown.enter("fg")
         shown.expect(PROMPT)
         status_is(shown, 1)

@@ -11,6 +11,7 @@ import pytest
 
 from lab import topology, topology_tables
 from lab.topology import PATHS, Topology, TopologyError, check_machine, load
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 MIB = 1 << 20
@@ -189,7 +190,7 @@ def test_manual_has_every_key() -> None:
 def test_import_starts_no_thread() -> None:
     """Not even numpy's: the process that reads a topology forks the others."""
     code = "import lab.topology, os, sys; print(len(os.listdir('/proc/self/task')), 'numpy' in sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=patient(60))
     assert run.stdout.split() == ["1", "False"]
 
 

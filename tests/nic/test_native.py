@@ -12,7 +12,7 @@ from lab.workloads import Runner
 from tests.support.labs import run, topology, workload
 from tests.support.peers import Bench
 
-pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.usefixtures("warm")
 
 FRAMES = 20_000
 TEXT = "".join(f'[[guest]]\nname = "{path}{k}"\npath = "{path}"\n' for path in ("native", "bypass") for k in (0, 1))

@@ -128,7 +128,7 @@ def test_every_sender_that_waits_for_a_full_crossing_is_woken() -> None:
         eventually(lambda: bench.count("pauses", "engine1") or bench.sync(), "the crossing is full")
         for k, guest in enumerate(light, 1):
             guest.send(guest.frame(full.mac))
-            eventually(lambda k=k: bench.count("pauses", "engine1") > k or bench.sync(), "another sender waits")
+            eventually(lambda k=k: bench.count("pauses", "engine1") > k or bench.sync(), "another sender waits")  # type: ignore[misc]
         for _ in range(80 + len(light)):
             full.post_buffers(1)
             assert full.take(1)[0][0] == STATUS_OK

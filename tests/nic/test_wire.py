@@ -10,6 +10,7 @@ from hyp.control import Refused
 from nic.link import FIFO_BYTES, LINE_BYTES, OVERHEAD
 from tests.support.drivers import FINISHED, compose, header
 from tests.support.guests import BROADCAST_MAC, WIRE_MAC, Guest, eventually
+from tests.support.patience import effort
 from tests.support.peers import Bench, bench_of
 
 
@@ -26,14 +27,14 @@ def whole(found: dict[str, Any], frames: int) -> bool:
     return (found["frames"], found["lost"], found["corrupt"], found["duplicated"]) == (frames, 0, 0, 0)
 
 
-def stream_to_wire(bench: Bench, guest: Guest, frames: int, length: int) -> tuple[dict[str, Any], int]:
+def stream_to_wire(bench: Bench, guest: Guest, frames: int, length: int, stream: int = 1) -> tuple[dict[str, Any], int]:
     """Send a stream; the sink's report of it, and the ns from before the first frame until the last one was verified."""
     start = time.monotonic_ns()
-    assert guest.traffic(WIRE_MAC, frames, length=length).wait() == FINISHED
-    eventually(lambda: report(bench)["frames"] == frames, "the last frame arrives", 20.0)
+    assert guest.traffic(WIRE_MAC, frames, length=length, stream=stream).wait() == FINISHED
+    eventually(lambda: report(bench, stream)["frames"] == frames, "the last frame arrives")
     took = time.monotonic_ns() - start
-    bench.at_rest(frames)
-    return report(bench), took
+    bench.at_rest(frames * stream)
+    return report(bench, stream), took
 
 
 # --- rate ------------------------------------------------------------------------------------------------------------
@@ -53,19 +54,16 @@ def test_the_wire_is_never_faster_than_its_rate_and_loses_nothing(gbps: float, l
 
 
 def test_a_wire_kept_busy_has_its_rate_within_two_per_cent() -> None:
-    """The best of a few runs: the machine may stand still in any of them."""
-    gbps, length = 0.5, 1514
+    """So slow a wire that its FIFO outlasts a sender without a core; the best of a few runs, since a machine may stand still."""
+    gbps, length = 0.05, 1514
     frames = int(0.5e9 / ns_on_wire(1, length, gbps))
     with bench_of(1, queue=256, memory=16 << 20) as (bench, anna):
         bench.wire("wire_mode", mode="sink", gbps=gbps)
-        best = 0.0
-        for stream in range(1, 7):
-            anna.traffic(WIRE_MAC, frames, length=length, stream=stream).wait()
-            eventually(lambda stream=stream: report(bench, stream)["frames"] == frames, "the last frame arrives", 20.0)
-            found = report(bench, stream)
+        best, stream, goes_on = 0.0, 0, effort(0)
+        while goes_on(best > 0.98):
+            stream += 1
+            found, _ = stream_to_wire(bench, anna, frames, length, stream)
             best = max(best, ns_on_wire(frames - 1, length, gbps) / (found["last_ns"] - found["first_ns"]))
-            if best > 0.98:
-                break
         assert 0.98 <= best <= 1.00001
 
 
@@ -94,11 +92,16 @@ def test_senders_share_a_slow_wire(senders: int) -> None:
     with bench_of(senders, queue=256, memory=16 << 20) as (bench, *guests):
         bench.wire("wire_mode", mode="sink", gbps=0.5)
         loops = [guest.traffic(WIRE_MAC, 1 << 40, length=1514, stream=k) for k, guest in enumerate(guests, 1)]
-        eventually(lambda: sum(report(bench, k)["frames"] for k in streams) > 2500 * senders, "enough frames", 30.0)
-        shares = [report(bench, k)["frames"] for k in streams]
+        shares: list[int] = []
+
+        def fair() -> bool:
+            """In the long run: threads of senders get a core in turns."""
+            shares[:] = [report(bench, k)["frames"] for k in streams]
+            return sum(shares) > 2500 * senders and min(shares) > max(shares) / 2
+
+        eventually(fair, f"equal shares of enough frames: {shares}")
         for loop in loops:
             loop.stop()
-        assert min(shares) > max(shares) / 2, shares
         bench.at_rest()
         assert bench.drops() == {}
 
@@ -109,8 +112,7 @@ def test_a_broadcast_waits_for_the_wire_like_any_other_frame() -> None:
     with bench_of(2, queue=256, memory=4 << 20) as (bench, anna, bert):
         bench.wire("wire_mode", mode="sink", gbps=0.05)
         bert.post_buffers(count)
-        for k in range(count):
-            anna.send(anna.frame(BROADCAST_MAC, 1514, sequence=k))
+        anna.send(*(anna.frame(BROADCAST_MAC, 1514, sequence=k) for k in range(count)))
         assert anna.sent(count) == [STATUS_OK] * count
         assert [frame for _, frame in bert.take(count)] == [anna.frame(BROADCAST_MAC, 1514, sequence=k) for k in range(count)]
         bench.at_rest(count)
@@ -238,12 +240,14 @@ def test_a_wire_that_is_changed_under_load_loses_and_reorders_nothing(engines: i
     settings = [(0.0, 0), (1.0, 0), (0.0, 500), (0.3, 100), (0.0, 0), (5.0, 2000), (0.0, 0), (0.0, 1)]
     with bench_of(2, engines=engines, queue=256, memory=16 << 20) as (bench, anna, bert):
         loops = [guest.traffic(WIRE_MAC, 1 << 40, length=200, stream=k) for k, guest in enumerate((anna, bert), 1)]
+
+        def arrived() -> int:
+            return sum(int(report(bench, stream)["frames"]) for stream in (1, 2))
+
         for k, (gbps, delay_us) in enumerate(settings * 2):
             bench.wire("wire_mode", mode="sink", gbps=gbps, delay_us=delay_us)
-            seen = sum(report(bench, stream)["frames"] for stream in (1, 2))
-            eventually(
-                lambda seen=seen: sum(report(bench, stream)["frames"] for stream in (1, 2)) > seen + 500, f"frames after change {k}"
-            )
+            wanted = 500 + arrived()
+            eventually(lambda wanted=wanted: arrived() > wanted, f"frames after change {k}")  # type: ignore[misc]
         for loop in loops:
             loop.stop()
         bench.at_rest()

@@ -11,8 +11,9 @@ from typing import Any
 import uvloop
 
 from hyp.control import MAX_MESSAGE, Answer, Channel, Refused, socketpair
+from tests.support.patience import patient
 
-TIMEOUT_S = 20.0
+WAIT_S = 20.0
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -21,7 +22,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
 
     async def limited() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
-        async with asyncio.timeout(TIMEOUT_S):
+        async with asyncio.timeout(patient(WAIT_S)):
             await main
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -108,7 +109,7 @@ async def still_serves(bystander: Channel) -> None:
 
 async def ended(channel: Channel) -> str:
     """Wait for the end of a channel; why it ended."""
-    return str(await asyncio.wait_for(asyncio.shield(channel.closed), TIMEOUT_S))
+    return str(await asyncio.wait_for(asyncio.shield(channel.closed), patient(WAIT_S)))
 
 
 async def send(sock: socket.socket, packet: bytes) -> None:

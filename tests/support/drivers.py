@@ -34,7 +34,7 @@ from hyp.verbs import (
     sends_completed,
 )
 
-STALL_NS: Final = 15_000_000_000  # a wake-up that takes this long was lost
+STALL_NS: Final = 60_000_000_000  # a wake-up that takes this long was lost
 FINISHED, STALLED, STOPPED = 0, -1, 1
 
 JOB = np.dtype(

@@ -51,7 +51,7 @@ GRANTED = (GUEST, REF, 0)
 
 
 @entry(i64(VIEWS, i64, i64, i64, i64, i64, i64))
-def operate(domains, op, caller, domid, ref, write, frame):
+def operate(domains, op, caller, domid, ref, write, frame):  # type: ignore[no-untyped-def]
     """What `caller` does with reference `ref` of `domid`; for GRANT and END, `caller` is the grantee."""
     if op == MAP:
         return map_grant(domains, len(domains), caller, domid, ref, write)
@@ -64,7 +64,7 @@ def operate(domains, op, caller, domid, ref, write, frame):
 
 
 @entry(i64(VIEWS, i64, i64, i64, COUNTS, i64))
-def copy_batches(domains, caller, ops, count, counts, stop):
+def copy_batches(domains, caller, ops, count, counts, stop):  # type: ignore[no-untyped-def]
     """One batch, or, if `stop` is an address, batches until there is something at it or TIME_LIMIT. Copies refused."""
     finish = clock_ns() + TIME_LIMIT
     refused = grant_copy(domains, len(domains), caller, ops, count, counts[0])
@@ -74,7 +74,7 @@ def copy_batches(domains, caller, ops, count, counts, stop):
 
 
 @entry(void(i64, i64, i64, i64))
-def rewrite(table, ref, seed, stop):
+def rewrite(table, ref, seed, stop):  # type: ignore[no-untyped-def]
     """A hostile guest: entry `ref` is another one at every moment, granted, foreign or nonsense."""
     word, finish = seed, clock_ns() + TIME_LIMIT
     while load64_once(stop) == 0 and clock_ns() < finish:
@@ -90,7 +90,7 @@ def rewrite(table, ref, seed, stop):
 
 
 @entry(i64(i64, i64, i64, i64, i64, i64[::1]))
-def grant_and_revoke(table, ref, frame, page, stop, tally):
+def grant_and_revoke(table, ref, frame, page, stop, tally):  # type: ignore[no-untyped-def]
     """A correct guest, for a second: grant a page to Dom0, revoke it, and see whether it is left alone from then on.
 
     tally: grants made, revocations that had to wait. Returns the words that changed after the page was revoked.

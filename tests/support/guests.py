@@ -26,11 +26,13 @@ from hyp.load.frames import TRACKER, TRACKERS, tracker_report
 from hyp.memory import Mapping
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 from tests.support.drivers import JOB, compose, exchange, fence, head_words, sleep_until_event
+from tests.support.patience import patient
 
 if TYPE_CHECKING:
     from tests.support.peers import Bench
 
-TIMEOUT_S: Final = 20.0
+WAIT_S: Final = 20.0
+END_S: Final = 80.0  # of a loop: it says itself that it waited in vain, after STALL_NS
 JUST_BELOW_WRAP: Final = 0xFFFF_FFF0
 WRAP: Final = 1 << 32
 WIRE_MAC: Final = "02:00:00:00:ff:01"
@@ -38,11 +40,11 @@ BROADCAST_MAC: Final = "ff:ff:ff:ff:ff:ff"
 NOBODY: Final = "02:00:00:00:77:77"  # an address that no context has
 
 
-def eventually(condition: Callable[[], Any], what: str, seconds: float = TIMEOUT_S) -> Any:
+def eventually(condition: Callable[[], Any], what: str) -> Any:
     """Wait until `condition()` is true and return what it returned; AssertionError with `what` if that does not happen."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(WAIT_S)
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"did not happen within {seconds} s: {what}"
+        assert time.monotonic() < deadline, f"did not happen: {what}"
         time.sleep(0.0005)
     return found
 
@@ -62,7 +64,8 @@ class Guest:
 
     def call(self, op: str, **args: Any) -> Reply:
         """A hypercall."""
-        return self.bench.run(self.hyp.call(op, **args))
+        reply: Reply = self.bench.run(self.hyp.call(op, **args))
+        return reply
 
     async def _open(self, entries: int, start: int) -> None:
         self.pair = await open_queue_pair(self.hyp, self.upcall, entries, int(self._counts.ctypes.data))
@@ -197,7 +200,7 @@ class Guest:
     def _completions(self, ring: Any, cons_name: str, event_name: str, count: int) -> Iterator[Any]:
         for done in range(count):
             cons = int(self.q[cons_name])
-            deadline = time.monotonic() + TIMEOUT_S
+            deadline = time.monotonic() + patient(WAIT_S)
             while not self._is_new(ring, cons):
                 self.words[event_name] = (cons + 1) % WRAP
                 fence()
@@ -259,9 +262,9 @@ class Loop:
         self._guest.wake()
         return self.wait()
 
-    def wait(self, seconds: float = 40.0) -> int:
+    def wait(self) -> int:
         """Wait for its end; AssertionError if it does not come."""
-        self._thread.join(seconds)
+        self._thread.join(patient(END_S))
         progress = f"{self['done']}/{self['frames']} sent, {self['received']}/{self['expect']} received"
         assert not self._thread.is_alive(), f"the loop does not end: {progress}"
         assert self.result is not None, "the loop raised"

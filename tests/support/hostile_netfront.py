@@ -1,4 +1,4 @@
-"""The role of a guest with a split front end that tampers with its own rings, grants and nodes. Runs in place of `domu.boot`.
+"""The role of a guest with a split front end that tampers with its own rings, grants and nodes. Runs in place of a program.
 
 ``answer`` in its configuration: what it writes as its ``feature-persistent``, while it grants page by page. Operations:
 
@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from domu import boot
 from domu.device import Device
 from domu.frontends import split
 from domu.guest import Guest
+from domu.programs import traffic
 from hyp.abi.grant import GRANT_ENTRY, PAGE_BYTES
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_REQUEST
 from hyp.abi.ring import FIRST_SLOT, REQ_PROD
 from hyp.process import Process
-from hyp.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
-from hyp.xenstore import XenstoreClient
+from hyp.xenstore.client import XenstoreClient
+from hyp.xenstore.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
 
 POOLS = slice(split.TX_REF, split.RX_REF + split.RX_SLOTS)
 
@@ -81,11 +81,12 @@ async def main(process: Process, config: dict[str, Any]) -> None:
         hostile.take(device)
         return device
 
-    async def answer(store: XenstoreClient, back: str) -> bool:
+    async def answer(store: XenstoreClient, node: str) -> bool:
         await store.write(f"{frontend_path(int(config['domid']), 'vif', 0)}/{FEATURE_PERSISTENT}", config["answer"])
         return False
 
     vars(split)["connect"] = connect
     if "answer" in config:
-        vars(split)["_offers_persistent"] = answer
-    await boot.main(process, config)
+        assert "says_one" in vars(split)
+        vars(split)["says_one"] = answer
+    await traffic.main(process, config)

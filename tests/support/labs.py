@@ -16,10 +16,11 @@ import uvloop
 from lab.keeper import TITLE
 from lab.rundir import place
 from lab.topology import load
+from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCH = [sys.executable, str(ROOT / "launch.py")]
-TIMEOUT_S = 90
+RUN_S, WAIT_S = 90.0, 60.0
 T = TypeVar("T")
 
 GUESTS = """
@@ -56,9 +57,9 @@ def unique(name: str) -> str:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on uvloop, for TIMEOUT_S at most: a signal handler of pytest's does not get through to uvloop."""
+    """Run a coroutine on uvloop, for RUN_S at most: a signal handler of pytest's does not get through to uvloop."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(asyncio.wait_for(main, TIMEOUT_S))
+        return runner.run(asyncio.wait_for(main, patient(RUN_S)))
 
 
 def workload(
@@ -69,12 +70,10 @@ def workload(
     return {"kind": kind, "from": sender, "to": receiver, "frame": frame, "seconds": seconds, "frames": frames}
 
 
-def launch(
-    *arguments: str | Path, timeout: float = TIMEOUT_S, within: Sequence[str] = (), **options: Any
-) -> "subprocess.CompletedProcess[str]":
+def launch(*arguments: str | Path, within: Sequence[str] = (), **options: Any) -> "subprocess.CompletedProcess[str]":
     """Run launch.py to its end; `within`: see `machine_of_its_own`."""
     command = [*within, *LAUNCH, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=patient(RUN_S), cwd=ROOT, **options)
 
 
 def start(*arguments: str | Path, within: Sequence[str] = (), **options: Any) -> "subprocess.Popen[str]":
@@ -103,8 +102,8 @@ def staying_up(file: Path, **options: Any) -> "Iterator[tuple[subprocess.Popen[s
     finally:
         if process.poll() is None:
             process.kill()
-        process.wait(30)
-        reader.join(10)
+        process.wait(patient(30))
+        reader.join(patient(10))
         process.stdout.close()  # type: ignore[union-attr]
 
 
@@ -126,18 +125,18 @@ def machine_of_its_own() -> Iterator[list[str]]:
         holder.stdin.close()
 
 
-def wait_until(condition: Callable[[], T], what: str, timeout: float = 60.0) -> T:
-    """Wait for a condition to be true; returns its value. AssertionError, saying what was waited for, after `timeout`."""
-    deadline = time.monotonic() + timeout
+def wait_until(condition: Callable[[], T], what: str) -> T:
+    """Wait for a condition to be true; returns its value. AssertionError, saying what was waited for, where that takes too long."""
+    deadline = time.monotonic() + patient(WAIT_S)
     while not (value := condition()):
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         time.sleep(0.02)
     return value
 
 
-async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout: float = 30.0) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     """`wait_until` for coroutines."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + patient(WAIT_S)
     while not await condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         await asyncio.sleep(0.01)

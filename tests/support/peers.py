@@ -35,7 +35,8 @@ from hyp.monitor.hypervisor import Hypervisor
 from hyp.process import Process, run_role
 from nic.device import Nic
 from tests.support.drivers import FINISHED
-from tests.support.guests import TIMEOUT_S, WIRE_MAC, Guest, eventually
+from tests.support.guests import WAIT_S, WIRE_MAC, Guest, eventually
+from tests.support.patience import patient
 
 DEFAULT_RAM: Final = 1 << 20
 PRIVATE_INDICES: Final = ("sq_prod", "sq_cons", "scq_prod", "scq_told", "rq_prod", "rq_cons", "rcq_prod", "rcq_told")
@@ -71,7 +72,7 @@ class Bench:
         self, *, engines: int = 1, pause_us: int = 1_000_000, spin_us: int = 0, wire: str = "sink", backing: str = "sealed",
         topology: str = "bench", forked: bool = False,
     ) -> None:  # fmt: skip
-        self._config = {"engines": engines, "pause_us": pause_us, "wire": {"mac": WIRE_MAC, "mode": wire}}
+        self._config: dict[str, Any] = {"engines": engines, "pause_us": pause_us, "wire": {"mac": WIRE_MAC, "mode": wire}}
         self._hypervisor_config = {"name": topology, "memory": {"backing": backing}, "spin_limit_us": spin_us}
         self.engines, self.macs, self.guests = engines, dict[int, str](), list[Guest]()
         self.passed_through: set[int] = set()  # domains whose contexts the IOMMU passes through
@@ -96,9 +97,9 @@ class Bench:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def run(self, coroutine: Coroutine[Any, Any, Any], seconds: float = TIMEOUT_S) -> Any:
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Run a coroutine on the control plane's loop and wait for its result."""
-        return self.submit(coroutine).result(seconds)
+        return self.submit(coroutine).result(patient(WAIT_S))
 
     def submit(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Begin to run a coroutine on the control plane's loop: a concurrent.futures.Future."""
@@ -220,7 +221,7 @@ class Bench:
         """A guest without a context."""
         domid = len(self.guests) + 1
         self.macs[domid] = mac or f"02:00:00:00:00:{domid:02x}"
-        guest = self.run(self._domain(domid, f"guest{domid}", memory))
+        guest: Guest = self.run(self._domain(domid, f"guest{domid}", memory))
         self.guests.append(guest)
         return guest
 
@@ -288,7 +289,7 @@ class Bench:
             return went_in == came_out and (sent is None or started == sent)
 
         try:
-            eventually(balanced, "rest", 5.0)
+            eventually(balanced, "rest")
         except AssertionError:
             rows = {name: {c: n for c, n in row.items() if n} for name, row in self.counts().items()}
             raise AssertionError(f"in {self.balance()[0]} ≠ out {self.balance()[1]} (expected to send {sent}): {rows}") from None

@@ -4,14 +4,14 @@ import fcntl
 import os
 import re
 import select
-import shutil
 import struct
 import termios
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.labs import ROOT
+from tests.support.labs import ROOT, WAIT_S
+from tests.support.patience import patient
 
 PROMPT = "outside> "
 
@@ -33,9 +33,9 @@ class Screen:
         """Type a line."""
         self.type(line + "\n")
 
-    def expect(self, pattern: str, timeout: float = 60.0) -> "re.Match[str]":
+    def expect(self, pattern: str) -> "re.Match[str]":
         """Wait for the first match of a regular expression in what was shown since the last one's end."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + patient(WAIT_S)
         while (match := re.search(pattern, self.shown[self._read :])) is None:
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.shown[self._read :]!r} after {self.shown[: self._read]!r}"
             if select.select([self.master], [], [], 0.2)[0]:
@@ -62,11 +62,11 @@ class Screen:
 
 
 @contextmanager
-def screen(*argv: str, rows: int = 24, columns: int = 80, **environment: str) -> Iterator[Screen]:
+def screen(*argv: str, **environment: str) -> Iterator[Screen]:
     """A program on a pseudo-terminal that is its session's; hung up at the end, as by closing a terminal's window."""
     master, slave = os.openpty()
     shown = Screen(0, master)
-    shown.resize(rows, columns)
+    shown.resize(24, 80)
     shown.pid = os.fork()
     if shown.pid == 0:
         try:
@@ -86,14 +86,14 @@ def screen(*argv: str, rows: int = 24, columns: int = 80, **environment: str) ->
         shown.wait()
 
 
-SHELLS = {name: argv for name, *argv in (["dash", "-i"], ["bash", "--norc", "--noediting", "-i"]) if shutil.which(name)}
-"""Shells with job control that are here, and how each is started so that no file of the user's changes it."""
+START = {"dash": ["-i"], "bash": ["--norc", "--noediting", "-i"]}
+"""Shells with job control, and with what arguments each is interactive and reads no file of the user's."""
 
 
 @contextmanager
 def shell(name: str = "sh") -> Iterator[Screen]:
     """An interactive shell, at its prompt."""
-    with screen(name, *SHELLS.get(name, ["-i"]), PS1=PROMPT, ENV="") as shown:
+    with screen(name, *START.get(name, ["-i"]), PS1=PROMPT, ENV="") as shown:
         shown.expect(PROMPT)
         yield shown
 

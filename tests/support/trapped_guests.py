@@ -60,13 +60,13 @@ def trapped(bench: Bench, mac: str | None = None, entries: int = 64, start: int 
     with _beginning_at(bench, start):
         reply = guest.call("emulation_attach", interrupts=guest.upcall, answers=1, **places, sq_size=entries, rq_size=entries)
         guest.call("emulation_start")
-    assert reply.value == {"mac": guest.mac}
+    assert reply.value == {"mac": guest.mac, "features": 0}
     page = Mapping.adopt(reply.fds[0], TRAP_BYTES)
     guest.vcpu.attach(page, reply.fds[1])  # type: ignore[attr-defined]
     guest.vcpu.record[0]["sequence"] = start  # type: ignore[attr-defined]
     guest.q["doorbell"], guest.q["doorbell_fd"] = page.address, reply.fds[1]
-    guest.pair = QueuePair(-1, guest.mac, record, page)
-    guest.words = Registers(guest.vcpu)  # type: ignore[assignment,attr-defined]
+    guest.pair = QueuePair(-1, guest.mac, record, page, 0)
+    guest.words = Registers(guest.vcpu)  # type: ignore[attr-defined]
     guest.places = places
     guest.sq, guest.rq = (guest._view(places[name], DESC, entries) for name in ("sq", "rq"))
     guest.scq, guest.rcq = (guest._view(places[name], CQE, entries) for name in ("scq", "rcq"))

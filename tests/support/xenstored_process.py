@@ -17,7 +17,8 @@ import uvloop
 from dom0.xenstore.server import Xenstored
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType
-from hyp.xenstore import XenstoreClient, XenstoreError
+from hyp.xenstore.client import XenstoreClient, XenstoreError
+from tests.support.patience import patient
 
 LOOPS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 
@@ -27,7 +28,7 @@ class Raw:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        sock.settimeout(20)
+        sock.settimeout(patient(20))
         self._decoder = xs_wire.Decoder()
         self._received: list[Message] = []
         self.bytes_received = 0
@@ -77,7 +78,7 @@ class Served:
         """End it; its disconnections by cause, and its log."""
         if not self.report:
             self.control.shutdown(socket.SHUT_WR)
-            self.control.settimeout(20)
+            self.control.settimeout(patient(20))
             received = b""
             while data := self.control.recv(1 << 16):
                 received += data
@@ -154,7 +155,7 @@ def xenstored(domids: Sequence[int], loop: str = "uvloop", path: str = "") -> It
     pid = forked(run)
     for sock in [control_end, *(end for _, end in ends)]:
         sock.close()
-    control.settimeout(20)
+    control.settimeout(patient(20))
     assert control.recv(1) == b"r"
     served = Served(pid, control, clients)
     try:

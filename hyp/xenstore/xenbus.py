@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 
 from hyp.abi.features import NETIF_NODES, NONE
-from hyp.xenstore import Transaction, XenstoreClient, XenstoreError
+from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 
 _STATE = re.compile(r"[0-8]")
 _serials = itertools.count(1)  # several waits may watch the same node

@@ -1,0 +1,91 @@
+"""What a topology takes of the machine besides memory: descriptors of each process, and processes and threads together.
+
+Descriptors, with G guests and E engines of the NIC; what depends on a guest's path is in `hyp.paths` (`takes`):
+
+    keeper     27 + 8 G (+ 1)       a console, a pidfd, both ends of two sockets, RAM and counters, of each guest; the counters of
+                                    the device models
+    forkserver 4
+    hyp        27 + 4 E (+ 6)       (with device models) its loop's upcall and counters
+               + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
+    xenstored  14 + G               a socket
+    nic        20 + 6 E             its engines
+               + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
+    dom0       24                   its own context
+               + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
+    a guest    `takes.guest` (+ 1)  its own regions and their mappings, sockets, loop; the TAP
+    launch.py  16 + 3 (G + 4)       consoles, and the counters of all processes, received and mapped
+
+A mapping counts: Python's mmap keeps a descriptor of its own. tests/lab/test_demand.py counts those of running topologies. Each
+process is allowed `SPARE` more, for clients, for programs (four each while they run) and for what is on its way.
+
+A message's descriptors count against the sender's user while they are on their way, by the same number (RLIMIT_NOFILE, else
+ETOOMANYREFS). A message has as many as there are processes at most, so that whoever may have them open may send them. Pending
+signals and locked memory are not used.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hyp.limits import descriptor_limit, process_limits
+from hyp.paths import PATHS
+
+SPARE = 32  # descriptors of each process
+SPARE_PROCESSES = 8  # who forks, who compiles along, a few programs in guests
+
+_SYSTEM = 4  # processes that are no guests and can be asked: hyp, xenstored, nic, dom0
+
+
+def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
+    """Descriptors of each process by name, at rest. `topology` as `Topology.plain()` gives it."""
+    guests, engines = topology["guest"], topology["nic"]["engines"]
+    takes, emulates = [PATHS[guest["path"]].takes for guest in guests], _emulates(topology)
+    found = {
+        "keeper": 27 + 8 * len(guests) + emulates,
+        "forkserver": 4,
+        "hyp": 27 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
+        "xenstored": 14 + len(guests),
+        "nic": 20 + 6 * engines + sum(one.nic for one in takes),
+        "dom0": 24 + sum(one.dom0 for one in takes),
+        "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
+    }
+    return found | {guest["name"]: own.guest + (guest["program"] == "tap") for guest, own in zip(guests, takes, strict=True)}
+
+
+def _emulates(topology: Mapping[str, Any]) -> bool:
+    """The hypervisor has a loop."""
+    return any(PATHS[guest["path"]].shared_loop == "hyp" for guest in topology["guest"])
+
+
+def threads(topology: Mapping[str, Any]) -> dict[str, int]:
+    """Threads of each process by name, the first one included. launch.py, which is there already, is not."""
+    found = {"keeper-stub": 1, "keeper": 1, "forkserver": 1, "hyp": 1 + _emulates(topology), "xenstored": 1, "dom0": 2}
+    found["nic"] = 1 + topology["nic"]["engines"]
+    return found | {guest["name"]: PATHS[guest["path"]].takes.threads for guest in topology["guest"]}
+
+
+def most_descriptors(topology: Mapping[str, Any]) -> tuple[str, int]:
+    """The process that needs the most descriptors, and how many it must be allowed."""
+    found = descriptors(topology)
+    found["keeper"] += len(topology["guest"]) + _SYSTEM  # opened for a client that asks for all counters
+    name = max(found, key=lambda one: found[one])
+    return name, found[name] + SPARE
+
+
+def processes(topology: Mapping[str, Any]) -> int:
+    """How many more processes and threads there must be room for."""
+    return sum(threads(topology).values()) + SPARE_PROCESSES
+
+
+def shortages(topology: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what is short, a sentence that names the limit, what there is and what is needed), for every limit that won't do."""
+    found = []
+    name, needed = most_descriptors(topology)
+    if (most := descriptor_limit()) < needed:
+        reason = f"{name} needs {needed}, and the hard limit of one process (ulimit -Hn) is {most}; raise it, or have fewer guests"
+        found.append(("descriptors", reason))
+    needed = processes(topology)
+    for limit in process_limits():
+        if limit.free < needed:
+            reason = f"{needed} processes and threads are needed, and {limit}; {limit.remedy}, or have fewer guests"
+            found.append(("processes", reason))
+    return found

@@ -1,0 +1,161 @@
+"""The role of a guest with a split front end that posts whatever it is told, for fuzzing netback. Its own loop never runs.
+
+Operations of its console; an *entry* is [reference, flags, domid, frame], written into the grant table first:
+
+transmit {entries, frames, requests}   frames to write: [address, length, to, stream, sequence]; requests: [gref, offset, flags, id,
+                                       size]. Answers once all are answered: [[id, status], …]
+post {entries, requests}               receive requests: [id, gref]
+received {count, frames}               waits for so many receive responses: [[id, offset, status, whole], …]. whole: the page has
+                                       the frame that was expected in it: [page, from, length, stream, sequence]
+overrun {ring}                         claim more requests of ring "tx" or "rx" than it has
+pools {}                               {"tx", "rx": first frame of the pool, "ram": frames of RAM}
+"""
+
+import asyncio
+import ctypes
+import os
+from typing import Any
+
+import numpy as np
+
+from domu.device import Device
+from domu.frontends import split
+from domu.guest import Guest
+from hyp.abi.grant import ENTRY_BYTES, GRANT_ENTRY, PAGE_BYTES
+from hyp.abi.netif import RX_REQUEST, RX_RESPONSE, TX_REQUEST, TX_RESPONSE
+from hyp.abi.ring import FIRST_SLOT, REQ_PROD, RSP_EVENT, RSP_PROD
+from hyp.process import Process
+from tests.support.drivers import compose, fence, header, sleep_until_event
+
+WRAP = 1 << 32
+LEAST_TEST_FRAME = 48
+
+
+def _bytes_at(address: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    memory: Any = (ctypes.c_char * size).from_address(address)
+    return np.frombuffer(memory, np.uint8)
+
+
+class RingEnd:
+    """A front end's end of a ring, without a thought for what the protocol allows."""
+
+    def __init__(self, page: int, entries: int, request: "np.dtype[Any]", response: "np.dtype[Any]") -> None:
+        self._page = _bytes_at(page, PAGE_BYTES)
+        self._words = self._page.view("<u4")
+        self._entries, self._request, self._response = entries, request, response
+        self.produced = self.consumed = 0
+
+    def _slot(self, index: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        at = FIRST_SLOT + index % self._entries * self._request.itemsize
+        return self._page[at : at + size]
+
+    def post(self, requests: "list[tuple[int, ...]]") -> None:
+        """Write requests, then publish them."""
+        for request in requests:
+            row = np.array([request], self._request)
+            self._slot(self.produced, self._request.itemsize)[:] = row.view(np.uint8)
+            self.produced = (self.produced + 1) % WRAP
+        fence()
+        self._words[REQ_PROD // 4] = self.produced
+
+    def are_answered(self, upto: int) -> bool:
+        """Whether all requests before `upto` are; if not, the back end will tell of the last one."""
+        if self._words[RSP_PROD // 4] == upto:
+            return True
+        self._words[RSP_EVENT // 4] = upto
+        fence()
+        return bool(self._words[RSP_PROD // 4] == upto)
+
+    def take(self, count: int) -> list[tuple[int, ...]]:
+        """The next responses, field by field."""
+        found = []
+        for _ in range(count):
+            raw = self._slot(self.consumed, self._response.itemsize).tobytes()
+            found.append(tuple(int(value) for value in np.frombuffer(raw, self._response)[0]))
+            self.consumed = (self.consumed + 1) % WRAP
+        return found
+
+    def overrun(self) -> None:
+        """Claim one more request than there can be."""
+        self._words[REQ_PROD // 4] = (self.consumed + self._entries + 1) % WRAP
+
+
+class Poster:
+    """What the console's operations work on."""
+
+    def __init__(self, process: Process, guest: Guest, device: Device) -> None:
+        memory = device.keep[-2]
+        row = memory.record[0]
+        self._mac, self._epoll, self._event_fd = device.mac, int(guest._wait[0]["epoll"]), int(row["event_fd"])
+        entries = split.GRANT_FRAMES * PAGE_BYTES // ENTRY_BYTES
+        self._entries = _bytes_at(int(row["table"]), entries * ENTRY_BYTES).view(GRANT_ENTRY)
+        self._ram = _bytes_at(int(row["ram"]), guest.ram.size)
+        page = int(row["ram"]) + memory.ring_pages
+        self._rings = {
+            "tx": RingEnd(page, split.TX_SLOTS, TX_REQUEST, TX_RESPONSE),
+            "rx": RingEnd(page + PAGE_BYTES, split.RX_SLOTS, RX_REQUEST, RX_RESPONSE),
+        }
+        self._pools = {"tx": int(row["tx_pool"]) // PAGE_BYTES, "rx": int(row["rx_pool"]) // PAGE_BYTES}
+        for op in (self.pools, self.transmit, self.post, self.received, self.overrun):
+            process.serve(op.__name__, op)
+
+    def pools(self) -> dict[str, int]:
+        """The first frame of each pool, and the number of frames in RAM."""
+        return {**self._pools, "ram": len(self._ram) // PAGE_BYTES}
+
+    def _write_entries(self, entries: list[list[int]]) -> None:
+        for ref, *values in entries:
+            self._entries[ref] = tuple(values)
+
+    def _tell(self) -> None:
+        fence()
+        os.eventfd_write(self._event_fd, 1)
+
+    async def _answers(self, ring: RingEnd, count: int) -> list[tuple[int, ...]]:
+        upto = (ring.consumed + count) % WRAP
+        while not ring.are_answered(upto):
+            await asyncio.to_thread(sleep_until_event, self._epoll, 100_000_000)
+        return ring.take(count)
+
+    async def transmit(self, entries: list[list[int]], frames: list[list[Any]], requests: list[list[int]]) -> list[Any]:
+        for at, length, to, stream, sequence in frames:
+            whole = length >= LEAST_TEST_FRAME
+            content = compose(to, self._mac, length, stream, sequence) if whole else header(to, self._mac) + bytes(length)
+            self._ram[at : at + length] = np.frombuffer(content[:length], np.uint8)
+        self._write_entries(entries)
+        ring = self._rings["tx"]
+        ring.post([(gref, offset, flags, number, size) for gref, offset, flags, number, size in requests])
+        self._tell()
+        return await self._answers(ring, len(requests))
+
+    def post(self, entries: list[list[int]], requests: list[list[int]]) -> None:
+        self._write_entries(entries)
+        self._rings["rx"].post([(number, 0, gref) for number, gref in requests])
+        self._tell()
+
+    async def received(self, count: int, frames: list[list[Any]]) -> list[Any]:
+        found = []
+        for (number, offset, _, status), (page, sender, length, stream, sequence) in zip(
+            await self._answers(self._rings["rx"], count), frames, strict=True
+        ):
+            at = page * PAGE_BYTES + offset
+            frame = compose(self._mac, sender, length, stream, sequence)
+            found.append([number, offset, status, self._ram[at : at + length].tobytes() == frame])
+        return found
+
+    def overrun(self, ring: str) -> None:
+        self._rings[ring].overrun()
+        self._tell()
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """Be the guest: connect, with an empty receive ring, and leave the rest to the console."""
+    vars(split)["_post_all_receives"] = lambda device: None
+    guest = Guest(process, config)
+    await guest.boot()
+    await guest.connect()
+    poster = Poster(process, guest, guest.device)
+    process.ready()
+    await process.stopped.wait()
+    del poster
+    await guest.engine.stop()
