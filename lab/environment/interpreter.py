@@ -31,5 +31,4 @@ def settle(command: list[str]) -> None:
     if not python.exists() or (lacks and Path(sys.prefix) == VENV and not os.environ.get("PYTHONPATH")):
         sys.exit("the lab's packages are not installed for this Python: run `make setup` first")
     inherited.give_back()
-    environment = {name: value for name, value in inherited.environment.items() if name not in (b"PYTHONPATH", b"PYTHONHOME")}
-    os.execve(python, [str(python), *command], environment)
+    os.execve(python, [str(python), *command], inherited.laid_aside({b"PYTHONPATH", b"PYTHONHOME"}))

@@ -5,7 +5,8 @@ limits, niceness, affinity, signal mask, terminal, descriptors. Three things Pyt
 
 * standard streams that are closed: a descriptor opened later would become one, and libuv aborts. They are opened on /dev/null;
 * ignored signals (nohup, a script's background jobs), which handlers of ours replace;
-* the environment: Python sets ``LC_CTYPE`` where it finds the C locale (PEP 538), libraries are told to start no threads.
+* the environment: the lab's own Python goes without PYTHONPATH, Python sets ``LC_CTYPE`` where it finds the C locale (PEP 538), and
+  libraries are told to start no threads.
 
 Python ignores SIGPIPE and SIGXFSZ before anybody can look: a program gets them at their default, whatever they were.
 
@@ -20,6 +21,8 @@ from pathlib import Path
 
 STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 BY_PYTHON = {signal.SIGPIPE, signal.SIGXFSZ}
+ASIDE = b"XBL_CALLERS_"
+"""What the names of variables that are laid aside begin with."""
 
 ignored: set[int] = set()
 """The signals that the caller ignores."""
@@ -38,6 +41,9 @@ def note() -> None:
     else:
         environment.clear()
         environment.update((name, value) for name, is_one, value in (item.partition(b"=") for item in given.split(b"\0")) if is_one)
+    for name in [name for name in environment if name.startswith(ASIDE)]:
+        environment[name.removeprefix(ASIDE)] = environment.pop(name)
+        os.environb.pop(name, None)
     while (fd := os.open(os.devnull, os.O_RDWR)) < len(STREAMS):
         os.set_inheritable(fd, True)
         _opened.append(fd)
@@ -45,6 +51,11 @@ def note() -> None:
     for fd, (name, mode) in enumerate(STREAMS):
         if getattr(sys, name) is None:  # Python found it closed
             setattr(sys, name, open(fd, mode, closefd=False))  # noqa: SIM115
+
+
+def laid_aside(names: Set[bytes]) -> dict[bytes, bytes]:
+    """The environment for another Python that goes on in our place: without `names`, which `note` then finds for the program."""
+    return {ASIDE + name if name in names else name: value for name, value in environment.items()}
 
 
 def give_back() -> None:

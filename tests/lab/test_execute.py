@@ -124,6 +124,28 @@ def test_all_that_a_program_inherits_is_the_callers(lab: str, tmp_path: Path, en
     assert said[1] == said[0]
 
 
+@pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="there is no .venv to go on in")
+def test_it_is_the_callers_also_when_another_python_was_called(lab: str) -> None:
+    """One without packages (-S), from which launch.py goes on in that of .venv, without PYTHONPATH."""
+    script = "env | sort; grep ^SigIgn /proc/self/status; for fd in 0 1 2; do test -e /proc/self/fd/$fd && echo $fd; done; true"
+    said = []
+    for argv in (["sh", "-c", script], [sys.executable, "-S", *command(lab, "sh", "-c", script)[1:]]):
+        done = subprocess.run(
+            argv, env={"PATH": os.environ["PATH"], "PYTHONPATH": "/nowhere"}, capture_output=True, text=True, timeout=patient(60),
+            preexec_fn=ignoring_and_closing, cwd=ROOT,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+        said.append(done.stdout.splitlines())
+    assert "PYTHONPATH=/nowhere" in said[0]
+    assert said[1] == said[0]
+
+
+def ignoring_and_closing() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    os.close(0)
+
+
 def test_long_environments_and_argument_lists(lab: str) -> None:
     environment = {f"LONG{number}": "x" * 6000 for number in range(30)}
     done = inside(lab, "sh", "-c", 'echo "$LONG29" | wc -c', env={**os.environ, **environment})

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.labs import LAUNCH, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
 from tests.support.patience import patient
-from tests.support.screens import PROMPT, Screen, screen, shell, state
+from tests.support.screens import PROMPT, START, Screen, screen, shell, state
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
 
@@ -22,7 +22,7 @@ GUESTS = "".join(
 )
 INSIDE = "inside> "
 OUTER_PID = "read pid rest < /proc/self/stat; echo is $pid.; "
-SHELLS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("dash", "bash")]
+SHELLS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in START]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +65,7 @@ def status_is(shown: Screen, status: int) -> None:
 @pytest.mark.parametrize("name", SHELLS)
 def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
     """Straight on a terminal, without a shell around: as from a terminal emulator, or script(1)."""
-    options = ["--norc", "--noediting"] if name == "bash" else []
-    with screen(*words(lab, name, *options, "-i"), PS1=INSIDE, ENV="") as shown:
+    with screen(*words(lab, name, *START[name]), PS1=INSIDE, ENV="") as shown:
         shown.expect(INSIDE)
         assert "job control" not in shown.shown  # that there is none
         shown.enter("tty; stty size")
@@ -107,8 +106,9 @@ def test_a_shell_in_a_guest_gives_the_terminal_back(lab: str) -> None:
 # --- stop and continue -----------------------------------------------------------------------------------------------
 
 
-def test_a_plain_program_is_stopped_and_continued_with_its_exec(lab: str) -> None:
-    with shell() as shown:
+@pytest.mark.parametrize("name", SHELLS)
+def test_a_plain_program_is_stopped_and_continued_with_its_exec(lab: str, name: str) -> None:
+    with shell(name) as shown:
         shown.enter(line(lab, "exec sleep 1000"))
         program = program_of(shown)
         for _ in range(2):
@@ -170,8 +170,9 @@ def test_a_program_where_no_shell_could_continue_it_is_not_stopped(lab: str) -> 
 # --- in the background -----------------------------------------------------------------------------------------------
 
 
-def test_in_the_background_it_writes_but_takes_no_keystrokes(lab: str) -> None:
-    with shell() as shown:
+@pytest.mark.parametrize("name", SHELLS)
+def test_in_the_background_it_writes_but_takes_no_keystrokes(lab: str, name: str) -> None:
+    with shell(name) as shown:
         shown.enter(line(lab, "echo writ''ing; read answer; echo ans''wer $answer") + " & echo exec $!,")
         front = int(shown.expect(r"exec (\d+),")[1])
         program = program_of(shown)

@@ -86,10 +86,14 @@ def screen(*argv: str, **environment: str) -> Iterator[Screen]:
         shown.wait()
 
 
+START = {"dash": ["-i"], "bash": ["--norc", "--noediting", "-i"]}
+"""Shells with job control, and with what arguments each is interactive and reads no file of the user's."""
+
+
 @contextmanager
-def shell(**environment: str) -> Iterator[Screen]:
-    """An interactive shell (`sh -i`), at its prompt."""
-    with screen("sh", "-i", PS1=PROMPT, ENV="", **environment) as shown:
+def shell(name: str = "sh") -> Iterator[Screen]:
+    """An interactive shell, at its prompt."""
+    with screen(name, *START.get(name, ["-i"]), PS1=PROMPT, ENV="") as shown:
         shown.expect(PROMPT)
         yield shown
 
