@@ -268,7 +268,7 @@ def main() -> None:
     speak_any_encoding()
     try:
         try:
-            app(prog_name="launch.py")
+            app(prog_name=Path(sys.argv[0]).name)  # launch.py, or what pip has installed
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -164,12 +164,17 @@ class Lab:
         if self._open is not None:
             raise LabError(f"topology {self.name} is up already")
 
-    def _run(self, verb: Callable[[AsyncLab], Coroutine[Any, Any, T]]) -> T:
+    def _up(self) -> AsyncLab:
         if self._thread is None or self._open is None:
             raise LabError(f"topology {self.name} is not up: use `with Lab(...) as lab`, or open() first")
+        return self._open
+
+    def _run(self, verb: Callable[[AsyncLab], Coroutine[Any, Any, T]]) -> T:
+        lab = self._up()
+        assert self._thread is not None
         if self._thread.is_current:
             raise LabError("an on_event handler cannot wait for a verb of its own lab")
-        return self._thread.run(verb(self._open))
+        return self._thread.run(verb(lab))
 
     # -- what it is --
 
@@ -215,8 +220,9 @@ class Lab:
     @contextlib.contextmanager
     def stopped(self, *parts: str) -> Iterator[None]:
         """A context in which these processes are stopped."""
-        self.stop(*parts)
+        context = self._up().stopped(*parts)
+        self._run(lambda _: context.__aenter__())
         try:
             yield
         finally:
-            self._run(lambda lab: lab.cont_living(*parts))
+            self._run(lambda _: context.__aexit__(None, None, None))

@@ -299,12 +299,8 @@ class AsyncLab:
         try:
             yield
         finally:
-            await self.cont_living(*parts)
-
-    async def cont_living(self, *parts: str) -> None:
-        """`cont` for those that are still stopped."""
-        self._stopped -= self._lab.deaths.keys()
-        await self.cont(*(part for part in parts if part in self._stopped))
+            self._stopped -= self._lab.deaths.keys()
+            await self.cont(*(part for part in parts if part in self._stopped))
 
     async def kill(self, part: str) -> Record:
         """Kill a process (SIGKILL); returns its `name` and the `cause` once the lab has noticed. What needs it is cut off."""
