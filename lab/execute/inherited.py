@@ -41,9 +41,9 @@ def note() -> None:
     else:
         environment.clear()
         environment.update((name, value) for name, is_one, value in (item.partition(b"=") for item in given.split(b"\0")) if is_one)
-    for name in [name for name in environment if name.startswith(ASIDE)]:
-        environment[name.removeprefix(ASIDE)] = environment.pop(name)
-        os.environb.pop(name, None)
+    for variable in [name for name in environment if name.startswith(ASIDE)]:
+        environment[variable.removeprefix(ASIDE)] = environment.pop(variable)
+        os.environb.pop(variable, None)
     while (fd := os.open(os.devnull, os.O_RDWR)) < len(STREAMS):
         os.set_inheritable(fd, True)
         _opened.append(fd)
