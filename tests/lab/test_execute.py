@@ -124,7 +124,7 @@ def test_all_that_a_program_inherits_is_the_callers(lab: str, tmp_path: Path, en
     assert said[1] == said[0]
 
 
-@pytest.mark.skipif(not (ROOT / ".venv" / "bin" / "python").exists(), reason="there is no .venv to go on in")
+@pytest.mark.needs("venv")
 def test_it_is_the_callers_also_when_another_python_was_called(lab: str) -> None:
     """One without packages (-S), from which launch.py goes on in that of .venv, without PYTHONPATH."""
     script = "env | sort; grep ^SigIgn /proc/self/status; for fd in 0 1 2; do test -e /proc/self/fd/$fd && echo $fd; done; true"

@@ -61,6 +61,7 @@ RIGHTS: dict[str, Callable[[], str | None]] = {
     "ipv6": lambda: None if Path("/proc/sys/net/ipv6").exists() else "there is no IPv6 here",
     "taps": _taps,
     "mounts": _mounts,
+    "venv": lambda: None if (Path(__file__).parents[2] / ".venv/bin/python").exists() else "there is no .venv to go on in",
 }
 """What a machine gives or doesn't: None, or the reason for a skip."""
 
