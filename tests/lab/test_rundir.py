@@ -30,7 +30,7 @@ from tests.support.labs import (
 from tests.support.patience import patient
 
 TAP = '[[guest]]\nname = "alice"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
-UNKNOWN_UID = 54321
+UNKNOWN_UID = 40_000_000 + os.getpid()
 as_root = pytest.mark.needs("root")  # which alone can be another user
 
 
