@@ -236,7 +236,7 @@ class Model(Table):
 class OwnProgram(Table):
     """``program = { argv = [...] }``: any program that is the guest itself; `cwd` is the folder of the topology file."""
 
-    argv: tuple[str, ...] = Field(min_length=1)
+    argv: tuple[str, ...] = Field(min_length=1, strict=False)  # TOML has lists
     cwd: str = ""
 
     @field_validator("argv")

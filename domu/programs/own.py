@@ -7,6 +7,7 @@ only stands between it and the keeper: it is ready once the program has been sta
 """
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import signal
@@ -20,7 +21,7 @@ STOP_TIMEOUT_S = 2.0  # less than the keeper's
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:
-    """Run the program until it ends or the keeper says stop. OSError if it cannot be started; RuntimeError if it fails."""
+    """Run the program until it ends or the keeper says stop. RuntimeError if it cannot be started, or fails."""
     own = config["program"]
     argv, cwd = list(own["argv"]), own["cwd"] or None
     sockets = [process.sockets["hypercalls"], process.sockets["xenstore"]]
@@ -35,13 +36,17 @@ async def main(process: Process, config: dict[str, Any]) -> None:
         moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, XENSTORE + 1) for fd in sockets]
         for fd, number in zip(moved, (HYPERCALLS, XENSTORE), strict=True):
             os.dup2(fd, number, inheritable=True)
+        for name in os.listdir("/proc/self/fd"):  # the event loop's own copies of the standard streams, too
+            if int(name) > XENSTORE:
+                with contextlib.suppress(OSError):
+                    os.set_inheritable(int(name), False)
 
     try:
         program = await asyncio.create_subprocess_exec(
             *argv, stdin=asyncio.subprocess.DEVNULL, cwd=cwd, preexec_fn=inherit, close_fds=False
         )
     except OSError as error:
-        raise OSError(error.errno, f"{argv[0]}: {error.strerror}") from None
+        raise RuntimeError(f"{argv[0]}: {error.strerror}") from None
     for fd in spare + sockets:  # the domain's ends are the program's alone
         os.close(fd)
     process.ready()
