@@ -180,7 +180,8 @@ class Lab:
         """Process ids, as this process's /proc numbers them, by name."""
         reply = await self.keeper("pidfds")
         try:
-            return {name: pid_of(fd) for name, fd in zip(reply.value, reply.fds, strict=True)}
+            found = {name: pid_of(fd) for name, fd in zip(reply.value, reply.fds, strict=True)}
+            return {name: pid for name, pid in found.items() if pid > 0}  # -1 has just ended; kill(-1) is everybody
         finally:
             close_all(reply.fds)
 
