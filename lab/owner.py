@@ -9,6 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: the repository, or what pip made of it."""
 START_TIMEOUT_S = 180.0
 """From the time when all compiled code is there, which on a slow machine may take as long as it takes."""
+END_TIMEOUT_S = 10.0
+"""How long the kernel may take to end what was killed."""
 
 
 Event = Callable[[str, dict[str, Any]], None]
@@ -115,7 +118,20 @@ class Lab:
         try:
             await finished(self._keeper_end())
         finally:
-            clean(self.name)  # the keeper was killed: what it would have removed is left to us
+            try:
+                await self._lock_let_go()
+            finally:
+                clean(self.name)  # the keeper was killed: what it would have removed is left to us
+
+    async def _lock_let_go(self) -> None:
+        """Wait, at most `END_TIMEOUT_S`, until the topology's lock is free.
+
+        The process that was waited for is the keeper's parent where the keeper has a PID namespace. Killed together, the parent
+        may be reaped while the kernel still takes the keeper apart, and nothing but the lock tells when that is done.
+        """
+        deadline = time.monotonic() + END_TIMEOUT_S
+        while self._rundir.is_alive() and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     def _keeper_end(self) -> "asyncio.Future[None]":
         """Done when the keeper has ended. No thread, which there may be no more of."""

@@ -111,6 +111,8 @@ def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
                 return _cannot_execute(name, argv, code)
             case Message.NO_ENTRY, code:
                 raise ClientError(f"{name} cannot be entered: {os.strerror(code)}")
+            case None if front is not None:
+                return front.killed()
         raise ClientError(f"{name}: {os.fsdecode(argv[0])}: the process that started it was killed")
 
 
@@ -138,8 +140,7 @@ class _Front:
                 if fd == self._signals.fd:
                     self._pass_on(self._signals.read())
                 elif (heard := supervisor.hear(self._sock)) is None:
-                    self.end(restore=True)
-                    return 128 + signal.SIGKILL  # the supervisor was killed, and the program with it
+                    return self.killed()
                 elif heard[0] == Message.STOPPED:
                     self._stopped(heard[1])
                 else:
@@ -194,6 +195,11 @@ class _Front:
         if message == Message.GUEST_GONE:
             return FAILED
         return 128 - code if code < 0 else code
+
+    def killed(self) -> int:
+        """The exit status when the supervisor was killed, and the program with it."""
+        self.end(restore=True)
+        return 128 + signal.SIGKILL
 
     def end(self, *, restore: bool = False) -> bool:
         """Have the terminal again; returns whether the program had it."""

@@ -144,7 +144,8 @@ def test_kill_9_of_launch_leaves_nothing_after_clean(tmp_path: Path) -> None:
     assert launch("clean").returncode == 0
 
 
-def test_kill_9_of_the_keeper_ends_everything_and_clean_sweeps(tmp_path: Path) -> None:
+def test_kill_9_of_everything_at_once_is_swept_by_launch(tmp_path: Path) -> None:
+    """The keeper's parent, which is waited for, may be gone before the keeper is, which still holds the lock."""
     name = unique("keeper")
     with staying_up(topology_file(tmp_path, "keeper", GUESTS)) as (process, lines):
         pids = pids_of(name)
@@ -153,7 +154,6 @@ def test_kill_9_of_the_keeper_ends_everything_and_clean_sweeps(tmp_path: Path) -
         process.wait(patient(30))
         assert process.returncode == 1, "".join(lines)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), "all processes to end")
-    assert launch("clean").returncode == 0
     assert left_behind(name) == []
 
 
