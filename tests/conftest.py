@@ -30,9 +30,11 @@ if TYPE_CHECKING:
 
 
 def pytest_configure() -> None:
-    """A shell ignores SIGINT for what it starts in the background, and what is ignored is inherited: tests interrupt programs."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Tests interrupt programs, and hang up on them. What is ignored is inherited, and a shell in the background, nohup or a
+    supervisor of jobs may have had some of that ignored."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @pytest.hookimpl(tryfirst=True)

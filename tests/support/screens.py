@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import select
+import signal
 import struct
 import termios
 import time
@@ -49,6 +50,12 @@ class Screen:
     def wait(self) -> int:
         """Wait for the session's leader to end; returns its exit status (negative: the signal that ended it)."""
         if self._status is None:
+            pidfd = os.pidfd_open(self.pid)
+            ended = select.select([pidfd], [], [], patient(WAIT_S))[0]
+            os.close(pidfd)
+            if not ended:
+                os.kill(self.pid, signal.SIGKILL)
+            assert ended, f"no end of the terminal's session, after {self.shown!r}"
             self._status = os.waitpid(self.pid, 0)[1]
         return os.waitstatus_to_exitcode(self._status)
 
