@@ -5,6 +5,8 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 FOR_BENCH := $(VENV)/.installed-bench
 FOR_TESTS := $(VENV)/.installed-tests
+# A file's tests stay in one process, so that they share its topology. Most of a test is waiting for one process to start.
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 INSTALL := $(VENV)/bin/python lab/environment/install.py
 
 # Of the caller's, what would send packages elsewhere or bring in those of another Python.
@@ -19,10 +21,10 @@ bench: $(FOR_BENCH)
 	$(VENV)/bin/python -m bench
 
 test: $(FOR_TESTS)
-	$(VENV)/bin/python -m pytest -m 'not long'
+	$(PYTEST) -m 'not long'
 
 test-all: $(FOR_TESTS)
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 check: $(FOR_TESTS)
 	$(VENV)/bin/python -m ruff format --check .

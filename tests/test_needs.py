@@ -41,18 +41,23 @@ for name in tools.TOOLS:
 """
 
 
-def run_tests(folder: Path, *, there: tuple[str, ...], ci: str = "", text: str = TESTS) -> "subprocess.CompletedProcess[str]":
+def run_tests(
+    folder: Path, *, there: tuple[str, ...], ci: str = "", text: str = TESTS, processes: int = 0
+) -> "subprocess.CompletedProcess[str]":
     """A run of `text`'s tests on a machine with these tools."""
     (folder / "pytest.ini").write_text("[pytest]\naddopts = --strict-markers\n")
     (folder / "conftest.py").write_text(CONFTEST.format(there=there))
     (folder / "test_it.py").write_text(text)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "CI": ci}
-    command = [sys.executable, "-m", "pytest", "-rs", "-p", "tests.support.needs", "-p", "no:cacheprovider", str(folder)]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    env |= {"PYTHONPATH": str(ROOT), "CI": ci}
+    command = [sys.executable, "-m", "pytest", "-rs", "-p", "tests.support.needs", "-p", "no:cacheprovider"]
+    command += [f"--numprocesses={processes}", str(folder)]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=patient(60))
 
 
-def test_what_is_missing_is_left_out_and_the_last_line_says_what_brings_it(tmp_path: Path) -> None:
-    done = run_tests(tmp_path, there=("gcc",))
+@pytest.mark.parametrize("processes", [0, 2])
+def test_what_is_missing_is_left_out_and_the_last_line_says_what_brings_it(tmp_path: Path, processes: int) -> None:
+    done = run_tests(tmp_path, there=("gcc",), processes=processes)
     assert done.returncode == 0, done.stdout
     assert "2 passed, 4 skipped" in done.stdout
     assert "only root" in done.stdout

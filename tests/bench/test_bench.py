@@ -162,6 +162,7 @@ def test_scale(tmp_path: Path) -> None:
     assert len(found["series"]) == 3
 
 
+@pytest.mark.long
 def test_price(tmp_path: Path) -> None:
     found = measured(tmp_path, "price", "--paths", "bypass,split", "--frames", "64")
     swept = {(path, price) for path in ("bypass", "split") for price in (0, 1000, 8000)}

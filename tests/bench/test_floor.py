@@ -23,6 +23,7 @@ from lab.accounting import usage
 from nic.wire import WIRE_BUFFERS
 from tests.support.labs import ROOT, run, until, wait_until
 from tests.support.patience import patient
+from tests.support.tiers import tiered
 
 CPUS = sorted(os.sched_getaffinity(0))
 STREAM = 1
@@ -210,7 +211,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.parametrize("end", ["kill", "exit"])
+@pytest.mark.parametrize("end", tiered(["kill", "exit"], ["kill"]))
 def test_workers_die_with_their_parent(end: str) -> None:
     """Killed with its workers' loops running, or leaving without a word."""
     command = [sys.executable, "-c", PARENT, end]

@@ -13,6 +13,7 @@ from hyp.memory import Mapping, create_region
 from hyp.paths import PATHS
 from tests.support.labs import launch, left_behind, start, staying_up, topology_file, unique, wait_until
 from tests.support.patience import patient
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -46,7 +47,7 @@ print(lengths)
 """
 
 
-@pytest.fixture(scope="module", params=sorted(PATHS))
+@pytest.fixture(scope="module", params=tiered(sorted(PATHS), ["bypass", "split"]))
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, taps: None) -> Iterator[str]:
     """Two TAP guests of a path with a small MTU."""
     guest = '[[guest]]\nname = "{}"\npath = "{}"\nprogram = "tap"\naddress = "10.0.0.{}/24"\nmtu = {}\n'

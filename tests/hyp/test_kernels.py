@@ -15,6 +15,7 @@ import pytest
 from hyp.kernels.reach import HERE
 from hyp.kernels.store import MOST, UNUSED_S, Store, default_folder
 from tests.support.patience import patient
+from tests.support.tiers import tiered
 
 ROOT = HERE.parent.parent
 
@@ -199,7 +200,10 @@ def test_what_a_dead_helper_had_claimed_is_compiled_by_the_caller(tree: Tree) ->
 # --- what becomes of the cache ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["cut off", "empty", "changed", "another's", "a link", "a folder", "a FIFO"])
+DAMAGES = ["cut off", "empty", "changed", "another's", "a link", "a folder", "a FIFO"]
+
+
+@pytest.mark.parametrize("damage", tiered(DAMAGES, ["cut off", "a link"]))
 def test_a_bad_file_is_compiled_again_and_replaced(tree: Tree, damage: str) -> None:
     tree.run()
     bad = tree.file_of(BOTH[0])

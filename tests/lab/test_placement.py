@@ -76,6 +76,7 @@ def test_loops_run_where_the_placement_says_and_the_record_names_it(warm: None) 
 
 
 @needs_two
+@pytest.mark.long
 def test_each_model_is_tried_in_every_placement_and_measured_in_the_fastest(warm: None, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[str, str]] = []
     real = Runner.run

@@ -111,8 +111,8 @@ def test_a_plain_program_is_stopped_and_continued_with_its_exec(lab: str, name: 
     with shell(name) as shown:
         shown.enter(line(lab, "exec sleep 1000"))
         program = program_of(shown)
-        for _ in range(2):
-            wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        for _ in range(2):  # one that is stopped still is not stopped again, and what is typed then is lost when it goes on
+            wait_until(lambda: has_terminal(shown, program) and state(program) == "S", "the program to go on, with the terminal")
             shown.type("\x1a")
             shown.expect("Stopped")
             shown.expect(PROMPT)

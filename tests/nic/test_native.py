@@ -11,6 +11,7 @@ from lab.owner import Lab
 from lab.workloads import Runner
 from tests.support.labs import run, topology, workload
 from tests.support.peers import Bench
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -42,7 +43,7 @@ async def _counted(runner: Runner, lab: Lab, load: dict[str, Any]) -> dict[str, 
 
 
 @pytest.mark.parametrize("far", ["wire", "guest"])
-@pytest.mark.parametrize("frame", [64, 1500])
+@pytest.mark.parametrize("frame", tiered([64, 1500], [1500]))
 def test_native_and_bypass_put_a_frame_through_the_same_work(tmp_path: Path, far: str, frame: int) -> None:
     """Everything that is counted, row by row, is the same: frames, bytes, copies, hypercalls, checks."""
 

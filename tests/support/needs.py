@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -138,6 +138,27 @@ def taps() -> None:
     """`needs("taps")` for a fixture."""
     if (reason := _reason("taps")) is not None:
         lacking(reason)
+
+
+WORKERS = "left_out"
+"""Under which key a process of `pytest --numprocesses` gives the one that started it its counts."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In one of several processes: hand over what was left out here."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        left_out = session.config.stash[LEFT_OUT]
+        output[WORKERS] = (left_out.tests, sorted(left_out.tools))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of several processes has ended (pytest-xdist)."""
+    tests, names = getattr(node, "workeroutput", {}).get(WORKERS, (0, []))
+    left_out = node.config.stash[LEFT_OUT]
+    left_out.tests += tests
+    left_out.tools |= frozenset(names)
 
 
 @pytest.hookimpl(trylast=True)
