@@ -32,8 +32,10 @@ import typer
 
 from bench.method.options import (
     BENCHMARKS,
+    BUDGET_S,
     FRAMES,
     PEERS,
+    QUICK_BUDGET_S,
     QUICK_FRAMES,
     QUICK_SECONDS,
     QUICK_SLICE_S,
@@ -115,6 +117,9 @@ def run(
     peers: Annotated[str, typer.Option(help=f"Which of {', '.join(PEERS)} to measure beside the paths.")] = "",
     cores: Annotated[str, typer.Option(help="all, 1 or both: which cores everything may use.")] = "all",
     seconds: Annotated[float | None, typer.Option(help="Time per contender and point, in slices of at most 0.5 s.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help=f"Seconds to go on with what is undecided, at most; {BUDGET_S:g} unless told otherwise.")
+    ] = None,
     repeat: Annotated[int, typer.Option(help="Rounds of slices; takes the place of --seconds.")] = 0,
     quick: Annotated[bool, typer.Option(help="Few points and short slices: to try things, not to cite.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 1,
@@ -134,6 +139,7 @@ def run(
         options = Options(
             paths=_listed(paths), frames=sizes, cores=cast(Cores, cores), seconds=time_each, repeat=repeat, quick=quick,
             peers=_listed(peers), slice_s=QUICK_SLICE_S if quick else SLICE_S, seed=seed,
+            budget_s=budget if budget is not None else QUICK_BUDGET_S if quick or repeat else BUDGET_S,
         )  # fmt: skip
         _writable(json_out, folder)
     except OptionsError as error:

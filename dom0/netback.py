@@ -158,7 +158,7 @@ def _take_granted(e, p, ring, ready, limit):
         run_copies(e)
     for k in range(ready):
         s = staged_of(p, k)
-        _settle_request(e, p, s, s.buffer >= 0 and _copied(e, s.status))
+        _settle_request(e, p, s, limit, s.buffer >= 0 and _copied(e, s.status))
 
 
 @compiled
@@ -170,7 +170,7 @@ def _take_pinned(e, p, ring, ready, limit):
         page = pinned_page(e, p, p.tx_pages, gref, 0)
         if page > 0:
             memcpy(s.addr, page + offset, min(s.length, limit))
-        _settle_request(e, p, s, page > 0)
+        _settle_request(e, p, s, limit, page > 0)
 
 
 @compiled
@@ -192,16 +192,16 @@ def _open_request(e, p, slot, k):
 
 
 @compiled
-def _settle_request(e, p, s, copied):
-    """After the copy: count what came in, and give up what could not be copied."""
+def _settle_request(e, p, s, limit, copied):
+    """After the copy of at most `limit` bytes: count what came in, and give up what could not be copied."""
     count(p.counts, TX_FRAMES, 1)
     count(p.counts, TX_BYTES, s.length)
     if s.buffer < 0:
         count(p.counts, DROP_BAD_FRAME, 1)
     elif copied:
         s.status = RSP_OKAY
-        count(p.counts, COPIES, 1)
-        count(p.counts, COPIED_BYTES, s.length)
+        count(p.counts, COPIES, 1 if s.length <= limit else 0)  # a part is none: an ablation has left the copy out
+        count(p.counts, COPIED_BYTES, min(s.length, limit))
     else:
         s.status = RSP_ERROR
         count(p.counts, FAULTS_GRANT, 1)

@@ -175,7 +175,7 @@ FACTS = [
     fact(BENCH, rf"rounds = S ÷ slice \({N} s\), made even; {N} s unless told otherwise, `--quick` {N} s",
          options.SLICE_S, options.SECONDS, options.QUICK_SECONDS),
     fact(BENCH, rf"\*\*Slices\*\* of at most {N} s", slices.LONGEST_SLICE_S),
-    fact(BENCH, rf"{N} to {N} guests at constant total", min(scale.GUESTS), max(scale.GUESTS)),
+    fact(BENCH, rf"{N} to {N} guests, all rings of", min(scale.GUESTS), max(scale.GUESTS)),
     fact(BENCH, rf"Rings have {N} entries everywhere \(split: Xen's ring, {N}\)",
          tables.Nic.model_fields["queue"].default, split.TX_SLOTS),
     fact(BENCH, rf"\({N} B each; testpmd's least pool is {N} buffers of {N} B\)",

@@ -15,7 +15,8 @@ from bench.method.claims import Claim
 from bench.method.contenders import TO_WIRE, LabBench, cpus_of, guest_names, probe_of, stream_slice
 from bench.method.options import Options
 from bench.method.progress import Part, Steps, parts
-from bench.method.slices import Contender, Samples, Slice, interleave
+from bench.method.samples import Figure, Samples, Slice
+from bench.method.slices import Contender, interleave
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.load.frames import COVERED
 from lab.figures import short
@@ -120,8 +121,10 @@ async def _variants(
             counted = [name for name in samples.metrics(variant.name) if name == "instructions_per_frame"]
             result.take(samples, variant.name, {"path": variant.name}, point, [*METRICS, *counted], **more)
     first = variants[0].name
-    for variant in variants[1:]:
-        result.compare(samples, variant.name, first, "cpu_ns_per_frame", point)
+    compared = {(row["of"], row["to"], row["metric"], row["frame"], row.get("payload")) for row in result.ratios}
+    for variant in variants[1:]:  # what the ledger's slices have said is not said again, a little differently
+        if (variant.name, first, "cpu_ns_per_frame", frame, point.get("payload")) not in compared:
+            result.compare(samples, variant.name, first, "cpu_ns_per_frame", point)
     return samples
 
 
@@ -144,6 +147,8 @@ def _stream(lab: LabBench, variant: Variant, frame: int, payload: str) -> Conten
         finally:
             await lab.lab.call("hyp", "ablate")
         found = stream_slice(record)
+        if not found.errors:
+            found.figures["notifications_per_frame"] = record["per_frame"]["notifications"]
         if instructions and not found.errors:
             found.figures["instructions_per_frame"] = instructions / record["frames"]
         return found
@@ -160,7 +165,7 @@ def _validation(result: BenchmarkResult, samples: Samples, frame: int) -> None:
     ratio = samples.ratio("bypass", "native", "cpu_ns_per_frame")
     result.notes.append(
         f"{where}: validation (every address through the IOMMU table) on, bypass, {short(cost['bypass'])} ns per frame; "
-        f"off, native, {short(cost['native'])} ns ({ratio.verdict}, {ratio.pairs} pairs)"
+        f"off, native, {short(cost['native'])} ns ({ratio.verdict} 1, {ratio.count})"
     )
     reason = why_not()
     if reason is not None:
@@ -198,29 +203,47 @@ def _processes(result: BenchmarkResult, samples: Samples, options: Options, fram
 
 
 def _shares(result: BenchmarkResult, samples: Samples, frame: int) -> None:
-    """Of the CPU that split takes more than bypass: what the hop is worth and what the copy."""
-    cost = {variant.name: samples.figure(variant.name, "cpu_ns_per_frame").median for variant in HOP_AND_COPY}
-    if any(value is None for value in cost.values()):
+    """Of the CPU that split takes more than bypass: what the hop is worth and what the copy, each with its interval."""
+    where = f"{frame} B, header-only streams (the first {COVERED} bytes are written and checked), one core"
+    if frame <= COVERED:
+        result.notes.append(f"{where}: the copy is of the header itself, and can't be left out: no shares")
         return
-    bypass, copied, hop, split = (cost[variant.name] or math.nan for variant in HOP_AND_COPY)
-    gain = split - bypass
-    result.notes.append(
-        f"{frame} B, CPU ns per frame on one core: bypass {bypass:.0f}, with a copy {copied:.0f}, split without a copy {hop:.0f}, "
-        f"split {split:.0f}. Of the {gain:.0f} ns between them Dom0's hop alone is {(hop - bypass) / gain:.0%}; the copy is "
-        f"{(split - hop) / gain:.0%} in Dom0, and {(copied - bypass) / gain:.0%} as a copy in the guest (medians of slices)."
-    )
+    names = [variant.name for variant in HOP_AND_COPY]
+    metric = "cpu_ns_per_frame"
+    gain = samples.made(names, metric, lambda cpu: cpu[3] - cpu[0])
+    if gain.low is None or gain.high is None or gain.low <= 0:
+        result.notes.append(f"{where}: what split takes more than bypass is not known: {_span(gain)} ns per frame")
+        return
+    shares = {
+        "Dom0's hop without its copy": samples.made(names, metric, lambda cpu: (cpu[2] - cpu[0]) / (cpu[3] - cpu[0])),
+        "the copy, in Dom0": samples.made(names, metric, lambda cpu: (cpu[3] - cpu[2]) / (cpu[3] - cpu[0])),
+        "as much copied in a bypass guest": samples.made(names, metric, lambda cpu: (cpu[1] - cpu[0]) / (cpu[3] - cpu[0])),
+    }
+    words = "; ".join(f"{what} {_span(share, percent=True)}" for what, share in shares.items())
+    result.notes.append(f"{where}: split takes {_span(gain)} ns of CPU more per frame than bypass. Of that: {words} ({gain.count})")
+
+
+def _span(figure: Figure, *, percent: bool = False) -> str:
+    """A figure with its 95 % interval."""
+    if figure.median is None:
+        return "no figure"
+    show = (lambda value: f"{value:.0%}") if percent else short
+    if figure.low is None or figure.high is None:
+        return f"{show(figure.median)} (no interval)"
+    return f"{show(figure.median)} ({show(figure.low)} to {show(figure.high)})"
 
 
 def _hold_off(result: BenchmarkResult, samples: Samples, frame: int) -> None:
     for variant in HOLD_OFF:
+        figure = samples.figure(variant.name, "notifications_per_frame")
         details = samples.details(variant.name)
-        if details:
+        if variant.switches:
+            result.compare(samples, variant.name, variant.path, "notifications_per_frame", _point(frame, "full"))
+            result.notes.append(f"notifications per frame, {variant.name}, {frame} B, one core: {_span(figure)}")
+        elif details:
             value = max(detail["per_frame"]["notifications"] for detail in details)
             text = f"notifications per frame, {variant.name}, {frame} B, one core"
-            if variant.switches:
-                result.notes.append(f"{text}: {value:.4f}")
-            else:
-                result.claims.append(Claim.counted(text, value, "≤", NOTIFICATIONS))
+            result.claims.append(Claim.counted(text, value, "≤", NOTIFICATIONS))
 
 
 def _persistent(result: BenchmarkResult, samples: Samples, frame: int) -> None:

@@ -16,7 +16,8 @@ from bench.method.claims import Claim
 from bench.method.contenders import BETWEEN, TO_WIRE, LabBench, cpus_of, guest_names, probe_of, who
 from bench.method.options import Options
 from bench.method.progress import Part, Steps, parts
-from bench.method.slices import Contender, Samples, Slice, interleave
+from bench.method.samples import Samples, Slice
+from bench.method.slices import Contender, interleave
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.load.histogram import histogram_of, sparse
 from hyp.paths import PATHS

@@ -1,169 +1,222 @@
 """The trends that published systems found, beside what this run found. Ratios only: an emulation matches no absolute figure.
 
-"abstract": read in the source's abstract or text; "recalled": from memory of the paper.
+A trend is one or more statements, each a ratio against a target, and is judged as claims are (bench/method/verdicts.py): it
+*agrees* if every statement is met, *differs* if one is missed, and is *undecided* otherwise. The targets are 1, which is a
+direction, or what `WORDS` says that a word means; no figure of a paper is a target. `basis` says how the paper is known: `READ`, or
+`RECALLED`.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-from bench.report.results import Row
+from bench.method.samples import Figure, Ratio, quotient
+from bench.method.verdicts import MET, MISSED, UNDECIDED, WORDS, Decision, Relation, counted, decide
+from bench.report.results import Row, measured_figure, measured_ratio
 from lab.figures import short
 
 AGREES, DIFFERS, ABSENT = "agrees", "differs", "not measured in this run"
+READ = "read in the source's abstract or text"
+RECALLED = "from memory of the paper, whose text was not at hand: the direction only"
 
 
-class Found(NamedTuple):
-    """What this run says about a trend: in words, and whether that agrees."""
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One thing that a trend says of this run, in words, and its verdict."""
 
-    here: str
-    agrees: bool
+    text: str
+    decision: Decision
+
+    @classmethod
+    def of(cls, what: str, measured: Ratio | Figure, target: float, at_least: bool = True) -> "Statement":
+        """`what` is at least (or at most) `target`."""
+        relation = "≥" if at_least else "≤"
+        interval = "" if measured.low is None or measured.high is None else f" ({short(measured.low)} to {short(measured.high)})"
+        value = "–" if measured.median is None else f"{short(measured.median)}{interval}"
+        return cls(f"{what}: {value}, {relation} {target:g}", decide(measured, target, at_least))
+
+    @classmethod
+    def counted(cls, what: str, value: float, relation: Relation, target: float) -> "Statement":
+        """`what`, a count, is so."""
+        return cls(f"{what}: {short(value)}, {relation} {short(target)}", counted(value, relation, target))
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
-    """A trend, where it was published, and how to read it off results. `if_not`: what may explain another outcome here."""
+    """A trend, where it was published, how that is known, and how to read it off results: nothing if they haven't what it takes."""
 
     text: str
     source: str
     basis: str
-    read: Callable[[Row], Found | None]
+    read: Callable[[Row], list[Statement]]
     if_not: str
 
 
+def verdict(statements: list[Statement]) -> str:
+    """Of a trend, from its statements'."""
+    found = {statement.decision.verdict for statement in statements}
+    if not found:
+        return ABSENT
+    return DIFFERS if MISSED in found else AGREES if found == {MET} else UNDECIDED
+
+
 def trends(results: Row) -> list[Row]:
-    """``{"text", "source", "basis", "here", "verdict", "if_not"}`` for each trend."""
+    """``{"text", "source", "basis", "here": [text], "verdict", "if_not"}`` for each trend."""
     rows = []
     for trend in TRENDS:
-        found = trend.read(results["benchmarks"])
-        verdict = ABSENT if found is None else AGREES if found.agrees else DIFFERS
-        row = {key: value for key, value in asdict(trend).items() if key != "read"}
-        rows.append({**row, "here": found.here if found else "–", "verdict": verdict})
+        statements = trend.read(results["benchmarks"])
+        here = [_with_reason(statement) for statement in statements]
+        row = {"text": trend.text, "source": trend.source, "basis": trend.basis, "if_not": trend.if_not}
+        rows.append({**row, "here": here, "verdict": verdict(statements)})
     return rows
 
 
+def _with_reason(statement: Statement) -> str:
+    decision = statement.decision
+    return f"{statement.text}: {decision.verdict}" + (f" ({decision.reason})" if decision.verdict == UNDECIDED else "")
+
+
+# --- reading results --------------------------------------------------------------------------------------------------
+
+
+def _rows(benchmarks: Row, name: str, kind: str, wanted: dict[str, Any]) -> Iterable[Row]:
+    rows: Iterable[Row] = benchmarks.get(name, {}).get(kind, [])
+    return (row for row in rows if row.get("regime") and all(row.get(key) == value for key, value in wanted.items()))
+
+
+def _where(row: Row) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in ("of", "to", "path", "direction", "frame", "cores", "guests", "payload", "mode"))
+
+
 def _ratios(benchmarks: Row, name: str, **wanted: Any) -> list[Row]:
-    rows: Iterable[Row] = benchmarks.get(name, {}).get("ratios", [])
-    return [row for row in rows if row["median"] is not None and all(row.get(key) == value for key, value in wanted.items())]
-
-
-def _first(rows: list[Row]) -> float | None:
-    return float(rows[0]["median"]) if rows else None
+    """The ratios of a benchmark that are so, each of all regimes: the first row of its place."""
+    first = {_where(row): row for row in reversed(list(_rows(benchmarks, name, "ratios", wanted))) if row["median"] is not None}
+    return list(first.values())[::-1]
 
 
 def _records(benchmarks: Row, name: str, **wanted: Any) -> list[Row]:
-    rows: Iterable[Row] = benchmarks.get(name, {}).get("records", [])
-    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items()) and row.get("regime")]
+    """The records of a benchmark that are so, each of its headline."""
+    first = {_where(row): row for row in reversed(list(_rows(benchmarks, name, "records", wanted)))}
+    return list(first.values())[::-1]
 
 
-def _near_native(benchmarks: Row) -> Found | None:
-    rows = _ratios(benchmarks, "throughput", of="bypass", to="native", metric="mpps")
-    if not rows:
-        return None
-    low, high = min(row["median"] for row in rows), max(row["median"] for row in rows)
-    return Found(f"bypass ÷ native, frames per second: {low:.2f} to {high:.2f}", low > 0.9)
+# --- the trends -------------------------------------------------------------------------------------------------------
 
 
-def _per_frame_size(benchmarks: Row) -> Found | None:
-    for cores in ("1", "all"):
-        metric = "mframes_per_cpu_s" if cores == "1" else "mpps"
+def _near_native(benchmarks: Row) -> list[Statement]:
+    rows = _ratios(benchmarks, "throughput", of="bypass", to="native", metric="mpps", cores="all")
+    return [
+        Statement.of(f"bypass ÷ native, {row['direction']}, {row['frame']} B", measured_ratio(row), WORDS["near"]) for row in rows
+    ]
+
+
+def _per_frame_size(benchmarks: Row) -> list[Statement]:
+    for cores, metric in (("1", "mframes_per_cpu_s"), ("all", "mpps")):
         rows = _ratios(benchmarks, "throughput", of="bypass", to="split", metric=metric, cores=cores, direction="guest→wire")
-        by_frame = {row["frame"]: row["median"] for row in reversed(rows)}
+        by_frame = {row["frame"]: measured_ratio(row) for row in rows}
         if len(by_frame) > 1:
             small, large = min(by_frame), max(by_frame)
-            text = f"bypass ÷ split (cores {cores}): {by_frame[small]:.2f} at {small} B, {by_frame[large]:.2f} at {large} B"
-            return Found(text, by_frame[small] > by_frame[large] > 1)
-    return None
+            where = f"bypass ÷ split (cores {cores})"
+            return [
+                Statement.of(f"{where}, at {small} B as against {large} B", quotient(by_frame[small], by_frame[large]), 1.0),
+                Statement.of(f"{where}, {large} B", by_frame[large], 1.0),
+            ]
+    return []
 
 
-def _dom0_share(benchmarks: Row) -> Found | None:
+SHARE = 0.01
+"""Of all CPU time: what "vanishes" means."""
+
+
+def _dom0_share(benchmarks: Row) -> list[Statement]:
     for name in ("cost", "throughput"):
         shares = {}
         for path in ("bypass", "split"):
-            for row in _records(benchmarks, name, path=path)[:1]:
+            for row in _records(benchmarks, name, path=path, payload=None)[:1]:
                 used = row.get("processes") or {}
                 if sum(used.values()) > 0:
                     shares[path] = used.get("dom0", 0.0) / sum(used.values())
         if len(shares) == 2:
-            text = f"Dom0's share of all CPU time: {shares['split']:.0%} on split, {shares['bypass']:.1%} on bypass"
-            return Found(text, shares["bypass"] < 0.01 < shares["split"])
-    return None
+            text = "Dom0's share of the CPU time, by the kernel's count, on"
+            return [
+                Statement.counted(f"{text} bypass", shares["bypass"], "≤", SHARE),
+                Statement.counted(f"{text} split", shares["split"], "≥", SHARE),
+            ]
+    return []
 
 
-def _guests(benchmarks: Row) -> Found | None:
-    rows = {row["of"].partition(" ")[0]: row for row in _ratios(benchmarks, "scale", metric="mpps")}
+def _guests(benchmarks: Row) -> list[Statement]:
+    rows = {
+        row["of"].partition(" ")[0]: row for row in _ratios(benchmarks, "scale", metric="mpps") if row.get("to", "").endswith(" 1")
+    }
     if not {"bypass", "split"} <= rows.keys():
-        return None
+        return []
     many = rows["bypass"]["of"].rpartition(" ")[2]
-    text = f"{many} guests ÷ 1: bypass {rows['bypass']['median']:.2f}, split {rows['split']['median']:.2f}"
-    return Found(text, rows["bypass"]["median"] > rows["split"]["median"])
+    bypass, split = (measured_ratio(rows[path]) for path in ("bypass", "split"))
+    return [Statement.of(f"what {many} guests keep of one's rate, bypass as against split", quotient(bypass, split), 1.0)]
 
 
-def _hold_off(benchmarks: Row) -> Found | None:
-    found = {}
-    for name in ("split", "split, no hold-off"):
-        rows = _records(benchmarks, "cost", path=name, payload=None)
-        if rows and rows[0].get("per_frame"):
-            found[name] = rows[0]["per_frame"]["notifications"]
-    if len(found) < 2:
-        return None
-    held, free = found.values()
-    return Found(f"notifications per frame on split: {short(held)} with hold-off, {short(free)} without", held < free)
-
-
-def _latency(benchmarks: Row) -> Found | None:
+def _latency(benchmarks: Row) -> list[Statement]:
     for cores in ("1", "all"):
         rows = _ratios(benchmarks, "latency", of="split", to="bypass", metric="p50_us", cores=cores, mode="blocking")
-        found = {row["direction"]: row["median"] for row in reversed(rows)}
-        if found:
-            text = ", ".join(f"{way} {ratio:.2f}" for way, ratio in found.items())
-            return Found(f"round trip, split ÷ bypass, blocking (cores {cores}): {text}", min(found.values()) > 1)
-    return None
+        if rows:
+            text = f"round trip, split ÷ bypass, blocking (cores {cores})"
+            return [
+                Statement.of(f"{text}, {row['direction']}, {row['frame']} B", measured_ratio(row), WORDS["several times"])
+                for row in rows
+            ]
+    return []
 
 
-def _polling(benchmarks: Row) -> Found | None:
+def _polling(benchmarks: Row) -> list[Statement]:
     p50 = {}
     for mode in ("polling", "blocking"):
         rows = _records(benchmarks, "latency", path="bypass", mode=mode, direction="guest→wire", cores="all")
         if rows and "p50_us" in rows[0]:
-            p50[mode] = rows[0]["p50_us"]["median"]
+            p50[mode] = measured_figure(rows[0], "p50_us")
     if len(p50) < 2:
-        return None
-    text = f"bypass round trip, p50: {short(p50['polling'])} µs polling, {short(p50['blocking'])} µs blocking"
-    return Found(text, p50["polling"] < p50["blocking"])
+        return []
+    return [Statement.of("bypass round trip, p50, blocking ÷ polling", quotient(p50["blocking"], p50["polling"]), 1.0)]
+
+
+def _hold_off(benchmarks: Row) -> list[Statement]:
+    rows = _ratios(benchmarks, "cost", of="split, no hold-off", to="split", metric="notifications_per_frame")
+    removes = 1 / (1 - WORDS["most"])
+    return [
+        Statement.of(f"notifications per frame, split, without ÷ with hold-off, {row['frame']} B", measured_ratio(row), removes)
+        for row in rows
+    ]
 
 
 TRENDS = (
     Trend(
-        "A guest that drives its device itself is as fast as a native program: only set-up is privileged",
+        "A guest that drives its device itself is nearly as fast as a native program: only set-up is privileged",
         "VMM-bypass I/O, USENIX ATC 2006: nearly the same raw performance; ELI, ASPLOS 2012: 97 to 100 % of bare metal",
-        "abstract", _near_native, "the IOMMU check is a table look-up here, with no TLB of its own",
+        READ, _near_native, "the IOMMU check is a table look-up here, with no TLB of its own",
     ),
     Trend(
         "The driver domain costs most where frames are small",
         "Xen's staging grants: 64 B transmit 0.684 → 2.49 Mpps (3.6×) without per-packet grant operations",
-        "abstract", _per_frame_size, "large frames are bound by copies and checksums, which both paths make",
+        READ, _per_frame_size, "large frames are bound by copies and checksums, which both paths make",
     ),
     Trend(
-        "The driver domain's CPU share vanishes", "CDNA, HPCA 2007: 35.7 → 0.3 % of CPU", "recalled", _dom0_share,
-        "Dom0 has other work while this runs",
+        "The driver domain's CPU share vanishes", "CDNA, HPCA 2007", RECALLED, _dom0_share, "Dom0 has other work while this runs",
     ),
     Trend(
-        "The split path falls behind as guests are added, bypass holds",
-        "CDNA, HPCA 2007: with 24 guests 2.1× (transmit) and 3.4× (receive) of Xen's", "recalled", _guests,
+        "The split path falls behind as guests are added, bypass holds", "CDNA, HPCA 2007", RECALLED, _guests,
         "with one guest split's three loops share the cores badly, so that more guests at first help it; bypass is bound by the "
         "switches between guests on few cores",
     ),
     Trend(
-        "Round trips are several times shorter past Dom0", "XenLoop, HPDC 2008: up to 5× lower", "abstract", _latency,
+        "Round trips are several times shorter past Dom0", "XenLoop, HPDC 2008: up to 5× lower", READ, _latency,
         "no VM exits, no TLB and cache effects of domain switches: a hop is a wake-up of a process here",
     ),
     Trend(
         "Polling completions bypasses all; waiting for events costs part of the gain", "VMM-bypass I/O, USENIX ATC 2006",
-        "recalled", _polling, "polling loops had no core each",
+        RECALLED, _polling, "polling loops had no core each",
     ),
     Trend(
-        "Hold-off removes most notifications under load", "Xen's io/ring.h; Menon et al., USENIX ATC 2006", "recalled", _hold_off,
-        "batches of 64 frames already share a notification",
+        "Hold-off removes most notifications under load", "Xen's io/ring.h; Menon et al., USENIX ATC 2006", RECALLED, _hold_off,
+        "batches of 64 frames already share a notification, so that little is left for hold-off to remove",
     ),
 )  # fmt: skip

@@ -10,9 +10,11 @@ import math
 from collections.abc import Sequence
 
 from bench.method.contenders import TO_WIRE, LabBench, guest_names, probe_of
+from bench.method.estimate import median, median_interval
 from bench.method.options import Options
 from bench.method.progress import Part, Steps, parts
-from bench.method.slices import Contender, Samples, Slice, interleave, median, median_interval
+from bench.method.samples import Samples, Slice
+from bench.method.slices import Contender, interleave
 from bench.report.results import BenchmarkResult, Row, Series
 from lab.figures import short
 from lab.workloads import WIRE

@@ -12,7 +12,8 @@ from itertools import pairwise
 from bench.method.contenders import TO_WIRE, LabBench, guest_names, probe_of, stream_slice
 from bench.method.options import Options
 from bench.method.progress import Steps, parts
-from bench.method.slices import Contender, Figure, Samples, Slice, interleave
+from bench.method.samples import Figure, Samples, Slice
+from bench.method.slices import Contender, interleave
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.model.price import PRICES
 from lab.figures import short

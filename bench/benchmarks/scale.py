@@ -1,9 +1,10 @@
-"""Scaling: 1 to 24 guests that all stream to the wire, at a constant total of buffers: aggregate, fairness, CPU per frame.
+"""Scaling: 1 to 24 guests that all stream to the wire: aggregate, fairness, CPU per frame.
 
 ``python -m bench scale [--paths bypass,split] [--frames 64]``
 
-A topology for each number of guests, all of them up at once, so that 24 guests are held against 1 in the same rounds. Send queues
-shrink as guests grow in number, so that the frames go through the same amount of memory; the split path's ring is Xen's, one page.
+A topology for each number of guests, all of them up at once, so that 24 guests are held against 1 in the same rounds. All rings
+have 256 entries, on every path and at every number of guests: split's ring is Xen's, one page. So 24 guests go through 24 times the
+memory.
 """
 
 import math
@@ -11,31 +12,29 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from bench.method.claims import MISSED, Claim
+from bench.method.claims import Claim
 from bench.method.contenders import TO_WIRE, LabBench, guest_names, probe_of, stream_slice
+from bench.method.estimate import FEWEST
 from bench.method.options import Options
 from bench.method.progress import Steps
-from bench.method.slices import FEWEST, Contender, Samples, Slice, interleave
+from bench.method.samples import Samples, Slice
+from bench.method.slices import Contender, interleave
+from bench.method.verdicts import MISSED
 from bench.report.results import BenchmarkResult, Row, Series
-from hyp.abi.nic import MAX_QUEUE
 from lab.figures import short
 from lab.workloads import WIRE
 
 GUESTS = (1, 2, 4, 8, 16, 24)
 QUICK_GUESTS = (1, 4, 24)
-DESCRIPTORS = 24 * 256  # of all guests' send queues together
+RING = 256
+"""Entries: what a page holds of Xen's transmit requests."""
 AGGREGATE, FAIRNESS = 0.8, 0.95
 SLICE_S = 0.4
 TITLE = "Scaling with the number of guests"
 ABOUT = (
     "All guests stream to the wire at a time. Aggregate Mframes/s, Jain's fairness over what each guest got through, and CPU per "
-    "frame, against the number of guests, with the same total of send buffers."
+    "frame, against the number of guests. Every ring has 256 entries, so that memory in use grows with the guests, on all paths."
 )
-
-
-def queue_for(guests: int) -> int:
-    """Descriptors in a guest's queue: the largest power of two with which all guests' together stay at DESCRIPTORS."""
-    return min(MAX_QUEUE, 1 << (DESCRIPTORS // guests).bit_length() - 1)
 
 
 def rounds_of(options: Options) -> int:
@@ -60,7 +59,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
     async with AsyncExitStack() as stack:
         contenders = []
         for number in numbers:
-            lab = LabBench(f"scale{number}", paths, guests=number, queue=queue_for(number))
+            lab = LabBench(f"scale{number}", paths, guests=number, queue=RING)
             await stack.enter_async_context(lab)
             lab.use("all")
             contenders += [_all_stream(lab, path, number, frame) for path in paths]
@@ -75,7 +74,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
             )
     for path in paths:
         for number in numbers:
-            point: Row = {"direction": TO_WIRE, "frame": frame, "cores": "all", "guests": number, "ring": queue_for(number)}
+            point: Row = {"direction": TO_WIRE, "frame": frame, "cores": "all", "guests": number, "ring": RING}
             details = samples.details(_name(path, number))
             more = {key: details[-1][key] for key in ("per_frame", "placement")} if details else {}
             result.take(samples, _name(path, number), {"path": path}, point, **more)

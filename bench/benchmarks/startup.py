@@ -10,7 +10,8 @@ from bench.method.claims import Claim
 from bench.method.contenders import LabBench, probe_of
 from bench.method.options import Options
 from bench.method.progress import Steps
-from bench.method.slices import Contender, Slice, interleave
+from bench.method.samples import Slice
+from bench.method.slices import Contender, interleave
 from bench.report.results import BenchmarkResult, Row
 from lab.accounting import spent, usages
 

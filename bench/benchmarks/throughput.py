@@ -6,12 +6,13 @@ Every payload byte is written by the sender, copied by the device and checksumme
 Peers that only touch headers are held against a stream that does the same ("bypass (header)").
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
 
 from bench.floor import Floor
-from bench.method.claims import MISSED, Claim
+from bench.method.claims import Claim
 from bench.method.contenders import (
     DIRECTIONS,
     TO_WIRE,
@@ -24,7 +25,10 @@ from bench.method.contenders import (
 )
 from bench.method.options import Options
 from bench.method.progress import Part, Steps, parts
-from bench.method.slices import Contender, Samples, interleave
+from bench.method.samples import Samples
+from bench.method.slices import Contender, Probe, interleave
+from bench.method.study import Point, Question, study
+from bench.method.verdicts import MISSED
 from bench.report.results import BenchmarkResult, Row, Series
 from lab.figures import short
 
@@ -52,53 +56,60 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
 
 async def measure(result: BenchmarkResult, options: Options, progress: Steps, directions: Sequence[str], *, sweep: bool) -> None:
     """`run` for some directions, with or without the sweep over the ring's depth."""
-    points = [(cores, way, frame) for cores in options.core_sets for way in directions for frame in options.frames]
-    titles = [f"{way}, {frame} B, cores {cores}" for cores, way, frame in points]
     sweep = sweep and "bypass" in options.paths and "all" in options.core_sets
+    measured: list[Point] = []
+    missing: list[str] = []
     async with LabBench("throughput", options.paths) as lab, Floor(2) as floor:
-        part = parts(progress, [*titles, *(["working set"] if sweep else [])])
+        part = parts(progress, [*options.core_sets, *(["working set"] if sweep else [])])
         for cores in options.core_sets:
-            mine = [point[1:] for point in points if point[0] == cores]
             async with LivePeers(options.peers, cpus_of(cores)) as peers:
-                for way, frame in mine:
-                    await _point(result, options, lab, floor, peers, (cores, way, frame), next(part))
-                result.notes += [f"peer {name} (cores {cores}): left out: {why}" for name, why in peers.missing.items()]
+                with probe_of(cores) as probe:
+                    places = [(cores, way, frame) for way in directions for frame in options.frames]
+                    points = [_point(options, lab, floor, peers, place, probe) for place in places]
+                    measured += points
+                    await study(
+                        points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s / len(options.core_sets),
+                        progress=next(part), found=functools.partial(_report, result, measured),
+                    )  # fmt: skip
+                missing += [f"peer {name} (cores {cores}): left out: {why}" for name, why in peers.missing.items()]
+    result.notes += missing
     if sweep:
         await _working_set(result, options, next(part))
     _scheduler_share(result, options)
     _plots(result, options, directions)
 
 
-async def _point(
-    result: BenchmarkResult,
-    options: Options,
-    lab: LabBench,
-    floor: Floor,
-    peers: LivePeers,
-    where: tuple[str, str, int],
-    progress: Part,
-) -> None:
-    """All contenders at one direction, frame size and core set."""
-    cores, way, frame = where
-    lab.use(cores)
+def _point(options: Options, lab: LabBench, floor: Floor, peers: LivePeers, place: tuple[str, str, int], probe: Probe) -> Point:
+    """All contenders at one core set, direction and frame size."""
+    cores, way, frame = place
     contenders = [lab.stream(path, way, frame) for path in options.paths]
     if way == TO_WIRE:
         contenders.append(floor_stream(floor, frame, cpus_of(cores)))
         if peers.live:
-            await peers.set_frame(frame)
             contenders += peers.contenders()
             if "bypass" in options.paths:
                 contenders.append(lab.stream("bypass", way, frame, "header", HEADER))
+
+    async def arrange() -> None:
+        lab.use(cores)
+        if way == TO_WIRE:
+            await peers.set_frame(frame)
+
+    where: Row = {"direction": way, "frame": frame, "cores": cores}
+    title = f"{way}, {frame} B, cores {cores}"
     again = "bypass" if "bypass" in options.paths else options.paths[0]
-    with probe_of(cores) as probe:
-        samples = await interleave(
-            contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
-        )
-    point: Row = {"direction": way, "frame": frame, "cores": cores}
-    for contender in contenders:
-        record(result, samples, contender, point)
-    _ratios(result, samples, [one.name for one in contenders], point)
-    _claims(result, samples, [one.name for one in contenders], point)
+    return Point(title, where, contenders, again, probe, _questions([one.name for one in contenders], where), arrange)
+
+
+def _report(result: BenchmarkResult, points: Sequence[Point]) -> None:
+    """All that is known of the points so far."""
+    result.forget()
+    for point in points:
+        if point.samples.taken:
+            for contender in point.contenders:
+                record(result, point.samples, contender, point.where)
+            _ratios(result, point.samples, [one.name for one in point.contenders], point.where)
+            _claims(result, point)
 
 
 def record(result: BenchmarkResult, samples: Samples, contender: Contender, point: Row) -> None:
@@ -123,40 +134,47 @@ def _ratios(result: BenchmarkResult, samples: Samples, names: Sequence[str], poi
             result.compare(samples, "split", "floor", metric, point)
 
 
-def _claims(result: BenchmarkResult, samples: Samples, names: Sequence[str], point: Row) -> None:
-    """The targets that this point can say something about."""
-    cores, way, frame = point["cores"], point["direction"], point["frame"]
-    where = f"{frame} B, {way}, cores {cores}"
+def _questions(names: Sequence[str], point: Row) -> list[Question]:
+    """The targets that a point can say something about."""
+    cores, frame = point["cores"], point["frame"]
     metric = "mpps" if cores == "all" else "mframes_per_cpu_s"
-
-    missed: list[str] = []
-
-    def claim(of: str, to: str, target: float, *, bound: bool = False) -> None:
-        if of in names and to in names:
-            errors = [*samples.errors(of), *samples.errors(to)]
-            ratio = samples.ratio(of, to, metric)
-            text = f"{of} ÷ {to}, {where}"
-            result.claims.append(Claim.about(text, ratio, target, judged="bound" if bound else "median", errors=errors))
-            if result.claims[-1].verdict == MISSED:
-                missed.extend((of, to))
-
-    claim("bypass", "native", NATIVE["median"])
-    claim("bypass", "native", NATIVE["bound"], bound=True)
-    for peer, targets in DPDK.items():
-        if frame in targets and cores == "all":
-            claim(HEADER, peer, targets[frame])
+    asked = [
+        Question("bypass", "native", metric, NATIVE["median"]),
+        Question("bypass", "native", metric, NATIVE["bound"], judged="bound"),
+    ]
+    if cores == "all":
+        asked += [Question(HEADER, peer, metric, targets[frame]) for peer, targets in DPDK.items() if frame in targets]
     if frame in (64, 1500):
-        claim("bypass", "floor", FLOOR)
+        asked.append(Question("bypass", "floor", metric, FLOOR))
     if frame == 64 and cores == "1":
-        claim("split", "floor", SPLIT_FLOOR)
+        asked.append(Question("split", "floor", metric, SPLIT_FLOOR))
+    return [question for question in asked if {question.of, question.to} <= set(names)]
+
+
+def _claims(result: BenchmarkResult, point: Point) -> None:
+    samples, missed = point.samples, []
+    for question in point.questions:
+        claim = claimed(point, question)
+        result.claims.append(claim)
+        if claim.verdict == MISSED:
+            missed += [question.of, question.to]
     for path in ("bypass", "split"):
         details = samples.details(path)
         if details:
             value = max(detail["per_frame"]["notifications"] for detail in details)
-            result.claims.append(Claim.counted(f"notifications per frame, {path}, {where}", value, "≤", NOTIFICATIONS))
+            result.claims.append(Claim.counted(f"notifications per frame, {path}, {point.title}", value, "≤", NOTIFICATIONS))
     if missed:
         shown = "; ".join(where_time_goes(samples, name) for name in dict.fromkeys(missed))
-        result.notes.append(f"{where}: where the time goes, CPU ns per frame by process (spun): {shown}")
+        result.notes.append(f"{point.title}: where the time goes, CPU ns per frame by process (spun): {shown}")
+
+
+def claimed(point: Point, question: Question) -> Claim:
+    """What a question at a point has come to."""
+    errors = [*point.samples.errors(question.of), *point.samples.errors(question.to)]
+    return Claim.about(
+        f"{question.of} ÷ {question.to}, {point.title}", question.ratio(point.samples), question.target, question.at_least,
+        judged=question.judged, errors=errors, longer_s=point.longer_s(question),
+    )  # fmt: skip
 
 
 def where_time_goes(samples: Samples, name: str) -> str:

@@ -11,8 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from bench.floor import Floor
+from bench.method.estimate import median
 from bench.method.probe import MachineProbe
-from bench.method.slices import Contender, Kind, Slice, median
+from bench.method.samples import Slice
+from bench.method.slices import Contender, Kind
 from bench.peers import Peer, PeerError, peer_class
 from bench.report.results import Row
 from hyp.paths import PATHS

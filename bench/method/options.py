@@ -28,6 +28,7 @@ FRAMES = (64, 512, 1500)
 QUICK_FRAMES = (64, 1500)
 SECONDS, QUICK_SECONDS = 3.0, 1.2
 SLICE_S, QUICK_SLICE_S = 0.1, 0.1
+BUDGET_S, QUICK_BUDGET_S, MOST_BUDGET_S = 300.0, 0.0, 36_000.0
 
 
 class OptionsError(Exception):
@@ -51,6 +52,7 @@ class Options:
     peers: tuple[str, ...] = ()  # none but in the benchmark of that name, which takes all
     slice_s: float = SLICE_S
     seed: int = 1
+    budget_s: float = 0.0  # for what is undecided when every point has had its time
 
     def __post_init__(self) -> None:
         _known("path", self.paths, tuple(PATHS))
@@ -65,6 +67,8 @@ class Options:
             raise OptionsError(f"--seconds {self.seconds:g}: more than 0 and at most 3600 s per contender and point")
         if not 0 < self.slice_s <= LONGEST_SLICE_S:
             raise OptionsError(f"a slice of {self.slice_s:g} s: more than 0 and at most {LONGEST_SLICE_S} s")
+        if not (math.isfinite(self.budget_s) and 0 <= self.budget_s <= MOST_BUDGET_S):
+            raise OptionsError(f"--budget {self.budget_s:g}: 0 to {MOST_BUDGET_S:g} s for what is undecided")
         if not 0 <= self.repeat <= 10_000:
             raise OptionsError(f"--repeat {self.repeat}: 0 to 10000 rounds")
 
@@ -83,7 +87,7 @@ class Options:
 
     def plain(self) -> dict[str, Any]:
         """For JSON, with what follows from it."""
-        names = ("paths", "frames", "cores", "seconds", "repeat", "quick", "peers", "slice_s", "seed", "rounds")
+        names = ("paths", "frames", "cores", "seconds", "repeat", "quick", "peers", "slice_s", "seed", "rounds", "budget_s")
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
 

@@ -6,8 +6,11 @@ then runs at a multiple of its speed. So slices are labelled, and only those of 
     apart      two cores that share a cache
     far        two cores without a common cache: every cache line that changes hands comes over the interconnect
     together   the two CPUs are hardware threads of one core, or take turns on one, or one was away; with one CPU, always
-    stolen     the host took more than STOLEN of the CPUs' time in between
     mixed      the two readings differ
+    taken      the host took more than TAKEN of the CPUs' time in between
+
+", stolen" is added to the first three if the host took more than STOLEN of the time: such slices are held against such slices only.
+/proc/stat counts in ticks of 10 ms, so that one tick in a short slice may be what was taken before it: one tick alone says nothing.
 
 How the thresholds were found: some 400 readings on a 2-CPU virtual machine (AMD Zen 4) fell into four heaps. A spin ping-pong
 took 60 ns, 100 to 150 ns, 470 to 670 ns, or (a few) more than GONE_NS or came to nothing. In the first heap, and nowhere else, both
@@ -32,6 +35,7 @@ from types import TracebackType
 import numpy as np
 
 from bench.floor.pingpong import WORD_STRIDE, follow, lead
+from bench.method.samples import STOLEN as STOLEN_LABEL
 from hyp.atomics import clock_ns, store64
 from hyp.kernels import entry, i64
 
@@ -45,6 +49,7 @@ DIVIDEND = 0x7FFF_FFFF_FFFF
 SLOWDOWN = 1.5
 FAR_NS, GONE_NS = 250, 2000
 STOLEN = 0.02
+TAKEN = 0.3
 
 
 @entry(i64(i64, i64))
@@ -130,10 +135,13 @@ def steal_share(before: Reading, after: Reading) -> float:
 
 
 def regime(before: Reading, after: Reading) -> str:
-    """The label of the slice between two readings: apart, far, together, stolen or mixed (see above)."""
-    if steal_share(before, after) > STOLEN:
-        return "stolen"
-    return before.placement if before.placement == after.placement else "mixed"
+    """The label of the slice between two readings: apart, far, together, one (any of them ", stolen"); mixed or taken."""
+    share = steal_share(before, after)
+    if share > TAKEN:
+        return "taken"
+    if before.placement != after.placement:
+        return "mixed"
+    return before.placement + (STOLEN_LABEL if share > STOLEN and after.steal_ticks - before.steal_ticks > 1 else "")
 
 
 class MachineProbe:

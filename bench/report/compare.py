@@ -15,6 +15,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from bench.method.estimate import FEWEST
+from bench.method.samples import Ratio
+from bench.method.verdicts import ABOVE, BELOW, direction
 from bench.report.results import LESS_COMMON, Row, figures, metric, span, who
 from lab.figures import short
 
@@ -97,12 +100,12 @@ def _change(key: Key, name: str, a: Row, b: Row) -> Change:
     ratio = b["median"] / a["median"]
     low, high, reason = _interval(a, b)
     verdict = CANT_TELL
-    if low is not None and high is not None:
-        if low > 1 or high < 1:
-            better = metric(name).better * (1 if low > 1 else -1)
-            verdict = {1: "faster", -1: "slower", 0: "higher" if low > 1 else "lower"}[better]
-        else:
-            reason = "the interval contains 1"
+    side = direction(Ratio(ratio, low, high, FEWEST, str(key[-1]), 1.0, 1.0)).verdict  # the A/A intervals are in low and high
+    if side in (ABOVE, BELOW):
+        better = metric(name).better * (1 if side == ABOVE else -1)
+        verdict = {1: "faster", -1: "slower", 0: "higher" if side == ABOVE else "lower"}[better]
+    elif low is not None:
+        reason = "the interval contains 1"
     return Change(*key, name, a["median"], b["median"], ratio, low, high, verdict, reason)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.benchmarks.literature import ABSENT, AGREES, DIFFERS, trends
+from bench.method.verdicts import ABOVE, BELOW, MET, MISSED, UNDECIDED
 from bench.report import plots
 from bench.report.html import Element, drawing, el, page
 from bench.report.results import MARKS, POINT, Row, describe, dump, figures, grouped, metric, span, who
@@ -61,7 +62,8 @@ def _picture(folder: Path, benchmark: str, series: Row) -> Element | None:
     return el("figure", el("figcaption", series["title"]), inline)
 
 
-TREND_CLASSES = {AGREES: "met", DIFFERS: "undecided", ABSENT: "no-figure"}
+TREND_CLASSES = {AGREES: MET, DIFFERS: MISSED, UNDECIDED: UNDECIDED, ABSENT: "no-figure"}
+"""Under which class of report.css a trend's verdict is shown."""
 
 
 # -- the page --
@@ -111,7 +113,11 @@ def _trends(results: Row) -> Element:
                 el("td", row["verdict"], class_=f"verdict {TREND_CLASSES[row['verdict']]}"),
                 el("td", row["text"]),
                 el("td", row["source"], el("div", row["basis"], class_="soft")),
-                el("td", row["here"], el("div", row["if_not"], class_="soft") if row["verdict"] == DIFFERS else None),
+                el(
+                    "td",
+                    *(el("div", line) for line in row["here"]),
+                    el("div", f"Why it may differ here: {row['if_not']}", class_="soft") if row["verdict"] == DIFFERS else None,
+                ),
             ]
             for row in rows
         ],
@@ -202,7 +208,7 @@ def _figures(records: Sequence[Row]) -> list[Element]:
 def _records(records: Sequence[Row]) -> Element:
     """One row per record, one column per metric that any of them has."""
     names = list(dict.fromkeys(name for record in records for name in figures(record)))
-    head: list[str | tuple[str, str]] = ["Contender", *_point_heads(records), "Regime", ("n", "slices")]
+    head: list[str | tuple[str, str]] = ["Contender", *_point_heads(records), "Regime", ("n", "slices with a figure, of those run")]
     head += [(metric(name).label, metric(name).unit) for name in names]
     head.append(("checked", "of frames"))
     rows = []
@@ -212,7 +218,7 @@ def _records(records: Sequence[Row]) -> Element:
             _who(who(record)[1]),
             *_point_cells(record, records),
             el("td", record["regime"] or "–", class_="word"),
-            _number(record["n"]),
+            el("td", f"{record['n']} of {record['slices']}", class_="number"),
         ]
         cells += [
             _median(**{key: have[name][key] for key in ("median", "low", "high")}) if name in have else _number(None)
@@ -233,15 +239,13 @@ def _ratios(ratios: Sequence[Row]) -> Element:
     rows = []
     for ratio in ratios:
         verdict = str(ratio["verdict"])
-        shown = {"above": "met", "below": "met"}.get(verdict, "undecided")
+        shown = MET if verdict in (ABOVE, BELOW) else UNDECIDED
         name = el("td", f"{ratio['of']} ÷ {ratio['to']}", class_="who", style=f"color: {_colour(ratio['of'])}")
         cells = [name, el("td", metric(ratio["metric"]).label, class_="word"), *_point_cells(ratio, ratios)]
         cells += [el("td", ratio["regime"], class_="word"), _number(ratio["pairs"])]
         cells += [_median(ratio["median"], ratio["low"], ratio["high"], "×")]
         cells += [el("td", span(*ratio["aa"]) if ratio["aa"] else "–", class_="number")]
-        cells += [
-            el("td", {"above": "more", "below": "less"}.get(verdict, verdict), class_="verdict" if shown == "met" else "soft")
-        ]
+        cells += [el("td", {ABOVE: "more", BELOW: "less"}.get(verdict, verdict), class_="verdict" if shown == MET else "soft")]
         rows.append(cells)
     first = len(_point_heads(ratios)) + 3
     return _table(head, rows, numbers=range(first, first + 3))

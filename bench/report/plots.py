@@ -122,8 +122,14 @@ def _line(axes: Axes, line: Row, places: list[float], colour: str, cdf: bool) ->
     if cdf:
         axes.plot(x, y, color=colour, linewidth=1.6, linestyle=dashes, drawstyle="steps-post")
         return
-    axes.plot(x, y, color=colour, linewidth=1.6, linestyle=dashes, marker=MARKERS.get(name, "o"), markersize=4.5)
     sure = [point for point in points if point[2] is not None and point[3] is not None]
+    marker, size = MARKERS.get(name, "o"), 4.5
+    if line.get("sampled") and len(sure) < len(points):
+        # what too few slices have said is shown, and no line is drawn through it
+        few = [point for point in points if point not in sure]
+        axes.plot([p[0] for p in few], [p[1] for p in few], marker, color=colour, markersize=size, markerfacecolor="none")
+        x, y = [point[0] for point in sure], [point[1] for point in sure]
+    axes.plot(x, y, color=colour, linewidth=1.6, linestyle=dashes, marker=marker, markersize=size)
     if sure:
         down, up = [y - low for _, y, low, _ in sure], [high - y for _, y, _, high in sure]
         error = [[max(0.0, part) for part in side] for side in (down, up)]

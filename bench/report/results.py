@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bench.method.claims import Claim
-from bench.method.slices import Samples
+from bench.method.samples import Figure, Ratio, Samples
 from lab.figures import short
 
-VERSION = 1
+VERSION = 2
 WHO = ("path", "peer", "floor")  # a record has one of these: whose figures it holds
 POINT = ("direction", "mode", "frame", "cores", "guests", "payload", "ring", "load", "price")  # where they were measured
 LESS_COMMON = tuple(part for part in POINT if part not in ("direction", "frame"))
@@ -36,6 +36,7 @@ METRICS = {
     "cpu_ns_per_frame": Metric("CPU per frame", "ns", -1),
     "busy_ns_per_frame": Metric("busy per frame", "ns", -1),
     "spin_ns_per_frame": Metric("spun per frame", "ns", -1),
+    "notifications_per_frame": Metric("notifications per frame", "", -1),
     "instructions_per_frame": Metric("instructions per frame", "", -1),
     "transactions_per_s": Metric("round trips", "/s", 1),
     "p50_us": Metric("round trip, p50", "µs", -1),
@@ -75,9 +76,10 @@ class Series:
         low: Sequence[float | None] | None = None,
         high: Sequence[float | None] | None = None,
     ) -> None:
-        """A line: medians, and the ends of their 95 % intervals."""
+        """A line: medians, and the ends of their 95 % intervals; without `low`, figures that have no noise to speak of."""
         none = [None] * len(y)
-        self.lines.append({"name": name, "y": list(y), "low": list(low or none), "high": list(high or none)})
+        sampled = low is not None
+        self.lines.append({"name": name, "y": list(y), "low": list(low or none), "high": list(high or none), "sampled": sampled})
 
     def plain(self) -> Row:
         """For results.json."""
@@ -99,29 +101,34 @@ class BenchmarkResult:
     notes: list[str] = field(default_factory=list)
     series: list[Series] = field(default_factory=list)
 
+    def forget(self) -> None:
+        """Empty again: what was found is about to be said anew, with more slices."""
+        for part in (self.records, self.ratios, self.claims, self.notes, self.series):
+            part.clear()
+
     def take(self, samples: Samples, name: str, who: dict[str, str], point: Row, metrics: Iterable[str] = (), **more: Any) -> None:
         """A record per steady regime of what one contender did, the headline first, which has the errors.
 
         `who`: {"path": …}, {"peer": …} or {"floor": …}; `point`: direction, frame, cores; `more`: checksummed, per_frame, …
         """
-        names = list(metrics) or samples.metrics(name)
+        names, slices = list(metrics) or samples.metrics(name), samples.slices(name)
         errors = samples.errors(name)
         regimes = [regime for regime in samples.regimes() if any(samples.figure(name, one, regime).n for one in names)]
         for regime in regimes:
             figures = {one: samples.figure(name, one, regime) for one in names}
             n = max(figure.n for figure in figures.values())
             shown = {one: _figure(figure.plain()) for one, figure in figures.items() if figure.n}
-            self.records.append({**who, **point, "regime": regime, "n": n, **shown, **more, "errors": []})
+            self.records.append({**who, **point, "regime": regime, "n": n, "slices": slices, **shown, **more, "errors": []})
         if regimes:
             self.records[-len(regimes)]["errors"] = errors
         if not regimes:
-            record = {**who, **point, "regime": None, "n": 0, **more, "errors": errors}
+            record = {**who, **point, "regime": None, "n": 0, "slices": slices, **more, "errors": errors}
             self.records.append(record)
             if not errors:
                 self.notes.append(f"{describe(record)}: no figure, no slice was in a steady regime: {samples.regime_counts()}")
 
     def compare(self, samples: Samples, of: str, to: str, metric: str, point: Row) -> None:
-        """A row per steady regime for `of` ÷ `to`, the one with the most pairs first."""
+        """A row for `of` ÷ `to`; if it is of several regimes, then one for each."""
         for ratio in samples.ratios(of, to, metric) or [samples.ratio(of, to, metric)]:
             row = ratio.plain()
             aa = [row.pop("aa_low"), row.pop("aa_high")]
@@ -144,6 +151,20 @@ def _figure(plain: Row) -> Row:
 def figures(record: Row) -> dict[str, Row]:
     """A record's metrics, by name."""
     return {name: value for name, value in record.items() if isinstance(value, dict) and value.keys() >= {"median", "low", "high"}}
+
+
+def measured_ratio(row: Row) -> Ratio:
+    """A row of a benchmark's ratios, as what was measured."""
+    low, high = row["aa"] or (None, None)
+    kept = {key: row[key] for key in ("median", "low", "high", "pairs", "regime", "strata")}
+    return Ratio(**kept, aa_low=low, aa_high=high)
+
+
+def measured_figure(record: Row, name: str) -> Figure:
+    """A record's metric, as what was measured."""
+    figure = record[name]
+    low, high = figure["aa"] or (None, None)
+    return Figure(figure["median"], figure["low"], figure["high"], record["n"], record["regime"], low, high)
 
 
 def grouped(errors: Iterable[str]) -> list[str]:

@@ -46,7 +46,7 @@ def _figures_table(records: Sequence[Row]) -> Table:
     for record in records:
         have, checked = figures(record), record.get("checksummed")
         point = [str(record.get(part) if record.get(part) is not None else "–") for part in present]
-        cells = [who(record)[1], *point, str(record["regime"] or "–"), str(record["n"])]
+        cells = [who(record)[1], *point, str(record["regime"] or "–"), f"{record['n']} of {record['slices']}"]
         cells += [_with_interval(have[name]) if name in have else "–" for name in names]
         table.add_row(*map(Text, cells), Text("–" if checked is None else f"{checked:.0%}"))
     return table

@@ -22,7 +22,7 @@ from domu.device import (
     new_device,
     set_frame,
 )
-from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.abi.counters import COPIED_BYTES, COPIES, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.features import NONE
 from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
@@ -115,6 +115,9 @@ def tx_commit(device: int, n: int) -> int:
     advance_sends(q, n, 1 if n > 0 else 0)
     count(d.counts, TX_FRAMES, n)
     count(d.counts, TX_BYTES, total)
+    if bounce != 0:
+        count(d.counts, COPIES, n)
+        count(d.counts, COPIED_BYTES, total)
     publish_sends(q)
     if spin_limit(wait) > 0 or has_half_untold(q):
         tell_sends(q)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.method.slices import Samples, Slice, Taken, again_name
+from bench.method.samples import Samples, Slice, Taken, again_name
 from bench.report.compare import CANT_TELL, compare, only_in_one, other_machine
 from bench.report.results import VERSION, BenchmarkResult, metric
 

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.method.claims import Claim, decide
-from bench.method.slices import Contender, Figure, Ratio, Samples, Slice, Taken, interleave, interval_rank, median, median_interval
+from bench.method.claims import Claim
+from bench.method.estimate import interval_rank, median, median_interval
+from bench.method.samples import Figure, Ratio, Samples, Slice, Taken
+from bench.method.slices import Contender, interleave
+from bench.method.verdicts import decide
 
 SEED = 20120613
 
@@ -61,7 +64,7 @@ def test_ranks_are_the_published_ones(n: int, k: int) -> None:
 @pytest.mark.parametrize("n", [6, 9, 12, 25, 40])
 @pytest.mark.parametrize("shape", ["normal", "heavy", "skewed"])
 def test_intervals_cover_the_true_median(n: int, shape: str) -> None:
-    """In at least 95 % of 2000 samples (less three standard errors), whatever the distribution; and they are not all-embracing."""
+    """In 95 % of 2000 samples, whatever the distribution (and within 1 % of that, and three standard errors)."""
     draw = random.Random(SEED)
     sample = {
         "normal": lambda: draw.gauss(10, 1),
@@ -74,8 +77,7 @@ def test_intervals_cover_the_true_median(n: int, shape: str) -> None:
         assert low is not None
         assert high is not None
         covered += low <= 10 <= high
-    assert covered / trials >= 0.95 - 3 * math.sqrt(0.05 * 0.95 / trials)
-    assert covered / trials <= 0.99
+    assert covered / trials == pytest.approx(0.95, abs=0.01 + 3 * math.sqrt(0.05 * 0.95 / trials))
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=40))
@@ -171,21 +173,22 @@ def test_regimes_are_kept_apart() -> None:
         wrong += samples.ratio("B", "A", "mpps").verdict in ("above", "below")
         seen_faster += samples.ratio("C", "A", "mpps").verdict == "above"
     assert wrong <= 2
-    assert seen_faster >= 75  # in the others, fewer than 6 of the 20 rounds have both slices in one regime
+    assert seen_faster >= 95
     apart, together = samples.figure("A", "mpps", "apart").median, samples.figure("A", "mpps", "together").median
     assert apart == pytest.approx(1, rel=0.1)
     assert together == pytest.approx(0.05, rel=0.1)
     assert samples.figure("A", "mpps").regime == samples.regimes()[0] == "apart"
-    assert [ratio.regime for ratio in samples.ratios("C", "A", "mpps")] == ["apart", "together"]
+    assert [ratio.regime for ratio in samples.ratios("C", "A", "mpps")] == ["apart + together", "apart", "together"]
     assert samples.switches() > 0
 
 
-@pytest.mark.parametrize("label", ["mixed", "stolen"])
+@pytest.mark.parametrize("label", ["mixed", "taken"])
 def test_unsteady_slices_are_compared_with_nothing(label: str) -> None:
     machine = Machine(label=lambda now: label)
     samples = measure(machine, machine.contender("A", 1), machine.contender("B", 9))
     assert samples.figure("A", "mpps") == Figure(None, None, None, 0, "none")
-    assert samples.ratio("B", "A", "mpps").verdict == "undecided (no pairs)"
+    ratio = samples.ratio("B", "A", "mpps")
+    assert (ratio.verdict, ratio.reason) == ("undecided", "no pairs of one steady regime")
     assert decide(samples.ratio("B", "A", "mpps"), 1).verdict == "no figure"
     assert samples.regime_counts() == {label: 36}
 
@@ -218,14 +221,14 @@ def test_few_rounds_decide_nothing() -> None:
     assert ratio.median == pytest.approx(100)
     assert ratio.low is None
     assert ratio.high is None
-    assert ratio.verdict == "undecided (n too small)"
+    assert (ratio.verdict, ratio.reason) == ("undecided", "n too small: 5 pairs, 6 are needed for a 95 % interval")
     assert decide(ratio, 2).verdict == "undecided"
 
 
 def test_without_a_second_run_nothing_is_decided() -> None:
     machine = Machine()
     ratio = measure(machine, machine.contender("A", 1), machine.contender("B", 100), again=None).ratio("B", "A", "mpps")
-    assert ratio.verdict == "undecided (no A/A interval)"
+    assert (ratio.verdict, ratio.reason) == ("undecided", "no A/A interval was measured")
     assert decide(ratio, 2).verdict == "undecided"
 
 
@@ -233,7 +236,7 @@ def test_without_a_second_run_nothing_is_decided() -> None:
 
 
 def seen(middle: float, low: float, high: float, aa: float = 1.05) -> Ratio:
-    return Ratio(middle, low, high, 12, "apart", 1 / aa, aa, "")
+    return Ratio(middle, low, high, 12, "apart", 1 / aa, aa)
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,16 @@ def test_a_slice_is_labelled_by_both_readings(before: Reading, after: Reading, l
     assert regime(before, dataclasses.replace(after, at=0.4)) == label
 
 
-def test_stolen_time_outweighs_everything() -> None:
+def test_stolen_time_is_in_the_label_and_outweighs_everything_if_it_is_much() -> None:
     tick = 1 / os.sysconf("SC_CLK_TCK")
     before, after = reading(steal=100), reading(steal=105, at=250 * tick)  # 5 ticks of 2 × 250
     assert steal_share(before, after) == pytest.approx(0.01)
     assert regime(before, after) == "apart"
-    assert regime(before, dataclasses.replace(after, steal_ticks=111)) == "stolen"
+    assert regime(before, dataclasses.replace(after, steal_ticks=111)) == "apart, stolen"
+    assert regime(before, dataclasses.replace(after, steal_ticks=100 + 151)) == "taken"  # of 500
+    soon = dataclasses.replace(after, at=10 * tick)
+    assert regime(before, dataclasses.replace(soon, steal_ticks=101)) == "apart"  # one tick of 20 may be of what came before
+    assert regime(before, dataclasses.replace(soon, steal_ticks=102)) == "apart, stolen"
 
 
 def test_steal_is_that_of_the_used_cpus() -> None:

@@ -9,7 +9,8 @@ import pytest
 from bench.benchmarks.throughput import where_time_goes
 from bench.method.contenders import TRIALS, LabBench, guest_names
 from bench.method.progress import Silent
-from bench.method.slices import Contender, Samples, Slice, Taken, interleave
+from bench.method.samples import Samples, Slice, Taken
+from bench.method.slices import Contender, interleave
 from lab.placement import Placement, usual
 from lab.workloads import WIRE, Runner
 from tests.support.labs import run

@@ -10,7 +10,8 @@ from typing import Any
 from bench.method.claims import Claim
 from bench.method.options import Options
 from bench.method.progress import Steps
-from bench.method.slices import Contender, Slice, interleave
+from bench.method.samples import Slice
+from bench.method.slices import Contender, interleave
 from bench.report.results import BenchmarkResult, Series
 
 HOSTILE = "<script>alert('&')</script> \x1b[31m\x00"
