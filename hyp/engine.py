@@ -93,6 +93,7 @@ class Engine:
         self.result: Any = None
         self.error: BaseException | None = None
         self._ended: asyncio.Future[None] | None = None
+        self._turn = asyncio.Lock()
 
     def wake_on(self, eventfd: int) -> None:
         """Wake the engine for another eventfd of this process."""
@@ -137,19 +138,24 @@ class Engine:
 
         ValueError if its messages have no such word.
         """
-        if self._ended is None or self._ended.done():
-            raise RuntimeError(f"engine {self.name} does not run")
-        while self._posted - int(self._words[TAKEN // 8]) >= MAIL_SLOTS:
-            await self._waiters[0][1]
+        self._must_run()
         message = np.zeros(1, self._mail)
         for name, value in {"opcode": opcode, **words}.items():
             message[0][name] = value
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        _post(self.mailbox, int(message.ctypes.data), self._posted)
-        self._posted += 1
-        self._waiters.append((self._posted, future))
-        os.eventfd_write(self._kick, 1)
+        async with self._turn:  # so that nobody overtakes who waits for room
+            while self._posted - int(self._words[TAKEN // 8]) >= MAIL_SLOTS:
+                await asyncio.wait({self._waiters[0][1]})  # its own poster may be cancelled, which is not our affair
+                self._must_run()
+            _post(self.mailbox, int(message.ctypes.data), self._posted)
+            self._posted += 1
+            self._waiters.append((self._posted, future))
+            os.eventfd_write(self._kick, 1)
         await future
+
+    def _must_run(self) -> None:
+        if self._ended is None or self._ended.done():
+            raise RuntimeError(f"engine {self.name} does not run")
 
     async def stop(self) -> Any:
         """Ask the loop to end and wait for it; returns what the kernel returned."""

@@ -53,6 +53,11 @@ class Child:
     failure: str | None = None
     sockets: dict[str, tuple[socket.socket, socket.socket]] = field(default_factory=dict)  # purpose → server's end, its own
 
+    @property
+    def is_done(self) -> bool:
+        """A guest whose program has ended with status 0: it has done its work, perhaps before the others were ready. No death."""
+        return self.role == "domu" and self.ready.done() and self.ended.done() and self.ended.result() == 0
+
 
 class Keeper:
     """Forks, holds, reaps, ends."""
@@ -123,12 +128,15 @@ class Keeper:
         await self._all_ready()
         self._info["state"] = "up"
         self._up_since = self._loop.time()
+        for child in self._children.values():
+            if child.ended.done():
+                self._bury(child)
         return {"warm_s": warm_s, "boot_s": self._loop.time() - start}
 
     def status(self) -> dict[str, Any]:
         """State ("starting", "up", "degraded", "going down"), since when it is up, what has died since, and processes."""
         children = [{"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()]
-        dead = [f"{c.name} {self._state(c)}" for c in self._children.values() if c.ended.done()]
+        dead = [f"{c.name} {self._state(c)}" for c in self._children.values() if c.ended.done() and not c.is_done]
         dead += [self._forkserver_death] if self._forkserver_death else []
         state = self._info["state"]
         if self._down is not None:
@@ -242,14 +250,14 @@ class Keeper:
 
     async def _or_failure(self, future: "asyncio.Future[None]") -> None:
         """Wait for `future`, or raise as soon as any process has failed or ended."""
-        watched: list[asyncio.Future[Any]] = [child.ended for child in self._children.values()]
-        await asyncio.wait([future, *watched], return_when=asyncio.FIRST_COMPLETED)
-        for child in self._children.values():
-            if child.ended.done():
-                await asyncio.sleep(0)
-                cause = child.failure or describe_exit(child.ended.result())
-                raise Refused("ECHILD", f"{child.name} could not start: {cause}")
-        await future
+        while not future.done():
+            living = [child.ended for child in self._children.values() if not child.ended.done()]
+            await asyncio.wait([future, *living], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)  # for what the ended said last
+            for child in self._children.values():
+                if child.ended.done() and not child.is_done:
+                    cause = child.failure or describe_exit(child.ended.result())
+                    raise Refused("ECHILD", f"{child.name} could not start: {cause}")
 
     def _failed(self, name: str, cause: str) -> None:
         self._children[name].failure = cause
@@ -280,7 +288,12 @@ class Keeper:
         self._drop_sockets(child)
         if self._down is not None or self._info.get("state") != "up":
             return
-        self._owner.tell("died", name=child.name, role=child.role, cause=self._state(child))
+        if not child.is_done:
+            self._owner.tell("died", name=child.name, role=child.role, cause=self._state(child))
+        self._bury(child)
+
+    def _bury(self, child: Child) -> None:
+        """Tell who keeps something of a domain that its process has ended."""
         if child.domid is not None and not self._children["hyp"].ended.done():
             self._children["hyp"].console.tell("domain_destroy", domid=child.domid)
         if child.domid is not None and not self._children["xenstored"].ended.done():

@@ -130,7 +130,7 @@ class Lab:
         may be reaped while the kernel still takes the keeper apart, and nothing but the lock tells when that is done.
         """
         deadline = time.monotonic() + END_TIMEOUT_S
-        while self._rundir.is_alive() and time.monotonic() < deadline:
+        while self._rundir.is_held_for_us() and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
 
     def _keeper_end(self) -> "asyncio.Future[None]":

@@ -41,6 +41,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import stat
@@ -86,6 +87,7 @@ class RunDir:
         self.lock_path = SHM / f"xbl.{os.getuid()}.{name}.lock"
         self.socket_path = self.path / "keeper.sock"
         self.log_path = self.path / "log"
+        self._run = secrets.token_hex(8)
 
     @classmethod
     def of(cls, name: str) -> "RunDir":
@@ -117,7 +119,7 @@ class RunDir:
         try:
             self._remove_leftovers(lock)
             os.ftruncate(lock, 0)
-            os.pwrite(lock, json.dumps({"made_by": _MADE_BY, "folder": str(self.path)}).encode(), 0)
+            os.pwrite(lock, json.dumps({"made_by": _MADE_BY, "folder": str(self.path), "run": self._run}).encode(), 0)
             self._make_folder()
         except BaseException:
             self.remove()
@@ -133,6 +135,19 @@ class RunDir:
             return False
         try:
             return is_locked(lock)
+        finally:
+            os.close(lock)
+
+    def is_held_for_us(self) -> bool:
+        """True while somebody holds the lock that we have taken, and not one that was taken after it."""
+        try:
+            lock = open_file(self.lock_path, os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            return is_locked(lock) and json.loads(os.pread(lock, _LONGEST_RECORD, 0)).get("run") == self._run
+        except ValueError:  # it is being written anew
+            return False
         finally:
             os.close(lock)
 

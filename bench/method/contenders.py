@@ -50,7 +50,8 @@ def topology(
     tables = [{"name": guest, "path": path, "memory": ram} for path, guest in named]
     tables += [{"memory": ram, **guest} for guest in others]
     dom0 = {"memory": max(32 << 20, 16384 * queue)}
-    return parse({"name": name, "nic": {"queue": queue}, "dom0": dom0, "guest": tables, **more}).plain()
+    nic = {"queue": queue, **more.pop("nic", {})}
+    return parse({"name": name, "nic": nic, "dom0": dom0, "guest": tables, **more}).plain()
 
 
 def run_name(purpose: str, pid: int) -> str:
@@ -89,15 +90,27 @@ class LabBench:
 
         return self.streams(name or path, path, [load], stream_slice)
 
-    def streams(self, name: str, path: str, loads: Sequence[Workload], sliced: Callable[[Row], Slice]) -> Contender:
-        """Streams of one path that run at a time, in the placement in which they are fastest. `sliced`: a record as a slice."""
+    def streams(
+        self,
+        name: str,
+        path: str,
+        loads: Sequence[Workload],
+        sliced: Callable[[Row], Slice],
+        placement: Placement | None = None,
+        *,
+        suited: bool = True,
+    ) -> Contender:
+        """Workloads of one path that run at a time. `sliced`: a record as a slice.
+
+        Without `placement` they are measured in the one in which they are fastest, if they are `suited` to be tried: streams are.
+        """
 
         async def run(seconds: float) -> Slice:
-            placement = self._suited.get(key())
-            return sliced(await self.runner.run(*({**load, "seconds": seconds} for load in loads), placement=placement))
+            chosen = placement or self._suited.get(key())
+            return sliced(await self.runner.run(*({**load, "seconds": seconds} for load in loads), placement=chosen))
 
         async def prepare() -> None:
-            if key() not in self._suited and (choice := self.runner.placements(*loads)):
+            if suited and placement is None and key() not in self._suited and (choice := self.runner.placements(*loads)):
                 self._suited[key()] = await self._fastest(loads, choice)
 
         def key() -> tuple[Any, ...]:
@@ -127,6 +140,8 @@ def stream_slice(record: Row) -> Slice:
         return Slice(errors=record["errors"], detail=detail)
     cpu_ns = record["cpu_us_per_frame"] * 1e3
     figures = {"mpps": record["mpps"], "gbps": record["gbps"], **_cpu(cpu_ns)}
+    device = detail["processes"].get("nic", 0.0)
+    figures |= {"domain_ns_per_frame": sum(detail["processes"].values()) - device, "device_ns_per_frame": device}
     spun = record["spin_us_per_frame"] * 1e3
     figures |= {"spin_ns_per_frame": spun, "busy_ns_per_frame": max(cpu_ns - spun, 0.0)}
     return Slice(figures, detail=detail)

@@ -1,5 +1,7 @@
 """A guest that is any program: started from the topology file with its hypercall and xenstore sockets as descriptors 3 and 4."""
 
+import asyncio
+import os
 import re
 import sys
 from pathlib import Path
@@ -112,13 +114,41 @@ def test_a_program_that_cannot_be_started_fails_the_start_by_name(tmp_path: Path
 
 @pytest.mark.usefixtures("warm")
 def test_a_program_that_fails_is_a_death_with_its_status(tmp_path: Path) -> None:
-    file = topology_file(tmp_path, "dies", own("mine", sys.executable, "-c", "raise SystemExit(7)") + BYSTANDER)
+    gate = tmp_path / "gate"  # not before all are ready: that would be a start that failed
+    os.mkfifo(gate)
+    file = topology_file(
+        tmp_path, "dies", own("mine", sys.executable, "-c", f'open("{gate}").read(); raise SystemExit(7)') + BYSTANDER
+    )
 
     async def look() -> dict[str, str]:
         async with Lab(load(file).plain()) as lab:
+            await asyncio.to_thread(gate.write_text, "go")
             return dict(await lab.any_death(30.0))
 
     assert "ended with status 7" in run(look())["mine"]
+
+
+def test_a_program_that_is_done_before_the_others_are_ready_is_no_failure(tmp_path: Path) -> None:
+    """Nor a death, then or later: the topology is up, and whole."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    text = own("early", "true") + own("late", sys.executable, "-c", f'open("{gate}").read()') + BYSTANDER
+    file = topology_file(tmp_path, "done", text)
+
+    async def look() -> None:
+        async with Lab(load(file).plain()) as lab:
+            await asyncio.to_thread(gate.write_text, "go")
+
+            async def both_are_done() -> bool:
+                status = (await lab.keeper("status")).value
+                states = {process["name"]: process["state"] for process in status["processes"]}
+                assert (status["state"], status["dead"]) == ("up", [])
+                return states["early"] == states["late"] == "ended"
+
+            await until(both_are_done, "both programs to be done")
+            assert lab.deaths == {}
+
+    run(look())
 
 
 @pytest.mark.parametrize(("program", "key"), [

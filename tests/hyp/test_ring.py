@@ -521,4 +521,4 @@ def test_no_wake_up_is_lost_under_load(wakers: tuple[list[int], list["select.epo
         print(f"side {side}: {done} slots, {sleeps} sleeps, {notifications} notifications")
         assert (done, wrong) == (count, 0)
         assert sleeps > 0
-        assert notifications < count
+        assert notifications <= count if entries == 1 else notifications < count  # a ring of one has nothing to share
