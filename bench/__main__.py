@@ -2,6 +2,9 @@
 
 \b
     python -m bench [NAME] [options]     run all benchmarks (or one) and write a folder with results.json, plots and report.html
+    python -m bench ask --vary guests=1,4,16 --fixed frame=512 --paths split,bypass
+                                         a question of one's own (ask --help)
+    python -m bench why A B              two paths taken apart: CPU by process and ledger, side by side
     python -m bench compare A B          what got faster, slower or can't be told between two runs (results.json or their folders)
 
 Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, duplicated or corrupted frames; 2 the command line
@@ -218,6 +221,10 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     speak_any_encoding()
     arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] in (["ask"], ["why"]):
+        from bench.questions.command import apps
+
+        apps[arguments[0]](arguments[1:], prog_name=f"python -m bench {arguments[0]}")
     if arguments[:1] == ["compare"]:
         compare_app(arguments[1:], prog_name="python -m bench compare")
     app(arguments, prog_name="python -m bench")

@@ -251,7 +251,7 @@ class Keeper:
     async def _or_failure(self, future: "asyncio.Future[None]") -> None:
         """Wait for `future`, or raise as soon as any process has failed or ended."""
         while not future.done():
-            living = [child.ended for child in self._children.values() if not child.ended.done()]
+            living: list[asyncio.Future[Any]] = [child.ended for child in self._children.values() if not child.ended.done()]
             await asyncio.wait([future, *living], return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(0)  # for what the ended said last
             for child in self._children.values():

@@ -24,6 +24,7 @@ A slice that lost, duplicated or corrupted frames without a drop's name has erro
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, Self
@@ -168,12 +169,14 @@ class Samples:
         self.taken: list[Taken] = []
         self.again, self.seconds = again, seconds
         self._kept: dict[str, list[Slice]] = {}
+        self._by_round: dict[int, list[Taken]] = {}
         for one in taken:
             self.add(one)
 
     def add(self, one: Taken) -> None:
         """One more slice, later than all others."""
         self.taken.append(one)
+        self._by_round.setdefault(one.round, []).append(one)
         kept = self._kept.setdefault(one.name, [])
         kept.append(one.slice)
         if len(kept) > KEPT_DETAILS:
@@ -275,23 +278,36 @@ class Samples:
         """`one` ÷ `other`, of each round in which both have a figure; of one regime if given."""
         return [quotient for label, quotient in self.paired(one, other, metric) if regime in (None, label)]
 
-    def together(self, names: Sequence[str], metric: str) -> list[tuple[str, tuple[float, ...]]]:
-        """(regime, the metric of each of `names`) of every round in which all have a figure in one regime."""
+    def together(self, names: Sequence[str], metrics: Sequence[str]) -> list[tuple[str, list[list[float]]]]:
+        """(regime, for each of `metrics` that of each of `names`) of every round in which all have them in one regime."""
         found = []
-        by_name = [[self._slices(each, metric) for each in self._both(name)] for name in names]
-        for number in range(self.rounds):
-            rows = [{label: value for one in sides for _, label, value in one.get(number, [])} for sides in by_name]
-            for label in set(rows[0]).intersection(*rows[1:]):
-                found.append((label, tuple(row[label] for row in rows)))
+        for slices in self._by_round.values():
+            rows: list[dict[str, list[float]]] = [{} for _ in names]
+            for one in slices:
+                if one.regime in UNSTEADY or one.slice.errors or not one.slice.figures.keys() >= set(metrics):
+                    continue
+                for row, name in zip(rows, names, strict=True):
+                    if one.name in self._both(name):
+                        row[one.regime] = [one.slice.figures[metric] for metric in metrics]
+            for label in sorted(set(rows[0]).intersection(*rows[1:])):
+                found.append((label, [list(column) for column in zip(*(row[label] for row in rows), strict=True)]))
         return found
 
-    def made(self, names: Sequence[str], metric: str, make: Callable[[Sequence[float]], float]) -> Figure:
-        """The median of something that is made of several contenders' figures of one round and regime, over all regimes."""
-        values = [make(figures) for _, figures in self.together(names, metric)]
-        finite = [value for value in values if math.isfinite(value)]
-        labels = [label for label, _ in Counter(label for label, _ in self.together(names, metric)).most_common()]
-        middle = median(finite) if finite else None
-        return Figure(middle, *median_interval(finite), len(finite), " + ".join(labels) or NO_REGIME)
+    def made(self, names: Sequence[str], metrics: str | Sequence[str], make: Callable[..., float]) -> Figure:
+        """The median of what `make` makes of several contenders' figures of one round and regime, over all regimes.
+
+        It is given a list for each of `metrics`: the contenders' figures in the order of `names`. A round in which it divides by zero
+        says nothing.
+        """
+        wanted = [metrics] if isinstance(metrics, str) else list(metrics)
+        finite: list[tuple[str, float]] = []
+        for label, columns in self.together(names, wanted):
+            with suppress(ZeroDivisionError):
+                finite.append((label, make(*columns)))
+        labels = [label for label, _ in Counter(label for label, _ in finite).most_common()]
+        numbers = [value for _, value in finite]
+        middle = median(numbers) if numbers else None
+        return Figure(middle, *median_interval(numbers), len(numbers), " + ".join(labels) or NO_REGIME)
 
     def _equal(self, metric: str, regime: str | None) -> list[float]:
         """The pairs of the contender that runs twice."""

@@ -41,6 +41,7 @@ class Question:
     target: float = 1.0
     at_least: bool = True
     judged: Judged = "median"
+    precision: float | None = None  # not done either before the ends of the 95 % interval are that near to the median
 
     def ratio(self, samples: Samples, confidence: float = CONFIDENCE) -> Ratio:
         """What has been measured of it."""
@@ -49,7 +50,13 @@ class Question:
     def is_decided(self, samples: Samples) -> bool:
         """Whether more rounds would hardly change the verdict."""
         found = decide(self.ratio(samples, CERTAIN), self.target, self.at_least, judged=self.judged)
-        return found.verdict in (MET, MISSED)
+        return found.verdict in (MET, MISSED) and self._width(samples) <= (self.precision or math.inf)
+
+    def _width(self, samples: Samples) -> float:
+        ratio = self.ratio(samples)
+        if not ratio.median or not ratio.low or not ratio.high:
+            return math.inf
+        return max(ratio.high / ratio.median, ratio.median / ratio.low) - 1
 
     def rounds_needed(self, samples: Samples) -> float:
         """About how many rounds would decide it; infinite where what is measured *is* the target, or nothing is known."""
@@ -73,6 +80,7 @@ class Point:
     probe: Probe
     questions: Sequence[Question] = ()
     arrange: Callable[[], Awaitable[None]] | None = None
+    slice_s: float | None = None  # where slices are to be longer or shorter than others
     samples: Samples = field(default_factory=Samples)
     spent_s: float = 0.0
 
@@ -87,7 +95,7 @@ class Point:
 
     async def run(self, rounds: int, seconds: float, progress: Steps, clock: Callable[[], float] = time.monotonic) -> None:
         """So many more rounds."""
-        begin = clock()
+        begin, seconds = clock(), self.slice_s or seconds
         if self.arrange is not None:
             await self.arrange()
         if not self.samples.taken:
@@ -122,12 +130,12 @@ async def study(
 ) -> None:
     """Measure the points: `rounds` rounds each, then those that are open for at most `budget_s` more.
 
-    `found` is called after every sweep, when there is something new to be said.
+    `found` is called when there is something new to be said: after every point of the first sweep, and every other sweep.
     """
     for number, point in enumerate(points):
         whole = Part(progress, number / len(points), (number + 1) / len(points), point.title)
         await point.run(rounds, seconds, whole, clock)
-    found()
+        found()
     begin = clock()
     while waiting := [point for point in points if point.open() and next_rounds(point) > 0]:
         fitting = 0

@@ -145,4 +145,3 @@ def _by_role(processes: dict[str, float]) -> dict[str, float]:
     for process, cpu in processes.items():
         found[role_metric(known.get(process, "guests"))] += cpu
     return found
-

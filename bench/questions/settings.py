@@ -170,4 +170,6 @@ def _check(one: Setting) -> None:
     if one.direction in (BETWEEN, FROM_WIRE) and one.guests > 1:
         raise OptionsError(f"guests={one.guests}: several guests send to the wire; {one.direction} is measured with one")
     if one.ablation == "copy_limit" and one.payload != "header":
-        raise OptionsError("ablation=copy_limit leaves the payload uncopied: it takes payload=header, whose payload nobody looks at")
+        raise OptionsError(
+            "ablation=copy_limit leaves the payload uncopied: it takes payload=header, whose payload nobody looks at"
+        )

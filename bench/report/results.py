@@ -12,7 +12,20 @@ from lab.figures import short
 
 VERSION = 2
 WHO = ("path", "peer", "floor")  # a record has one of these: whose figures it holds
-POINT = ("direction", "mode", "frame", "cores", "guests", "payload", "ring", "load", "price")  # where they were measured
+POINT = (
+    "direction",
+    "mode",
+    "frame",
+    "cores",
+    "guests",
+    "payload",
+    "ring",
+    "load",
+    "price",
+    "engines",
+    "ablation",
+    "placement",
+)  # where they were measured
 LESS_COMMON = tuple(part for part in POINT if part not in ("direction", "frame"))
 
 MARKS = {"met": "✓", "missed": "✗", "undecided": "?", "no figure": "–"}
