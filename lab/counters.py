@@ -20,6 +20,10 @@ class CounterReader:
         finally:
             close_all(fds)
 
+    def raw(self) -> list[bytes]:
+        """All that is counted, as it lies in memory: equal to what it was before if nothing was counted in between."""
+        return [bytes(page.array.data) for page in self._pages.values()]
+
     def read(self) -> dict[str, dict[str, int]]:
         """``{"process/row": {column: count}}``."""
         return {

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from hyp.control import ControlError
@@ -95,7 +95,7 @@ class Runner:
         """The jobs' reports; WorkloadError as soon as a process dies that they need."""
         needed = self.needed(loads)
         death = asyncio.ensure_future(self.lab.death_of(needed))
-        work = asyncio.ensure_future(_all_of([self._job(load) for load in loads]))
+        work = asyncio.ensure_future(self._all(loads))
         try:
             await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
             if death.done():
@@ -106,9 +106,19 @@ class Runner:
             work.cancel()
             await asyncio.wait({death, work})
 
-    async def _job(self, load: Workload) -> dict[str, Any]:
-        stream = next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
-        return await (self._round_trips if load["kind"] == "rr" else self._stream)(load, stream)
+    async def _all(self, loads: Sequence[Workload]) -> list[dict[str, Any]]:
+        """Run them at a time; when everything is at rest, what was received of each."""
+        numbered = [(load, self._next_stream(load)) for load in loads]
+        jobs = [self._trips(load, stream) if load["kind"] == "rr" else self._send(load, stream) for load, stream in numbered]
+        sent = await asyncio.gather(*jobs)
+        await self._settled()
+        return [
+            report if load["kind"] == "rr" else await self._received(load, stream, report)
+            for (load, stream), report in zip(numbered, sent, strict=True)
+        ]
+
+    def _next_stream(self, load: Workload) -> int:
+        return next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
 
     async def end(self, *loads: Workload) -> None:
         """End what may still be going on of streams that were given up, so that the next find their senders free.
@@ -200,11 +210,13 @@ class Runner:
     async def _settled(self) -> Snapshot:
         """Counters once everything is at rest; what does not balance after REST_TIMEOUT_S is left for the record to name."""
         deadline = time.monotonic() + REST_TIMEOUT_S
-        last: Snapshot = {}
+        last: list[bytes] = []
         while True:
-            now = self._counters.read()
-            if (now == last and not unbalanced(self._of_the_living(now))) or time.monotonic() > deadline:
-                return now
+            now, late = self._counters.raw(), time.monotonic() > deadline
+            if now == last or late:
+                snapshot = self._counters.read()
+                if late or not unbalanced(self._of_the_living(snapshot)):
+                    return snapshot
             last = now
             await asyncio.sleep(0.002)
 
@@ -218,7 +230,8 @@ class Runner:
     def _amount(self, load: Workload) -> dict[str, Any]:
         return {"frames": load["frames"]} if load["frames"] else {"seconds": load["seconds"]}
 
-    async def _stream(self, load: Workload, stream: int) -> dict[str, Any]:
+    async def _send(self, load: Workload, stream: int) -> dict[str, Any]:
+        """A stream, until its sender has sent all; its report."""
         lab = self.lab
         job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
         if load.get("pps"):
@@ -229,15 +242,18 @@ class Runner:
                 await asyncio.sleep(0.01)
         else:
             report = await lab.call(load["from"], "send_stream", **job)
-        await self._settled()
+        return dict(report)
+
+    async def _received(self, load: Workload, stream: int, report: dict[str, Any]) -> dict[str, Any]:
+        """What the receiver says of a stream, added to the sender's report."""
         if load["to"] == WIRE:
-            received = (await lab.call("nic", "wire_report", stream=stream))["received"]
+            received = (await self.lab.call("nic", "wire_report", stream=stream))["received"]
         else:
-            received = await lab.call(load["to"], "received", stream=stream)
-        lag = {name: report[name] for name in ("lag_ns", "max_lag_ns") if name in report}
+            received = await self.lab.call(load["to"], "received", stream=stream)
+        lag: dict[str, Any] = {name: report[name] for name in ("lag_ns", "max_lag_ns") if name in report}
         return {"sent": report["sent"], "received": received, "latency": received.get("latency"), **lag}
 
-    async def _round_trips(self, load: Workload, stream: int) -> dict[str, Any]:
+    async def _trips(self, load: Workload, stream: int) -> dict[str, Any]:
         job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
         report = await self.lab.call(load["from"], "round_trips", **job)
         received = await self.lab.call(load["from"], "received", stream=stream | 0x8000)
@@ -292,10 +308,6 @@ class Runner:
 
 def _guests_in(loads: Iterable[Workload]) -> set[str]:
     return {load[end] for load in loads for end in ("from", "to")} - {WIRE}
-
-
-async def _all_of(jobs: Iterable[Awaitable[dict[str, Any]]]) -> list[dict[str, Any]]:
-    return await asyncio.gather(*jobs)
 
 
 def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -296,8 +296,8 @@ class Samples:
     def made(self, names: Sequence[str], metrics: str | Sequence[str], make: Callable[..., float]) -> Figure:
         """The median of what `make` makes of several contenders' figures of one round and regime, over all regimes.
 
-        It is given a list for each of `metrics`: the contenders' figures in the order of `names`. A round in which it divides by zero
-        says nothing.
+        It is given a list for each of `metrics`: the contenders' figures in the order of `names`. A round in which it divides by
+        zero says nothing.
         """
         wanted = [metrics] if isinstance(metrics, str) else list(metrics)
         finite: list[tuple[str, float]] = []

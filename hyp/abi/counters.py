@@ -107,6 +107,8 @@ SPIN_NS: Final = int(Count.SPIN_NS)
 def read_rows(page: Any) -> dict[str, dict[str, int]]:
     """All named rows of a counters page (bytes-like, `COUNTERS_BYTES` long) as ``{row: {column: count}}``."""
     rows = np.frombuffer(page, ROW, ROWS)
-    return {
-        row["name"].decode("ascii", "replace"): {c.name.lower(): int(row["count"][c]) for c in Count} for row in rows if row["name"]
-    }
+    named = [row for row in rows if row["name"]]
+    return {row["name"].decode("ascii", "replace"): dict(zip(_COLUMNS, row["count"].tolist(), strict=False)) for row in named}
+
+
+_COLUMNS = tuple(column.name.lower() for column in sorted(Count))
