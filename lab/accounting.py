@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +24,22 @@ def usage(pid: int) -> Usage:
         return Usage(0, 0)
     for task in tasks:
         try:
-            cpu_ns += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
-            for line in Path(f"/proc/{pid}/task/{task}/status").read_text().splitlines():
-                if "ctxt_switches" in line:
-                    switches += int(line.split()[1])
+            cpu_ns += int(_read(f"/proc/{pid}/task/{task}/schedstat").split()[0])
+            # its last two lines: voluntary_ctxt_switches, nonvoluntary_ctxt_switches
+            voluntary, forced = _read(f"/proc/{pid}/task/{task}/status").rstrip().rsplit(b"\n", 2)[1:]
+            switches += int(voluntary.split()[1]) + int(forced.split()[1])
         except (FileNotFoundError, ProcessLookupError):
             continue  # the thread has ended
     return Usage(cpu_ns, switches)
+
+
+def _read(path: str) -> bytes:
+    """A small file of /proc, with no more system calls than it takes: it is done for every thread between two slices."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(fd, 8192)
+    finally:
+        os.close(fd)
 
 
 def usages(pids: dict[str, int]) -> dict[str, Usage]:

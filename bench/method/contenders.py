@@ -25,7 +25,7 @@ from lab.workloads import WIRE, Runner, Workload
 TO_WIRE, FROM_WIRE, BETWEEN = "guest→wire", "wire→guest", "guest→guest"
 DIRECTIONS = (TO_WIRE, FROM_WIRE, BETWEEN)
 GUEST_RAM = 8 << 20
-FIRST_TRIALS, TRIALS, TRIAL_S = 2, 5, 0.1
+FIRST_TRIALS, TRIALS, TRIAL_S = 2, 5, 0.05
 
 
 def cpus_of(cores: str) -> list[int]:

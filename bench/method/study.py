@@ -88,6 +88,10 @@ class Point:
         """The questions that are not decided yet."""
         return [question for question in self.questions if not question.is_decided(self.samples)]
 
+    def pairs(self) -> int:
+        """How many pairs there are of the question that has the fewest."""
+        return min((question.ratio(self.samples).pairs for question in self.questions), default=0)
+
     def longer_s(self, question: Question) -> float:
         """About how many more seconds would decide a question."""
         each = self.spent_s / self.samples.rounds if self.samples.rounds else math.inf
@@ -127,19 +131,21 @@ async def study(
     progress: Steps,
     found: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
+    since: float | None = None,
 ) -> None:
-    """Measure the points: `rounds` rounds each, then those that are open for at most `budget_s` more.
+    """Measure the points: `rounds` rounds each, then those that are open, those first of which least is known.
 
+    That goes on for at most `budget_s` more; with `since`, a time of `clock`, until `budget_s` after it.
     `found` is called when there is something new to be said: after every point of the first sweep, and every other sweep.
     """
     for number, point in enumerate(points):
         whole = Part(progress, number / len(points), (number + 1) / len(points), point.title)
         await point.run(rounds, seconds, whole, clock)
         found()
-    begin = clock()
+    begin = clock() if since is None else since
     while waiting := [point for point in points if point.open() and next_rounds(point) > 0]:
         fitting = 0
-        for point in waiting:
+        for point in sorted(waiting, key=Point.pairs):
             if _fits(point, budget_s - (clock() - begin)):
                 title = f"{len(waiting)} of {len(points)} undecided: {point.title}"
                 await point.run(next_rounds(point), seconds, Part(progress, 1.0, 1.0, title), clock)

@@ -88,7 +88,7 @@ def ask_(
     paths: Annotated[str, typer.Option(help=f"Two or more of {', '.join(PATHS)}.")] = "split,bypass",
     metric: Annotated[str, typer.Option(help=f"One of {', '.join(ask.METRICS)}.")] = "cpu",
     split_into: Annotated[str, typer.Option(help="Parts of what split takes more than bypass: hop, copy, grant, notify.")] = "",
-    budget: Annotated[float, typer.Option(help="Seconds to refine the first figures, at most.")] = ask.BUDGET_S,
+    budget: Annotated[float, typer.Option(help="Seconds, all in all; every point gets its first rounds.")] = ask.BUDGET_S,
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default: bench-results/<time>-ask.")] = None,
 ) -> None:
     """Measure and answer."""
@@ -131,7 +131,7 @@ def why_(
     one: Annotated[str, typer.Argument(help="A path.")],
     other: Annotated[str, typer.Argument(help="Another.")],
     fixed: Annotated[list[str] | None, typer.Option(help="NAME=VALUE: what has another value than usual.")] = None,
-    budget: Annotated[float, typer.Option(help="Seconds to refine the first figures, at most.")] = why.BUDGET_S,
+    budget: Annotated[float, typer.Option(help="Seconds, all in all; every point gets its first rounds.")] = why.BUDGET_S,
     out: Annotated[Path | None, typer.Option(help="Folder for the files; default: bench-results/<time>-why.")] = None,
 ) -> None:
     """Measure and take apart."""

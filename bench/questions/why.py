@@ -8,6 +8,7 @@ Both are measured in turns. The difference of their CPU per frame is shown proce
 what a frame met on its way (the ledger: copies, hypercalls, notifications, traps, wake-ups, who handled it).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -132,6 +133,7 @@ async def explain(
     asked: Why, result: BenchmarkResult, budget_s: float, progress: Steps, show: Callable[[Explanation], None] = lambda found: None
 ) -> Explanation:
     """Measure both in turns, until the ratio of their CPU is known well or the budget is spent."""
+    begin = time.monotonic()
     question = Question(asked.one, asked.other, TOTAL, precision=PRECISION)
     where = {"direction": asked.setting.direction, "frame": asked.setting.frame, "cores": asked.setting.cores}
     async with Labs((asked.one, asked.other)) as labs:
@@ -147,5 +149,5 @@ async def explain(
             result.notes += Explanation(asked, point).sentences()
             show(Explanation(asked, point))
 
-        await study([point], rounds=2 * FEWEST, seconds=SLICE_S, budget_s=budget_s, progress=progress, found=found)
+        await study([point], rounds=2 * FEWEST, seconds=SLICE_S, budget_s=budget_s, progress=progress, found=found, since=begin)
     return Explanation(asked, point)
