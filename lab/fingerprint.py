@@ -67,11 +67,16 @@ def _caches(cpu: int) -> list[str]:
     return [f"L{level} {kind} {size}" for level, kind, size in found if level and kind and size]
 
 
-def _steal_share() -> float:
-    """The fraction of all CPU time since boot that the host took (/proc/stat; guest time is part of user time)."""
+def stolen_ticks() -> tuple[int, int]:
+    """Of all CPUs' time since boot, in clock ticks: what the host took, and all (/proc/stat; guest time is part of user time)."""
     ticks = [int(word) for word in (_read(Path("/proc/stat")) or "cpu").splitlines()[0].split()[1:9]]
-    total = sum(ticks)
-    return ticks[7] / total if len(ticks) == 8 and total > 0 else 0.0
+    return (ticks[7] if len(ticks) == 8 else 0), sum(ticks)
+
+
+def _steal_share() -> float:
+    """The fraction of all CPU time since boot that the host took."""
+    stolen, total = stolen_ticks()
+    return stolen / total if total > 0 else 0.0
 
 
 def _huge_pages() -> dict[str, Any]:

@@ -55,6 +55,7 @@ class Runner:
         self._placement = ""  # as of the last `prepare`
         self._streams = itertools.cycle(range(1, HEADER_ONLY))
         self._price: dict[str, int] = {}  # as of the last `prepare`
+        self._polls = False  # whether loops spin before they sleep, as of the last `prepare`
         self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
         self._wire_mac = str(lab.topology["nic"]["wire"]["mac"])
 
@@ -152,7 +153,9 @@ class Runner:
         if HYPERVISOR not in lab.deaths:  # else prices and spinning stay as they are, for whoever goes on without it
             self._price = await lab.call(HYPERVISOR, "price")
             setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
-            await lab.call(HYPERVISOR, "spin_limit", limit_us=spin_limit_us(setting, loops, len(self.cpus)))
+            limit_us = spin_limit_us(setting, loops, len(self.cpus))
+            await lab.call(HYPERVISOR, "spin_limit", limit_us=limit_us)
+            self._polls = limit_us > 0
         await self._place(loads, [*peers[:1], *between, "nic", *peers[1:]], placement)
         if WIRE in ends:
             await lab.call("nic", "wire_mode", mode="reflect" if loads[0]["kind"] == "rr" else "sink")
@@ -301,7 +304,7 @@ class Runner:
         record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns") if name in report}
         if any(self._price.values()):
             record["modelled"] = dict(self._price)
-        record["placement"] = self._placement
+        record["placement"], record["polls"] = self._placement, self._polls
         record["errors"] = errors(record, counted, at_rest)
         return record
 

@@ -19,14 +19,14 @@ from hyp.control import ControlError, PeerGone
 from lab.command.clients import living
 from lab.command.repeats import in_turns, summary
 from lab.command.screen import Screen
-from lab.command.tables import comparison, ledger, losses, notes, rates, runs, with_spread
+from lab.command.tables import comparison, ledger, losses, not_compared, notes, rates, runs, with_spread
 from lab.errors import LabError
 from lab.fingerprint import fingerprint
 from lab.owner import ROOT, Lab
 from lab.workloads import PeerDied, Runner, WorkloadError, describe
 
 FAILED, NOT_STARTED = 1, 3
-REPEATED = "medians (min–max); times better: median of the ratios of neighbouring runs"
+REPEATED = "medians (min–max); ratios of neighbouring runs; `python -m bench` gives intervals"
 SINGLE = "single runs, which can differ by a factor from one second to the next"
 
 
@@ -107,6 +107,8 @@ def print_results(records: list[dict[str, Any]], out: Screen) -> None:
         how = REPEATED if what else SINGLE
         heading(out, "\nSide by side", f" ({how})")
         out.print(beside)
+        for line in not_compared(records):
+            out.print(line)
     for line in [*notes(records), *losses(records)]:
         out.print(line)
 

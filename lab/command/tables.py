@@ -96,28 +96,83 @@ def kind_of(record: Record) -> tuple[str, str, int]:
 def comparison(records: Iterable[Record]) -> Table | None:
     """Bypass beside split, for the workloads that both ran; None if there is none.
 
-    Of workloads that were run several times in turns it has medians (min–max). How many times better bypass is, is a ratio of
-    rates, or of times: the median of the ratios of neighbouring runs.
+    Of workloads that were run several times in turns it has medians (min–max), the ratio bypass ÷ split (the median of those of
+    neighbouring runs) and what that is for a user: "better" or "worse" if all those ratios say so, else that they don't agree.
+    Round trips of loops that poll are not held against those of loops that sleep: that is another question than which path it is.
     """
+    rows = _compared(records)
+    if not rows:
+        return None
+    table = _table("workload", "B", "what", "split", "bypass", "bypass ÷ split", "for bypass")
+    for row in rows:
+        table.add_row(row["workload"], str(row["frame"]), row["what"], row["split"], row["bypass"], row["ratio"], row["verdict"])
+    return table
+
+
+def against(records: Iterable[Record]) -> list[str]:
+    """What of the comparison does not speak for bypass, in words: the lines in which it is worse, or runs disagree."""
+    found = []
+    for row in _compared(records):
+        if row["verdict"] in (WORSE, OPEN):
+            found.append(f"{row['workload']}, {row['frame']} B, {row['what']}: bypass ÷ split {row['ratio']} ({row['verdict']})")
+    return found
+
+
+def not_compared(records: Iterable[Record]) -> list[str]:
+    """Why some figures of the comparison have no ratio."""
+    polling = sorted(
+        {row["verdict"].split()[0] for row in _compared(records) if not row["ratios"] and row["verdict"].endswith("polls")}
+    )
+    return [
+        f"({path} polls: its loops have a core each, the other path's share cores and sleep. That decides these round trips, "
+        "whatever the path, so they have no ratio.)"
+        for path in polling
+    ]
+
+
+def spread(records: Iterable[Record]) -> float:
+    """By what factor neighbouring runs' ratios differ at most, of all that is compared: 1 on a machine that is always the same."""
+    return max((max(row["ratios"]) / min(row["ratios"]) for row in _compared(records) if row["ratios"]), default=1.0)
+
+
+BETTER, WORSE, OPEN, SINGLE_RUN = "better", "worse", "unclear", "one run"
+POLLS = "{} polls"
+
+
+def _compared(records: Iterable[Record]) -> list[Record]:
+    """A row for each figure of each workload that both paths ran."""
     by_kind: dict[tuple[str, str, int], dict[str, Record]] = {}
     for record in records:
         by_kind.setdefault(kind_of(record), {})[record["path"]] = record
-    pairs = {kind: paths for kind, paths in by_kind.items() if {"split", "bypass"} <= paths.keys()}
-    if not pairs:
-        return None
-    table = _table("workload", "B", "what", "split", "bypass", "times better")
-    for (workload, far, frame), paths in pairs.items():
+    found = []
+    for (workload, far, frame), paths in by_kind.items():
+        if not {"split", "bypass"} <= paths.keys():
+            continue
         split, bypass = runs(paths["split"]), runs(paths["bypass"])
         rows = [("CPU µs/frame", [[r["cpu_us_per_frame"] for r in side] for side in (split, bypass)], False)]
         if workload == "stream":
             rows.insert(0, ("Mframes/s", [[r["mpps"] for r in side] for side in (split, bypass)], True))
         elif all(record["rtt_us"] for record in (*split, *bypass)):
             rows.insert(0, ("p50 µs", [[r["rtt_us"]["p50"] for r in side] for side in (split, bypass)], False))
+        polls = [bool(side[0].get("polls")) for side in (split, bypass)]
         for what, (one, other), more in rows:
-            ratios = [b / a if more else a / b for a, b in zip(one, other, strict=True) if a > 0 and b > 0]
-            better = with_spread(ratios) if ratios else "–"
-            table.add_row(f"{workload} to {far}", str(frame), what, with_spread(one), with_spread(other), better)
-    return table
+            ratios = [b / a for a, b in zip(one, other, strict=True) if a > 0 and b > 0]
+            verdict = _verdict(ratios, more)
+            if workload == "rr" and polls[0] != polls[1]:
+                ratios, verdict = [], POLLS.format("split" if polls[0] else "bypass")
+            row = {"workload": f"{workload} to {far}", "frame": frame, "what": what, "verdict": verdict, "ratios": ratios}
+            row |= {"split": with_spread(one), "bypass": with_spread(other), "ratio": with_spread(ratios) if ratios else "–"}
+            found.append(row)
+    return found
+
+
+def _verdict(ratios: Sequence[float], more: bool) -> str:
+    """Of a few ratios, of which `more` is better or less is."""
+    if len(ratios) < 2:
+        return SINGLE_RUN
+    if min(ratios) > 1 or max(ratios) < 1:
+        return BETTER if (min(ratios) > 1) == more else WORSE
+    return OPEN
 
 
 def losses(records: Iterable[Record]) -> list[str]:
