@@ -23,7 +23,7 @@ BENCHMARKS = {
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""
 
-PEERS = ("vhost", "vhost-hugepages", "veth", "unix")
+PEERS = ("vhost", "vhost-hugepages", "vhost-packed", "memif", "veth", "unix")
 FRAMES = (64, 512, 1500)
 QUICK_FRAMES = (64, 1500)
 SECONDS, QUICK_SECONDS = 3.0, 1.2

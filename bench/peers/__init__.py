@@ -7,6 +7,8 @@ from bench.peers.base import Peer, PeerError, PeerSlice
 PEERS = {
     "vhost": "bench.peers.vhost:Vhost",
     "vhost-hugepages": "bench.peers.vhost:VhostHugepages",
+    "vhost-packed": "bench.peers.vhost:VhostPacked",
+    "memif": "bench.peers.vhost:Memif",
     "veth": "bench.peers.veth:Veth",
     "unix": "bench.peers.unix:Unix",
 }

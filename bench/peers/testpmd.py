@@ -38,6 +38,12 @@ def drivers(*names: str) -> tuple[list[str], list[str]]:
     return options, [name for name, path in found.items() if path is None]
 
 
+def driver_of(vdev: str) -> str:
+    """The driver of a virtual device: "net_virtio_user0,path=…" is net_virtio's."""
+    name = vdev.partition(",")[0].rstrip("0123456789")
+    return name.removesuffix("_user")
+
+
 def parse_stats(text: str) -> dict[str, int]:
     """The figures of ``show port stats``: ``{"RX-packets": …, "TX-packets": …, …}``. PeerError if the two named are not there."""
     found = {name: int(value) for name, value in re.findall(r"([RT]X-[a-z]+):\s*(\d+)", text)}
@@ -66,7 +72,7 @@ class Testpmd:
 
     async def start(self, cpu: int, memory: Sequence[str], folder: Path, vdev: str, options: Sequence[str], held: int) -> None:
         """Start it and wait for its prompt. It inherits `held`; what it makes in the file system is in `folder`."""
-        pmds, absent = drivers("bus_vdev", "mempool_ring", "net_vhost" if "vhost" in vdev else "net_virtio")
+        pmds, absent = drivers("bus_vdev", "mempool_ring", driver_of(vdev))
         if absent:
             raise PeerError(f"DPDK's drivers {', '.join(absent)} are not here")
         eal = ["--lcores", f"(0,1)@{cpu}", "-m", str(MEMORY_MIB), *memory, "--no-pci", "--no-telemetry"]

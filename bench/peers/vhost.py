@@ -1,4 +1,7 @@
-"""DPDK's vhost-user back end and virtio-user front end, two ``dpdk-testpmd``: what virtual machines on one host get at best.
+"""Pairs of ``dpdk-testpmd``: vhost-user back end and virtio-user front end, in several ways, and memif.
+
+What virtual machines on one host get, and containers: `vhost` is the default, `vhost-packed` its packed ring with descriptors in
+order, `memif` DPDK's shared-memory interface between processes that trust each other less (both sides copy: two copies of a frame).
 
 The front end ("guest") sends, the back end ("host") copies each frame out of guest memory and drops it. Ring of 256, 1025
 buffers of 2176 bytes in each process (the fewest that testpmd accepts; each core's cache of 250 makes fewer of them hot). testpmd
@@ -15,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import count
+from pathlib import Path
 
 from bench.peers import hugepages
 from bench.peers.base import DEPTH, PeerError, PeerSlice, check_slice, cpu_ns
@@ -41,6 +45,10 @@ class Vhost:
 
     name = "vhost"
     memory: tuple[str, ...] = ("--no-huge", "--no-shconf")
+    needs: tuple[str, ...] = ("net_vhost", "net_virtio")
+    install = INSTALL
+    copies = 1
+    """Of a frame's bytes, between the two."""
     pages = 0
     """2 MiB pages that both need."""
 
@@ -50,15 +58,19 @@ class Vhost:
         self._held = -1
         self._frame = 0
 
-    @staticmethod
-    def missing(cores: int = 2) -> str | None:
+    @classmethod
+    def missing(cls, cores: int = 2) -> str | None:
         """See `Peer`."""
         if cores < 2:
             return "cannot run sensibly on one core: both ends poll, and each would wait for the other's time slice to end"
         if shutil.which(PROGRAM) is None:
-            return f"{PROGRAM} is not here: {INSTALL}"
-        absent = drivers("bus_vdev", "mempool_ring", "net_vhost", "net_virtio")[1]
-        return f"DPDK's drivers {', '.join(absent)} are not here: {INSTALL}" if absent else None
+            return f"{PROGRAM} is not here: {cls.install}"
+        absent = drivers("bus_vdev", "mempool_ring", *cls.needs)[1]
+        return f"DPDK's drivers {', '.join(absent)} are not here: {cls.install}" if absent else None
+
+    def _devices(self, path: Path) -> tuple[str, str]:
+        """The virtual devices of host and guest, which meet at a socket. The host's is there first."""
+        return f"net_vhost0,iface={path},queues=1", f"net_virtio_user0,path={path},queues=1,queue_size={DEPTH}"
 
     async def start(self, frame: int, cpus: Sequence[int]) -> None:
         """See `Peer`."""
@@ -67,8 +79,7 @@ class Vhost:
         try:
             run = self._start_guard()
             path = run.path / SOCKET
-            host = f"net_vhost0,iface={path},queues=1"
-            guest = f"net_virtio_user0,path={path},queues=1,queue_size={DEPTH}"
+            host, guest = self._devices(path)
             await self._host.start(cpus[-1], self.memory, run.path, host, ["--forward-mode=rxonly"], self._held)
             await self._guest.start(cpus[0], self.memory, run.path, guest, ["--forward-mode=txonly"], self._held)
             await self.set_frame(frame)
@@ -145,7 +156,7 @@ class Vhost:
         _, _, text = stopped.partition("TX-dropped:")
         refused = int(text.split()[0]) if text.split() else 0
         pool = {"mbufs": MBUFS, "mbuf_bytes": MBUF_BYTES, "pool_bytes": MBUFS * MBUF_BYTES}
-        return {"touched": "header", "frame_bytes": self._frame, "depth": DEPTH, "refused": refused, **pool}
+        return {"touched": "header", "copies": self.copies, "frame_bytes": self._frame, "depth": DEPTH, "refused": refused, **pool}
 
     async def stop(self) -> None:
         """See `Peer`."""
@@ -166,7 +177,30 @@ class VhostHugepages(Vhost):
     memory = ("--in-memory", "--single-file-segments")
     pages = 2 * (MEMORY_MIB * 2**20 // hugepages.PAGE_BYTES) + 8
 
-    @staticmethod
-    def missing(cores: int = 2) -> str | None:
+    @classmethod
+    def missing(cls, cores: int = 2) -> str | None:
         """See `Peer`."""
-        return Vhost.missing(cores) or hugepages.missing(VhostHugepages.pages)
+        return super().missing(cores) or hugepages.missing(cls.pages)
+
+
+class VhostPacked(Vhost):
+    """The ring layout of virtio 1.1, whose descriptors the device takes and gives back in order: vhost at its fastest."""
+
+    name = "vhost-packed"
+
+    def _devices(self, path: Path) -> tuple[str, str]:
+        host, guest = super()._devices(path)
+        return host, f"{guest},packed_vq=1,in_order=1,mrg_rxbuf=0"
+
+
+class Memif(Vhost):
+    """Sender and receiver each have a memory of their own, and copy to and from the rings that both have mapped."""
+
+    name = "memif"
+    needs = ("net_memif",)
+    install = f"{INSTALL} librte-net-memif23"
+    copies = 2
+
+    def _devices(self, path: Path) -> tuple[str, str]:
+        ring = f"id=0,rsize={DEPTH.bit_length() - 1},bsize=2048,socket={path},socket-abstract=no"
+        return f"net_memif0,role=server,{ring}", f"net_memif0,role=client,{ring}"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.benchmarks.throughput import DPDK
 from bench.peers import PEERS, Peer, PeerError, PeerSlice, hugepages, peer_class
 from bench.peers.__main__ import summary
 from bench.peers.base import DEPTH, cpu_ns
@@ -27,7 +28,11 @@ from tests.support.tiers import tiered
 CPUS = sorted(os.sched_getaffinity(0))
 PAIR = [CPUS[0], CPUS[-1]]
 needs_dpdk = pytest.mark.needs("dpdk", "two-cpus")  # both ends of a vhost pair poll
-NEEDS: dict[str, Any] = {"vhost": needs_dpdk, "vhost-hugepages": needs_dpdk, "veth": pytest.mark.needs("ip")}
+NEEDS: dict[str, Any] = {
+    **dict.fromkeys(("vhost", "vhost-hugepages", "vhost-packed"), needs_dpdk),
+    "memif": pytest.mark.needs("dpdk", "memif", "two-cpus"),
+    "veth": pytest.mark.needs("ip"),
+}
 MEMBERS = tiered(PEERS, ["vhost", "veth", "unix"], **NEEDS)
 OWNER = """
 import asyncio, sys, uvloop
@@ -129,7 +134,7 @@ def test_a_peer_moves_frames_is_idle_between_slices_and_leaves_nothing(name: str
             assert 0 <= one.lost < one.sent
             assert one.lost == 0 or one.detail["drops"]["receive_buffer"] == one.lost
             assert one.detail["depth"] == DEPTH
-            assert one.detail["touched"] == ("header" if name.startswith("vhost") else "payload")
+            assert one.detail["touched"] == ("header" if name in DPDK else "payload")
             assert one.detail["frame_bytes"] == (90 if (name, frame) == ("veth", 64) else frame)
             assert one.mpps == one.frames / one.seconds / 1e6
             json.dumps(one.plain())
@@ -149,7 +154,7 @@ def test_nothing_is_left_of_a_peer_whose_owner_is_killed(name: str, warm: None, 
             assert owner.stdout.readline() == "live\n"
             pids = descendants(owner.pid)
             assert len(pids) >= 2
-            if name.startswith("vhost"):
+            if name in DPDK:
                 assert traces(owner.pid)
         finally:
             owner.send_signal(signal.SIGKILL)
@@ -201,6 +206,7 @@ def test_socket_peers_run_on_one_core(name: str, warm: None) -> None:
 
 
 @pytest.mark.parametrize(("name", "what"), [("vhost", "apt install dpdk"), ("vhost-hugepages", "apt install dpdk"),
+                                            ("vhost-packed", "apt install dpdk"), ("memif", "librte-net-memif23"),
                                             ("veth", "apt install iproute2")])  # fmt: skip
 def test_a_missing_program_is_named_with_how_to_install_it(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")

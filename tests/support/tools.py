@@ -26,6 +26,12 @@ def header(name: str) -> Callable[[], bool]:
     return lambda: any((Path(where) / name).exists() for where in ("/usr/include", "/usr/local/include"))
 
 
+def driver(name: str) -> Callable[[], bool]:
+    """A driver of DPDK's is where a distribution puts them."""
+    places = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/local/lib64")
+    return lambda: any(next(Path(place).glob(f"**/dpdk/pmds-*/librte_{name}.so*"), None) for place in places)
+
+
 @dataclass(frozen=True)
 class Tool:
     """`is_there` looks anew each time. Packages, by manager: none where it has none; dnf takes the path of a file as well."""
@@ -57,6 +63,7 @@ TOOLS = {
     "gcc": Tool(lambda: programs("gcc")() and header("stdio.h")(), ("gcc", "libc6-dev"), ("gcc", "glibc-devel"), ("gcc", "glibc")),
     "xen-headers": Tool(header("xen/io/netif.h"), ("libxen-dev",), ("xen-devel",), ()),
     "xenstore": Tool(programs(*XENSTORE), ("xenstore-utils",), ("/usr/bin/xenstore-ls",), ()),
+    "memif": Tool(driver("net_memif"), ("librte-net-memif23",), (), ("dpdk",)),
     "dpdk": Tool(programs("dpdk-testpmd"), ("dpdk", "dpdk-dev"), ("/usr/bin/dpdk-testpmd",), ("dpdk",)),
 }  # fmt: skip
 
