@@ -6,18 +6,20 @@
 floor of both is a ping-pong between as many processes as the path has loops, pinned alike, which does nothing else.
 """
 
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
 from bench.floor import Floor
 from bench.floor.layout import MAX_WORKERS
-from bench.method.claims import Claim
 from bench.method.contenders import BETWEEN, TO_WIRE, LabBench, cpus_of, guest_names, probe_of, who
 from bench.method.options import Options
-from bench.method.progress import Part, Steps, parts
+from bench.method.progress import Steps
 from bench.method.samples import Samples, Slice
-from bench.method.slices import Contender, interleave
+from bench.method.slices import Contender, Probe
+from bench.method.study import Point, Question, study
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.load.histogram import histogram_of, sparse
 from hyp.paths import PATHS
@@ -37,7 +39,7 @@ ABOUT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class Place:
     """Where a set of contenders is measured."""
 
     direction: str
@@ -61,57 +63,79 @@ def loops(path: str, direction: str) -> int:
 
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Measure every direction, mode and core set that there are cores for."""
-    points = list(_points(options, result))
-    async with LabBench("latency", options.paths) as lab, Floor() as floor:
-        for point, part in zip(points, parts(progress, [str(point) for point in points]), strict=True):
-            await _measure(result, options, lab, floor, point, part)
+    places = list(_places(options, result))
+    async with LabBench("latency", options.paths) as lab, Floor() as floor, AsyncExitStack() as stack:
+        probes = {cores: stack.enter_context(probe_of(cores)) for cores in dict.fromkeys(place.cores for place in places)}
+        points = [_point(options, lab, floor, place, probes[place.cores]) for place in places]
+        await study(
+            points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s, progress=progress,
+            found=lambda: _report(result, options, places, points),
+        )  # fmt: skip
 
 
-def _points(options: Options, result: BenchmarkResult) -> list[Point]:
+def _places(options: Options, result: BenchmarkResult) -> list[Place]:
     cores = len(cpus_of("all"))
     found = []
     for frame in options.frames[:1] if options.quick else (options.frames[0], options.frames[-1]):
         for direction in (TO_WIRE, BETWEEN):
             able = [path for path in options.paths if loops(path, direction) <= cores]
             if able:
-                found.append(Point(direction, POLLING, "all", frame))
+                found.append(Place(direction, POLLING, "all", frame))
             unable = [path for path in options.paths if path not in able]
             if unable:
                 note = f"{direction}, polling: left out for {', '.join(unable)}: more loops than the {cores} cores"
                 result.notes += [note] if note not in result.notes else []
-            found += [Point(direction, BLOCKING, core_set, frame) for core_set in ("all", "1")]
+            found += [Place(direction, BLOCKING, core_set, frame) for core_set in ("all", "1")]
     return list(dict.fromkeys(found))
 
 
-async def _measure(result: BenchmarkResult, options: Options, lab: LabBench, floor: Floor, point: Point, progress: Part) -> None:
+def _paths(options: Options, place: Place) -> list[str]:
+    """Those that have cores enough there."""
     cores = len(cpus_of("all"))
-    lab.use(point.cores, POLLING_SPIN_US if point.mode == POLLING else 0)
-    paths = [path for path in options.paths if point.mode == BLOCKING or loops(path, point.direction) <= cores]
-    contenders = [_round_trips(lab, path, point) for path in paths]
-    counts = sorted({min(loops(path, point.direction), MAX_WORKERS) for path in paths})
-    contenders += [ping_pong(floor, count, point.mode, point.cores) for count in counts]
-    again = "bypass" if "bypass" in paths else paths[0]
-    with probe_of(point.cores) as probe:
-        samples = await interleave(
-            contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
-        )
-    for contender in contenders:
-        result.take(samples, contender.name, who(contender), point.row, METRICS)
-    for path in paths:
-        rival = floor_name(min(loops(path, point.direction), MAX_WORKERS), point.mode)
-        result.compare(samples, path, rival, "p50_us", point.row)
-        if path != "bypass" and "bypass" in paths:
-            result.compare(samples, path, "bypass", "p50_us", point.row)
-    if "bypass" in paths and point.direction == TO_WIRE:
-        rival = floor_name(2, point.mode)
-        errors = [*samples.errors("bypass"), *samples.errors(rival)]
-        ratio = samples.ratio("bypass", rival, "p50_us")
-        text = f"bypass ÷ {rival}, p50 of round trips, {point}"
-        result.claims.append(Claim.about(text, ratio, TARGETS[point.mode], at_least=False, errors=errors))
-    result.series.append(_cdf(samples, contenders, point))
+    return [path for path in options.paths if place.mode == BLOCKING or loops(path, place.direction) <= cores]
 
 
-def _round_trips(lab: LabBench, path: str, point: Point) -> Contender:
+def _rival(path: str, place: Place) -> str:
+    """The ping-pong that a path is held against."""
+    return floor_name(min(loops(path, place.direction), MAX_WORKERS), place.mode)
+
+
+def _point(options: Options, lab: LabBench, floor: Floor, place: Place, probe: Probe) -> Point:
+    paths = _paths(options, place)
+    contenders = [_round_trips(lab, path, place) for path in paths]
+    counts = sorted({min(loops(path, place.direction), MAX_WORKERS) for path in paths})
+    contenders += [ping_pong(floor, count, place.mode, place.cores) for count in counts]
+    asked = []
+    if "bypass" in paths and place.direction == TO_WIRE:
+        asked.append(Question("bypass", floor_name(2, place.mode), "p50_us", TARGETS[place.mode], at_least=False))
+
+    async def arrange() -> None:
+        lab.use(place.cores, POLLING_SPIN_US if place.mode == POLLING else 0)
+
+    return Point(str(place), place.row, contenders, "bypass" if "bypass" in paths else paths[0], probe, asked, arrange)
+
+
+def _report(result: BenchmarkResult, options: Options, places: Sequence[Place], points: Sequence[Point]) -> None:
+    """All that is known of the points so far."""
+    notes = [note for note in result.notes if "left out for" in note]
+    result.forget()
+    result.notes += notes
+    for place, point in zip(places, points, strict=True):
+        if not point.samples.taken:
+            continue
+        for contender in point.contenders:
+            result.take(point.samples, contender.name, who(contender), place.row, METRICS)
+        paths = _paths(options, place)
+        for path in paths:
+            result.compare(point.samples, path, _rival(path, place), "p50_us", place.row)
+            if path != "bypass" and "bypass" in paths:
+                result.compare(point.samples, path, "bypass", "p50_us", place.row)
+        for question in point.questions:
+            result.claims.append(point.claim(question, f"bypass ÷ {question.to}, p50 of round trips, {place}"))
+        result.series.append(_cdf(point.samples, point.contenders, place))
+
+
+def _round_trips(lab: LabBench, path: str, point: Place) -> Contender:
     one, other = guest_names(path, 2)
     peer = WIRE if point.direction == TO_WIRE else other
     load = {"kind": "rr", "from": one, "to": peer, "frame": point.frame, "frames": None, "payload": "full"}
@@ -154,7 +178,7 @@ def ping_pong(floor: Floor, processes: int, mode: str, cores: str) -> Contender:
     return Contender(floor_name(processes, mode), run, "floor")
 
 
-def _cdf(samples: Samples, contenders: list[Contender], point: Point) -> Series:
+def _cdf(samples: Samples, contenders: Sequence[Contender], point: Place) -> Series:
     """The distribution over the last slices of the headline's regime."""
     merged: dict[str, dict[int, int]] = {}
     for contender in contenders:

@@ -170,7 +170,7 @@ def _questions(names: Sequence[str], point: Row) -> list[Question]:
 def _claims(result: BenchmarkResult, point: Point) -> None:
     samples, missed = point.samples, []
     for question in point.questions:
-        claim = claimed(point, question)
+        claim = point.claim(question, f"{question.of} ÷ {question.to}, {point.title}")
         result.claims.append(claim)
         if claim.verdict == MISSED:
             missed += [question.of, question.to]
@@ -182,15 +182,6 @@ def _claims(result: BenchmarkResult, point: Point) -> None:
     if missed:
         shown = "; ".join(where_time_goes(samples, name) for name in dict.fromkeys(missed))
         result.notes.append(f"{point.title}: where the time goes, CPU ns per frame by process (spun): {shown}")
-
-
-def claimed(point: Point, question: Question) -> Claim:
-    """What a question at a point has come to."""
-    errors = [*point.samples.errors(question.of), *point.samples.errors(question.to)]
-    return Claim.about(
-        f"{question.of} ÷ {question.to}, {point.title}", question.ratio(point.samples), question.target, question.at_least,
-        judged=question.judged, errors=errors, longer_s=point.longer_s(question),
-    )  # fmt: skip
 
 
 def where_time_goes(samples: Samples, name: str) -> str:

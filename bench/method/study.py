@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.method.claims import Claim
 from bench.method.estimate import CONFIDENCE, FEWEST
 from bench.method.progress import Part, Steps
 from bench.method.samples import Ratio, Samples
@@ -96,6 +97,14 @@ class Point:
         """About how many more seconds would decide a question."""
         each = self.spent_s / self.samples.rounds if self.samples.rounds else math.inf
         return max(0.0, question.rounds_needed(self.samples) - self.samples.rounds) * each
+
+    def claim(self, question: Question, text: str) -> Claim:
+        """What a question has come to."""
+        errors = [*self.samples.errors(question.of), *self.samples.errors(question.to)]
+        return Claim.about(
+            text, question.ratio(self.samples), question.target, question.at_least, judged=question.judged, errors=errors,
+            longer_s=self.longer_s(question),
+        )  # fmt: skip
 
     async def run(self, rounds: int, seconds: float, progress: Steps, clock: Callable[[], float] = time.monotonic) -> None:
         """So many more rounds."""
