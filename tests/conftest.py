@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import pytest
+from hypothesis import settings
 
 # not tests, but with assertions
 ASSERTING = ("control_ends", "grant_world", "guests", "labs", "peers", "trapped_guests", "xenstored_process")
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
     from tests.support.grant_world import World
     from tests.support.guests import Guest
     from tests.support.peers import Bench
+
+
+settings.register_profile("lab", deadline=None)  # no test is about how long it takes
+settings.load_profile("lab")
 
 
 def pytest_configure() -> None:
