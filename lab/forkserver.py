@@ -65,7 +65,6 @@ def _load(sock: socket.socket, modules: list[str]) -> None:
         sock.send(msgpack.packb({"op": op, "args": args}))
 
     start = time.perf_counter()
-    os.environ.pop("NUMBA_DISABLE_JIT", None)  # there is no lab without compiled code
     try:
         from hyp import kernels  # after the fork from the keeper, which has no compiled code
 

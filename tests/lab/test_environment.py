@@ -18,10 +18,11 @@ from lab.environment.interpreter import NEEDED, ROOT
 from lab.errors import LabError
 from lab.owner import Lab
 from lab.plan import MODULES
-from tests.support.labs import run, topology
+from tests.support.labs import launch, run, topology, topology_file
 from tests.support.patience import patient
 
 GUESTS = '[[guest]]\nname = "anna"\npath = "bypass"\n'
+STREAM = '[[workload]]\nkind = "stream"\nfrom = "anna"\nto = "wire"\nframes = 100\n'
 SETTLE = """
 import sys
 from pathlib import Path
@@ -150,6 +151,9 @@ def test_a_variable_that_switches_compiling_off_switches_nothing_off(tmp_path: P
 
     run(main())
     assert not (tmp_path / "elsewhere").exists()
+    file = topology_file(tmp_path, "jit", GUESTS + STREAM)
+    done = launch("run", str(file))  # its own process counts frames, too
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.long
