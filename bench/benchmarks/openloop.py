@@ -111,7 +111,7 @@ async def _zero_loss(result: BenchmarkResult, options: Options, lab: LabBench, f
         figure = {"median": median(found), "low": low, "high": high, "aa": None}
         result.records.append(
             {"path": path, "direction": TO_WIRE, "frame": frame, "cores": "all", "mode": "zero loss", "regime": "any",
-             "n": len(found), "mpps": figure, "errors": []}
+             "n": len(found), "slices": len(found), "mpps": figure, "errors": []}
         )  # fmt: skip
         result.notes.append(f"{path}: zero loss up to {short(median(found))} Mframes/s ({_span(found)} in {len(found)} searches)")
 

@@ -86,7 +86,7 @@ def test_it_has_its_sockets_the_files_folder_and_nothing_else(tmp_path: Path) ->
         async with Lab(load(file).plain()) as lab:
 
             async def said() -> bool:
-                return "argv" in log_of(lab) or bool(lab.deaths)
+                return "'[c]']" in log_of(lab) or bool(lab.deaths)
 
             await until(said, "the program to say what it has")
             assert lab.deaths == {}, log_of(lab)

@@ -83,6 +83,7 @@ def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
         shown.expect("Stopped.*sleep")
         shown.enter("bg; echo do''ne")
         shown.expect(r"done\r\n")
+        shown.expect(INSIDE)
         wait_until(lambda: state(sleeping) == "S", "the job to run in the background")
         shown.enter("fg")
         wait_until(lambda: has_terminal(shown, sleeping), "the job to have the terminal")
