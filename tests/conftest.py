@@ -64,6 +64,19 @@ def pytest_runtestloop(session: pytest.Session) -> None:
         pytest.exit(f"the data path cannot be compiled:\n{done.stderr}", 1)
 
 
+@pytest.fixture(autouse=True)
+def signals_as_they_were() -> Iterator[None]:
+    """A test that runs a command in this process may leave signals ignored: later ones, which interrupt programs, would hang."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    after = [signal.getsignal(number) for number in numbers]
+    if after != before:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+        pytest.fail("this test has left other handlers of signals than it found")
+
+
 @pytest.fixture(scope="session")
 def warm() -> None:
     """All compiled code is in the cache, as `pytest_runtestloop` has seen to: the first topology of a run does not pay for it."""
