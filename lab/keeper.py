@@ -250,14 +250,16 @@ class Keeper:
 
     async def _or_failure(self, future: "asyncio.Future[None]") -> None:
         """Wait for `future`, or raise as soon as any process has failed or ended."""
-        while not future.done():
-            living: list[asyncio.Future[Any]] = [child.ended for child in self._children.values() if not child.ended.done()]
-            await asyncio.wait([future, *living], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0)  # for what the ended said last
+        while True:
             for child in self._children.values():
                 if child.ended.done() and not child.is_done:
                     cause = child.failure or describe_exit(child.ended.result())
                     raise Refused("ECHILD", f"{child.name} could not start: {cause}")
+            if future.done():
+                return
+            living: list[asyncio.Future[Any]] = [child.ended for child in self._children.values() if not child.ended.done()]
+            await asyncio.wait([future, *living], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.sleep(0)  # for what the ended said last
 
     def _failed(self, name: str, cause: str) -> None:
         self._children[name].failure = cause
