@@ -63,7 +63,7 @@ TOOLS = {
     "gcc": Tool(lambda: programs("gcc")() and header("stdio.h")(), ("gcc", "libc6-dev"), ("gcc", "glibc-devel"), ("gcc", "glibc")),
     "xen-headers": Tool(header("xen/io/netif.h"), ("libxen-dev",), ("xen-devel",), ()),
     "xenstore": Tool(programs(*XENSTORE), ("xenstore-utils",), ("/usr/bin/xenstore-ls",), ()),
-    "memif": Tool(driver("net_memif"), ("librte-net-memif23",), (), ("dpdk",)),
+    "memif": Tool(driver("net_memif"), ("librte-net-memif23",), ("dpdk",), ("dpdk",)),
     "dpdk": Tool(programs("dpdk-testpmd"), ("dpdk", "dpdk-dev"), ("/usr/bin/dpdk-testpmd",), ("dpdk",)),
 }  # fmt: skip
 
