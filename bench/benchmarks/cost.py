@@ -17,6 +17,7 @@ from bench.method.options import Options
 from bench.method.progress import Part, Steps, parts
 from bench.method.samples import Figure, Samples, Slice
 from bench.method.slices import Contender, interleave
+from bench.method.verdicts import sign
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.load.frames import COVERED
 from lab.figures import short
@@ -211,7 +212,7 @@ def _shares(result: BenchmarkResult, samples: Samples, frame: int) -> None:
     names = [variant.name for variant in HOP_AND_COPY]
     metric = "cpu_ns_per_frame"
     gain = samples.made(names, metric, lambda cpu: cpu[3] - cpu[0])
-    if gain.low is None or gain.high is None or gain.low <= 0:
+    if sign(gain) <= 0:
         result.notes.append(f"{where}: what split takes more than bypass is not known: {_span(gain)} ns per frame")
         return
     shares = {

@@ -103,6 +103,13 @@ def direction(measured: Measured) -> Decision:
     return Decision(verdict, found.reason)
 
 
+def sign(measured: Measured) -> int:
+    """Of a difference: 1 or -1 if its whole 95 % interval is above or below 0; 0 if that is not known."""
+    if measured.low is None or measured.high is None or measured.low <= 0 <= measured.high:
+        return 0
+    return 1 if measured.low > 0 else -1
+
+
 def counted(value: float | None, relation: Relation, target: float, why: str = "") -> Decision:
     """A verdict on a count. `why`: the reason if there is no value."""
     if value is None:

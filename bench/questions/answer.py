@@ -9,9 +9,8 @@ from rich.text import Text
 
 from bench.method.samples import Figure, Ratio, quotient
 from bench.method.study import Point
-from bench.method.verdicts import ABOVE, BELOW, direction
+from bench.method.verdicts import ABOVE, BELOW, direction, sign
 from bench.questions import shares
-from bench.questions.measure import ROLES, role_metric
 from bench.questions.settings import NONE, SUITED, Setting
 from lab.figures import short
 
@@ -170,7 +169,7 @@ class Answer:
         if not self.parts:
             return []
         gain = shares.difference(point.samples, self.asked.metric)
-        if gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
+        if sign(gain) == 0:
             return [f"what the difference is made of can't be said: it is {spread(gain)} {self.asked.unit}."]
         said = [
             f"{shares.TEXTS[part]} {spread(shares.share(point.samples, self.asked.metric, part), percent=True)}"
@@ -223,8 +222,3 @@ class Answer:
 
 def _middle(figure: Figure) -> str:
     return "–" if figure.median is None else short(figure.median)
-
-
-def cpu_by_role(point: Point, name: str) -> dict[str, Figure]:
-    """CPU of each role, ns per frame."""
-    return {role: point.samples.figure(name, role_metric(role)) for role in ROLES}

@@ -12,6 +12,7 @@ from typing import Any
 from bench.method.contenders import BETWEEN, DIRECTIONS, FROM_WIRE, TO_WIRE
 from bench.method.options import OptionsError
 from hyp.abi.nic import MAX_QUEUE
+from hyp.load.frames import COVERED
 from hyp.model.ablation import SWITCHES
 from hyp.model.price import MAX_PRICE_NS, PRICES
 from lab.placement import Placement
@@ -47,7 +48,7 @@ class Setting:
     @property
     def switches(self) -> dict[str, int]:
         """For the hypervisor's `ablate`."""
-        return {} if self.ablation == NONE else {self.ablation: COPY_LIMIT if self.ablation == "copy_limit" else 1}
+        return {} if self.ablation == NONE else {self.ablation: COVERED if self.ablation == "copy_limit" else 1}
 
     @property
     def prices(self) -> dict[str, int]:
@@ -57,10 +58,6 @@ class Setting:
     def row(self) -> dict[str, Any]:
         """For a record: each dimension by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
-
-
-COPY_LIMIT = 64
-"""Bytes of a frame that netback copies where it is told to leave the copy out: what a header-only stream writes and checks."""
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from bench.method.options import OptionsError
 from bench.method.samples import Figure, Samples
 from bench.questions.measure import PERSISTENT, Variant
-from bench.questions.settings import COPY_LIMIT, NONE, Setting
+from bench.questions.settings import NONE, Setting
+from hyp.load.frames import COVERED
 
 BYPASS, SPLIT = "bypass", "split"
 NO_COPY, NO_COPY_NO_GRANT, NO_HOLD_OFF = "split − copy", "split − copy − grant", "split, no hold-off"
@@ -62,10 +63,10 @@ def check(parts: Sequence[str], paths: Sequence[str], settings: Sequence[Setting
     if not {BYPASS, SPLIT} <= set(paths):
         raise OptionsError("--split-into takes the difference between split and bypass apart: --paths needs both")
     for one in settings:
-        if one.payload != "header" or one.frame <= COPY_LIMIT:
+        if one.payload != "header" or one.frame <= COVERED:
             raise OptionsError(
                 f"--split-into leaves the copy of a payload out, so nobody may look at it: it takes payload=header, and frames of "
-                f"more than {COPY_LIMIT} B"
+                f"more than {COVERED} B"
             )
         if one.ablation != NONE:
             raise OptionsError("--split-into takes parts away itself: ablation=none")

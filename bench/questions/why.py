@@ -20,6 +20,7 @@ from bench.method.options import OptionsError
 from bench.method.progress import Steps
 from bench.method.samples import Figure
 from bench.method.study import Point, Question, study
+from bench.method.verdicts import sign
 from bench.questions.answer import equal_throughout, spread
 from bench.questions.measure import ROLES, Labs, Variant, role_metric
 from bench.questions.settings import Setting, settings
@@ -101,11 +102,11 @@ class Explanation:
         """In words: how much, who, and what the ledger says of it."""
         one, other, gain = self._asked.one, self._asked.other, self.difference(TOTAL)
         said = [f"Equal: {equal_throughout(self._asked.setting, (), (one, other))}."]
-        if gain.median is None or gain.low is None or gain.high is None or gain.low <= 0 <= gain.high:
+        side = sign(gain)
+        if side == 0:
             return [*said, f"{one} and {other} can't be told apart by their CPU: {spread(gain)} ns per frame."]
-        more = "more" if gain.median > 0 else "less"
-        said.append(f"{one} takes {spread(gain)} ns of CPU {more} per frame than {other}." if gain.median > 0 else
-                    f"{one} takes less CPU per frame than {other}: {spread(gain)} ns.")  # fmt: skip
+        more = f"{spread(gain)} ns of CPU more per frame" if side > 0 else f"less CPU per frame ({spread(gain)} ns)"
+        said.append(f"{one} takes {more} than {other}.")
         parts = {role: self.share(role) for role in ROLES}
         told = {role: part for role, part in parts.items() if part.median is not None and abs(part.median) >= SMALL}
         said.append(
