@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from bench.benchmarks import scale
-from bench.method import options, slices
+from bench.method import options, probe, slices, study, verdicts
 from bench.peers import testpmd
+from bench.questions import ask, settings
 from dom0 import engine as dom0_engine
 from dom0 import state as dom0_state
 from dom0 import uplink, vifs
@@ -175,6 +176,14 @@ FACTS = [
     fact(BENCH, rf"rounds = S ÷ slice \({N} s\), made even; {N} s unless told otherwise, `--quick` {N} s",
          options.SLICE_S, options.SECONDS, options.QUICK_SECONDS),
     fact(BENCH, rf"\*\*Slices\*\* of at most {N} s", slices.LONGEST_SLICE_S),
+    fact(BENCH, rf"for S more seconds at most; {N} unless told otherwise", options.BUDGET_S),
+    fact(BENCH, rf"took more than {N} % of the CPUs' time", 100 * probe.STOLEN),
+    fact(BENCH, rf"`starved` \(more than {N} %\)", 100 * probe.STARVED),
+    fact(BENCH, rf"until all are decided \(by a {N} %", 100 * study.CERTAIN),
+    fact(BENCH, rf"the ends of its interval are within {N} % of it", 100 * ask.PRECISION),
+    fact(BENCH, r'"near" is at least ([\d.]+), "several times" at least ([\d.]+)',
+         verdicts.WORDS["near"], verdicts.WORDS["several times"]),
+    fact(BENCH, rf"\| `guests` \| {N} to {N},", 1, settings.MAX_GUESTS),
     fact(BENCH, rf"{N} to {N} guests, all rings of", min(scale.GUESTS), max(scale.GUESTS)),
     fact(BENCH, rf"Rings have {N} entries everywhere \(split: Xen's ring, {N}\)",
          tables.Nic.model_fields["queue"].default, split.TX_SLOTS),

@@ -7,7 +7,7 @@ then runs at a multiple of its speed. So slices are labelled, and only those of 
     far        two cores without a common cache: every cache line that changes hands comes over the interconnect
     together   the two CPUs are hardware threads of one core, or take turns on one, or one was away; with one CPU, always
     mixed      the two readings differ
-    taken      the host took more than TAKEN of the CPUs' time in between
+    starved    the host took more than STARVED of the CPUs' time in between
 
 ", stolen" is added to the first three if the host took more than STOLEN of the time: such slices are held against such slices only.
 /proc/stat counts in ticks of 10 ms, so that one tick in a short slice may be what was taken before it: one tick alone says nothing.
@@ -49,7 +49,7 @@ DIVIDEND = 0x7FFF_FFFF_FFFF
 SLOWDOWN = 1.5
 FAR_NS, GONE_NS = 250, 2000
 STOLEN = 0.02
-TAKEN = 0.3
+STARVED = 0.3
 
 
 @entry(i64(i64, i64))
@@ -135,10 +135,10 @@ def steal_share(before: Reading, after: Reading) -> float:
 
 
 def regime(before: Reading, after: Reading) -> str:
-    """The label of the slice between two readings: apart, far, together, one (any of them ", stolen"); mixed or taken."""
+    """The label of the slice between two readings: apart, far, together, one (any of them ", stolen"); mixed or starved."""
     share = steal_share(before, after)
-    if share > TAKEN:
-        return "taken"
+    if share > STARVED:
+        return "starved"
     if before.placement != after.placement:
         return "mixed"
     return before.placement + (STOLEN_LABEL if share > STOLEN and after.steal_ticks - before.steal_ticks > 1 else "")

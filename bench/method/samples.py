@@ -1,7 +1,7 @@
 """What slices say: figures by regime, ratios by pairs, each with its interval and the A/A interval that it has to clear.
 
 1. What the probe saw before and after a slice is the slice's *regime*. Only slices of one regime are compared; "mixed" (the machine
-   changed meanwhile) and "taken" (the host took too much of the CPUs' time) are compared with nothing.
+   changed meanwhile) and "starved" (the host took too much of the CPUs' time) are compared with nothing.
 2. The unit of comparison is the *pair*: two contenders' slices of the same round and the same regime, divided. What both had in
    common falls out of the quotient. A contender that runs twice in a round is paired by whichever of the two is nearer.
 3. A *ratio* is the median of the pairs of *all* regimes: each pair is of one, and each counts. Where regimes have intervals of
@@ -32,7 +32,7 @@ from typing import Any, Self
 from bench.method.estimate import CONFIDENCE, FEWEST, Interval, median, median_interval, symmetric
 from bench.method.verdicts import direction
 
-UNSTEADY = frozenset({"mixed", "taken"})
+UNSTEADY = frozenset({"mixed", "starved"})
 STOLEN = ", stolen"
 """What a regime's label ends in when the host took a little of the CPUs' time."""
 NO_REGIME = "none"

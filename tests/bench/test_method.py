@@ -182,7 +182,7 @@ def test_regimes_are_kept_apart() -> None:
     assert samples.switches() > 0
 
 
-@pytest.mark.parametrize("label", ["mixed", "taken"])
+@pytest.mark.parametrize("label", ["mixed", "starved"])
 def test_unsteady_slices_are_compared_with_nothing(label: str) -> None:
     machine = Machine(label=lambda now: label)
     samples = measure(machine, machine.contender("A", 1), machine.contender("B", 9))

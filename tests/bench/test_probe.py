@@ -68,7 +68,7 @@ def test_stolen_time_is_in_the_label_and_outweighs_everything_if_it_is_much() ->
     assert steal_share(before, after) == pytest.approx(0.01)
     assert regime(before, after) == "apart"
     assert regime(before, dataclasses.replace(after, steal_ticks=111)) == "apart, stolen"
-    assert regime(before, dataclasses.replace(after, steal_ticks=100 + 151)) == "taken"  # of 500
+    assert regime(before, dataclasses.replace(after, steal_ticks=100 + 151)) == "starved"  # of 500
     soon = dataclasses.replace(after, at=10 * tick)
     assert regime(before, dataclasses.replace(soon, steal_ticks=101)) == "apart"  # one tick of 20 may be of what came before
     assert regime(before, dataclasses.replace(soon, steal_ticks=102)) == "apart, stolen"

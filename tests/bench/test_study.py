@@ -33,7 +33,7 @@ class Shared:
     def regime(self, before: None, after: None) -> str:
         """As bench/method/probe.py labels the slice that was just run."""
         if self.taken > 0.3:
-            return "taken"
+            return "starved"
         if self.moved:
             return "mixed"
         return self.place + (", stolen" if self.taken > 0.05 else "")
