@@ -48,6 +48,8 @@ def _taps() -> str | None:
 
 
 def _mounts() -> str | None:
+    if (reason := _reason("util-linux")) is not None:  # unshare, and mount
+        return reason
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     done = subprocess.run(["unshare", "--mount", *user, "true"], capture_output=True, text=True)
     return None if done.returncode == 0 else done.stderr.strip()

@@ -57,7 +57,9 @@ TOOLS = {
     "iperf3": Tool(programs("iperf3"), ("iperf3",), ("iperf3",), ("iperf3",)),
     "curl": Tool(programs("curl"), ("curl",), ("curl",), ("curl",)),
     "ip": Tool(programs("ip"), ("iproute2",), ("iproute",), ("iproute2",)),
-    "util-linux": Tool(programs("flock", "nsenter", "unshare"), ("util-linux",), ("util-linux",), ("util-linux",)),
+    "util-linux": Tool(
+        programs("flock", "mount", "nsenter", "unshare"), ("util-linux", "mount"), ("util-linux",), ("util-linux",)
+    ),
     "bash": Tool(programs("bash"), ("bash",), ("bash",), ("bash",)),
     "dash": Tool(programs("dash"), ("dash",), ("dash",), ("dash",)),
     "gcc": Tool(lambda: programs("gcc")() and header("stdio.h")(), ("gcc", "libc6-dev"), ("gcc", "glibc-devel"), ("gcc", "glibc")),
