@@ -20,23 +20,25 @@ from dom0.uplink import (
     uplink_has_room,
 )
 from hyp.abi.counters import (
+    DOMAIN_SWITCHES,
     DROP_DOWN,
     DROP_NO_BUFFER,
     DROP_NO_ROUTE,
     DROP_QUEUE_FULL,
     DROP_SAME_PORT,
+    INTERRUPTS,
     PAUSES,
     REPLICATED,
 )
 from hyp.abi.nic import GROUP_BIT
-from hyp.abi.platform import EVENT_PRICE
+from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, sleep, spins, wait_at
 from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64
-from hyp.model.price import pay
+from hyp.model.price import charge
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
@@ -283,8 +285,10 @@ def _idle(e):
         _publish(e)
         q = qp_at(e.qp)
         asked = timeout >= 0 or e.free_count < STAGE  # for sends; `_arm` did
-        if sleep(wait, timeout, e.counts) > 0 and (receives_completed(q) or (asked and sends_completed(q))):
-            pay(wait.platform, EVENT_PRICE)  # the NIC's interrupt; what guests sent has been paid for
+        if sleep(wait, timeout, e.counts) > 0:
+            charge(wait.platform, DOMAIN_SWITCH_PRICE, e.counts, DOMAIN_SWITCHES, 1)
+            if receives_completed(q) or (asked and sends_completed(q)):
+                charge(wait.platform, INTERRUPT_PRICE, e.counts, INTERRUPTS, 1)
     end_spin(e, e.counts)
 
 

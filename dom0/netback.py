@@ -26,9 +26,12 @@ from hyp.abi.counters import (
     DROP_BAD_ADDRESS,
     DROP_BAD_FRAME,
     DROP_DOWN,
+    EVENTS,
     FAULTS_DESCRIPTOR,
     FAULTS_GRANT,
     FAULTS_PROTOCOL,
+    GRANT_COPIED_BYTES,
+    GRANT_COPIES,
     HYPERCALLS,
     NOTIFICATIONS,
     RX_BYTES,
@@ -56,14 +59,21 @@ from hyp.abi.grant import (
 )
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY
 from hyp.abi.nic import MAX_FRAME, MIN_FRAME
-from hyp.abi.platform import COPY_LIMIT, EVENT_PRICE, HYPERCALL_PRICE, KEEP_ARMED
+from hyp.abi.platform import (
+    COPY_LIMIT,
+    EVENT_SEND_PRICE,
+    GRANT_COPY_BYTE_PRICE,
+    GRANT_COPY_PRICE,
+    HYPERCALL_PRICE,
+    KEEP_ARMED,
+)
 from hyp.atomics import load16, load32_once, load64_once, memcpy, notify, store16, store32, store64
 from hyp.counters import count
 from hyp.events import wait_at
 from hyp.grants import copy_counts_at, grant_copy_at
 from hyp.kernels import compiled
 from hyp.model.ablation import ablated
-from hyp.model.price import pay
+from hyp.model.price import charge, charge_bytes
 from hyp.ring import (
     PROTOCOL_FAULT,
     arm_requests,
@@ -106,9 +116,12 @@ def add_copy(e, source, source_domid, source_offset, dest, dest_domid, dest_offs
 @compiled
 def run_copies(e):
     """Execute the batch: one hypercall. Its operations have their status then."""
-    pay(wait_at(e.wait).platform, HYPERCALL_PRICE)
-    grant_copy_at(e.views, e.view_count, DOM0, e.ops, e.op_count, copy_counts_at(e.copy_counts))
-    count(e.counts, HYPERCALLS, 1)
+    platform, copied = wait_at(e.wait).platform, copy_counts_at(e.copy_counts)
+    before = copied.copied_bytes
+    charge(platform, HYPERCALL_PRICE, e.counts, HYPERCALLS, 1)
+    charge(platform, GRANT_COPY_PRICE, e.counts, GRANT_COPIES, e.op_count)
+    grant_copy_at(e.views, e.view_count, DOM0, e.ops, e.op_count, copied)
+    charge_bytes(platform, GRANT_COPY_BYTE_PRICE, e.counts, GRANT_COPIED_BYTES, copied.copied_bytes - before)
 
 
 @compiled
@@ -242,7 +255,7 @@ def tell_guest(e, p):
     """Send the event that is owed."""
     p.owed, p.waits = 0, 0
     notify(p.event_fd)
-    pay(wait_at(e.wait).platform, EVENT_PRICE)
+    charge(wait_at(e.wait).platform, EVENT_SEND_PRICE, p.counts, EVENTS, 1)
     count(p.counts, NOTIFICATIONS, 1)
     p.dirty = 1
 

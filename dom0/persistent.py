@@ -19,16 +19,15 @@ change the bytes under a copy, as with grant copy. A reference beyond the table,
 that frame, no more. If Dom0 dies, the hypervisor gives its pins back (`hyp.grants.release_mapper`).
 """
 
-from hyp.abi.counters import HYPERCALLS
+from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS, HYPERCALLS
 from hyp.abi.domids import DOM0
 from hyp.abi.grant import GNTST_BAD_GNTREF, GNTST_OKAY
-from hyp.abi.platform import GRANT_MAP_PRICE
+from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE, HYPERCALL_PRICE
 from hyp.atomics import load64, store64, sys_getppid
-from hyp.counters import count
 from hyp.events import wait_at
 from hyp.grants import map_grant_at, unmap_grant_at
 from hyp.kernels import compiled, outlined
-from hyp.model.price import pay
+from hyp.model.price import charge
 
 
 @compiled
@@ -42,7 +41,8 @@ def pinned_page(e, p, pages, gref, write):
 
 @outlined
 def _pin_page(e, p, pages, gref, write):
-    _enter(e)
+    platform = _enter(e)
+    charge(platform, GRANT_MAP_PRICE, e.counts, GRANT_MAPS, 1)
     address = map_grant_at(e.views, e.view_count, DOM0, p.domid, gref, write)
     if address > 0:
         store64(pages + 8 * gref, address)
@@ -56,14 +56,17 @@ def release_pages(e, p):
         pages = p.rx_pages if write else p.tx_pages
         for gref in range(p.refs):
             if load64(pages + 8 * gref) != 0:
-                _enter(e)
+                platform = _enter(e)
+                charge(platform, GRANT_UNMAP_PRICE, e.counts, GRANT_UNMAPS, 1)
+                charge(platform, GRANT_FLUSH_PRICE, e.counts, GRANT_FLUSHES, 1)
                 if unmap_grant_at(e.views, e.view_count, DOM0, p.domid, gref, write) == GNTST_OKAY:
                     store64(pages + 8 * gref, 0)
 
 
 @compiled
 def _enter(e):
-    """What one map or unmap hypercall costs."""
+    """Make one hypercall. Returns the address of the platform page."""
     sys_getppid()
-    pay(wait_at(e.wait).platform, GRANT_MAP_PRICE)
-    count(e.counts, HYPERCALLS, 1)
+    platform = wait_at(e.wait).platform
+    charge(platform, HYPERCALL_PRICE, e.counts, HYPERCALLS, 1)
+    return platform

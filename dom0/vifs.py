@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 
 from dom0.build import EngineState, Pages
+from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS
 from hyp.abi.domids import DOM0
 from hyp.abi.features import NETIF_NODES, NETIF_OFFERS, NONE, unoffered
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
-from hyp.abi.platform import GRANT_MAP_PRICE
+from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE
 from hyp.control import Channel
-from hyp.counters import CounterPage
+from hyp.counters import CounterPage, commit
 from hyp.grants import map_grant_at, unmap_grant_at
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
-from hyp.model.price import pay
+from hyp.model.price import charge
 from hyp.ring import RING, attach_back, ring_at, ring_size
 from hyp.xenstore.client import XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, switch_state, wait_for_state
@@ -34,16 +35,19 @@ DEVICE = "vif"
 HANDSHAKE_TIMEOUT_S = 30.0
 
 
-@entry(i64(i64, i64, i64, i64, i64))
-def _map_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
-    """Address of the granted page, mapped for writing, or a negative grant status."""
-    pay(platform, GRANT_MAP_PRICE)
+@entry(i64(i64, i64, i64, i64, i64, i64, i64))
+def _map_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
+    """Address of the granted page, mapped for writing, or a negative grant status. `counts`, `shared`: the control plane's row."""
+    charge(platform, GRANT_MAP_PRICE, counts, GRANT_MAPS, 1)
+    commit(counts, shared)
     return map_grant_at(views, count, DOM0, domid, gref, 1)
 
 
-@entry(i64(i64, i64, i64, i64, i64))
-def _unmap_ring(platform: int, views: int, count: int, domid: int, gref: int) -> int:
-    pay(platform, GRANT_MAP_PRICE)
+@entry(i64(i64, i64, i64, i64, i64, i64, i64))
+def _unmap_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
+    charge(platform, GRANT_UNMAP_PRICE, counts, GRANT_UNMAPS, 1)
+    charge(platform, GRANT_FLUSH_PRICE, counts, GRANT_FLUSHES, 1)
+    commit(counts, shared)
     return unmap_grant_at(views, count, DOM0, domid, gref, 1)
 
 
@@ -132,7 +136,7 @@ class Vif:
         refs = {}
         for name, entry_bytes, ring in (("tx-ring-ref", TX_SLOT_BYTES, 0), ("rx-ring-ref", RX_SLOT_BYTES, 1)):
             refs[name] = await self._read_int(name)
-            sring = _map_ring(self._state.platform, self._state.views_address, self._state.view_count, self.domid, refs[name])
+            sring = _map_ring(*self._hypercall_args(), refs[name])
             if sring < 0:
                 raise RuntimeError(
                     f"vif of domain {self.domid} ({self.name}): {name} {refs[name]} cannot be mapped (grant status {sring})"
@@ -151,11 +155,16 @@ class Vif:
         await self._hyp.call("filter_change", context=DOM0, add=[self.mac], remove=[])
         await self._state.add_vif(self.number, self.domid, rings, self._event_fd, counts, self._pages)
 
+    def _hypercall_args(self) -> tuple[int, ...]:
+        """What `_map_ring` and `_unmap_ring` take before the reference."""
+        state = self._state
+        return state.platform, *self._counters.row("control"), state.views_address, state.view_count, self.domid
+
     async def _disconnect(self) -> None:
         """Take the port away, then everything under it."""
         await self._state.remove_port(self.number)
         for gref in self._grefs:
-            _unmap_ring(self._state.platform, self._state.views_address, self._state.view_count, self.domid, gref)
+            _unmap_ring(*self._hypercall_args(), gref)
         self._state.views[self.domid]["present"] = 0
         self._keep.clear()
         os.close(self._event_fd)

@@ -25,11 +25,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from hyp.abi.platform import EVENT_PRICE
+from hyp.abi.counters import DOMAIN_SWITCHES, INTERRUPTS
+from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import call_operation, load64, record_view, store64
 from hyp.events import most_of, sleep, wait_at
 from hyp.kernels import Operation, compiled
-from hyp.model.price import pay
+from hyp.model.price import charge
 from hyp.verbs import qp_at, receives_completed, sends_completed
 
 BURST = 64
@@ -54,6 +55,7 @@ DEVICE = np.dtype(
         ("counts", "i8"),  # private counters row, and its shared place
         ("counts_shared", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
+        ("scheduled", "i8"),  # 1: a hypervisor schedules the program, so that its wake-ups are domain switches
         ("interrupts", "i8"),  # a QP record whose completions reach the guest as events that have a price; 0: none
         ("features", "i8"),  # what device and front end agreed on (hyp/abi/features.py)
     ]
@@ -126,11 +128,14 @@ def completions_to_wait_for(what: int, due: int) -> int:
 def sleep_for(d: Any, what: int, timeout_ns: int) -> None:
     """Sleep until an event or for `timeout_ns` (negative: no limit), having armed the device `d` for `what`."""
     wait = wait_at(d.wait)
-    if sleep(wait, timeout_ns, d.counts) <= 0 or d.interrupts == 0:
+    if sleep(wait, timeout_ns, d.counts) <= 0 or d.scheduled == 0:
+        return
+    charge(wait.platform, DOMAIN_SWITCH_PRICE, d.counts, DOMAIN_SWITCHES, 1)
+    if d.interrupts == 0:
         return
     q = qp_at(d.interrupts)
     if (what & RX and receives_completed(q)) or (what & (TX | ALL) and sends_completed(q)):
-        pay(wait.platform, EVENT_PRICE)
+        charge(wait.platform, INTERRUPT_PRICE, d.counts, INTERRUPTS, 1)
 
 
 @dataclass(slots=True)
@@ -169,6 +174,7 @@ def new_device(
         row[f"op_{name}"] = getattr(operations, name).address
     row["front"], row["mac"], row["room"], row["wait"], row["features"] = front, mac_word, room, wait, features
     row["counts"], row["counts_shared"] = counts
+    row["scheduled"] = 1
     row["tx"], row["rx"] = bursts[0].ctypes.data, bursts[1].ctypes.data
     return Device(mac, record, [bursts])
 

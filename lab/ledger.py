@@ -12,11 +12,14 @@ A *snapshot* is ``{"process/row": {column: count}}`` (`CounterReader.read`). Row
     hyp/uplink<domid>:<name>  tx: posted on the NIC by its device model, rx: received from it
     <guest>/device         tx: handed to the path, rx: received from it
     <guest>/tap            tx: read from the TAP, rx: written to it
+
+Rows count the operations that have a price, too, each where it is made: hyp/model/operations.py.
 """
 
 from dataclasses import dataclass
 
 from hyp.abi.counters import DROPS, FAULTS
+from hyp.model.operations import OPERATIONS
 from hyp.paths import PATHS
 
 Snapshot = dict[str, dict[str, int]]
@@ -136,3 +139,15 @@ def per_frame(snapshot: Snapshot, frames: int) -> dict[str, float]:
         "wakeups": total(snapshot, "wakeups"),
     }
     return {name: value / frames if frames else 0.0 for name, value in sums.items()}
+
+
+def operations(snapshot: Snapshot, frames: int) -> dict[str, dict[str, float]]:
+    """How many operations that have a price, or bytes, each process made for one of `frames` frames: {process: {price: n}}."""
+    found: dict[str, dict[str, float]] = {}
+    for row, counts in snapshot.items() if frames else ():
+        process = row.partition("/")[0]
+        for name, operation in OPERATIONS.items():
+            if row.startswith(operation.rows) and counts[operation.column]:
+                sums = found.setdefault(process, {})
+                sums[name] = sums.get(name, 0.0) + counts[operation.column] / frames
+    return found

@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic import ValidationInfo as Info
 
 from domu.programs.table import NAMED, program_of, those
-from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MIN_GBPS, PAGE
+from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MAX_PRICE, MIN_GBPS, PAGE
 from hyp.paths import PATHS, Attachment
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
@@ -143,7 +143,7 @@ def _power_of_two(value: int) -> int:
 Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
-PriceNs = Annotated[int, Field(ge=0, le=10**6)]
+PriceOf = Annotated[int, Field(ge=0, le=MAX_PRICE)]
 Frame = Annotated[int, Field(ge=MIN_WORKLOAD_FRAME, le=MAX_WORKLOAD_FRAME)]
 
 
@@ -219,12 +219,22 @@ class Spin(Table):
 
 
 class Price(Table):
-    """``[model] price``: what operations cost in addition, in nanoseconds, so that a lab can be calibrated."""
+    """``[model] price``: what operations cost in addition (hyp/model/operations.py), so that a lab can be calibrated."""
 
-    hypercall_ns: PriceNs = 0
-    trap_ns: PriceNs = 0
-    grant_map_ns: PriceNs = 0
-    event_ns: PriceNs = 0
+    hypercall_ns: PriceOf = 0
+    vm_exit_ns: PriceOf = 0
+    event_send_ns: PriceOf = 0
+    domain_switch_ns: PriceOf = 0
+    interrupt_ns: PriceOf = 0
+    grant_map_ns: PriceOf = 0
+    grant_unmap_ns: PriceOf = 0
+    grant_flush_ns: PriceOf = 0
+    grant_copy_ns: PriceOf = 0
+    grant_copy_ps_per_byte: PriceOf = 0
+    iommu_map_ns: PriceOf = 0
+    iommu_unmap_ns: PriceOf = 0
+    iommu_flush_ns: PriceOf = 0
+    dma_ps_per_byte: PriceOf = 0
 
 
 class Model(Table):

@@ -19,7 +19,7 @@ from lab.accounting import Usage, spent, usages
 from lab.counters import CounterReader
 from lab.errors import LabError
 from lab.figures import plural
-from lab.ledger import Snapshot, difference, drops, faults, per_frame, total, trap_ns, unbalanced
+from lab.ledger import Snapshot, difference, drops, faults, operations, per_frame, total, trap_ns, unbalanced
 from lab.owner import Lab
 from lab.placement import Placement, usual
 from lab.plan import spin_limit_us
@@ -288,7 +288,7 @@ class Runner:
             "rtt_us": report.get("rtt_us"), "latency": report.get("latency"),
             "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
             "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
-            "per_frame": per_frame(counted, moved), "trap_ns": trap_ns(counted),
+            "per_frame": per_frame(counted, moved), "operations": operations(counted, moved), "trap_ns": trap_ns(counted),
             "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
             "checksummed": counted_checks(counted, moved), "drops": named,
             "processes": {

@@ -10,9 +10,9 @@ A batch:
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
 
-from hyp.abi.counters import DROP_DOWN
+from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, TX_BYTES
 from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
-from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, EPOCH, SHOOTDOWN_REQUEST
+from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, DMA_BYTE_PRICE, EPOCH, SHOOTDOWN_REQUEST
 from hyp.atomics import (
     clock_ns,
     cpu_relax,
@@ -31,6 +31,7 @@ from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, notify_if, passed, sleep, spin_limit, spins, wait_at
 from hyp.kernels import compiled, entry, i64
+from hyp.model.price import charge_bytes
 from nic.crossing import (
     CONS,
     FLOOD,
@@ -92,9 +93,17 @@ def _heed_shootdown(e):
 
 
 @compiled
+def _dma_of(c):
+    """Bytes that were read and written for a context since it was last asked."""
+    before, c.moved = c.moved, load64(c.counts + 8 * TX_BYTES) + load64(c.counts + 8 * RX_BYTES)
+    return c.moved - before
+
+
+@compiled
 def _start_context(e, number):
     c = context_of(e, number)
     c.active = 1
+    _dma_of(c)
     if c.mine != 0:
         store64(e.order + 8 * e.active, number)
         e.active += 1
@@ -217,7 +226,7 @@ def _publish(e, idle):
     """End of a batch: everything that others may see of it."""
     if e.dirty_count > 0:
         full_fence()
-    held = 0
+    held, octets = 0, 0
     for k in range(e.dirty_count):
         c = context_of(e, load64(e.dirty + 8 * k))
         if _tell_driver(e, c, idle):
@@ -225,9 +234,11 @@ def _publish(e, idle):
             held += 1
         else:
             c.dirty = 0
+        octets += _dma_of(c)
         _checkpoint(e, c)
         commit(c.counts, c.counts_shared)
     e.dirty_count = held
+    charge_bytes(e.platform, DMA_BYTE_PRICE, e.counts, DMA_BYTES, octets)
     w = wire_at(e.wire)
     if w.dirty != 0:
         w.dirty = 0

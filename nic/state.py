@@ -49,6 +49,7 @@ CONTEXT = np.dtype(
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
         ("route", "i8"),
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it posts a buffer
+        ("moved", "i8"),  # bytes read and written that have been charged for
         ("dirty", "i8"),  # in this batch's list of contexts to publish
         ("failed", "i8"),
     ]

@@ -27,7 +27,8 @@ from hyp import control, engine, events, grants
 from hyp.abi import counters, grant, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
 from hyp.load import histogram
-from hyp.model.price import MAX_PRICE_NS
+from hyp.model.operations import OPERATIONS
+from hyp.model.price import PRICES
 from hyp.monitor import devices, domain, emulation, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
 from lab import keeper
@@ -84,7 +85,7 @@ def mib(size: int) -> float:
 
 N = r"([\d_.]+(?: \d{3})*)"
 HYPERCALLS, SHARED, PACKET, ADDING = "docs/hypercalls.md", "docs/shared-fields.md", "docs/packet.md", "docs/adding.md"
-TOPOLOGY, BENCH = "docs/topology.md", "docs/bench.md"
+TOPOLOGY, BENCH, MODEL = "docs/topology.md", "docs/bench.md", "docs/model.md"
 
 FACTS = [
     fact(HYPERCALLS, rf"bytes of a packet \| {N} \({N} KiB\)", control.MAX_MESSAGE, control.MAX_MESSAGE / 1024),
@@ -170,7 +171,9 @@ FACTS = [
     fact(TOPOLOGY, rf"{N} MiB of buffers for each trapped guest's device model", mib(emulation._memory(256))),
     fact(TOPOLOGY, rf"was seen, in seconds\. {N} to {N} \|", *limits(tables.Dom0, "ageing_s")),
     fact(TOPOLOGY, rf"before it sleeps, in microseconds\. 0 to {N};", hypercalls.MAX_SPIN_US),
-    fact(TOPOLOGY, rf"each 0 to {N} \|", MAX_PRICE_NS),
+    fact(TOPOLOGY, rf"the like, each 0 to {N}\.", sizes.MAX_PRICE),
+    fact(MODEL, rf"each is 0 to {N}\.", sizes.MAX_PRICE),
+    fact(MODEL, rf"grant copies: up to {N} frames from a guest, {N} to guests", dom0_state.STAGE, dom0_state.FLUSH),
     fact(TOPOLOGY, rf"One for each guest, {N} to {N} of them", 1, sizes.MAX_GUESTS),
     fact(TOPOLOGY, rf"Largest IP packet, in bytes\. {N} to {N}:", *limits(tables.Guest, "mtu")),
     fact(BENCH, rf"rounds = S ÷ slice \({N} s\), made even; {N} s unless told otherwise, `--quick` {N} s",
@@ -219,10 +222,7 @@ DOORBELL = fields(nic.DOORBELL)
 TRAP = constants(trap, "REGISTER", "VALUE", "SEQUENCE", "ANSWERED", "TRAP_EVENT", "ANSWER_EVENT")
 REGISTERS = {name: getattr(nic, name) for name in ("SQ_PROD", "RQ_PROD", "SCQ_EVENT", "RCQ_EVENT")}
 PLATFORM = constants(platform, "GENERATION", "SHOOTDOWN_REQUEST") | {"spin_limit_ns": platform.SPIN_LIMIT_NS}
-PRICES = {
-    "hypercall_ns": platform.HYPERCALL_PRICE, "trap_ns": platform.TRAP_PRICE, "grant_map_ns": platform.GRANT_MAP_PRICE,
-    "event_ns": platform.EVENT_PRICE, **constants(platform, "KEEP_ARMED", "COPY_LIMIT", "BOUNCE"),
-}  # fmt: skip
+HINTS = PRICES | constants(platform, "KEEP_ARMED", "COPY_LIMIT", "BOUNCE")
 SRING = constants(ring, "REQ_PROD", "REQ_EVENT", "RSP_PROD", "RSP_EVENT")
 MAILBOX = constants(engine, "POSTED", "TAKEN", "REPLY_FD")
 CROSSING = constants(crossing, "PROD", "CONS", "PROD_EVENT", "WANTED")
@@ -251,7 +251,7 @@ OF_NIC, OF_DESCRIPTOR, OF_COMPLETION = re.split(r"^(?=Descriptor|Completion)", n
     (OF_COMPLETION, r"^ +(\d+) u\d\d (\w+)  ", fields(nic.CQE)),
     (trap.__doc__, r"^ +(\d+)  u32 (\w+)  ", TRAP),
     (trap.__doc__, r"^    ([A-Z_]+) +(\d+)  ", REGISTERS),
-    (platform.__doc__, r"^ +(\d+) u64 (\w+)", PLATFORM | PRICES | {"epoch": platform.EPOCH}),
+    (platform.__doc__, r"^ +(\d+) u64 (\w+)", PLATFORM | HINTS | {"epoch": platform.EPOCH}),
     (crossing.__doc__, r"(\d+) (prod|cons|prod_event|wanted)\b", CROSSING),
     (crossing.__doc__, r"(\d+) (context|origin|length|head0|head1)\b", {
         "context": crossing.SLOT_CONTEXT, "origin": crossing.SLOT_ORIGIN, "length": crossing.SLOT_LENGTH,
@@ -266,6 +266,11 @@ def test_a_docstring_has_the_offsets_of_the_code(text: str, pattern: str, offset
     assert len(rows) >= 2
     wrong = {name: int(offset) for offset, name in rows if offsets[name] != int(offset)}
     assert wrong == {}
+
+
+def test_the_document_of_the_model_has_every_operation() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)`", (ROOT / MODEL).read_text(), re.MULTILINE)
+    assert rows == [(name, operation.column) for name, operation in OPERATIONS.items()]
 
 
 # --- names -----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 ``python -m bench price [--paths bypass,split,trapped] [--frames 64,1500]``
 
 A hypercall, an event and a trap here are what Linux makes of them. On Xen they cost more: the sweep spins a price in addition to
-each such operation (hyp/model/price.py), the same for all kinds. Every figure but those at 0 is modelled, and says so.
+each entry into the hypervisor (`SWEPT`), the same for all kinds. Every figure but those at 0 is modelled, and says so.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from bench.method.progress import Steps, parts
 from bench.method.samples import Figure, Samples, Slice
 from bench.method.slices import Contender, interleave
 from bench.report.results import BenchmarkResult, Row, Series
-from hyp.model.price import PRICES
 from lab.figures import short
 from lab.workloads import WIRE
 
 SWEEP = (0, 500, 1000, 2000, 4000, 6000, 8000)
 QUICK_SWEEP = (0, 1000, 8000)
 METRICS = ("cpu_ns_per_frame", "mframes_per_cpu_s", "mpps")
+SWEPT = ("hypercall_ns", "vm_exit_ns", "event_send_ns", "interrupt_ns", "domain_switch_ns")
 TITLE = "The price of an operation"
 ABOUT = (
-    "CPU per frame on one core, guest to the wire, against a price that is spun in addition to every hypercall, event, grant "
-    "mapping and trap. The slope is how often a path needs one per frame. Modelled, except at 0: read it at what such operations "
-    "cost on the machine in question."
+    "CPU per frame on one core, guest to the wire, against a price that is spun in addition to every hypercall, trap, event sent, "
+    "interrupt and switch between domains. The slope is how often a path needs one per frame. Modelled, except at 0: read it at "
+    "what such operations cost on the machine in question."
 )
 
 
@@ -53,7 +53,7 @@ def _priced(lab: LabBench, path: str, frame: int, price: int) -> Contender:
     load = {"kind": "stream", "from": guest_names(path, 1)[0], "to": WIRE, "frame": frame, "frames": None}
 
     async def run(seconds: float) -> Slice:
-        await lab.lab.call("hyp", "price", **dict.fromkeys(PRICES, price))
+        await lab.lab.call("hyp", "price", **dict.fromkeys(SWEPT, price))
         return stream_slice(await lab.runner.run({**load, "seconds": seconds}))
 
     return Contender(_name(path, price), run)

@@ -133,7 +133,7 @@ class LabBench:
 
 def stream_slice(record: Row) -> Slice:
     """The slice of a stream's record (lab/workloads.py)."""
-    kept = ("per_frame", "checksummed", "drops", "trap_ns", "modelled", "placement")
+    kept = ("per_frame", "operations", "checksummed", "drops", "trap_ns", "modelled", "placement")
     detail: dict[str, Any] = {key: record[key] for key in kept if key in record}
     for key, what in (("processes", "cpu_ms"), ("spun", "spun_ms")):
         detail[key] = {name: use[what] * 1e6 / record["frames"] for name, use in record["processes"].items() if record["frames"]}

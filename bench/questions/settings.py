@@ -12,9 +12,10 @@ from typing import Any
 from bench.method.contenders import BETWEEN, DIRECTIONS, FROM_WIRE, TO_WIRE
 from bench.method.options import OptionsError
 from hyp.abi.nic import MAX_QUEUE
+from hyp.abi.sizes import MAX_PRICE
 from hyp.load.frames import COVERED
 from hyp.model.ablation import SWITCHES
-from hyp.model.price import MAX_PRICE_NS, PRICES
+from hyp.model.operations import OPERATIONS
 from lab.placement import Placement
 from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
 
@@ -53,7 +54,7 @@ class Setting:
     @property
     def prices(self) -> dict[str, int]:
         """For the hypervisor's `price`; all of them, so that none is left of the setting before."""
-        return dict.fromkeys(PRICES, 0) | _prices(self.price)
+        return dict.fromkeys(OPERATIONS, 0) | _prices(self.price)
 
     def row(self) -> dict[str, Any]:
         """For a record: each dimension by its name."""
@@ -93,12 +94,12 @@ def _load(text: str) -> float:
 
 
 def _prices(text: str) -> dict[str, int]:
-    """ "hypercall_ns:1000+event_ns:500"; "none"."""
+    """ "hypercall_ns:1000+event_send_ns:500"; "none"."""
     found = {}
     for part in [] if text == NONE else text.split("+"):
         name, colon, value = part.partition(":")
-        if name not in PRICES or not colon or not value.isdecimal() or int(value) > MAX_PRICE_NS:
-            raise ValueError(f"none, or NAME:NS joined by +, of {', '.join(PRICES)}, up to {MAX_PRICE_NS}")
+        if name not in OPERATIONS or not colon or not value.isdecimal() or int(value) > MAX_PRICE:
+            raise ValueError(f"none, or NAME:PRICE joined by +, of {', '.join(OPERATIONS)}, up to {MAX_PRICE}")
         found[name] = int(value)
     return found
 

@@ -222,7 +222,9 @@ async def connect_context(guest: "Guest", *, native: bool) -> Device:
     scratch = np.zeros(entries * FRAME_BUFFER, np.uint8)
     record["scratch"] = scratch.ctypes.data
     device.keep += [pair, front, scratch]
-    if not native:  # Xen delivers its interrupts as events
+    if native:
+        device.record[0]["scheduled"] = 0
+    else:  # Xen delivers its interrupts as events
         device.record[0]["interrupts"] = pair.address
     post_all_buffers(device.address)
     return device

@@ -30,6 +30,7 @@ from domu.device import (
     set_frame,
 )
 from hyp.abi.counters import (
+    EVENTS,
     FAULTS_GRANT,
     FAULTS_PROTOCOL,
     RX_BYTES,
@@ -41,7 +42,7 @@ from hyp.abi.features import NETIF_NODES, NONE
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.nic import mac_to_int
-from hyp.abi.platform import EVENT_PRICE
+from hyp.abi.platform import EVENT_SEND_PRICE
 from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS
 from hyp.atomics import load16_once, load64, load64_once, record_view, store32, store64
 from hyp.counters import commit, count
@@ -49,7 +50,7 @@ from hyp.events import notify_if, wait_at
 from hyp.grants import end_access, grant_access
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
-from hyp.model.price import pay
+from hyp.model.price import charge
 from hyp.process import adopt_socket
 from hyp.ring import (
     PROTOCOL_FAULT,
@@ -188,7 +189,7 @@ def tx_commit(device: int, n: int) -> int:
 def _tell(d, f, due):
     notify_if(due, f.event_fd, d.counts)
     if due:
-        pay(wait_at(d.wait).platform, EVENT_PRICE)
+        charge(wait_at(d.wait).platform, EVENT_SEND_PRICE, d.counts, EVENTS, 1)
 
 
 @operation(i64(i64, i64))

@@ -60,6 +60,18 @@ class Count(IntEnum):
     TRAP_NS = 33  # time that a guest stood still for its traps
     SPIN_NS = 34  # time that a loop looked for work in vain
     DROP_OVERSIZE = 35  # a frame from the TAP is longer than the guest's MTU
+    EVENTS = 36  # event-channel notifications sent; this and those below are what has a price (hyp/model/operations.py)
+    DOMAIN_SWITCHES = 37  # sleeps of a domain ended by an event
+    INTERRUPTS = 38  # of a NIC, delivered to a domain
+    GRANT_MAPS = 39
+    GRANT_UNMAPS = 40
+    GRANT_FLUSHES = 41  # TLB flushes after unmapping
+    GRANT_COPIES = 42  # operations of grant-copy batches
+    GRANT_COPIED_BYTES = 43
+    IOMMU_MAPS = 44  # pages mapped and unmapped by hypercalls of the data path, and IOTLB flushes
+    IOMMU_UNMAPS = 45
+    IOMMU_FLUSHES = 46
+    DMA_BYTES = 47  # read and written by the NIC in domains' memory
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -102,6 +114,18 @@ CHECKED: Final = int(Count.CHECKED)
 FOREIGN: Final = int(Count.FOREIGN)
 TRAP_NS: Final = int(Count.TRAP_NS)
 SPIN_NS: Final = int(Count.SPIN_NS)
+EVENTS: Final = int(Count.EVENTS)
+DOMAIN_SWITCHES: Final = int(Count.DOMAIN_SWITCHES)
+INTERRUPTS: Final = int(Count.INTERRUPTS)
+GRANT_MAPS: Final = int(Count.GRANT_MAPS)
+GRANT_UNMAPS: Final = int(Count.GRANT_UNMAPS)
+GRANT_FLUSHES: Final = int(Count.GRANT_FLUSHES)
+GRANT_COPIES: Final = int(Count.GRANT_COPIES)
+GRANT_COPIED_BYTES: Final = int(Count.GRANT_COPIED_BYTES)
+IOMMU_MAPS: Final = int(Count.IOMMU_MAPS)
+IOMMU_UNMAPS: Final = int(Count.IOMMU_UNMAPS)
+IOMMU_FLUSHES: Final = int(Count.IOMMU_FLUSHES)
+DMA_BYTES: Final = int(Count.DMA_BYTES)
 
 
 def read_rows(page: Any) -> dict[str, dict[str, int]]:

@@ -26,3 +26,6 @@ MAX_GUESTS: Final = 64  # ports of the bridge beside the uplink, and emulated de
 MAX_ENGINES: Final = 8
 MIN_GBPS: Final = 0.001  # bit rates that the wire can be given
 MAX_GBPS: Final = 1000.0
+
+MAX_PRICE: Final = 10**6
+"""The most that one operation of the model can cost, in ns; and a byte, in ps (hyp/model/operations.py)."""

@@ -51,7 +51,7 @@ from hyp.control import Answer, Refused
 from hyp.counters import count
 from hyp.frames import lies_within
 from hyp.kernels import compiled
-from hyp.model.price import pay
+from hyp.model.price import charge
 from hyp.monitor.arguments import own_context
 from hyp.monitor.dispatch import Callers, hypercall
 from hyp.monitor.domain import Domain
@@ -103,8 +103,7 @@ def cdna_attach(system: System, domain: Domain, context: int) -> Answer:
 def _enter(c: Any) -> None:
     """What every hypercall costs: a system call, and the price."""
     sys_getppid()
-    pay(c.platform, HYPERCALL_PRICE)
-    count(c.counts, HYPERCALLS, 1)
+    charge(c.platform, HYPERCALL_PRICE, c.counts, HYPERCALLS, 1)
 
 
 @compiled

@@ -27,6 +27,7 @@ from hyp.abi.counters import (
     FAULTS_ADDRESS,
     FAULTS_DESCRIPTOR,
     FAULTS_PROTOCOL,
+    INTERRUPTS,
     RX_BYTES,
     RX_FRAMES,
     TRAPS,
@@ -45,7 +46,7 @@ from hyp.abi.nic import (
     STATUS_BAD_LENGTH,
     STATUS_OK,
 )
-from hyp.abi.platform import TRAP_PRICE
+from hyp.abi.platform import INTERRUPT_PRICE, VM_EXIT_PRICE
 from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.abi.trap import ANSWER_EVENT, ANSWERED, REGISTER, SEQUENCE, TRAP_EVENT, VALUE
 from hyp.atomics import (
@@ -64,7 +65,7 @@ from hyp.counters import commit, count
 from hyp.events import notify_if, passed
 from hyp.frames import lies_within, send_fault, takes_frame, write_completion
 from hyp.kernels import compiled, entry, i64, void
-from hyp.model.price import pay
+from hyp.model.price import charge
 from hyp.verbs import (
     arm_receives,
     arm_sends,
@@ -284,8 +285,7 @@ def _take_trap(m, platform):
     register, value = load32_once(m.page + REGISTER), load32_once(m.page + VALUE)
     in_order = sequence == u32_add(m.trap, 1)
     m.trap = sequence
-    count(m.counts, TRAPS, 1)
-    pay(platform, TRAP_PRICE)
+    charge(platform, VM_EXIT_PRICE, m.counts, TRAPS, 1)
     if m.failed == 0:
         if in_order:
             _carry_out(m, register, value)
@@ -303,13 +303,15 @@ def _answer(m):
 
 
 @compiled
-def _interrupt(m):
+def _interrupt(m, platform):
     """Step 4: inject the interrupt if a completion passed an event register since the last time."""
     if m.scq_prod == m.scq_told and m.rcq_prod == m.rcq_told:
         return
     due = passed(m.scq_event, m.scq_told, m.scq_prod) or passed(m.rcq_event, m.rcq_told, m.rcq_prod)
     m.scq_told, m.rcq_told = m.scq_prod, m.rcq_prod
     notify_if(due, m.interrupt_fd, m.counts)
+    if due:
+        charge(platform, INTERRUPT_PRICE, m.counts, INTERRUPTS, 1)
 
 
 @compiled
@@ -328,7 +330,7 @@ def serve(m, platform):
     if done > 0:
         ring_sends(q)
         ring_receives(q)
-        _interrupt(m)
+        _interrupt(m, platform)
     if trapped or done > 0:
         publish(m)
     if trapped:

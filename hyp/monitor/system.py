@@ -5,11 +5,12 @@ Hypercalls act upon it (hypercalls.py); domains come and go in it by the keeper'
 
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
+from hyp.abi.sizes import MAX_PRICE
 from hyp.control import Refused
 from hyp.events import EventChannels
 from hyp.memory import create_region
 from hyp.model.ablation import SWITCHES
-from hyp.model.price import MAX_PRICE_NS, PRICES
+from hyp.model.price import PRICES
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
@@ -35,11 +36,11 @@ class System:
         self.platform_page.words("<u8", SPIN_LIMIT_NS, 1)[0] = limit_us * 1000
 
     def set_price(self, **prices: int) -> dict[str, int]:
-        """Set some prices of the model, in ns (hyp/model); returns all as they are now. EINVAL if one is unknown or not sane."""
+        """Set some prices of the model; returns all as they are now. EINVAL if one is unknown or not sane."""
         for name, price in prices.items():
-            if name not in PRICES or not isinstance(price, int) or isinstance(price, bool) or not 0 <= price <= MAX_PRICE_NS:
+            if name not in PRICES or not isinstance(price, int) or isinstance(price, bool) or not 0 <= price <= MAX_PRICE:
                 known = ", ".join(PRICES)
-                raise Refused("EINVAL", f"price {name} = {price!r}: prices are {known}, integers in [0, {MAX_PRICE_NS}]")
+                raise Refused("EINVAL", f"price {name} = {price!r}: prices are {known}, integers in [0, {MAX_PRICE}]")
         for name, price in prices.items():
             self.platform_page.words("<u8", PRICES[name], 1)[0] = price
         return {name: int(self.platform_page.words("<u8", offset, 1)[0]) for name, offset in PRICES.items()}

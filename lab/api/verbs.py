@@ -14,7 +14,7 @@ from typing import Any, Literal, SupportsFloat, SupportsIndex
 from domu.programs.table import program_of, those
 from hyp.control import ControlError, close_all
 from hyp.model.ablation import SWITCHES
-from hyp.model.price import PRICES
+from hyp.model.operations import OPERATIONS
 from lab import ledger
 from lab.counters import CounterReader
 from lab.errors import LabError
@@ -331,8 +331,8 @@ class AsyncLab:
     # -- settings --
 
     async def price(self, /, **prices: int) -> dict[str, int]:
-        """Set prices of the model, in ns: hypercall_ns, trap_ns, grant_map_ns, event_ns; returns all as they are now."""
-        self._check_known("price", prices, PRICES)
+        """Set prices of the model (hyp/model/operations.py), such as hypercall_ns; returns all as they are now."""
+        self._check_known("price", prices, OPERATIONS)
         self._check_goes_on(HYPERVISOR)
         with _told():
             found: dict[str, int] = await self._lab.call(HYPERVISOR, "price", **prices)

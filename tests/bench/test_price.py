@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hyp.abi.platform import EVENT_PRICE, PLATFORM_BYTES
+from hyp.abi import platform
+from hyp.abi.counters import COLUMNS, Count
+from hyp.abi.platform import PLATFORM_BYTES
+from hyp.abi.sizes import MAX_PRICE
 from hyp.atomics import clock_ns
 from hyp.control import Refused
 from hyp.kernels import entry, i64
-from hyp.model.price import MAX_PRICE_NS, PRICES, pay, spin_ns
+from hyp.model.operations import OPERATIONS
+from hyp.model.price import PRICES, charge, charge_bytes, spin_ns
 from lab.command.tables import notes, rates
-from lab.ledger import Snapshot, difference, total
+from lab.ledger import Snapshot, difference, operations
 from lab.owner import Lab
 from lab.topology import TopologyError, load
 from lab.workloads import Runner
@@ -35,11 +39,18 @@ def _spun(nanoseconds: int, times: int) -> int:
     return clock_ns() - start
 
 
-@entry(i64(i64, i64, i64))
-def _paid(platform: int, price: int, times: int) -> int:
+@entry(i64(i64, i64, i64, i64, i64, i64))
+def _charged(platform: int, price: int, counts: int, column: int, n: int, times: int) -> int:
     start = clock_ns()
     for _ in range(times):
-        pay(platform, price)
+        charge(platform, price, counts, column, n)
+    return clock_ns() - start
+
+
+@entry(i64(i64, i64, i64, i64, i64))
+def _charged_bytes(platform: int, price: int, counts: int, column: int, octets: int) -> int:
+    start = clock_ns()
+    charge_bytes(platform, price, counts, column, octets)
     return clock_ns() - start
 
 
@@ -48,29 +59,68 @@ def test_to_spin_takes_its_time() -> None:
     assert _spun(0, 3) >= 0
 
 
-def test_each_operation_has_its_own_price() -> None:
-    page = np.zeros(PLATFORM_BYTES // 8, np.int64)
-    address = int(page.ctypes.data)
-    page[EVENT_PRICE // 8] = 100_000
-    assert _paid(address, EVENT_PRICE, 10) >= 1_000_000
-    free = min(_paid(address, offset, 100) for offset in PRICES.values() if offset != EVENT_PRICE)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_has_its_own_price_and_its_own_column(name: str) -> None:
+    page, row = np.zeros(PLATFORM_BYTES // 8, np.int64), np.zeros(COLUMNS, np.int64)
+    address, counts = int(page.ctypes.data), int(row.ctypes.data)
+    column = int(Count[OPERATIONS[name].column.upper()])
+    page[PRICES[name] // 8] = 100_000
+    if OPERATIONS[name].per_byte:
+        assert _charged_bytes(address, PRICES[name], counts, column, 5000) >= 500_000
+        assert row[column] == row.sum() == 5000
+    else:
+        assert _charged(address, PRICES[name], counts, column, 3, 10) >= 3_000_000
+        assert row[column] == row.sum() == 30
+    free = min(_charged(address, offset, counts, column, 1, 100) for other, offset in PRICES.items() if other != name)
     assert free < 100 * 100_000  # not even one of a hundred
+
+
+def test_a_price_that_is_not_sane_is_held_to_the_most() -> None:
+    page, row = np.zeros(PLATFORM_BYTES // 8, np.int64), np.zeros(COLUMNS, np.int64)
+    page[PRICES["dma_ps_per_byte"] // 8] = 1 << 62
+    spun = _charged_bytes(int(page.ctypes.data), PRICES["dma_ps_per_byte"], int(row.ctypes.data), 0, 1)
+    assert spun >= MAX_PRICE // 1000
+
+
+def test_the_platform_page_has_a_place_for_each_price() -> None:
+    places = {name: offset for name, offset in vars(platform).items() if name.endswith("_PRICE")}
+    assert sorted(places.values()) == list(PRICES.values())
+    for name, offset in places.items():
+        words = name.removesuffix("_PRICE").lower()
+        called = next(price for price, at in PRICES.items() if at == offset)
+        assert called.startswith(words.removesuffix("_byte")), (name, called)
+        assert ("_byte" in called) == words.endswith("_byte")
+
+
+def test_operations_are_told_by_process() -> None:
+    row = {count.name.lower(): 0 for count in Count}
+    snapshot = {
+        "dom0/bridge": {**row, "hypercalls": 4, "grant_copies": 200},
+        "dom0/vif1:anna": {**row, "events": 10},
+        "anna/device": {**row, "traps": 7, "domain_switches": 3},
+        "hyp/vmm1:anna": {**row, "traps": 8},
+    }
+    assert operations(snapshot, 100) == {
+        "dom0": {"hypercall_ns": 0.04, "grant_copy_ns": 2.0, "event_send_ns": 0.1},
+        "anna": {"domain_switch_ns": 0.03},  # its traps are counted where they are paid
+        "hyp": {"vm_exit_ns": 0.08},
+    }
+    assert operations(snapshot, 0) == {}
 
 
 # --- the topology file -----------------------------------------------------------------------------------------------
 
 
 def test_prices_in_the_topology(tmp_path: Path) -> None:
-    text = "[model]\nprice = { hypercall_ns = 500, trap_ns = 1_000_000 }\n" + LAB
+    text = "[model]\nprice = { hypercall_ns = 500, vm_exit_ns = 1_000_000 }\n" + LAB
     plain = load(topology_file(tmp_path, "price", text)).plain()
-    assert plain["model"] == {"price": {"hypercall_ns": 500, "trap_ns": 1_000_000, "grant_map_ns": 0, "event_ns": 0}}
-    assert set(plain["model"]["price"]) == set(PRICES)
+    assert plain["model"] == {"price": {**dict.fromkeys(OPERATIONS, 0), "hypercall_ns": 500, "vm_exit_ns": 1_000_000}}
     assert set(load(topology_file(tmp_path, "free", LAB)).plain()["model"]["price"].values()) == {0}
 
 
 @pytest.mark.parametrize(("model", "key", "reason"), [
-    ("price = { trap_ns = -1 }", "model.price.trap_ns", "greater than or equal to 0"),
-    ("price = { event_ns = 1_000_001 }", "model.price.event_ns", "less than or equal to 1000000"),
+    ("price = { vm_exit_ns = -1 }", "model.price.vm_exit_ns", "greater than or equal to 0"),
+    ("price = { dma_ps_per_byte = 1_000_001 }", "model.price.dma_ps_per_byte", "less than or equal to 1000000"),
     ("price = { hypercall_ns = 1.5 }", "model.price.hypercall_ns", "integer"),
     ("price = { hypercal_ns = 1 }", "model.price.hypercal_ns", "did you mean 'hypercall_ns'"),
     ("price = 3", "model.price", "must be a table"),
@@ -105,10 +155,13 @@ class Meter:
         return cpu_ns, next(int(line.split()[1]) for line in lines if line.startswith("nonvoluntary"))
 
 
-async def paid(runner: Runner, process: str, load: dict[str, Any], price: str) -> tuple[dict[str, Any], Snapshot, int]:
-    """Run a workload at a price: its record, what was counted, and how many times the thread of `process` can have paid."""
+async def paid(
+    runner: Runner, process: str, load: dict[str, Any], price: str, value: int = PRICE_NS
+) -> tuple[dict[str, Any], Snapshot, int, int]:
+    """Run a workload at a price: its record, what was counted, CPU ns of the thread of `process`, and how often it lost its CPU."""
     lab = runner.lab
-    await lab.call("hyp", "price", **{name: PRICE_NS if name == price else 0 for name in PRICES})
+    prices = {name: value if name == price else 0 for name in OPERATIONS}
+    await lab.call("hyp", "price", **prices)
     await runner.prepare(load)
     await runner._settled()
     (tid,) = (await lab.call(process, "threads")).values()
@@ -117,60 +170,94 @@ async def paid(runner: Runner, process: str, load: dict[str, Any], price: str) -
     before, (cpu, switches) = reader.read(), meter.read()
     record = await runner.measure(load)
     counted, (cpu_after, switches_after) = difference(reader.read(), before), meter.read()
-    await lab.call("hyp", "price", **dict.fromkeys(PRICES, 0))
+    await lab.call("hyp", "price", **dict.fromkeys(OPERATIONS, 0))
     check(record)
-    assert record["modelled"] == {name: PRICE_NS if name == price else 0 for name in PRICES}
-    return record, counted, (cpu_after - cpu) // PRICE_NS + (switches_after - switches)
+    assert record["modelled"] == prices
+    return record, counted, cpu_after - cpu, switches_after - switches
+
+
+async def is_paid(runner: Runner, process: str, load: dict[str, Any], price: str, least: float, value: int = PRICE_NS) -> None:
+    """The thread of `process` used the CPU for what the ledger says that it did, at least `least` times."""
+    operation = OPERATIONS[price]
+    record, counted, cpu_ns, switches = await paid(runner, process, load, price, value)
+    made = sum(
+        counts[operation.column] for row, counts in counted.items() if row.startswith((f"{process}/", operation.rows or "/"))
+    )
+    assert made >= least, (process, price)
+    assert record["operations"][process][price] == pytest.approx(made / moved(record))
+    at_once = operation.cost_ns(value, 128 * (64 if operation.per_byte else 1))  # the most that one spin takes, and may lose
+    assert cpu_ns + switches * at_once >= operation.cost_ns(value, made), (process, price)
+
+
+def moved(record: dict[str, Any]) -> int:
+    """Frames of a record."""
+    return int(record["frames"] * (2 if record["workload"] == "rr" else 1))
 
 
 def test_every_operation_is_paid_for_by_the_thread_that_makes_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, "paid", LAB) as runner:
             stream, asks = workload("stream", "anna", "wire", frames=5000), workload("rr", "anna", "bert", frames=100)
-            _, counted, times = await paid(runner, "dom0", stream, "hypercall_ns")
-            assert times >= total(counted, "hypercalls") >= 5000 / 128
-            for process, rows in (("dom0", "dom0/vif"), ("anna", "anna/device")):
-                _, counted, times = await paid(runner, process, asks, "event_ns")
-                assert times >= total(counted, "notifications", rows) >= 10
-            _, counted, times = await paid(runner, "hyp", workload("stream", "emil", "wire", frames=10_000), "trap_ns")
-            assert times >= total(counted, "traps", "hyp/vmm") >= 10_000 / 64
-            record, counted, _ = await paid(runner, "hyp", workload("rr", "emil", "wire", frames=100), "trap_ns")
+            await is_paid(runner, "dom0", stream, "hypercall_ns", 5000 / 128)
+            await is_paid(runner, "dom0", stream, "grant_copy_ns", 5000, value=20_000)
+            await is_paid(runner, "dom0", stream, "grant_copy_ps_per_byte", 5000 * 64, value=500_000)
+            await is_paid(runner, "nic", stream, "dma_ps_per_byte", 5000 * 64, value=500_000)
+            await is_paid(runner, "hyp", workload("stream", "emil", "wire", frames=10_000), "vm_exit_ns", 10_000 / 64)
+            await is_paid(runner, "hyp", workload("rr", "emil", "wire", frames=100), "interrupt_ns", 50)
+            for process in ("dom0", "anna"):
+                await is_paid(runner, process, asks, "event_send_ns", 10)
+                await is_paid(runner, process, asks, "domain_switch_ns", 10)
+            record, counted, _, _ = await paid(runner, "hyp", workload("rr", "emil", "wire", frames=100), "vm_exit_ns")
             assert counted["emil/device"]["trap_ns"] >= counted["emil/device"]["traps"] * PRICE_NS
             assert record["trap_ns"] >= PRICE_NS
 
     run(main())
 
 
-def test_bypass_pays_for_interrupts_only(tmp_path: Path) -> None:
+def test_bypass_pays_for_interrupts_and_being_woken_only(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, "bypasspaid", LAB) as runner:
             asks = workload("rr", "carl", "dora", frames=200)
-            _, counted, times = await paid(runner, "carl", asks, "event_ns")
-            # some wake-ups are the control plane's, which are no events of the NIC's
-            assert times >= counted["carl/device"]["wakeups"] * 0.9 >= 100
-            for price in ("hypercall_ns", "trap_ns", "grant_map_ns"):
-                record, _, _ = await paid(runner, "carl", asks, price)
-                assert record["rtt_us"]["p50"] * 1000 < PRICE_NS * 100
+            await is_paid(runner, "carl", asks, "interrupt_ns", 100)
+            await is_paid(runner, "carl", asks, "domain_switch_ns", 100)
+            record, _, _, _ = await paid(runner, "carl", asks, "hypercall_ns")
+            for process in ("carl", "dora"):
+                assert set(record["operations"][process]) == {"interrupt_ns", "domain_switch_ns"}
+            assert set(record["operations"]) == {"carl", "dora", "nic"}
+
+    run(main())
+
+
+def test_nobody_schedules_a_native_program(tmp_path: Path) -> None:
+    text = "".join(f'[[guest]]\nname = "{name}"\npath = "native"\n' for name in ("anna", "bert"))
+
+    async def main() -> None:
+        async with running(tmp_path, "nativefree", text) as runner:
+            record = await runner.run(workload("rr", "anna", "bert", frames=100))
+            check(record)
+            assert set(record["operations"]) == {"nic"}
 
     run(main())
 
 
 def test_prices_of_a_live_lab_are_checked_and_told(tmp_path: Path) -> None:
     async def main() -> None:
-        text = f"[model]\nprice = {{ event_ns = 700 }}\n{LAB}"
+        text = f"[model]\nprice = {{ event_send_ns = 700 }}\n{LAB}"
         async with running(tmp_path, "live", text) as runner:
             lab: Lab = runner.lab
-            assert await lab.call("hyp", "price") == {"hypercall_ns": 0, "trap_ns": 0, "grant_map_ns": 0, "event_ns": 700}
-            for wrong in ({"trap_ns": -1}, {"trap_ns": MAX_PRICE_NS + 1}, {"trap": 1}, {"event_ns": "1"}, {"event_ns": True}):
+            assert await lab.call("hyp", "price") == {**dict.fromkeys(OPERATIONS, 0), "event_send_ns": 700}
+            for wrong in (
+                {"vm_exit_ns": -1}, {"vm_exit_ns": MAX_PRICE + 1}, {"trap": 1}, {"event_send_ns": "1"}, {"event_send_ns": True},
+            ):  # fmt: skip
                 with pytest.raises(Refused, match="price"):
                     await lab.call("hyp", "price", **{"hypercall_ns": 3, **wrong})
             assert (await lab.call("hyp", "price"))["hypercall_ns"] == 0
             record = await runner.run(workload("stream", "carl", "dora", frames=1000))
             check(record)
-            assert record["modelled"]["event_ns"] == 700
+            assert record["modelled"]["event_send_ns"] == 700
             assert "bypass modelled" in list(rates([record]).columns[0].cells)
-            assert notes([record]) == ["modelled: each operation costs in addition event_ns 700"]
-            assert (await lab.call("hyp", "price", event_ns=0))["event_ns"] == 0
+            assert notes([record]) == ["modelled: each operation costs in addition event_send_ns 700"]
+            assert (await lab.call("hyp", "price", event_send_ns=0))["event_send_ns"] == 0
             assert "modelled" not in await runner.run(workload("stream", "carl", "dora", frames=1000))
 
     run(main())

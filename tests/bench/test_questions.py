@@ -19,7 +19,7 @@ from bench.questions.answer import Answer
 from bench.questions.ask import Asking
 from bench.questions.settings import DIMENSIONS, Setting, dimension, settings
 from bench.questions.why import Explanation, Why
-from hyp.model.price import PRICES
+from hyp.model.operations import OPERATIONS
 from tests.support.labs import ROOT
 from tests.support.patience import patient
 
@@ -46,7 +46,7 @@ def test_settings_are_all_combinations_and_the_rest_is_usual() -> None:
     ("text", "value"),
     [
         ("direction=guest->guest", "guest→guest"), ("direction=guest-wire", "guest→wire"), ("load=0.5", 0.5),
-        ("price=hypercall_ns:1000+event_ns:5", "hypercall_ns:1000+event_ns:5"), ("placement=NIC apart", "NIC apart"),
+        ("price=hypercall_ns:1000+event_send_ns:5", "hypercall_ns:1000+event_send_ns:5"), ("placement=NIC apart", "NIC apart"),
         ("ablation=keep_armed", "keep_armed"), ("queue=4096", 4096), ("cores=1", "1"),
     ],
 )  # fmt: skip
@@ -55,8 +55,8 @@ def test_values_are_read(text: str, value: Any) -> None:
 
 
 def test_prices_of_the_setting_before_do_not_stay() -> None:
-    assert Setting().prices == dict.fromkeys(PRICES, 0)
-    assert Setting(price="trap_ns:9").prices == {**dict.fromkeys(PRICES, 0), "trap_ns": 9}
+    assert Setting().prices == dict.fromkeys(OPERATIONS, 0)
+    assert Setting(price="vm_exit_ns:9").prices == {**dict.fromkeys(OPERATIONS, 0), "vm_exit_ns": 9}
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_prices_of_the_setting_before_do_not_stay() -> None:
         (["frame=9000"], [], "frame=9000"), (["queue=100"], [], "a power of two"), (["cores=2"], [], "one of all, 1"),
         (["frame=64,64"], [], "twice"), (["frame=64,65"], ["frame=1500"], "frame: given twice"),
         ([], ["frame=64,65"], "--vary is for that"),
-        (["load=nan"], [], "Mframes/s"), (["price=hypercall:5"], [], "NAME:NS"), (["price=trap_ns:99999999"], [], "up to"),
+        (["load=nan"], [], "Mframes/s"), (["price=hypercall:5"], [], "NAME:PRICE"), (["price=vm_exit_ns:99999999"], [], "up to"),
         (["guests=1,2"], ["direction=guest->guest"], "measured with one"), ([], ["ablation=copy_limit"], "payload=header"),
         (["guests=1.5"], [], "1 to 24"), (["guests=²"], [], "1 to 24"),
     ],
