@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
+from hyp.model.profile import ProfileError, profile
 from hyp.paths import PATHS, dom0_needs
 from lab.demand import shortages
 from lab.errors import LabError
@@ -216,7 +217,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
         if workload := reader.table(Workload, table, f"workload[{index}]"):
             loads[index] = workload
     model = data.get("model", {})
-    price = reader.table(Price, model.get("price", {}), "model.price") if isinstance(model, dict) else None
+    price = reader.table(Price, _priced(reader, model, Path(file).parent), "model.price") if isinstance(model, dict) else None
     parts: dict[str, Any] = {
         "memory": reader.table(Memory, data.get("memory", {}), "memory"),
         "nic": reader.table(Nic, {**nic, "wire": wire} if isinstance(nic, dict) else nic, "nic"),
@@ -238,6 +239,18 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
         raise TopologyError(file, reader.problems)
     topology._file = file
     return topology
+
+
+def _priced(reader: _Reader, model: dict[str, Any], folder: Path) -> object:
+    """The table ``[model] price``, on top of what the profile says, whose file is relative to `folder`."""
+    name, price = model.get("profile"), model.get("price", {})
+    if not isinstance(name, str) or not isinstance(price, dict):
+        return price
+    try:
+        return profile(name, folder).prices | price
+    except ProfileError as error:
+        reader.refuse("model.profile", str(error))
+        return price
 
 
 def _with_folder(data: dict[str, Any], folder: str) -> dict[str, Any]:

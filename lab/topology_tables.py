@@ -238,8 +238,9 @@ class Price(Table):
 
 
 class Model(Table):
-    """``[model]``"""
+    """``[model]``: `price` has what the `profile` says already (lab/topology.py)."""
 
+    profile: str | None = None
     price: Price = Price()
 
 

@@ -304,6 +304,9 @@ class Runner:
         record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns") if name in report}
         if any(self._price.values()):
             record["modelled"] = dict(self._price)
+            model = self.lab.topology["model"]
+            if model["profile"] is not None and model["price"] == self._price:
+                record["profile"] = model["profile"]
         record["placement"], record["polls"] = self._placement, self._polls
         record["errors"] = errors(record, counted, at_rest)
         return record

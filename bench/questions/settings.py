@@ -16,6 +16,7 @@ from hyp.abi.sizes import MAX_PRICE
 from hyp.load.frames import COVERED
 from hyp.model.ablation import SWITCHES
 from hyp.model.operations import OPERATIONS
+from hyp.model.profile import names, profile
 from lab.placement import Placement
 from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
 
@@ -94,12 +95,16 @@ def _load(text: str) -> float:
 
 
 def _prices(text: str) -> dict[str, int]:
-    """ "hypercall_ns:1000+event_send_ns:500"; "none"."""
-    found = {}
+    """ "hypercall_ns:1000+event_send_ns:500"; a profile's name, "xen-4.x+hypercall_ns:500"; "none"."""
+    found: dict[str, int] = {}
     for part in [] if text == NONE else text.split("+"):
         name, colon, value = part.partition(":")
+        if not colon and name in names():
+            found |= profile(name).prices
+            continue
         if name not in OPERATIONS or not colon or not value.isdecimal() or int(value) > MAX_PRICE:
-            raise ValueError(f"none, or NAME:PRICE joined by +, of {', '.join(OPERATIONS)}, up to {MAX_PRICE}")
+            known = f"{', '.join(OPERATIONS)}, up to {MAX_PRICE}; or a profile first: {', '.join(names())}"
+            raise ValueError(f"none, or NAME:PRICE joined by +, of {known}")
         found[name] = int(value)
     return found
 

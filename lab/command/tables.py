@@ -83,8 +83,10 @@ def notes(records: Iterable[Record]) -> list[str]:
         if record.get("trap_ns") is not None:
             path, workload, frame = _name(record)
             lines.append(f"{path} {workload}, {frame} B: a guest stood still for {record['trap_ns'] / 1000:.2f} µs a trap")
-    for price in {tuple(record["modelled"].items()) for record in records if record.get("modelled")}:
-        lines.append("modelled: each operation costs in addition " + ", ".join(f"{name} {n}" for name, n in price if n))
+    priced = {(record.get("profile"), tuple(record["modelled"].items())) for record in records if record.get("modelled")}
+    for profile, prices in sorted(priced, key=str):
+        modelled = f"modelled as {profile}" if profile else "modelled"
+        lines.append(f"{modelled}: each operation costs in addition " + ", ".join(f"{name} {n}" for name, n in prices if n))
     return lines
 
 

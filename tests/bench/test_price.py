@@ -114,7 +114,10 @@ def test_operations_are_told_by_process() -> None:
 def test_prices_in_the_topology(tmp_path: Path) -> None:
     text = "[model]\nprice = { hypercall_ns = 500, vm_exit_ns = 1_000_000 }\n" + LAB
     plain = load(topology_file(tmp_path, "price", text)).plain()
-    assert plain["model"] == {"price": {**dict.fromkeys(OPERATIONS, 0), "hypercall_ns": 500, "vm_exit_ns": 1_000_000}}
+    assert plain["model"] == {
+        "profile": None,
+        "price": {**dict.fromkeys(OPERATIONS, 0), "hypercall_ns": 500, "vm_exit_ns": 1_000_000},
+    }
     assert set(load(topology_file(tmp_path, "free", LAB)).plain()["model"]["price"].values()) == {0}
 
 

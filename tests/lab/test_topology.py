@@ -61,7 +61,7 @@ def test_defaults(tmp_path: Path) -> None:
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300},
         "spin": {"limit_us": "auto"},
-        "model": {"price": dict.fromkeys(OPERATIONS, 0)},
+        "model": {"profile": None, "price": dict.fromkeys(OPERATIONS, 0)},
         "guest": [
             {
                 "name": "anna",

@@ -1,0 +1,1 @@
+"""Calibration: which published ratios come out of the lab, at published costs of operations."""
