@@ -19,7 +19,7 @@ from bench.peers import testpmd
 from bench.questions import ask, settings
 from dom0 import engine as dom0_engine
 from dom0 import state as dom0_state
-from dom0 import uplink, vifs
+from dom0 import uplink
 from domu import device
 from domu.frontends import split
 from domu.programs import traffic
@@ -109,7 +109,6 @@ FACTS = [
     fact(HYPERCALLS, rf"A frame is {N} to {N} bytes of Ethernet", nic.MIN_FRAME, nic.MAX_FRAME),
     fact(HYPERCALLS, rf"a whole frame of {N} to {N} bytes", nic.MIN_FRAME, nic.MAX_FRAME),
     fact(HYPERCALLS, r"pseudo-domain \((0x\w+), Xen's DOMID_IO\)", DOMID_NIC),
-    fact(HYPERCALLS, rf"Every wait has a limit of {N} s", vifs.HANDSHAKE_TIMEOUT_S),
     fact(HYPERCALLS, rf"Every wait has a limit of {N} s", split.HANDSHAKE_TIMEOUT_S),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
     fact(HYPERCALLS, rf"references below {N} are reserved", grant.NR_RESERVED_ENTRIES),
