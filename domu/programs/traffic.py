@@ -25,7 +25,7 @@ from domu.device import (
     frame_length,
     rx_poll,
     rx_release,
-    set_length,
+    set_word,
     sleep_for,
     tx_commit,
     tx_pending,
@@ -151,7 +151,7 @@ def _echo(p, d, frame, length):
     back0, back1 = head_words(source_of(head0, head1), d.mac, head1)
     store64(buffer, back0)
     store64(buffer + 8, back1)
-    set_length(d.tx, 0, length)
+    set_word(d.tx, 0, length)
     tx_commit(p.device, 1)
     return True
 
@@ -204,7 +204,7 @@ def _send_stream(p, d):
     for k in range(n):
         due = stamp(s) if scheduled else 0
         write_test_frame(frame_addr(d.tx, k), p.length, head0, head1, p.stream, p.sequence, due)
-        set_length(d.tx, k, p.length)
+        set_word(d.tx, k, p.length)
         if scheduled:
             frame_sent(s, p.now)
         p.sequence += 1
@@ -229,7 +229,7 @@ def _ask(p, d):
     p.asked_ns = clock_ns()
     prefetch_frame_for_write(frame_addr(d.tx, 0), p.length)
     write_test_frame(frame_addr(d.tx, 0), p.length, head0, head1, p.stream, p.sequence, 0)
-    set_length(d.tx, 0, p.length)
+    set_word(d.tx, 0, p.length)
     p.sequence += 1
     p.left -= 1
     p.waiting = 1
