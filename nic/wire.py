@@ -175,12 +175,13 @@ def end_outbound(e):
     count(w.counts, RX_FRAMES, frames)
     count(w.counts, RX_BYTES, total)
     if w.mode == SINK:
-        trackers, counts, lengths, now = e.trackers, w.counts, w.lengths, e.now  # in registers
+        trackers, counts, buffers, lengths, now = e.trackers, w.counts, w.buffers, w.lengths, e.now  # in registers
         end = w.next
         for k in range(end - frames, end):
             slot = k & (WIRE_BUFFERS - 1)
             length = load64(lengths + 8 * slot)
-            verify_frame(trackers, counts, buffer_for(w, slot, length), length, 0, now)
+            buffer = buffers + slot * LARGEST_FRAME_BUFFER if length <= LARGEST_FRAME_BUFFER else w.jumbos + slot * JUMBO_BUFFER
+            verify_frame(trackers, counts, buffer, length, 0, now)
 
 
 @compiled

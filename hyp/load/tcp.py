@@ -15,7 +15,7 @@ segmented, or whose checksum was filled in, checks TCP's.
 
 from typing import Any
 
-from hyp.abi.counters import CHECKED, CORRUPT
+from hyp.abi.counters import CHECKED, CORRUPT, FOREIGN
 from hyp.abi.fragment import CSUM_BLANK, GSO_TCPV4, SEGMENT_SHIFT
 from hyp.atomics import load8, load16, load64, store8, store16, store64
 from hyp.counters import count
@@ -119,15 +119,23 @@ def _host32(addr: int) -> Any:
     return (_host16(addr) << 16) | _host16(addr + 2)
 
 
+@outlined
+def _verify_other(trackers: int, row: int, addr: int, length: int, blank: int, now_ns: int) -> Any:
+    if is_tcp_frame(addr, length):
+        return verify_tcp(trackers, row, addr, length, blank, now_ns)
+    count(row, FOREIGN, 1)
+    return False
+
+
 @compiled
 def verify_frame(trackers: int, row: int, addr: int, length: int, blank: int, now_ns: int) -> Any:
     """`verify` of a test frame of either kind."""
-    if not is_test_frame(addr, length) and is_tcp_frame(addr, length):
-        return verify_tcp(trackers, row, addr, length, blank, now_ns)
+    if not is_test_frame(addr, length):
+        return _verify_other(trackers, row, addr, length, blank, now_ns)
     return verify(trackers, row, addr, length, now_ns)
 
 
-@outlined
+@compiled
 def verify_tcp(trackers: int, row: int, addr: int, length: int, blank: int, now_ns: int) -> bool:
     """Check a frame or segment (`is_tcp_frame`) in one place; account for its units. `blank`: TCP's checksum is not filled in.
 

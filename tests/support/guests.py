@@ -14,12 +14,12 @@ The compiled ones are in tests/support/drivers.py.
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from hyp.abi.nic import CQE, DESC, DESC_SIGNALED, DOORBELL, PAGE, STATUS_OK
+from hyp.abi.nic import CQE, DESC, DESC_MORE, DESC_SIGNALED, DOORBELL, PAGE, STATUS_OK
 from hyp.control import Channel, Reply, close_all
 from hyp.kernels import Entry
 from hyp.load.frames import TRACKER, TRACKERS, tracker_report
@@ -67,7 +67,7 @@ class Guest:
         reply: Reply = self.bench.run(self.hyp.call(op, **args))
         return reply
 
-    async def _open(self, entries: int, start: int) -> None:
+    async def _open(self, entries: int, start: int, features: int) -> None:
         self.pair = await open_queue_pair(self.hyp, self.upcall, entries, int(self._counts.ctypes.data))
         self.q, self.entries, self.context = self.pair.record[0], entries, self.pair.context
         self.words = np.frombuffer(self.pair.doorbell.array, DOORBELL, 1)[0]
@@ -76,7 +76,7 @@ class Guest:
         self.words["sq_prod"] = self.words["rq_prod"] = start
         if start:
             self.bench.begin_at(self.context, start)
-        await start_queue_pair(self.hyp, self.ram, self.pair)
+        await start_queue_pair(self.hyp, self.ram, self.pair, features)
         at = {name: int(self.q[name]) - self.ram.address for name in ("sq", "scq", "rq", "rcq")}
         self.places = at
         self.sq, self.rq = (self._view(at[name], DESC, entries) for name in ("sq", "rq"))
@@ -186,6 +186,25 @@ class Guest:
             (int(cqe["status"]), self.read(int(self.rq[int(cqe["index"]) % self.entries]["addr"]), int(cqe["length"])))
             for cqe in self._completions(self.rcq, "rcq_cons", "rcq_event", count)
         ]
+
+    def take_frame(self) -> tuple[int, int, bytes]:
+        """Wait for a received frame of any number of buffers: (flags of its first fragment without MORE, segment size, bytes)."""
+        fragments, first = [], None
+        while first is None or int(cqe["flags"]) & DESC_MORE:
+            cqe = next(self._completions(self.rcq, "rcq_cons", "rcq_event", 1))
+            assert int(cqe["status"]) == STATUS_OK
+            first = cqe if first is None else first
+            fragments.append(self.read(int(self.rq[int(cqe["index"]) % self.entries]["addr"]), int(cqe["length"])))
+        return int(first["flags"]) & ~DESC_MORE, int(first["segment"]), b"".join(fragments)
+
+    def send_chain(self, fragments: Sequence[bytes], flags: int = 0, segment: int = 0) -> None:
+        """Post a frame in fragments, each in its slot's page, the last one signalled; ring. `flags`, `segment`: its offloads."""
+        for k, content in enumerate(fragments):
+            gpa = self.tx_pool + int(self.q["sq_prod"]) % self.entries * PAGE
+            self.write(gpa, content)
+            more = DESC_MORE if k < len(fragments) - 1 else DESC_SIGNALED
+            self.post(gpa, len(content), more | (flags if k == 0 else 0), segment if k == 0 else 0)
+        self.ring()
 
     def waiting(self) -> int:
         """Number of receive completions that have not been taken."""

@@ -216,10 +216,12 @@ class Bench:
     def _authorize(self, domid: int) -> dict[str, Any]:
         return {"mac": self.macs[domid], "passthrough": domid in self.passed_through}
 
-    def guest(self, mac: str | None = None, *, queue: int = 64, memory: int = DEFAULT_RAM, start: int = 0) -> Guest:
+    def guest(
+        self, mac: str | None = None, *, queue: int = 64, memory: int = DEFAULT_RAM, start: int = 0, features: int = 0
+    ) -> Guest:
         """A guest with a started context; its indices begin at `start`. The n-th guest gets context n, engine n mod engines."""
         guest = self.domain(mac, memory)
-        self.run(guest._open(queue, start))
+        self.run(guest._open(queue, start, features))
         return guest
 
     def domain(self, mac: str | None = None, memory: int = DEFAULT_RAM) -> Guest:
@@ -232,7 +234,7 @@ class Bench:
 
     def physical_function(self, queue: int = 64) -> Guest:
         """Dom0 with its context 0: any source address, and what the wire sends to nobody else."""
-        self.run(self.dom0._open(queue, 0))
+        self.run(self.dom0._open(queue, 0, 0))
         return self.dom0
 
     def begin_at(self, context: int, start: int) -> None:
@@ -280,7 +282,8 @@ class Bench:
 
     def balance(self) -> tuple[int, int]:
         """(frames that went in, frames that came out or were dropped by name). Equal at rest."""
-        went_in = self.count("tx_frames", "ctx") + self.count("tx_frames", "wire") + self.count("replicated")
+        made = self.count("replicated") + self.count("segmented")
+        went_in = self.count("tx_frames", "ctx") + self.count("tx_frames", "wire") + made
         came_out = self.count("rx_frames", "ctx") + self.count("rx_frames", "wire") + sum(self.drops().values())
         return went_in, came_out
 
@@ -303,7 +306,7 @@ class Bench:
 @contextmanager
 def bench_of(guests: int, **options: Any) -> Iterator[tuple[Any, ...]]:
     """``(bench, guest1, …)``."""
-    of_guests = {name: options.pop(name) for name in ("start", "queue", "memory") if name in options}
+    of_guests = {name: options.pop(name) for name in ("start", "queue", "memory", "features") if name in options}
     with Bench(**options) as bench:
         yield bench, *(bench.guest(**of_guests) for _ in range(guests))
 

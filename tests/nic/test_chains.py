@@ -1,0 +1,318 @@
+"""Frames of many fragments and offloads on the NIC, against a slow model: whoever accepted less gets it done for him."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pytest
+from hypothesis import strategies as st
+
+from hyp.abi.features import CSUM, SG, TSO4, TSO6
+from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO_TCPV4, GSO_TCPV6
+from hyp.abi.nic import (
+    DESC_MORE,
+    DESC_SIGNALED,
+    MAX_FRAGMENTS,
+    PAGE,
+    STATUS_BAD_ADDRESS,
+    STATUS_BAD_CHAIN,
+    STATUS_BAD_FLAGS,
+    STATUS_BAD_LENGTH,
+    STATUS_BAD_OFFLOAD,
+    STATUS_OK,
+)
+from tests.support.fuzz import SEED, TIERS, fuzz
+from tests.support.guests import JUST_BELOW_WRAP, WIRE_MAC, Guest
+from tests.support.packets import FIN, Packet, cut
+from tests.support.peers import Bench, bench_of, well
+
+ALL: Final = SG | CSUM | TSO4 | TSO6
+BLANK, VALID = CSUM_BLANK >> 32, CSUM_VALID >> 32
+GSO = {4: GSO_TCPV4 >> 32, 6: GSO_TCPV6 >> 32}
+MTU: Final = 1500
+
+
+def packet(sender: Guest, receiver: str, length: int, **more: Any) -> Packet:
+    """A packet with so many bytes of payload, the same each time."""
+    return Packet(receiver, sender.mac, payload=random.Random(length).randbytes(length), blank=True, **more)
+
+
+def fragments_of(frame: bytes, size: int = 1000) -> list[bytes]:
+    return cut(frame, list(range(size, len(frame), size)))
+
+
+@pytest.fixture
+def trio() -> Any:
+    """A bench of MTU 1500 and three guests: two that accept everything, one that accepts nothing."""
+    with bench_of(2, mtu=MTU, features=ALL, queue=128, memory=4 << 20) as (bench, anna, bert):
+        yield bench, anna, bert, bench.guest(queue=128, memory=4 << 20)
+
+
+@pytest.mark.parametrize("cuts", [[14], [14, 15], [60], [200, 400, 401, 1000], list(range(20, 1500, 44))])
+def test_a_frame_in_fragments_arrives_as_one(trio: tuple[Bench, Guest, Guest, Guest], cuts: Sequence[int]) -> None:
+    bench, anna, bert, carl = trio
+    for to in (bert, carl):
+        frame = bytes(Packet(to.mac, anna.mac, payload=bytes(range(256)) * 5))
+        to.post_buffers(1)
+        anna.send_chain(cut(frame, list(cuts)))
+        assert anna.sent(1) == [STATUS_OK]
+        assert to.take_frame() == (0, 0, frame)
+    bench.at_rest(2)
+    assert bench.drops() == {}
+    well(bench, anna, bert)
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("mss", [48, 100, 1440, 1448])
+def test_a_segmented_frame_is_whole_for_who_accepts_it_and_cut_for_who_does_not(
+    trio: tuple[Bench, Guest, Guest, Guest], version: int, mss: int
+) -> None:
+    bench, anna, bert, carl = trio
+    mss = min(mss, 1440) if version == 6 else mss
+    for to in (bert, carl):
+        one = packet(anna, to.mac, 40 * mss + 7, version=version, flags=0x10 | FIN, tcp_options=bytes((1, 1, 1, 0)) * (mss % 3))
+        mss = min(mss, MTU - len(one.packet()) + len(one.payload))
+        to.post_buffers(64)
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[version], mss)
+        assert anna.sent(1) == [STATUS_OK]
+        if to is bert:
+            assert to.take_frame() == (BLANK | GSO[version], mss, bytes(one))
+        else:
+            assert [to.take_frame() for _ in one.segments(mss)] == [(0, 0, frame) for frame in one.segments(mss)]
+    bench.at_rest(2)
+    assert bench.drops() == {}
+    assert bench.count("segmented") == 40
+
+
+def test_what_reaches_the_wire_is_cut_and_has_its_checksums(trio: tuple[Bench, Guest, Guest, Guest]) -> None:
+    bench, anna, _, _ = trio
+    one = packet(anna, WIRE_MAC, 65_000 - 54)
+    bench.wire("wire_mode", mode="reflect")
+    anna.post_buffers(64)
+    anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 1448)
+    assert anna.sent(1) == [STATUS_OK]
+    for segment in one.segments(1448):
+        flags, _, frame = anna.take_frame()
+        assert (flags, len(frame) <= MTU + 14, frame[14:]) == (0, True, segment[14:])
+        assert frame[:12] == segment[6:12] + segment[:6]  # reflected
+    bench.at_rest(1 + len(one.segments(1448)))
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("length", [0, 1, 2, 777, 1200])
+def test_a_blank_checksum_is_filled_in_for_who_does_not_accept_it(
+    trio: tuple[Bench, Guest, Guest, Guest], protocol: str, version: int, length: int
+) -> None:
+    bench, anna, bert, carl = trio
+    for to in (bert, carl):
+        one = packet(anna, to.mac, length, protocol=protocol, version=version, tags=((0x8100, 5),) * (length % 3))
+        to.post_buffers(1)
+        anna.send_chain([bytes(one)], BLANK)
+        assert anna.sent(1) == [STATUS_OK]
+        assert to.take_frame() == ((BLANK, 0, bytes(one)) if to is bert else (0, 0, one.filled()))
+    bench.at_rest(2)
+
+
+def test_a_cut_frame_waits_for_buffers_and_loses_nothing() -> None:
+    with bench_of(1, mtu=MTU, features=ALL, queue=64, pause_us=60_000_000) as (bench, anna):
+        carl = bench.guest()
+        one = packet(anna, carl.mac, 30 * 1000)
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 1000)
+        found = []
+        for n in (1, 2, 7, 20):
+            carl.post_buffers(n)
+            found += [carl.take_frame() for _ in range(n)]
+        assert found == [(0, 0, frame) for frame in one.segments(1000)]
+        assert anna.sent(1) == [STATUS_OK]
+        bench.at_rest(1)
+        assert bench.drops() == {}
+
+
+def test_a_frame_over_many_buffers_waits_until_there_are_enough() -> None:
+    with bench_of(2, mtu=MTU, features=ALL, queue=64, pause_us=60_000_000) as (bench, anna, bert):
+        one = packet(anna, bert.mac, 20_000)
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 1448)
+        for _ in range(4):
+            bert.post_buffers(1)
+            assert bert.waiting() == 0
+        bert.post_buffers(1)
+        assert bert.take_frame() == (BLANK | GSO[4], 1448, bytes(one))
+        assert anna.sent(1) == [STATUS_OK]
+        bench.at_rest(1)
+
+
+def test_the_rest_of_a_cut_frame_drops_with_the_segment_that_found_no_buffer() -> None:
+    with bench_of(1, mtu=MTU, features=ALL, queue=64, pause_us=1000) as (bench, anna):
+        carl = bench.guest()
+        one = packet(anna, carl.mac, 30 * 1000)
+        carl.post_buffers(10)
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 1000)
+        assert anna.sent(1) != [STATUS_OK]
+        assert [carl.take_frame()[2] for _ in range(10)] == one.segments(1000)[:10]
+        bench.at_rest(1)
+        assert bench.drops() == {"drop_no_buffer": 20}
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_over_the_wrap_and_between_engines(engines: int) -> None:
+    with bench_of(2, engines=engines, mtu=MTU, features=ALL, start=JUST_BELOW_WRAP) as (bench, anna, bert):
+        carl = bench.guest(features=CSUM)
+        for to in (bert, carl):
+            for number in range(4):
+                one = packet(anna, to.mac, 9000 + number)
+                to.post_buffers(30)
+                anna.send_chain(fragments_of(bytes(one), 2000), BLANK | GSO[4], 1400)
+                assert anna.sent(1) == [STATUS_OK]
+                if to is bert:
+                    assert to.take_frame() == (BLANK | GSO[4], 1400, bytes(one))
+                else:
+                    assert [to.take_frame() for _ in range(7)] == [(VALID, 0, frame) for frame in one.segments(1400)]
+        bench.at_rest(8)
+        assert bench.drops() == {}
+
+
+# --- what a driver may not do -----------------------------------------------------------------------------------------
+
+
+def _chain(anna: Guest, lengths: Sequence[int], last: int = DESC_SIGNALED, first: int = 0, segment: int = 0) -> None:
+    frame = bytes(packet(anna, WIRE_MAC, 3000))
+    for k, length in enumerate(lengths):
+        gpa = anna.tx_pool + int(anna.q["sq_prod"]) % anna.entries * PAGE
+        anna.write(gpa, frame[: min(max(length, 64), PAGE)])
+        flags = (last if k == len(lengths) - 1 else DESC_MORE) | (first if k == 0 else 0)
+        anna.post(gpa, length, flags, segment if k == 0 else 0)
+    anna.ring()
+
+
+HOSTILE: Final = {
+    "too many fragments": ([40] * (MAX_FRAGMENTS + 1), {}, STATUS_BAD_CHAIN, "faults_chain", "drop_bad_frame"),
+    "far too many": ([40] * 60, {}, STATUS_BAD_CHAIN, "faults_chain", "drop_bad_frame"),
+    "no end": ([40] * 5, {"last": DESC_MORE}, STATUS_BAD_CHAIN, "faults_chain", "drop_bad_frame"),
+    "an empty one in the middle": ([40, 0, 40], {}, STATUS_BAD_CHAIN, "faults_chain", "drop_bad_frame"),
+    "an empty one at the end": ([40, 0], {}, STATUS_BAD_CHAIN, "faults_chain", "drop_bad_frame"),
+    "no header in the first": ([13, 100], {}, STATUS_BAD_CHAIN, "faults_chain", "drop_bad_frame"),
+    "too long in all": ([1500, 19], {}, STATUS_BAD_LENGTH, "faults_descriptor", "drop_oversize"),
+    "more than 16 bits in all": ([4000] * 17, {}, STATUS_BAD_LENGTH, "faults_descriptor", "drop_oversize"),
+    "signalled and more": ([40, 40], {"first": DESC_SIGNALED}, STATUS_BAD_FLAGS, "faults_descriptor", "drop_bad_frame"),
+    "no segment size": ([1500] * 2, {"first": BLANK | GSO[4]}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame"),
+    "a tiny one": ([1500] * 2, {"first": BLANK | GSO[4], "segment": 47}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame"),
+    "longer than the MTU": (
+        [1500, 1500, 54], {"first": BLANK | GSO[4], "segment": 1500}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame",
+    ),
+    "both kinds": (
+        [1500, 1500, 54], {"first": BLANK | GSO[4] | GSO[6], "segment": 1000}, STATUS_BAD_OFFLOAD, "faults_offload",
+        "drop_bad_frame",
+    ),
+    "IPv6's for IPv4": (
+        [1500, 1500, 54], {"first": BLANK | GSO[6], "segment": 1000}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame",
+    ),
+    "without a blank checksum": (
+        [1500, 1500, 54], {"first": GSO[4], "segment": 1000}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame",
+    ),
+    "a length that IP doesn't say": (
+        [1500, 1500], {"first": BLANK | GSO[4], "segment": 1000}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame",
+    ),
+    "a size without GSO": ([100], {"segment": 1000}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame"),
+    "no header to fill": ([53], {"first": BLANK}, STATUS_BAD_OFFLOAD, "faults_offload", "drop_bad_frame"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", HOSTILE)
+@pytest.mark.parametrize("start", [0, JUST_BELOW_WRAP], ids=["from 0", "over the wrap"])
+def test_a_chain_that_is_no_good_is_refused_whole(which: str, start: int) -> None:
+    lengths, more, status, fault, drop = HOSTILE[which]
+    with bench_of(2, mtu=MTU, features=ALL, start=start) as (bench, anna, bert):
+        _chain(anna, lengths, **more)
+        assert anna.sent(1) == [status]
+        assert int(anna.q["sq_done"]) == int(anna.q["sq_prod"])
+        bench.at_rest(1)
+        assert bench.drops() == {drop: 1}
+        assert bench.of(anna)[fault] == 1
+        well(bench, anna, bert)
+
+
+def test_an_address_out_of_reach_in_the_middle_of_a_chain(trio: tuple[Bench, Guest, Guest, Guest]) -> None:
+    bench, anna, bert, _ = trio
+    anna.write(anna.tx_pool, anna.frame(bert.mac))
+    anna.post(anna.tx_pool, 64, DESC_MORE)
+    anna.post(anna.free, 64, DESC_MORE)
+    anna.post(anna.tx_pool, 64)
+    anna.ring()
+    assert anna.sent(1) == [STATUS_BAD_ADDRESS]
+    bench.at_rest(1)
+    assert bench.drops() == {"drop_bad_address": 1}
+    well(bench, anna, bert)
+
+
+def test_more_from_who_did_not_accept_it_is_a_flag_like_others(trio: tuple[Bench, Guest, Guest, Guest]) -> None:
+    bench, _, bert, carl = trio
+    carl.send_chain([carl.frame(WIRE_MAC), carl.frame(WIRE_MAC)])
+    assert carl.sent(2) == [STATUS_BAD_FLAGS, STATUS_OK]
+    bench.at_rest(2)
+    assert bench.drops() == {"drop_bad_frame": 1}
+    well(bench, carl, bert)
+
+
+# --- anything, against the model --------------------------------------------------------------------------------------
+
+PACKETS: Final = st.fixed_dictionaries(
+    {
+        "version": st.sampled_from([4, 6]),
+        "protocol": st.sampled_from(["tcp", "tcp", "udp"]),
+        "length": st.integers(0, 6000),
+        "tags": st.sampled_from([(), ((0x8100, 7),), ((0x88A8, 1), (0x8100, 4095))]),
+        "ip_options": st.sampled_from([b"", bytes((1, 1, 1, 0, 0, 0, 0, 0))]),
+        "tcp_options": st.sampled_from([b"", bytes((1, 1, 1, 0)), bytes((1,)) * 40]),
+        "flags": st.integers(0, 255),
+        "identification": st.sampled_from([0, 0xFFFF, 77]),
+        "sequence": st.sampled_from([0, 0xFFFF_FFFF, 0x7FFF_F000]),
+    }
+)
+CASES: Final = st.tuples(
+    st.lists(st.tuples(PACKETS, st.lists(st.integers(14, 6200), max_size=20), st.integers(48, 1400)), min_size=1, max_size=12),
+    st.sampled_from([0, SG, CSUM, CSUM | SG, CSUM | SG | TSO4, CSUM | SG | TSO6, ALL]),
+    st.lists(st.integers(1, PAGE), min_size=1, max_size=4),
+    st.sampled_from([0, JUST_BELOW_WRAP]),
+)
+
+
+def exchange(case: Any, seen: set[str]) -> None:
+    """Send the packets of a case to a guest with these features and buffers of these sizes in turn; compare what it gets."""
+    sends, features, sizes, start = case
+    with bench_of(1, mtu=MTU, features=ALL, queue=256, memory=16 << 20, pause_us=60_000_000) as (bench, anna):
+        bert = bench.guest(queue=256, memory=16 << 20, features=features, start=start)
+        for given, cuts, mss in sends:
+            given = dict(given)
+            one = packet(anna, bert.mac, given.pop("length"), **given)
+            frame, headers = bytes(one), len(bytes(one)) - len(one.payload)
+            mss = min(mss, MTU + 18 - headers)
+            gso = one.protocol == "tcp" and len(one.payload) > 0
+            if not gso and len(frame) > MTU + 18:
+                continue
+            whole = features & CSUM and (not gso or (features & SG and features & (TSO4 if one.version == 4 else TSO6)))
+            expected = [frame] if whole else one.segments(mss) if gso else [one.filled()]
+            for content in expected:
+                room, n = 0, 0
+                while room < len(content) and n < 40:
+                    size = sizes[n % len(sizes)] if features & SG else PAGE
+                    size = max(size, -(-len(content) // 30))
+                    bert.post_buffer(bert.rx_pool + int(bert.q["rq_prod"]) % bert.entries * PAGE, size)
+                    room, n = room + size, n + 1
+            bert.ring_buffers()
+            pieces = cut(frame, cuts) if len(frame) <= PAGE else cut(frame, [*cuts, *range(PAGE, len(frame), PAGE)])
+            anna.send_chain(pieces, BLANK | (GSO[one.version] if gso else 0), mss if gso else 0)
+            assert anna.sent(1) == [STATUS_OK]
+            flags = (BLANK | (GSO[one.version] if gso else 0), mss if gso else 0) if whole else (VALID if features & CSUM else 0, 0)
+            assert [bert.take_frame() for _ in expected] == [(*flags, content) for content in expected]
+            seen.add("whole" if whole else "cut" if gso else "filled")
+            seen.add("fragments" if len(pieces) > 1 else "one")
+        bench.at_rest()
+        assert bench.drops() == {}
+
+
+@TIERS
+def test_the_nic_does_what_the_model_does_with_any_packets(examples: int) -> None:
+    seen: set[str] = set()
+    fuzz(lambda case: exchange(case, seen), CASES, 30 * examples)
+    assert seen == {"whole", "cut", "filled", "fragments", "one"}, SEED
