@@ -83,6 +83,21 @@ def write_part(f: Any, part: int, to: int) -> None:
     scatter(h, own, to)
 
 
+@outlined
+def finish_in_place(f: Any) -> None:
+    """Fill in the checksum of a prepared frame where it lies: its pieces are the caller's own memory."""
+    _fill_in(f, f.headers, f.pieces, f.end)
+    scatter(f.headers, f.header_bytes, f.pieces)
+
+
+@outlined
+def blank_in_place(f: Any) -> None:
+    """The checksum field of a prepared frame gets what CSUM_BLANK says is in it: the pseudo-header's sum."""
+    field = f.transport + (TCP_CHECKSUM if f.protocol == TCP else UDP_CHECKSUM)
+    store16(f.headers + field, folded(pseudo_header(f, f.headers, f.end - f.transport)))
+    scatter(f.headers, f.header_bytes, f.pieces)
+
+
 @compiled
 def _number_segment(f: Any, h: int, part: int, end: int) -> None:
     """The headers at `h`, a copy of the frame's, become those of a segment that ends at `end`."""
