@@ -31,7 +31,7 @@ RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners 
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 MIN_RAM, MAX_RAM = 4 * MIB, GIB
-MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1514  # Ethernet without its checksum; the NIC takes others too (hyp/abi/nic.py)
+MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1 << 16  # Ethernet without its checksum
 HEADER: Final = 14  # what a frame has more than the MTU counts
 MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far from the int64 of compiled code
 
@@ -211,7 +211,7 @@ class Nic(Table):
     """``[nic]``: `pause_us` in microseconds, `queue` in descriptors, `mtu` in bytes."""
 
     engines: Engines = 1
-    mtu: int = Field(default=DEFAULT_MTU, ge=576, le=MAX_MTU)
+    mtu: int = Field(default=DEFAULT_MTU, ge=DEFAULT_MTU, le=MAX_MTU)
     pause_us: int = Field(default=20_000, ge=0, le=1_000_000)
     queue: Annotated[int, Field(ge=64, le=4096), AfterValidator(_power_of_two)] = 256
     wire: Wire = Wire()

@@ -4,7 +4,7 @@ import numpy as np
 
 from hyp.abi.nic import CONTEXTS, LINK_HEADER, mac_to_int
 from hyp.abi.platform import PLATFORM_BYTES
-from hyp.abi.sizes import LARGEST_FRAME_BUFFER
+from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT, new_eventfd
@@ -46,12 +46,15 @@ class EngineState:
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
         self._wait = np.zeros(1, WAIT)
+        self._buffers = private_pages(WIRE_BUFFERS * LARGEST_FRAME_BUFFER)
+        self._jumbos = np.zeros(WIRE_BUFFERS * JUMBO_BUFFER, np.uint8)  # memory that costs nothing until there is such a frame
         self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)
         self.contexts["head1"] = -1
         self._frames = [FrameMemory(), FrameMemory()]
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
+        self.wire[0]["buffers"], self.wire[0]["jumbos"] = self._buffers.ctypes.data, self._jumbos.ctypes.data
         self.wire[0]["lengths"] = self._lengths.ctypes.data
         self.wire[0]["schedule"] = self.schedule.ctypes.data
         self._links["line"] = [line.ctypes.data for line in self._lines]
@@ -76,11 +79,7 @@ class EngineState:
     def configure(self, counters: CounterPage, wire_mac: str, pause_us: int, mtu: int) -> None:
         """Set what comes from the topology, and the rows that count."""
         index = int(self._record[0]["index"])
-        max_frame = mtu + LINK_HEADER
-        stride = max(LARGEST_FRAME_BUFFER, (max_frame + 63) // 64 * 64 + 64)
-        self._buffers = private_pages(WIRE_BUFFERS * stride)
-        self._record[0]["max_frame"] = max_frame
-        self.wire[0]["buffers"], self.wire[0]["stride"] = self._buffers.ctypes.data, stride
+        self._record[0]["max_frame"] = mtu + LINK_HEADER
         self._record[0]["pause_ns"] = pause_us * 1000
         self._record[0]["counts"], self._record[0]["counts_shared"] = counters.row(f"engine{index}")
         self.wire[0]["counts"], self.wire[0]["counts_shared"] = counters.row(f"wire{index}")

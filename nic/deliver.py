@@ -114,7 +114,7 @@ def _put_fragments(e, r, f, part):
         write_whole(f, e.to)
         offload = f.offload
     else:
-        write_part(f, part, e.to)
+        write_part(f, part, e.to, 1)
         offload = CSUM_VALID if r.features & CSUM else 0
     complete_fragments(e, r, e.to, e.wanted, offload)
     _count_received(r, 1, length)

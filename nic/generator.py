@@ -19,7 +19,7 @@ from nic.link import launch, link_at, room_for_frame, takes
 from nic.queues import posted_buffers
 from nic.state import DELIVERED, PAUSE, context_of, stage, wire_at
 from nic.switch import lookup
-from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, inbound
+from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, buffer_for, inbound
 
 
 @outlined
@@ -71,10 +71,9 @@ def _generate_run(e, w):
     if number == NO_CONTEXT or r.mine == 0 or r.active == 0:
         return 0
     n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
-    buffers, stride = w.buffers, w.stride
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     for k in range(n):
-        buffer = buffers + ((first + k) & (WIRE_BUFFERS - 1)) * stride
+        buffer = buffer_for(w, (first + k) & (WIRE_BUFFERS - 1), length)
         write_test_frame(buffer, length, head0, head1, stream, sequence + k, 0)
         stage(e, k, buffer, length, head1 | (stream << 48))
     sent, total = put_run(e, r, n, head0)
@@ -91,7 +90,7 @@ def _generate_one(e, w, s):
     """Hand the next frame to its receiver. False if it has to wait; it is written afresh then."""
     if is_paused(e, w):
         return False
-    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * w.stride
+    buffer = buffer_for(w, w.next & (WIRE_BUFFERS - 1), w.length)
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp(s))
     f = frame_at(e.frame)

@@ -24,9 +24,11 @@ from hyp.abi.counters import (
 from hyp.abi.features import SG
 from hyp.abi.fragment import CSUM_BLANK, GSO, LENGTH_MASK, MORE, OFFLOAD_MASK, SEGMENT_SHIFT, SEND_FLAGS, SIGNALED
 from hyp.abi.nic import (
+    DEFAULT_MTU,
     DESC_BYTES,
     DESC_SIGNALED,
     GROUP_BIT,
+    LINK_HEADER,
     MAX_FRAGMENTS,
     MAX_FRAME,
     MIN_FRAME,
@@ -70,6 +72,8 @@ UNKNOWN_FLAGS = ~(LENGTH_MASK | SEND_FLAGS | (0xFFFF << SEGMENT_SHIFT)) & (1 << 
 """Bits that no descriptor may have; those of a segment size are judged with the offload."""
 UNKNOWN_IN_CHAIN = ~(LENGTH_MASK | SIGNALED | MORE)
 """Bits that no descriptor but a frame's first may have."""
+RUN_FRAME = DEFAULT_MTU + LINK_HEADER
+"""The longest frame that goes in a run: no NIC's MTU is less."""
 WHOLE_HEADER = 16
 """A frame of so many bytes has a header that can be read as two words."""
 FLOODED, SPOOFED = -2, -3
@@ -296,8 +300,7 @@ def _take_run(e, c, n, room, to_sink):
     """
     w = wire_at(e.wire)
     head0, half = c.head0, c.head1  # in registers, and so is the rest: a store to a buffer might alias
-    buffers, stride, lengths, first = w.buffers, w.stride, w.lengths, w.next
-    longest = e.max_frame
+    buffers, lengths, first = w.buffers, w.lengths, w.next
     queue, mask, cons = c.sq, c.sq_size - 1, c.sq_cons
     (q_first, q_span, q_base), (start, span, base) = NO_WINDOW, NO_WINDOW
     done, total, flags = 0, 0, 0
@@ -310,7 +313,7 @@ def _take_run(e, c, n, room, to_sink):
         prefetch(slot + AHEAD_BYTES)
         addr, word = load64_once(slot), load64_once(slot + 8)
         length, more = word & 0xFFFFFFFF, word >> 32
-        if length < WHOLE_HEADER or length > longest or more & ~DESC_SIGNALED != 0:
+        if length < WHOLE_HEADER or length > RUN_FRAME or more & ~DESC_SIGNALED != 0:
             break
         # 2. Where the frame is.
         frame, start, span, base = seek(c, addr, length, READ, start, span, base)
@@ -322,7 +325,7 @@ def _take_run(e, c, n, room, to_sink):
             break
         # 4. On it goes.
         if to_sink:
-            put_on_wire(buffers, stride, lengths, first + done, frame, length, next0, next1)
+            put_on_wire(buffers, lengths, first + done, frame, length, next0, next1)
         else:
             stage(e, done, frame, length, next1)
         flags = more

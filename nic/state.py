@@ -63,8 +63,8 @@ WIRE = np.dtype(
     [
         ("mode", "i8"),
         ("mac", "i8"),
-        ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of `stride` bytes
-        ("stride", "i8"),
+        ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of LARGEST_FRAME_BUFFER bytes
+        ("jumbos", "i8"),  # and as many of JUMBO_BUFFER bytes for those that are longer
         ("lengths", "i8"),  # of the frames in them, i8 each
         ("next", "i8"),
         ("fresh", "i8"),  # frames that have left, and their bytes, which nobody has counted or looked at yet

@@ -19,12 +19,13 @@ from hyp.abi.counters import (
     TX_FRAMES,
 )
 from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
+from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.atomics import load64, store64
 from hyp.counters import count
 from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import verify
 from hyp.load.schedule import schedule_at
+from hyp.load.tcp import verify_frame
 from hyp.offload.frame import frame_at, is_simple, one_piece, piece_addr, set_piece, write_whole
 from hyp.offload.segments import part_length, write_part
 from nic.crossing import await_crossing, cross, cross_or_pause, is_paused
@@ -84,7 +85,10 @@ def outbound(e, sender, f):
         copy_frame(room_for_frame(k), frame, length, f.head0, f.head1)
         launch(k, e.now, length, SENT)
     else:
-        buffer = put_on_wire(w.buffers, w.stride, w.lengths, w.next, frame, length, f.head0, f.head1)
+        slot = w.next & (WIRE_BUFFERS - 1)
+        buffer = buffer_for(w, slot, length)
+        copy_frame(buffer, frame, length, f.head0, f.head1)
+        store64(w.lengths + 8 * slot, length)
         w.next += 1
         if w.mode != SINK:
             _reflect(e, w, buffer, length, f.head0, f.head1)
@@ -104,12 +108,12 @@ def _outbound_parts(e, sender, f):
             end_outbound(e)
         length = f.length if f.offload == 0 else part_length(f, sender.part)
         slot = w.next & (WIRE_BUFFERS - 1)
-        place = room_for_frame(link_at(w.out)) if w.linked != 0 else w.buffers + slot * w.stride
+        place = room_for_frame(link_at(w.out)) if w.linked != 0 else buffer_for(w, slot, length)
         set_piece(e.to, 0, place, length)
         if f.offload == 0:
             write_whole(f, e.to)
         else:
-            write_part(f, sender.part, e.to)
+            write_part(f, sender.part, e.to, 1)
         if w.linked != 0:
             launch(link_at(w.out), e.now, length, SENT)
         else:
@@ -132,13 +136,17 @@ def has_open_sink(w):
 
 
 @compiled
-def put_on_wire(buffers, stride, lengths, index, frame, length, head0, head1):
-    """Copy a frame into the wire buffer of `index`; returns its address."""
+def buffer_for(w, slot, length):
+    """The wire buffer of a slot for a frame of so many bytes: jumbo frames lie apart, so that small ones lie close."""
+    return w.buffers + slot * LARGEST_FRAME_BUFFER if length <= LARGEST_FRAME_BUFFER else w.jumbos + slot * JUMBO_BUFFER
+
+
+@compiled
+def put_on_wire(buffers, lengths, index, frame, length, head0, head1):
+    """Copy a frame that is no jumbo into the wire buffer of `index`."""
     slot = index & (WIRE_BUFFERS - 1)
-    buffer = buffers + slot * stride
-    copy_frame(buffer, frame, length, head0, head1)
+    copy_frame(buffers + slot * LARGEST_FRAME_BUFFER, frame, length, head0, head1)
     store64(lengths + 8 * slot, length)
-    return buffer
 
 
 @compiled
@@ -167,18 +175,12 @@ def end_outbound(e):
     count(w.counts, RX_FRAMES, frames)
     count(w.counts, RX_BYTES, total)
     if w.mode == SINK:
-        trackers, counts, buffers, stride, lengths, now = (
-            e.trackers,
-            w.counts,
-            w.buffers,
-            w.stride,
-            w.lengths,
-            e.now,
-        )  # in registers
+        trackers, counts, lengths, now = e.trackers, w.counts, w.lengths, e.now  # in registers
         end = w.next
         for k in range(end - frames, end):
             slot = k & (WIRE_BUFFERS - 1)
-            verify(trackers, counts, buffers + slot * stride, load64(lengths + 8 * slot), now)
+            length = load64(lengths + 8 * slot)
+            verify_frame(trackers, counts, buffer_for(w, slot, length), length, 0, now)
 
 
 @compiled
@@ -275,7 +277,7 @@ def _arrive_out(e, w):
         count(w.counts, RX_FRAMES, 1)
         count(w.counts, RX_BYTES, length)
         if w.mode == SINK:
-            verify(e.trackers, w.counts, entry + ENTRY_FRAME, length, load64(entry + ENTRY_ARRIVAL))
+            verify_frame(e.trackers, w.counts, entry + ENTRY_FRAME, length, 0, load64(entry + ENTRY_ARRIVAL))
         else:
             _launch_back(e, w, entry + ENTRY_FRAME, length)
         retire(k)

@@ -24,7 +24,7 @@ from domu.device import (
 )
 from hyp.abi.counters import COPIED_BYTES, COPIES, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.features import CSUM, SG, TSO4, TSO6
-from hyp.abi.fragment import LENGTH_MASK, MORE, SIGNALED
+from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT, SIGNALED
 from hyp.abi.nic import DESC_BYTES, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
 from hyp.abi.sizes import FRAME_BUFFER
@@ -106,16 +106,16 @@ def tx_commit(device: int, n: int) -> int:
     wait = wait_at(d.wait)
     bounce = ablated(wait.platform, BOUNCE)
     burst, queue, pool, prod, mask = d.tx, q.sq, b.tx_pool, q.sq_prod, q.sq_size - 1
-    total, chained = 0, 0
+    total = 0  # bytes, and, from bit 33 on, how many fragments are followed by more
     for k in range(n):
         word, index = frame_word(burst, k), (prod + k) & mask
-        total += word & LENGTH_MASK
-        chained += word & MORE
+        total += word & (LENGTH_MASK | MORE)
         if bounce != 0:
             memcpy(b.scratch + index * FRAME_BUFFER, frame_addr(burst, k), word & LENGTH_MASK)
         write_send(queue + index * DESC_BYTES, pool + index * FRAME_BUFFER, word | SIGNALED if k == n - 1 else word)
     advance_sends(q, n, 1 if n > 0 else 0)
-    count(d.counts, TX_FRAMES, n - chained // MORE)
+    count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
+    total &= LENGTH_MASK
     count(d.counts, TX_BYTES, total)
     if bounce != 0:
         count(d.counts, COPIES, n)

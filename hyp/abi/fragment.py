@@ -21,7 +21,8 @@ from typing import Final
 
 LENGTH_MASK: Final = 0xFFFF_FFFF
 SIGNALED: Final = 1 << 32
-MORE: Final = 1 << 33
+MORE_BIT: Final = 33
+MORE: Final = 1 << MORE_BIT
 CSUM_BLANK: Final = 1 << 34
 CSUM_VALID: Final = 1 << 35
 GSO_TCPV4: Final = 1 << 36

@@ -68,8 +68,8 @@ def part_length(f: Any, part: int) -> Any:
 
 
 @outlined
-def write_part(f: Any, part: int, to: int) -> None:
-    """Write one part of a prepared frame, checksum and all, into a table of pieces that has room for it."""
+def write_part(f: Any, part: int, to: int, fill: int) -> None:
+    """Write one part of a prepared frame into a table of pieces that has room: checksum and all, or, without `fill`, blank."""
     own, skipped = f.header_bytes, part * f.segment
     n = min(f.segment, f.length - own - skipped)
     copy_pieces(f.pieces, own + skipped, n, to, own)
@@ -79,7 +79,7 @@ def write_part(f: Any, part: int, to: int) -> None:
     if f.offload & GSO:
         end = own + n
         _number_segment(f, h, part, end)
-    _fill_in(f, h, to, end)
+    _sum_up(f, h, to, end, fill)
     scatter(h, own, to)
 
 
@@ -129,10 +129,14 @@ def pseudo_header(f: Any, h: int, length: int) -> Any:
 
 
 @compiled
-def _fill_in(f: Any, h: int, to: int, end: int) -> None:
+def _sum_up(f: Any, h: int, to: int, end: int, fill: int) -> None:
     """The checksum of a packet that ends at `end`, whose headers are at `h` and whose payload is in `to`."""
     field = h + f.transport + (TCP_CHECKSUM if f.protocol == TCP else UDP_CHECKSUM)
+    pseudo = pseudo_header(f, h, end - f.transport)
+    if fill == 0:
+        store16(field, folded(pseudo))
+        return
     store16(field, 0)
-    total = pseudo_header(f, h, end - f.transport) + sum_bytes(h + f.transport, f.header_bytes - f.transport)
+    total = pseudo + sum_bytes(h + f.transport, f.header_bytes - f.transport)
     value = folded(total + sum_pieces(to, f.header_bytes, end - f.header_bytes)) ^ 0xFFFF
     store16(field, 0xFFFF if value == 0 and f.protocol == UDP else value)
