@@ -9,7 +9,7 @@ the port                gets
 the uplink              the frame as it is: a chain of descriptors with the offloads in the first one
 a vif that accepts it   the frame as it is, its bytes in as many of the guest's pages as they fill
 CSUM not accepted       the same, its checksum filled in: in Dom0's buffers, and so for everybody who gets it after that
-GSO not accepted        segments, each with its own headers and checksums (Linux's software GSO); they fill pages likewise
+GSO not accepted        segments, each with its own headers, its checksum filled in or left blank (Linux's software GSO)
 SG not accepted         what fits into one page, however many fragments it came in; longer frames drop (DROP_SMALL_BUFFER)
 ======================  ================================================================================================
 
@@ -68,12 +68,16 @@ def judge_frame(e, p, k):
 
 
 @compiled
+def _takes_blank(t, f):
+    """True if port `t`, a vif, accepts a blank checksum of this frame."""
+    return t.features & (CSUM6 if f.version == 6 else CSUM) != 0
+
+
+@compiled
 def _takes(t, f):
     """True if port `t`, a vif, accepts the frame as it is."""
-    needed = needed_features(f.offload)
-    if needed & CSUM != 0 and f.version == 6:
-        needed += CSUM6 - CSUM
-    return t.features & needed == needed
+    needed = needed_features(f.offload) & ~CSUM
+    return t.features & needed == needed and (f.offload & CSUM_BLANK == 0 or _takes_blank(t, f))
 
 
 @compiled
@@ -103,7 +107,9 @@ def _put_part(e, p, k, t, f, parts, part):
         return DELIVERED
     whole = parts == 1
     length = f.length if whole else part_length(f, part)
-    offload = f.offload if whole else CSUM_VALID
+    offload = f.offload if whole else CSUM_BLANK
+    if not whole and not _takes_blank(t, f):
+        offload = CSUM_VALID
     if t.features & CSUM == 0:
         offload &= ~CSUM_VALID
     pages = pages_for(length)

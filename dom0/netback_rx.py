@@ -181,7 +181,7 @@ def queue_frame(e, p, f, part, length, offload):
             into = colour(e.op_count, length) if length <= PAGE_BYTES else 0
             page = e.ram + e.scratch + (e.op_count + k) * PAGE_BYTES
             set_piece(e.to, k, page + into, min(PAGE_BYTES, length - k * PAGE_BYTES))
-        write_part(f, part, e.to)
+        write_part(f, part, e.to, 0 if offload & CSUM_BLANK else 1)
         count(p.counts, COPIES, 1)
         count(p.counts, COPIED_BYTES, length)
         _queue_pieces(e, p, e.to, length, offload)
@@ -253,7 +253,7 @@ def _write_pinned(e, p, f, part, length, offload):
     if copied and part < 0:
         write_whole(f, e.to)
     elif copied:
-        write_part(f, part, e.to)
+        write_part(f, part, e.to, 0 if offload & CSUM_BLANK else 1)
     for k in range(pages):
         flags = _slot_flags(offload, k * PAGE_BYTES, length)
         _write_response(p, load64(e.ids + 8 * k), begin, flags, piece_length(e.to, k), copied)

@@ -86,15 +86,14 @@ def write_part(f: Any, part: int, to: int, fill: int) -> None:
 @outlined
 def finish_in_place(f: Any) -> None:
     """Fill in the checksum of a prepared frame where it lies: its pieces are the caller's own memory."""
-    _fill_in(f, f.headers, f.pieces, f.end)
+    _sum_up(f, f.headers, f.pieces, f.end, 1)
     scatter(f.headers, f.header_bytes, f.pieces)
 
 
 @outlined
 def blank_in_place(f: Any) -> None:
     """The checksum field of a prepared frame gets what CSUM_BLANK says is in it: the pseudo-header's sum."""
-    field = f.transport + (TCP_CHECKSUM if f.protocol == TCP else UDP_CHECKSUM)
-    store16(f.headers + field, folded(pseudo_header(f, f.headers, f.end - f.transport)))
+    _sum_up(f, f.headers, f.pieces, f.end, 0)
     scatter(f.headers, f.header_bytes, f.pieces)
 
 
