@@ -4,15 +4,18 @@ import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS
 from dom0.engine import ADD_PORT, REMOVE_PORT
-from dom0.state import ENGINE, FLUSH, MAX_PORTS, PENDING, PORT, STAGE, STAGED, UPLINK, engine_at
+from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGED, UPLINK, engine_at
 from dom0.uplink import receive_buffer
 from hyp.abi.grant import COPY_BYTES
+from hyp.abi.netif import NR_SLOTS_MIN
+from hyp.abi.nic import LINK_HEADER
 from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
+from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from hyp.ram import QueuePair, Ram
 from hyp.verbs import post_receive, qp_at, ring_receives
 
@@ -39,12 +42,15 @@ class EngineState:
         self._record = np.zeros(1, ENGINE)
         self.ports = np.zeros(MAX_PORTS, PORT)
         self.views = np.zeros(domains, DOMAIN_VIEW)
-        self._stages = np.zeros((MAX_PORTS, STAGE), STAGED)
+        self._stages = np.zeros((MAX_PORTS, STAGE_SLOTS), STAGED)
         self._fdb = np.zeros(FDB_SLOTS, ENTRY)
-        self._ops = np.zeros(max(FLUSH, STAGE) * COPY_BYTES // 8, np.int64)
-        self._pending = np.zeros(FLUSH, PENDING)
+        self._ops = np.zeros(OPS * COPY_BYTES // 8, np.int64)
+        self._pending = np.zeros(OPS, PENDING)
         self._copy_counts = np.zeros(1, COPY_COUNTS)
         self._free = np.arange(DOM0_BUFFERS, dtype=np.int64)
+        self._frame = FrameMemory()
+        self._to = np.zeros(PIECES_BYTES // 8, np.int64)
+        self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self._wait = np.zeros(1, WAIT)
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         for number in range(MAX_PORTS):
@@ -53,8 +59,10 @@ class EngineState:
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
             "pending": self._pending, "copy_counts": self._copy_counts, "wait": self._wait,
+            "to": self._to, "ids": self._ids,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
+        record["frame"] = self._frame.address
         record["view_count"], record["free_count"], record["mailbox"] = domains, DOM0_BUFFERS, engine.mailbox
         self._keep = platform
 
@@ -81,13 +89,19 @@ class EngineState:
         pair: QueuePair,
         rx_pool: int,
         pool: int,
+        scratch: int,
         counts: tuple[int, int],
         ageing_s: float,
         pause_us: int,
+        mtu: int,
     ) -> None:
-        """Set RAM, uplink and limits. `pool`, `rx_pool`: where DOM0_BUFFERS pages, and a page per receive slot, lie."""
+        """Set RAM, uplink and limits.
+
+        `pool`, `rx_pool`, `scratch`: where DOM0_BUFFERS pages, a page per receive slot, and OPS pages lie.
+        """
         record = self._record[0]
         record["ram"], record["pool"], record["rx_pool"], record["qp"] = ram.address, pool, rx_pool, pair.address
+        record["scratch"], record["max_frame"] = scratch, mtu + LINK_HEADER
         record["counts"], record["counts_shared"] = counts
         record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
         self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
@@ -100,16 +114,25 @@ class EngineState:
         """Fill the uplink's receive queue."""
         _post_all_buffers(self.address)
 
-    async def add_uplink(self, counts: tuple[int, int]) -> None:
-        """Make the NIC port 0 of the bridge."""
+    async def add_uplink(self, counts: tuple[int, int], features: int) -> None:
+        """Make the NIC port 0 of the bridge. `features`: those accepted."""
+        self.ports[UPLINK]["features"] = features
         self.ports[UPLINK]["counts"], self.ports[UPLINK]["counts_shared"] = counts
         await self.engine.post(ADD_PORT, port=UPLINK)
 
     async def add_vif(
-        self, number: int, domid: int, rings: list[int], event_fd: int, counts: tuple[int, int], pages: Pages | None = None
+        self,
+        number: int,
+        domid: int,
+        rings: list[int],
+        event_fd: int,
+        features: int,
+        counts: tuple[int, int],
+        pages: Pages | None = None,
     ) -> None:
         """Make a connected vif port `number` of the bridge.
 
+        `features`: what its front end accepts (hyp/abi/features.py).
         `pages`, for persistent grants: the tables of pages pinned for reading and for writing (dom0/persistent.py), all 0,
         which the caller keeps until `remove_port` has returned; None for grant copy.
         """
@@ -119,6 +142,7 @@ class EngineState:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["event_fd"], port["failed"] = domid, event_fd, 0
         port["tx_ring"], port["rx_ring"] = rings
+        port["features"], port["part"], port["waited_for"] = features, 0, 0
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
         await self.engine.post(ADD_PORT, port=number)

@@ -11,9 +11,10 @@ from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
 from dom0.toolstack import Toolstack
 from dom0.vifs import Cause, Vif
 from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.features import CSUM, SG, TSO4, TSO6
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import PLATFORM_BYTES
-from hyp.abi.sizes import DOM0_BUFFERS
+from hyp.abi.sizes import DOM0_BUFFERS, DOM0_SCRATCH
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.memory import Mapping
@@ -24,6 +25,8 @@ from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
+UPLINK_TAKES = SG | CSUM | TSO4 | TSO6
+"""Features of the NIC's that the uplink accepts."""
 LOOK_S = 0.2
 """How often to look whether the engine has taken a port out of service, which it can't tell."""
 
@@ -99,15 +102,18 @@ class DriverDomain:
         entries = int(self._config["queue"])
         uplink_counts = self._counters.row("uplink")
         pair = await open_queue_pair(self._hyp, number, entries, uplink_counts[0])
-        pool, rx_pool = ram.allocate(DOM0_BUFFERS * PAGE), ram.allocate(entries * PAGE)
+        pool, rx_pool, scratch = (ram.allocate(pages * PAGE) for pages in (DOM0_BUFFERS, entries, DOM0_SCRATCH))
         await register(self._hyp, pool, DOM0_BUFFERS * PAGE, writable=False)
         await register(self._hyp, rx_pool, entries * PAGE, writable=True)
-        await start_queue_pair(self._hyp, ram, pair)
+        features = await start_queue_pair(self._hyp, ram, pair, UPLINK_TAKES)
+        if features != UPLINK_TAKES:  # netback relies on it: frames go to the NIC as they came
+            raise RuntimeError(f"the NIC offers {features:#x}, and the uplink needs {UPLINK_TAKES:#x}")
         counts = self._counters.row("bridge")
-        self._state.configure(ram, pair, rx_pool, pool, counts, float(self._config["ageing_s"]), int(self._config["pause_us"]))
+        ageing_s, pause_us, mtu = float(self._config["ageing_s"]), int(self._config["pause_us"]), int(self._config["mtu"])
+        self._state.configure(ram, pair, rx_pool, pool, scratch, counts, ageing_s, pause_us, mtu)
         self._state.post_receive_buffers()
         self._engine.start(run, self._state.address, mail=MAIL)
-        await self._state.add_uplink(uplink_counts)
+        await self._state.add_uplink(uplink_counts, features)
 
     def _domain_gone(self, domid: int) -> None:
         self._spawn(self._bury(domid))

@@ -6,7 +6,10 @@ then its frame drops.
 """
 
 from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
-from dom0.netback import answer_requests, flush_copies, flush_is_full, has_room, queue_copy, take_requests, tell_guest
+from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
+from dom0.netback import drop_waiting, tell_guest
+from dom0.netback_rx import flush_copies, flush_is_full, has_room, queue_copy
+from dom0.netback_tx import answer_requests, take_requests
 from dom0.persistent import release_pages
 from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
 from dom0.uplink import (
@@ -22,12 +25,10 @@ from dom0.uplink import (
 from hyp.abi.counters import (
     DOMAIN_SWITCHES,
     DROP_DOWN,
-    DROP_NO_BUFFER,
     DROP_NO_ROUTE,
     DROP_QUEUE_FULL,
     DROP_SAME_PORT,
     INTERRUPTS,
-    PAUSES,
     REPLICATED,
 )
 from hyp.abi.nic import GROUP_BIT
@@ -45,18 +46,18 @@ from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_
 ADD_PORT, REMOVE_PORT = 1, 2
 MAIL = mail_record("port")
 _mail_at = record_view(MAIL)
-DELIVERED, PAUSE = 0, -1
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
 
 
 @compiled
 def _put(e, s, t):
-    """Pass the staged frame on to port `t`. DELIVERED, PAUSE (no room), or a drop's name."""
+    """Pass a plain frame on to port `t`. DELIVERED, PAUSE (no room), or a drop's name."""
+    e.wanted = 1
     if t.active == 0:
         return DROP_DOWN
     if t.number == UPLINK:
-        if not uplink_has_room(e):
+        if not uplink_has_room(e, 1):
             return PAUSE
         t.stalled, t.waited_for = 0, 0
         post_frame(e, t, s.buffer, s.gpa, s.length)
@@ -64,7 +65,7 @@ def _put(e, s, t):
         return DELIVERED
     if flush_is_full(e):
         flush_copies(e)
-    if not has_room(e, t):
+    if not has_room(e, t, 1):
         return PAUSE if t.active != 0 else DROP_DOWN
     queue_copy(e, t, s.gpa, s.length)
     return DELIVERED
@@ -78,7 +79,7 @@ def _flood(e, p, s):
         t = port_of(e, number)
         if number != p.number and t.active != 0:
             copies += 1
-            result = _put(e, s, t)
+            result = _put(e, s, t) if s.slots == 0 else put_copy(e, p, p.next, t)
             if result != DELIVERED:
                 count(t.counts, DROP_QUEUE_FULL if result == PAUSE else result, 1)
                 t.dirty = 1
@@ -102,42 +103,35 @@ def _pass_on(e, p, s):
     if number == p.number:
         return DROP_SAME_PORT
     t = port_of(e, number)
+    if s.slots != 0:
+        return put_frame(e, p, p.next, t)
     result = _put(e, s, t)
-    if result != PAUSE:
-        return result
-    if t.stalled == 0:
-        if p.pause_until == 0:
-            p.pause_until = e.now + e.pause_ns
-            t.waited_for = 1
-            count(p.counts, PAUSES, 1)
-            return PAUSE
-        if e.now < p.pause_until:
-            return PAUSE
-        t.stalled = 1
-    return DROP_NO_BUFFER
+    return await_receiver(e, p, t) if result == PAUSE else result
 
 
 @compiled
 def _forward(e, p):
-    """Pass the port's staged frames on. Returns how many."""
+    """Pass the port's staged frames on. Returns how many slots these are."""
     done = 0
     while p.next < p.staged:
         s = staged_of(p, p.next)
-        if s.length > 0 and (s.buffer >= 0 or p.number == UPLINK):
-            result = _pass_on(e, p, s)
+        if s.length > 0:
+            result = DELIVERED if s.slots == 0 else judge_frame(e, p, p.next)
+            if result == DELIVERED:
+                result = _pass_on(e, p, s)
             if result == PAUSE:
                 break
             if result != DELIVERED:
                 count(p.counts, result, 1)
         p.pause_until = 0
-        p.next += 1
-        done += 1
+        p.next += max(s.slots, 1)
+        done += max(s.slots, 1)
     return done
 
 
 @compiled
 def _serve_port(e, p):
-    """One turn of a port. Returns the number of frames passed on."""
+    """One turn of a port. Returns the number of slots passed on."""
     if p.next == p.staged:
         if p.number == UPLINK:
             take_received(e, p)
@@ -198,7 +192,7 @@ def _publish(e):
 def _remove_port(e, number):
     p = port_of(e, number)
     p.active = 0
-    count(p.counts, DROP_DOWN, p.staged - p.next)
+    drop_waiting(p)
     for k in range(p.staged - p.answers, p.staged):
         s = staged_of(p, k)
         if number != UPLINK and s.buffer >= 0 and s.posted == 0:
@@ -250,7 +244,7 @@ def _arm(e):
             if p.next == p.staged and arm_requests(ring_at(p.tx_ring)):
                 ready = True
             if deadline >= 0:
-                arm_requests(ring_at(p.rx_ring))
+                arm_requests(ring_at(p.rx_ring), max(p.waited_for, 1))
     full_fence()
     uplink = port_of(e, UPLINK)
     if uplink.active != 0 and uplink.next == uplink.staged and receives_completed(q):
@@ -269,7 +263,7 @@ def _paused_can_go(e, ahead):
         return True
     for number in range(e.port_count):
         p = port_of(e, number)
-        if p.active != 0 and number != UPLINK and p.stalled == 0 and p.waited_for != 0 and has_room(e, p):
+        if p.active != 0 and number != UPLINK and p.stalled == 0 and p.waited_for != 0 and has_room(e, p, p.waited_for):
             return True
     return False
 

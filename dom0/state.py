@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS, MAX_GUESTS
+from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS, DOM0_SCRATCH, MAX_GUESTS, SPLIT_SLOTS
 from hyp.atomics import load64, record_view, store64
 from hyp.kernels import compiled
 
-STAGE = 64  # frames that a port takes in at a time, and the most that wait there for a full receiver
+STAGE = 64  # slots that a port takes in at a time, and the last one's frame to its end; they wait there for a full receiver
+STAGE_SLOTS = SPLIT_SLOTS  # that a stage has room for: a frame may be as long as a ring
 MAX_PORTS = MAX_GUESTS + 1
 UPLINK = 0  # port 0 is the NIC; ports 1.. are vifs
 
@@ -19,14 +20,16 @@ PORT = np.dtype(
         ("tx_ring", "i8"),  # RING records (hyp/ring.py), as the back end
         ("rx_ring", "i8"),
         ("event_fd", "i8"),
+        ("features", "i8"),  # what may be handed to it as it is (hyp/abi/features.py)
         ("counts", "i8"),
         ("counts_shared", "i8"),
-        # frames taken in and not yet passed on: entries next .. staged − 1 of STAGED records
+        # slots taken in and not yet passed on: entries next .. staged − 1 of STAGED records
         ("stage", "i8"),
         ("staged", "i8"),
         ("next", "i8"),
+        ("part", "i8"),  # of the next frame: how many of the frames that it is for its receiver have been passed on
         ("pause_until", "i8"),
-        ("waited_for", "i8"),  # as a receiver: some port pauses for it
+        ("waited_for", "i8"),  # as a receiver: some port pauses until it has room for so many fragments; 0: none does
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it has room
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
@@ -43,21 +46,42 @@ PORT_BYTES = PORT.itemsize
 
 STAGED = np.dtype(
     [
-        ("buffer", "i8"),  # number of a Dom0 buffer, −1: none (the request was refused)
-        ("addr", "i8"),  # address of the frame in it
+        ("buffer", "i8"),  # number of a Dom0 buffer, −1: none (the request was refused, or has no data)
+        ("addr", "i8"),  # address of the fragment in it
         ("gpa", "i8"),
-        ("length", "i8"),
+        ("length", "i8"),  # of the frame, in its first entry; 0: nothing to pass on
         ("id", "i8"),  # of the transmit request
         ("status", "i8"),  # of its response
         ("posted", "i8"),  # the NIC has the buffer until the send completes
+        ("slots", "i8"),  # entries of the frame, in its first one; 0: it is this one, whole, and nothing is left to do to it
+        # only where `slots` is not 0
+        ("offload", "i8"),  # the offload word (hyp/abi/fragment.py), in the first entry
+        ("bytes", "i8"),  # of the fragment; 0 for an extra info
+        ("gref", "i8"),  # where the guest has it
+        ("offset", "i8"),
     ]
 )
+"""A slot that was taken in: a transmit request, an extra info, a filled receive buffer of the uplink."""
 STAGED_BYTES = STAGED.itemsize
 
-PENDING = np.dtype([("port", "i8"), ("id", "i8"), ("length", "i8"), ("offset", "i8")])
+PENDING = np.dtype(
+    [
+        ("port", "i8"),
+        ("id", "i8"),  # of the receive request
+        ("length", "i8"),
+        ("offset", "i8"),  # in the guest's page
+        ("ops", "i8"),  # operations of the frame, in its first one; 0: it is this one, in one slot, without flags
+        # only where `ops` is not 0
+        ("ends", "i8"),  # the next operation is for another slot
+        ("flags", "i8"),  # RXF_* of the slot's response
+        ("extra", "i8"),  # an extra info that has the next slot, in a frame's first operation; 0: none
+    ]
+)
 """A receive copy in the batch: whose response is due once it is made."""
 PENDING_BYTES = PENDING.itemsize
 FLUSH = 128
+OPS = DOM0_SCRATCH
+"""Operations that a batch has room for: those of one frame more, of MAX_FRAGMENTS pieces for a page each, than make a flush due."""
 
 ENGINE = np.dtype(
     [
@@ -75,6 +99,12 @@ ENGINE = np.dtype(
         ("posted_head", "i8"),
         ("posted_tail", "i8"),
         ("rx_pool", "i8"),  # guest-physical address of the uplink's receive buffers
+        ("scratch", "i8"),  # guest-physical address of OPS pages, in which operation k's source can be made
+        ("max_frame", "i8"),  # bytes that a frame may have, if it is not to be segmented
+        ("frame", "i8"),  # FRAME record (hyp/offload/frame.py) of the frame that is passed on, unless it is a plain one
+        ("to", "i8"),  # a table of pieces: where a frame is copied to
+        ("wanted", "i8"),  # fragments for which a receiver that makes a frame wait needs room
+        ("ids", "i8"),  # of the receive requests whose pages are in `to`
         ("views", "i8"),  # DOMAIN_VIEW records (hyp/grants.py), by domain id
         ("view_count", "i8"),
         ("ops", "i8"),  # gnttab_copy operations

@@ -19,7 +19,7 @@ import numpy as np
 from dom0.build import EngineState, Pages
 from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS
 from hyp.abi.domids import DOM0
-from hyp.abi.features import NETIF_NODES, NETIF_OFFERS, NONE, unoffered
+from hyp.abi.features import CSUM, NETIF_NODES, NETIF_OFFERS, NO_CSUM_OFFLOAD, NONE, unoffered
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE
 from hyp.control import Channel, Refused
@@ -103,6 +103,8 @@ async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) ->
     for feature, (_, accepts) in NETIF_NODES.items():
         if await _is_set(store, front, accepts):
             features |= feature
+    if not await _is_set(store, front, NO_CSUM_OFFLOAD):
+        features |= CSUM
     if wrong := unoffered(NETIF_OFFERS, features):
         raise VifError(errno.EINVAL, f"features {wrong:#x} have not been offered")
     return Wishes(
@@ -160,7 +162,7 @@ class Connection:
             self._map(1, "rx-ring-ref", wishes.rx_ring_ref, RX_SLOT_BYTES, grants)
             event_fd = await self._bind(wishes.event_channel)
             await self._filter()
-            await self._become_port(counters, event_fd, wishes.persistent)
+            await self._become_port(counters, event_fd, wishes)
         except Refused as error:  # by the hypervisor
             await self.close()
             raise VifError(errno_of(error.name), str(error)) from error
@@ -207,14 +209,14 @@ class Connection:
         await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
         self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
 
-    async def _become_port(self, counters: CounterPage, event_fd: int, persistent: bool) -> None:
+    async def _become_port(self, counters: CounterPage, event_fd: int, wishes: Wishes) -> None:
         who = self._who
-        if persistent:
+        if wishes.persistent:
             self._pages = np.zeros((2, int(self._state.views[who.domid]["refs"])), np.int64)
         counts = counters.row(f"vif{who.domid}:{who.name}")
         rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
         self._held.push_async_callback(self._leave_bridge)
-        await self._state.add_vif(who.number, who.domid, rings, event_fd, counts, self._pages)
+        await self._state.add_vif(who.number, who.domid, rings, event_fd, wishes.features, counts, self._pages)
 
     async def _leave_bridge(self) -> None:
         await self._state.remove_port(self._who.number)

@@ -16,6 +16,10 @@ frame; it is always visible who owns a buffer:
                        TX: room for a burst (woken when three quarters of what is pending is done); ALL: nothing is pending
 =====================  ==============================================================================================
 
+A send buffer is given at the place where a frame alone in it best begins, with `room` bytes from there on. A fragment of a chain
+may have all of it: `whole_buffer` has its beginning, `fragment_room` its size. A frame with GSO takes up one buffer more than it
+has fragments, which the program reserves and leaves out of what it commits. A chain has at most `max_fragments`.
+
 Where there are more loops than cores, and so nobody may spin, a front end may let the other side sleep until half of its queue
 waits: with fewer frames it is woken by `arm` or `tx_pending`, one of which comes before every sleep.
 
@@ -29,6 +33,7 @@ import numpy as np
 
 from hyp.abi.counters import DOMAIN_SWITCHES, INTERRUPTS
 from hyp.abi.fragment import LENGTH_MASK
+from hyp.abi.nic import MAX_FRAGMENTS
 from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import call_operation, load64, record_view, store64
 from hyp.events import most_of, sleep, wait_at
@@ -54,7 +59,10 @@ DEVICE = np.dtype(
         ("tx", "i8"),  # BURST frames
         ("rx", "i8"),
         ("mac", "i8"),
-        ("room", "i8"),  # bytes in a send buffer
+        ("room", "i8"),  # bytes in a send buffer, as it is reserved
+        ("fragment_room", "i8"),  # bytes in all of it
+        ("fragment_align", "i8"),  # what all of it begins at a multiple of; 1: where it is reserved
+        ("max_fragments", "i8"),  # of a frame to send
         ("counts", "i8"),  # private counters row, and its shared place
         ("counts_shared", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
@@ -128,6 +136,14 @@ def set_word(burst: int, k: int, word: int) -> None:
 
 
 @compiled
+def whole_buffer(d: Any, k: int) -> int:
+    """Address of all of send buffer `k`, `d.fragment_room` bytes, for a fragment of a chain; the burst has it then."""
+    addr = frame_addr(d.tx, k) & -d.fragment_align
+    set_frame(d.tx, k, addr, 0)
+    return addr
+
+
+@compiled
 def completions_to_wait_for(what: int, due: int) -> int:
     """How many of the `due` completions make a wake-up worth it: all for ALL, three quarters for TX, at least one."""
     return max(due if what & ALL else most_of(due), 1)
@@ -182,6 +198,7 @@ def new_device(
     for name in ("tx_reserve", "tx_commit", "tx_pending", "rx_poll", "rx_release", "arm"):
         row[f"op_{name}"] = getattr(operations, name).address
     row["front"], row["mac"], row["room"], row["wait"], row["features"] = front, mac_word, room, wait, features
+    row["fragment_room"], row["fragment_align"], row["max_fragments"] = room, 1, MAX_FRAGMENTS
     row["counts"], row["counts_shared"] = counts
     row["scheduled"] = 1
     row["tx"], row["rx"] = bursts[0].ctypes.data, bursts[1].ctypes.data

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, LARGEST_FRAME_BUFFER, PAGE, QUEUE_ENTRY, SPLIT_RINGS, SPLIT_SLOTS
+from hyp.abi.sizes import (
+    DOM0_BUFFERS,
+    DOM0_SCRATCH,
+    FRAME_BUFFER,
+    LARGEST_FRAME_BUFFER,
+    PAGE,
+    QUEUE_ENTRY,
+    SPLIT_RINGS,
+    SPLIT_SLOTS,
+)
 
 EMULATION_PAGES: Final = 16  # of a trapped guest's device model, beside what it has per descriptor of a queue:
 EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + LARGEST_FRAME_BUFFER + FRAME_BUFFER  # four queue entries, a send and a receive buffer
@@ -91,7 +100,7 @@ def queues_need(queue: int) -> int:
 
 def dom0_needs(queue: int) -> int:
     """Bytes of RAM of Dom0: its context, a page per receive slot, and the buffers of its engine."""
-    return queues_need(queue) + (queue + DOM0_BUFFERS) * PAGE
+    return queues_need(queue) + (queue + DOM0_BUFFERS + DOM0_SCRATCH) * PAGE
 
 
 def _context_ram(queue: int) -> int:

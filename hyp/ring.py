@@ -156,10 +156,13 @@ def push_requests(r: Any) -> int:
 
 
 @compiled
-def unconsumed_responses(r: Any) -> int:
-    """Responses ready to be read, or PROTOCOL_FAULT if the back end claims more than it was asked for."""
+def unconsumed_responses(r: Any, want: int = 1) -> int:
+    """Responses ready to be read, or PROTOCOL_FAULT if the back end claims more than it was asked for.
+
+    The back end's index is looked at again if what was seen of it is less than what the caller can `want`.
+    """
     ready = u32_sub(r.rsp_prod_seen, r.rsp_cons)
-    if ready == 0:
+    if ready < want:
         seen = load32_acquire(r.sring + RSP_PROD)
         ready = u32_sub(seen, r.rsp_cons)
         if ready > u32_sub(r.req_prod_pushed, r.rsp_cons):
@@ -193,10 +196,13 @@ def arm_responses(r: Any, ahead: int = 1) -> int:
 
 
 @compiled
-def unconsumed_requests(r: Any) -> int:
-    """Requests ready to be read, or PROTOCOL_FAULT if the front end overran the ring."""
+def unconsumed_requests(r: Any, want: int = 1) -> int:
+    """Requests ready to be read, or PROTOCOL_FAULT if the front end overran the ring.
+
+    The front end's index is looked at again if what was seen of it is less than what the caller can `want`.
+    """
     ready = u32_sub(r.req_prod_seen, r.req_cons)
-    if ready == 0:
+    if ready < want:
         seen = load32_acquire(r.sring + REQ_PROD)
         ready = u32_sub(seen, r.req_cons)
         # A front end can have used each slot once since the responses it could see
@@ -233,10 +239,13 @@ def push_responses(r: Any) -> int:
 
 
 @compiled
-def arm_requests(r: Any) -> int:
-    """Ask to be notified of the next request. 1 if there is something already (do not sleep), else 0."""
-    if u32_sub(r.req_prod_seen, r.req_cons) != 0:
+def arm_requests(r: Any, ahead: int = 1) -> int:
+    """Ask to be notified of the `ahead`-th request from now. 1 if it is there already (do not sleep), else 0.
+
+    More than the next one is for a back end whose frame takes several of them.
+    """
+    if u32_sub(r.req_prod_seen, r.req_cons) >= ahead:
         return 1
-    store32_once(r.sring + REQ_EVENT, u32_add(r.req_cons, 1))
+    store32_once(r.sring + REQ_EVENT, u32_add(r.req_cons, ahead))
     full_fence()  # pairs with push_requests
-    return 1 if load32_acquire(r.sring + REQ_PROD) != r.req_cons else 0
+    return 1 if u32_sub(load32_acquire(r.sring + REQ_PROD), r.req_cons) >= ahead else 0

@@ -59,6 +59,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         **topology["dom0"],
         "guests": guests,
         "queue": topology["nic"]["queue"],
+        "mtu": topology["nic"]["mtu"],
         "pause_us": topology["nic"]["pause_us"],
     }
     processes = [

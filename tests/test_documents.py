@@ -24,7 +24,7 @@ from domu import device
 from domu.frontends import split
 from domu.programs import traffic
 from hyp import control, engine, events, grants
-from hyp.abi import counters, grant, nic, platform, ring, sizes, trap
+from hyp.abi import counters, grant, netif, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
 from hyp.load import histogram
 from hyp.model.operations import OPERATIONS
@@ -107,7 +107,8 @@ FACTS = [
     fact(HYPERCALLS, rf"each queue has {N} bytes an entry", sizes.QUEUE_ENTRY),
     fact(HYPERCALLS, rf"powers of two from {N} to {N}\.", nic.MIN_QUEUE, nic.MAX_QUEUE),
     fact(HYPERCALLS, rf"A frame is {N} to {N} bytes of Ethernet", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
-    fact(HYPERCALLS, rf"a whole frame of {N} to {N} bytes", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
+    fact(HYPERCALLS, rf"a frame has {N} bytes at least, and at most the NIC's `mtu` \+ {N}", nic.MIN_FRAME, nic.LINK_HEADER),
+    fact(HYPERCALLS, rf"a chain of up to {N} in a row", netif.NR_SLOTS_MIN),
     fact(HYPERCALLS, r"pseudo-domain \((0x\w+), Xen's DOMID_IO\)", DOMID_NIC),
     fact(HYPERCALLS, rf"Every wait has a limit of {N} s", split.HANDSHAKE_TIMEOUT_S),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
@@ -191,7 +192,6 @@ FACTS = [
          tables.Nic.model_fields["queue"].default, split.TX_SLOTS),
     fact(BENCH, rf"\({N} B each; testpmd's least pool is {N} buffers of {N} B\)",
          sizes.FRAME_BUFFER, testpmd.MBUFS, testpmd.MBUF_BYTES),
-    fact("README.md", rf"frames to {N} bytes, so that TCP", tables.MAX_WORKLOAD_FRAME),
 ]  # fmt: skip
 
 

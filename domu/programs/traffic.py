@@ -34,6 +34,7 @@ from domu.device import (
     tx_commit,
     tx_pending,
     tx_reserve,
+    whole_buffer,
 )
 from domu.guest import Guest
 from hyp.abi.features import CSUM, SG, TSO4
@@ -225,17 +226,19 @@ def _receive_long(p, d, first):
 @outlined
 def _send_long(p, d):
     """Send the stream's next frame, which a send buffer doesn't hold. Returns the number of frames, or FAILED."""
-    n = (p.length + d.room - 1) // d.room
+    room = d.fragment_room
+    n = (p.length + room - 1) // room
     offload = tcp_offload(p.unit) if p.units != 0 else 0
     if d.features & needed_features(offload) != needed_features(offload):
         return _send_segments(p, d, offload)
-    there = tx_reserve(p.device, n)
-    if there < n:
+    want = n + 1 if offload != 0 else n
+    there = tx_reserve(p.device, want)
+    if there < want:
         return min(there, 0)
     _write_long(p, d)
     for k in range(n):
-        octets = min(d.room, p.length - k * d.room)
-        memcpy(frame_addr(d.tx, k), p.out + k * d.room, octets)
+        octets = min(room, p.length - k * room)
+        memcpy(whole_buffer(d, k), p.out + k * room, octets)
         set_word(d.tx, k, octets | (MORE if k < n - 1 else 0) | (offload if k == 0 else 0))
     p.sequence += 1
     p.left -= 1

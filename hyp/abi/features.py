@@ -19,9 +19,13 @@ SG     1     frames of several fragments (hyp/abi/fragment.py): the driver may s
 CSUM   2     checksums left blank, both ways
 TSO4   4     TCP over IPv4 left unsegmented, both ways. Wants CSUM, and SG for more than fits into a buffer
 TSO6   8     the same over IPv6
+CSUM6  16    netif alone, where CSUM is of IPv4: checksums over IPv6. A front end of the lab accepts both, or neither
 =====  ====  ========================================================================================================
 
 For a driver that did not accept one, the device does the work itself: it fills checksums in and segments.
+
+On netif (Xen's io/netif.h) an end's nodes say what may be sent *to* it: netback takes all that it offers, whatever the front end's
+nodes are. CSUM is there unless `NO_CSUM_OFFLOAD` is 1, the others are not there unless their nodes are.
 """
 
 from collections.abc import Iterable
@@ -32,7 +36,8 @@ SG: Final = 1
 CSUM: Final = 2
 TSO4: Final = 4
 TSO6: Final = 8
-NAMES: Final[dict[int, str]] = {SG: "sg", CSUM: "csum", TSO4: "tso4", TSO6: "tso6"}
+CSUM6: Final = 16
+NAMES: Final[dict[int, str]] = {SG: "sg", CSUM: "csum", TSO4: "tso4", TSO6: "tso6", CSUM6: "csum6"}
 """Bit → name of the feature. A feature has the same bit on every path."""
 OFFLOADS: Final[dict[str, int]] = {"sg": SG, "csum": CSUM, "tso": TSO4 | TSO6}
 """What a guest's `offloads` in the topology are called, and their features."""
@@ -40,12 +45,19 @@ NIC_OFFERS: Final = SG | CSUM | TSO4 | TSO6
 """What the NIC's contexts can do."""
 EMULATION_OFFERS: Final = NONE
 """What the NIC that the hypervisor emulates can do."""
-NETIF_OFFERS: Final = NONE
+NETIF_OFFERS: Final = SG | CSUM | CSUM6 | TSO4 | TSO6
 """What netback can do."""
 MAX_WORD: Final = 2**63 - 1
 
-NETIF_NODES: Final[dict[int, tuple[str, str]]] = {}
+NETIF_NODES: Final[dict[int, tuple[str, str]]] = {
+    SG: ("feature-sg", "feature-sg"),
+    TSO4: ("feature-gso-tcpv4", "feature-gso-tcpv4"),
+    TSO6: ("feature-gso-tcpv6", "feature-gso-tcpv6"),
+    CSUM6: ("feature-ipv6-csum-offload", "feature-ipv6-csum-offload"),
+}
 """Feature → the nodes by which the back end offers it and the front end accepts it, under their own directories."""
+NO_CSUM_OFFLOAD: Final = "feature-no-csum-offload"
+"""Node of either end: 1 if it can't do without checksums over IPv4, which is CSUM's absence."""
 
 
 def unoffered(offered: int, accepted: int) -> int:

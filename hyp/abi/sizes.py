@@ -23,6 +23,7 @@ JUMBO_BUFFER: Final = 9088
 SPLIT_SLOTS: Final = 256  # of each of the two rings of a vif, with a page each: what fits into a ring page (hyp/abi/netif.py)
 SPLIT_RINGS: Final = 2
 DOM0_BUFFERS: Final = 1024  # of Dom0's engine, a page each
+DOM0_SCRATCH: Final = 192  # and pages to make frames in: one for each operation of a batch of grant copies
 
 MAX_GUESTS: Final = 64  # ports of the bridge beside the uplink, and emulated devices
 MAX_ENGINES: Final = 8

@@ -83,6 +83,20 @@ def write_part(f: Any, part: int, to: int, fill: int) -> None:
     scatter(h, own, to)
 
 
+@outlined
+def finish_in_place(f: Any) -> None:
+    """Fill in the checksum of a prepared frame where it lies: its pieces are the caller's own memory."""
+    _sum_up(f, f.headers, f.pieces, f.end, 1)
+    scatter(f.headers, f.header_bytes, f.pieces)
+
+
+@outlined
+def blank_in_place(f: Any) -> None:
+    """The checksum field of a prepared frame gets what CSUM_BLANK says is in it: the pseudo-header's sum."""
+    _sum_up(f, f.headers, f.pieces, f.end, 0)
+    scatter(f.headers, f.header_bytes, f.pieces)
+
+
 @compiled
 def _number_segment(f: Any, h: int, part: int, end: int) -> None:
     """The headers at `h`, a copy of the frame's, become those of a segment that ends at `end`."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from enum import IntEnum
 
-from hyp.abi.features import NETIF_NODES, NONE
+from hyp.abi.features import CSUM, NETIF_NODES, NO_CSUM_OFFLOAD, NONE
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 
 _STATE = re.compile(r"[0-8]")
@@ -90,6 +90,8 @@ async def offered_features(client: XenstoreClient, back: str) -> int:
     for feature, (offers, _) in NETIF_NODES.items():
         if await says_one(client, f"{back}/{offers}"):
             word |= feature
+    if not await says_one(client, f"{back}/{NO_CSUM_OFFLOAD}"):
+        word |= CSUM
     return int(word)
 
 

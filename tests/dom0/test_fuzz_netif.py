@@ -30,8 +30,8 @@ from hyp.abi.grant import (
     GTF_WRITING,
     PAGE_BYTES,
 )
-from hyp.abi.netif import RSP_ERROR, RSP_OKAY, TXF_MORE_DATA
-from hyp.abi.nic import MAX_LONE_FRAME, MIN_FRAME
+from hyp.abi.netif import RSP_ERROR, RSP_OKAY, TXF_DATA_VALIDATED
+from hyp.abi.nic import DEFAULT_MTU, LINK_HEADER, MIN_FRAME
 from hyp.load.frames import MIN_TEST_FRAME
 from lab import owner
 from lab.plan import MODULES
@@ -48,6 +48,7 @@ MOST: Final = 24
 """Requests of one input."""
 REFS: Final = GRANT_FRAMES * PAGE_BYTES // ENTRY_BYTES
 ROLE: Final = "tests.support.fuzz_netfront"
+MOST_BYTES: Final = DEFAULT_MTU + LINK_HEADER
 NAMES: Final = {column.name.lower() for column in (*DROPS, *FAULTS)}
 LAB: Final = "[nic]\npause_us = 0\n[dom0]\nageing_s = 86400\n" + "".join(
     f'[[guest]]\nname = "{name}"\npath = "split"\n{more}' for name, more in (("anna", ""), ("bert", "{more}"), ("carl", "{more}"))
@@ -97,8 +98,11 @@ class Model:
     def transmit(self, request: list[int], entry: list[int] | None, *, back: bool) -> int:
         """The status of a transmit request. `back`: its frame is for its own sender."""
         gref, offset, flags, _, size = request
-        if flags or not MIN_FRAME <= size <= MAX_LONE_FRAME or offset + size > PAGE_BYTES:
+        if flags & ~TXF_DATA_VALIDATED or size < MIN_FRAME or offset + size > PAGE_BYTES:
             self.counts.update(["faults_descriptor", "drop_bad_frame"])
+            return RSP_ERROR
+        if size > MOST_BYTES:
+            self.counts["drop_oversize"] += 1
             return RSP_ERROR
         if self.page(gref, entry, write=False) is None:
             self.counts.update(["faults_grant", "drop_bad_address"])
@@ -226,9 +230,9 @@ PLACES: Final = st.tuples(
     st.one_of(
         st.integers(MIN_TEST_FRAME, 1514),
         st.just(64),
-        st.sampled_from([0, MIN_FRAME - 1, MIN_FRAME, MAX_LONE_FRAME, MAX_LONE_FRAME + 1, 0xFFFF]),
+        st.sampled_from([0, MIN_FRAME - 1, MIN_FRAME, MOST_BYTES, MOST_BYTES + 1, PAGE_BYTES, 0xFFFF]),
     ),
-    st.sampled_from([0] * 20 + [TXF_MORE_DATA, 1, 0x8000]),
+    st.sampled_from([0] * 20 + [TXF_DATA_VALIDATED] * 4 + [0x10, 0x8000]),
 )
 TRANSMITS: Final = st.lists(
     st.tuples(grants(), PLACES, st.integers(0, 0xFFFF), st.sampled_from([False] * 7 + [True])), min_size=1, max_size=MOST
@@ -240,7 +244,7 @@ TEACHES: Final = [(("own", GTF_PERMIT_ACCESS, 0, "own"), (0, 64, 0), 1, False)]
 
 
 KINDS = {f"faults_{what}" for what in ("descriptor", "grant", "protocol")}
-KINDS |= {f"drop_{what}" for what in ("bad_frame", "bad_address", "same_port", "no_buffer", "down")}
+KINDS |= {f"drop_{what}" for what in ("bad_frame", "bad_address", "oversize", "same_port", "no_buffer", "down")}
 """All that a split guest can bring upon itself or its neighbour; what else has a name is for floods, other devices, the NIC."""
 
 

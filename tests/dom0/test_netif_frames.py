@@ -1,0 +1,60 @@
+"""Long frames on the split path, end to end: every byte verified, every hop balanced, whatever each end has accepted."""
+
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from tests.lab.test_paths import running
+from tests.support.labs import run, workload
+
+pytestmark = pytest.mark.usefixtures("warm")
+
+ALL, LESS, NO = '["sg", "csum", "tso"]', '["sg", "csum"]', "[]"
+GUESTS: Final = {
+    "whole": ("split", ALL), "fill": ("split", '["sg"]'), "cut": ("split", LESS), "lone": ("split", '["csum"]'), "plain": ("split", NO),
+    "carl": ("bypass", ALL), "dora": ("bypass", NO),
+}  # fmt: skip
+"""Name, path, offloads."""
+FRAMES: Final = 150
+
+
+def lab(persistent: bool, mtu: int = 1500) -> str:
+    """The topology: each of GUESTS."""
+    text = f"[nic]\nmtu = {mtu}\n"
+    for name, (path, offloads) in GUESTS.items():
+        text += f'[[guest]]\nname = "{name}"\npath = "{path}"\noffloads = {offloads}\n'
+        text += "persistent_grants = true\n" if persistent and path == "split" else ""
+    return text
+
+
+def check(record: dict[str, Any]) -> None:
+    assert record["errors"] == []
+    assert record["drops"] == {}
+    assert record["sent"] == record["frames"] == FRAMES
+    assert record["corrupt"] == record["duplicated"] == record["lost"] == 0
+    assert record["checksummed"] == 1.0
+
+
+PAIRS: Final = [
+    (one, other)
+    for one in GUESTS
+    for other in (*GUESTS, "wire")
+    if one != other and "split" in (GUESTS[one][0], GUESTS.get(other, ("",))[0])
+]
+FEW: Final = [
+    ("whole", "cut"), ("whole", "plain"), ("whole", "fill"), ("whole", "carl"), ("whole", "dora"), ("whole", "wire"), ("carl", "whole"),
+    ("carl", "cut"), ("carl", "plain"), ("cut", "whole"), ("plain", "whole"), ("plain", "wire"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("pairs", [pytest.param(FEW, id="few"), pytest.param(PAIRS, id="all", marks=pytest.mark.long)])
+@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
+def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, persistent: bool, pairs: list[tuple[str, str]]) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "gso", lab(persistent)) as runner:
+            for one, other in pairs:
+                print(one, other)
+                check(await runner.run(workload("stream", one, other, 65535, frames=FRAMES)))
+
+    run(main())
