@@ -33,6 +33,7 @@ def driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Ca
         async def main() -> None:
             async with driven_lab(tmp_path, monkeypatch, name) as bert:
                 await bert.told(INIT_WAIT)
+                await bert.runner.run(workload("stream", "wire", "anna", frames=10))  # the bridge learns: nothing is flooded
                 await bert.connect()
                 await bert.exchange()
                 await others(bert)  # which asks all processes
@@ -60,10 +61,8 @@ async def off(bert: Bert) -> None:
 async def others(bert: Bert, frames: int = 2000) -> None:
     """A stream between the other guests arrives whole."""
     record = await bert.runner.run(workload("stream", "anna", "carl", 200, frames=frames))
-    assert record["errors"] == []
-    # what bert sends to an address that the bridge does not know is flooded, and such a copy waits for nobody's ring
-    assert record["drops"].keys() <= {"queue_full"}
-    assert [record[what] for what in ("frames", "lost", "corrupt", "duplicated")] == [frames, 0, 0, 0]
+    check(record)
+    assert (record["frames"], record["lost"]) == (frames, 0)
 
 
 # --- front ends -------------------------------------------------------------------------------------------------------
