@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dom0.libxl import create_vif
-from domu.frontends.split import FIRST_REF
+from domu.frontends.split import FIRST_REF, RX_REF
+from hyp.abi.grant import GTF_PERMIT_ACCESS
 from hyp.control import ControlError
 from hyp.xenstore.client import Transaction
 from hyp.xenstore.xenbus import backend_path, frontend_path
@@ -124,6 +125,34 @@ def test_rings_that_were_in_use_elsewhere_go_on_where_they_are(driven: Driven, s
 @pytest.mark.parametrize("slots", [1, 4])
 def test_few_receive_slots_are_enough(driven: Driven, slots: int) -> None:
     driven("slots", lambda bert: bert.exchange(frames=9, slots=slots))
+
+
+def test_a_front_end_that_does_not_tell_of_receive_requests(driven: Driven) -> None:
+    """feature-rx-notify 0: a frame that found no room goes into the slot that was posted without an event."""
+
+    async def body(bert: Bert) -> None:
+        await bert.state(INITIALISING)
+        await bert.told(INIT_WAIT)
+        await bert.ready(changed={"feature-rx-notify": "0"})
+        await bert.state(CONNECTED)
+        await bert.told(CONNECTED)
+        await bert.call("notifier")
+        await bert.send(1)
+        pages = (await bert.call("pools"))["rx"]
+        slots = [[RX_REF + k, GTF_PERMIT_ACCESS, 0, pages + k] for k in range(2)]
+        await bert.call("post", entries=slots, requests=[[0, RX_REF]])
+        job = {"mac": bert.macs[DRIVEN], "frame": 200, "stream": 700, "frames": 2}
+        sending = asyncio.create_task(bert.lab.call("anna", "send_stream", **job))
+        for k in range(2):
+            [[number, _, status, whole]] = await bert.call(
+                "received", count=1, frames=[[pages + k, bert.macs["anna"], 200, 700, k]]
+            )
+            assert (number, status, whole) == (k, 200, True)
+            if k == 0:
+                await bert.call("post", entries=[], requests=[[1, RX_REF + 1]], quiet=True)
+        assert (await sending)["sent"] == 2
+
+    driven("quiet", body)
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -292,6 +292,18 @@ def test_a_vif_outlives_xenstored_and_is_given_back_all_the_same(no_descriptor_i
     drive(body)
 
 
+def test_a_front_end_may_come_as_late_as_it_likes() -> None:
+    """In InitWait nothing waits for a time."""
+
+    async def body(front: Front) -> None:
+        await front.told(S.INIT_WAIT)
+        timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        assert [timer for timer in timers if not timer.cancelled()] == []
+        await front.connect()
+
+    drive(body)
+
+
 def test_a_front_end_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="dom0.vifs")
 

@@ -4,7 +4,7 @@ Operations of its console; an *entry* is [reference, flags, domid, frame], writt
 
 transmit {entries, frames, requests}   frames to write: [address, length, to, stream, sequence]; requests: [gref, offset, flags, id,
                                        size]. Answers once all are answered: [[id, status], …]
-post {entries, requests}               receive requests: [id, gref]
+post {entries, requests, quiet}        receive requests: [id, gref]; quiet: without an event
 received {count, frames}               waits for so many receive responses: [[id, offset, status, whole], …]. whole: the page has
                                        the frame that was expected in it: [page, from, length, stream, sequence]
 overrun {ring}                         claim more requests of ring "tx" or "rx" than it has
@@ -133,10 +133,11 @@ class Poster:
         self._tell()
         return await self._answers(ring, len(requests))
 
-    def post(self, entries: list[list[int]], requests: list[list[int]]) -> None:
+    def post(self, entries: list[list[int]], requests: list[list[int]], quiet: bool = False) -> None:
         self._write_entries(entries)
         self._rings["rx"].post([(number, 0, gref) for number, gref in requests])
-        self._tell()
+        if not quiet:
+            self._tell()
 
     async def received(self, count: int, frames: list[list[Any]]) -> list[Any]:
         found = []
