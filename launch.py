@@ -60,7 +60,7 @@ store = typer.Typer(
     help="The store of a running topology, as Domain 0. Xen's own tools work too, with XENSTORED_PATH set to what `status` shows.",
     rich_markup_mode=None,
 )
-app.add_typer(store, name="store")
+app.add_typer(store, name="store", short_help="The store of a running topology, as Domain 0.")
 Topology = Annotated[str | None, typer.Option("--topology", help="Which one, if several are running.")]
 
 

@@ -22,7 +22,7 @@ from hyp.abi.domids import DOM0
 from hyp.abi.features import CSUM, NETIF_NODES, NETIF_OFFERS, NO_CSUM_OFFLOAD, NONE, unoffered
 from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE
-from hyp.control import Channel, Refused
+from hyp.control import Channel, ControlError, Refused
 from hyp.counters import CounterPage, commit
 from hyp.grants import map_grant_at, unmap_grant_at
 from hyp.kernels import entry, i64
@@ -163,9 +163,9 @@ class Connection:
             event_fd = await self._bind(wishes.event_channel)
             await self._filter()
             await self._become_port(counters, event_fd, wishes)
-        except Refused as error:  # by the hypervisor
+        except ControlError as error:  # the hypervisor refuses, or is gone
             await self.close()
-            raise VifError(errno_of(error.name), str(error)) from error
+            raise VifError(errno_of(error.name) if isinstance(error, Refused) else errno.EIO, str(error)) from error
         except BaseException:
             await self.close()
             raise

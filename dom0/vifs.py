@@ -131,16 +131,19 @@ class Vif:
             await self._fatal(errno.EIO, "a ring's producer index ran ahead of what the ring has slots; the device is disabled")
 
     async def _back_written(self) -> None:
-        """The toolstack makes a device by Initialising, takes it back by `online` 0 and Closing, or by removing its nodes."""
-        told = await read_state(self._store, self._back)
+        """The toolstack makes a device, with `online` 1; takes it back by `online` 0 and Closing; or removes its nodes."""
+        told, online = await read_state(self._store, self._back), await self._is_online()
         if told is None:
             await self._disconnect("the toolstack has removed it")
             self._registered, self.back = False, CLOSED
-        elif told is INITIALISING and (not self._registered or self.back is not INITIALISING):
+        elif not self._registered:
+            if online:  # whatever its state: ours may have come after the toolstack's
+                await self._probe()
+        elif told is INITIALISING and self.back is not INITIALISING:
             await self._disconnect("the toolstack has made it anew")
             await self._probe()
-        elif self._registered:
-            withdrawn, online = told is CLOSING and self.back is not CLOSING, await self._is_online()
+        else:
+            withdrawn = told is CLOSING and self.back is not CLOSING
             if withdrawn:
                 self.back = CONNECTED if self._connection else CLOSING  # that is what its node says now
             if withdrawn or not online:
@@ -186,7 +189,7 @@ class Vif:
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False
-        except Exception as error:  # ours, or the hypervisor is gone
+        except Exception as error:  # ours
             log.exception("vif %d.0 (%s)", self.who.domid, self.who.name)
             await self._fatal(errno.EIO, f"connecting: {error}")
             return False

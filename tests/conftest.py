@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 # not tests, but with assertions
-ASSERTING = ("control_ends", "grant_world", "guests", "labs", "peers", "trapped_guests", "xenstored_process")
+ASSERTING = ("control_ends", "driven_labs", "grant_world", "guests", "labs", "peers", "trapped_guests", "xenstored_process")
 pytest.register_assert_rewrite(*(f"tests.support.{name}" for name in ASSERTING))
 pytest_plugins = ("tests.support.needs", "tests.support.patience")
 

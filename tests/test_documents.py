@@ -19,18 +19,20 @@ from bench.peers import testpmd
 from bench.questions import ask, settings
 from dom0 import engine as dom0_engine
 from dom0 import state as dom0_state
-from dom0 import uplink
+from dom0 import uplink, vif_connection
+from dom0.xenbus_states import BACK_STATES, Action, judge, steps
 from domu import device
 from domu.frontends import split
 from domu.programs import traffic
 from hyp import control, engine, events, grants
 from hyp.abi import counters, grant, netif, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
-from hyp.load import histogram
+from hyp.load import frames, histogram
 from hyp.model.operations import OPERATIONS
 from hyp.model.price import PRICES
 from hyp.monitor import devices, domain, emulation, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
+from hyp.xenstore.xenbus import XenbusState
 from lab import keeper
 from lab import topology_tables as tables
 from nic import crossing, link
@@ -85,7 +87,7 @@ def mib(size: int) -> float:
 
 N = r"([\d_.]+(?: \d{3})*)"
 HYPERCALLS, SHARED, PACKET, ADDING = "docs/hypercalls.md", "docs/shared-fields.md", "docs/packet.md", "docs/adding.md"
-TOPOLOGY, BENCH, MODEL = "docs/topology.md", "docs/bench.md", "docs/model.md"
+TOPOLOGY, BENCH, MODEL, NETIF = "docs/topology.md", "docs/bench.md", "docs/model.md", "docs/netif.md"
 
 FACTS = [
     fact(HYPERCALLS, rf"bytes of a packet \| {N} \({N} KiB\)", control.MAX_MESSAGE, control.MAX_MESSAGE / 1024),
@@ -107,10 +109,14 @@ FACTS = [
     fact(HYPERCALLS, rf"each queue has {N} bytes an entry", sizes.QUEUE_ENTRY),
     fact(HYPERCALLS, rf"powers of two from {N} to {N}\.", nic.MIN_QUEUE, nic.MAX_QUEUE),
     fact(HYPERCALLS, rf"A frame is {N} to {N} bytes of Ethernet", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
-    fact(HYPERCALLS, rf"a frame has {N} bytes at least, and at most the NIC's `mtu` \+ {N}", nic.MIN_FRAME, nic.LINK_HEADER),
-    fact(HYPERCALLS, rf"a chain of up to {N} in a row", netif.NR_SLOTS_MIN),
+    fact(NETIF, rf"a frame has {N} bytes at least, and at most the NIC's `mtu` \+ {N}", nic.MIN_FRAME, nic.LINK_HEADER),
+    fact(NETIF, rf"a chain of up to {N} in a row", netif.NR_SLOTS_MIN),
     fact(HYPERCALLS, r"pseudo-domain \((0x\w+), Xen's DOMID_IO\)", DOMID_NIC),
-    fact(HYPERCALLS, rf"Every wait has a limit of {N} s", split.HANDSHAKE_TIMEOUT_S),
+    fact(HYPERCALLS, rf"Our front end waits {N} s for each state", split.HANDSHAKE_TIMEOUT_S),
+    fact(NETIF, rf"Our own front end waits {N} s for each answer", split.HANDSHAKE_TIMEOUT_S),
+    fact(NETIF, rf"`multi-queue-max-queues` {N},", vif_connection.QUEUES),
+    fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frames.MIN_TEST_FRAME, tables.MAX_WORKLOAD_FRAME),
+    fact(NETIF, rf"Bit 14: only the first {N} bytes", frames.COVERED),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
     fact(HYPERCALLS, rf"references below {N} are reserved", grant.NR_RESERVED_ENTRIES),
     fact(HYPERCALLS, rf"SIGKILL follows after {N} s", keeper.STOP_TIMEOUT_S),
@@ -395,6 +401,38 @@ def test_console_operations_are_documented() -> None:
     assert len(offered) > 15
     section = read(HYPERCALLS).split("Operations that processes offer on their consoles", 1)[1].split("The keeper itself", 1)[0]
     assert offered - set(re.findall(r"`(\w+)", section)) == set()
+
+
+def way_of(front: XenbusState, back: XenbusState) -> str:
+    """A cell of the table of states."""
+    words = {Action.CONNECT: "**connect** ", Action.DISCONNECT: "**disconnect** ", None: ""}
+    return " ".join(f"{words[action]}{int(after)}" for action, after in steps(back, judge(front).goal)) or "–"
+
+
+def test_the_table_of_states_is_the_codes() -> None:
+    table = (ROOT / NETIF).read_text().split("| `F/state` ↓", 1)[1].split("\n\n", 1)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    fronts = [XenbusState(int(number)) for head, *_ in rows for number in re.findall(r"\d", head)]
+    assert fronts == [0, 1, 2, 7, 8, 3, 4, 5, 6]
+    for head, *cells in rows:
+        for number in re.findall(r"\d", head):
+            assert cells == [way_of(XenbusState(int(number)), back) for back in BACK_STATES], head
+
+
+def test_the_documents_test_frame_is_the_one_that_is_sent() -> None:
+    from tests.support.drivers import compose
+
+    text = next(
+        block for block in re.findall(r"```python\n(.*?)```", (ROOT / NETIF).read_text(), re.DOTALL) if "def test_frame" in block
+    )
+    scope: dict[str, Any] = {}
+    exec(text, scope)
+    to, own = "02:00:00:00:00:01", "02:00:00:00:00:02"
+    for length, stream, sequence in [(48, 1, 0), (49, 7, 3), (64, 0x3FFF, 2**40), (1514, 12, 99), (1511, 1, 1)]:
+        found = scope["test_frame"](
+            bytes.fromhex(to.replace(":", "")), bytes.fromhex(own.replace(":", "")), length, stream, sequence
+        )
+        assert found == compose(to, own, length, stream, sequence)
 
 
 # --- the checks themselves ------------------------------------------------------------------------------------------

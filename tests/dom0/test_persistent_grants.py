@@ -18,6 +18,7 @@ from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READONLY
 from hyp.abi.netif import FEATURE_PERSISTENT
 from hyp.xenstore.client import XenstoreError
 from lab import owner as lab_module
+from lab.errors import LabError
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
 from lab.topology import TopologyError
@@ -173,6 +174,15 @@ def test_a_back_end_that_is_told_no_copies_by_grant(tmp_path: Path, monkeypatch:
             assert await pinned(active_table(runner, "bert"), RINGS)
 
     run(main())
+
+
+def test_a_front_end_that_is_refused_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with hostile_lab(tmp_path, monkeypatch, "persistodd", answer="2"):
+            pass
+
+    with pytest.raises(LabError, match=r"bert could not start: .*backend/vif/2/0/state: the back end refuses"):
+        run(main())
 
 
 FOREIGN, REVOKED, BEYOND, READ_ONLY = range(10), range(10, 20), range(5), range(5, 15)  # which slots of bert's pools are bad, how

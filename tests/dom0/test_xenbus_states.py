@@ -71,7 +71,7 @@ def test_a_device_that_the_toolstack_takes_back_never_connects_and_ends_when_it_
 
 
 def test_after_every_sequence_of_six_states_a_front_end_connects() -> None:
-    """All 9⁶, whether a connection can be made or not (then the back end is in Closing); and what is taken is given back."""
+    """All 9⁶ of them, whether a connection can be made or not (then the back end is in Closing); what is taken is given back."""
 
     def run(back: S, connected: bool, front: S, works: bool) -> tuple[S, bool]:
         for action, after in steps(back, judge(front).goal):

@@ -4,7 +4,7 @@ Operations of its console; an *entry* is [reference, flags, domid, frame], writt
 
 transmit {entries, frames, requests}   frames to write: [address, length, to, stream, sequence]; requests: [gref, offset, flags, id,
                                        size]. Answers once all are answered: [[id, status], …]
-post {entries, requests}               receive requests: [id, gref]
+post {entries, requests, quiet}        receive requests: [id, gref]; quiet: without an event
 received {count, frames}               waits for so many receive responses: [[id, offset, status, whole], …]. whole: the page has
                                        the frame that was expected in it: [page, from, length, stream, sequence]
 overrun {ring}                         claim more requests of ring "tx" or "rx" than it has
@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from domu.device import Device
 from domu.frontends import split
 from domu.guest import Guest
 from hyp.abi.grant import ENTRY_BYTES, GRANT_ENTRY, PAGE_BYTES
 from hyp.abi.netif import RX_REQUEST, RX_RESPONSE, TX_REQUEST, TX_RESPONSE
-from hyp.abi.ring import FIRST_SLOT, REQ_PROD, RSP_EVENT, RSP_PROD
+from hyp.abi.ring import FIRST_SLOT, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from hyp.process import Process
 from tests.support.drivers import compose, fence, header, sleep_until_event
 
@@ -44,6 +43,13 @@ class RingEnd:
         self._words = self._page.view("<u4")
         self._entries, self._request, self._response = entries, request, response
         self.produced = self.consumed = 0
+
+    def begin(self, start: int) -> None:
+        """Initialise the shared page with all indices at `start`."""
+        self._page[:FIRST_SLOT] = 0
+        self._words[[REQ_PROD // 4, RSP_PROD // 4]] = start
+        self._words[[REQ_EVENT // 4, RSP_EVENT // 4]] = (start + 1) % WRAP
+        self.produced = self.consumed = start
 
     def _slot(self, index: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
         at = FIRST_SLOT + index % self._entries * self._request.itemsize
@@ -83,10 +89,9 @@ class RingEnd:
 class Poster:
     """What the console's operations work on."""
 
-    def __init__(self, process: Process, guest: Guest, device: Device) -> None:
-        memory = device.keep[-2]
+    def __init__(self, process: Process, guest: Guest, memory: "split._Memory", mac: str) -> None:
         row = memory.record[0]
-        self._mac, self._epoll, self._event_fd = device.mac, int(guest._wait[0]["epoll"]), int(row["event_fd"])
+        self._mac, self._epoll, self._event_fd = mac, int(guest._wait[0]["epoll"]), int(row["event_fd"])
         entries = split.GRANT_FRAMES * PAGE_BYTES // ENTRY_BYTES
         self._entries = _bytes_at(int(row["table"]), entries * ENTRY_BYTES).view(GRANT_ENTRY)
         self._ram = _bytes_at(int(row["ram"]), guest.ram.size)
@@ -128,10 +133,11 @@ class Poster:
         self._tell()
         return await self._answers(ring, len(requests))
 
-    def post(self, entries: list[list[int]], requests: list[list[int]]) -> None:
+    def post(self, entries: list[list[int]], requests: list[list[int]], quiet: bool = False) -> None:
         self._write_entries(entries)
         self._rings["rx"].post([(number, 0, gref) for number, gref in requests])
-        self._tell()
+        if not quiet:
+            self._tell()
 
     async def received(self, count: int, frames: list[list[Any]]) -> list[Any]:
         found = []
@@ -154,7 +160,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     guest = Guest(process, config)
     await guest.boot()
     await guest.connect()
-    poster = Poster(process, guest, guest.device)
+    poster = Poster(process, guest, guest.device.keep[-2], guest.device.mac)
     process.ready()
     await process.stopped.wait()
     del poster

@@ -6,7 +6,7 @@ regrant {first, count, flags, domid}   rewrite grant entries, as long as they ar
 scramble {seed}                        every entry of the pools becomes nonsense, in use or not
 repost {first, grefs}                  rewrite the references of receive requests that have been posted and not been used
 overrun                                claim more transmit requests than a ring has
-close                                  Closing, then Closed, as when its driver is unloaded; answers when the back end is Closed
+close                                  Closing, then Closed, as a guest whose driver is unloaded; answers when the back end is
 """
 
 import ctypes

@@ -6,6 +6,7 @@ fail, so that no run of CI is green with less than all tests. A plugin of pytest
 """
 
 import functools
+import importlib.util
 import os
 import resource
 import subprocess
@@ -63,6 +64,7 @@ RIGHTS: dict[str, Callable[[], str | None]] = {
     "ipv6": lambda: None if Path("/proc/sys/net/ipv6").exists() else "there is no IPv6 here",
     "taps": _taps,
     "mounts": _mounts,
+    "pyxs": lambda: None if importlib.util.find_spec("pyxs") else "pyxs is not in this environment: `make setup`",
     "venv": lambda: None if (Path(__file__).parents[2] / ".venv/bin/python").exists() else "there is no .venv to go on in",
 }
 """What a machine gives or doesn't: None, or the reason for a skip."""

@@ -1,0 +1,318 @@
+"""A vif in this process, with a store that is real and a hypervisor that fails when told to: whatever fails, nothing stays held."""
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dom0.libxl import create_domain, create_vif
+from dom0.state import PORT
+from dom0.vifs import BURST, Cause, Vif
+from dom0.xenstore.server import Xenstored
+from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.grant import GRANT_ENTRY, GTF_PERMIT_ACCESS, PAGE_BYTES
+from hyp.abi.ring import REQ_PROD, RSP_PROD
+from hyp.control import PeerGone, Refused, Reply
+from hyp.counters import CounterPage
+from hyp.grants import DOMAIN_VIEW
+from hyp.memory import Mapping
+from hyp.xenstore.client import Transaction, XenstoreClient
+from hyp.xenstore.xenbus import XenbusState as S
+from hyp.xenstore.xenbus import backend_path, error_path, frontend_path, wait_for_state
+from tests.support.labs import until
+from tests.support.patience import patient
+
+DOMID, PAGES, REFS = 1, 16, 512
+FRONT, BACK = frontend_path(DOMID, "vif", 0), backend_path(0, "vif", DOMID, 0)
+GUEST = {"domid": DOMID, "name": "anna", "mac": "02:00:00:00:00:01", "memory": PAGES * PAGE_BYTES, "persistent_grants": False}
+NODES = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
+CALLS = ("foreign_view", "evtchn_bind_interdomain", "filter_change", "add_vif")
+
+
+def memory(pages: int) -> tuple[int, Mapping]:
+    fd = os.memfd_create("vif")
+    os.ftruncate(fd, pages * PAGE_BYTES)
+    return fd, Mapping(fd, pages * PAGE_BYTES)
+
+
+class World:
+    """A guest's memory, the hypervisor and the engine as a vif knows them, and what it holds of each."""
+
+    def __init__(self) -> None:
+        self._fds, self._maps = zip(*[memory(pages) for pages in (PAGES, 1, 1)], strict=True)
+        ram, table, self._active = self._maps
+        self._words = ram.words("<u4")
+        entries = table.array.view(GRANT_ENTRY)
+        for ref, frame in ((8, 1), (9, 2)):
+            entries[ref] = (GTF_PERMIT_ACCESS, 0, frame)
+        self.fails: dict[str, Exception] = {}
+        self.ports: set[int] = set()
+        self.macs: list[str] = []
+        self.bridge: set[int] = set()
+        self._views, self._platform = np.zeros(2, DOMAIN_VIEW), np.zeros(4096, np.uint8)
+        self.engine: Any = SimpleNamespace(
+            views=self._views, views_address=int(self._views.ctypes.data), view_count=2, upcall=0,
+            platform=int(self._platform.ctypes.data), ports=np.zeros(2, PORT), add_vif=self._add_vif, remove_port=self._remove_port,
+        )  # fmt: skip
+        self.counters = _counters()
+
+    async def call(self, op: str, **args: Any) -> Reply:
+        """A hypercall."""
+        await asyncio.sleep(0)
+        failing = f"{op}, the inverse" if args.get("remove") else op
+        if failing in self.fails:
+            raise self.fails[failing]
+        if op == "foreign_view":
+            return Reply({"memory": PAGES * PAGE_BYTES, "refs": REFS}, [os.dup(fd) for fd in self._fds])
+        if op == "evtchn_bind_interdomain":
+            port = next(n for n in range(1, 100) if n not in self.ports)
+            self.ports.add(port)
+            return Reply({"port": port}, [os.eventfd(0)])
+        if op == "evtchn_close":
+            self.ports.remove(args["port"])
+        elif op == "filter_change":
+            self.macs += args["add"]
+            for mac in args["remove"]:
+                self.macs.remove(mac)
+        return Reply(None, [])
+
+    async def _add_vif(self, number: int, *_: object) -> None:
+        if "add_vif" in self.fails:
+            raise self.fails["add_vif"]
+        assert number not in self.bridge
+        self.engine.ports[number]["failed"] = 0
+        self.bridge.add(number)
+
+    async def _remove_port(self, number: int) -> None:
+        self.bridge.discard(number)
+
+    def overrun(self) -> None:
+        self._words[(PAGE_BYTES + REQ_PROD) // 4] = self._words[(PAGE_BYTES + RSP_PROD) // 4] + 300
+
+    def rings(self, start: int = 0) -> None:
+        for page in (1, 2):
+            self._words[(page * PAGE_BYTES + REQ_PROD) // 4] = self._words[(page * PAGE_BYTES + RSP_PROD) // 4] = start
+
+    def held(self) -> tuple[int, int, int, int, int]:
+        """Pinned pages, event channels, addresses, bridge ports, views: one each but for two rings, or nothing."""
+        pinned = int(np.count_nonzero(self._active.array.view(np.int64)))
+        return pinned, len(self.ports), len(self.macs), len(self.bridge), int(self._views[DOMID]["present"])
+
+    def close(self) -> None:
+        for fd in self._fds:
+            os.close(fd)
+
+
+ALL, NOTHING = (2, 1, 1, 1, 1), (0, 0, 0, 0, 0)
+
+
+def _counters() -> CounterPage:
+    fd = os.memfd_create("counters")
+    os.ftruncate(fd, COUNTERS_BYTES)
+    return CounterPage(Mapping.adopt(fd, COUNTERS_BYTES))
+
+
+class Front:
+    """A front end, and its vif."""
+
+    def __init__(self, world: World, server: Xenstored, dom0: XenstoreClient, guest: XenstoreClient) -> None:
+        self.world, self.server, self.dom0, self.guest = world, server, dom0, guest
+        self.vif = Vif(world, dom0, world.engine, world.counters, GUEST, 1)  # type: ignore[arg-type]
+
+    async def write(self, **nodes: str | None) -> None:
+        """Nodes of the front end's (with _ for -), in one transaction; None removes."""
+
+        async def body(transaction: Transaction) -> None:
+            for name, value in nodes.items():
+                path = f"{FRONT}/{name.replace('_', '-')}"
+                await (transaction.rm(path) if value is None else transaction.write(path, value))
+
+        await self.guest.retry(body)
+
+    async def state(self, state: S) -> None:
+        await self.write(state=str(int(state)))
+
+    async def told(self, state: S) -> None:
+        await wait_for_state(self.dom0, BACK, [state], patient(20))
+
+    async def connect(self) -> None:
+        """Whatever was before."""
+        self.world.rings()
+        await self.state(S.INITIALISING)
+        await self.told(S.INIT_WAIT)
+        await self.write(**{name.replace("-", "_"): value for name, value in NODES.items()})
+        await self.state(S.CONNECTED)
+        await self.told(S.CONNECTED)
+        assert self.world.held() == ALL
+
+
+def drive(body: Callable[[Front], Awaitable[None]]) -> None:
+    """Run a body with a vif that lives meanwhile; then its guest dies, and nothing is held."""
+
+    async def main() -> None:
+        world, server = World(), Xenstored()
+        ends = {domid: socket.socketpair() for domid in (0, DOMID)}
+        for domid, (_, far) in ends.items():
+            server.expect(domid, far)
+        dom0, guest = [await XenstoreClient.open(near) for near, _ in ends.values()]
+        await create_domain(dom0, GUEST)
+        await create_vif(dom0, DOMID, 0, str(GUEST["mac"]))
+        await dom0.introduce(DOMID)
+        front = Front(world, server, dom0, guest)
+        life = asyncio.ensure_future(front.vif.run())
+        await body(front)
+        assert not life.done()
+        front.vif.wake(Cause.GONE)
+        await life
+        assert world.held() == NOTHING
+        for client in (dom0, guest):
+            await client.close()
+        server.close()
+        world.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (lambda: Refused("ENOSPC", "all are taken"), "28 all are taken"),
+        (lambda: PeerGone("it died"), "5 it died"),
+        (lambda: RuntimeError("ours"), "5 connecting: ours"),
+    ],
+    ids=["refused", "gone", "ours"],
+)
+def test_whatever_fails_while_connecting_gives_back_what_was_taken(
+    call: str, error: Callable[[], Exception], told: str, no_descriptor_is_left: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body(front: Front) -> None:
+        await front.told(S.INIT_WAIT)
+        await front.connect()
+        await front.state(S.INITIALISING)
+        await front.told(S.INIT_WAIT)
+        front.world.fails[call] = error()
+        await front.state(S.CONNECTED)
+        await front.told(S.CLOSING)
+        assert await front.dom0.read(error_path(BACK)) == told
+        assert any(told.split(" ", 1)[1] in record.getMessage() for record in caplog.records)
+        front.world.fails.clear()
+        assert front.world.held() == NOTHING
+        await front.connect()
+
+    drive(body)
+    caplog.clear()  # a traceback keeps what it shows
+
+
+@pytest.mark.parametrize("call", ["evtchn_close", "filter_change, the inverse"])
+def test_what_cannot_be_given_back_does_not_keep_the_rest(call: str) -> None:
+    async def body(front: Front) -> None:
+        await front.connect()
+        front.world.fails[call] = PeerGone("the hypervisor died")
+        await front.state(S.CLOSING)
+        await front.told(S.CLOSING)
+        pinned, ports, macs, bridge, view = front.world.held()
+        assert (pinned, bridge, view) == (0, 0, 0)
+        assert (ports, macs) == ((1, 0) if call == "evtchn_close" else (0, 1))
+        front.world.fails.clear()
+        front.world.ports.clear()
+        front.world.macs.clear()
+
+    drive(body)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_sequences_of_six_with_failures_in_between_never_leave_it_stuck(seed: int, no_descriptor_is_left: None) -> None:
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+
+    async def body(front: Front) -> None:
+        world = front.world
+
+        async def toolstack(online: int, state: int) -> None:
+            async def write(transaction: Transaction) -> None:
+                await transaction.write(f"{BACK}/online", str(online))
+                await transaction.write(f"{BACK}/state", str(state))
+
+            await front.dom0.retry(write)
+
+        for _ in range(40):
+            for _ in range(6):
+                world.fails = {chance.choice(CALLS): Refused("ENOSPC", "full")} if chance.random() < 0.1 else {}
+                act = chance.random()
+                if act < 0.7:
+                    await front.write(state=chance.choice([None, "", *"012345678", "4", "4", "1", "1"]))
+                elif act < 0.8:
+                    await front.write(
+                        **{chance.choice(["tx_ring_ref", "event_channel"]): chance.choice(["8", "3", "77777", "x", None])}
+                    )
+                elif act < 0.85:
+                    world.overrun()
+                elif act < 0.9:
+                    world.engine.ports[1]["failed"] = 1
+                    front.vif.check_port()
+                else:
+                    await toolstack(*chance.choice([(0, 5), (1, 1), (1, 5), (0, 1)]))
+                for _ in range(chance.randrange(30)):
+                    await asyncio.sleep(0)
+            world.fails = {}
+            await toolstack(1, 1)
+            await front.connect()
+
+    drive(body)
+
+
+@pytest.mark.parametrize("state", [S.INITIALISING, S.CONNECTED, S.CLOSING, S.CLOSED, S.UNKNOWN])
+def test_a_guest_may_die_in_any_state(state: S, no_descriptor_is_left: None) -> None:
+    async def body(front: Front) -> None:
+        await front.connect()
+        await front.state(state)
+
+    drive(body)
+
+
+def test_a_vif_outlives_xenstored_and_is_given_back_all_the_same(no_descriptor_is_left: None) -> None:
+    async def body(front: Front) -> None:
+        await front.connect()
+        front.server.close()
+
+        async def lost() -> bool:
+            return bool(front.dom0._lost)
+
+        await until(lost, "the connection to be lost")
+        assert front.world.held() == ALL
+
+    drive(body)
+
+
+def test_a_front_end_may_come_as_late_as_it_likes() -> None:
+    """In InitWait nothing waits for a time."""
+
+    async def body(front: Front) -> None:
+        await front.told(S.INIT_WAIT)
+        timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
+        assert [timer for timer in timers if not timer.cancelled()] == []
+        await front.connect()
+
+    drive(body)
+
+
+def test_a_front_end_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="dom0.vifs")
+
+    async def body(front: Front) -> None:
+        for number in range(50 * BURST):
+            await front.state(S.RECONFIGURED)
+            if number % 10 == 0:
+                await front.told(S.CLOSING)
+        await front.connect()
+
+    drive(body)
+    assert 0 < len(caplog.records) < 5 * BURST
