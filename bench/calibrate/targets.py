@@ -26,7 +26,7 @@ BYPASS, NATIVE, CDNA = (Variant(path, path) for path in ("bypass", "native", "cd
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`of` ÷ `to` in `metric`, at `setting`; `published`: None if no number was read. `where`: table or words. `label`: in plots."""
+    """`of` ÷ `to` in `metric`, at `setting`. `label`: in plots; `published`: None if no number was read; `where`: table or words."""
 
     label: str
     text: str
@@ -75,10 +75,27 @@ _ROWS = (
         "xen-4.x",
         "split with persistent grants ÷ split: pages mapped once and copied by Dom0 itself, against a grant copy a frame",
         (
-            Row("tx 64 B", "UDP 64 B, guest transmits, one queue", 2.49 / 0.684, "packet I/O: 0.684 → 2.49 Mpps", KEPT, SPLIT, RATE,
-                _at(TO_WIRE, 64), fitted=True),
-            Row("rx 64 B", "UDP 64 B, guest receives, one queue", 2.96 / 0.439, "packet I/O: 0.439 → 2.96 Mpps", KEPT, SPLIT, RATE,
-                _at(FROM_WIRE, 64)),
+            Row(
+                "tx 64 B",
+                "UDP 64 B, guest transmits, one queue",
+                2.49 / 0.684,
+                "packet I/O: 0.684 → 2.49 Mpps",
+                KEPT,
+                SPLIT,
+                RATE,
+                _at(TO_WIRE, 64),
+                fitted=True,
+            ),
+            Row(
+                "rx 64 B",
+                "UDP 64 B, guest receives, one queue",
+                2.96 / 0.439,
+                "packet I/O: 0.439 → 2.96 Mpps",
+                KEPT,
+                SPLIT,
+                RATE,
+                _at(FROM_WIRE, 64),
+            ),
         ),
         {
             "2 and 4 queues": "Dom0 has one engine here",
@@ -92,10 +109,27 @@ _ROWS = (
         "xen-3.0-2006",
         "bypass between two guests ÷ split: neither has Dom0 in it. XenLoop has no device either, and events between the guests",
         (
-            Row("round trip", "round trip between guests, through Dom0 ÷ past it", 5.0, "“up to 5X reduction in RTT”", SPLIT, BYPASS, TRIP,
-                _at(BETWEEN, 64), fitted=True),
-            Row("throughput", "throughput between guests, past Dom0 ÷ through it", 6.0, "“up to 6X increase in throughput”", BYPASS, SPLIT, RATE,
-                _at(BETWEEN, 1500)),
+            Row(
+                "round trip",
+                "round trip between guests, through Dom0 ÷ past it",
+                5.0,
+                "“up to 5X reduction in RTT”",
+                SPLIT,
+                BYPASS,
+                TRIP,
+                _at(BETWEEN, 64),
+                fitted=True,
+            ),
+            Row(
+                "throughput",
+                "throughput between guests, past Dom0 ÷ through it",
+                6.0,
+                "“up to 6X increase in throughput”",
+                BYPASS,
+                SPLIT,
+                RATE,
+                _at(BETWEEN, 1500),
+            ),
         ),
         {"tables of the paper": "not to be had"},
     ),
@@ -106,8 +140,16 @@ _ROWS = (
         "xen-3.0-2006",
         "split ÷ native, receiving",
         (
-            Row("rx ÷ native", "guest receives, ÷ native", 0.39, "“still trails the native Linux performance by 61%”", SPLIT, NATIVE, RATE,
-                _at(FROM_WIRE, 1500)),
+            Row(
+                "rx ÷ native",
+                "guest receives, ÷ native",
+                0.39,
+                "“still trails the native Linux performance by 61%”",
+                SPLIT,
+                NATIVE,
+                RATE,
+                _at(FROM_WIRE, 1500),
+            ),
         ),
         {
             "transmit × 4.4": "by segmentation and checksum offload, which the lab does not have",
@@ -121,8 +163,16 @@ _ROWS = (
         "xen-3.0-2006",
         "split with persistent grants ÷ split, receiving: the reuse of grants alone, of several changes that they made",
         (
-            Row("rx cost", "cost of receiving, optimized ÷ before", 0.44, "“reduce execution costs … by 56% on the receive path”", KEPT, SPLIT,
-                COST, _at(FROM_WIRE, 1500)),
+            Row(
+                "rx cost",
+                "cost of receiving, optimized ÷ before",
+                0.44,
+                "“reduce execution costs … by 56% on the receive path”",
+                KEPT,
+                SPLIT,
+                COST,
+                _at(FROM_WIRE, 1500),
+            ),
         ),
         {"close to direct I/O with several hardware queues": "no number was read"},
     ),
@@ -138,7 +188,7 @@ _ROWS = (
         ),
         {"all tables": "the text was not to be had"},
     ),
-)  # fmt: skip
+)
 
 TARGETS: Final = {target.name: target for target in _ROWS}
 """By name."""
