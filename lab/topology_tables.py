@@ -22,7 +22,7 @@ from pydantic import ValidationInfo as Info
 
 from domu.programs.table import NAMED, program_of, those
 from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MAX_PRICE, MIN_GBPS, PAGE
-from hyp.paths import PATHS, Attachment
+from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
@@ -272,6 +272,7 @@ class Guest(Table):
     address: Annotated[str, AfterValidator(_address)] | None = Field(default=None, validate_default=True)
     mtu: int = Field(default=1500, ge=576, le=1500)
     persistent_grants: bool = False
+    iommu: str = "persistent"
 
     @field_validator("path")
     @classmethod
@@ -291,6 +292,17 @@ class Guest(Table):
         if not addressed and address is not None:
             raise ValueError(f"has a meaning with program = {those('addressed')} only")
         return address
+
+    @field_validator("iommu")
+    @classmethod
+    def _strategy_with_iommu(cls, strategy: str, info: Info) -> str:
+        path = info.data.get("path")
+        if strategy not in IOMMU_FRONT_ENDS:
+            raise ValueError(f"{strategy!r} is none of {', '.join(IOMMU_FRONT_ENDS)}{suggest(strategy, IOMMU_FRONT_ENDS)}")
+        if strategy != "persistent" and path is not None and PATHS[path].attachment is not Attachment.CONTEXT:
+            through = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.attachment is Attachment.CONTEXT)
+            raise ValueError(f"has a meaning with path = {through} only, not with {path!r}")
+        return strategy
 
     @field_validator("persistent_grants")
     @classmethod

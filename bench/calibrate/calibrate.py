@@ -37,7 +37,7 @@ TRIP_FRAMES = 2
 async def calibrate(target: Target, profile: Profile, rounds: int, result: BenchmarkResult, progress: Steps) -> Fit:
     """Steps 1 to 4; all that was found is in `result`."""
     first, second = parts(progress, ["at price 0", "at the prices"])
-    async with Labs(target.paths, target.persistent) as labs:
+    async with Labs(target.paths, target.kinds) as labs:
         free = await _measure(labs, target, NONE, rounds, first)
         rows = [_measured(row, free[row.setting]) for row in target.rows]
         moving = parameters(rows, profile)

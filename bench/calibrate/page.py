@@ -43,7 +43,12 @@ def tell(
     result.table("Left out", ("published, or so", "why"), left)
     result.series += [_ratio_series(target, found, ratios), _sensitivity_series(target, found, moved)]
     for row, measured in zip(target.rows, ratios, strict=True):
-        if row.published is not None and not row.fitted:
+        if row.least is not None:
+            result.claims += [
+                Claim.about(f"{row.text}, at price 0", measured[0], row.least),
+                Claim.about(f"{row.text}, at the prices (modelled)", measured[1], row.least),
+            ]
+        elif row.published is not None and not row.fitted:
             result.claims.append(claim(row, measured[1]))
     result.notes += sentences(target, rows, found, moved, ratios)
 
@@ -62,6 +67,8 @@ def _value(ratio: Ratio) -> str:
 
 
 def _use(row: Row) -> str:
+    if row.least is not None:
+        return f"a trend: at least {row.least:g}"
     return "no number was read" if row.published is None else "fitted: not counted as reproduced" if row.fitted else "held out"
 
 
@@ -70,7 +77,7 @@ def _beside(result: BenchmarkResult, target: Target, found: Fit, ratios: Sequenc
             "ln(measured ÷ predicted)", "use")  # fmt: skip
     table = []
     for row, predicted, residual, (free, priced) in zip(target.rows, found.ratios, found.residuals, ratios, strict=True):
-        published = "–" if row.published is None else f"{short(row.published)}: {row.where}"
+        published = row.where if row.published is None else f"{short(row.published)}: {row.where}"
         table.append((row.text, published, _value(free), short(predicted), _value(priced), _log(residual),
                       _log(_ln(priced.median, predicted)), _use(row)))  # fmt: skip
     result.table(f"{target.title}, beside what comes out here", head, table)
@@ -162,7 +169,9 @@ def sentences(target: Target, rows: Sequence[Measured], found: Fit, moved: Moved
         low, high = min(lows), max(highs)
         movers = [name for name, ends in moved.items() if ends[number][1] / ends[number][0] > MATTERS]
         by = f"; what moves it: {', '.join(movers)}" if movers else "; no parameter moves it"
-        if residual is None or measured.published is None:
+        if row.least is not None:
+            said.append(f"{row.text}: predicted {short(predicted)}, {span(low, high)} over the ranges{by}. The trend: {row.where}.")
+        elif residual is None or measured.published is None:
             said.append(
                 f"{row.text}: predicted {short(predicted)}, {span(low, high)} over the ranges{by}; nothing to hold it against."
             )

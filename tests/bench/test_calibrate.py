@@ -140,6 +140,7 @@ def test_a_target_says_where_its_ratios_are_from(name: str) -> None:
         assert not (row.fitted and row.published is None)
         assert row.setting.cores == "1"
         assert len({other.metric == TRIP for other in target.rows if other.setting == row.setting}) == 1
+        assert row.least is None or (row.published is None and not row.fitted), "a trend is no ratio to fit"
     assert not all(row.fitted for row in target.rows)
 
 
