@@ -26,12 +26,14 @@ from bench.method.slices import Contender, interleave
 from bench.questions.measure import ROLES, Labs, Variant
 from bench.questions.settings import NONE, Setting
 from bench.report.results import BenchmarkResult
+from hyp.model.operations import OPERATIONS
 from hyp.model.profile import Profile
 
 TITLE = "Calibration"
 DEVICE = ROLES["device"]
 SLICE_S, ROUNDS = 0.1, 24
 TRIP_FRAMES = 2
+"""A record counts operations a frame, and CPU a round trip."""
 
 
 async def calibrate(target: Target, profile: Profile, rounds: int, result: BenchmarkResult, progress: Steps) -> Fit:
@@ -78,9 +80,8 @@ def _contender(labs: Labs, setting: Setting, side: Variant, trips: bool) -> Cont
         found = await plain.run(seconds)
         if not found.errors:
             costs = domains(found)
-            found.figures |= {COST: sum(costs.values()), RATE: 1e3 / max(costs.values())}
-            if trips:
-                found.figures[TRIP] = found.figures["p50_us"]
+            whole = sum(costs.values())
+            found.figures |= {TRIP: whole} if trips else {COST: whole, RATE: 1e3 / max(costs.values())}
         return found
 
     return Contender(side.name, run, prepare=plain.prepare)
@@ -97,26 +98,18 @@ def _measured(row: Row, samples: Samples) -> Measured:
 
 
 def _side(samples: Samples, name: str, metric: str) -> Side:
-    """The medians of what its slices say. ValueError if none has a figure."""
+    """The medians of what its slices say: CPU a frame or a trip, operations likewise. ValueError if none has a figure."""
     details = samples.details(name)
     if not details:
         raise ValueError(f"{name}: no slice has a figure: {'; '.join(samples.errors(name)[:3])}")
-    processes = [process for process in details[0]["processes"] if process != DEVICE]
-    made: dict[str, dict[str, float]] = {}
-    for process in processes:
-        names = dict.fromkeys(name for detail in details for name in detail["operations"].get(process, {}))
-        made[process] = {
-            name: statistics.median(detail["operations"].get(process, {}).get(name, 0.0) for detail in details) for name in names
-        }
-    if metric != TRIP:
-        own = {process: statistics.median(detail["processes"][process] for detail in details) for process in processes}
-        return Side(own, made)
-    whole: dict[str, float] = {}
-    for counts in made.values():
-        for operation, n in counts.items():
-            whole[operation] = whole.get(operation, 0.0) + TRIP_FRAMES * n
-    trip_us = samples.figure(name, TRIP).median
-    return Side({TRIP: 1000 * (trip_us or 0.0)}, {TRIP: whole})
+    frames = TRIP_FRAMES if metric == TRIP else 1
+    own, made = dict[str, float](), dict[str, dict[str, float]]()
+    for process in details[0]["processes"].keys() - {DEVICE}:
+        own[process] = statistics.median(detail["processes"][process] for detail in details)
+        counts = [detail["operations"].get(process, {}) for detail in details]
+        names = sorted({name for count in counts for name in count}, key=list(OPERATIONS).index)
+        made[process] = {name: frames * statistics.median(count.get(name, 0.0) for count in counts) for name in names}
+    return Side(dict(sorted(own.items())), made)
 
 
 def _take(

@@ -39,7 +39,7 @@ Vector = npt.NDArray[np.float64]
 class Side:
     """What was measured of one side of a ratio at price 0: by process, its own cost and its operations, each a frame (or a trip).
 
-    In ns, a trip as one process. A figure at prices is the busiest process's rate, or the sum.
+    In ns. A figure at prices is the busiest process's rate, or the sum.
     """
 
     own: Mapping[str, float]

@@ -150,9 +150,7 @@ def _ends(ratios: Sequence[Ratio]) -> tuple[list[float | None], list[float | Non
 
 def _sensitivity_series(target: Target, found: Fit, moved: Moved) -> Series:
     title = f"{target.name}: predictions as one parameter goes over its range, the others fitted anew"
-    series = Series(
-        "sensitivity", title, "ratio", [f"{row.text}{' (fitted)' if row.fitted else ''}" for row in target.rows], "×", "bar"
-    )
+    series = Series("sensitivity", title, "ratio", _labels(target), "×", "bar")
     series.add("published", [row.published for row in target.rows])
     for name, ends in moved.items():
         series.add(name, list(found.ratios), [low for low, _ in ends], [high for _, high in ends])

@@ -13,11 +13,11 @@ from bench.method.verdicts import WORDS
 from bench.questions.measure import PERSISTENT, Variant
 from bench.questions.settings import Setting
 
-RATE, COST, TRIP = "rate_mpps", "domains_ns_per_frame", "trip_us"
+RATE, COST, TRIP = "rate_mpps", "domains_ns_per_frame", "domains_ns_per_trip"
 METRICS: Final = {
     RATE: "frames a second of the busiest domain, if each had a core (1 ÷ its CPU per frame)",
     COST: "CPU per frame of all domains",
-    TRIP: "round trip on one core, p50",
+    TRIP: "CPU of all domains in a round trip, one at a time: what it takes on one core if the device has none",
 }
 """What is held against each other; the device is no domain."""
 

@@ -3,10 +3,10 @@
 A guest with ``iommu = "strict"`` or ``"deferred"`` lets the NIC at a buffer only as long as the NIC has it, as Linux's DMA API
 does: each burst is mapped by a hypercall before it is posted and unmapped by one when it is completed. Its queues stay registered.
 
-*Strict*: an unmap flushes. It clears the entries, pays for the flush, and waits until the engine is past the batch in which it may
-have looked them up (the shootdown of hyp/iommu.py, which polls the engine's epoch where the hypervisor's process waits for a
-signal): the program gets its buffer back when nobody else can reach it. *Deferred*: the entries are cleared at once, and one flush
-stands for `DEFERRED_PAGES` pages, as in Linux; until then an engine in the middle of a batch may still use what it looked up.
+*Strict*: each buffer's unmap flushes, as Linux's does. It clears the entries, pays for the flush, and waits until the engine is past
+the batch in which it may have looked them up (the shootdown of hyp/iommu.py, which polls the engine's epoch where the hypervisor's
+process waits for a signal): the program gets its buffer back when nobody else can reach it. *Deferred*: the entries are cleared at
+once, and one flush stands for `DEFERRED_PAGES` pages; until then an engine in the middle of a batch may still use what it looked up.
 
 As a hypercall runs on the caller's CPU, this code runs on the caller's thread, on the hypervisor's memory: the guest's IOMMU table,
 and its *holds*, u16[pages of RAM]: how many mapped buffers lie in each page, since buffers are smaller than pages. It believes
@@ -130,7 +130,7 @@ def dma_map(c: Any, requests: int, n: int, rights: int) -> int:
 def dma_unmap(c: Any, requests: int, n: int) -> int:
     """Hypercall: take `n` buffers away from the NIC. 0; −1: the engine did not get past its batch in PAST_BATCH_NS."""
     _enter(c)
-    cleared = 0
+    cleared, stuck = 0, 0
     for k in range(n):
         first, pages = _request(c, requests, k)
         for page in range(first, first + pages):
@@ -139,9 +139,11 @@ def dma_unmap(c: Any, requests: int, n: int) -> int:
             if held == 1:
                 store64_once(c.table + 8 * page, 0)
                 cleared += 1
+                c.waiting += 1
+        if c.waiting >= c.flush_at and stuck == 0:
+            stuck = _flush(c)
     charge(c.platform, IOMMU_UNMAP_PRICE, c.counts, IOMMU_UNMAPS, cleared)
-    c.waiting += cleared
-    return _flush(c) if c.waiting >= c.flush_at else 0
+    return stuck
 
 
 @compiled
