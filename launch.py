@@ -5,6 +5,7 @@
     launch.py run FILE.toml [--json OUT]   run a topology: its workloads, or until Ctrl-C if it has none
     launch.py exec GUEST -- PROGRAM ...    run a program in a TAP guest of a running topology
     launch.py status [--json]              what is running, who is cut off, and what guests move
+    launch.py store ls|read|write|rm|watch the store of a running topology, as Domain 0
     launch.py stop [NAME] [--all [--yes]]  take a running topology down, or all of them once you have said so
     launch.py check FILE.toml              is the topology sound, and does it fit this machine?
     launch.py clean                        remove what dead topologies left
@@ -53,6 +54,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+store = typer.Typer(
+    help="The store of a running topology, as Domain 0. Xen's own tools work too, with XENSTORED_PATH set to what `status` shows.",
+    rich_markup_mode=None,
+)
+app.add_typer(store, name="store")
+Topology = Annotated[str | None, typer.Option("--topology", help="Which one, if several are running.")]
 
 
 def fail(message: str, status: int) -> NoReturn:
@@ -227,6 +236,60 @@ def confirm(names: list[str]) -> None:
     print("Go on? [y/N] ", end="", flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         fail("nothing was stopped", FAILED)
+
+
+@store.command()
+def ls(
+    path: Annotated[str, typer.Argument(help="What to begin below.")] = "/",
+    full: Annotated[bool, typer.Option("-f", help="Whole paths.")] = False,
+    permissions: Annotated[bool, typer.Option("-p", help="Permissions too.")] = False,
+    topology: Topology = None,
+) -> None:
+    """Everything below a node."""
+    from lab.command.store import ls
+
+    ask(ls(topology, path, full=full, permissions=permissions))
+
+
+@store.command()
+def read(paths: Annotated[list[str], typer.Argument(metavar="PATH...")], topology: Topology = None) -> None:
+    """Nodes' values, a line each."""
+    from lab.command.store import read
+
+    ask(read(topology, paths))
+
+
+@store.command()
+def write(
+    pairs: Annotated[list[str], typer.Argument(metavar="PATH VALUE [PATH VALUE]...")],
+    topology: Topology = None,
+) -> None:
+    """Set nodes' values: all of them, or none."""
+    from lab.command.store import write
+
+    if len(pairs) % 2:
+        fail(f"store write: {pairs[-1]} has no value", USAGE)
+    ask(write(topology, list(zip(pairs[::2], pairs[1::2], strict=True))))
+
+
+@store.command()
+def rm(paths: Annotated[list[str], typer.Argument(metavar="PATH...")], topology: Topology = None) -> None:
+    """Remove nodes, and what is below them: all of them, or none."""
+    from lab.command.store import remove
+
+    ask(remove(topology, paths))
+
+
+@store.command()
+def watch(
+    path: Annotated[str, typer.Argument()],
+    count: Annotated[int | None, typer.Option("-n", min=1, help="End after so many events.")] = None,
+    topology: Topology = None,
+) -> None:
+    """The paths that are written, a line each, until Ctrl-C; the watched one at first."""
+    from lab.command.store import watch
+
+    ask(watch(topology, path, count))
 
 
 @app.command()

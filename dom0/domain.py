@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 from dom0.build import EngineState
 from dom0.engine import MAIL, run
+from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
 from dom0.toolstack import Toolstack
-from dom0.vifs import Vif, create_nodes
+from dom0.vifs import Cause, Vif
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import PLATFORM_BYTES
@@ -22,6 +24,9 @@ from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 0.2
+"""How often to look whether the engine has taken a port out of service, which it can't tell."""
+
 
 class DriverDomain:
     """Dom0's devices and their set-up."""
@@ -35,24 +40,50 @@ class DriverDomain:
             "domain_gone": self._domain_gone,
         }
         self._hyp = process.hypercalls(handlers)
-        self._vifs: dict[int, Vif] = {}
+        self._domains: dict[int, str] = {}  # domid → its /vm path
+        self._vifs: dict[int, tuple[Vif, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         process.serve("threads", self.threads)
         process.serve("pin", lambda cpus: self._engine.pin(cpus))
 
     async def start(self) -> None:
-        """Uplink first, then the guests' nodes; vifs connect as their guests come."""
+        """The guests' nodes first, so that each finds them; then the uplink; vifs connect as their guests come."""
         self._store = await XenstoreClient.open(adopt_socket(self._process.sockets["xenstore"]))
         await self._hyp.call("toolstack_ready")
+        await create_dom0(self._store)
         served = [guest for guest in self._config["guests"] if PATHS[guest["path"]].attachment is Attachment.VIF]
-        for guest in served:
-            await create_nodes(self._store, int(guest["domid"]), 0, str(guest["mac"]))
+        for guest in self._config["guests"]:
+            await self._create(guest, with_vif=guest in served)
         await self._start_engine()
         for number, guest in enumerate(served, 1):
-            vif = self._vifs[int(guest["domid"])] = Vif(self._hyp, self._store, self._state, self._counters, guest, number)
-            task = asyncio.get_running_loop().create_task(self._serve(vif))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number)
+            self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
+        self._spawn(self._check_ports())
+
+    async def _create(self, guest: dict[str, Any], *, with_vif: bool) -> None:
+        """What xl does before a domain runs: its nodes, its device's, and its introduction to xenstored."""
+        domid = int(guest["domid"])
+        self._domains[domid] = await create_domain(self._store, guest)
+        if with_vif:
+            await create_vif(self._store, domid, 0, str(guest["mac"]))
+        await self._store.introduce(domid)
+
+    def _spawn(self, what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s", error, exc_info=error)
+
+    async def _check_ports(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            for vif, _ in self._vifs.values():
+                vif.check_port()
 
     async def _start_engine(self) -> None:
         info = await self._hyp.call("domain_info")
@@ -78,15 +109,17 @@ class DriverDomain:
         self._engine.start(run, self._state.address, mail=MAIL)
         await self._state.add_uplink(uplink_counts)
 
-    async def _serve(self, vif: Vif) -> None:
-        try:
-            await vif.run()
-        except Exception as error:  # one guest's vif; the others go on
-            log.warning("vif of %s: %s", vif.name, error)
-
     def _domain_gone(self, domid: int) -> None:
+        self._spawn(self._bury(domid))
+
+    async def _bury(self, domid: int) -> None:
+        """A guest's domain is gone: close its vif, then remove its nodes, as xl does."""
         if domid in self._vifs:
-            self._vifs[domid].gone.set()
+            vif, life = self._vifs.pop(domid)
+            vif.wake(Cause.GONE)
+            await asyncio.wait({life})
+        if domid in self._domains:
+            await destroy_domain(self._store, domid, self._domains.pop(domid))
 
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the data plane, by name."""

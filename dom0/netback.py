@@ -58,7 +58,7 @@ from hyp.abi.grant import (
     PAGE_BYTES,
 )
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY
-from hyp.abi.nic import MAX_FRAME, MIN_FRAME
+from hyp.abi.nic import MAX_LONE_FRAME, MIN_FRAME
 from hyp.abi.platform import (
     COPY_LIMIT,
     EVENT_SEND_PRICE,
@@ -144,7 +144,7 @@ def take_requests(e, p):
     if ready == 0:
         return 0
     limit = ablated(wait_at(e.wait).platform, COPY_LIMIT)
-    limit = MAX_FRAME if limit == 0 else limit
+    limit = MAX_LONE_FRAME if limit == 0 else limit
     if p.refs != 0:
         _take_pinned(e, p, ring, ready, limit)
     else:
@@ -194,7 +194,7 @@ def _open_request(e, p, slot, k):
     s = staged_of(p, k)
     s.id, length = word2 & 0xFFFF, word2 >> 16
     s.length, s.posted, s.buffer, s.status = length, 0, -1, RSP_ERROR
-    if flags != 0 or length < MIN_FRAME or length > MAX_FRAME or offset + length > PAGE_BYTES:
+    if flags != 0 or length < MIN_FRAME or length > MAX_LONE_FRAME or offset + length > PAGE_BYTES:
         count(p.counts, FAULTS_DESCRIPTOR, 1)
         return -1, 0
     s.buffer = take_buffer(e)

@@ -1,74 +1,49 @@
-"""netback's control side: one vif per split guest, from its nodes in xenstore to a port of the bridge, and back.
+"""netback's control side: one vif per split guest, which follows its front end from state to state for as long as the guest lives.
 
-Back end's states: InitWait (the toolstack's nodes are there, features written) → the front end writes rings and event channel and
-becomes Initialised → map the rings by grant, bind the event channel, add the port → Connected → Closing/Closed or the guest's
-death: remove the port, unmap, Closed.
+What to do when is a table of its own (dom0/xenbus_states.py), what a connected vif holds is dom0/vif_connection.py. Here is what
+drives them: two watches, on the front end's state and on the back end's own nodes, which the toolstack may change.
+
+A front end's mistake is told three times: in the log, in ``error/backend/vif/<domid>/<handle>/error`` under Domain 0's home, and to
+the front end by the state Closing, as Linux's xenbus_dev_fatal does. None ends the vif: a front end that closes begins anew.
 
 Persistent grants are negotiated on the way: a back end that is to have them (the topology's `persistent_grants`) writes
-``feature-persistent`` 1 before InitWait, a front end that will never revoke its pages writes the same before Initialised.
+``feature-persistent`` 1 before InitWait, a front end that will never revoke its pages writes the same before Connected.
 Unless both say 1, each frame is a grant copy. What follows from it is in dom0/persistent.py.
 """
 
 import asyncio
-import os
+import contextlib
+import errno
+import logging
+from collections.abc import Mapping
+from enum import IntEnum
 from typing import Any
 
-import numpy as np
-
-from dom0.build import EngineState, Pages
-from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS
+from dom0.build import EngineState
+from dom0.libxl import VIF
+from dom0.vif_connection import QUEUES, Connection, Identity, VifError, read_wishes
+from dom0.xenbus_states import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED, INITIALISING, UNKNOWN, Action, judge, steps
 from hyp.abi.domids import DOM0
-from hyp.abi.features import NETIF_NODES, NETIF_OFFERS, NONE, unoffered
-from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
-from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE
+from hyp.abi.features import NETIF_NODES, NETIF_OFFERS
+from hyp.abi.netif import FEATURE_PERSISTENT
 from hyp.control import Channel
-from hyp.counters import CounterPage, commit
-from hyp.grants import map_grant_at, unmap_grant_at
-from hyp.kernels import entry, i64, void
-from hyp.memory import Mapping
-from hyp.model.price import charge
-from hyp.ring import RING, attach_back, ring_at, ring_size
-from hyp.xenstore.client import XenstoreClient, XenstoreError
-from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, switch_state, wait_for_state
+from hyp.counters import CounterPage
+from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
+from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, read_state, switch_state, tell_error
 
-DEVICE = "vif"
-HANDSHAKE_TIMEOUT_S = 30.0
+log = logging.getLogger(__name__)
+
+BURST, INTERVAL_S = 10, 5.0
+"""So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
 
 
-@entry(i64(i64, i64, i64, i64, i64, i64, i64))
-def _map_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
-    """Address of the granted page, mapped for writing, or a negative grant status. `counts`, `shared`: the control plane's row."""
-    charge(platform, GRANT_MAP_PRICE, counts, GRANT_MAPS, 1)
-    commit(counts, shared)
-    return map_grant_at(views, count, DOM0, domid, gref, 1)
+class Cause(IntEnum):
+    """Why a vif looks. In the order in which it does, if there are several."""
 
-
-@entry(i64(i64, i64, i64, i64, i64, i64, i64))
-def _unmap_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
-    charge(platform, GRANT_UNMAP_PRICE, counts, GRANT_UNMAPS, 1)
-    charge(platform, GRANT_FLUSH_PRICE, counts, GRANT_FLUSHES, 1)
-    commit(counts, shared)
-    return unmap_grant_at(views, count, DOM0, domid, gref, 1)
-
-
-@entry(void(i64, i64, i64, i64))
-def _attach(ring: int, sring: int, entries: int, entry_bytes: int) -> None:
-    attach_back(ring_at(ring), sring, entries, entry_bytes)
-
-
-async def create_nodes(store: XenstoreClient, domid: int, handle: int, mac: str) -> None:
-    """The toolstack's part: both ends' nodes, each side's readable by the other and writable by its owner."""
-    front, back = frontend_path(domid, DEVICE, handle), backend_path(DOM0, DEVICE, domid, handle)
-    back_nodes = {"frontend": front, "frontend-id": str(domid), "handle": str(handle), "mac": mac, "online": "1"}
-    front_nodes = {"backend": back, "backend-id": str(DOM0), "handle": str(handle), "mac": mac}
-    initialising = str(int(XenbusState.INITIALISING))
-    await store.mkdir(back)
-    await store.set_perms(back, [f"n{DOM0}", f"r{domid}"])
-    await store.mkdir(front)
-    await store.set_perms(front, [f"n{domid}", f"r{DOM0}"])
-    for path, nodes in ((back, back_nodes), (front, front_nodes)):
-        for name, value in {**nodes, "state": initialising}.items():
-            await store.write(f"{path}/{name}", value)
+    GONE = 0  # the guest's domain
+    FAILED = 1  # the engine has taken the port out of service
+    BACK = 2  # the back end's nodes were written, by us or by the toolstack
+    FRONT = 3  # the front end's state was written
 
 
 class Vif:
@@ -80,135 +55,213 @@ class Vif:
         store: XenstoreClient,
         state: EngineState,
         counters: CounterPage,
-        guest: dict[str, Any],
+        guest: Mapping[str, Any],
         number: int,
     ) -> None:
         self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
-        self.domid, self.name, self.mac, self.number = (
-            int(guest["domid"]),
-            str(guest["name"]),
-            str(guest["mac"]),
-            number,
-        )
-        self._front = frontend_path(self.domid, DEVICE, 0)
-        self._back = backend_path(DOM0, DEVICE, self.domid, 0)
-        self._rings = np.zeros(2, RING)
-        self._grefs: list[int] = []
-        self._keep: list[Mapping] = []
-        self._offers_persistent = bool(guest["persistent_grants"])
-        self._pages: Pages | None = None  # the engine's, from add_vif to remove_port
-        self.features = 0  # agreed on, once it is connected
-        self.gone = asyncio.Event()
+        self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
+        self._front = frontend_path(self.who.domid, VIF, 0)
+        self._back = backend_path(DOM0, VIF, self.who.domid, 0)
+        self._persistent = bool(guest["persistent_grants"])
+        self.back = CLOSED  # the state that we are in, and have told last
+        self._registered = False  # the toolstack has made the device, and has not taken it back
+        self._connection: Connection | None = None
+        self._causes: set[Cause] = set()
+        self._woken = asyncio.Event()
+        self._log = _RateLimit(f"vif {self.who.domid}.0 ({self.who.name})")
 
     async def run(self) -> None:
-        """Offer, connect, wait for the end, disconnect."""
-        await self._store.write(f"{self._back}/feature-rx-copy", "1")
-        if self._offers_persistent:
-            await self._store.write(f"{self._back}/{FEATURE_PERSISTENT}", "1")
-        for feature, (offers, _) in NETIF_NODES.items():
-            if feature & NETIF_OFFERS:
-                await self._store.write(f"{self._back}/{offers}", "1")
-        await switch_state(self._store, self._back, XenbusState.INIT_WAIT)
-        ready = (XenbusState.INITIALISED, XenbusState.CONNECTED)
-        await wait_for_state(self._store, self._front, ready, HANDSHAKE_TIMEOUT_S)
-        await self._connect()
-        await switch_state(self._store, self._back, XenbusState.CONNECTED)
-        guest_there = await self._until_closing()
-        await self._disconnect()
-        if guest_there:
-            await switch_state(self._store, self._back, XenbusState.CLOSED)
-
-    async def _until_closing(self) -> bool:
-        """Wait until the front end closes (True) or its domain is gone (False)."""
-        closing = (XenbusState.CLOSING, XenbusState.CLOSED)
-        closes = asyncio.ensure_future(wait_for_state(self._store, self._front, closing, float("inf")))
-        gone = asyncio.ensure_future(self.gone.wait())
+        """Follow the front end until the guest is gone; then nothing of it is held any more."""
+        watches = [
+            (await self._store.watch(f"{self._front}/state", f"front-{self.who.domid}"), Cause.FRONT),
+            (await self._store.watch(self._back, f"back-{self.who.domid}"), Cause.BACK),
+        ]
+        pumps = [asyncio.get_running_loop().create_task(self._pump(watch, cause)) for watch, cause in watches]
         try:
-            await asyncio.wait({closes, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return not gone.done() and closes.exception() is None
+            while (cause := await self._next()) is not Cause.GONE:
+                await self._look(cause)
         finally:
-            closes.cancel()
-            gone.cancel()
-            await asyncio.wait({closes, gone})
+            for pump in pumps:
+                pump.cancel()
+            for watch, _ in watches:
+                self._store.forget(watch)
+            await asyncio.wait(pumps)
+            await self._disconnect("its domain is gone")
 
-    async def _connect(self) -> None:
-        await self._view_guest()
-        refs = {}
-        for name, entry_bytes, ring in (("tx-ring-ref", TX_SLOT_BYTES, 0), ("rx-ring-ref", RX_SLOT_BYTES, 1)):
-            refs[name] = await self._read_int(name)
-            sring = _map_ring(*self._hypercall_args(), refs[name])
-            if sring < 0:
-                raise RuntimeError(
-                    f"vif of domain {self.domid} ({self.name}): {name} {refs[name]} cannot be mapped (grant status {sring})"
-                )
-            self._grefs.append(refs[name])
-            _attach(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes)
-        if self._offers_persistent and await self._is_set(FEATURE_PERSISTENT):
-            self._pages = np.zeros((2, int(self._state.views[self.domid]["refs"])), np.int64)
-        self.features = await self._accepted()
-        port = await self._read_int("event-channel")
-        bound = await self._hyp.call("evtchn_bind_interdomain", remote=self.domid, remote_port=port, upcall=self._state.upcall)
-        self._event_fd = bound.fds[0]
-        self._port = int(bound.value["port"])
-        counts = self._counters.row(f"vif{self.domid}:{self.name}")
-        rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
-        await self._hyp.call("filter_change", context=DOM0, add=[self.mac], remove=[])
-        await self._state.add_vif(self.number, self.domid, rings, self._event_fd, counts, self._pages)
+    def wake(self, cause: Cause) -> None:
+        """Let it look."""
+        self._causes.add(cause)
+        self._woken.set()
 
-    def _hypercall_args(self) -> tuple[int, ...]:
-        """What `_map_ring` and `_unmap_ring` take before the reference."""
-        state = self._state
-        return state.platform, *self._counters.row("control"), state.views_address, state.view_count, self.domid
+    def check_port(self) -> None:
+        """Let it look if the engine has taken its port out of service."""
+        if self._connection is not None and self._state.ports[self.who.number]["failed"]:
+            self.wake(Cause.FAILED)
 
-    async def _disconnect(self) -> None:
-        """Take the port away, then everything under it."""
-        await self._state.remove_port(self.number)
-        for gref in self._grefs:
-            _unmap_ring(*self._hypercall_args(), gref)
-        self._state.views[self.domid]["present"] = 0
-        self._keep.clear()
-        os.close(self._event_fd)
-        await self._hyp.call("evtchn_close", port=self._port)
-        await self._hyp.call("filter_change", context=DOM0, add=[], remove=[self.mac])
-        if self._pages is not None and self._pages.any():
-            held = np.count_nonzero(self._pages)
-            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {held} persistent grants could not be unmapped")
-        self._pages = None
+    async def _pump(self, watch: Watch, cause: Cause) -> None:
+        with contextlib.suppress(XenstoreError):  # xenstored is dead: what is connected goes on
+            async for _ in watch:
+                self.wake(cause)
 
-    async def _view_guest(self) -> None:
-        """Let the grant hypercalls, which run on our threads, see the guest."""
-        reply = await self._hyp.call("foreign_view", domid=self.domid)
-        memory, refs = int(reply.value["memory"]), int(reply.value["refs"])
-        ram, table, active = (Mapping.adopt(fd, size) for fd, size in zip(reply.fds, (memory, refs * 8, refs * 8), strict=True))
-        self._keep = [ram, table, active]
-        view = self._state.views[self.domid]
-        view["grant_table"], view["refs"], view["active"] = table.address, refs, active.address
-        view["ram"], view["ram_bytes"], view["present"] = ram.address, memory, 1
+    async def _next(self) -> Cause:
+        await self._woken.wait()
+        cause = min(self._causes)
+        self._causes.remove(cause)
+        if not self._causes:
+            self._woken.clear()
+        return cause
 
-    async def _accepted(self) -> int:
-        """The feature word that the front end accepts; RuntimeError if it accepts what was not offered."""
-        word = NONE
-        for feature, (_, accepts) in NETIF_NODES.items():
-            if await self._is_set(accepts):
-                word |= feature
-        if wrong := unoffered(NETIF_OFFERS, word):
-            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): features {wrong:#x} have not been offered")
-        return int(word)
+    # -- what happens --
 
-    async def _is_set(self, feature: str) -> bool:
-        """What the front end says of a feature: 1; 0, or nothing."""
+    async def _look(self, cause: Cause) -> None:
         try:
-            value = await self._read_int(feature)
+            if cause is Cause.FAILED:
+                await self._port_failed()
+            elif cause is Cause.BACK:
+                await self._back_written()
+            elif self._registered:
+                await self._follow(await self._front_state())
+        except XenstoreError as error:
+            self._log.warning(str(error))  # EIO: xenstored is dead, and nothing can be told any more
+        except Exception:  # ours; the vif goes on
+            log.exception("vif %d.0 (%s)", self.who.domid, self.who.name)
+
+    async def _port_failed(self) -> None:
+        if self._connection is not None and self._state.ports[self.who.number]["failed"]:
+            await self._fatal(errno.EIO, "a ring's producer index ran ahead of what the ring has slots; the device is disabled")
+
+    async def _back_written(self) -> None:
+        """The toolstack makes a device by Initialising, takes it back by `online` 0 and Closing, or by removing its nodes."""
+        told = await read_state(self._store, self._back)
+        if told is None:
+            await self._disconnect("the toolstack has removed it")
+            self._registered, self.back = False, CLOSED
+        elif told is INITIALISING and (not self._registered or self.back is not INITIALISING):
+            await self._disconnect("the toolstack has made it anew")
+            await self._probe()
+        elif self._registered:
+            withdrawn, online = told is CLOSING and self.back is not CLOSING, await self._is_online()
+            if withdrawn:
+                self.back = CONNECTED if self._connection else CLOSING  # that is what its node says now
+            if withdrawn or not online:
+                await self._follow(await self._front_state(), withdrawn=True)
+
+    async def _probe(self) -> None:
+        """A new device: say what is on offer, then wait for the front end, however long it takes."""
+        self._registered, self.back = True, INITIALISING
+        offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, "feature-split-event-channels": 0, "multi-queue-max-queues": QUEUES}
+        if self._persistent:
+            offers[FEATURE_PERSISTENT] = 1
+        offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}
+
+        async def write(transaction: Transaction) -> None:
+            for name, value in offers.items():
+                await transaction.write(f"{self._back}/{name}", str(value))
+
+        await self._store.retry(write)
+        await self._switch(INIT_WAIT)
+        self.wake(Cause.FRONT)  # it may be there already
+
+    async def _follow(self, front: XenbusState, *, withdrawn: bool = False) -> None:
+        """Go where the front end's state sends us."""
+        verdict = judge(front, online=await self._is_online(), withdrawn=withdrawn)
+        if verdict.error:
+            await self._fatal(errno.EINVAL, verdict.error)
+            return
+        for action, after in steps(self.back, verdict.goal):
+            if action is Action.DISCONNECT:
+                what = "the toolstack takes it back" if withdrawn else f"the front end is {_shown(front)}"
+                await self._disconnect(what)
+            elif action is Action.CONNECT and not await self._connect(front):
+                return
+            await self._switch(after)
+        if verdict.ends:
+            self._registered = False
+
+    async def _connect(self, front: XenbusState) -> bool:
+        """Serve the front end's rings. False if they can't be, which has been told then."""
+        connection = Connection(self._hyp, self._state, self.who)
+        try:
+            await connection.open(self._counters, await read_wishes(self._store, self._front, persistent=self._persistent))
+        except VifError as error:
+            await self._fatal(error.number, str(error))
+            return False
+        except Exception as error:  # ours, or the hypervisor is gone
+            log.exception("vif %d.0 (%s)", self.who.domid, self.who.name)
+            await self._fatal(errno.EIO, f"connecting: {error}")
+            return False
+        self._connection = connection
+        early = " at Initialised, which Linux's netback would have ignored" if front is INITIALISED else ""
+        self._log.info(f"connected{early}")
+        return True
+
+    async def _disconnect(self, why: str) -> None:
+        if self._connection is None:
+            return
+        connection, self._connection = self._connection, None
+        try:
+            await connection.close()
+        except Exception as error:  # the rest has been given back
+            self._log.warning(f"disconnecting: {error}")
+        self._log.info(f"disconnected: {why}")
+
+    async def _fatal(self, number: int, text: str) -> None:
+        """The front end can't be served: say why, and close."""
+        self._log.warning(text)
+        await tell_error(self._store, self._back, number, text)
+        await self._disconnect("see above")
+        await self._switch(CLOSING)
+
+    # -- xenstore --
+
+    async def _front_state(self) -> XenbusState:
+        return await read_state(self._store, self._front) or UNKNOWN
+
+    async def _is_online(self) -> bool:
+        """As xenbus_dev_is_online: what is not there is not online."""
+        try:
+            return (await self._store.read(f"{self._back}/online")).strip() not in ("", "0")
         except XenstoreError as error:
             if error.name != "ENOENT":
                 raise
             return False
-        if value > 1:
-            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {feature} is {value}, not 0 or 1")
-        return value == 1
 
-    async def _read_int(self, node: str) -> int:
-        text = await self._store.read(f"{self._front}/{node}")
-        if not (text.isascii() and text.isdigit() and len(text) <= 10):
-            raise RuntimeError(f"vif of domain {self.domid} ({self.name}): {node} is {text!r}, not a number")
-        return int(text)
+    async def _switch(self, state: XenbusState) -> None:
+        """Tell our state; once, as it may be watched for."""
+        if state is self.back:
+            return
+        self.back = state
+        try:
+            await switch_state(self._store, self._back, state)
+        except XenstoreError as error:
+            if error.name != "ENOENT":  # removed meanwhile, of which there is a watch's event
+                raise
+
+
+def _shown(state: XenbusState) -> str:
+    return "gone" if state is UNKNOWN else state.name.title().replace("_", "")
+
+
+class _RateLimit:
+    """A log of one device's that a guest cannot fill the disk with."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix, self._since, self._lines, self._left_out = prefix, float("-inf"), 0, 0
+
+    def info(self, text: str) -> None:
+        self._write(logging.INFO, text)
+
+    def warning(self, text: str) -> None:
+        self._write(logging.WARNING, text)
+
+    def _write(self, level: int, text: str) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._since > INTERVAL_S:
+            if self._left_out:
+                log.warning("%s: %d lines left out", self._prefix, self._left_out)
+            self._since, self._lines, self._left_out = now, 0, 0
+        if self._lines < BURST:
+            self._lines += 1
+            log.log(level, "%s: %s", self._prefix, text)
+        else:
+            self._left_out += 1

@@ -1,14 +1,16 @@
 """The device interface: what a program in a guest sees of its network device, whichever path is behind it.
 
 A front end fills in a DEVICE record; programs (compiled) call its operations by address, as a kernel calls through
-`struct net_device_ops`. Frames are handed over in bursts, and who owns a buffer is always visible:
+`struct net_device_ops`. Frames are handed over in bursts of *fragments* (hyp/abi/fragment.py), most of which are a whole
+frame; it is always visible who owns a buffer:
 
 =====================  ==============================================================================================
 `tx_reserve(d, want)`  up to `want` free send buffers; their addresses are in the tx burst. They stay the program's
-`tx_commit(d, n)`      sends the first `n` of them, whose lengths the program has put into the tx burst. They are the device's
-`tx_pending(d)`        number of frames committed and not yet done with (sent, or dropped under a name)
-`rx_poll(d, want)`     up to `want` of the oldest received frames, in the rx burst. They are the program's until released;
-                       polling again before that shows the same frames
+`tx_commit(d, n)`      sends the first `n` of them, whole frames, whose words the program has put into the tx burst: lengths, MORE,
+                       and the offloads that device and front end have agreed on (`features`). They are the device's
+`tx_pending(d)`        number of buffers committed and not yet done with (sent, or dropped under a name)
+`rx_poll(d, want)`     up to `want` of the oldest fragments received, whole frames, in the rx burst. They are the program's until
+                       released; polling again before that shows the same frames
 `rx_release(d, n)`     gives the oldest `n` back to the device
 `arm(d, what)`         asks to be woken for what is in `what`; true if it is there already. RX: a frame received;
                        TX: room for a burst (woken when three quarters of what is pending is done); ALL: nothing is pending
@@ -26,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hyp.abi.counters import DOMAIN_SWITCHES, INTERRUPTS
+from hyp.abi.fragment import LENGTH_MASK
 from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import call_operation, load64, record_view, store64
 from hyp.events import most_of, sleep, wait_at
@@ -37,7 +40,7 @@ BURST = 64
 RX, TX, ALL = 1, 2, 4
 FAILED = -1
 
-FRAME_BYTES = 16  # address, length: i8 each
+FRAME_BYTES = 16  # address, fragment word: i8 each
 
 DEVICE = np.dtype(
     [
@@ -95,27 +98,33 @@ def arm(device: int, what: int) -> int:
 
 @compiled
 def frame_addr(burst: int, k: int) -> int:
-    """Address of frame `k` of a burst."""
+    """Address of fragment `k` of a burst."""
     return load64(burst + k * FRAME_BYTES)
 
 
 @compiled
 def frame_length(burst: int, k: int) -> int:
-    """Length of frame `k` of a burst, in bytes."""
+    """Length of fragment `k` of a burst, in bytes."""
+    return load64(burst + k * FRAME_BYTES + 8) & LENGTH_MASK
+
+
+@compiled
+def frame_word(burst: int, k: int) -> int:
+    """Fragment word of fragment `k` of a burst."""
     return load64(burst + k * FRAME_BYTES + 8)
 
 
 @compiled
-def set_frame(burst: int, k: int, addr: int, length: int) -> None:
-    """Enter a frame into a burst."""
+def set_frame(burst: int, k: int, addr: int, word: int) -> None:
+    """Enter a fragment into a burst."""
     store64(burst + k * FRAME_BYTES, addr)
-    store64(burst + k * FRAME_BYTES + 8, length)
+    store64(burst + k * FRAME_BYTES + 8, word)
 
 
 @compiled
-def set_length(burst: int, k: int, length: int) -> None:
-    """Say how long frame `k` of the tx burst is."""
-    store64(burst + k * FRAME_BYTES + 8, length)
+def set_word(burst: int, k: int, word: int) -> None:
+    """Say what fragment `k` of the tx burst is: of a whole frame without offloads, its length."""
+    store64(burst + k * FRAME_BYTES + 8, word)
 
 
 @compiled

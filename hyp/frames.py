@@ -11,7 +11,8 @@ Descriptors and completions are those of hyp/abi/nic.py. The driver's side of th
 engines (nic/) and the device model (hyp/monitor/machine.py). What is judged here is the caller's own copy of a word (R3).
 """
 
-from hyp.abi.nic import DESC_SIGNALED, MAC_MASK, MAX_FRAME, MIN_FRAME, STATUS_BAD_FLAGS, STATUS_BAD_LENGTH, STATUS_OK
+from hyp.abi.fragment import LENGTH_MASK
+from hyp.abi.nic import DESC_SIGNALED, MAC_MASK, MAX_LONE_FRAME, MIN_FRAME, STATUS_BAD_FLAGS, STATUS_BAD_LENGTH, STATUS_OK
 from hyp.atomics import store64, store64_release
 from hyp.kernels import compiled
 
@@ -58,18 +59,32 @@ def write_completion(slot: int, size: int, prod: int, index: int, length: int, s
 
 
 @compiled
+def write_fragment_completion(slot: int, size: int, prod: int, index: int, word: int) -> None:
+    """`write_completion` of a buffer that was filled with the fragment that `word`, a fragment word, says."""
+    flags, segment = (word >> 32) & 0xFFFF, word >> 48
+    store64(slot, index | ((word & LENGTH_MASK) << 32))
+    store64_release(slot + 8, (flags << 16) | (owner_bit(prod, size) << 32) | (segment << 48))
+
+
+@compiled
+def completed_fragment(first: int, second: int) -> int:
+    """The fragment word in a completion, of which these are our copies of the two words."""
+    return ((first >> 32) & LENGTH_MASK) | (((second >> 16) & 0xFFFF) << 32) | ((second >> 48) << 48)
+
+
+@compiled
 def send_fault(word: int) -> int:
-    """STATUS_OK if a send descriptor's length and flags are good, else what is wrong. Where its frame is, is not judged."""
-    length = word & 0xFFFFFFFF
-    if length < MIN_FRAME or length > MAX_FRAME:
+    """STATUS_OK if the descriptor of a frame in one piece has a good length and flags, else what is wrong."""
+    length = word & LENGTH_MASK
+    if length < MIN_FRAME or length > MAX_LONE_FRAME:
         return STATUS_BAD_LENGTH
-    return STATUS_OK if (word >> 32) & 0xFFFFFFFF & ~DESC_SIGNALED == 0 else STATUS_BAD_FLAGS
+    return STATUS_OK if (word >> 32) & LENGTH_MASK & ~DESC_SIGNALED == 0 else STATUS_BAD_FLAGS
 
 
 @compiled
 def takes_frame(word: int, length: int) -> bool:
     """True if the buffer of a receive descriptor is large enough for `length` bytes, and no flag is set."""
-    return word & 0xFFFFFFFF >= length and word >> 32 == 0
+    return word & LENGTH_MASK >= length and word >> 32 == 0
 
 
 @compiled

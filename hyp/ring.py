@@ -100,6 +100,19 @@ def attach_back(r: Any, sring: int, entries: int, entry_bytes: int, start: int =
 
 
 @compiled
+def resume_back(r: Any, sring: int, entries: int, entry_bytes: int) -> int:
+    """Begin as the back end of a ring that may have been in use before: at its `rsp_prod`, with what is asked for since then.
+
+    0, or PROTOCOL_FAULT if that is more than the ring has slots.
+    """
+    start = load32_once(sring + RSP_PROD)
+    if u32_sub(load32_acquire(sring + REQ_PROD), start) > entries:
+        return PROTOCOL_FAULT
+    attach_back(r, sring, entries, entry_bytes, start)
+    return 0
+
+
+@compiled
 def slot_address(r: Any, index: int) -> int:
     """Address of the slot of a free-running index."""
     address: int = r.sring + FIRST_SLOT + (index & (r.entries - 1)) * r.entry_bytes

@@ -25,7 +25,7 @@ from hyp.atomics import (
     u32_sub,
 )
 from hyp.events import notify_if, passed
-from hyp.frames import owner_bit
+from hyp.frames import completed_fragment, owner_bit
 from hyp.kernels import compiled
 from hyp.trap import write_register
 
@@ -71,16 +71,19 @@ def send_room(q: Any) -> int:
 
 @compiled
 def post_send(q: Any, iova: int, length: int, flags: int) -> None:
-    """Write the next send descriptor; the device sees it after `ring_sends`. The caller has checked `send_room`."""
-    write_send(q.sq + (q.sq_prod & (q.sq_size - 1)) * DESC_BYTES, iova, length, flags)
+    """Write the next send descriptor; the device sees it after `ring_sends`. The caller has checked `send_room`.
+
+    `flags`: the upper half of a fragment word (hyp/abi/fragment.py), such as DESC_SIGNALED.
+    """
+    write_send(q.sq + (q.sq_prod & (q.sq_size - 1)) * DESC_BYTES, iova, length | (flags << 32))
     advance_sends(q, 1, flags & DESC_SIGNALED)
 
 
 @compiled
-def write_send(slot: int, iova: int, length: int, flags: int) -> None:
-    """Write a send descriptor. With `advance_sends` after a whole batch, this is `post_send` for many."""
+def write_send(slot: int, iova: int, word: int) -> None:
+    """Write a send descriptor; `word`: a fragment word. With `advance_sends` after a whole batch, this is `post_send` for many."""
     store64(slot, iova)
-    store64(slot + 8, length | (flags << 32))
+    store64(slot + 8, word)
 
 
 @compiled
@@ -152,7 +155,7 @@ def ring_sends(q: Any) -> None:
 
 @compiled
 def _completed(queue: int, size: int, cons: int) -> int:
-    """Second word of the completion at `cons` if the device has written it, else −1."""
+    """Second word of the completion at `cons`, without owner and segment, if the device has written it, else −1."""
     word = load64_acquire(queue + (cons & (size - 1)) * CQE_BYTES + 8)
     return word & 0xFFFFFFFF if (word >> 32) & 1 == owner_bit(cons, size) else -1
 
@@ -227,6 +230,18 @@ def peek_receive(q: Any, ahead: int) -> tuple[int, int, int]:
         return -1, 0, 0
     first = load64_once(q.rcq + (at & (q.rq_size - 1)) * CQE_BYTES)
     return first & 0xFFFFFFFF, (first >> 32) & 0xFFFFFFFF, word & 0xFFFF
+
+
+@compiled
+def peek_fragment(q: Any, ahead: int) -> tuple[int, int, int]:
+    """`peek_receive` with a fragment word in place of the length. A frame is there as a whole once its first fragment is."""
+    at = u32_add(q.rcq_cons, ahead)
+    slot = q.rcq + (at & (q.rq_size - 1)) * CQE_BYTES
+    second = load64_acquire(slot + 8)
+    if (second >> 32) & 1 != owner_bit(at, q.rq_size):
+        return -1, 0, 0
+    first = load64_once(slot)
+    return first & 0xFFFFFFFF, completed_fragment(first, second), second & 0xFFFF
 
 
 @compiled

@@ -7,7 +7,7 @@ Descriptors, with G guests and E engines of the NIC; what depends on a guest's p
     forkserver 4
     hyp        27 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
-    xenstored  14 + G               a socket
+    xenstored  15 + G               the socket at which it listens; a socket of each guest
     nic        20 + 6 E             its engines
                + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
     dom0       24                   its own context
@@ -43,7 +43,7 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
         "keeper": 27 + 8 * len(guests) + emulates,
         "forkserver": 4,
         "hyp": 27 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
-        "xenstored": 14 + len(guests),
+        "xenstored": 15 + len(guests),
         "nic": 20 + 6 * engines + sum(one.nic for one in takes),
         "dom0": 24 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),

@@ -205,6 +205,9 @@ class Keeper:
         reply = await self._forkserver.call("fork", fds=fds, purposes=["console", *sockets], **args)
         far.close()
         self._add(plan, int(reply.value["pid"]), console, sockets)
+        if plan["role"] == "xenstored":
+            with self._rundir.listen_store() as listener:
+                await self._children[plan["name"]].console.call("listen", fds=[listener.fileno()])
 
     async def _create_domain(self, plan: dict[str, Any], near: socket.socket) -> None:
         domain = plan["domain"]

@@ -4,7 +4,7 @@ A *snapshot* is ``{"process/row": {column: count}}`` (`CounterReader.read`). Row
 
     nic/ctx<n>:<domain>    tx: taken from the send queue, rx: put into the receive queue
     nic/wire<n>            rx: left the machine, tx: came from outside (reflected, generated)
-    nic/engine<n>          copies made by flooding, crossings between engines
+    nic/engine<n>          copies made by flooding, segments, crossings between engines
     dom0/uplink            tx: posted on the NIC, rx: received from it
     dom0/vif<domid>:<name> tx: taken from the guest, rx: copied to the guest
     dom0/bridge            copies made by flooding
@@ -70,7 +70,8 @@ def equations(snapshot: Snapshot) -> list[Equation]:
         prefix = ports.partition("/")[0] + "/"
         # The wire's and the uplink's tx and rx are seen from the machine's outside: what a port sends, they receive.
         near, far = ("tx_frames", "rx_frames") if hop == "NIC" else ("rx_frames", "tx_frames")
-        into = total(snapshot, "tx_frames", ports) + total(snapshot, near, outside) + total(snapshot, "replicated", prefix)
+        made = total(snapshot, "replicated", prefix) + total(snapshot, "segmented", prefix)
+        into = total(snapshot, "tx_frames", ports) + total(snapshot, near, outside) + made
         out = total(snapshot, "rx_frames", ports) + total(snapshot, far, outside) + sum(drops(snapshot, prefix).values())
         found.append(Equation(hop, into, out))
     found += _links(snapshot)

@@ -201,6 +201,11 @@ class Lab:
         finally:
             close_all(reply.fds)
 
+    @property
+    def store_path(self) -> Path:
+        """Where xenstored listens; who connects acts as Domain 0."""
+        return self._rundir.store_path
+
     async def counters(self) -> CounterReader:
         """A reader of every process's counters."""
         reply = await self.keeper("held", suffix=".counters")

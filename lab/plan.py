@@ -5,6 +5,7 @@ from typing import Any
 
 from domu.programs.table import PROGRAMS, program_of
 from hyp.abi.domids import DOM0, DOMID_NIC
+from hyp.abi.features import NONE, wanted
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS
 
 ROLES = {
@@ -68,8 +69,8 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         own("dom0", dom0, {"domid": DOM0, "memory": topology["dom0"]["memory"]}, DOM0),
     ]
     for guest in guests:
-        config = {**guest, "queue": topology["nic"]["queue"]}
-        domid = guest["domid"]
-        module = program_of(guest["program"]).module
-        processes.append(process(guest["name"], "domu", module, config, {"domid": domid, "memory": guest["memory"]}, domid))
+        program, domid = program_of(guest["program"]), guest["domid"]
+        features = wanted(guest["offloads"]) if program.offloads else NONE
+        config = {**guest, "queue": topology["nic"]["queue"], "features": int(features)}
+        processes.append(process(guest["name"], "domu", program.module, config, {"domid": domid, "memory": guest["memory"]}, domid))
     return processes

@@ -11,6 +11,7 @@ and `clean` find it under any XDG_RUNTIME_DIR.
 
     <place>/<name>/.xen-bypass-lab   the marker: the lab made this folder, for the topology of this name
     <place>/<name>/keeper.sock       where `status`, `exec` and others connect
+    <place>/<name>/xenstored.sock    where `store`, Xen's tools and others connect, as Domain 0
     <place>/<name>/log               what the processes print
 
 `place` is ``$XDG_RUNTIME_DIR/xen-bypass-lab`` if that variable names a folder that is this user's, else
@@ -86,6 +87,7 @@ class RunDir:
         self.path = path or place() / name
         self.lock_path = SHM / f"xbl.{os.getuid()}.{name}.lock"
         self.socket_path = self.path / "keeper.sock"
+        self.store_path = self.path / "xenstored.sock"
         self.log_path = self.path / "log"
         self._run = secrets.token_hex(8)
 
@@ -173,18 +175,29 @@ class RunDir:
             os.close(folder)
 
     @contextlib.contextmanager
-    def socket_address(self) -> Iterator[str]:
-        """What the keeper binds and others connect to, valid inside: however long the path is, and of this very folder."""
+    def socket_address(self, path: Path | None = None) -> Iterator[str]:
+        """What to bind or connect to for a socket in the folder (the keeper's, or `path`), valid inside.
+
+        However long the path is, and of this very folder.
+        """
         folder = open_folder(self.path)
         try:
-            yield f"/proc/self/fd/{folder}/{self.socket_path.name}"
+            yield f"/proc/self/fd/{folder}/{(path or self.socket_path).name}"
         finally:
             os.close(folder)
 
     def listen(self) -> socket.socket:
         """The keeper's socket, in the folder."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        with self.socket_address() as address:
+        return self._listen(self.socket_path, socket.SOCK_SEQPACKET)
+
+    def listen_store(self) -> socket.socket:
+        """xenstored's."""
+        return self._listen(self.store_path, socket.SOCK_STREAM)
+
+    def _listen(self, path: Path, kind: int) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)
+        os.fchmod(listener.fileno(), 0o600)  # what the file will have, from its first moment
+        with self.socket_address(path) as address:
             listener.bind(address)
         listener.listen(16)
         return listener

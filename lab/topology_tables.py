@@ -21,6 +21,8 @@ from pydantic import (
 from pydantic import ValidationInfo as Info
 
 from domu.programs.table import NAMED, program_of, those
+from hyp.abi.features import OFFLOADS
+from hyp.abi.nic import DEFAULT_MTU, MAX_MTU
 from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MAX_PRICE, MIN_GBPS, PAGE
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 
@@ -29,7 +31,7 @@ RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners 
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 MIN_RAM, MAX_RAM = 4 * MIB, GIB
-MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1514  # Ethernet without its checksum; the NIC takes others too (hyp/abi/nic.py)
+MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1 << 16  # Ethernet without its checksum
 HEADER: Final = 14  # what a frame has more than the MTU counts
 MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far from the int64 of compiled code
 
@@ -134,6 +136,15 @@ def _program(value: object) -> object:
     return value
 
 
+def _offloads(value: tuple[str, ...]) -> tuple[str, ...]:
+    for name in value:
+        if name not in OFFLOADS:
+            raise ValueError(f"{name!r} is not an offload; there are {', '.join(OFFLOADS)}{suggest(name, OFFLOADS)}")
+    if "tso" in value and "csum" not in value:
+        raise ValueError('"tso" needs "csum": segments are made with their checksums')
+    return value
+
+
 def _power_of_two(value: int) -> int:
     if value & (value - 1):
         raise ValueError(f"must be a power of two, not {value}")
@@ -197,9 +208,10 @@ class Wire(Table):
 
 
 class Nic(Table):
-    """``[nic]``: `pause_us` in microseconds, `queue` in descriptors."""
+    """``[nic]``: `pause_us` in microseconds, `queue` in descriptors, `mtu` in bytes."""
 
     engines: Engines = 1
+    mtu: int = Field(default=DEFAULT_MTU, ge=DEFAULT_MTU, le=MAX_MTU)
     pause_us: int = Field(default=20_000, ge=0, le=1_000_000)
     queue: Annotated[int, Field(ge=64, le=4096), AfterValidator(_power_of_two)] = 256
     wire: Wire = Wire()
@@ -270,8 +282,9 @@ class Guest(Table):
     memory: Ram = 16 * MIB
     program: Annotated[str | OwnProgram, BeforeValidator(_program)] = "traffic"
     address: Annotated[str, AfterValidator(_address)] | None = Field(default=None, validate_default=True)
-    mtu: int = Field(default=1500, ge=576, le=1500)
+    mtu: int = Field(default=DEFAULT_MTU, ge=576, le=MAX_MTU)
     persistent_grants: bool = False
+    offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
     iommu: str = "persistent"
 
     @field_validator("path")

@@ -254,7 +254,8 @@ class Runner:
         else:
             received = await self.lab.call(load["to"], "received", stream=stream)
         lag: dict[str, Any] = {name: report[name] for name in ("lag_ns", "max_lag_ns") if name in report}
-        return {"sent": report["sent"], "received": received, "latency": received.get("latency"), **lag}
+        units = report.get("units", 1)  # of a frame, where its receiver accounts for parts (hyp/load/tcp.py)
+        return {"sent": report["sent"], "units": units, "received": received, "latency": received.get("latency"), **lag}
 
     async def _trips(self, load: Workload, stream: int) -> dict[str, Any]:
         job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
@@ -273,24 +274,24 @@ class Runner:
         cpu: dict[str, Usage],
         elapsed: float,
     ) -> dict[str, Any]:
-        received = report["received"]
+        received, units = report["received"], report.get("units", 1)
         round_trips = load["kind"] == "rr"
-        frames = received["frames"]
+        frames, sent = received["frames"] // units, report["sent"] // units
         seconds = report["seconds"] if round_trips else (received["last_ns"] - received["first_ns"]) / 1e9
         moved = 2 * frames if round_trips else frames  # a round trip is two frames
         cpu_us = sum(use.cpu_ns for use in cpu.values()) / 1000
         named = drops(counted)
         record: dict[str, Any] = {
             "path": self.path(load), "workload": load["kind"], "from": load["from"], "to": load["to"], "frame": load["frame"],
-            "frames": frames, "sent": report["sent"], "seconds": seconds,
+            "frames": frames, "sent": sent, "seconds": seconds,
             "mpps": moved / seconds / 1e6 if seconds > 0 else 0.0,
-            "gbps": moved * load["frame"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
+            "gbps": (2 if round_trips else 1) * received["bytes"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
             "rtt_us": report.get("rtt_us"), "latency": report.get("latency"),
             "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
             "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
             "per_frame": per_frame(counted, moved), "operations": operations(counted, moved), "trap_ns": trap_ns(counted),
-            "lost": report["sent"] - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
-            "checksummed": counted_checks(counted, moved), "drops": named,
+            "lost": sent - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
+            "checksummed": counted_checks(counted, moved * units), "drops": named,
             "processes": {
                 name: {
                     "cpu_ms": use.cpu_ns / 1e6,
@@ -321,11 +322,12 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     if len(reports) == 1:
         return reports[0]
     received = [report["received"] for report in reports]
-    sums = {name: sum(one[name] for one in received) for name in ("frames", "corrupt", "duplicated")}
+    sums = {name: sum(one[name] for one in received) for name in ("frames", "bytes", "corrupt", "duplicated")}
     seen = [one for one in received if one["frames"]] or received
     ends = {"first_ns": min(one["first_ns"] for one in seen), "last_ns": max(one["last_ns"] for one in seen)}
     shares = [one["frames"] for one in received]
-    return {"sent": sum(report["sent"] for report in reports), "received": {**sums, **ends}, "shares": shares}
+    units = reports[0].get("units", 1)
+    return {"sent": sum(report["sent"] for report in reports), "units": units, "received": {**sums, **ends}, "shares": shares}
 
 
 def counted_checks(counted: Snapshot, frames: int) -> float:

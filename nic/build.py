@@ -2,15 +2,16 @@
 
 import numpy as np
 
-from hyp.abi.nic import CONTEXTS, mac_to_int
+from hyp.abi.nic import CONTEXTS, LINK_HEADER, mac_to_int
 from hyp.abi.platform import PLATFORM_BYTES
-from hyp.abi.sizes import LARGEST_FRAME_BUFFER
+from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT, new_eventfd
 from hyp.load.frames import TRACKER, TRACKERS, attach_histograms
 from hyp.load.schedule import SCHEDULE
 from hyp.memory import Mapping, private_pages
+from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
@@ -46,11 +47,15 @@ class EngineState:
         self._gates = np.zeros(crossings.engines, GATE)
         self._wait = np.zeros(1, WAIT)
         self._buffers = private_pages(WIRE_BUFFERS * LARGEST_FRAME_BUFFER)
+        self._jumbos = np.zeros(WIRE_BUFFERS * JUMBO_BUFFER, np.uint8)  # memory that costs nothing until there is such a frame
         self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
         self._keep = (crossings, page, platform)
         self.contexts["number"] = np.arange(CONTEXTS)
         self.contexts["head1"] = -1
-        self.wire[0]["buffers"], self.wire[0]["lengths"] = self._buffers.ctypes.data, self._lengths.ctypes.data
+        self._frames = [FrameMemory(), FrameMemory()]
+        self._to = np.zeros(PIECES_BYTES // 8, np.int64)
+        self.wire[0]["buffers"], self.wire[0]["jumbos"] = self._buffers.ctypes.data, self._jumbos.ctypes.data
+        self.wire[0]["lengths"] = self._lengths.ctypes.data
         self.wire[0]["schedule"] = self.schedule.ctypes.data
         self._links["line"] = [line.ctypes.data for line in self._lines]
         self.wire[0]["out"], self.wire[0]["back"] = (self._links[k : k + 1].ctypes.data for k in range(2))
@@ -62,17 +67,19 @@ class EngineState:
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
             "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "kick_fds": crossings.kicks,
-            "stage": self._stage,
+            "stage": self._stage, "to": self._to,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
+        record["frame"], record["turned"] = (memory.address for memory in self._frames)
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
         record["shootdown_fd"] = shootdown_fd
         self.address = int(self._record.ctypes.data)
 
-    def configure(self, counters: CounterPage, wire_mac: str, pause_us: int) -> None:
+    def configure(self, counters: CounterPage, wire_mac: str, pause_us: int, mtu: int) -> None:
         """Set what comes from the topology, and the rows that count."""
         index = int(self._record[0]["index"])
+        self._record[0]["max_frame"] = mtu + LINK_HEADER
         self._record[0]["pause_ns"] = pause_us * 1000
         self._record[0]["counts"], self._record[0]["counts_shared"] = counters.row(f"engine{index}")
         self.wire[0]["counts"], self.wire[0]["counts_shared"] = counters.row(f"wire{index}")

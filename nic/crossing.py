@@ -7,7 +7,8 @@ that finds the ring full sets `wanted`, and the consumer wakes it when it has ma
 
        0 prod, 64 cons, 128 prod_event (consumer's), 192 wanted (set by the producer, cleared by the consumer), then slots
 
-    slot: 0 context that it is for, or FLOOD, 8 origin (the context that sent it), 16 length, 24 head0, 32 head1, 64.. the frame
+    slot: 0 context that it is for, or FLOOD, 8 origin (the context that sent it), 16 length, 24 head0, 32 head1, 40 offload word,
+          64.. the frame, in one piece
 """
 
 from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES
@@ -16,15 +17,18 @@ from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify,
 from hyp.counters import count
 from hyp.events import notify_if
 from hyp.kernels import compiled
+from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr
+from hyp.offload.segments import prepare
 from nic.deliver import copy_frame
 from nic.link import is_congested, link_at
-from nic.queues import posted_buffers
+from nic.queues import buffers_for
 from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 
 CROSSING_SLOTS = 64
 PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256
-SLOT_CONTEXT, SLOT_ORIGIN, SLOT_LENGTH, SLOT_HEAD0, SLOT_HEAD1, SLOT_FRAME = 0, 8, 16, 24, 32, 64
-SLOT_BYTES = SLOT_FRAME + MAX_FRAME + 64  # 64 more than a multiple of the page, so that slots spread over the cache sets
+SLOT_CONTEXT, SLOT_ORIGIN, SLOT_LENGTH, SLOT_HEAD0, SLOT_HEAD1, SLOT_OFFLOAD, SLOT_FRAME = 0, 8, 16, 24, 32, 40, 64
+SLOT_BYTES = SLOT_FRAME + MAX_FRAME + 1 + 64  # 64 more than a multiple of the page and the line that is its head: so that slots
+# spread over the cache sets. What no frame has reached takes no memory
 CROSSING_BYTES = FIRST_SLOT + CROSSING_SLOTS * SLOT_BYTES
 FLOOD = -1
 
@@ -42,7 +46,7 @@ def slot_of(ring: int, index: int) -> int:
 
 
 @compiled
-def cross(e, consumer, context, origin, frame, length, head0, head1):
+def cross(e, consumer, context, origin, f):
     """Put a frame into the crossing to engine `consumer`. DELIVERED, or PAUSE if the crossing is full."""
     ring = crossing(e, e.index, consumer)
     prod = load64(ring + PROD)
@@ -51,12 +55,16 @@ def cross(e, consumer, context, origin, frame, length, head0, head1):
     slot = slot_of(ring, prod)
     store64(slot + SLOT_CONTEXT, context)
     store64(slot + SLOT_ORIGIN, origin)
-    store64(slot + SLOT_LENGTH, length)
-    store64(slot + SLOT_HEAD0, head0)
-    store64(slot + SLOT_HEAD1, head1)
-    copy_frame(slot + SLOT_FRAME, frame, length, head0, head1)
+    store64(slot + SLOT_LENGTH, f.length)
+    store64(slot + SLOT_HEAD0, f.head0)
+    store64(slot + SLOT_HEAD1, f.head1)
+    store64(slot + SLOT_OFFLOAD, f.offload)
+    if is_simple(f):
+        copy_frame(slot + SLOT_FRAME, piece_addr(f.pieces, 0), f.length, f.head0, f.head1)
+    else:
+        gather(f, f.length, slot + SLOT_FRAME)
     count(e.counts, COPIES, 1)
-    count(e.counts, COPIED_BYTES, length)
+    count(e.counts, COPIED_BYTES, f.length)
     store64_release(ring + PROD, prod + 1)
     full_fence()
     asked = load64_once(ring + PROD_EVENT) == prod + 1  # one step passes one index
@@ -65,9 +73,20 @@ def cross(e, consumer, context, origin, frame, length, head0, head1):
 
 
 @compiled
-def cross_or_pause(e, sender, consumer, context, origin, frame, length, head0, head1):
+def crossed_frame(e, slot):
+    """The FRAME record of the frame in a slot, which is the device's own memory. What the producer has judged holds."""
+    f = frame_at(e.frame)
+    offload = load64(slot + SLOT_OFFLOAD)
+    one_piece(f, slot + SLOT_FRAME, load64(slot + SLOT_LENGTH), offload, load64(slot + SLOT_HEAD0), load64(slot + SLOT_HEAD1))
+    if offload != 0:
+        prepare(f)
+    return f
+
+
+@compiled
+def cross_or_pause(e, sender, consumer, context, origin, f):
     """`cross`, with a full crossing turned into a pause of `sender`, then into a drop."""
-    result = cross(e, consumer, context, origin, frame, length, head0, head1)
+    result = cross(e, consumer, context, origin, f)
     return await_crossing(e, sender, consumer) if result == PAUSE else result
 
 
@@ -93,7 +112,8 @@ def is_paused(e, sender):
         ring = crossing(e, e.index, -1 - sender.pause_for)
         return load64(ring + PROD) - load64_acquire(ring + CONS) >= CROSSING_SLOTS
     r = context_of(e, sender.pause_for)
-    return r.active != 0 and posted_buffers(r) == 0
+    wanted = max(sender.pause_need, 1)
+    return r.active != 0 and buffers_for(r, wanted) < wanted
 
 
 @compiled

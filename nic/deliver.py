@@ -13,15 +13,22 @@ from hyp.abi.counters import (
     PAUSES,
     RX_BYTES,
     RX_FRAMES,
+    SEGMENTED,
 )
-from hyp.abi.nic import CQE_BYTES, DESC_BYTES, STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
+from hyp.abi.features import CSUM, SG
+from hyp.abi.fragment import CSUM_VALID, LENGTH_MASK
+from hyp.abi.nic import CQE_BYTES, DESC_BYTES, MAX_FRAGMENTS, STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
 from hyp.atomics import copy32, load64_once, memcpy, store8, store64, u32_add
 from hyp.counters import count
 from hyp.frames import takes_frame, write_completion
 from hyp.iommu import NO_TRANSLATION, READ, WRITE
 from hyp.kernels import compiled, outlined
+from hyp.offload.frame import is_simple, piece_addr, set_piece, write_whole
+from hyp.offload.segments import needed_features, part_length, write_part
 from nic.queues import (
     NO_WINDOW,
+    buffers_for,
+    complete_fragments,
     complete_receive,
     posted_buffers,
     reach,
@@ -51,15 +58,22 @@ def copy_frame(place, frame, length, head0, head1):
 
 
 @outlined
-def put(e, r, frame, length, head0, head1):
-    """Deliver into the receive queue of context `r`, which this engine owns. DELIVERED, PAUSE (no buffer), or a drop's name."""
+def put(e, r, f, part):
+    """Deliver a frame, or one part of it, into the receive queue of context `r`, which this engine owns.
+
+    DELIVERED, PAUSE (too few buffers: `e.wanted` must be posted), or a drop's name.
+    """
     if r.active == 0:
         return DROP_DOWN
+    e.wanted = 1
     if posted_buffers(r) == 0:
         return PAUSE if r.active != 0 else DROP_DOWN
-    addr, word = receive_descriptor(r)
+    addr, word = receive_descriptor(r, 0)
     if r.active == 0:
         return DROP_DOWN
+    length = f.length
+    if not is_simple(f) or (r.features & SG != 0 and word & LENGTH_MASK < length):
+        return _put_fragments(e, r, f, part)
     if not takes_frame(word, length):
         count(r.counts, FAULTS_DESCRIPTOR, 1)
         complete_receive(e, r, 0, STATUS_BAD_LENGTH)
@@ -69,10 +83,78 @@ def put(e, r, frame, length, head0, head1):
         count(r.counts, FAULTS_ADDRESS, 1)
         complete_receive(e, r, 0, STATUS_BAD_ADDRESS)
         return DROP_BAD_ADDRESS
-    copy_frame(buffer, frame, length, head0, head1)
+    copy_frame(buffer, piece_addr(f.pieces, 0), length, f.head0, f.head1)
     complete_receive(e, r, length, STATUS_OK)
     _count_received(r, 1, length)
     return DELIVERED
+
+
+@compiled
+def _takes_whole(r, f):
+    """True if the driver of `r` has accepted to be given the frame as it is."""
+    needed = needed_features(f.offload)
+    return r.features & needed == needed
+
+
+@compiled
+def parts_for(r, f):
+    """How many frames this one is for context `r`."""
+    return 1 if _takes_whole(r, f) else f.parts
+
+
+@outlined
+def _put_fragments(e, r, f, part):
+    """`put` of a frame in pieces, with an offload, or for several buffers."""
+    whole = f.offload == 0 or _takes_whole(r, f)
+    length = f.length if whole else part_length(f, part)
+    result = _claim_buffers(e, r, length)
+    if result != DELIVERED:
+        return result
+    if whole:
+        write_whole(f, e.to)
+        offload = f.offload
+    else:
+        write_part(f, part, e.to, 1)
+        offload = CSUM_VALID if r.features & CSUM else 0
+    complete_fragments(e, r, e.to, e.wanted, offload)
+    _count_received(r, 1, length)
+    return DELIVERED
+
+
+@compiled
+def _claim_buffers(e, r, length):
+    """Enter as many of the next buffers as `length` bytes take into `e.to`. DELIVERED, PAUSE, or a drop's name."""
+    n, left = 0, length
+    while left > 0:
+        if n == MAX_FRAGMENTS or (n > 0 and r.features & SG == 0):
+            return _refuse_buffers(e, r, 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
+        e.wanted = n + 1
+        if buffers_for(r, n + 1) <= n:
+            return PAUSE if r.active != 0 else DROP_DOWN
+        addr, word = receive_descriptor(r, n)
+        if r.active == 0:
+            return DROP_DOWN
+        room = word & LENGTH_MASK
+        if word >> 32 != 0 or room == 0:
+            return _refuse_buffers(e, r, n + 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
+        taken = min(room, left)
+        place = reach(r, addr, taken, WRITE)
+        if place == NO_TRANSLATION:
+            return _refuse_buffers(e, r, n + 1, FAULTS_ADDRESS, STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS)
+        set_piece(e.to, n, place, taken)
+        left -= taken
+        n += 1
+    return DELIVERED
+
+
+@compiled
+def _refuse_buffers(e, r, n, fault, status, drop):
+    """The last of the next `n` buffers is no good: use them up."""
+    count(r.counts, fault, 1)
+    for _ in range(n):
+        if r.active != 0:
+            complete_receive(e, r, 0, status)
+    return drop
 
 
 @outlined
@@ -123,16 +205,48 @@ def _count_received(r, frames, total):
 
 
 @compiled
-def put_or_pause(e, sender, r, frame, length, head0, head1):
-    """`put`, with a full receiver turned into a pause of `sender` (a record with `pause_until`), then into a drop."""
-    result = put(e, r, frame, length, head0, head1)
-    return await_receiver(e, sender, r) if result == PAUSE else result
+def count_part(e, parts, part, result):
+    """A part of a frame, which is `parts` for its receiver, was passed on or dropped: what its sender's one frame doesn't cover."""
+    if part > 0:
+        count(e.counts, SEGMENTED, 1)
+    if result != DELIVERED and part + 1 < parts:  # those that follow drop with it
+        count(e.counts, SEGMENTED, parts - part - 1)
+        count(e.counts, result, parts - part - 1)
+
+
+@compiled
+def put_or_pause(e, sender, r, f):
+    """`put`, with a full receiver turned into a pause of `sender` (a record with `pause_until`), then into a drop.
+
+    Of a frame that is several for the receiver, `sender.part` says how many have been delivered when it has to wait.
+    """
+    if is_simple(f):
+        result = put(e, r, f, 0)
+        return await_receiver(e, sender, r) if result == PAUSE else result
+    return _put_parts(e, sender, r, f)
+
+
+@outlined
+def _put_parts(e, sender, r, f):
+    parts, result = parts_for(r, f), DELIVERED
+    while sender.part < parts and result == DELIVERED:  # its sender may have made the frame shorter since the last time
+        result = put(e, r, f, sender.part)
+        if result == PAUSE:
+            result = await_receiver(e, sender, r)
+            if result == PAUSE:
+                return PAUSE
+        count_part(e, parts, sender.part, result)
+        sender.part += 1
+        sender.pause_until = 0
+    sender.part = 0
+    return result
 
 
 @compiled
 def await_receiver(e, sender, r):
     """Context `r` is full: PAUSE until the sender's deadline, then a drop's name, at once while `r` is stalled."""
     if r.stalled == 0:
+        sender.pause_need = e.wanted
         if sender.pause_until == 0:
             sender.pause_until = e.now + e.pause_ns
             sender.pause_for = r.number
@@ -145,7 +259,13 @@ def await_receiver(e, sender, r):
 
 
 @compiled
-def put_broadcast(e, r, frame, length, head0, head1):
-    """`put` for a copy of a flooded frame: it never pauses anybody."""
-    result = put(e, r, frame, length, head0, head1)
-    return DROP_QUEUE_FULL if result == PAUSE else result
+def put_broadcast(e, r, f):
+    """`put` for a copy of a frame that never pauses anybody. DELIVERED, or a drop's name."""
+    parts, part, result = parts_for(r, f), 0, DELIVERED
+    while part < parts and result == DELIVERED:
+        result = put(e, r, f, part)
+        if result == PAUSE:
+            result = DROP_QUEUE_FULL
+        count_part(e, parts, part, result)
+        part += 1
+    return result

@@ -10,7 +10,7 @@ from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import NIC_OFFERS, unoffered
-from hyp.abi.nic import MAX_FRAME, PAGE, mac_to_int
+from hyp.abi.nic import LINK_HEADER, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
 from hyp.control import Handler, Refused
@@ -58,7 +58,7 @@ class Nic:
         for index in range(engines):
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
             state = EngineState(index, crossings, Mapping.adopt(page_fd, ENGINE_BYTES), platform, shootdown_fd, epoll)
-            state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"])
+            state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"], self._config["mtu"])
             state.engine.wake_on(int(crossings.kicks[index]))
             self._engines.append(state)
         for state in self._engines:
@@ -101,7 +101,7 @@ class Nic:
         """Serve a context from now on; its driver uses `features`. Refused if it has been started before, or is gone."""
         if wrong := unoffered(NIC_OFFERS, features):
             raise Refused("EINVAL", f"context {context}: features {wrong:#x} have not been offered")
-        queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size}
+        queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size, "features": features}
         async with self._setup:
             if context not in self._mappings:
                 raise Refused("ENODEV", f"there is no context {context}")
@@ -174,8 +174,9 @@ class Nic:
 
         `pps` 0: as fast as they are taken. Else frame k is due k / `pps` s after the start and stamped with that time.
         """
-        if not MIN_TEST_FRAME <= frame <= MAX_FRAME:
-            raise Refused("EINVAL", f"frame is {frame}, not in [{MIN_TEST_FRAME}, {MAX_FRAME}]")
+        longest = int(self._config["mtu"]) + LINK_HEADER
+        if not MIN_TEST_FRAME <= frame <= longest:
+            raise Refused("EINVAL", f"frame is {frame}, not in [{MIN_TEST_FRAME}, {longest}]")
         if not 0 <= pps <= MAX_RATE:
             raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
         context = self._filters.get(mac_to_int(mac), 0)

@@ -36,13 +36,10 @@ from nic.crossing import (
     CONS,
     FLOOD,
     SLOT_CONTEXT,
-    SLOT_FRAME,
-    SLOT_HEAD0,
-    SLOT_HEAD1,
-    SLOT_LENGTH,
     SLOT_ORIGIN,
     arm_crossing,
     crossed,
+    crossed_frame,
     crossing,
     is_paused,
     made_room,
@@ -169,17 +166,16 @@ def _serve_crossing(e, producer):
     cons = load64(ring + CONS)
     while done < waiting:
         slot = slot_of(ring, cons)
-        number, length, frame = load64(slot + SLOT_CONTEXT), load64(slot + SLOT_LENGTH), slot + SLOT_FRAME
-        head0, head1 = load64(slot + SLOT_HEAD0), load64(slot + SLOT_HEAD1)
+        number, f = load64(slot + SLOT_CONTEXT), crossed_frame(e, slot)
         result = DELIVERED
         if number == FLOOD:
-            flood_crossed(e, load64(slot + SLOT_ORIGIN), frame, length, head0, head1)
+            flood_crossed(e, load64(slot + SLOT_ORIGIN), f)
         else:
             r = context_of(e, number)
-            result = put_or_pause(e, gate, r, frame, length, head0, head1) if r.active != 0 else DROP_DOWN
+            result = put_or_pause(e, gate, r, f) if r.active != 0 else DROP_DOWN
         if result == PAUSE:
             break
-        gate.pause_until = 0
+        gate.pause_until, gate.part = 0, 0
         if result != DELIVERED:
             count(e.counts, result, 1)
         cons += 1
@@ -260,7 +256,7 @@ def _arm_receiver(e, sender):
         return
     r = context_of(e, sender.pause_for)
     if r.active != 0:
-        store32_once(r.doorbell + RQ_EVENT, u32_add(r.rq_cons, 1))
+        store32_once(r.doorbell + RQ_EVENT, u32_add(r.rq_cons, max(sender.pause_need, 1)))
 
 
 @compiled

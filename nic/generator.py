@@ -6,20 +6,20 @@ onto the link back instead, and what happens to them there is the wire's.
 
 from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import NO_CONTEXT
-from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
 from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
+from hyp.offload.frame import frame_at, one_piece
 from nic.crossing import is_paused
 from nic.deliver import put_run
 from nic.link import launch, link_at, room_for_frame, takes
 from nic.queues import posted_buffers
 from nic.state import DELIVERED, PAUSE, context_of, stage, wire_at
 from nic.switch import lookup
-from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, inbound
+from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, buffer_for, inbound
 
 
 @outlined
@@ -71,10 +71,9 @@ def _generate_run(e, w):
     if number == NO_CONTEXT or r.mine == 0 or r.active == 0:
         return 0
     n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
-    buffers = w.buffers
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     for k in range(n):
-        buffer = buffers + ((first + k) & (WIRE_BUFFERS - 1)) * LARGEST_FRAME_BUFFER
+        buffer = buffer_for(w, (first + k) & (WIRE_BUFFERS - 1), length)
         write_test_frame(buffer, length, head0, head1, stream, sequence + k, 0)
         stage(e, k, buffer, length, head1 | (stream << 48))
     sent, total = put_run(e, r, n, head0)
@@ -91,10 +90,12 @@ def _generate_one(e, w, s):
     """Hand the next frame to its receiver. False if it has to wait; it is written afresh then."""
     if is_paused(e, w):
         return False
-    buffer = w.buffers + (w.next & (WIRE_BUFFERS - 1)) * LARGEST_FRAME_BUFFER
+    buffer = buffer_for(w, w.next & (WIRE_BUFFERS - 1), w.length)
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     write_test_frame(buffer, w.length, head0, head1, w.stream, w.sequence, stamp(s))
-    result = inbound(e, w, w.destination, buffer, w.length, head0, load64(buffer + 8))
+    f = frame_at(e.frame)
+    one_piece(f, buffer, w.length, 0, head0, load64(buffer + 8))
+    result = inbound(e, w, w.destination, f)
     if result == PAUSE:
         return False
     w.pause_until = 0

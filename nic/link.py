@@ -11,7 +11,7 @@ full waits; nothing is dropped. Time is kept in ns and fs, so that the rate is e
 
 import numpy as np
 
-from hyp.abi.nic import MAX_FRAME
+from hyp.abi.nic import LINK_HEADER, MAX_MTU
 from hyp.atomics import load64, record_view, store64
 from hyp.kernels import compiled
 
@@ -20,7 +20,7 @@ FIFO_BYTES = 256 * 1024  # as much as NICs have; at 10 Gbit/s 210 µs, of which 
 LINE_BYTES = 1 << 20
 ENTRY_ARRIVAL, ENTRY_LENGTH, ENTRY_KIND, ENTRY_FRAME = 0, 8, 16, 32
 FS = 1_000_000  # in a ns
-MAX_ENTRY = (ENTRY_FRAME + MAX_FRAME + 63) & ~63
+MAX_ENTRY = (ENTRY_FRAME + MAX_MTU + LINK_HEADER + 63) & ~63
 
 LINK = np.dtype(
     [

@@ -1,12 +1,14 @@
 """A context's queues as the engine sees them: descriptors in, completions out, every address through the IOMMU table."""
 
 from hyp.abi.counters import FAULTS_ADDRESS, FAULTS_PROTOCOL
+from hyp.abi.fragment import MORE
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RQ_PROD, SQ_PROD
 from hyp.atomics import load32_acquire, load64_once, u32_add, u32_sub
 from hyp.counters import commit, count
-from hyp.frames import write_completion
+from hyp.frames import write_completion, write_fragment_completion
 from hyp.iommu import NO_TRANSLATION, READ, WRITE, translate
 from hyp.kernels import compiled
+from hyp.offload.frame import piece_length
 from nic.state import touch
 
 
@@ -81,16 +83,34 @@ def posted_sends(c):
 
 
 @compiled
+def has_posted_more(c, n):
+    """True if more than `n` descriptors are posted, by a fresh look at the doorbell."""
+    c.sq_prod = load32_acquire(c.doorbell + SQ_PROD)
+    ahead = u32_sub(c.sq_prod, c.sq_cons)
+    if ahead > c.sq_size:
+        fail(c, FAULTS_PROTOCOL)
+        return False
+    return ahead > n
+
+
+@compiled
 def posted_buffers(c):
     """Number of receive buffers posted and not yet filled. A producer index that ran ahead fails the context."""
+    return buffers_for(c, 1)
+
+
+@compiled
+def buffers_for(c, wanted):
+    """`posted_buffers`, by a fresh look at the doorbell if fewer than `wanted` are known of."""
     ahead = u32_sub(c.rq_prod, c.rq_cons)
-    if ahead == 0:
+    if ahead < wanted:
+        before = ahead
         c.rq_prod = load32_acquire(c.doorbell + RQ_PROD)
         ahead = u32_sub(c.rq_prod, c.rq_cons)
         if ahead > c.rq_size:
             fail(c, FAULTS_PROTOCOL)
             return 0
-        if ahead > 0:
+        if ahead > before:
             c.stalled = 0
     return ahead
 
@@ -105,15 +125,15 @@ def _descriptor(c, iova):
 
 
 @compiled
-def send_descriptor(c):
-    """Copy of the next send descriptor as two words, or (−1, −1) after failing the context: its ring is out of reach."""
-    return _descriptor(c, c.sq + (c.sq_cons & (c.sq_size - 1)) * DESC_BYTES)
+def send_descriptor(c, ahead):
+    """Copy of the send descriptor `ahead` of the next as two words, or (−1, −1) after failing the context: it is out of reach."""
+    return _descriptor(c, c.sq + (u32_add(c.sq_cons, ahead) & (c.sq_size - 1)) * DESC_BYTES)
 
 
 @compiled
-def receive_descriptor(c):
-    """Copy of the next receive descriptor as two words, or (−1, −1) after failing the context."""
-    return _descriptor(c, c.rq + (c.rq_cons & (c.rq_size - 1)) * DESC_BYTES)
+def receive_descriptor(c, ahead):
+    """Copy of the receive descriptor `ahead` of the next as two words, or (−1, −1) after failing the context."""
+    return _descriptor(c, c.rq + (u32_add(c.rq_cons, ahead) & (c.rq_size - 1)) * DESC_BYTES)
 
 
 @compiled
@@ -139,4 +159,20 @@ def complete_receive(e, c, length, status):
     _complete(c, c.rcq, c.rq_size, c.rcq_prod, c.rq_cons, length, status)
     c.rcq_prod = u32_add(c.rcq_prod, 1)
     c.rq_cons = u32_add(c.rq_cons, 1)
+    touch(e, c)
+
+
+@compiled
+def complete_fragments(e, c, pieces, n, offload):
+    """Complete the next `n` buffers, filled with a frame as `pieces` says. Last to first: who sees one sees those that follow."""
+    for k in range(n - 1, -1, -1):
+        prod = u32_add(c.rcq_prod, k)
+        slot = reach(c, c.rcq + (prod & (c.rq_size - 1)) * CQE_BYTES, CQE_BYTES, WRITE)
+        if slot == NO_TRANSLATION:
+            fail(c, FAULTS_ADDRESS)
+            return
+        word = piece_length(pieces, k) | (MORE if k < n - 1 else 0) | (offload if k == 0 else 0)
+        write_fragment_completion(slot, c.rq_size, prod, u32_add(c.rq_cons, k), word)
+    c.rcq_prod = u32_add(c.rcq_prod, n)
+    c.rq_cons = u32_add(c.rq_cons, n)
     touch(e, c)

@@ -9,41 +9,71 @@ from hyp.abi.counters import (
     BATCHES,
     DROP_BAD_ADDRESS,
     DROP_BAD_FRAME,
+    DROP_OVERSIZE,
     DROP_QUEUE_FULL,
     DROP_SAME_PORT,
     DROP_SPOOFED,
     FAULTS_ADDRESS,
+    FAULTS_CHAIN,
     FAULTS_DESCRIPTOR,
+    FAULTS_OFFLOAD,
     REPLICATED,
     TX_BYTES,
     TX_FRAMES,
 )
+from hyp.abi.features import SG
+from hyp.abi.fragment import CSUM_BLANK, GSO, LENGTH_MASK, MORE, OFFLOAD_MASK, SEGMENT_SHIFT, SEND_FLAGS, SIGNALED
 from hyp.abi.nic import (
+    DEFAULT_MTU,
     DESC_BYTES,
     DESC_SIGNALED,
     GROUP_BIT,
+    LINK_HEADER,
+    MAX_FRAGMENTS,
     MAX_FRAME,
+    MIN_FRAME,
     NO_CONTEXT,
     SQ_EVENT,
     STATUS_BAD_ADDRESS,
+    STATUS_BAD_CHAIN,
+    STATUS_BAD_FLAGS,
+    STATUS_BAD_LENGTH,
+    STATUS_BAD_OFFLOAD,
     STATUS_DROPPED,
     STATUS_OK,
     STATUS_SPOOFED,
 )
 from hyp.abi.platform import KEEP_ARMED
-from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, u32_add
+from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, store64, u32_add, u32_sub
 from hyp.counters import count
-from hyp.frames import SOURCE_MASK, destination_of, send_fault, source_of
+from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
 from hyp.model.ablation import ablated
+from hyp.offload.frame import add_piece, begin_frame, frame_at, piece_addr, piece_length
+from hyp.offload.segments import longest_part, needed_features, prepare, segment_of
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause, put_run
-from nic.queues import NO_WINDOW, complete_send, posted_buffers, posted_sends, reach, seek, send_descriptor
+from nic.queues import (
+    NO_WINDOW,
+    complete_send,
+    has_posted_more,
+    posted_buffers,
+    posted_sends,
+    reach,
+    seek,
+    send_descriptor,
+)
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, stage, touch, wire_at
 from nic.switch import lookup
 from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
 
+UNKNOWN_FLAGS = ~(LENGTH_MASK | SEND_FLAGS | (0xFFFF << SEGMENT_SHIFT)) & (1 << 63) - 1
+"""Bits that no descriptor may have; those of a segment size are judged with the offload."""
+UNKNOWN_IN_CHAIN = ~(LENGTH_MASK | SIGNALED | MORE)
+"""Bits that no descriptor but a frame's first may have."""
+RUN_FRAME = DEFAULT_MTU + LINK_HEADER
+"""The longest frame that goes in a run: no NIC's MTU is less."""
 WHOLE_HEADER = 16
 """A frame of so many bytes has a header that can be read as two words."""
 FLOODED, SPOOFED = -2, -3
@@ -53,14 +83,14 @@ AHEAD_BYTES = 256
 
 
 @compiled
-def _flood_here(e, origin, frame, length, head0, head1):
+def _flood_here(e, origin, f):
     """Deliver to every context of this engine but `origin`. Returns the number of deliveries tried."""
     tried = 0
     for k in range(e.active):
         r = context_of(e, load64(e.order + 8 * k))
         if r.number != origin and r.active != 0:
             tried += 1
-            result = put_broadcast(e, r, frame, length, head0, head1)
+            result = put_broadcast(e, r, f)
             if result != DELIVERED:
                 count(r.counts, result, 1)
                 touch(e, r)
@@ -68,19 +98,19 @@ def _flood_here(e, origin, frame, length, head0, head1):
 
 
 @compiled
-def flood(e, origin, frame, length, head0, head1):
+def flood(e, origin, f):
     """A broadcast or multicast frame of context `origin` to all others. Never pauses."""
-    count(e.counts, REPLICATED, _flood_here(e, origin, frame, length, head0, head1))
+    count(e.counts, REPLICATED, _flood_here(e, origin, f))
     for consumer in range(e.engines):
-        if consumer != e.index and cross(e, consumer, FLOOD, origin, frame, length, head0, head1) == PAUSE:
+        if consumer != e.index and cross(e, consumer, FLOOD, origin, f) == PAUSE:
             count(e.counts, REPLICATED, 1)
             count(e.counts, DROP_QUEUE_FULL, 1)
 
 
 @compiled
-def flood_crossed(e, origin, frame, length, head0, head1):
+def flood_crossed(e, origin, f):
     """The part of a flood that concerns this engine's contexts; it arrived by a crossing."""
-    count(e.counts, REPLICATED, _flood_here(e, origin, frame, length, head0, head1))
+    count(e.counts, REPLICATED, _flood_here(e, origin, f))
 
 
 # --- one frame -------------------------------------------------------------------------------------------------------
@@ -109,25 +139,24 @@ def _is_alike(head0, head1, before0, before1):
 
 
 @compiled
-def _switch(e, c, frame, length, head0, head1):
+def _switch(e, c, f):
     """Pass a frame of context `c` on. DELIVERED, PAUSE, or a drop's name."""
-    route = _route(e, c, head0, head1)
+    route = _route(e, c, f.head0, f.head1)
     if route == SPOOFED:
         return DROP_SPOOFED
     if route < 0:
         if is_wire_full(e):
             await_wire(e, c)
             return PAUSE
-        if route == FLOODED:
-            flood(e, c.number, frame, length, head0, head1)
-        outbound(e, frame, length, head0, head1)
-        return DELIVERED
+        if route == FLOODED and c.part == 0:
+            flood(e, c.number, f)
+        return outbound(e, c, f)
     if route == c.number:
         return DROP_SAME_PORT
     r = context_of(e, route)
     if r.mine == 0 and r.active != 0:
-        return cross_or_pause(e, c, r.engine, route, c.number, frame, length, head0, head1)
-    return put_or_pause(e, c, r, frame, length, head0, head1)
+        return cross_or_pause(e, c, r.engine, route, c.number, f)
+    return put_or_pause(e, c, r, f)
 
 
 @compiled
@@ -143,39 +172,120 @@ def _header(frame, length):
 
 
 @compiled
-def _try(e, c, addr, word):
-    """Check a descriptor (our copy of it) and send its frame. Returns (STATUS_*, DELIVERED, PAUSE or the drop's name)."""
-    status, length = send_fault(word), word & 0xFFFFFFFF
-    if status != STATUS_OK:
-        count(c.counts, FAULTS_DESCRIPTOR, 1)
-        return status, DROP_BAD_FRAME
-    frame = reach(c, addr, length, READ)
-    if frame == NO_TRANSLATION:
+def _fragment_fault(c, word, n):
+    """STATUS_OK, or what is wrong with our copy of a descriptor's fragment word; it is the `n`-th of its frame, from 0."""
+    length = word & LENGTH_MASK
+    if length == 0 or length > MAX_FRAME:
+        return STATUS_BAD_LENGTH if n == 0 or length > MAX_FRAME else STATUS_BAD_CHAIN
+    if word & (UNKNOWN_FLAGS if n == 0 else UNKNOWN_IN_CHAIN) != 0:
+        return STATUS_BAD_FLAGS
+    if word & MORE != 0:
+        if c.features & SG == 0 or word & SIGNALED != 0:
+            return STATUS_BAD_FLAGS
+        if (n == 0 and length < MIN_FRAME) or n == MAX_FRAGMENTS - 1:
+            return STATUS_BAD_CHAIN
+    return STATUS_OK
+
+
+@compiled
+def _offload_fault(c, word):
+    """STATUS_OK, or STATUS_BAD_OFFLOAD if the driver hasn't accepted the offload, or it has a part that makes no sense alone."""
+    gso, segment = word & GSO, segment_of(word)
+    wanted = needed_features(word) & ~SG  # a short one may come in one piece
+    sound = (gso == 0) == (segment == 0) and gso != GSO and (gso == 0 or word & CSUM_BLANK != 0)
+    return STATUS_OK if sound and c.features & wanted == wanted else STATUS_BAD_OFFLOAD
+
+
+@outlined
+def _take_chain(e, c, f):
+    """Copy the next frame's descriptors, each once, and check the copies. Returns (descriptors, STATUS_*, SIGNALED or 0).
+
+    All of the chain is taken, whatever is wrong with it. 0 descriptors: the context has failed.
+    """
+    n, total, status, word = 0, 0, STATUS_OK, MORE
+    begin_frame(f, 0, 0, 0, 0)
+    while word & MORE != 0:
+        if n > 0 and u32_sub(c.sq_prod, c.sq_cons) <= n and not has_posted_more(c, n):
+            if c.active == 0:
+                return 0, STATUS_OK, 0
+            status = STATUS_BAD_CHAIN if status == STATUS_OK else status
+            break  # it has no end
+        addr, word = send_descriptor(c, n)
+        if c.active == 0:
+            return 0, STATUS_OK, 0
+        if n == 0 and c.features & SG == 0 and word & MORE != 0:
+            return 1, STATUS_BAD_FLAGS, 0
+        if status == STATUS_OK:
+            status = _fragment_fault(c, word, n)
+        if status == STATUS_OK and n == 0:
+            f.offload = word & OFFLOAD_MASK
+            if f.offload != 0:
+                status = _offload_fault(c, word)
+        if status == STATUS_OK:
+            length = word & LENGTH_MASK
+            place = reach(c, addr, length, READ)
+            if place == NO_TRANSLATION:
+                status = STATUS_BAD_ADDRESS
+            else:
+                add_piece(f, place, length)
+        total += word & LENGTH_MASK
+        n += 1
+    f.length = total
+    return n, status, word & SIGNALED
+
+
+@compiled
+def _judge(e, c, f, status):
+    """Read and check the header of a frame whose chain is sound. Returns (STATUS_*, DELIVERED or the drop's name)."""
+    if status == STATUS_OK and (f.length < MIN_FRAME or f.length > MAX_FRAME):
+        status = STATUS_BAD_LENGTH
+    if status == STATUS_OK:
+        f.head0, f.head1 = _header(piece_addr(f.pieces, 0), min(f.length, piece_length(f.pieces, 0)))
+        store64(f.headers, f.head0)
+        store64(f.headers + 8, f.head1)
+        if f.offload == 0:
+            if f.length <= e.max_frame:
+                return STATUS_OK, DELIVERED
+            status = STATUS_BAD_LENGTH
+        elif prepare(f) and longest_part(f) <= e.max_frame:
+            return STATUS_OK, DELIVERED
+        else:
+            status = STATUS_BAD_OFFLOAD
+    if status == STATUS_BAD_ADDRESS:
         count(c.counts, FAULTS_ADDRESS, 1)
-        return STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS
-    head0, head1 = _header(frame, length)
-    result = _switch(e, c, frame, length, head0, head1)
-    if result == DELIVERED:
-        return STATUS_OK, DELIVERED
-    return STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED, result
+        return status, DROP_BAD_ADDRESS
+    if status == STATUS_BAD_CHAIN:
+        count(c.counts, FAULTS_CHAIN, 1)
+    elif status == STATUS_BAD_OFFLOAD:
+        count(c.counts, FAULTS_OFFLOAD, 1)
+    else:
+        count(c.counts, FAULTS_DESCRIPTOR, 1)
+    too_long = status == STATUS_BAD_LENGTH and f.length > e.max_frame
+    return status, DROP_OVERSIZE if too_long else DROP_BAD_FRAME
 
 
 @outlined
 def _send_one(e, c):
-    """Send the next frame, whatever it is. Returns its length, or −1: it has to wait, or the context has failed."""
-    addr, word = send_descriptor(c)
-    if c.active == 0:
-        return -1
-    status, result = _try(e, c, addr, word)
-    if result == PAUSE:
-        return -1
-    c.pause_until = 0
+    """Send the next frame, whatever it is. Returns (descriptors, bytes); (0, 0): it has to wait, or the context failed."""
+    f = frame_at(e.frame)
+    n, status, signaled = _take_chain(e, c, f)
+    if n == 0:
+        return 0, 0
+    status, result = _judge(e, c, f, status)
+    if result == DELIVERED:
+        result = _switch(e, c, f)
+        if result == PAUSE:
+            return 0, 0
+        if result != DELIVERED:
+            status = STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED
+    c.pause_until, c.part = 0, 0
     if result != DELIVERED:
         count(c.counts, result, 1)
-    if status != STATUS_OK or (word >> 32) & DESC_SIGNALED != 0:
+    c.sq_cons = u32_add(c.sq_cons, n - 1)
+    if status != STATUS_OK or signaled != 0:
         complete_send(e, c, status)
     c.sq_cons = u32_add(c.sq_cons, 1)
-    return word & 0xFFFF
+    return n, f.length & 0xFFFF
 
 
 # --- many frames -----------------------------------------------------------------------------------------------------
@@ -203,7 +313,7 @@ def _take_run(e, c, n, room, to_sink):
         prefetch(slot + AHEAD_BYTES)
         addr, word = load64_once(slot), load64_once(slot + 8)
         length, more = word & 0xFFFFFFFF, word >> 32
-        if length < WHOLE_HEADER or length > MAX_FRAME or more & ~DESC_SIGNALED != 0:
+        if length < WHOLE_HEADER or length > RUN_FRAME or more & ~DESC_SIGNALED != 0:
             break
         # 2. Where the frame is.
         frame, start, span, base = seek(c, addr, length, READ, start, span, base)
@@ -261,23 +371,28 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     limit = min(waiting, BUDGET_FRAMES)
-    done, total, most = 0, 0, limit
+    done, sent, total, most = 0, 0, 0, limit
     while done < limit and total < BUDGET_BYTES and c.active != 0:
-        frames, octets = _send_run(e, c, min(limit - done, most), BUDGET_BYTES - total)
+        frames, octets = 0, 0
+        if c.part == 0:
+            frames, octets = _send_run(e, c, min(limit - done, most), BUDGET_BYTES - total)
         most = 2 * frames + 1  # so that a receiver whose buffers end each run has no more than that staged in vain
-        if frames == 0:
-            octets = _send_one(e, c)
-            if octets < 0:
+        if frames > 0:
+            done += frames
+        else:
+            taken, octets = _send_one(e, c)
+            if taken == 0:
                 break
+            done += taken
             frames = 1
-        done += frames
+        sent += frames
         total += octets
     end_outbound(e)
     if done > 0:
         if ablated(e.platform, KEEP_ARMED) != 0:
             store32_once(c.doorbell + SQ_EVENT, u32_add(c.sq_cons, 1))
-        count(c.counts, TX_FRAMES, done)
+        count(c.counts, TX_FRAMES, sent)
         count(c.counts, TX_BYTES, total)
         count(c.counts, BATCHES, 1)
         touch(e, c)
-    return done
+    return sent

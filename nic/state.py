@@ -30,6 +30,7 @@ CONTEXT = np.dtype(
         ("rcq", "i8"),
         ("sq_size", "i8"),
         ("rq_size", "i8"),
+        ("features", "i8"),  # that its driver has accepted
         ("counts", "i8"),  # private counters row, and its shared place
         ("counts_shared", "i8"),
         # the engine's own: free-running 32-bit indices, never read back from shared memory
@@ -45,6 +46,8 @@ CONTEXT = np.dtype(
         ("waits", "i8"),  # batches that a notification has been held back
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
+        ("pause_need", "i8"),  # buffers that the context it waits for must have posted
+        ("part", "i8"),  # of the frame at the head of the queue: how many of its segments have been passed on
         ("head0", "i8"),  # the addresses of its last frame, as the header's first word and the low half of its second
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
         ("route", "i8"),
@@ -61,6 +64,7 @@ WIRE = np.dtype(
         ("mode", "i8"),
         ("mac", "i8"),
         ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of LARGEST_FRAME_BUFFER bytes
+        ("jumbos", "i8"),  # and as many of JUMBO_BUFFER bytes for those that are longer
         ("lengths", "i8"),  # of the frames in them, i8 each
         ("next", "i8"),
         ("fresh", "i8"),  # frames that have left, and their bytes, which nobody has counted or looked at yet
@@ -77,6 +81,8 @@ WIRE = np.dtype(
         ("until_ns", "i8"),  # 0: no limit in time
         ("pause_until", "i8"),  # of the generator; on a linked wire: of the oldest frame that has come in
         ("pause_for", "i8"),
+        ("pause_need", "i8"),
+        ("part", "i8"),
         ("last_ns", "i8"),
         ("dirty", "i8"),
         # with a bit rate or a delay
@@ -99,6 +105,11 @@ ENGINE = np.dtype(
         ("dirty", "i8"),  # numbers of the contexts touched in this batch
         ("dirty_count", "i8"),
         ("stage", "i8"),  # STAGE of STAGED
+        ("max_frame", "i8"),  # bytes of a frame that is not to be segmented: the MTU and LINK_HEADER
+        ("frame", "i8"),  # FRAME records (hyp/offload/frame.py): the frame that is being passed on,
+        ("turned", "i8"),  # and one that the wire has reflected
+        ("to", "i8"),  # where it is copied to: a table of `wanted` pieces, which is how many receive buffers it takes
+        ("wanted", "i8"),
         ("table", "i8"),  # switch: SWITCH_SLOTS of SWITCH_ENTRY
         ("crossings", "i8"),  # engines × engines crossing rings
         ("page", "i8"),  # engine page (we write)
@@ -122,7 +133,7 @@ ENGINE = np.dtype(
     ]
 )
 
-GATE = np.dtype([("pause_until", "i8"), ("pause_for", "i8")])
+GATE = np.dtype([("pause_until", "i8"), ("pause_for", "i8"), ("pause_need", "i8"), ("part", "i8")])
 """A sender without a queue of its own: frames that arrive from another engine wait here for a full receiver."""
 GATE_BYTES = GATE.itemsize
 

@@ -19,15 +19,17 @@ from hyp.abi.counters import (
     TX_FRAMES,
 )
 from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
-from hyp.abi.sizes import LARGEST_FRAME_BUFFER
+from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.atomics import load64, store64
 from hyp.counters import count
 from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import verify
 from hyp.load.schedule import schedule_at
+from hyp.load.tcp import verify_frame
+from hyp.offload.frame import frame_at, is_simple, one_piece, piece_addr, set_piece, write_whole
+from hyp.offload.segments import part_length, write_part
 from nic.crossing import await_crossing, cross, cross_or_pause, is_paused
-from nic.deliver import await_receiver, copy_frame, put, put_broadcast, put_or_pause
+from nic.deliver import await_receiver, copy_frame, count_part, put, put_broadcast, put_or_pause
 from nic.link import (
     ENTRY_ARRIVAL,
     ENTRY_FRAME,
@@ -55,7 +57,7 @@ BATCH = 64
 
 
 @compiled
-def inbound(e, w, destination, frame, length, head0, head1):
+def inbound(e, w, destination, f):
     """A frame from the wire for an address: to who has it, else to the physical function. DELIVERED, PAUSE, or a drop's name."""
     number = lookup(e.table, destination)
     if number == NO_CONTEXT:
@@ -64,25 +66,67 @@ def inbound(e, w, destination, frame, length, head0, head1):
     if r.active == 0:
         return DROP_NO_ROUTE
     if r.mine == 0:
-        return cross_or_pause(e, w, r.engine, number, WIRE_ORIGIN, frame, length, head0, head1)
-    return put_or_pause(e, w, r, frame, length, head0, head1)
+        return cross_or_pause(e, w, r.engine, number, WIRE_ORIGIN, f)
+    return put_or_pause(e, w, r, f)
 
 
 @compiled
-def outbound(e, frame, length, head0, head1):
-    """A frame leaves on the wire, which takes it (`is_wire_full`). The copy into a wire buffer is the device's DMA."""
+def outbound(e, sender, f):
+    """A frame leaves on the wire, which takes it (`is_wire_full`). The copy into a wire buffer is the device's DMA.
+
+    One with an offload leaves in parts, finished. DELIVERED, or PAUSE: the wire is full, and `sender.part` says how far it is.
+    """
+    if not is_simple(f):
+        return _outbound_parts(e, sender, f)
     w = wire_at(e.wire)
+    frame, length = piece_addr(f.pieces, 0), f.length
     if w.linked != 0:
         k = link_at(w.out)
-        copy_frame(room_for_frame(k), frame, length, head0, head1)
+        copy_frame(room_for_frame(k), frame, length, f.head0, f.head1)
         launch(k, e.now, length, SENT)
     else:
-        buffer = put_on_wire(w.buffers, w.lengths, w.next, frame, length, head0, head1)
+        slot = w.next & (WIRE_BUFFERS - 1)
+        buffer = buffer_for(w, slot, length)
+        copy_frame(buffer, frame, length, f.head0, f.head1)
+        store64(w.lengths + 8 * slot, length)
         w.next += 1
         if w.mode != SINK:
-            _reflect(e, w, buffer, length, head0, head1)
+            _reflect(e, w, buffer, length, f.head0, f.head1)
     w.fresh += 1
     w.fresh_bytes += length
+    return DELIVERED
+
+
+@outlined
+def _outbound_parts(e, sender, f):
+    w = wire_at(e.wire)
+    while sender.part < f.parts:  # its sender may have made it shorter since the last time
+        if is_wire_full(e):
+            await_wire(e, sender)
+            return PAUSE
+        if w.fresh >= WIRE_BUFFERS:
+            end_outbound(e)
+        length = f.length if f.offload == 0 else part_length(f, sender.part)
+        slot = w.next & (WIRE_BUFFERS - 1)
+        place = room_for_frame(link_at(w.out)) if w.linked != 0 else buffer_for(w, slot, length)
+        set_piece(e.to, 0, place, length)
+        if f.offload == 0:
+            write_whole(f, e.to)
+        else:
+            write_part(f, sender.part, e.to, 1)
+        if w.linked != 0:
+            launch(link_at(w.out), e.now, length, SENT)
+        else:
+            store64(w.lengths + 8 * slot, length)
+            w.next += 1
+            if w.mode != SINK:
+                _reflect(e, w, place, length, f.head0, f.head1)
+        w.fresh += 1
+        w.fresh_bytes += length
+        count_part(e, f.parts, sender.part, DELIVERED)
+        sender.part += 1
+    sender.part = 0
+    return DELIVERED
 
 
 @compiled
@@ -92,13 +136,17 @@ def has_open_sink(w):
 
 
 @compiled
+def buffer_for(w, slot, length):
+    """The wire buffer of a slot for a frame of so many bytes: jumbo frames lie apart, so that small ones lie close."""
+    return w.buffers + slot * LARGEST_FRAME_BUFFER if length <= LARGEST_FRAME_BUFFER else w.jumbos + slot * JUMBO_BUFFER
+
+
+@compiled
 def put_on_wire(buffers, lengths, index, frame, length, head0, head1):
-    """Copy a frame into the wire buffer of `index`; returns its address."""
+    """Copy a frame that is no jumbo into the wire buffer of `index`."""
     slot = index & (WIRE_BUFFERS - 1)
-    buffer = buffers + slot * LARGEST_FRAME_BUFFER
-    copy_frame(buffer, frame, length, head0, head1)
+    copy_frame(buffers + slot * LARGEST_FRAME_BUFFER, frame, length, head0, head1)
     store64(lengths + 8 * slot, length)
-    return buffer
 
 
 @compiled
@@ -127,11 +175,12 @@ def end_outbound(e):
     count(w.counts, RX_FRAMES, frames)
     count(w.counts, RX_BYTES, total)
     if w.mode == SINK:
-        trackers, counts, buffers, lengths, now = e.trackers, w.counts, w.buffers, w.lengths, e.now  # in registers
+        trackers, counts, lengths, now = e.trackers, w.counts, w.lengths, e.now  # in registers
         end = w.next
         for k in range(end - frames, end):
             slot = k & (WIRE_BUFFERS - 1)
-            verify(trackers, counts, buffers + slot * LARGEST_FRAME_BUFFER, load64(lengths + 8 * slot), now)
+            length = load64(lengths + 8 * slot)
+            verify_frame(trackers, counts, buffer_for(w, slot, length), length, 0, now)
 
 
 @compiled
@@ -154,12 +203,14 @@ def _reflect(e, w, buffer, length, head0, head1):
     result = DROP_NO_ROUTE
     if r.active != 0:
         # A reflected frame belongs to nobody's sending queue, so it does not pause anybody.
+        f = frame_at(e.turned)
+        one_piece(f, buffer, length, 0, back0, back1)
         if r.mine == 0:
-            result = cross(e, r.engine, r.number, WIRE_ORIGIN, buffer, length, back0, back1)
+            result = cross(e, r.engine, r.number, WIRE_ORIGIN, f)
             if result == PAUSE:
                 result = DROP_QUEUE_FULL
         else:
-            result = put_broadcast(e, r, buffer, length, back0, back1)
+            result = put_broadcast(e, r, f)
     if result != DELIVERED:
         count(w.counts, result, 1)
 
@@ -226,7 +277,7 @@ def _arrive_out(e, w):
         count(w.counts, RX_FRAMES, 1)
         count(w.counts, RX_BYTES, length)
         if w.mode == SINK:
-            verify(e.trackers, w.counts, entry + ENTRY_FRAME, length, load64(entry + ENTRY_ARRIVAL))
+            verify_frame(e.trackers, w.counts, entry + ENTRY_FRAME, length, 0, load64(entry + ENTRY_ARRIVAL))
         else:
             _launch_back(e, w, entry + ENTRY_FRAME, length)
         retire(k)
@@ -274,10 +325,9 @@ def _land(e, w, frame, length, kind):
     r = context_of(e, 0 if number == NO_CONTEXT else number)
     if r.active == 0:
         return DROP_NO_ROUTE
-    if r.mine == 0:
-        result = cross(e, r.engine, r.number, WIRE_ORIGIN, frame, length, head0, head1)
-    else:
-        result = put(e, r, frame, length, head0, head1)
+    f = frame_at(e.frame)
+    one_piece(f, frame, length, 0, head0, head1)
+    result = cross(e, r.engine, r.number, WIRE_ORIGIN, f) if r.mine == 0 else put(e, r, f, 0)
     if result != PAUSE:
         return result
     if kind == REFLECTED:

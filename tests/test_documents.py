@@ -19,7 +19,7 @@ from bench.peers import testpmd
 from bench.questions import ask, settings
 from dom0 import engine as dom0_engine
 from dom0 import state as dom0_state
-from dom0 import uplink, vifs
+from dom0 import uplink
 from domu import device
 from domu.frontends import split
 from domu.programs import traffic
@@ -106,10 +106,9 @@ FACTS = [
     fact(HYPERCALLS, rf"waits, up to {N} s, until the NIC and Dom0's toolstack are there", devices.SETUP_TIMEOUT_S),
     fact(HYPERCALLS, rf"each queue has {N} bytes an entry", sizes.QUEUE_ENTRY),
     fact(HYPERCALLS, rf"powers of two from {N} to {N}\.", nic.MIN_QUEUE, nic.MAX_QUEUE),
-    fact(HYPERCALLS, rf"A frame is {N} to {N} bytes of Ethernet", nic.MIN_FRAME, nic.MAX_FRAME),
-    fact(HYPERCALLS, rf"a whole frame of {N} to {N} bytes", nic.MIN_FRAME, nic.MAX_FRAME),
+    fact(HYPERCALLS, rf"A frame is {N} to {N} bytes of Ethernet", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
+    fact(HYPERCALLS, rf"a whole frame of {N} to {N} bytes", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
     fact(HYPERCALLS, r"pseudo-domain \((0x\w+), Xen's DOMID_IO\)", DOMID_NIC),
-    fact(HYPERCALLS, rf"Every wait has a limit of {N} s", vifs.HANDSHAKE_TIMEOUT_S),
     fact(HYPERCALLS, rf"Every wait has a limit of {N} s", split.HANDSHAKE_TIMEOUT_S),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
     fact(HYPERCALLS, rf"references below {N} are reserved", grant.NR_RESERVED_ENTRIES),
@@ -123,7 +122,7 @@ FACTS = [
     fact(SHARED, rf"counters page \| hypervisor \| {N};", counters.COUNTERS_BYTES),
     fact(SHARED, rf"\| {N} n \| name of row n, {N} B", counters.ROW_BYTES, counters.NAME_BYTES),
     fact(SHARED, rf"\| {N} n \+ {N} \| {N} columns", counters.ROW_BYTES, counters.NAME_BYTES, counters.COLUMNS),
-    fact(SHARED, rf"Send: {N} to {N}, else", nic.MIN_FRAME, nic.MAX_FRAME),
+    fact(SHARED, rf"Send: {N} to {N}, else", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
     fact(SHARED, rf"After {N} tries an unstable entry", grants.MARK_TRIES),
     fact(SHARED, rf"waited for at most {N} looks", grants.LOCK_SPINS),
     fact(SHARED, rf"\| {N} \+ {N} n \| message: opcode and up to {N} words",
@@ -149,7 +148,7 @@ FACTS = [
     fact(PACKET, rf"{N} buckets for each power of two, so that a value is at most 1/{N} too high", histogram.SUB, histogram.SUB),
     fact(PACKET, r"\(up to 2\^(\d+) of them\)", traffic.MAX_ROUND_TRIPS.bit_length() - 1),
     fact(PACKET, rf"up to {N} that are due go in one burst", device.BURST),
-    fact(PACKET, rf"length not {N} to {N}, or an unknown flag", nic.MIN_FRAME, nic.MAX_FRAME),
+    fact(PACKET, rf"length not {N} to {N}, or an unknown flag", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
     fact(ADDING, rf"\({N} columns at most\)", counters.COLUMNS),
     fact(ADDING, rf"at most {N} in a process; a name has {N} bytes at most", counters.ROWS, counters.NAME_BYTES),
     fact(ADDING, rf"opcode {N} is stop", engine.STOP),

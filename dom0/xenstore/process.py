@@ -1,10 +1,12 @@
-"""The xenstored process: the store server with the connections that the keeper brings."""
+"""The xenstored process: the store server with the connections that the keeper brings, and the socket at which it listens.
+
+A domain's connection waits until Dom0's toolstack has made its nodes and introduced it, so that no guest sees a store without them.
+"""
 
 from typing import Any
 
 from dom0.xenstore.server import Xenstored
 from dom0.xenstore.tree import StoreError
-from hyp.abi.domids import DOM0
 from hyp.process import Process, adopt_socket
 
 
@@ -13,19 +15,22 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     server = Xenstored()
 
     def connect(fds: list[int], domid: int) -> None:
-        """A domain comes: introduce it; fds: the server's end of its connection."""
-        if domid != DOM0:
-            server.introduce(domid)
-        server.add_connection(domid, adopt_socket(fds[0]))
+        """A domain comes. fds: the server's end of its connection."""
+        server.expect(domid, adopt_socket(fds[0]))
+
+    def listen(fds: list[int]) -> None:
+        """Who connects acts as Domain 0. fds: a listening socket in the run folder."""
+        server.listen(adopt_socket(fds[0]))
 
     def release(domid: int) -> None:
         """A domain is gone, and what was its own goes with it."""
         try:
             server.release(domid)
         except StoreError:
-            pass  # it had never connected
+            pass  # it had never been introduced
 
     process.serve("connect", connect, takes_fds=True)
+    process.serve("listen", listen, takes_fds=True)
     process.serve("release", release)
     process.ready()
     await process.stopped.wait()

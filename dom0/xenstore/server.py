@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -33,6 +34,7 @@ OUTPUT_LIMIT = 256 << 10  # unread output that ends a guest's connection
 CONNECTIONS_MAX = 512  # beyond it a listening socket takes no more
 _IOV = 64
 _OK = b"OK\0"
+_PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _EventKey = tuple[str, str]
 
 
@@ -91,6 +93,7 @@ class Xenstored:
         self._loop = asyncio.get_running_loop()
         self._unflushed: set[Connection] = set()
         self._listeners: list[tuple[socket.socket, str]] = []
+        self._expected: dict[int, list[socket.socket]] = {}  # connections of domains that are not introduced yet
 
     # What the toolstack calls.
 
@@ -102,13 +105,22 @@ class Xenstored:
         self._watch_socket(connection)
         return connection
 
+    def expect(self, domid: int, sock: socket.socket) -> None:
+        """Serve `sock` as `domid` from the domain's introduction on; what it asks before waits in its socket, as in Xen's ring."""
+        if self.store.is_introduced(domid):
+            self.add_connection(domid, sock)
+        else:
+            self._expected.setdefault(domid, []).append(sock)
+
     def remove_connection(self, connection: Connection) -> None:
         """End a connection; its watches and transactions go with it, its domain's nodes stay."""
         self._disconnect(connection, "removed", "removed by the toolstack")
 
     def introduce(self, domid: int) -> None:
-        """A domain exists: create its home, fire @introduceDomain. Raises StoreError EINVAL or EEXIST."""
+        """A domain exists: create its home, fire @introduceDomain, serve whom it `expect`ed. Raises StoreError EINVAL or EEXIST."""
         self.store.introduce(domid)
+        for sock in self._expected.pop(domid, []):
+            self.add_connection(domid, sock)
         self._deliver()
 
     def release(self, domid: int) -> None:
@@ -116,6 +128,8 @@ class Xenstored:
 
         Raises StoreError EINVAL for Domain 0, ENOENT if it is not introduced.
         """
+        for sock in self._expected.pop(domid, []):
+            sock.close()
         self.store.release(domid)
         for connection in [c for c in self.connections.values() if c.domid == domid]:
             self._disconnect(connection, "released", "its domain was released")
@@ -135,6 +149,14 @@ class Xenstored:
         except BaseException:
             listener.close()
             raise
+        self.listen(listener, domid, path)
+
+    def listen(self, listener: socket.socket, domid: int = 0, path: str = "") -> None:
+        """Serve a listening AF_UNIX socket, the server's from here: this process's user may connect, and speaks for `domid`.
+
+        `path`: to be removed at the end.
+        """
+        listener.setblocking(False)
         self._listeners.append((listener, path))
         self._loop.add_reader(listener, self._accept, listener, domid)
 
@@ -143,9 +165,13 @@ class Xenstored:
         for listener, path in self._listeners:
             self._loop.remove_reader(listener)
             listener.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            if path:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
         self._listeners.clear()
+        for sock in [sock for socks in self._expected.values() for sock in socks]:
+            sock.close()
+        self._expected.clear()
         for connection in list(self.connections.values()):
             self._disconnect(connection, "removed", "the server ends")
 
@@ -156,6 +182,11 @@ class Xenstored:
             sock, _ = listener.accept()
         except OSError as error:
             log.warning("xenstored: no new connection: %s", error)
+            return
+        _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid != os.geteuid():  # the file's mode keeps all but root out, if nobody changes it
+            log.warning("xenstored: connection refused, uid %d is not the topology's user", uid)
+            sock.close()
             return
         if len(self.connections) >= CONNECTIONS_MAX:
             log.warning("xenstored: connection refused, %d are open", len(self.connections))
@@ -245,6 +276,8 @@ class Xenstored:
         """The reply to one request, packed."""
         request = _REQUESTS.get(message.type)
         try:
+            if message.type in _FOR_DOM0 and connection.domid != 0:  # before anything else: whatever it says
+                raise StoreError("EACCES", domain_path(connection.domid), "for Domain 0")
             if request is None:
                 raise StoreError("ENOSYS", f"request {message.type}")
             payload = request(self, connection.session, message)
@@ -361,19 +394,16 @@ class Xenstored:
     def _introduce(self, session: Session, message: Message) -> bytes:
         # The ring's frame and event channel that follow the domain id are not used: a domain has a socket instead.
         domid, *_ = _strings(message, 3, at_least=True)
-        _privileged(session)
-        self.store.introduce(xs_wire.parse_domid(domid))
+        self.introduce(xs_wire.parse_domid(domid))
         return _OK
 
     def _release(self, session: Session, message: Message) -> bytes:
         (domid,) = _strings(message, 1)
-        _privileged(session)
         self.release(xs_wire.parse_domid(domid))
         return _OK
 
     def _resume(self, session: Session, message: Message) -> bytes:
         (domid,) = _strings(message, 1)
-        _privileged(session)
         if not self.store.is_introduced(xs_wire.parse_domid(domid)):
             raise StoreError("ENOENT", domain_path(int(domid)))
         return _OK
@@ -413,6 +443,9 @@ _REQUESTS: dict[int, Callable[[Xenstored, Session, Message], bytes]] = {
 }
 
 
+_FOR_DOM0 = frozenset({MessageType.CONTROL, MessageType.INTRODUCE, MessageType.RELEASE, MessageType.RESUME, MessageType.SET_TARGET})
+
+
 def _strings(message: Message, count: int, *, at_least: bool = False) -> Sequence[str]:
     """The strings of a request. Raises WireError unless there are `count` of them (or more, with `at_least`)."""
     payload = message.payload
@@ -422,11 +455,6 @@ def _strings(message: Message, count: int, *, at_least: bool = False) -> Sequenc
     if len(strings) < count or (len(strings) > count and not at_least):
         raise WireError(f"{len(strings)} strings where {count} are due")
     return strings
-
-
-def _privileged(session: Session) -> None:
-    if session.domid != 0:
-        raise StoreError("EACCES", domain_path(session.domid), "for Domain 0")
 
 
 def _bind(listener: socket.socket, path: str) -> None:

@@ -18,13 +18,14 @@ from domu.device import (
     completions_to_wait_for,
     device_at,
     frame_addr,
-    frame_length,
+    frame_word,
     new_device,
     set_frame,
 )
 from hyp.abi.counters import COPIED_BYTES, COPIES, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.features import NONE
-from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, STATUS_OK, mac_to_int
+from hyp.abi.features import CSUM, SG, TSO4, TSO6
+from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT, SIGNALED
+from hyp.abi.nic import DESC_BYTES, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
@@ -40,7 +41,7 @@ from hyp.verbs import (
     completions_due,
     consume_receives,
     has_half_untold,
-    peek_receive,
+    peek_fragment,
     poll_sends,
     post_receive,
     prefetch_sends,
@@ -57,7 +58,7 @@ from hyp.verbs import (
 if TYPE_CHECKING:
     from domu.guest import Guest
 
-KNOWN = NONE
+KNOWN = SG | CSUM | TSO4 | TSO6
 """Features that this driver can use."""
 
 BYPASS = np.dtype(
@@ -105,15 +106,16 @@ def tx_commit(device: int, n: int) -> int:
     wait = wait_at(d.wait)
     bounce = ablated(wait.platform, BOUNCE)
     burst, queue, pool, prod, mask = d.tx, q.sq, b.tx_pool, q.sq_prod, q.sq_size - 1
-    total = 0
+    total = 0  # bytes, and, from bit 33 on, how many fragments are followed by more
     for k in range(n):
-        length, index = frame_length(burst, k), (prod + k) & mask
-        total += length
+        word, index = frame_word(burst, k), (prod + k) & mask
+        total += word & (LENGTH_MASK | MORE)
         if bounce != 0:
-            memcpy(b.scratch + index * FRAME_BUFFER, frame_addr(burst, k), length)
-        write_send(queue + index * DESC_BYTES, pool + index * FRAME_BUFFER, length, DESC_SIGNALED if k == n - 1 else 0)
+            memcpy(b.scratch + index * FRAME_BUFFER, frame_addr(burst, k), word & LENGTH_MASK)
+        write_send(queue + index * DESC_BYTES, pool + index * FRAME_BUFFER, word | SIGNALED if k == n - 1 else word)
     advance_sends(q, n, 1 if n > 0 else 0)
-    count(d.counts, TX_FRAMES, n)
+    count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
+    total &= LENGTH_MASK
     count(d.counts, TX_BYTES, total)
     if bounce != 0:
         count(d.counts, COPIES, n)
@@ -138,14 +140,16 @@ def rx_poll(device: int, want: int) -> int:
     d = device_at(device)
     b = _bypass_at(d.front)
     q = qp_at(b.qp)
-    n = 0
+    n, whole = 0, 0
     while n < want:
-        index, length, status = peek_receive(q, n)
+        index, word, status = peek_fragment(q, n)
         if index < 0:
             break
-        set_frame(d.rx, n, b.ram + buffer_of(b.rx_pool, index, q.rq_size), length if status == STATUS_OK else 0)
+        set_frame(d.rx, n, b.ram + buffer_of(b.rx_pool, index, q.rq_size), word if status == STATUS_OK else 0)
         n += 1
-    return n
+        if word & MORE == 0:
+            whole = n
+    return whole
 
 
 @operation(i64(i64, i64))
@@ -154,10 +158,10 @@ def rx_release(device: int, n: int) -> int:
     b = _bypass_at(d.front)
     q = qp_at(b.qp)
     for _ in range(n):
-        _, length, status = peek_receive(q, 0)
+        _, word, status = peek_fragment(q, 0)
         if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 1)
-            count(d.counts, RX_BYTES, length)
+            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
+            count(d.counts, RX_BYTES, word & LENGTH_MASK)
         post_receive(q, buffer_of(b.rx_pool, q.rq_prod, q.rq_size), FRAME_BUFFER)
         consume_receives(q, 1)
     ring_receives(q)
@@ -215,7 +219,8 @@ async def connect_context(guest: "Guest", *, native: bool) -> Device:
         record[name] = guest.ram.allocate(entries * FRAME_BUFFER)
         if not native:
             await register(guest.hyp, int(record[name]), entries * FRAME_BUFFER, writable=writable)
-    features = await start_queue_pair(guest.hyp, guest.ram, pair, KNOWN, registers=not native)
+    known = KNOWN & int(guest.config["features"])
+    features = await start_queue_pair(guest.hyp, guest.ram, pair, known, registers=not native)
     device = new_device(
         OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), FRAME_BUFFER, counts, guest.wait, features
     )

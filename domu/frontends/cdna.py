@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domu.device import Device, Operations, device_at, frame_length, new_device
-from domu.frontends.bypass import BYPASS, KNOWN, arm, buffer_of, rx_poll, tx_pending, tx_reserve
+from domu.frontends.bypass import BYPASS, arm, buffer_of, rx_poll, tx_pending, tx_reserve
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.abi.features import NONE
 from hyp.abi.nic import STATUS_OK, mac_to_int
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import record_view, store64, u32_add
@@ -147,7 +148,7 @@ async def connect(guest: "Guest") -> Device:
     table = await guest.hyp.call("cdna_attach", context=pair.context)
     pins = Mapping(table.fds[0], table_bytes(guest.ram.size))
     close_all(table.fds)
-    features = await start_queue_pair(guest.hyp, guest.ram, pair, KNOWN, registers=False)
+    features = await start_queue_pair(guest.hyp, guest.ram, pair, NONE, registers=False)
     front, hypervisors, hypervisors_qp = np.zeros(1, CDNA_FRONT), np.zeros(1, CDNA), np.zeros(1, QP)
     for name in ("sq", "scq", "rq", "rcq", "sq_size", "rq_size"):
         hypervisors_qp[0][name] = pair.record[0][name]

@@ -19,13 +19,14 @@ from domu.device import (
     Operations,
     completions_to_wait_for,
     device_at,
-    frame_length,
+    frame_word,
     new_device,
     set_frame,
 )
 from domu.frontends.bypass import BYPASS, KNOWN, buffer_of
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, PAGE, STATUS_OK, mac_to_int
+from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT, SIGNALED
+from hyp.abi.nic import DESC_BYTES, PAGE, STATUS_OK, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import full_fence, load64, record_view, store64, u32_add, u32_sub
@@ -44,7 +45,7 @@ from hyp.verbs import (
     completions_due,
     consume_receives,
     has_half_untold,
-    peek_receive,
+    peek_fragment,
     poll_sends,
     post_receive,
     publish_sends,
@@ -98,7 +99,7 @@ def _reap(d: Any, f: Any, q: Any) -> int:
         return 0
     for k in range(n):
         slot = q.sq + (u32_add(f.unmapped, k) & (q.sq_size - 1)) * DESC_BYTES
-        _request(f, k, load64(slot), load64(slot + 8) & 0xFFFFFFFF)
+        _request(f, k, load64(slot), load64(slot + 8) & LENGTH_MASK)
     f.unmapped = q.sq_done
     if dma_unmap(dma_at(f.dma), f.requests, n) < 0:
         return _fail(d, f)
@@ -128,18 +129,18 @@ def tx_commit(device: int, n: int) -> int:
     if f.failed != 0:
         return FAILED
     if n > 0:
-        total = 0
+        total = 0  # bytes, and, from bit 33 on, how many fragments are followed by more
         for k in range(n):
-            addr, length = buffer_of(f.tx_pool, q.sq_prod + k, q.sq_size), frame_length(d.tx, k)
-            _request(f, k, addr, length)
+            addr, word = buffer_of(f.tx_pool, q.sq_prod + k, q.sq_size), frame_word(d.tx, k)
+            _request(f, k, addr, word & LENGTH_MASK)
             slot = q.sq + ((q.sq_prod + k) & (q.sq_size - 1)) * DESC_BYTES
-            write_send(slot, addr, length, DESC_SIGNALED if k == n - 1 else 0)
-            total += length
+            write_send(slot, addr, word | SIGNALED if k == n - 1 else word)
+            total += word & (LENGTH_MASK | MORE)
         if dma_map(c, f.requests, n, READ) != n:
             return _fail(d, f)
         advance_sends(q, n, 1)
-        count(d.counts, TX_FRAMES, n)
-        count(d.counts, TX_BYTES, total)
+        count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
+        count(d.counts, TX_BYTES, total & LENGTH_MASK)
         commit(c.counts, c.counts_shared)
     publish_sends(q)
     if spin_limit(wait_at(d.wait)) > 0 or has_half_untold(q):
@@ -166,23 +167,25 @@ def rx_poll(device: int, want: int) -> int:
     q = qp_at(f.qp)
     if f.failed != 0:
         return FAILED
-    n, fresh = 0, 0
+    n, whole, fresh = 0, 0, 0
     while n < want:
-        index, length, status = peek_receive(q, n)
+        index, word, status = peek_fragment(q, n)
         if index < 0:
             break
         buffer = buffer_of(f.rx_pool, index, q.rq_size)
         if n >= f.shown:
             _request(f, fresh, buffer, FRAME_BUFFER)
             fresh += 1
-        set_frame(d.rx, n, f.ram + buffer, length if status == STATUS_OK else 0)
+        set_frame(d.rx, n, f.ram + buffer, word if status == STATUS_OK else 0)
         n += 1
+        if word & MORE == 0:
+            whole = n
     if fresh > 0:
         f.shown += fresh
         if dma_unmap(dma_at(f.dma), f.requests, fresh) < 0:
             return _fail(d, f)
         commit(dma_at(f.dma).counts, dma_at(f.dma).counts_shared)
-    return n
+    return whole
 
 
 @operation(i64(i64, i64))
@@ -193,10 +196,10 @@ def rx_release(device: int, n: int) -> int:
     if f.failed != 0:
         return FAILED
     for k in range(n):
-        _, length, status = peek_receive(q, k)
+        _, word, status = peek_fragment(q, k)
         if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 1)
-            count(d.counts, RX_BYTES, length)
+            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
+            count(d.counts, RX_BYTES, word & LENGTH_MASK)
     consume_receives(q, n)
     f.shown -= n
     if _post_receives(f, q, n) < 0:
@@ -259,7 +262,7 @@ async def connect(guest: "Guest") -> Device:
     entries = int(guest.config["queue"])
     counts = guest.counters.row("device")
     pair = await open_queue_pair(guest.hyp, guest.upcall, entries, counts[0])
-    features = await start_queue_pair(guest.hyp, guest.ram, pair, KNOWN)
+    features = await start_queue_pair(guest.hyp, guest.ram, pair, KNOWN & int(guest.config["features"]))
     attached = await guest.hyp.call("dma_attach", context=pair.context)
     table_fd, holds_fd, engine_fd = attached.fds
     table, holds = Mapping(table_fd, guest.ram.size // PAGE * 8), Mapping(holds_fd, holds_bytes(guest.ram.size))

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domu.device import Device, Operations, device_at, frame_addr, frame_length, set_frame
+from domu.device import Device, Operations, device_at, frame_addr, frame_word, set_frame
 from domu.frontends import bypass
 from domu.frontends.bypass import BYPASS, arm, buffer_of, tx_pending
 from hyp.abi.counters import COPIED_BYTES, COPIES, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, STATUS_OK
+from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT, SIGNALED
+from hyp.abi.nic import DESC_BYTES, STATUS_OK
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import memcpy, record_view
 from hyp.counters import commit, count
@@ -23,7 +24,7 @@ from hyp.verbs import (
     advance_sends,
     consume_receives,
     has_half_untold,
-    peek_receive,
+    peek_fragment,
     poll_sends,
     post_receive,
     publish_sends,
@@ -66,15 +67,16 @@ def tx_commit(device: int, n: int) -> int:
     d = device_at(device)
     f = _front_at(d.front)
     q = qp_at(f.qp)
-    total = 0
+    total = 0  # bytes, and, from bit 33 on, how many fragments are followed by more
     for k in range(n):
-        length, shadow = frame_length(d.tx, k), buffer_of(f.tx_pool, q.sq_prod + k, q.sq_size)
-        memcpy(f.ram + shadow, frame_addr(d.tx, k), length)
+        word, shadow = frame_word(d.tx, k), buffer_of(f.tx_pool, q.sq_prod + k, q.sq_size)
+        memcpy(f.ram + shadow, frame_addr(d.tx, k), word & LENGTH_MASK)
         slot = q.sq + ((q.sq_prod + k) & (q.sq_size - 1)) * DESC_BYTES
-        write_send(slot, shadow, length, DESC_SIGNALED if k == n - 1 else 0)
-        total += length
+        write_send(slot, shadow, word | SIGNALED if k == n - 1 else word)
+        total += word & (LENGTH_MASK | MORE)
     advance_sends(q, n, 1 if n > 0 else 0)
-    count(d.counts, TX_FRAMES, n)
+    count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
+    total &= LENGTH_MASK
     count(d.counts, TX_BYTES, total)
     count(d.counts, COPIES, n)
     count(d.counts, COPIED_BYTES, total)
@@ -90,21 +92,24 @@ def rx_poll(device: int, want: int) -> int:
     d = device_at(device)
     f = _front_at(d.front)
     q = qp_at(f.qp)
-    n = 0
+    n, whole = 0, 0
     while n < want:
-        index, length, status = peek_receive(q, n)
+        index, word, status = peek_fragment(q, n)
         if index < 0:
             break
         own = buffer_of(f.own_rx, index, q.rq_size)
-        length = length if status == STATUS_OK else 0
+        shown = word if status == STATUS_OK else 0
         if n >= f.shown:
+            length = shown & LENGTH_MASK
             memcpy(own, f.ram + buffer_of(f.rx_pool, index, q.rq_size), length)
             count(d.counts, COPIES, 1 if length > 0 else 0)
             count(d.counts, COPIED_BYTES, length)
             f.shown += 1
-        set_frame(d.rx, n, own, length)
+        set_frame(d.rx, n, own, shown)
         n += 1
-    return n
+        if word & MORE == 0:
+            whole = n
+    return whole
 
 
 @operation(i64(i64, i64))
@@ -113,10 +118,10 @@ def rx_release(device: int, n: int) -> int:
     f = _front_at(d.front)
     q = qp_at(f.qp)
     for _ in range(n):
-        _, length, status = peek_receive(q, 0)
+        _, word, status = peek_fragment(q, 0)
         if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 1)
-            count(d.counts, RX_BYTES, length)
+            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
+            count(d.counts, RX_BYTES, word & LENGTH_MASK)
         post_receive(q, buffer_of(f.rx_pool, q.rq_prod, q.rq_size), FRAME_BUFFER)
         consume_receives(q, 1)
     f.shown -= n

@@ -7,10 +7,14 @@ Where the back end offers ``feature-persistent`` it grants every page of both po
 then shared with Dom0 as long as the device is up, and a request or its answer says only whose turn it is to use it. Dom0 could
 read or change a page out of turn; such a guest trusts it not to. The back end's side is dom0/persistent.py.
 
-Set-up (XenBus): wait for the back end's InitWait → rings in RAM, granted (and both pools, if persistent) → event channel →
-Initialised → back end Connected → receive requests posted → Connected.
+Set-up (XenBus), as Linux's netfront has it: wait for the back end's InitWait → rings in RAM, granted (and both pools, if
+persistent) → event channel → all nodes in one transaction → Connected → the back end Connected → receive requests posted.
+A back end that closes is followed: Closed, and the device is out of service.
 """
 
+import asyncio
+import errno
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,11 +71,23 @@ from hyp.ring import (
     sring_init,
     unconsumed_responses,
 )
-from hyp.xenstore.client import XenstoreClient
-from hyp.xenstore.xenbus import XenbusState, frontend_path, offered_features, says_one, switch_state, wait_for_state
+from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
+from hyp.xenstore.xenbus import (
+    XenbusError,
+    XenbusState,
+    frontend_path,
+    offered_features,
+    read_state,
+    says_one,
+    switch_state,
+    tell_error,
+    wait_for_state,
+)
 
 if TYPE_CHECKING:
     from domu.guest import Guest
+
+log = logging.getLogger(__name__)
 
 BACKEND = 0
 GRANT_FRAMES = 4
@@ -348,9 +364,17 @@ class _Memory:
 
 
 async def connect(guest: "Guest") -> Device:
-    """Walk the XenBus handshake with netback; returns the connected device."""
+    """Walk the XenBus handshake with netback; returns the connected device. XenbusError, told in the store too, if it fails."""
     store = await XenstoreClient.open(adopt_socket(guest.process.sockets["xenstore"]))
     front = frontend_path(guest.domid, "vif", 0)
+    try:
+        return await _connect(guest, store, front)
+    except XenbusError as error:
+        await tell_error(store, front, errno.ETIMEDOUT, str(error))
+        raise
+
+
+async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> Device:
     back = await _backend_path(store, front)
     await wait_for_state(store, back, [XenbusState.INIT_WAIT], HANDSHAKE_TIMEOUT_S)
     mac = await store.read(f"{front}/mac")
@@ -358,24 +382,53 @@ async def connect(guest: "Guest") -> Device:
     memory = _Memory(guest, Mapping.adopt(setup.fds[0], GRANT_FRAMES * PAGE_BYTES))
     _init_rings(memory.address, memory.ring_pages)
     port = int((await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=guest.upcall)).value["port"])
-    nodes = {"tx-ring-ref": FIRST_REF, "rx-ring-ref": FIRST_REF + 1, "event-channel": port, "request-rx-copy": 1}
+    nodes = {"tx-ring-ref": FIRST_REF, "rx-ring-ref": FIRST_REF + 1, "event-channel": port}
+    nodes |= {"request-rx-copy": 1, "feature-rx-notify": 1}
     if await says_one(store, f"{back}/{FEATURE_PERSISTENT}"):
         _grant_pools(memory.address)
         nodes[FEATURE_PERSISTENT] = 1
     features = KNOWN & await offered_features(store, back)
     nodes |= {accepts: 1 for feature, (_, accepts) in NETIF_NODES.items() if feature & features}
-    for name, value in nodes.items():
-        await store.write(f"{front}/{name}", str(value))
-    await switch_state(store, front, XenbusState.INITIALISED)
-    await wait_for_state(store, back, [XenbusState.CONNECTED], HANDSHAKE_TIMEOUT_S)
+
+    async def write(transaction: Transaction) -> None:
+        for name, value in nodes.items():
+            await transaction.write(f"{front}/{name}", str(value))
+
+    await store.retry(write)
+    await switch_state(store, front, XenbusState.CONNECTED)
+    await _until_connected(store, back)
     memory.record[0]["event_fd"] = (await guest.hyp.call("evtchn_notifier", port=port)).fds[0]
     device = new_device(
         OPERATIONS, memory.address, mac, mac_to_int(mac), COLOURED_FRAME, guest.counters.row("device"), guest.wait, features
     )
-    device.keep += [memory, store]
+    watch = await store.watch(f"{back}/state", "follow")
+    following = asyncio.get_running_loop().create_task(_follow(store, watch, front, back, memory))
+    device.keep += [following, memory, store]
     _post_all_receives(device.address)
-    await switch_state(store, front, XenbusState.CONNECTED)
     return device
+
+
+async def _until_connected(store: XenstoreClient, back: str) -> None:
+    """Wait for the back end's answer. XenbusError if it is no."""
+    wanted = frozenset({XenbusState.CONNECTED})
+    seen = await wait_for_state(store, back, wanted | {XenbusState.CLOSING, XenbusState.CLOSED}, HANDSHAKE_TIMEOUT_S)
+    if seen not in wanted:
+        raise XenbusError(
+            back, seen, wanted, "the back end refuses; the reason is in its log, and under error/ in its domain's home"
+        )
+
+
+async def _follow(store: XenstoreClient, watch: Watch, front: str, back: str, memory: "_Memory") -> None:
+    """When the back end closes, or is removed, the front end does: xenbus_frontend_closed."""
+    try:
+        async for _ in watch:
+            if await read_state(store, back) in (XenbusState.CLOSING, XenbusState.CLOSED, None):
+                memory.record[0]["failed"] = 1
+                log.warning("%s has closed: the device is out of service", back)
+                await switch_state(store, front, XenbusState.CLOSED)
+                return
+    except XenstoreError:
+        return  # the store is gone, or our nodes are: nobody is left to be told
 
 
 async def _backend_path(store: XenstoreClient, front: str) -> str:

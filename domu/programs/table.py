@@ -20,12 +20,16 @@ class ProgramSpec:
     """It has an IPv4 address in a network namespace, in which `launch.py exec` runs what the user wants."""
     workloads: bool
     """It can be an end of a workload: sends, receives and verifies test frames."""
+    offloads: bool
+    """It knows what to do with frames of several fragments and with offloads: its front end accepts what it is offered of them."""
 
 
 _ROWS = (
-    ProgramSpec("traffic", "the lab's own traffic", "domu.programs.traffic", addressed=False, workloads=True),
-    ProgramSpec("tap", "a TAP device for unmodified programs", "domu.programs.tap", addressed=True, workloads=False),
-    ProgramSpec("own", "a program that is the guest itself", "domu.programs.own", addressed=False, workloads=False),
+    ProgramSpec("traffic", "the lab's own traffic", "domu.programs.traffic", addressed=False, workloads=True, offloads=True),
+    ProgramSpec(
+        "tap", "a TAP device for unmodified programs", "domu.programs.tap", addressed=True, workloads=False, offloads=False
+    ),
+    ProgramSpec("own", "a program that is the guest itself", "domu.programs.own", addressed=False, workloads=False, offloads=False),
 )
 PROGRAMS: Final = {spec.name: spec for spec in _ROWS}
 NAMED: Final = tuple(name for name in PROGRAMS if name != "own")

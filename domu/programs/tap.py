@@ -23,7 +23,7 @@ from domu.device import (
     frame_length,
     rx_poll,
     rx_release,
-    set_length,
+    set_word,
     sleep_for,
     tx_commit,
     tx_reserve,
@@ -83,7 +83,7 @@ def _from_tap(t, d):
         if length > t.longest and _is_oversize(t, frame_addr(d.tx, n), length):
             oversize += 1
         else:
-            set_length(d.tx, n, length)
+            set_word(d.tx, n, length)
             n += 1
     if n + oversize == 0:
         return 0

@@ -59,7 +59,7 @@ class Count(IntEnum):
     FOREIGN = 32  # receiver: frames that are not of the test
     TRAP_NS = 33  # time that a guest stood still for its traps
     SPIN_NS = 34  # time that a loop looked for work in vain
-    DROP_OVERSIZE = 35  # a frame from the TAP is longer than the guest's MTU
+    DROP_OVERSIZE = 35  # a frame is longer than the MTU of what its sender sends it on: the NIC's, or its own TAP's
     EVENTS = 36  # event-channel notifications sent; this and those below are what has a price (hyp/model/operations.py)
     DOMAIN_SWITCHES = 37  # sleeps of a domain ended by an event
     INTERRUPTS = 38  # of a NIC, delivered to a domain
@@ -72,6 +72,9 @@ class Count(IntEnum):
     IOMMU_UNMAPS = 45
     IOMMU_FLUSHES = 46
     DMA_BYTES = 47  # read and written by the NIC in domains' memory
+    SEGMENTED = 48  # frames that a device made of a longer one, beyond the first
+    FAULTS_CHAIN = 49  # too many fragments, an empty one, the last one missing, or no header in the first
+    FAULTS_OFFLOAD = 50  # an offload not accepted, or headers or a segment size with which it can't be done
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -107,6 +110,9 @@ DROP_DOWN: Final = int(Count.DROP_DOWN)
 DROP_SAME_PORT: Final = int(Count.DROP_SAME_PORT)
 DROP_TAP: Final = int(Count.DROP_TAP)
 DROP_OVERSIZE: Final = int(Count.DROP_OVERSIZE)
+SEGMENTED: Final = int(Count.SEGMENTED)
+FAULTS_CHAIN: Final = int(Count.FAULTS_CHAIN)
+FAULTS_OFFLOAD: Final = int(Count.FAULTS_OFFLOAD)
 LOST: Final = int(Count.LOST)
 CORRUPT: Final = int(Count.CORRUPT)
 DUPLICATED: Final = int(Count.DUPLICATED)

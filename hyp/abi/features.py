@@ -12,16 +12,34 @@ netif               the back end's nodes of `NETIF_NODES`, with the value 1     
 ==================  ==========================================================  =================================================
 
 A driver that accepts what was not offered is refused (EINVAL; on netif the vif is not connected). Programs find the word in their
-device's DEVICE record (domu/device.py). There is no feature yet: the word is 0 everywhere.
+device's DEVICE record (domu/device.py).
+
+=====  ====  ========================================================================================================
+SG     1     frames of several fragments (hyp/abi/fragment.py): the driver may send them, and the device deliver them
+CSUM   2     checksums left blank, both ways
+TSO4   4     TCP over IPv4 left unsegmented, both ways. Wants CSUM, and SG for more than fits into a buffer
+TSO6   8     the same over IPv6
+=====  ====  ========================================================================================================
+
+For a driver that did not accept one, the device does the work itself: it fills checksums in and segments.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 NONE: Final = 0
-NAMES: Final[dict[int, str]] = {}
+SG: Final = 1
+CSUM: Final = 2
+TSO4: Final = 4
+TSO6: Final = 8
+NAMES: Final[dict[int, str]] = {SG: "sg", CSUM: "csum", TSO4: "tso4", TSO6: "tso6"}
 """Bit → name of the feature. A feature has the same bit on every path."""
-NIC_OFFERS: Final = NONE
-"""What the NIC's contexts, and the NIC that the hypervisor emulates, can do."""
+OFFLOADS: Final[dict[str, int]] = {"sg": SG, "csum": CSUM, "tso": TSO4 | TSO6}
+"""What a guest's `offloads` in the topology are called, and their features."""
+NIC_OFFERS: Final = SG | CSUM | TSO4 | TSO6
+"""What the NIC's contexts can do."""
+EMULATION_OFFERS: Final = NONE
+"""What the NIC that the hypervisor emulates can do."""
 NETIF_OFFERS: Final = NONE
 """What netback can do."""
 MAX_WORD: Final = 2**63 - 1
@@ -33,3 +51,11 @@ NETIF_NODES: Final[dict[int, tuple[str, str]]] = {}
 def unoffered(offered: int, accepted: int) -> int:
     """What is in `accepted` and has not been `offered`; 0 if all is well."""
     return accepted & ~offered
+
+
+def wanted(offloads: Iterable[str]) -> int:
+    """The features of a guest with these `offloads` (names of `OFFLOADS`)."""
+    word = NONE
+    for name in offloads:
+        word |= OFFLOADS[name]
+    return int(word)

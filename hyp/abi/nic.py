@@ -17,20 +17,28 @@ Doorbell page (4096 B). A word has one writer; words of different writers never 
 Hold-off is that of Xen's io/ring.h: a producer that moved an index from `old` to `new` notifies iff
 (u32)(new − event) < (u32)(new − old), checked after a full fence.
 
-Descriptor (16 B, written by the driver, read once by the NIC)::
+Descriptor (16 B, written by the driver, read once by the NIC). Its second half is a *fragment word* (hyp/abi/fragment.py)::
 
-    0 u64 addr     IOVA of the frame (send) or of the buffer (receive)
-    8 u32 length   bytes: of the frame, `MIN_FRAME` to `MAX_FRAME`, or of the buffer
-   12 u16 flags    DESC_SIGNALED: write a completion for this send. Other bits must be 0
-   14 u16 reserved 0
+    0 u64 addr     IOVA of the fragment (send) or of the buffer (receive)
+    8 u32 length   bytes: of the fragment, or of the buffer
+   12 u16 flags    SIGNALED: write a completion for this send; MORE and the offloads. Receive: 0
+   14 u16 segment  bytes of TCP payload per segment of a frame that is to be segmented; else 0
+
+A frame to send is a *chain* of 1 to MAX_FRAGMENTS descriptors in a row, with MORE in all but the last, `MIN_FRAME` to `MAX_FRAME`
+bytes in all, its Ethernet header in the first. The first one has the frame's offloads, the last one may be SIGNALED. A driver
+publishes whole chains. Features (hyp/abi/features.py) say what a driver may use.
 
 Completion (16 B, written by the NIC)::
 
     0 u32 index    SQ: index of the descriptor; it and all before it are done. RQ: index of the buffer filled
-    4 u32 length   bytes received
+    4 u32 length   bytes received in this buffer
     8 u16 status   one of STATUS_*
-   10 u16 flags    0
-   12 u32 owner    1 on the ring's first pass, 0 on the second, and so on; written last, with release
+   10 u16 flags    RQ: of the fragment in the buffer: MORE, and in a frame's first one its offloads
+   12 u16 owner    1 on the ring's first pass, 0 on the second, and so on; written last, with release
+   14 u16 segment  RQ: as in a descriptor
+
+The completions of a received frame of several buffers are written from the last to the first: who sees one sees those that follow.
+A frame that is dropped has one completion with its cause; of a chain, the index is the last one's.
 
 NOTE: a CQ has the size of its queue and a completion uses up one descriptor, so a driver that reposts only what it has
 consumed can never be overrun; one that does not overwrites its own memory only.
@@ -40,6 +48,7 @@ from typing import Final
 
 import numpy as np
 
+from hyp.abi.fragment import MORE, SIGNALED
 from hyp.abi.sizes import MAX_ENGINES as MAX_ENGINES
 from hyp.abi.sizes import PAGE as PAGE
 from hyp.abi.sizes import QUEUE_ENTRY
@@ -60,11 +69,14 @@ DOORBELL: Final = np.dtype(
     }
 )
 
-DESC: Final = np.dtype([("addr", "<u8"), ("length", "<u4"), ("flags", "<u2"), ("reserved", "<u2")])
+DESC: Final = np.dtype([("addr", "<u8"), ("length", "<u4"), ("flags", "<u2"), ("segment", "<u2")])
 DESC_BYTES: Final = QUEUE_ENTRY
-DESC_SIGNALED: Final = 1
+DESC_SIGNALED: Final = SIGNALED >> 32
+DESC_MORE: Final = MORE >> 32
 
-CQE: Final = np.dtype([("index", "<u4"), ("length", "<u4"), ("status", "<u2"), ("flags", "<u2"), ("owner", "<u4")])
+CQE: Final = np.dtype(
+    [("index", "<u4"), ("length", "<u4"), ("status", "<u2"), ("flags", "<u2"), ("owner", "<u2"), ("segment", "<u2")]
+)
 CQE_BYTES: Final = QUEUE_ENTRY
 
 STATUS_OK: Final = 0
@@ -73,11 +85,22 @@ STATUS_BAD_ADDRESS: Final = 2  # the IOMMU table has no translation, or not the 
 STATUS_BAD_FLAGS: Final = 3  # a flag this device does not know
 STATUS_SPOOFED: Final = 4  # source MAC is not the context's
 STATUS_DROPPED: Final = 5  # well-formed, but nobody took it; the NIC's counters name the reason
+STATUS_BAD_CHAIN: Final = 6  # too many fragments, an empty one, the last one missing, or no header in the first
+STATUS_BAD_OFFLOAD: Final = 7  # not accepted, or headers or segment size with which it can't be done
 
 MIN_QUEUE: Final = 64
 MAX_QUEUE: Final = 4096
 MIN_FRAME: Final = 14
-MAX_FRAME: Final = PAGE - 64
+MAX_FRAME: Final = 0xFFFF
+"""Of a frame to be segmented, as netif's length field has it. What is not may have `LINK_HEADER` bytes more than the NIC's MTU."""
+LINK_HEADER: Final = 18
+"""Bytes of Ethernet header, a VLAN tag included."""
+DEFAULT_MTU: Final = 1500
+MAX_MTU: Final = 9000
+MAX_LONE_FRAME: Final = PAGE - 64
+"""Of one that a device model or a hypercall takes as one piece."""
+MAX_FRAGMENTS: Final = 36
+"""Of a chain: MAX_FRAME in a driver's frame buffers, and its headers apart."""
 
 CONTEXTS: Final = 128  # contexts a NIC has; context 0 is the physical function
 NO_CONTEXT: Final = -1

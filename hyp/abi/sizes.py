@@ -17,6 +17,8 @@ COLOUR_BYTES: Final = 64
 COLOURS: Final = 15  # a frame alone in a page begins at one of these multiples of COLOUR_BYTES
 COLOURED_FRAME: Final = PAGE - COLOURS * COLOUR_BYTES
 """The longest frame that fits into a page at any colour: a split guest's send buffer."""
+JUMBO_BUFFER: Final = 9088
+"""A buffer of the wire for a frame of up to the largest MTU (hyp/abi/nic.py), and a line to spare."""
 
 SPLIT_SLOTS: Final = 256  # of each of the two rings of a vif, with a page each: what fits into a ring page (hyp/abi/netif.py)
 SPLIT_RINGS: Final = 2

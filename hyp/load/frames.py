@@ -120,15 +120,8 @@ def is_test_frame(addr: int, length: int) -> bool:
 
 
 @compiled
-def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool:
-    """Check one received frame and account for it in its stream's tracker and in the counters row; True if it is a good one."""
-    if not is_test_frame(addr, length):
-        count(row, FOREIGN, 1)
-        return False
-    stream = load16(addr + STREAM)
-    checked = covered(length, stream)
-    if checked == length:
-        count(row, CHECKED, 1)
+def stream_tracker(trackers: int, stream: int, now_ns: int) -> Any:
+    """The TRACKER record of a stream of which something has arrived now; another stream's is begun afresh."""
     t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
     if t.stream != stream or t.frames + t.corrupt == 0:
         t.stream, t.next, t.window, t.frames, t.bytes, t.lost, t.duplicated, t.corrupt = stream, 0, 0, 0, 0, 0, 0, 0
@@ -137,11 +130,12 @@ def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool
             t.stamped, t.longest_ns = 0, 0
             memzero(t.histogram, HISTOGRAM_BYTES)
     t.last_ns = now_ns
-    if checksum(addr, checked) != load64(addr + CHECKSUM):
-        t.corrupt += 1
-        count(row, CORRUPT, 1)
-        return False
-    sequence = load64(addr + SEQUENCE)
+    return t
+
+
+@compiled
+def account(t: Any, row: int, sequence: int, length: int) -> bool:
+    """Account for number `sequence` of a stream, `length` bytes. False: it has been there before."""
     ahead = sequence - t.next
     if ahead >= 0:
         t.window = (t.window << (ahead + 1)) | 1 if ahead < 63 else 1
@@ -161,6 +155,26 @@ def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool
             return False
     t.frames += 1
     t.bytes += length
+    return True
+
+
+@compiled
+def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool:
+    """Check one received frame and account for it in its stream's tracker and in the counters row; True if it is a good one."""
+    if not is_test_frame(addr, length):
+        count(row, FOREIGN, 1)
+        return False
+    stream = load16(addr + STREAM)
+    checked = covered(length, stream)
+    if checked == length:
+        count(row, CHECKED, 1)
+    t = stream_tracker(trackers, stream, now_ns)
+    if checksum(addr, checked) != load64(addr + CHECKSUM):
+        t.corrupt += 1
+        count(row, CORRUPT, 1)
+        return False
+    if not account(t, row, load64(addr + SEQUENCE), length):
+        return False
     due = load64(addr + SENT)
     if due != 0 and t.histogram != 0:
         _record_latency(t, clock_ns() - due)

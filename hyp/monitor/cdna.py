@@ -44,7 +44,7 @@ from hyp.abi.counters import (
     TX_BYTES,
     TX_FRAMES,
 )
-from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, MAX_FRAME, MAX_QUEUE, MIN_FRAME, PAGE, STATUS_OK
+from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, MAX_LONE_FRAME, MAX_QUEUE, MIN_FRAME, PAGE, STATUS_OK
 from hyp.abi.platform import HYPERCALL_PRICE
 from hyp.atomics import load16, load64, load64_once, record_view, store16, store64, sys_getppid, u32_sub
 from hyp.control import Answer, Refused
@@ -173,7 +173,7 @@ def enqueue_sends(c: Any, requests: int, sequence: int, n: int) -> int:
     done, total = 0, 0
     for k in range(min(n, send_room(q))):
         addr, length = load64_once(requests + k * REQUEST_BYTES), load64_once(requests + k * REQUEST_BYTES + 8)
-        if length < MIN_FRAME or length > MAX_FRAME:
+        if length < MIN_FRAME or length > MAX_LONE_FRAME:
             count(c.counts, FAULTS_DESCRIPTOR, 1)
             break
         if not lies_within(addr, length, c.ram_bytes):

@@ -5,9 +5,10 @@ does: each burst is mapped by a hypercall before it is posted and unmapped by on
 
 *Strict*: each buffer's unmap flushes, as Linux's does. It clears the entries, pays for the flush, and waits until the engine is
 past the batch in which it may have looked them up (the shootdown of hyp/iommu.py, which polls the engine's epoch where the
-hypervisor's process waits for a signal): the program gets its buffer back when nobody else can reach it. *Deferred*: the entries are
-cleared at once, and one flush stands for `DEFERRED_PAGES` pages; until then an engine in the middle of a batch may still use what it
-looked up.
+hypervisor's process waits for a signal): the program gets its buffer back when nobody else can reach it.
+
+*Deferred*: the entries are cleared at once, and one flush stands for `DEFERRED_PAGES` pages; until then an engine in the middle of
+a batch may still use what it looked up.
 
 As a hypercall runs on the caller's CPU, this code runs on the caller's thread, on the hypervisor's memory: the guest's IOMMU table,
 and its *holds*, u16[pages of RAM]: how many mapped buffers lie in each page, since buffers are smaller than pages. It believes

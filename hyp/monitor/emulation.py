@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import COUNTERS_BYTES
-from hyp.abi.features import NIC_OFFERS
+from hyp.abi.features import EMULATION_OFFERS
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, PAGE
 from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER, MAX_GUESTS
 from hyp.abi.trap import TRAP_BYTES
@@ -148,7 +148,9 @@ class Emulation:
             machine, pair = await self._open(guest, interrupts, answers, queues)
         finally:
             self._attaching.discard(domid)
-        return Answer({"mac": pair.mac, "features": int(NIC_OFFERS)}, fds=[guest.region("traps", TRAP_BYTES).fd, machine.trap_fd])
+        return Answer(
+            {"mac": pair.mac, "features": int(EMULATION_OFFERS)}, fds=[guest.region("traps", TRAP_BYTES).fd, machine.trap_fd]
+        )
 
     async def start(self, guest: Domain) -> None:
         """Serve the guest's emulated NIC from now on. ENODEV if it has none, EBUSY if that has been started."""

@@ -7,7 +7,7 @@ operation runs (hyp/monitor/dispatch.py). What only a table can know, such as wh
 from functools import partial
 from typing import Any
 
-from hyp.abi.features import NIC_OFFERS
+from hyp.abi.features import EMULATION_OFFERS
 from hyp.abi.nic import CONTEXTS, MAX_ENGINES, PAGE
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.control import Answer, Handler, Refused
@@ -35,7 +35,7 @@ MAX_SPIN_US = 1000
 
 PORT = Integer(1, MAX_EVENT_PORTS - 1)
 CONTEXT_FEATURES = accepted_features(lambda call: call.domain.contexts[call.checked["context"]].features)
-EMULATION_FEATURES = accepted_features(lambda call: NIC_OFFERS)
+EMULATION_FEATURES = accepted_features(lambda call: EMULATION_OFFERS)
 
 # --- operations of every domain ---------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """XenBus: how a front end and a back end find each other in xenstore and agree that they are connected.
 
-Source: Xen's ``xen/include/public/io/xenbus.h``; Linux's ``xenbus_client.c`` for what state changes do. The toolstack
-creates both devices' nodes, ``state`` included; each side then changes its own state and watches the other's.
+Source: Xen's ``xen/include/public/io/xenbus.h``; Linux's ``xenbus_client.c`` for what state changes do, and where errors are told.
+The toolstack creates both devices' nodes, ``state`` included; each side then changes its own state and watches the other's.
 """
 
 import asyncio
@@ -48,6 +48,12 @@ def frontend_path(domid: int, device: str, handle: int) -> str:
 def backend_path(backend_domid: int, device: str, domid: int, handle: int) -> str:
     """Nodes of its back end, such as ``/local/domain/0/backend/vif/5/0``."""
     return f"/local/domain/{backend_domid}/backend/{device}/{domid}/{handle}"
+
+
+def error_path(path: str) -> str:
+    """Where the driver of the device at `path` tells errors: under its own domain's ``error``, as Linux's xenbus_dev_error does."""
+    _, local, domain, domid, device = path.split("/", 4)
+    return f"/{local}/{domain}/{domid}/error/{device}/error"
 
 
 def parse_state(value: str) -> XenbusState:
@@ -99,6 +105,17 @@ async def switch_state(client: XenstoreClient, path: str, state: XenbusState) ->
         await transaction.write(node, str(int(state)))
 
     await client.retry(write)
+
+
+async def tell_error(client: XenstoreClient, path: str, number: int, text: str) -> None:
+    """Leave an error of the device at `path`, one's own, for people and tools: ``"22 what went wrong"``, `number` an errno.
+
+    As xenbus_dev_error; with `switch_state` to CLOSING after it, it is xenbus_dev_fatal. What cannot be told there is not told.
+    """
+    try:
+        await client.write(error_path(path), f"{number} {text}")
+    except XenstoreError:
+        pass
 
 
 async def wait_for_state(client: XenstoreClient, path: str, states: Iterable[XenbusState], timeout: float) -> XenbusState:

@@ -43,13 +43,25 @@ async def connect(run: RunDir) -> Channel:
     return Channel(_connected(run), name=f"the keeper of {run.name}")
 
 
+def the_one(name: str | None) -> RunDir:
+    """The living topology of this name, or the only one there is. ClientError, saying which there are, if that is not one."""
+    running = {run.name: run for run in rundir.living()}
+    if name is not None and name not in running:
+        raise ClientError(f"no topology named {name!r} is running")
+    if not running:
+        raise ClientError("no topology is running")
+    if name is None and len(running) > 1:
+        raise ClientError(f"topologies {', '.join(running)} are running: say which with --topology")
+    return running[name] if name is not None else next(iter(running.values()))
+
+
 class _Look:
     """What a living topology says of itself, and a reader of its counters."""
 
     def __init__(self, run: RunDir) -> None:
         self.status: dict[str, Any] = {
             "name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": [], "cut_off": [],
-            "log": str(run.log_path),
+            "log": str(run.log_path), "store": str(run.store_path),
         }  # fmt: skip
         self._counters: CounterReader | None = None
         self._before: tuple[float, Snapshot] = (0.0, {})

@@ -204,7 +204,7 @@ def status_lines(topology: dict[str, Any]) -> list[str]:
     dead, state = "; ".join(topology["dead"]), topology["state"]
     up = f"up {duration(topology['up_s'])}" if topology.get("up_s") is not None else ""
     lines = [f"{topology['name']}: {up if state == 'up' else state}" + (f": {dead}" if dead else "")]
-    lines += [f"  {up}"] * (state != "up" and bool(up)) + [f"  log: {topology['log']}"]
+    lines += [f"  {up}"] * (state != "up" and bool(up)) + [f"  log: {topology['log']}", f"  store: {topology['store']}"]
     lines += [f"  {sentence}" for sentence in topology["cut_off"]]
     guests = {guest["name"]: guest for guest in topology["guests"]}
     wide = max([16, *map(len, guests)])

@@ -36,7 +36,7 @@ def test_oversize_length_ends_only_that_connection(served: Served, length: int) 
     assert any("domain 5" in line and str(length) in line for line in report["log"])
 
 
-@pytest.mark.parametrize("type_", [15, 16, 19, 20, 23, 0xFFFF, 0xFFFF_FFFF])
+@pytest.mark.parametrize("type_", [15, 16, 20, 23, 0xFFFF, 0xFFFF_FFFF])
 def test_garbage_type_is_answered_and_the_connection_goes_on(served: Served, type_: int) -> None:
     hostile = served.raw(5)
     hostile.send(type_, "x", req=9, tx=4)

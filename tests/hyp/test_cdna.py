@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyp.abi.counters import COLUMNS, FAULTS_ADDRESS, FAULTS_DESCRIPTOR, FAULTS_PROTOCOL, HYPERCALLS, RX_FRAMES, TX_FRAMES
-from hyp.abi.nic import CQE, DESC, DESC_SIGNALED, MAX_FRAME, MIN_FRAME, PAGE, STATUS_BAD_ADDRESS, STATUS_OK
+from hyp.abi.nic import CQE, DESC, DESC_SIGNALED, MAX_LONE_FRAME, MIN_FRAME, PAGE, STATUS_BAD_ADDRESS, STATUS_OK
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Refused, close_all
 from hyp.kernels import entry, i64
@@ -91,9 +91,9 @@ def caller() -> Caller:
 
 
 def test_a_batch_is_written_pinned_and_numbered(caller: Caller) -> None:
-    assert caller.enqueue(_sends, [(0x1000, 64), (0x1FF0, 100), (0x3000, MAX_FRAME)], 0) == 3
+    assert caller.enqueue(_sends, [(0x1000, 64), (0x1FF0, 100), (0x3000, MAX_LONE_FRAME)], 0) == 3
     assert [(int(d["addr"]), int(d["length"]), int(d["flags"])) for d in caller.sq[:3]] == [
-        (0x1000, 64, 0), (0x1FF0, 100, 0), (0x3000, MAX_FRAME, DESC_SIGNALED),
+        (0x1000, 64, 0), (0x1FF0, 100, 0), (0x3000, MAX_LONE_FRAME, DESC_SIGNALED),
     ]  # fmt: skip
     assert caller.pins[:5] == [0, 2, 1, 1, 0]
     assert caller.word(ENQUEUED_SENDS) == 3
@@ -122,7 +122,7 @@ def test_buffers_are_unpinned_when_they_are_filled(caller: Caller) -> None:
 BAD = [
     ((RAM, 64), FAULTS_ADDRESS), ((RAM - 63, 64), FAULTS_ADDRESS), ((-1, 64), FAULTS_ADDRESS), ((1 << 63, 64), FAULTS_ADDRESS),
     (((1 << 64) - 32, 64), FAULTS_ADDRESS), ((0x1000, 0), FAULTS_DESCRIPTOR), ((0x1000, MIN_FRAME - 1), FAULTS_DESCRIPTOR),
-    ((0x1000, MAX_FRAME + 1), FAULTS_DESCRIPTOR), ((0x1000, -1), FAULTS_DESCRIPTOR),
+    ((0x1000, MAX_LONE_FRAME + 1), FAULTS_DESCRIPTOR), ((0x1000, -1), FAULTS_DESCRIPTOR),
     ((0x1000, 64 | DESC_SIGNALED << 32), FAULTS_DESCRIPTOR),
 ]  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_a_corrupt_log_unpins_nothing_beyond_the_table(caller: Caller, log: int,
 
 requests_ = st.tuples(
     st.one_of(st.integers(0, RAM), st.sampled_from([RAM - 64, RAM - 1, MASK64, 1 << 63])),
-    st.one_of(st.integers(MIN_FRAME, 2100), st.sampled_from([0, 1, MAX_FRAME, MAX_FRAME + 1, 1 << 32, MASK64])),
+    st.one_of(st.integers(MIN_FRAME, 2100), st.sampled_from([0, 1, MAX_LONE_FRAME, MAX_LONE_FRAME + 1, 1 << 32, MASK64])),
 )
 steps = st.lists(st.one_of(st.lists(requests_, max_size=20), st.integers(0, ENTRIES)), max_size=30)
 
@@ -188,7 +188,7 @@ def test_pins_are_those_of_a_slow_model(script: list[Any]) -> None:
             continue
         good = 0
         for addr, length in step:
-            if good + len(pending) >= ENTRIES or not (MIN_FRAME <= length <= MAX_FRAME and addr + length <= RAM):
+            if good + len(pending) >= ENTRIES or not (MIN_FRAME <= length <= MAX_LONE_FRAME and addr + length <= RAM):
                 break
             good += 1
         assert caller.enqueue(_sends, step, sequence) == good

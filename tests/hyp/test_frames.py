@@ -9,7 +9,7 @@ from hyp.abi.nic import (
     CQE,
     CQE_BYTES,
     DESC_SIGNALED,
-    MAX_FRAME,
+    MAX_LONE_FRAME,
     MIN_FRAME,
     STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
@@ -89,17 +89,20 @@ def test_the_owner_bit_turns_with_each_pass_of_the_ring(size: int) -> None:
             expected = 1 - (start + step) // size % 2
             assert ask(OWNER_BIT, prod, size, 0) == expected
             complete(int(ring.ctypes.data) + prod % size * CQE_BYTES, size, prod, prod, 1500, STATUS_BAD_FLAGS)
-            assert tuple(ring[prod % size]) == (prod, 1500, STATUS_BAD_FLAGS, 0, expected)
+            assert tuple(ring[prod % size]) == (prod, 1500, STATUS_BAD_FLAGS, 0, expected, 0)
 
 
 @settings(deadline=None)
 @given(
-    length=st.sampled_from([0, MIN_FRAME - 1, MIN_FRAME, 64, MAX_FRAME, MAX_FRAME + 1, WRAP - 1]) | st.integers(0, WRAP - 1),
+    length=st.sampled_from([0, MIN_FRAME - 1, MIN_FRAME, 64, MAX_LONE_FRAME, MAX_LONE_FRAME + 1, WRAP - 1])
+    | st.integers(0, WRAP - 1),
     flags=st.sampled_from([0, DESC_SIGNALED, 2, 3, 1 << 16, 1 << 31]) | st.integers(0, WRAP - 1),
 )
 def test_a_send_descriptor_is_judged_by_length_then_by_flags(length: int, flags: int) -> None:
     bad = STATUS_OK if flags in (0, DESC_SIGNALED) else STATUS_BAD_FLAGS
-    assert ask(SEND_FAULT, signed(length | flags << 32), 0, 0) == (bad if MIN_FRAME <= length <= MAX_FRAME else STATUS_BAD_LENGTH)
+    assert ask(SEND_FAULT, signed(length | flags << 32), 0, 0) == (
+        bad if MIN_FRAME <= length <= MAX_LONE_FRAME else STATUS_BAD_LENGTH
+    )
 
 
 @settings(deadline=None)

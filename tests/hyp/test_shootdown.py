@@ -13,7 +13,7 @@ import pytest
 
 from hyp import iommu
 from hyp.abi.domids import DOMID_NIC
-from hyp.abi.nic import DESC_SIGNALED, MAX_FRAME, PAGE
+from hyp.abi.nic import DESC_SIGNALED, MAX_LONE_FRAME, PAGE
 from hyp.abi.platform import EPOCH, PLATFORM_BYTES, SHOOTDOWN_REQUEST
 from hyp.atomics import (
     clock_ns,
@@ -159,10 +159,10 @@ def hammer(platform: int, engine: int, table_entry: int, word: int, page: int, u
         while wait != 0 and epoch & 1 and load64_acquire(engine + EPOCH) == epoch:
             if clock_ns() > limit:
                 return LOST
-        _fill(page, MAX_FRAME, POISON)
+        _fill(page, MAX_LONE_FRAME, POISON)
         for _ in range(2000):
             cpu_relax()
-        _fill(page, MAX_FRAME, turn)
+        _fill(page, MAX_LONE_FRAME, turn)
         turn += 1
     return turn
 
@@ -213,10 +213,10 @@ def watched_page(**options: Any) -> Iterator[tuple[Bench, Guest, int, Loop, Loop
     """(bench, sender, page, spray, inspect): a page that is sent all the time, and who looks at what arrives."""
     with bench_of(2, **options) as (bench, anna, bert):
         page = anna.free
-        anna.write(page, compose(bert.mac, anna.mac, MAX_FRAME))
+        anna.write(page, compose(bert.mac, anna.mac, MAX_LONE_FRAME))
         bert.post_buffers(bert.entries)
         eye = Loop(inspect, bert, bert.job())
-        sender = Loop(spray, anna, anna.job(first=page, length=MAX_FRAME))
+        sender = Loop(spray, anna, anna.job(first=page, length=MAX_LONE_FRAME))
         yield bench, anna, page, sender, eye
         assert sender.stop() > 0
         eye.stop()
@@ -269,8 +269,8 @@ def test_nothing_is_read_through_a_translation_after_its_shootdown() -> None:
 @pytest.mark.parametrize("engines", [1, 2])
 def test_deregistering_returns_when_the_nic_no_longer_uses_the_page(engines: int) -> None:
     with watched_page(engines=engines) as (_, anna, page, sender, eye):
-        whole = anna.read(page, MAX_FRAME)
-        poison = whole[:PAYLOAD] + POISON.to_bytes(8, "little") * ((MAX_FRAME - PAYLOAD) // 8)
+        whole = anna.read(page, MAX_LONE_FRAME)
+        poison = whole[:PAYLOAD] + POISON.to_bytes(8, "little") * ((MAX_LONE_FRAME - PAYLOAD) // 8)
         for _ in range(150):
             seen = eye["received"]
             key = anna.call("mr_register", addr=page, length=PAGE, writable=False).value["key"]

@@ -9,7 +9,7 @@ import pytest
 
 from hyp.abi.nic import (
     DESC_SIGNALED,
-    MAX_FRAME,
+    MAX_LONE_FRAME,
     PAGE,
     RQ_PROD,
     SCQ_EVENT,
@@ -44,11 +44,11 @@ def test_bad_send_descriptors_drop_by_name() -> None:
         size, ok = mallory.mapping.size, mallory.tx_pool
         attacks = [
             (ok, 0, DESC_SIGNALED, STATUS_BAD_LENGTH), (ok, 13, DESC_SIGNALED, STATUS_BAD_LENGTH),
-            (ok, MAX_FRAME + 1, DESC_SIGNALED, STATUS_BAD_LENGTH), (ok, (1 << 32) - 1, DESC_SIGNALED, STATUS_BAD_LENGTH),
+            (ok, MAX_LONE_FRAME + 1, DESC_SIGNALED, STATUS_BAD_LENGTH), (ok, (1 << 32) - 1, DESC_SIGNALED, STATUS_BAD_LENGTH),
             (ok, 64, 2, STATUS_BAD_FLAGS), (ok, 64, 0xFFFF, STATUS_BAD_FLAGS),
             (size, 64, DESC_SIGNALED, STATUS_BAD_ADDRESS), (size - 63, 64, DESC_SIGNALED, STATUS_BAD_ADDRESS),
             (-1, 64, DESC_SIGNALED, STATUS_BAD_ADDRESS), ((1 << 63) - 1, 64, DESC_SIGNALED, STATUS_BAD_ADDRESS),
-            (1 << 63, 64, DESC_SIGNALED, STATUS_BAD_ADDRESS), (-64, MAX_FRAME, DESC_SIGNALED, STATUS_BAD_ADDRESS),
+            (1 << 63, 64, DESC_SIGNALED, STATUS_BAD_ADDRESS), (-64, MAX_LONE_FRAME, DESC_SIGNALED, STATUS_BAD_ADDRESS),
         ]  # fmt: skip
         for addr, length, flags, status in attacks:
             assert mallory.send_one(addr, length, flags) == status, (addr, length, flags)

@@ -12,13 +12,16 @@ from hypothesis import strategies as st
 
 from hyp.abi.counters import DROPS, FAULTS
 from hyp.abi.nic import (
+    DESC_MORE,
     DESC_SIGNALED,
     MAX_FRAME,
+    MAX_LONE_FRAME,
     MIN_FRAME,
     PAGE,
     STATUS_BAD_ADDRESS,
     STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
+    STATUS_BAD_OFFLOAD,
     STATUS_DROPPED,
     STATUS_OK,
     STATUS_SPOOFED,
@@ -41,7 +44,7 @@ class Descriptor:
     offset: int
     length: int
     flags: int
-    reserved: int
+    segment: int
 
     def addr(self, guest: Guest, slot: int) -> int:
         """The address, as u64, for the descriptor in `slot`."""
@@ -86,13 +89,24 @@ class Model:
     def judge(self, addr: int, descriptor: Descriptor) -> tuple[int, str]:
         """(status, name of the drop or "")."""
         sender, length = self.sender, descriptor.length
-        if not MIN_FRAME <= length <= MAX_FRAME or descriptor.flags not in (0, DESC_SIGNALED) or descriptor.reserved:
+        if descriptor.flags & DESC_MORE:
             self.counts[sender.name, "faults_descriptor"] += 1
-            good = MIN_FRAME <= length <= MAX_FRAME
-            return STATUS_BAD_FLAGS if good else STATUS_BAD_LENGTH, "drop_bad_frame"
+            return STATUS_BAD_FLAGS, "drop_bad_frame"
+        if length == 0 or length > MAX_FRAME:
+            self.counts[sender.name, "faults_descriptor"] += 1
+            return STATUS_BAD_LENGTH, "drop_oversize" if length else "drop_bad_frame"
+        if descriptor.flags not in (0, DESC_SIGNALED):
+            self.counts[sender.name, "faults_descriptor"] += 1
+            return STATUS_BAD_FLAGS, "drop_bad_frame"
+        if descriptor.segment:
+            self.counts[sender.name, "faults_offload"] += 1
+            return STATUS_BAD_OFFLOAD, "drop_bad_frame"
         if not self.may(sender, addr, length, write=False):
             self.counts[sender.name, "faults_address"] += 1
             return STATUS_BAD_ADDRESS, "drop_bad_address"
+        if not MIN_FRAME <= length <= MAX_LONE_FRAME:
+            self.counts[sender.name, "faults_descriptor"] += 1
+            return STATUS_BAD_LENGTH, "drop_oversize" if length > MAX_LONE_FRAME else "drop_bad_frame"
         frame = sender.read(addr, length)
         if frame[6:12] != header(NOBODY, sender.mac)[6:12]:
             return STATUS_SPOOFED, "drop_spoofed"
@@ -113,7 +127,7 @@ class Model:
         if not self.buffers:
             return "drop_no_buffer"
         index, addr, buffer = self.buffers.popleft()
-        if buffer.length < len(frame) or buffer.flags or buffer.reserved:
+        if buffer.length < len(frame) or buffer.flags or buffer.segment:
             self.counts[self.receiver.name, "faults_descriptor"] += 1
             self.received.append((index, 0, STATUS_BAD_LENGTH))
             return "drop_small_buffer"
@@ -130,7 +144,7 @@ def write_frame(sender: Guest, receiver: Guest, addr: int, length: int, to: str,
     """Put a frame where a descriptor points, as far as that is a place in the pools."""
     targets = {"receiver": receiver.mac, "itself": sender.mac, "wire": WIRE_MAC, "nobody": NOBODY, "all": BROADCAST_MAC}
     source = receiver.mac if to == "spoofed" else sender.mac
-    content = header(targets.get(to, receiver.mac), source) + bytes((number + k) % 251 for k in range(min(length, MAX_FRAME)))
+    content = header(targets.get(to, receiver.mac), source) + bytes((number + k) % 251 for k in range(min(length, MAX_LONE_FRAME)))
     if sender.tx_pool <= addr < sender.free:
         sender.write(addr, content[: min(length, sender.free - addr)])
 
@@ -148,13 +162,13 @@ def exchange(case: Any, seen: Counter[str]) -> None:
             addr = buffer.addr(receiver, slot)
             model.buffers.append(((start + slot) % WRAP, addr, buffer))
             receiver.post_buffer(addr, buffer.length, buffer.flags)
-            receiver.rq[(start + slot) % QUEUE]["reserved"] = buffer.reserved
+            receiver.rq[(start + slot) % QUEUE]["segment"] = buffer.segment
         receiver.ring_buffers()
         addresses = [frame.addr(sender, slot) for slot, (frame, _) in enumerate(frames)]
         for slot, (frame, to) in enumerate(frames):
             write_frame(sender, receiver, addresses[slot], frame.length, to, slot)
         for addr, (frame, _) in zip(addresses, frames, strict=True):
-            model.send(sender.post(addr, frame.length, frame.flags, frame.reserved), addr, frame)
+            model.send(sender.post(addr, frame.length, frame.flags, frame.segment), addr, frame)
         sender.ring()
         assert completed(sender, len(model.sent)) == model.sent
         cqes = [cqe.tolist()[:3] for cqe in receiver._completions(receiver.rcq, "rcq_cons", "rcq_event", len(model.received))]
@@ -184,8 +198,8 @@ def run_away(bench: Bench, guilty: Guest, other: Guest, queue: str, ahead: int) 
 
 
 LENGTHS: Final = st.one_of(
-    st.sampled_from([64, 64, 64, 1514, MIN_FRAME, MAX_FRAME]), st.integers(MIN_FRAME, MAX_FRAME),
-    st.sampled_from([0, 1, MIN_FRAME - 1, MAX_FRAME + 1, 1 << 16, (1 << 16) + 64, 1 << 31, WRAP - 1]),
+    st.sampled_from([64, 64, 64, 1514, MIN_FRAME, MAX_LONE_FRAME]), st.integers(MIN_FRAME, MAX_LONE_FRAME),
+    st.sampled_from([0, 1, MIN_FRAME - 1, MAX_LONE_FRAME + 1, 1 << 16, (1 << 16) + 64, 1 << 31, WRAP - 1]),
 )  # fmt: skip
 OFFSETS: Final = st.one_of(st.just(0), st.integers(0, PAGE - 1), st.integers(-100, 0))
 ELSEWHERE: Final = ("end of the pools", "end of RAM", "2**63", "2**63 above", "2**64")
@@ -204,7 +218,7 @@ FRAMES: Final = st.tuples(
 )
 GOOD: Final = st.just((Descriptor("send pool", 0, 64, 0, 0), "receiver"))
 BUFFERS: Final = descriptors(
-    "receive pool", st.sampled_from([PAGE] * 12 + [MAX_FRAME, 1514, 64, 63, 0, WRAP - 1]), st.sampled_from([0] * 15 + [1])
+    "receive pool", st.sampled_from([PAGE] * 12 + [MAX_LONE_FRAME, 1514, 64, 63, 0, WRAP - 1]), st.sampled_from([0] * 15 + [1])
 )
 CASES: Final = st.tuples(
     st.sampled_from([0, JUST_BELOW_WRAP]),
@@ -214,11 +228,19 @@ CASES: Final = st.tuples(
         st.sampled_from(["sq_prod", "rq_prod"]), st.one_of(st.integers(QUEUE + 1, WRAP - 1), st.just(QUEUE + 1), st.just(WRAP - 1))
     ),
 )
-STATUSES: Final = (STATUS_OK, STATUS_BAD_LENGTH, STATUS_BAD_ADDRESS, STATUS_BAD_FLAGS, STATUS_SPOOFED, STATUS_DROPPED)
+STATUSES: Final = (
+    STATUS_OK,
+    STATUS_BAD_OFFLOAD,
+    STATUS_BAD_LENGTH,
+    STATUS_BAD_ADDRESS,
+    STATUS_BAD_FLAGS,
+    STATUS_SPOOFED,
+    STATUS_DROPPED,
+)
 NOT_THE_NICS: Final = {
     "faults_grant",
     "drop_tap",
-    "drop_oversize",
+    "faults_chain",
     "drop_no_route",
 }  # Dom0's, a TAP's: the wire has what nobody has
 

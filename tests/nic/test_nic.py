@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hyp.abi.nic import MAX_FRAME, MIN_FRAME, PAGE, STATUS_BAD_LENGTH, STATUS_DROPPED, STATUS_OK, STATUS_SPOOFED
+from hyp.abi.nic import MAX_LONE_FRAME, MIN_FRAME, PAGE, STATUS_BAD_LENGTH, STATUS_DROPPED, STATUS_OK, STATUS_SPOOFED
 from hyp.control import Refused
 from tests.support.drivers import FINISHED, compose, header
 from tests.support.guests import BROADCAST_MAC, JUST_BELOW_WRAP, NOBODY, WIRE_MAC, Guest, eventually
@@ -16,7 +16,7 @@ SEED = 20120413
 # --- switching -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [MIN_FRAME, 15, 16, 17, 23, 60, 64, 65, 1514, MAX_FRAME - 1, MAX_FRAME])
+@pytest.mark.parametrize("length", [MIN_FRAME, 15, 16, 17, 23, 60, 64, 65, 1514, MAX_LONE_FRAME - 1, MAX_LONE_FRAME])
 def test_a_frame_arrives_as_it_was_sent(pair: tuple[Bench, Guest, Guest], length: int) -> None:
     bench, anna, bert = pair
     frame = header(bert.mac, anna.mac) + random.Random(length).randbytes(length - 14)
@@ -248,7 +248,7 @@ def test_the_physical_function_sends_for_others_and_takes_what_is_nobodys() -> N
 
 def test_the_sink_verifies_what_leaves_the_machine(pair: tuple[Bench, Guest, Guest]) -> None:
     bench, anna, _ = pair
-    lengths = (48, 49, 55, 56, 64, 1000, 1514, MAX_FRAME)
+    lengths = (48, 49, 55, 56, 64, 1000, 1514, MAX_LONE_FRAME)
     good = [anna.frame(WIRE_MAC, length, stream=5, sequence=k) for k, length in enumerate(lengths)]
     broken = bytearray(anna.frame(WIRE_MAC, 200, stream=5, sequence=8))
     broken[150] ^= 1
@@ -309,7 +309,7 @@ def test_a_reflected_frame_without_a_buffer_is_dropped_by_name(pair: tuple[Bench
 @pytest.mark.parametrize("pps", [0, 20_000])
 def test_the_generator_sends_a_stream_to_a_guest(engines: int, pps: int) -> None:
     with bench_of(2, engines=engines) as (bench, anna, bert):
-        for guest, length in ((anna, 64), (bert, MAX_FRAME)):
+        for guest, length in ((anna, 64), (bert, MAX_LONE_FRAME)):
             receiver = guest.traffic(expect=2000)
             bench.wire("wire_generate", mac=guest.mac, frame=length, stream=4, frames=2000, pps=pps)
             assert receiver.wait() == FINISHED

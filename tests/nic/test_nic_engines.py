@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from hyp.abi.nic import DESC_SIGNALED, MAX_FRAME, PAGE, STATUS_DROPPED, STATUS_OK
+from hyp.abi.nic import DESC_SIGNALED, MAX_LONE_FRAME, PAGE, STATUS_DROPPED, STATUS_OK
 from hyp.abi.platform import CHECKPOINT, CHECKPOINTS
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES
 from tests.support.drivers import FINISHED, header
@@ -88,7 +88,7 @@ def test_a_turn_is_limited_in_bytes_too() -> None:
     with bench_of(2, queue=1024, memory=16 << 20) as (bench, light, heavy):
         sink = bench.guest(queue=1024, memory=16 << 20)
         sink.post_buffers(200 + 3 * BUDGET_FRAMES)
-        for guest, count, length in ((light, 3 * BUDGET_FRAMES, 64), (heavy, 200, MAX_FRAME)):
+        for guest, count, length in ((light, 3 * BUDGET_FRAMES, 64), (heavy, 200, MAX_LONE_FRAME)):
             guest.write(guest.tx_pool, guest.frame(sink.mac, length))
             for _ in range(count):
                 guest.post(guest.tx_pool, length, DESC_SIGNALED)
@@ -97,7 +97,7 @@ def test_a_turn_is_limited_in_bytes_too() -> None:
         light.kick()
         order = [frame[6:12] for _, frame in sink.take(200 + 3 * BUDGET_FRAMES)]
         last = max(k for k, source in enumerate(order) if source == header(light.mac, light.mac)[:6])
-        large = BUDGET_BYTES // MAX_FRAME + 1  # that fit into a turn
+        large = BUDGET_BYTES // MAX_LONE_FRAME + 1  # that fit into a turn
         assert last < 3 * BUDGET_FRAMES + 4 * large, f"the light sender's last frame came as number {last}"
 
 

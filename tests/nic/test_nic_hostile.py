@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from hyp.abi.nic import (
-    MAX_FRAME,
+    MAX_LONE_FRAME,
     MIN_FRAME,
     PAGE,
     STATUS_BAD_ADDRESS,
     STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
+    STATUS_BAD_OFFLOAD,
     STATUS_DROPPED,
     STATUS_OK,
     STATUS_SPOOFED,
@@ -26,24 +27,35 @@ from tests.support.peers import DEFAULT_RAM, Bench, bench_of, well
 # --- what the NIC refuses --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("length", [0, 1, MIN_FRAME - 1, MAX_FRAME + 1, PAGE, 1 << 16, (1 << 16) + 64, 1 << 31, WRAP - 1])
+@pytest.mark.parametrize("length", [0, 1, MIN_FRAME - 1, MAX_LONE_FRAME + 1, PAGE, 1 << 16, (1 << 16) + 64, 1 << 31, WRAP - 1])
 def test_send_of_bad_length(pair: tuple[Bench, Guest, Guest], length: int) -> None:
     bench, anna, bert = pair
     assert anna.send_one(anna.tx_pool, length) == STATUS_BAD_LENGTH
     bench.at_rest(1)
-    assert bench.drops() == {"drop_bad_frame": 1}
+    assert bench.drops() == {"drop_oversize" if length > MAX_LONE_FRAME else "drop_bad_frame": 1}
     assert bench.of(anna)["faults_descriptor"] == 1
     well(bench, anna, bert)
 
 
-@pytest.mark.parametrize(("flags", "reserved"), [(2, 0), (3, 0), (0x8001, 0), (0xFFFF, 0xFFFF), (1, 1), (0, 0x8000)])
-def test_send_with_unknown_flags(pair: tuple[Bench, Guest, Guest], flags: int, reserved: int) -> None:
+@pytest.mark.parametrize(
+    ("flags", "segment", "status", "fault"),
+    [
+        (flags, segment, STATUS_BAD_FLAGS, "faults_descriptor")
+        for flags, segment in ((2, 0), (3, 0), (0x8001, 0), (0xFFFF, 0xFFFF), (8, 0))
+    ]
+    + [
+        (flags, segment, STATUS_BAD_OFFLOAD, "faults_offload")
+        for flags, segment in ((1, 1), (0, 0x8000), (4, 0), (20, 100), (36, 99))
+    ],
+)
+def test_flags_unknown_or_not_accepted(pair: tuple[Bench, Guest, Guest], flags: int, segment: int, status: int, fault: str) -> None:
     bench, anna, bert = pair
     anna.write(anna.tx_pool, anna.frame(bert.mac))
-    anna.post(anna.tx_pool, 64, flags, reserved)
+    anna.post(anna.tx_pool, 64, flags, segment)
     anna.ring()
-    assert anna.sent(1) == [STATUS_BAD_FLAGS]
+    assert anna.sent(1) == [status]
     bench.at_rest(1)
+    assert bench.of(anna)[fault] == 1
     assert bench.drops() == {"drop_bad_frame": 1}
     well(bench, anna, bert)
 

@@ -10,11 +10,12 @@ import pytest
 
 from hyp.abi.nic import (
     DESC_SIGNALED,
-    MAX_FRAME,
+    MAX_LONE_FRAME,
     PAGE,
     STATUS_BAD_ADDRESS,
     STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
+    STATUS_BAD_OFFLOAD,
     STATUS_DROPPED,
     STATUS_OK,
     STATUS_SPOOFED,
@@ -49,20 +50,24 @@ def test_bad_descriptors_in_the_middle_of_a_run_are_refused_one_by_one(start: in
             *((where, 64, 0, 0, STATUS_BAD_ADDRESS) for where in HOSTILE_ADDRESSES.values()),
             *(
                 (lambda g: place(g, 0, g.frame(mac)), length, 0, 0, STATUS_BAD_LENGTH)
-                for length in (0, 1, 13, MAX_FRAME + 1, PAGE, 1 << 16, (1 << 16) + 64, 1 << 31, WRAP - 1)
+                for length in (0, 1, 13, MAX_LONE_FRAME + 1, PAGE, 1 << 16, (1 << 16) + 64, 1 << 31, WRAP - 1)
             ),
             *(
-                (lambda g: place(g, 0, g.frame(mac)), 64, flags, reserved, STATUS_BAD_FLAGS)
-                for flags, reserved in ((2, 0), (3, 0), (0x8001, 0), (1, 1), (0, 0x8000), (0xFFFF, 0xFFFF))
+                (lambda g: place(g, 0, g.frame(mac)), 64, flags, segment, STATUS_BAD_FLAGS)
+                for flags, segment in ((2, 0), (3, 0), (0x8001, 0), (0xFFFF, 0xFFFF))
+            ),
+            *(
+                (lambda g: place(g, 0, g.frame(mac)), 64, flags, segment, STATUS_BAD_OFFLOAD)
+                for flags, segment in ((1, 1), (0, 0x8000), (4, 0), (0x14, 1448))
             ),
         ]
-        for where, length, flags, reserved, status in cases:
+        for where, length, flags, segment, status in cases:
             first = int(anna.q["sq_prod"])
             if target == "guest":
                 bert.post_buffers(4)
             for k in range(5):
                 if k == 2:
-                    anna.post(where(anna), length, flags, reserved)
+                    anna.post(where(anna), length, flags, segment)
                 else:
                     anna.post(place(anna, 0, anna.frame(mac, sequence=k)), 64, DESC_SIGNALED if k == 4 else 0)
             anna.ring()
@@ -99,7 +104,7 @@ def test_frames_of_every_small_length_keep_their_place_in_a_run(start: int, targ
     with bench_of(2, start=start) as (bench, anna, bert):
         mac = prime(anna, bert if target == "guest" else None)
         rng = random.Random(5)
-        lengths = [64, 64, 14, 64, 15, 14, 16, 17, 15, 47, 48, 64, 80, 81, 14, MAX_FRAME, 16, 15, 31, 32, 33, 64]
+        lengths = [64, 64, 14, 64, 15, 14, 16, 17, 15, 47, 48, 64, 80, 81, 14, MAX_LONE_FRAME, 16, 15, 31, 32, 33, 64]
         frames = [header(mac, anna.mac) + rng.randbytes(length - 14) for length in lengths]
         bert.post_buffers(len(frames))
         anna.send(*frames)
@@ -136,7 +141,9 @@ def test_completions_come_for_what_was_signalled_and_in_order(start: int, target
         bench.at_rest(total)
 
 
-@pytest.mark.parametrize(("length", "signal_every"), [(64, 2000), (64, 100), (MAX_FRAME, 2000), (MAX_FRAME, 10), (1024, 10)])
+@pytest.mark.parametrize(
+    ("length", "signal_every"), [(64, 2000), (64, 100), (MAX_LONE_FRAME, 2000), (MAX_LONE_FRAME, 10), (1024, 10)]
+)
 def test_a_turn_takes_no_more_than_its_budget(start: int, length: int, signal_every: int) -> None:
     """Be it one run or several: a run ends behind a descriptor that is signalled. A sink given too many would miss some."""
     frames, turn = 1024, min(BUDGET_FRAMES, -(-BUDGET_BYTES // length))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from hyp.abi.nic import MAX_FRAME, STATUS_OK
+from hyp.abi.nic import MAX_LONE_FRAME, STATUS_OK
 from hyp.control import Refused
 from nic.link import FIFO_BYTES, LINE_BYTES, OVERHEAD
 from tests.support.drivers import FINISHED, compose, header
@@ -40,7 +40,7 @@ def stream_to_wire(bench: Bench, guest: Guest, frames: int, length: int, stream:
 # --- rate ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gbps", "length"), [(1.0, 1514), (0.25, 64), (0.7, 700), (2.5, MAX_FRAME)])
+@pytest.mark.parametrize(("gbps", "length"), [(1.0, 1514), (0.25, 64), (0.7, 700), (2.5, MAX_LONE_FRAME)])
 def test_the_wire_is_never_faster_than_its_rate_and_loses_nothing(gbps: float, length: int) -> None:
     frames = int(0.5e9 / ns_on_wire(1, length, gbps))
     with bench_of(1, queue=256, memory=16 << 20) as (bench, anna):
@@ -187,7 +187,7 @@ def test_a_line_that_is_full_of_frames_makes_senders_wait() -> None:
 
 
 def test_frames_of_all_lengths_go_round_whole_and_in_order() -> None:
-    lengths = [14, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 97, 1000, 1514, MAX_FRAME - 1, MAX_FRAME]
+    lengths = [14, 15, 16, 17, 31, 32, 33, 63, 64, 65, 95, 96, 97, 1000, 1514, MAX_LONE_FRAME - 1, MAX_LONE_FRAME]
     with bench_of(1, wire="reflect", queue=256, memory=4 << 20) as (bench, anna):
         bench.wire("wire_mode", mode="reflect", gbps=10.0, delay_us=20)
         for turn in range(40):

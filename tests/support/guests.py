@@ -118,10 +118,10 @@ class Guest:
 
     # -- sending --
 
-    def post(self, addr: int, length: int, flags: int = DESC_SIGNALED, reserved: int = 0) -> int:
+    def post(self, addr: int, length: int, flags: int = DESC_SIGNALED, segment: int = 0) -> int:
         """Write the next send descriptor, whatever it says; returns its index."""
         index = int(self.q["sq_prod"])
-        self.sq[index % self.entries] = (addr % (1 << 64), length % WRAP, flags, reserved)
+        self.sq[index % self.entries] = (addr % (1 << 64), length % WRAP, flags, segment)
         self.q["sq_prod"] = (index + 1) % WRAP
         self.q["signaled"] = (int(self.q["signaled"]) + (flags & DESC_SIGNALED)) % WRAP
         return index

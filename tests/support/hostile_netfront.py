@@ -6,7 +6,7 @@ regrant {first, count, flags, domid}   rewrite grant entries, as long as they ar
 scramble {seed}                        every entry of the pools becomes nonsense, in use or not
 repost {first, grefs}                  rewrite the references of receive requests that have been posted and not been used
 overrun                                claim more transmit requests than a ring has
-close                                  Closing, as a guest whose driver is unloaded; answers when the back end is Closed
+close                                  Closing, then Closed, as when its driver is unloaded; answers when the back end is Closed
 """
 
 import ctypes
@@ -66,9 +66,10 @@ class Hostile:
         _array(self._rings + REQ_PROD, np.uint32, 1)[0] += split.TX_SLOTS + 1
 
     async def close(self) -> None:
-        await switch_state(self._store, self._front, XenbusState.CLOSING)
         back = await self._store.read(f"{self._front}/backend")
-        await wait_for_state(self._store, back, [XenbusState.CLOSED], 10.0)
+        for state in (XenbusState.CLOSING, XenbusState.CLOSED):
+            await switch_state(self._store, self._front, state)
+            await wait_for_state(self._store, back, [state, XenbusState.CLOSED], 10.0)
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:

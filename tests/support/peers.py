@@ -69,10 +69,15 @@ class Bench:
     """A hypervisor, a NIC and guests. `pause_us`: how long a sender waits for a full receiver. `forked`: the NIC is a process."""
 
     def __init__(
-        self, *, engines: int = 1, pause_us: int = 1_000_000, spin_us: int = 0, wire: str = "sink", backing: str = "sealed",
-        topology: str = "bench", forked: bool = False,
+        self, *, engines: int = 1, pause_us: int = 1_000_000, mtu: int = 4014, spin_us: int = 0, wire: str = "sink",
+        backing: str = "sealed", topology: str = "bench", forked: bool = False,
     ) -> None:  # fmt: skip
-        self._config: dict[str, Any] = {"engines": engines, "pause_us": pause_us, "wire": {"mac": WIRE_MAC, "mode": wire}}
+        self._config: dict[str, Any] = {
+            "engines": engines,
+            "pause_us": pause_us,
+            "mtu": mtu,
+            "wire": {"mac": WIRE_MAC, "mode": wire},
+        }
         self._hypervisor_config = {"name": topology, "memory": {"backing": backing}, "spin_limit_us": spin_us}
         self.engines, self.macs, self.guests = engines, dict[int, str](), list[Guest]()
         self.passed_through: set[int] = set()  # domains whose contexts the IOMMU passes through

@@ -1,0 +1,222 @@
+"""What netback holds of a guest while its vif is Connected: taken in one go, given back in the reverse order, whatever failed.
+
+Who owns what, and when (`Connection.open` in this order, `Connection.close` backwards)::
+
+    view of the guest      its RAM and grant tables, mapped here; the DOMAIN_VIEW by which grant hypercalls on our threads see it
+    two ring pages         mapped by grant, for writing; RING records that begin at the ring's own `rsp_prod`
+    event channel          a port of ours, bound to the guest's, and the eventfd by which we notify
+    MAC address            a filter of the NIC for context 0
+    bridge port            the engine's, from `add_vif` until `remove_port` has returned; with persistent grants also what it pinned
+"""
+
+import errno
+import os
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+from dom0.build import EngineState, Pages
+from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS
+from hyp.abi.domids import DOM0
+from hyp.abi.features import NETIF_NODES, NETIF_OFFERS, NONE, unoffered
+from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE
+from hyp.control import Channel, Refused
+from hyp.counters import CounterPage, commit
+from hyp.grants import map_grant_at, unmap_grant_at
+from hyp.kernels import entry, i64
+from hyp.memory import Mapping
+from hyp.model.price import charge
+from hyp.ring import RING, resume_back, ring_at, ring_size
+from hyp.xenstore.client import XenstoreClient, XenstoreError
+
+QUEUES = 1
+"""Pairs of rings that a front end may ask for."""
+
+
+@entry(i64(i64, i64, i64, i64, i64, i64, i64))
+def _map_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
+    """Address of the granted page, mapped for writing, or a negative grant status. `counts`, `shared`: the control plane's row."""
+    charge(platform, GRANT_MAP_PRICE, counts, GRANT_MAPS, 1)
+    commit(counts, shared)
+    return map_grant_at(views, count, DOM0, domid, gref, 1)
+
+
+@entry(i64(i64, i64, i64, i64, i64, i64, i64))
+def _unmap_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
+    charge(platform, GRANT_UNMAP_PRICE, counts, GRANT_UNMAPS, 1)
+    charge(platform, GRANT_FLUSH_PRICE, counts, GRANT_FLUSHES, 1)
+    commit(counts, shared)
+    return unmap_grant_at(views, count, DOM0, domid, gref, 1)
+
+
+@entry(i64(i64, i64, i64, i64))
+def _resume(ring: int, sring: int, entries: int, entry_bytes: int) -> int:
+    return resume_back(ring_at(ring), sring, entries, entry_bytes)
+
+
+class VifError(Exception):
+    """A front end cannot be served: `number`, an errno, and a sentence, as both go into xenstore."""
+
+    def __init__(self, number: int, text: str) -> None:
+        super().__init__(text)
+        self.number = number
+
+
+def errno_of(name: str) -> int:
+    """The number of an error that xenstored or the hypervisor named; EIO for what this system has no number for."""
+    return int(getattr(errno, name, errno.EIO))
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose vif it is: guest, port of the bridge."""
+
+    domid: int
+    name: str
+    mac: str
+    number: int
+
+
+# --- what the front end says ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """A front end's nodes, judged."""
+
+    tx_ring_ref: int
+    rx_ring_ref: int
+    event_channel: int
+    persistent: bool
+    features: int
+
+
+async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) -> Wishes:
+    """What the front end at `front` asks for. VifError, naming the node, for what cannot be. `persistent`: that is on offer."""
+    if (queues := await _number(store, front, "multi-queue-num-queues", missing=1)) > QUEUES or queues == 0:
+        raise VifError(errno.EINVAL, f"guest requested {queues} queues, the maximum is {QUEUES}")
+    if not await _is_set(store, front, "request-rx-copy"):
+        raise VifError(errno.EOPNOTSUPP, f"{front}/request-rx-copy is not 1: frames are copied into a guest, never flipped")
+    features = NONE
+    for feature, (_, accepts) in NETIF_NODES.items():
+        if await _is_set(store, front, accepts):
+            features |= feature
+    if wrong := unoffered(NETIF_OFFERS, features):
+        raise VifError(errno.EINVAL, f"features {wrong:#x} have not been offered")
+    return Wishes(
+        tx_ring_ref=await _number(store, front, "tx-ring-ref"),
+        rx_ring_ref=await _number(store, front, "rx-ring-ref"),
+        event_channel=await _number(store, front, "event-channel"),
+        persistent=persistent and await _is_set(store, front, FEATURE_PERSISTENT),
+        features=int(features),
+    )
+
+
+async def _is_set(store: XenstoreClient, front: str, feature: str) -> bool:
+    """What the front end says of a feature: 1; 0, or nothing."""
+    value = await _number(store, front, feature, missing=0)
+    if value > 1:
+        raise VifError(errno.EINVAL, f"{front}/{feature} is {value}, not 0 or 1")
+    return value == 1
+
+
+async def _number(store: XenstoreClient, front: str, node: str, missing: int | None = None) -> int:
+    """A node's number; `missing` where there is no such node, if that may be."""
+    try:
+        text = await store.read(f"{front}/{node}")
+    except XenstoreError as error:
+        if error.name == "ENOENT" and missing is not None:
+            return missing
+        raise VifError(errno_of(error.name), f"reading {front}/{node}") from error
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        raise VifError(errno.EINVAL, f"{front}/{node} is {text[:32]!r}, not a number")
+    return int(text)
+
+
+# --- what it gets -----------------------------------------------------------------------------------------------------
+
+
+class Connection:
+    """A vif's resources: none until `open` has returned, none once `close` has."""
+
+    def __init__(self, hyp: Channel, state: EngineState, who: Identity) -> None:
+        self._hyp, self._state, self._who = hyp, state, who
+        self._rings = np.zeros(2, RING)
+        self._pages: Pages | None = None  # the engine's, from add_vif to remove_port
+        self._held = AsyncExitStack()
+
+    async def close(self) -> None:
+        """Give everything back. It is done as far as it goes; raises what stood in its way last."""
+        await self._held.aclose()
+
+    async def open(self, counters: CounterPage, wishes: Wishes) -> None:
+        """Take everything. VifError if something cannot be had, and then nothing is held."""
+        try:
+            await self._view_guest()
+            grants = self._grants(counters)
+            self._map(0, "tx-ring-ref", wishes.tx_ring_ref, TX_SLOT_BYTES, grants)
+            self._map(1, "rx-ring-ref", wishes.rx_ring_ref, RX_SLOT_BYTES, grants)
+            event_fd = await self._bind(wishes.event_channel)
+            await self._filter()
+            await self._become_port(counters, event_fd, wishes.persistent)
+        except Refused as error:  # by the hypervisor
+            await self.close()
+            raise VifError(errno_of(error.name), str(error)) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def _view_guest(self) -> None:
+        """Let the grant hypercalls, which run on our threads, see the guest."""
+        reply = await self._hyp.call("foreign_view", domid=self._who.domid)
+        memory, refs = int(reply.value["memory"]), int(reply.value["refs"])
+        regions = [Mapping.adopt(fd, size) for fd, size in zip(reply.fds, (memory, refs * 8, refs * 8), strict=True)]
+        ram, table, active = regions
+        view = self._state.views[self._who.domid]
+        view["grant_table"], view["refs"], view["active"] = table.address, refs, active.address
+        view["ram"], view["ram_bytes"], view["present"] = ram.address, memory, 1
+
+        def forget() -> None:
+            view["present"] = 0
+            regions.clear()
+
+        self._held.callback(forget)
+
+    def _grants(self, counters: CounterPage) -> tuple[int, ...]:
+        """What `_map_ring` and `_unmap_ring` take before the reference."""
+        state = self._state
+        return state.platform, *counters.row("control"), state.views_address, state.view_count, self._who.domid
+
+    def _map(self, ring: int, node: str, gref: int, entry_bytes: int, grants: tuple[int, ...]) -> None:
+        sring = _map_ring(*grants, gref)
+        if sring < 0:
+            raise VifError(errno.EINVAL, f"{node} {gref} cannot be mapped (grant status {sring})")
+        self._held.callback(_unmap_ring, *grants, gref)
+        if _resume(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes) < 0:
+            raise VifError(errno.EIO, f"{node} {gref}: more is requested than the ring has slots")
+
+    async def _bind(self, port: int) -> int:
+        bound = await self._hyp.call("evtchn_bind_interdomain", remote=self._who.domid, remote_port=port, upcall=self._state.upcall)
+        self._held.push_async_callback(self._hyp.call, "evtchn_close", port=int(bound.value["port"]))
+        self._held.callback(os.close, bound.fds[0])
+        return bound.fds[0]
+
+    async def _filter(self) -> None:
+        await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
+        self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
+
+    async def _become_port(self, counters: CounterPage, event_fd: int, persistent: bool) -> None:
+        who = self._who
+        if persistent:
+            self._pages = np.zeros((2, int(self._state.views[who.domid]["refs"])), np.int64)
+        counts = counters.row(f"vif{who.domid}:{who.name}")
+        rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
+        self._held.push_async_callback(self._leave_bridge)
+        await self._state.add_vif(who.number, who.domid, rings, event_fd, counts, self._pages)
+
+    async def _leave_bridge(self) -> None:
+        await self._state.remove_port(self._who.number)
+        if self._pages is not None and self._pages.any():
+            raise RuntimeError(f"{np.count_nonzero(self._pages)} persistent grants could not be unmapped")

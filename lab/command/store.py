@@ -1,0 +1,85 @@
+"""`launch.py store`: look into and write the store of a running topology, as Domain 0. Output as Xen's xenstore-* tools have it."""
+
+import contextlib
+import itertools
+from collections.abc import AsyncIterator, Sequence
+
+from hyp.xenstore.client import XenstoreClient, XenstoreError
+from lab.command.clients import ClientError, the_one
+
+
+@contextlib.asynccontextmanager
+async def store_of(topology: str | None) -> AsyncIterator[XenstoreClient]:
+    """A client of a running topology's store. ClientError if there is none, or it refuses."""
+    run = the_one(topology)
+    try:
+        with run.socket_address(run.store_path) as address:
+            client = await XenstoreClient.connect(address)
+    except OSError as error:
+        raise ClientError(f"topology {run.name}: its xenstored does not answer ({error.strerror})") from error
+    async with client:
+        try:
+            yield client
+        except XenstoreError as error:
+            raise ClientError(str(error)) from error
+
+
+async def read(topology: str | None, paths: Sequence[str]) -> None:
+    """Print nodes' values, a line each."""
+    async with store_of(topology) as store:
+        for path in paths:
+            print(shown(await store.read_bytes(path)))
+
+
+async def write(topology: str | None, pairs: Sequence[tuple[str, str]]) -> None:
+    """Write nodes, all of them or none."""
+    async with store_of(topology) as store, store.transaction() as transaction:
+        for path, value in pairs:
+            await transaction.write(path, value)
+
+
+async def remove(topology: str | None, paths: Sequence[str]) -> None:
+    """Remove nodes and what is below them. Removing what is not there is a mistake here, as it is for xenstore-rm."""
+    async with store_of(topology) as store, store.transaction() as transaction:
+        for path in paths:
+            await transaction.read_bytes(path)
+            await transaction.rm(path)
+
+
+async def ls(topology: str | None, path: str, *, full: bool, permissions: bool) -> None:
+    """Print everything below a node: indented, or with `full` by whole paths."""
+    async with store_of(topology) as store:
+        async for depth, child, value in _walk(store, path.rstrip("/"), 0):
+            name = child if full else " " * depth + child.rpartition("/")[2]
+            told = f"   ({','.join(await store.get_perms(child))})" if permissions else ""
+            print(f'{name} = "{shown(value)}"{told}')
+
+
+async def _walk(store: XenstoreClient, path: str, depth: int) -> AsyncIterator[tuple[int, str, bytes]]:
+    """(depth, path, value) of all nodes below `path`, parents first. What goes meanwhile is left out."""
+    for name in await store.directory(path or "/"):
+        child = f"{path}/{name}"
+        try:
+            yield depth, child, await store.read_bytes(child)
+            async for below in _walk(store, child, depth + 1):
+                yield below
+        except XenstoreError as error:
+            if error.name != "ENOENT":
+                raise
+
+
+async def watch(topology: str | None, path: str, count: int | None) -> None:
+    """Print what a watch fires for, until there were `count` events. It fires once at first."""
+    async with store_of(topology) as store:
+        fired = await store.watch(path, "watch")
+        for _ in itertools.repeat(None) if count is None else range(count):
+            print(await fired.get(), flush=True)
+
+
+def shown(value: bytes) -> str:
+    """A value on a line, as Xen's tools have it: what is no printable ASCII as an escape sequence."""
+    return "".join(_ESCAPES.get(byte) or chr(byte) for byte in value)
+
+
+_ESCAPES = {byte: f"\\{byte:03o}" if byte < 8 else f"\\x{byte:02x}" for byte in range(256) if not 32 <= byte <= 126}
+_ESCAPES |= {9: "\\t", 10: "\\n", 13: "\\r", 92: "\\\\"}
