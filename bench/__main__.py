@@ -5,6 +5,8 @@
     python -m bench ask --vary guests=1,4,16 --fixed frame=512 --paths split,bypass
                                          a question of one's own (ask --help)
     python -m bench why A B              two paths taken apart: CPU by process and ledger, side by side
+    python -m bench calibrate --target staging-grants
+                                         published ratios at published costs of operations (calibrate --help)
     python -m bench compare A B          what got faster, slower or can't be told between two runs (results.json or their folders)
 
 Exit status: 0 all was measured; 1 a benchmark failed, or has slices that lost, duplicated or corrupted frames; 2 the command line
@@ -221,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     speak_any_encoding()
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] in (["ask"], ["why"]):
+    if arguments[:1] in (["ask"], ["why"], ["calibrate"]):
         from bench.questions.command import apps
 
         apps[arguments[0]](arguments[1:], prog_name=f"python -m bench {arguments[0]}")

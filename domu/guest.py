@@ -14,7 +14,7 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.memory import Mapping
-from hyp.paths import PATHS
+from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram
 
@@ -48,7 +48,9 @@ class Guest:
 
     async def connect(self) -> None:
         """Let the front end of this guest's path set the device up."""
-        front_end = importlib.import_module(PATHS[self.config["path"]].front_end)
+        path = PATHS[self.config["path"]]
+        through_iommu = path.attachment is Attachment.CONTEXT
+        front_end = importlib.import_module(IOMMU_FRONT_ENDS[self.config["iommu"]] if through_iommu else path.front_end)
         self.device = await front_end.connect(self)
 
     async def time_registration(self, size: int, rounds: int) -> dict[str, list[int]]:

@@ -240,6 +240,7 @@ sys_recvmmsg: Any = types.ExternalFunction("recvmmsg", types.int32(types.int32, 
 # Address of the calling thread's errno; meaningful only directly after a call that failed.
 sys_errno_location: Any = types.ExternalFunction("__errno_location", i64())
 sys_getppid: Any = types.ExternalFunction("getppid", types.int32())
+sys_sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
 
 
 def _libc(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:

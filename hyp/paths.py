@@ -230,5 +230,13 @@ _ROWS = (
     ),
 )
 
+IOMMU_FRONT_ENDS: Final = {
+    "persistent": "domu.frontends.bypass",
+    "strict": "domu.frontends.mapped",
+    "deferred": "domu.frontends.mapped",
+    "copy": "domu.frontends.shadow",
+}
+"""Of guests whose addresses go through the IOMMU table: how their buffers get into it, and the front end that does that."""
+
 PATHS: Final = {spec.name: spec for spec in _ROWS}
 """By name, in the order of tables and plots."""

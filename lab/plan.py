@@ -6,7 +6,7 @@ from typing import Any
 from domu.programs.table import PROGRAMS, program_of
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.features import NONE, wanted
-from hyp.paths import PATHS
+from hyp.paths import IOMMU_FRONT_ENDS, PATHS
 
 ROLES = {
     "hyp": "hyp.monitor.hypervisor",
@@ -21,6 +21,7 @@ MODULES = list(
             *ROLES.values(),
             *(program.module for program in PROGRAMS.values()),
             *(module for path in PATHS.values() for module in (path.back_end, path.front_end)),
+            *IOMMU_FRONT_ENDS.values(),
         ]
     )
 )

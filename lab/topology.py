@@ -194,6 +194,13 @@ def _check_room(reader: _Reader, nic: Nic | None, dom0: Dom0 | None, guests: dic
             reader.refuse(f"guest[{index}].memory", f"{_exact_size(guest.memory)} is too small for {what}: {_needed(need)}")
 
 
+def _check_iommu(reader: _Reader, memory: Memory | None, guests: dict[int, Guest]) -> None:
+    """Who maps by hypercalls writes the table on its own thread, which a sealed one does not allow."""
+    for index, guest in guests.items():
+        if memory is not None and memory.backing == "sealed" and guest.iommu in ("strict", "deferred"):
+            reader.refuse(f"guest[{index}].iommu", f'{guest.iommu!r} takes memory.backing = "posix": a sealed table is not written')
+
+
 def _exact_size(size: int) -> str:
     """A number of bytes as the file may have it: in the largest unit that loses nothing."""
     unit, name = next((u, n) for u, n in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")) if size % u == 0)
@@ -234,6 +241,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
     _check_workloads(reader, load_tables, guest_tables)
     _check_frames(reader, wire, guests.values(), loads)
     _check_room(reader, parts["nic"], parts["dom0"], guests)
+    _check_iommu(reader, parts["memory"], guests)
     # Parts that are not sound stand as their defaults here: what is left to find are a bad name and unknown keys.
     rest = {key: value for key, value in data.items() if key not in parts}
     sound = {key: part for key, part in parts.items() if part is not None}

@@ -24,7 +24,7 @@ from domu.programs.table import NAMED, program_of, those
 from hyp.abi.features import OFFLOADS
 from hyp.abi.nic import DEFAULT_MTU, MAX_MTU
 from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MAX_PRICE, MIN_GBPS, PAGE
-from hyp.paths import PATHS, Attachment
+from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
@@ -285,6 +285,7 @@ class Guest(Table):
     mtu: int = Field(default=DEFAULT_MTU, ge=576, le=MAX_MTU)
     persistent_grants: bool = False
     offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
+    iommu: str = "persistent"
 
     @field_validator("path")
     @classmethod
@@ -304,6 +305,17 @@ class Guest(Table):
         if not addressed and address is not None:
             raise ValueError(f"has a meaning with program = {those('addressed')} only")
         return address
+
+    @field_validator("iommu")
+    @classmethod
+    def _strategy_with_iommu(cls, strategy: str, info: Info) -> str:
+        path = info.data.get("path")
+        if strategy not in IOMMU_FRONT_ENDS:
+            raise ValueError(f"{strategy!r} is none of {', '.join(IOMMU_FRONT_ENDS)}{suggest(strategy, IOMMU_FRONT_ENDS)}")
+        if strategy != "persistent" and path is not None and PATHS[path].attachment is not Attachment.CONTEXT:
+            through = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.attachment is Attachment.CONTEXT)
+            raise ValueError(f"has a meaning with path = {through} only, not with {path!r}")
+        return strategy
 
     @field_validator("persistent_grants")
     @classmethod

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from bench.method.samples import Figure, Ratio
-from bench.method.verdicts import UNDECIDED, Judged, Relation, counted, decide
+from bench.method.verdicts import UNDECIDED, Judged, Relation, counted, decide, near
 
 LONGEST_S = 10 * 3600.0
 """Beyond that nobody waits, and an estimate means nothing."""
@@ -58,6 +58,13 @@ class Claim:
         aa = None if measured.aa_low is None or measured.aa_high is None else (measured.aa_low, measured.aa_high)
         steady = f"{reason}; regime {measured.regime}" if measured.median is not None else reason
         return cls(text, goal, measured.median, measured.low, measured.high, aa, verdict, steady)
+
+    @classmethod
+    def near(cls, text: str, measured: Ratio | Figure, target: float) -> Self:
+        """A claim that something measured is near `target`, on either side (`bench.method.verdicts.near`)."""
+        verdict, reason = near(measured, target)
+        aa = None if measured.aa_low is None or measured.aa_high is None else (measured.aa_low, measured.aa_high)
+        return cls(text, f"near {target:.4g}", measured.median, measured.low, measured.high, aa, verdict, reason)
 
     @classmethod
     def counted(cls, text: str, value: float | None, relation: Relation, target: float, why: str = "") -> Self:

@@ -96,6 +96,16 @@ def _holds(value: float, target: float, at_least: bool) -> bool:
     return value >= target if at_least else value <= target
 
 
+def near(measured: Measured, target: float) -> Decision:
+    """Is it near `target`, on either side (`WORDS`)? Met if both sides are, missed if one is."""
+    sides = [decide(measured, target * WORDS["near"]), decide(measured, target / WORDS["near"], at_least=False)]
+    for verdict in (MISSED, NO_FIGURE, UNDECIDED):
+        for found in sides:
+            if found.verdict == verdict:
+                return found
+    return Decision(MET, f"the whole interval is near the target, {measured.count}")
+
+
 def direction(measured: Measured) -> Decision:
     """ "above" or "below" 1, or "undecided"; why."""
     found = decide(measured, 1.0)

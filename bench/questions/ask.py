@@ -76,7 +76,7 @@ async def ask(asking: Asking, result: BenchmarkResult, budget_s: float, progress
     variants = [Variant(path, path) for path in asking.paths]
     if asking.parts:
         variants += shares.variants(asking.parts)
-    async with Labs(asking.paths, persistent=bool(asking.parts)) as labs:
+    async with Labs(asking.paths, ["persistent"] if asking.parts else []) as labs:
         points = [_point(labs, asking, setting, variants) for setting in asking.settings]
         answer = Answer(points, asking.settings, asking.varied, asking.paths, asking.metric, asking.parts)
 

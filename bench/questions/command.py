@@ -1,4 +1,4 @@
-"""The command line of `python -m bench ask` and `python -m bench why`."""
+"""The command line of `python -m bench ask`, `python -m bench why` and `python -m bench calibrate`."""
 
 import os
 import time
@@ -9,11 +9,16 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from bench.calibrate import calibrate
+from bench.calibrate.targets import TARGETS
+from bench.method.estimate import FEWEST
 from bench.method.options import MOST_BUDGET_S, OptionsError
 from bench.method.progress import Steps, watched
 from bench.questions import ask, why
 from bench.questions.answer import Answer
 from bench.report.results import VERSION, BenchmarkResult, Row
+from bench.report.summary import claim_line, words
+from hyp.model.profile import ProfileError, names, profile
 from hyp.paths import PATHS
 from lab.command.ending import run_in_order
 from lab.command.screen import Screen
@@ -24,8 +29,8 @@ EVERY_S = 10.0
 """Between answers that are shown while one waits."""
 
 settings: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
-ask_app, why_app = typer.Typer(**settings), typer.Typer(**settings)
-apps = {"ask": ask_app, "why": why_app}
+ask_app, why_app, calibrate_app = (typer.Typer(**settings) for _ in range(3))
+apps = {"ask": ask_app, "why": why_app, "calibrate": calibrate_app}
 
 
 def _fail(error: OptionsError) -> NoReturn:
@@ -151,4 +156,37 @@ def why_(
         screen.print(explanation.table())
         for sentence in explanation.sentences():
             screen.print(f"  {sentence}")
+    _finish(results, folder, screen)
+
+
+@calibrate_app.command(help=calibrate.__doc__)
+def calibrate_(
+    target: Annotated[str, typer.Option(help=f"One of {', '.join(TARGETS)}.")],
+    profile_: Annotated[
+        str | None, typer.Option("--profile", help=f"{', '.join(names())} or a file; the target's own unless given.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of slices, at price 0 and at the prices.")] = calibrate.ROUNDS,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: bench-results/<time>-calibrate.")] = None,
+) -> None:
+    """Measure, fit, measure again."""
+    try:
+        if target not in TARGETS:
+            raise OptionsError(f"unknown target: {target!r} (known: {', '.join(TARGETS)})")
+        if not FEWEST <= rounds <= 1000:
+            raise OptionsError(f"--rounds {rounds}: {FEWEST} to 1000")
+        costs, folder = profile(profile_ or TARGETS[target].profile), _folder(out, f"calibrate-{target}")
+    except (OptionsError, ProfileError) as error:
+        _fail(OptionsError(str(error)))
+    screen, result = Screen(), BenchmarkResult(f"{calibrate.TITLE}: {target}", "Figures at prices are modelled.")
+
+    async def work(progress: Steps) -> None:
+        await calibrate.calibrate(TARGETS[target], costs, rounds, result, progress)
+
+    results = _measure("calibrate", result, work, screen, {"target": target, "profile": costs.name, "rounds": rounds})
+    for table in result.tables:
+        screen.print(words(table))
+    for claim in result.claims:
+        screen.print(f"  {claim_line(claim.plain())}")
+    for note in result.notes:
+        screen.print(f"  {note}")
     _finish(results, folder, screen)

@@ -1,6 +1,6 @@
 """Paths at settings, as contenders: labs that are started when they are first needed, and slices that say who used the CPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -18,6 +18,11 @@ ROLES = {"guests": "", "dom0": "dom0", "hyp": "hyp", "device": "nic"}
 """Who uses the CPU, and in which process; the guests' are all others."""
 LATENCIES = ("p50", "p99")
 PERSISTENT = "split, persistent grants"
+KINDS: dict[str, dict[str, Any]] = {
+    "persistent": {"path": "split", "persistent_grants": True},
+    **{strategy: {"path": "bypass", "iommu": strategy} for strategy in ("strict", "deferred", "copy")},
+}
+"""Guests that are not their path's usual ones: what their names begin with, and what they have in the topology."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +41,10 @@ def role_metric(role: str) -> str:
 
 
 class Labs:
-    """The labs of a question, one for each topology, all up at a time. ``async with Labs(paths, persistent) as labs``."""
+    """The labs of a question, one for each topology, all up at a time. ``async with Labs(paths, kinds)``, `kinds` of KINDS."""
 
-    def __init__(self, paths: Sequence[str], persistent: bool = False) -> None:
-        self.paths, self._persistent = list(paths), persistent
+    def __init__(self, paths: Sequence[str], kinds: Iterable[str] = ()) -> None:
+        self.paths, self._kinds = list(paths), list(kinds)
         self._up: dict[tuple[int, int, int], LabBench] = {}
         self._probes: dict[str, MachineProbe] = {}
         self._stack = AsyncExitStack()
@@ -55,16 +60,12 @@ class Labs:
         key = setting.topology
         if key not in self._up:
             guests, queue, engines = key
-            others = [self._persistent_guest(number) for number in range(guests)] if self._persistent else []
+            others = [{"name": f"{kind}{number}", **KINDS[kind]} for kind in self._kinds for number in range(guests)]
             name = f"ask-{'-'.join(map(str, key))}"
             more = {"nic": {"queue": queue, "engines": engines}}
             lab = LabBench(name, self.paths, guests=max(2, guests), queue=queue, others=others, **more)
             self._up[key] = await self._stack.enter_async_context(lab)
         return self._up[key]
-
-    @staticmethod
-    def _persistent_guest(number: int) -> dict[str, Any]:
-        return {"name": f"persistent{number}", "path": "split", "persistent_grants": True}
 
     def probe(self, cores: str) -> MachineProbe:
         """A probe of a core set."""

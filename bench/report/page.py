@@ -189,11 +189,18 @@ def _benchmark(name: str, benchmark: Row, pictures: Sequence[Element]) -> Elemen
         str(benchmark["title"]),
         el("p", benchmark["about"]) if benchmark["about"] else None,
         *pictures,
+        *(part for table in benchmark.get("tables", []) for part in _words(table)),
         *([el("h3", "Figures"), *_figures(records)] if records else []),
         *([el("h3", "Ratios, pair by pair"), _ratios(ratios)] if ratios else []),
         *([el("h3", "What one frame cost"), _ledger(records)] if any(record.get("per_frame") for record in records) else []),
         *([el("h3", "Notes"), el("ul", *(el("li", note) for note in notes))] if notes else []),
     )
+
+
+def _words(table: Row) -> list[Element]:
+    """A table of a benchmark's own."""
+    rows = [[el("td", cell) for cell in row] for row in table["rows"]]
+    return [el("h3", table["title"]), _table(table["head"], rows)]
 
 
 def _figures(records: Sequence[Row]) -> list[Element]:

@@ -115,10 +115,15 @@ class BenchmarkResult:
     claims: list[Claim] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     series: list[Series] = field(default_factory=list)
+    tables: list[Row] = field(default_factory=list)
+
+    def table(self, title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Words and figures that are neither records nor ratios: ``{"title", "head": [text], "rows": [[text]]}``."""
+        self.tables.append({"title": title, "head": list(head), "rows": [list(row) for row in rows]})
 
     def forget(self) -> None:
         """Empty again: what was found is about to be said anew, with more slices."""
-        for part in (self.records, self.ratios, self.claims, self.notes, self.series):
+        for part in (self.records, self.ratios, self.claims, self.notes, self.series, self.tables):
             part.clear()
 
     def take(self, samples: Samples, name: str, who: dict[str, str], point: Row, metrics: Iterable[str] = (), **more: Any) -> None:
@@ -154,7 +159,7 @@ class BenchmarkResult:
         return {
             "title": self.title, "about": self.about, "records": self.records, "ratios": self.ratios,
             "claims": [claim.plain() for claim in self.claims], "notes": self.notes,
-            "series": [series.plain() for series in self.series],
+            "series": [series.plain() for series in self.series], "tables": self.tables,
         }  # fmt: skip
 
 

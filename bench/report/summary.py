@@ -15,6 +15,7 @@ def tables(results: Row) -> Group:
     parts: list[Table | Text] = []
     for benchmark in results["benchmarks"].values():
         parts.append(Text(f"\n{benchmark['title']}", style="bold"))
+        parts += [words(table) for table in benchmark.get("tables", [])]
         if benchmark["records"]:
             parts.append(_figures_table(benchmark["records"]))
         parts += [Text(f"  {claim_line(claim)}") for claim in benchmark["claims"]]
@@ -31,6 +32,16 @@ def claim_line(claim: Row) -> str:
     aa = f", A/A {span(*claim['aa'])}" if claim["aa"] else ""
     verdict = f"{MARKS.get(claim['verdict'], '')} {claim['verdict']}"
     return f"{verdict}: {claim['text']}: {figure}{interval}, {claim['target']}{aa}; {claim['reason']}"
+
+
+def words(table: Row) -> Table:
+    """A table of a benchmark's own (`BenchmarkResult.table`)."""
+    shown = Table(title=table["title"], title_justify="left", header_style="bold", pad_edge=False, box=None)
+    for title in table["head"]:
+        shown.add_column(title, overflow="fold")
+    for row in table["rows"]:
+        shown.add_row(*map(Text, row))
+    return shown
 
 
 def _figures_table(records: Sequence[Row]) -> Table:

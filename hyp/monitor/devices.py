@@ -30,6 +30,7 @@ class Devices:
         self.toolstack_ready: asyncio.Future[None] = loop.create_future()
         self.nic: Channel | None = None
         self.toolstack: Channel | None = None
+        self._engine_regions: list[Region] = []
         self._engine_pages: list[Mapping] = []
         self._engine_upcalls: list[Upcall] = []
         self._past_batch = Upcall()  # engines signal here that they are past a batch
@@ -41,11 +42,16 @@ class Devices:
 
     def add_engine(self, page: Region, upcall: Upcall) -> int:
         """Take up one engine of the NIC; returns the eventfd by which it says that it is past a batch."""
+        self._engine_regions.append(page)
         self._engine_pages.append(Mapping(page.fd, page.size, writable=False))
         self._engine_upcalls.append(upcall)
         eventfd = new_eventfd()
         self._past_batch.deliver(eventfd, len(self._engine_pages))
         return eventfd
+
+    def engine_page(self, index: int) -> int:
+        """A read-only descriptor of an engine's page, for who waits for its epoch. The caller closes it."""
+        return self._engine_regions[index].readonly_fd()
 
     async def call(self, op: str, /, fds: tuple[int, ...] = (), **args: Any) -> Reply:
         """A request to the NIC."""

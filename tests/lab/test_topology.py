@@ -72,6 +72,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "address": None,
                 "mtu": 1500,
                 "persistent_grants": False,
+                "iommu": "persistent",
             }
         ],
         "workload": [],

@@ -13,6 +13,7 @@ store {op, path, value}       "read", "write", "directory", "rm" as the guest: t
 from typing import Any
 
 from domu.frontends import split
+from domu.frontends.split_state import BACKEND
 from domu.guest import Guest
 from hyp.abi.grant import GTF_PERMIT_ACCESS, PAGE_BYTES
 from hyp.memory import Mapping
@@ -36,9 +37,9 @@ class Driven(Poster):
     async def setup(self, start: int) -> dict[str, str]:
         for ring in self._rings.values():
             ring.begin(start)
-        self._write_entries([[split.FIRST_REF + k, GTF_PERMIT_ACCESS, split.BACKEND, self._first_page + k] for k in range(2)])
+        self._write_entries([[split.FIRST_REF + k, GTF_PERMIT_ACCESS, BACKEND, self._first_page + k] for k in range(2)])
         if self._port == 0:
-            call = self._guest.hyp.call("evtchn_alloc_unbound", remote=split.BACKEND, upcall=self._guest.upcall)
+            call = self._guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=self._guest.upcall)
             self._port = int((await call).value["port"])
         nodes = {"tx-ring-ref": split.FIRST_REF, "rx-ring-ref": split.FIRST_REF + 1, "event-channel": self._port}
         return {name: str(value) for name, value in {**nodes, "request-rx-copy": 1, "feature-rx-notify": 1}.items()}

@@ -189,13 +189,13 @@ class Guest:
 
     def take_frame(self) -> tuple[int, int, bytes]:
         """Wait for a received frame of any number of buffers: (flags of its first fragment without MORE, segment size, bytes)."""
-        fragments, first = [], None
-        while first is None or int(cqe["flags"]) & DESC_MORE:
+        cqes, fragments = list[Any](), list[bytes]()
+        while not cqes or int(cqes[-1]["flags"]) & DESC_MORE:
             cqe = next(self._completions(self.rcq, "rcq_cons", "rcq_event", 1))
             assert int(cqe["status"]) == STATUS_OK
-            first = cqe if first is None else first
+            cqes.append(cqe)
             fragments.append(self.read(int(self.rq[int(cqe["index"]) % self.entries]["addr"]), int(cqe["length"])))
-        return int(first["flags"]) & ~DESC_MORE, int(first["segment"]), b"".join(fragments)
+        return int(cqes[0]["flags"]) & ~DESC_MORE, int(cqes[0]["segment"]), b"".join(fragments)
 
     def send_chain(self, fragments: Sequence[bytes], flags: int = 0, segment: int = 0) -> None:
         """Post a frame in fragments, each in its slot's page, the last one signalled; ring. `flags`, `segment`: its offloads."""
