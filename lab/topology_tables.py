@@ -287,6 +287,13 @@ class Guest(Table):
     offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
     iommu: str = "persistent"
 
+    @field_validator("offloads")
+    @classmethod
+    def _jumbo_with_fragments(cls, offloads: tuple[str, ...], info: Info) -> tuple[str, ...]:
+        if info.data.get("mtu", 0) > DEFAULT_MTU and "sg" not in offloads:
+            raise ValueError(f'an mtu of {info.data["mtu"]} needs "sg": no more than one of {DEFAULT_MTU} fits into a buffer')
+        return offloads
+
     @field_validator("path")
     @classmethod
     def _known_path(cls, path: str) -> str:

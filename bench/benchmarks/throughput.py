@@ -15,11 +15,14 @@ from bench.floor import Floor
 from bench.method.claims import Claim
 from bench.method.contenders import (
     DIRECTIONS,
+    ETHERNET_HEADER,
+    FROM_WIRE,
     TO_WIRE,
     LabBench,
     LivePeers,
     cpus_of,
     floor_stream,
+    mtu_for,
     probe_of,
     who,
 )
@@ -30,6 +33,7 @@ from bench.method.slices import Contender, Probe, interleave
 from bench.method.study import Point, Question, study
 from bench.method.verdicts import MISSED
 from bench.report.results import BenchmarkResult, Row, Series
+from hyp.abi.sizes import FRAME_BUFFER
 from lab.figures import short
 
 RATES = ("mpps", "mframes_per_cpu_s")
@@ -48,7 +52,8 @@ WORKING_SET_FRAME = 1500
 
 TITLE = "Throughput"
 ABOUT = (
-    "Verified frames per second at the receiver. Every byte is written, copied by the device and checksummed, on the floor (a bare "
+    "Verified frames per second at the receiver. Frames of 9000 B need an MTU of 9000 and a front end that takes fragments, those of "
+    "64 KiB are cut into segments by the device (or by the guest, where it is given no offloads). Every byte is written, copied by the device and checksummed, on the floor (a bare "
     "ring between two processes) as on the paths. On one core the figure to look at is frames per CPU-second: no path gains from "
     "having another core for its work."
 )
@@ -64,12 +69,12 @@ async def measure(result: BenchmarkResult, options: Options, progress: Steps, di
     sweep = sweep and "bypass" in options.paths and "all" in options.core_sets
     measured: list[Point] = []
     missing: list[str] = []
-    async with LabBench("throughput", options.paths) as lab, Floor(2) as floor:
+    async with LabBench("throughput", options.paths, mtu=(mtu := mtu_for(options.frames))) as lab, Floor(2) as floor:
         part = parts(progress, [*options.core_sets, *(["working set"] if sweep else [])])
         for cores in options.core_sets:
             async with LivePeers(options.peers, cpus_of(cores)) as peers:
                 with probe_of(cores) as probe:
-                    places = [(cores, way, frame) for way in directions for frame in options.frames]
+                    places = [(cores, way, frame) for way in directions for frame in options.frames if can_go(way, frame, mtu)]
                     points = [_point(options, lab, floor, peers, place, probe) for place in places]
                     measured += points
                     await study(
@@ -84,11 +89,16 @@ async def measure(result: BenchmarkResult, options: Options, progress: Steps, di
     _plots(result, options, directions)
 
 
+def can_go(way: str, frame: int, mtu: int) -> bool:
+    """What is beyond the wire sends no frames that would have to be cut."""
+    return way != FROM_WIRE or frame <= mtu + ETHERNET_HEADER
+
+
 def _point(options: Options, lab: LabBench, floor: Floor, peers: LivePeers, place: tuple[str, str, int], probe: Probe) -> Point:
     """All contenders at one core set, direction and frame size."""
     cores, way, frame = place
     contenders = [lab.stream(path, way, frame) for path in options.paths]
-    if way == TO_WIRE:
+    if way == TO_WIRE and frame <= FRAME_BUFFER:
         contenders.append(floor_stream(floor, frame, cpus_of(cores)))
         if peers.live:
             contenders += peers.contenders()
@@ -97,7 +107,7 @@ def _point(options: Options, lab: LabBench, floor: Floor, peers: LivePeers, plac
 
     async def arrange() -> None:
         lab.use(cores)
-        if way == TO_WIRE:
+        if way == TO_WIRE and frame <= FRAME_BUFFER:
             await peers.set_frame(frame)
 
     where: Row = {"direction": way, "frame": frame, "cores": cores}

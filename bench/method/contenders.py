@@ -17,6 +17,7 @@ from bench.method.samples import Slice
 from bench.method.slices import Contender, Kind
 from bench.peers import Peer, PeerError, peer_class
 from bench.report.results import Row
+from hyp.abi.nic import DEFAULT_MTU, MAX_MTU
 from hyp.paths import PATHS
 from lab.owner import Lab
 from lab.placement import Placement
@@ -24,6 +25,7 @@ from lab.workloads import WIRE, Runner, Workload
 
 TO_WIRE, FROM_WIRE, BETWEEN = "guest→wire", "wire→guest", "guest→guest"
 DIRECTIONS = (TO_WIRE, FROM_WIRE, BETWEEN)
+ETHERNET_HEADER = 14
 GUEST_RAM = 8 << 20
 FIRST_TRIALS, TRIALS, TRIAL_S = 2, 5, 0.05
 
@@ -40,18 +42,30 @@ def guest_names(path: str, guests: int) -> list[str]:
 
 
 def topology(
-    name: str, paths: Iterable[str], guests: int = 2, queue: int = 256, others: Iterable[Row] = (), **more: Any
+    name: str,
+    paths: Iterable[str],
+    guests: int = 2,
+    queue: int = 256,
+    others: Iterable[Row] = (),
+    mtu: int = DEFAULT_MTU,
+    **more: Any,
 ) -> dict[str, Any]:
     """A topology for measuring: `guests` guests on each path, queues of `queue` descriptors. `others`: more `[[guest]]` tables."""
     from lab.topology import parse
 
     named = [(path, guest) for path in paths for guest in guest_names(path, guests)]
     ram = max(GUEST_RAM, 8192 * queue)  # two pools of 2112 B buffers, and what goes with them
-    tables = [{"name": guest, "path": path, "memory": ram} for path, guest in named]
+    tables = [{"name": guest, "path": path, "memory": ram, "mtu": mtu} for path, guest in named]
     tables += [{"memory": ram, **guest} for guest in others]
     dom0 = {"memory": max(32 << 20, 16384 * queue)}
-    nic = {"queue": queue, **more.pop("nic", {})}
+    nic = {"queue": queue, "mtu": mtu, **more.pop("nic", {})}
     return parse({"name": name, "nic": nic, "dom0": dom0, "guest": tables, **more}).plain()
+
+
+def mtu_for(frames: Iterable[int]) -> int:
+    """The MTU at which frames of these sizes can be sent: the largest, if one is longer than usual and not to be segmented anyway."""
+    jumbo = any(DEFAULT_MTU + ETHERNET_HEADER < frame <= MAX_MTU + ETHERNET_HEADER for frame in frames)
+    return MAX_MTU if jumbo else DEFAULT_MTU
 
 
 def run_name(purpose: str, pid: int) -> str:

@@ -19,6 +19,7 @@ BENCHMARKS = {
     "cost": "bench.benchmarks.cost",
     "openloop": "bench.benchmarks.openloop",
     "price": "bench.benchmarks.price",
+    "offloads": "bench.benchmarks.offloads",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""

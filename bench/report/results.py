@@ -25,6 +25,7 @@ POINT = (
     "engines",
     "ablation",
     "placement",
+    "offloads",
 )  # where they were measured
 LESS_COMMON = tuple(part for part in POINT if part not in ("direction", "frame"))
 
