@@ -22,8 +22,7 @@ from pydantic import ValidationInfo as Info
 
 from domu.programs.table import NAMED, program_of, those
 from hyp.abi.features import OFFLOADS
-from hyp.abi.nic import DEFAULT_MTU, MAX_MTU
-from hyp.abi.sizes import MAX_ENGINES, MAX_GBPS, MAX_PRICE, MIN_GBPS, PAGE
+from hyp.abi.sizes import DEFAULT_MTU, MAX_ENGINES, MAX_GBPS, MAX_MTU, MAX_PRICE, MIN_GBPS, PAGE
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
@@ -292,6 +291,8 @@ class Guest(Table):
     def _jumbo_with_fragments(cls, offloads: tuple[str, ...], info: Info) -> tuple[str, ...]:
         if info.data.get("mtu", 0) > DEFAULT_MTU and "sg" not in offloads:
             raise ValueError(f'an mtu of {info.data["mtu"]} needs "sg": no more than one of {DEFAULT_MTU} fits into a buffer')
+        if info.data.get("mtu", 0) > DEFAULT_MTU and info.data.get("program") == "tap":
+            raise ValueError(f'an mtu of more than {DEFAULT_MTU} is for program = "traffic" only')
         return offloads
 
     @field_validator("path")

@@ -115,7 +115,7 @@ FACTS = [
     fact(HYPERCALLS, rf"Our front end waits {N} s for each state", split.HANDSHAKE_TIMEOUT_S),
     fact(NETIF, rf"Our own front end waits {N} s for each answer", split.HANDSHAKE_TIMEOUT_S),
     fact(NETIF, rf"`multi-queue-max-queues` {N},", vif_connection.QUEUES),
-    fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frames.MIN_TEST_FRAME, tables.MAX_WORKLOAD_FRAME),
+    fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frames.MIN_TEST_FRAME, nic.MAX_MTU + tables.HEADER),
     fact(NETIF, rf"Bit 14: only the first {N} bytes", frames.COVERED),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
     fact(HYPERCALLS, rf"references below {N} are reserved", grant.NR_RESERVED_ENTRIES),

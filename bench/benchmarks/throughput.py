@@ -52,10 +52,10 @@ WORKING_SET_FRAME = 1500
 
 TITLE = "Throughput"
 ABOUT = (
-    "Verified frames per second at the receiver. Frames of 9000 B need an MTU of 9000 and a front end that takes fragments, those of "
-    "64 KiB are cut into segments by the device (or by the guest, where it is given no offloads). Every byte is written, copied by the device and checksummed, on the floor (a bare "
+    "Verified frames per second at the receiver. Every byte is written, copied by the device and checksummed, on the floor (a bare "
     "ring between two processes) as on the paths. On one core the figure to look at is frames per CPU-second: no path gains from "
-    "having another core for its work."
+    "having another core for its work. Frames of 9000 B go in fragments, where the MTU is 9000; those of 64 KiB are TCP's, cut into "
+    "segments by the device, or by a guest whose path has no offloads."
 )
 
 

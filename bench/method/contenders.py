@@ -63,7 +63,7 @@ def topology(
 
 
 def mtu_for(frames: Iterable[int]) -> int:
-    """The MTU at which frames of these sizes can be sent: the largest, if one is longer than usual and not to be segmented anyway."""
+    """The MTU at which frames of these sizes can be sent: the largest, if one is longer than usual and no longer than that."""
     jumbo = any(DEFAULT_MTU + ETHERNET_HEADER < frame <= MAX_MTU + ETHERNET_HEADER for frame in frames)
     return MAX_MTU if jumbo else DEFAULT_MTU
 

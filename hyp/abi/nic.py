@@ -49,7 +49,9 @@ from typing import Final
 import numpy as np
 
 from hyp.abi.fragment import MORE, SIGNALED
+from hyp.abi.sizes import DEFAULT_MTU as DEFAULT_MTU
 from hyp.abi.sizes import MAX_ENGINES as MAX_ENGINES
+from hyp.abi.sizes import MAX_MTU as MAX_MTU
 from hyp.abi.sizes import PAGE as PAGE
 from hyp.abi.sizes import QUEUE_ENTRY
 
@@ -95,8 +97,6 @@ MAX_FRAME: Final = 0xFFFF
 """Of a frame to be segmented, as netif's length field has it. What is not may have `LINK_HEADER` bytes more than the NIC's MTU."""
 LINK_HEADER: Final = 18
 """Bytes of Ethernet header, a VLAN tag included."""
-DEFAULT_MTU: Final = 1500
-MAX_MTU: Final = 9000
 MAX_LONE_FRAME: Final = PAGE - 64
 """Of one that a device model or a hypercall takes as one piece."""
 MAX_FRAGMENTS: Final = 36

@@ -6,6 +6,8 @@ Buffers are not powers of two, or begin at one of several *colours*, so that the
 from typing import Final
 
 PAGE: Final = 4096
+DEFAULT_MTU: Final = 1500
+MAX_MTU: Final = 9000
 QUEUE_ENTRY: Final = 16  # a descriptor or a completion of the NIC (hyp/abi/nic.py)
 
 FRAME_BUFFER: Final = 2048 + 64
