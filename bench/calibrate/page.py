@@ -33,7 +33,7 @@ def tell(
 ) -> None:
     """Put it into `result`. `ratios`: of each of the target's rows, measured at price 0 and at the prices."""
     _beside(result, target, found, ratios)
-    _prices(result, profile, free, found)
+    _prices(result, profile, free, found, any(row.fitted for row in rows))
     _counts(result, target, rows)
     _moved(result, target, free, found, moved)
     left = [
@@ -91,9 +91,10 @@ def _log(value: float | None) -> str:
     return "–" if value is None else f"{value:+.3f}"
 
 
-def _prices(result: BenchmarkResult, profile: Profile, free: Sequence[Parameter], found: Fit) -> None:
+def _prices(result: BenchmarkResult, profile: Profile, free: Sequence[Parameter], found: Fit, fitted: bool) -> None:
+    chosen = "fitted in" if fitted else "nothing is fitted: the middle of"
     ranges, spun = {one.name: one for one in free}, found.spun(profile)
-    table = [(MACHINE, short(found.machine), f"fitted in {ranges[MACHINE].low:g} to {ranges[MACHINE].high:g}", "–",
+    table = [(MACHINE, short(found.machine), f"{chosen} {ranges[MACHINE].low:g} to {ranges[MACHINE].high:g}", "–",
               "how many times longer the lab's own work takes there")]  # fmt: skip
     for name in OPERATIONS:
         if name in profile.costs:
@@ -104,7 +105,7 @@ def _prices(result: BenchmarkResult, profile: Profile, free: Sequence[Parameter]
         elif name in ranges:
             one = ranges[name]
             table.append(
-                (name, short(found.values[name]), f"fitted in {one.low:g} to {one.high:g}", str(spun[name]), profile.free[name].why)
+                (name, short(found.values[name]), f"{chosen} {one.low:g} to {one.high:g}", str(spun[name]), profile.free[name].why)
             )
     title = f"Prices: profile {profile.name} ({profile.title})"
     result.table(title, ("operation", "there", "how", "spun here (÷ machine)", "source, or why there is none"), table)
