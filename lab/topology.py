@@ -167,10 +167,7 @@ def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list
 
 
 def _check_frames(reader: _Reader, wire: Wire, guests: Iterable[Guest], workloads: dict[int, Workload]) -> None:
-    """No frame of a workload is longer than the MTU of a guest that sends or receives it, unless it is a stream's: those are cut.
-
-    What is cut is sent by a guest (hyp/load/tcp.py), and of the program that knows how.
-    """
+    """No frame is longer than the MTU of a guest that sends or receives it, unless a guest's stream: those are cut (hyp/load/tcp.py)."""
     mtu = {guest.name: guest.mtu for guest in guests}
     frames = [
         (f"workload[{index}].frame", load.frame, (load.from_, load.to), load.kind == "stream" and load.from_ != WIRE)
@@ -180,6 +177,13 @@ def _check_frames(reader: _Reader, wire: Wire, guests: Iterable[Guest], workload
         for peer in peers:
             if peer in mtu and frame > (longest := mtu[peer] + HEADER) and not cut:
                 reader.refuse(key, f"{frame} bytes are too long for guest {peer!r}, whose mtu allows {longest}")
+
+
+def _check_mtu(reader: _Reader, nic: Nic | None, guests: dict[int, Guest]) -> None:
+    """No guest sends what the NIC would not take."""
+    for index, guest in guests.items():
+        if nic is not None and guest.mtu > nic.mtu:
+            reader.refuse(f"guest[{index}].mtu", f"{guest.mtu} is more than nic.mtu = {nic.mtu}")
 
 
 def _check_room(reader: _Reader, nic: Nic | None, dom0: Dom0 | None, guests: dict[int, Guest]) -> None:
@@ -240,6 +244,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
     _check_guests(reader, guest_tables, wire)
     _check_workloads(reader, load_tables, guest_tables)
     _check_frames(reader, wire, guests.values(), loads)
+    _check_mtu(reader, parts["nic"], guests)
     _check_room(reader, parts["nic"], parts["dom0"], guests)
     _check_iommu(reader, parts["memory"], guests)
     # Parts that are not sound stand as their defaults here: what is left to find are a bad name and unknown keys.

@@ -24,6 +24,7 @@ from hyp.atomics import load64, store64
 from hyp.counters import count
 from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
+from hyp.load.frames import is_test_frame, verify
 from hyp.load.schedule import schedule_at
 from hyp.load.tcp import verify_frame
 from hyp.offload.frame import frame_at, is_simple, one_piece, piece_addr, set_piece, write_whole
@@ -176,12 +177,28 @@ def end_outbound(e):
     count(w.counts, RX_BYTES, total)
     if w.mode == SINK:
         trackers, counts, buffers, lengths, now = e.trackers, w.counts, w.buffers, w.lengths, e.now  # in registers
-        end = w.next
+        end, others = w.next, 0
         for k in range(end - frames, end):
             slot = k & (WIRE_BUFFERS - 1)
             length = load64(lengths + 8 * slot)
             buffer = buffers + slot * LARGEST_FRAME_BUFFER if length <= LARGEST_FRAME_BUFFER else w.jumbos + slot * JUMBO_BUFFER
-            verify_frame(trackers, counts, buffer, length, 0, now)
+            if is_test_frame(buffer, length):
+                verify(trackers, counts, buffer, length, now)
+            else:
+                others += 1
+        if others > 0:
+            _look_at_others(e, w, frames)
+
+
+@outlined
+def _look_at_others(e, w, frames):
+    """The sink's second look, at those of the last `frames` that are no simple test frames: the loop above has no call in it."""
+    for k in range(w.next - frames, w.next):
+        slot = k & (WIRE_BUFFERS - 1)
+        length = load64(w.lengths + 8 * slot)
+        buffer = buffer_for(w, slot, length)
+        if not is_test_frame(buffer, length):
+            verify_frame(e.trackers, w.counts, buffer, length, 0, e.now)
 
 
 @compiled

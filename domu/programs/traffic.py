@@ -297,16 +297,25 @@ def _send_stream(p, d):
     if n < want:
         return min(n, 0)  # wait for room for a whole burst: small ones cost a hand-over each
     head0, head1 = head_words(p.destination, d.mac, ETHERTYPE_WIRE << 32)
-    scheduled = s.pps != 0
-    for k in range(n):
-        due = stamp(s) if scheduled else 0
-        write_test_frame(frame_addr(d.tx, k), p.length, head0, head1, p.stream, p.sequence, due)
-        set_word(d.tx, k, p.length)
-        if scheduled:
-            frame_sent(s, p.now)
-        p.sequence += 1
+    if s.pps != 0:
+        _write_scheduled(p, d, s, n, head0, head1)
+    else:
+        burst, length, stream, sequence = d.tx, p.length, p.stream, p.sequence  # in registers: a store to a buffer might alias
+        for k in range(n):
+            write_test_frame(frame_addr(burst, k), length, head0, head1, stream, sequence + k, 0)
+            set_word(burst, k, length)
+    p.sequence += n
     p.left -= n
     return tx_commit(p.device, n)
+
+
+@outlined
+def _write_scheduled(p, d, s, n, head0, head1):
+    """Write the next `n` frames of an open-loop stream, each stamped with the time at which it is due."""
+    for k in range(n):
+        write_test_frame(frame_addr(d.tx, k), p.length, head0, head1, p.stream, p.sequence + k, stamp(s))
+        set_word(d.tx, k, p.length)
+        frame_sent(s, p.now)
 
 
 @compiled
