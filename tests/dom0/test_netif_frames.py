@@ -12,8 +12,8 @@ pytestmark = pytest.mark.usefixtures("warm")
 
 ALL, LESS, NO = '["sg", "csum", "tso"]', '["sg", "csum"]', "[]"
 GUESTS: Final = {
-    "whole": ("split", ALL), "fill": ("split", '["sg"]'), "cut": ("split", LESS), "lone": ("split", '["csum"]'), "plain": ("split", NO),
-    "carl": ("bypass", ALL), "dora": ("bypass", NO),
+    "whole": ("split", ALL), "cut": ("split", LESS), "fill": ("split", '["sg"]'), "lone": ("split", '["csum"]'),
+    "plain": ("split", NO), "carl": ("bypass", ALL), "dora": ("bypass", NO),
 }  # fmt: skip
 """Name, path, offloads."""
 FRAMES: Final = 150
@@ -43,8 +43,8 @@ PAIRS: Final = [
     if one != other and "split" in (GUESTS[one][0], GUESTS.get(other, ("",))[0])
 ]
 FEW: Final = [
-    ("whole", "cut"), ("whole", "plain"), ("whole", "fill"), ("whole", "carl"), ("whole", "dora"), ("whole", "wire"), ("carl", "whole"),
-    ("carl", "cut"), ("carl", "plain"), ("cut", "whole"), ("plain", "whole"), ("plain", "wire"),
+    ("whole", "cut"), ("whole", "plain"), ("whole", "fill"), ("whole", "carl"), ("whole", "dora"), ("whole", "wire"),
+    ("carl", "whole"), ("carl", "cut"), ("carl", "plain"), ("cut", "whole"), ("plain", "whole"), ("plain", "wire"),
 ]  # fmt: skip
 
 
@@ -56,5 +56,20 @@ def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, persistent: 
             for one, other in pairs:
                 print(one, other)
                 check(await runner.run(workload("stream", one, other, 65535, frames=FRAMES)))
+
+    run(main())
+
+
+JUMBO: Final = [("whole", "cut"), ("cut", "fill"), ("whole", "carl"), ("carl", "fill"), ("cut", "wire"), ("carl", "whole")]
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
+def test_jumbo_frames_are_chains(tmp_path: Path, persistent: bool) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "jumbo", lab(persistent, mtu=9000)) as runner:
+            for one, other in JUMBO:
+                for frame in (9014, 65535):
+                    print(one, other, frame)
+                    check(await runner.run(workload("stream", one, other, frame, frames=FRAMES)))
 
     run(main())
