@@ -167,7 +167,7 @@ def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list
 
 
 def _check_frames(reader: _Reader, wire: Wire, guests: Iterable[Guest], workloads: dict[int, Workload]) -> None:
-    """No frame is longer than the MTU of a guest that sends or receives it, unless a guest's stream: those are cut (hyp/load/tcp.py)."""
+    """No frame is longer than the MTU of a guest at either end, but for guests' streams: they are cut (hyp/load/tcp.py)."""
     mtu = {guest.name: guest.mtu for guest in guests}
     frames = [
         (f"workload[{index}].frame", load.frame, (load.from_, load.to), load.kind == "stream" and load.from_ != WIRE)

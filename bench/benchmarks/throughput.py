@@ -54,8 +54,8 @@ TITLE = "Throughput"
 ABOUT = (
     "Verified frames per second at the receiver. Every byte is written, copied by the device and checksummed, on the floor (a bare "
     "ring between two processes) as on the paths. On one core the figure to look at is frames per CPU-second: no path gains from "
-    "having another core for its work. Frames of 9000 B go in fragments, where the MTU is 9000; those of 64 KiB are TCP's, cut into "
-    "segments by the device, or by a guest whose path has no offloads."
+    "having another core for its work. Frames of 9000 B go in fragments, where the MTU is 9000; those of 64 KiB are TCP's, cut "
+    "into segments by the device, or by a guest whose path has no offloads."
 )
 
 

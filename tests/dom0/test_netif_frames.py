@@ -59,3 +59,18 @@ def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, persistent: 
                 check(await runner.run(workload("stream", one, other, 65535, frames=FRAMES)))
 
     run(main())
+
+
+JUMBO: Final = [("whole", "cut"), ("cut", "fill"), ("whole", "carl"), ("carl", "fill"), ("cut", "wire"), ("carl", "whole")]
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
+def test_jumbo_frames_are_chains(tmp_path: Path, persistent: bool) -> None:
+    async def main() -> None:
+        async with running(tmp_path, "jumbo", lab(persistent, mtu=9000)) as runner:
+            for one, other in JUMBO:
+                for frame in (9014, 65535):
+                    print(one, other, frame)
+                    check(await runner.run(workload("stream", one, other, frame, frames=FRAMES)))
+
+    run(main())

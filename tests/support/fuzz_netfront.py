@@ -7,6 +7,9 @@ transmit {entries, frames, requests}   frames to write: [address, length, to, st
 post {entries, requests, quiet}        receive requests: [id, gref]; quiet: without an event
 received {count, frames}               waits for so many receive responses: [[id, offset, status, whole], …]. whole: the page has
                                        the frame that was expected in it: [page, from, length, stream, sequence]
+slots {writes, slots}                  [address, bytes] to write into RAM; transmit slots, as bytes. Answers as `transmit` does
+responses {count}                      waits for so many receive responses, as bytes
+read {at, length}                      bytes of RAM
 overrun {ring}                         claim more requests of ring "tx" or "rx" than it has
 pools {}                               {"tx", "rx": first frame of the pool, "ram": frames of RAM}
 """
@@ -57,9 +60,12 @@ class RingEnd:
 
     def post(self, requests: "list[tuple[int, ...]]") -> None:
         """Write requests, then publish them."""
-        for request in requests:
-            row = np.array([request], self._request)
-            self._slot(self.produced, self._request.itemsize)[:] = row.view(np.uint8)
+        self.post_raw([np.array([request], self._request).tobytes() for request in requests])
+
+    def post_raw(self, slots: list[bytes]) -> None:
+        """The same, of slots."""
+        for slot in slots:
+            self._slot(self.produced, self._request.itemsize)[:] = np.frombuffer(slot, np.uint8)
             self.produced = (self.produced + 1) % WRAP
         fence()
         self._words[REQ_PROD // 4] = self.produced
@@ -74,10 +80,13 @@ class RingEnd:
 
     def take(self, count: int) -> list[tuple[int, ...]]:
         """The next responses, field by field."""
+        return [tuple(int(value) for value in np.frombuffer(raw, self._response)[0]) for raw in self.take_raw(count)]
+
+    def take_raw(self, count: int) -> list[bytes]:
+        """The same, as bytes."""
         found = []
         for _ in range(count):
-            raw = self._slot(self.consumed, self._response.itemsize).tobytes()
-            found.append(tuple(int(value) for value in np.frombuffer(raw, self._response)[0]))
+            found.append(self._slot(self.consumed, self._response.itemsize).tobytes())
             self.consumed = (self.consumed + 1) % WRAP
         return found
 
@@ -101,7 +110,7 @@ class Poster:
             "rx": RingEnd(page + PAGE_BYTES, split.RX_SLOTS, RX_REQUEST, RX_RESPONSE),
         }
         self._pools = {"tx": int(row["tx_pool"]) // PAGE_BYTES, "rx": int(row["rx_pool"]) // PAGE_BYTES}
-        for op in (self.pools, self.transmit, self.post, self.received, self.overrun):
+        for op in (self.pools, self.transmit, self.post, self.received, self.slots, self.responses, self.read, self.overrun):
             process.serve(op.__name__, op)
 
     def pools(self) -> dict[str, int]:
@@ -117,10 +126,13 @@ class Poster:
         os.eventfd_write(self._event_fd, 1)
 
     async def _answers(self, ring: RingEnd, count: int) -> list[tuple[int, ...]]:
+        await self._answered(ring, count)
+        return ring.take(count)
+
+    async def _answered(self, ring: RingEnd, count: int) -> None:
         upto = (ring.consumed + count) % WRAP
         while not ring.are_answered(upto):
             await asyncio.to_thread(sleep_until_event, self._epoll, 100_000_000)
-        return ring.take(count)
 
     async def transmit(self, entries: list[list[int]], frames: list[list[Any]], requests: list[list[int]]) -> list[Any]:
         for at, length, to, stream, sequence in frames:
@@ -148,6 +160,21 @@ class Poster:
             frame = compose(self._mac, sender, length, stream, sequence)
             found.append([number, offset, status, self._ram[at : at + length].tobytes() == frame])
         return found
+
+    async def slots(self, writes: list[list[Any]], slots: list[bytes]) -> list[Any]:
+        for at, content in writes:
+            self._ram[at : at + len(content)] = np.frombuffer(content, np.uint8)
+        ring = self._rings["tx"]
+        ring.post_raw(slots)
+        self._tell()
+        return await self._answers(ring, len(slots))
+
+    async def responses(self, count: int) -> list[bytes]:
+        await self._answered(self._rings["rx"], count)
+        return self._rings["rx"].take_raw(count)
+
+    def read(self, at: int, length: int) -> bytes:
+        return self._ram[at : at + length].tobytes()
 
     def overrun(self, ring: str) -> None:
         self._rings[ring].overrun()

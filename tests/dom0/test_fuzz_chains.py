@@ -1,0 +1,447 @@
+"""netif frames of any number of slots, sound ones and lies in any mixture, against a slow model of netback, byte for byte.
+
+bert posts the slots that he is told (tests/support/fuzz_netfront.py), to guests who have accepted different features and post as
+many receive requests as the model says. The model reads the slots as Xen's io/netif.h has them, and knows what becomes of a packet
+from tests/support/plain_packets.py. Both agree on each response, on every byte that arrives, on each drop and fault.
+"""
+
+import asyncio
+import struct
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from hypothesis import strategies as st
+
+from domu.frontends.split import RX_REF, TX_REF
+from hyp.abi.counters import DROPS, FAULTS
+from hyp.abi.grant import GTF_PERMIT_ACCESS, PAGE_BYTES
+from hyp.abi.netif import RSP_ERROR, RSP_NULL, RSP_OKAY
+from hyp.abi.nic import mac_to_int
+from lab import owner
+from lab.plan import MODULES
+from lab.plan import plan as honest_plan
+from lab.workloads import Runner
+from tests.lab.test_paths import running
+from tests.support.drivers import header
+from tests.support.fuzz import TIERS, fuzz
+from tests.support.labs import run, until, workload
+from tests.support.plain_packets import ETHERNET, TCP, UDP, Packet, read
+
+pytestmark = pytest.mark.usefixtures("warm")
+
+ROLE: Final = "tests.support.fuzz_netfront"
+RECEIVERS: Final = {"whole": {"sg", "csum", "tso"}, "cut": {"sg", "csum"}, "fill": {"sg"}, "lone": {"csum"}, "plain": set[str]()}
+NAMES: Final = {column.name.lower() for column in (*DROPS, *FAULTS)}
+SLOTS: Final = 256
+INPUTS: Final = 60
+CSUM_BLANK, VALIDATED, MORE, EXTRA = 1, 2, 4, 8
+RX_VALIDATED, RX_BLANK = 1, 2
+BAD_GREF: Final = 2000
+
+
+# --- the model ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Delivery:
+    """One frame as its receiver gets it."""
+
+    content: bytes
+    flags: int = 0
+    extra: bytes = b""
+
+    @property
+    def slots(self) -> int:
+        return -(-len(self.content) // PAGE_BYTES) + (1 if self.extra else 0)
+
+
+@dataclass
+class Model:
+    """netback, of one vif that sends: `statuses` of its slots, `got` by its receivers, `counts` by name."""
+
+    most: int  # bytes of a frame that is not to be segmented
+    receivers: dict[bytes, str]  # MAC address → name: "wire" and one's own too
+    statuses: list[int] = field(default_factory=list)
+    got: dict[str, list[Delivery]] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def transmit(self, slots: list[bytes], pages: dict[int, bytearray]) -> None:
+        """All slots, whole frames of them. `pages` by grant reference."""
+        at = 0
+        while at < len(slots):
+            first, n_extras, n_rest = struct.unpack("<IHHHH", slots[at]), 0, 0
+            more = first[2] & EXTRA
+            while more:
+                n_extras += 1
+                more = slots[at + n_extras][1] & 1
+            more = first[2] & MORE
+            while more:
+                n_rest += 1
+                more = struct.unpack("<IHHHH", slots[at + n_extras + n_rest])[2] & MORE
+            extras = [struct.unpack("<BBHBBH", slot[:8]) for slot in slots[at + 1 : at + 1 + n_extras]]
+            rest = [struct.unpack("<IHHHH", slot) for slot in slots[at + 1 + n_extras : at + 1 + n_extras + n_rest]]
+            name = self._frame(first, extras, rest, pages)
+            self.counts.update(name.split())
+            status = RSP_ERROR if name and "same_port" not in name and "small_buffer" not in name else RSP_OKAY
+            self.statuses += [status] + [RSP_NULL] * n_extras + [status] * n_rest
+            at += 1 + n_extras + n_rest
+
+    def _frame(self, first: Any, extras: list[Any], rest: list[Any], pages: dict[int, bytearray]) -> str:
+        """Deliver a frame; "" or the names under which it is counted."""
+        if fault := self._fault(first, extras, rest):
+            return fault
+        gso = extras[-1] if extras else None
+        total = first[4]
+        if gso is None and total > self.most:
+            return "drop_oversize"
+        sizes = [total - sum(one[4] for one in rest), *(one[4] for one in rest)]
+        if any(one[0] not in pages for one in [first, *rest]):
+            return "faults_grant drop_bad_address"
+        frame = b"".join(bytes(pages[one[0]][one[1] : one[1] + n]) for one, n in zip([first, *rest], sizes, strict=True))
+        blank = bool(first[2] & CSUM_BLANK) or gso is not None
+        if not blank:
+            return self._deliver(frame, [Delivery(frame)], [Delivery(frame)])
+        packet = read(frame)
+        if packet is None:
+            return "faults_offload drop_bad_frame"
+        padding = frame[len(packet.blank()) :]
+        if gso is None:
+            return self._deliver(frame, [Delivery(frame, RX_VALIDATED | RX_BLANK)], [Delivery(packet.filled() + padding)])
+        wanted = {4: 1, 6: 2}[packet.version]
+        if gso[3] != wanted or packet.protocol != TCP or padding or not packet.payload or gso[2] < 48:
+            return "faults_offload drop_bad_frame"
+        parts = packet.segments(gso[2])
+        if len(parts[0].blank()) > self.most:
+            return "drop_oversize"
+        extra = struct.pack("<BBHBBH", 1, 0, gso[2], wanted, 0, 0)
+        whole = Delivery(packet.blank(), RX_VALIDATED | RX_BLANK | EXTRA, extra)
+        blanks = [Delivery(part.blank(), RX_VALIDATED | RX_BLANK) for part in parts]
+        return self._deliver(frame, blanks, [Delivery(part.filled()) for part in parts], whole)
+
+    def _fault(self, first: Any, extras: list[Any], rest: list[Any]) -> str:
+        descriptor, chain, offload = (f"faults_{what} drop_bad_frame" for what in ("descriptor", "chain", "offload"))
+        if first[2] & ~15:
+            return descriptor
+        for k, (kind, _, size, gso, _, _) in enumerate(extras):
+            if k >= 4:
+                return chain
+            if kind != 1 or size == 0 or gso not in (1, 2):
+                return offload
+        for k, (_, offset, flags, _, size) in enumerate(rest):
+            if flags & ~15 or offset + size > PAGE_BYTES:
+                return descriptor
+            if size == 0 or k >= 17 or flags & EXTRA:
+                return chain
+        own = first[4] - sum(one[4] for one in rest)
+        if rest and own < ETHERNET:
+            return chain
+        return descriptor if own < ETHERNET or first[1] + own > PAGE_BYTES else ""
+
+    def _deliver(self, frame: bytes, blank: list[Delivery], filled: list[Delivery], whole: Delivery | None = None) -> str:
+        name = self.receivers[frame[:6]]
+        features = RECEIVERS.get(name)
+        if features is None:  # the wire, or its sender
+            self.got.setdefault(name, []).extend(filled)
+            return "drop_same_port" if name == "bert" else ""
+        frames = blank if "csum" in features else filled
+        if whole is not None and features == RECEIVERS["whole"]:
+            frames = [whole]
+        if len(frames[0].content) > PAGE_BYTES and "sg" not in features:
+            return "drop_small_buffer"
+        self.got.setdefault(name, []).extend(frames)
+        return ""
+
+
+# --- the frames --------------------------------------------------------------------------------------------------------
+
+TROUBLES: Final = (
+    "none", "unknown flag", "later extra", "empty", "many", "short size", "long size", "short head", "over page", "gref",
+    "extra type", "extras", "gso zero", "gso type", "gso small", "no packet", "wrong version", "unvalidated",
+)  # fmt: skip
+SHAPES: Final = st.fixed_dictionaries(
+    {
+        "to": st.sampled_from([*RECEIVERS] * 3 + ["wire", "bert"]),
+        "kind": st.sampled_from(["raw", "tcp4", "tcp4", "tcp6", "udp4", "udp6"]),
+        "gso": st.sampled_from([0, 0, 48, 536, 1448, 1460, 9000]),
+        "parts": st.integers(1, 40),
+        "octets": st.integers(0, 1500),
+        "cuts": st.lists(st.integers(1, PAGE_BYTES), max_size=17),
+        "offset": st.integers(0, PAGE_BYTES),
+        "options": st.sampled_from([0, 0, 12, 40]),
+        "flags": st.sampled_from([0x10, 0x19, 0x98]),
+        "sequence": st.sampled_from([0, 1, (1 << 32) - 1000]),
+        "trouble": st.sampled_from(["none"] * 20 + list(TROUBLES)),
+        "number": st.integers(0, 0xFFFF),
+    }
+)
+CASES: Final = st.lists(SHAPES, min_size=1, max_size=5)
+
+
+def content_of(shape: dict[str, Any], to: bytes, sender: bytes) -> tuple[bytes, int, int]:
+    """(frame, segment size, 1 if its checksum is blank)."""
+    kind, segment = shape["kind"], shape["gso"] if shape["kind"].startswith("tcp") else 0
+    size = min(segment * (shape["parts"] - 1) + shape["octets"] % (segment or 1501) + 1, 65000) if segment else shape["octets"]
+    payload = bytes((k * 7 + size + (k >> 8)) & 0xFF for k in range(size))
+    if kind == "raw" or shape["trouble"] == "no packet":
+        return to + sender + b"\x88\xb6" + payload, segment, 1 if shape["trouble"] == "no packet" else 0
+    packet = Packet(
+        to, sender, int(kind[-1]), TCP if kind.startswith("tcp") else UDP, payload, shape["sequence"], shape["number"],
+        shape["flags"], shape["options"] if kind.startswith("tcp") else 0,
+    )  # fmt: skip
+    if segment and shape["trouble"] == "unvalidated":  # a peer that doesn't say that the checksum is blank, and leaves it empty
+        return packet.headers(0) + payload, segment, 0
+    return packet.blank(), segment, 1
+
+
+def cut_up(frame: bytes, cuts: list[int], most: int = 18) -> list[bytes]:
+    """The frame in fragments: at the places that are drawn, and where a page is full."""
+    pieces: list[bytes] = []
+    at = 0
+    for cut in [*cuts, *[PAGE_BYTES] * 32]:
+        left = len(frame) - at
+        needed = -(-left // PAGE_BYTES)
+        n = min(cut if len(pieces) + 1 + needed <= most else PAGE_BYTES, left)
+        n = max(n, ETHERNET) if not pieces else n
+        pieces.append(frame[at : at + n])
+        at += n
+        if at >= len(frame):
+            break
+    return pieces
+
+
+def slots_of(
+    shape: dict[str, Any], frame: bytes, segment: int, blank: int, first_page: int
+) -> tuple[list[bytes], dict[int, tuple[int, bytes]]]:
+    """The transmit slots of a frame, and what is in which page where: {page: (offset, bytes)}."""
+    trouble, version = shape["trouble"], 6 if shape["kind"].endswith("6") else 4
+    pieces = cut_up(frame, shape["cuts"])
+    if trouble == "short head" and len(frame) > 20:
+        pieces = [frame[:10], *cut_up(frame[10:], [])]
+    if trouble == "many" and len(frame) > 40:
+        pieces = [frame[:14], *(frame[k : k + 1] for k in range(14, 31 + shape["octets"] % 6)), frame[31 + shape["octets"] % 6 :]]
+        pieces = [piece[:PAGE_BYTES] for piece in pieces]
+    requests, contents = [], {}
+    for k, piece in enumerate(pieces):
+        offset = shape["offset"] % (PAGE_BYTES - len(piece) + 1)
+        contents[first_page + k] = (offset, piece)
+        flags = MORE if k < len(pieces) - 1 else 0
+        requests.append([TX_REF + first_page + k, offset, flags, (shape["number"] + k) & 0xFFFF, len(piece)])
+    requests[0][4] = sum(len(piece) for piece in pieces)
+    requests[0][2] |= (CSUM_BLANK | VALIDATED if blank else 0) | (EXTRA if segment else 0)
+    extras = [[1, 0, segment, 2 if version == 6 else 1, 0, 0]] if segment else []
+    last = requests[-1]
+    if trouble == "unknown flag":
+        last[2] |= 0x20
+    elif trouble == "later extra" and len(requests) > 1:
+        last[2] |= EXTRA
+    elif trouble == "empty" and len(requests) > 1:
+        last[4] = 0
+    elif trouble == "short size":
+        requests[0][4] = max(requests[0][4] - 1 - shape["octets"], 0)
+    elif trouble == "long size":
+        requests[0][4] = min(requests[0][4] + 1, 0xFFFF)
+    elif trouble == "over page":
+        last[1] = PAGE_BYTES - len(pieces[-1]) + 1
+    elif trouble == "gref":
+        last[0] = BAD_GREF
+    elif extras:
+        extra = extras[0]
+        if trouble == "extra type":
+            extra[0] = (0, 2, 3, 4, 5, 200)[shape["octets"] % 6]
+        elif trouble == "extras":
+            extras = [[*extra[:1], 1, *extra[2:]] for _ in range(4 + shape["octets"] % 2)] + [extra]
+        elif trouble == "gso zero":
+            extra[2] = 0
+        elif trouble == "gso small":
+            extra[2] = 47
+        elif trouble == "gso type":
+            extra[3] = (0, 3)[shape["octets"] % 2]
+        elif trouble == "wrong version":
+            extra[3] = 3 - extra[3]
+    raw = [struct.pack("<IHHHH", *request) for request in requests]
+    return [raw[0], *(struct.pack("<BBHBBHI", *extra, 0xFFFFFFFF) for extra in extras), *raw[1:]], contents
+
+
+# --- the lab -----------------------------------------------------------------------------------------------------------
+
+
+class Posting:
+    """A guest whose front end posts what it is told."""
+
+    def __init__(self, runner: Runner, name: str, pools: dict[str, int]) -> None:
+        self.runner, self.name, self.pools = runner, name, pools
+        guests = runner.lab.topology["guest"]
+        self.number = next(k for k, guest in enumerate(guests, 1) if guest["name"] == name)
+        self.mac = mac_to_int(guests[self.number - 1]["mac"]).to_bytes(6, "little")
+        self.posted = self.answered = 0
+
+    async def call(self, op: str, **args: Any) -> Any:
+        return await self.runner.lab.call(self.name, op, **args)
+
+    async def counts(self) -> Counter[str]:
+        row = (await self.runner.lab.counters()).read()[f"dom0/vif{self.number}:{self.name}"]
+        return Counter({name: n for name, n in row.items() if name in NAMES and n})
+
+    async def post(self, count: int) -> None:
+        """So many receive requests: request k has page k, by turns."""
+        pages = [(self.posted + k) % SLOTS for k in range(count)]
+        entries = [[RX_REF + page, GTF_PERMIT_ACCESS, 0, self.pools["rx"] + page] for page in pages] if self.posted < SLOTS else []
+        await self.call(
+            "post", entries=entries, requests=[[self._id(self.posted + k), RX_REF + page] for k, page in enumerate(pages)]
+        )
+        self.posted += count
+
+    @staticmethod
+    def _id(k: int) -> int:
+        return (k * 37 + 5) & 0xFFFF
+
+    async def expect(self, deliveries: list[Delivery]) -> None:
+        """They have arrived, or do: slot by slot, and byte by byte."""
+        raw = await self.call("responses", count=sum(one.slots for one in deliveries))
+        at = 0
+        for one in deliveries:
+            pages = range(-(-len(one.content) // PAGE_BYTES))
+            found = bytearray()
+            for k in pages:
+                number, offset, flags, status = struct.unpack("<HHHh", raw[at])
+                assert number == self._id(self.answered)
+                assert flags == (one.flags if k == 0 else 0) | (MORE if k < len(pages) - 1 else 0)
+                assert status == min(PAGE_BYTES, len(one.content) - k * PAGE_BYTES)
+                assert offset + status <= PAGE_BYTES
+                page = self.pools["rx"] + self.answered % SLOTS
+                found += await self.call("read", at=page * PAGE_BYTES + offset, length=status)
+                at, self.answered = at + 1, self.answered + 1
+                if k == 0 and one.extra:
+                    assert raw[at] == one.extra
+                    at, self.answered = at + 1, self.answered + 1
+            assert bytes(found) == one.content
+
+
+class World:
+    """All of them, with bert, who sends."""
+
+    def __init__(self, runner: Runner, guests: dict[str, Posting], most: int) -> None:
+        self.runner, self.guests, self.bert, self.most = runner, guests, guests["bert"], most
+        self.wire = mac_to_int(runner.lab.topology["nic"]["wire"]["mac"]).to_bytes(6, "little")
+        self.macs = {name: guest.mac for name, guest in guests.items()} | {"wire": self.wire}
+        self.counted = Counter[str]()
+
+    async def begin(self) -> None:
+        """The bridge learns where everybody is."""
+        await self.runner.run(workload("stream", "wire", "anna", frames=10))
+        for guest in self.guests.values():
+            page = guest.pools["tx"]
+            text = [":".join(f"{octet:02x}" for octet in mac) for mac in (self.wire, guest.mac)]
+            writes = [[page * PAGE_BYTES, header(*text) + bytes(50)]]
+            entries = [[TX_REF + k, GTF_PERMIT_ACCESS, 0, page + k] for k in range(SLOTS)]
+            await guest.call("transmit", entries=entries, frames=[], requests=[])
+            slot = struct.pack("<IHHHH", TX_REF, 0, 0, 1, 64)
+            assert await guest.call("slots", writes=writes, slots=[slot]) == [[1, RSP_OKAY]]
+        self.counted = await self.bert.counts()  # copies of what was flooded until now
+
+    async def exchange(self, shapes: list[dict[str, Any]]) -> Counter[str]:
+        """Post the frames, and compare everything with the model. Returns what it counted, and who got what."""
+        slots: list[bytes] = []
+        pages: dict[int, bytearray] = {}
+        page = 0
+        for shape in shapes:
+            frame, segment, blank = content_of(shape, self.macs[shape["to"]], self.bert.mac)
+            more, contents = slots_of(shape, frame, segment, blank, page)
+            writes = []
+            for number, (offset, piece) in contents.items():
+                whole = bytearray((number + k) & 0xFF for k in range(PAGE_BYTES))
+                whole[offset : offset + len(piece)] = piece
+                pages[TX_REF + number] = whole
+                writes.append([(self.bert.pools["tx"] + number) * PAGE_BYTES, bytes(whole)])
+            await self.bert.call("slots", writes=writes, slots=[])
+            slots += more
+            page += len(contents)
+        model = Model(self.most, {mac: name for name, mac in self.macs.items()})
+        model.transmit(slots, pages)
+        for name, deliveries in model.got.items():
+            if name in RECEIVERS:
+                await self.guests[name].post(sum(one.slots for one in deliveries))
+        before = await self._on_wire()
+        answers = await self.bert.call("slots", writes=[], slots=slots)
+        assert [status for _, status in answers] == model.statuses
+        requests = [k for k, status in enumerate(model.statuses) if status != RSP_NULL]
+        assert [answers[k][0] for k in requests] == [struct.unpack("<IHHHH", slots[k])[3] for k in requests]
+        for name, deliveries in model.got.items():
+            if name in RECEIVERS:
+                await self.guests[name].expect(deliveries)
+        sent = len(model.got.get("wire", ()))
+        await self._until_on_wire(before + sent)
+        self.counted += model.counts
+        assert await self.bert.counts() == self.counted
+        kinds = Counter(f"{name} {'GSO' if one.extra else one.flags}" for name, found in model.got.items() for one in found)
+        return model.counts + kinds
+
+    async def _on_wire(self) -> int:
+        return (await self.runner.lab.counters()).read()["nic/wire0"]["rx_frames"]
+
+    async def _until_on_wire(self, frames: int) -> None:
+        async def arrived() -> bool:
+            return await self._on_wire() >= frames
+
+        await until(arrived, "frames on the wire")
+        assert await self._on_wire() == frames
+
+
+@asynccontextmanager
+async def world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent: bool, mtu: int, pause_us: int = 0
+) -> AsyncIterator[World]:
+    """anna is honest; bert and the RECEIVERS post what they are told."""
+    names = {"bert": RECEIVERS["whole"], **RECEIVERS}
+
+    def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
+        processes = honest_plan(topology)
+        for process in processes:
+            if process["name"] in names:
+                process["module"] = ROLE
+        return processes
+
+    monkeypatch.setattr(owner, "plan", plan)
+    monkeypatch.setattr(owner, "MODULES", [*MODULES, ROLE])
+    text = f'[nic]\npause_us = {pause_us}\nmtu = {mtu}\n[dom0]\nageing_s = 86400\n[[guest]]\nname = "anna"\npath = "split"\n'
+    for name, features in names.items():
+        text += f'[[guest]]\nname = "{name}"\npath = "split"\noffloads = {sorted(features)}\n'
+        text += "persistent_grants = true\n" if persistent else ""
+    async with running(tmp_path, f"chains{'p' if persistent else ''}", text) as runner:
+        guests = {name: Posting(runner, name, await runner.lab.call(name, "pools")) for name in names}
+        there = World(runner, guests, mtu + 18)
+        await there.begin()
+        yield there
+
+
+# --- the tests ---------------------------------------------------------------------------------------------------------
+
+SEEN: Final = {f"faults_{what}" for what in ("descriptor", "chain", "offload", "grant")}
+SEEN_DROPS: Final = {f"drop_{what}" for what in ("bad_frame", "bad_address", "oversize", "same_port")}
+SEEN_KINDS: Final = {"whole GSO", "whole 3", "cut 3", "fill 0", "lone 3", "plain 0"}
+
+
+@TIERS
+@pytest.mark.parametrize(("persistent", "mtu"), [(False, 1500), (True, 9000)], ids=["copied", "persistent, jumbo"])
+def test_netback_does_what_the_model_does_with_any_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, persistent: bool, mtu: int
+) -> None:
+    seen: Counter[str] = Counter()
+
+    async def main() -> None:
+        async with world(tmp_path, monkeypatch, persistent, mtu) as there:
+            loop = asyncio.get_running_loop()
+
+            def body(case: Any) -> None:  # hypothesis has a thread, the topology has this loop
+                seen.update(asyncio.run_coroutine_threadsafe(there.exchange(case), loop).result())
+
+            await asyncio.to_thread(fuzz, body, CASES, INPUTS * examples)
+
+    run(main())
+    print(dict(seen))
+    assert seen.keys() >= SEEN | SEEN_DROPS | SEEN_KINDS
