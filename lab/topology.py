@@ -174,9 +174,9 @@ def _check_frames(reader: _Reader, wire: Wire, guests: Iterable[Guest], workload
         for index, load in workloads.items()
     ]
     for key, frame, peers, cut in [("nic.wire.frame", wire.frame, (wire.to,), False), *frames]:
-        for peer in peers:
-            if peer in mtu and frame > (longest := mtu[peer] + HEADER) and not cut:
-                reader.refuse(key, f"{frame} bytes are too long for guest {peer!r}, whose mtu allows {longest}")
+        least = min((peer for peer in peers if peer in mtu), key=lambda peer: mtu[peer], default=None)
+        if least is not None and not cut and frame > (longest := mtu[least] + HEADER):
+            reader.refuse(key, f"{frame} bytes are too long for guest {least!r}, whose mtu allows {longest}")
 
 
 def _check_mtu(reader: _Reader, nic: Nic | None, guests: dict[int, Guest]) -> None:

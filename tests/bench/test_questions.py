@@ -63,7 +63,7 @@ def test_prices_of_the_setting_before_do_not_stay() -> None:
     ("vary", "fixed", "said"),
     [
         (["speed=1,2"], [], "NAME=VALUE"), (["guests"], [], "NAME=VALUE"), (["guests=0,1"], [], "guests=0: 1 to 24"),
-        (["frame=9000"], [], "frame=9000"), (["queue=100"], [], "a power of two"), (["cores=2"], [], "one of all, 1"),
+        (["frame=65537"], [], "frame=65537"), (["queue=100"], [], "a power of two"), (["cores=2"], [], "one of all, 1"),
         (["frame=64,64"], [], "twice"), (["frame=64,65"], ["frame=1500"], "frame: given twice"),
         ([], ["frame=64,65"], "--vary is for that"),
         (["load=nan"], [], "Mframes/s"), (["price=hypercall:5"], [], "NAME:PRICE"), (["price=vm_exit_ns:99999999"], [], "up to"),

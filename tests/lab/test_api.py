@@ -126,7 +126,7 @@ def test_a_part_that_is_killed_is_told_and_the_rest_goes_on() -> None:
 @pytest.mark.parametrize(("verb", "error", "text"), [
     (lambda lab: lab.stream("carl", "dorra", frames=1), WorkloadError, "did you mean 'dora'"),
     (lambda lab: lab.stream("carl", "carl", frames=1), WorkloadError, "is the sender itself"),
-    (lambda lab: lab.stream("carl", "dora", frame=9000, frames=1), WorkloadError, "frame"),
+    (lambda lab: lab.round_trips("carl", "dora", frame=9000, frames=1), WorkloadError, "frame"),
     (lambda lab: lab.stream("carl", "dora", frames=1, seconds=1), WorkloadError, "exactly one of seconds and frames"),
     (lambda lab: lab.round_trips("wire", "dora", frames=1), WorkloadError, "the wire answers round trips"),
     (lambda lab: lab.streams([]), WorkloadError, "there are no pairs"),

@@ -55,6 +55,7 @@ def test_defaults(tmp_path: Path) -> None:
         "memory": {"backing": "posix"},
         "nic": {
             "engines": 1,
+            "mtu": 1500,
             "pause_us": 20_000,
             "queue": 256,
             "wire": {"mode": "sink", "mac": "02:00:00:00:ff:01", "to": None, "frame": 64, "pps": 0, "gbps": 0.0, "delay_us": 0},
@@ -72,6 +73,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "address": None,
                 "mtu": 1500,
                 "persistent_grants": False,
+                "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
             }
         ],
@@ -86,6 +88,7 @@ def test_everything_given(tmp_path: Path) -> None:
         spin.limit_us = 0
         [nic]
         engines = 8
+        mtu = 4000
         pause_us = 0
         queue = 512
         [nic.wire]
@@ -126,7 +129,7 @@ def test_everything_given(tmp_path: Path) -> None:
     plain = read(tmp_path, text).plain()
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
     wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
-    assert plain["nic"] == {"engines": 8, "pause_us": 0, "queue": 512, "wire": wire}
+    assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
         ("02:00:00:00:ab:cd", 4 * MIB, 576, None),
@@ -241,7 +244,7 @@ ONE_KEY = [
     ('nic.wire.mode = "generate"', "nic.wire.to", 'is required with mode = "generate"'),
     ('nic.wire = {mode = "generate", to = "ana"}', "nic.wire.to", "'ana' is not a guest (did you mean 'anna'?)"),
     ('nic.wire = {mode = "generate", to = "anna", frame = 63}', "nic.wire.frame", "greater than or equal to 64"),
-    ('nic.wire = {mode = "generate", to = "anna", frame = 1515}', "nic.wire.frame", "less than or equal to 1514"),
+    ('nic.wire = {mode = "generate", to = "anna", frame = 1515}', "nic.wire.frame", "whose mtu allows 1514"),
     ('nic.wire = {mode = "generate", to = "anna", pps = -1}', "nic.wire.pps", "greater than or equal to 0"),
     ('nic.wire.to = "anna"', "nic.wire.to", 'with mode = "generate" only'),
     ("nic.wire.frame = 64", "nic.wire.frame", 'with mode = "generate" only'),
@@ -290,7 +293,11 @@ GUEST_KEY = [
     ('name = "bert"\npath = "split"\naddress = "10.0.0.2/24"', "address", 'with program = "tap" only'),
     ('name = "bert"\npath = "split"\nprogram = "tap"', "address", 'is required with program = "tap"'),
     ('name = "bert"\npath = "split"\nmtu = 575', "mtu", "greater than or equal to 576"),
-    ('name = "bert"\npath = "split"\nmtu = 1501', "mtu", "less than or equal to 1500"),
+    ('name = "bert"\npath = "split"\nmtu = 9001', "mtu", "less than or equal to 9000"),
+    ('name = "bert"\npath = "split"\nmtu = 1501', "mtu", "more than nic.mtu = 1500"),
+    ('name = "bert"\npath = "split"\nmtu = 9000\noffloads = ["csum"]', "offloads", 'needs "sg"'),
+    ('name = "bert"\npath = "split"\noffloads = ["sg", "tso"]', "offloads", '"tso" needs "csum"'),
+    ('name = "bert"\npath = "split"\noffloads = ["lro"]', "offloads", "'lro' is not an offload"),
     ('name = "bert"\npath = "split"\nadress = "10.0.0.2/24"', "adress", "is not a key (did you mean 'address'?)"),
 ]
 
@@ -368,7 +375,7 @@ WORKLOAD_KEY = [
     ('kind = "rr"\nfrom = "anna"\nto = "bert"\nseconds = inf', "seconds", "must be a finite number"),
     ('kind = "rr"\nfrom = "anna"\nto = "bert"\nseconds = "1 s"', "seconds", "must be a valid number"),
     ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 63', "frame", "greater than or equal to 64"),
-    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 1515', "frame", "less than or equal to 1514"),
+    ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 65537', "frame", "less than or equal to 65536"),
     ('kind = "rr"\nfrom = "anna"\nto = "bert"\nframes = 1\nframe = 1201', "frame", "too long for guest 'bert'"),
     ('kind = "rr"\nfrom = "anna"\nto = "bert"\nsecond = 1\nframes = 1', "second", "(did you mean 'seconds'?)"),
 ]
@@ -406,7 +413,7 @@ def test_all_problems_come_at_once_and_none_follows_from_another(tmp_path: Path)
         name = "bert"
         path = "split"
         memory = "4 TiB"
-        mtu = 9000
+        mtu = 9001
         [[workload]]
         kind = "x"
         from = "bert"
