@@ -65,7 +65,7 @@ WIRE = np.dtype(
         ("mac", "i8"),
         ("buffers", "i8"),  # where the frames that leave the machine go: WIRE_BUFFERS of LARGEST_FRAME_BUFFER bytes
         ("jumbos", "i8"),  # and as many of JUMBO_BUFFER bytes for those that are longer
-        ("lengths", "i8"),  # of the frames in them, i8 each
+        ("lengths", "i8"),  # of the frames in them, i8 each; negative: it is among the jumbos
         ("next", "i8"),
         ("fresh", "i8"),  # frames that have left, and their bytes, which nobody has counted or looked at yet
         ("fresh_bytes", "i8"),

@@ -24,7 +24,7 @@ from hyp.atomics import load64, store64
 from hyp.counters import count
 from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import is_test_frame, verify
+from hyp.load.frames import NO_TEST_FRAME, is_test_frame, look_at
 from hyp.load.schedule import schedule_at
 from hyp.load.tcp import verify_frame
 from hyp.offload.frame import frame_at, is_simple, one_piece, piece_addr, set_piece, write_whole
@@ -89,7 +89,7 @@ def outbound(e, sender, f):
         slot = w.next & (WIRE_BUFFERS - 1)
         buffer = buffer_for(w, slot, length)
         copy_frame(buffer, frame, length, f.head0, f.head1)
-        store64(w.lengths + 8 * slot, length)
+        store64(w.lengths + 8 * slot, length if length <= LARGEST_FRAME_BUFFER else -length)
         w.next += 1
         if w.mode != SINK:
             _reflect(e, w, buffer, length, f.head0, f.head1)
@@ -118,7 +118,7 @@ def _outbound_parts(e, sender, f):
         if w.linked != 0:
             launch(link_at(w.out), e.now, length, SENT)
         else:
-            store64(w.lengths + 8 * slot, length)
+            store64(w.lengths + 8 * slot, length if length <= LARGEST_FRAME_BUFFER else -length)
             w.next += 1
             if w.mode != SINK:
                 _reflect(e, w, place, length, f.head0, f.head1)
@@ -180,11 +180,8 @@ def end_outbound(e):
         end, others = w.next, 0
         for k in range(end - frames, end):
             slot = k & (WIRE_BUFFERS - 1)
-            length = load64(lengths + 8 * slot)
-            buffer = buffers + slot * LARGEST_FRAME_BUFFER if length <= LARGEST_FRAME_BUFFER else w.jumbos + slot * JUMBO_BUFFER
-            if is_test_frame(buffer, length):
-                verify(trackers, counts, buffer, length, now)
-            else:
+            buffer, length = buffers + slot * LARGEST_FRAME_BUFFER, load64(lengths + 8 * slot)
+            if look_at(trackers, counts, buffer, length, now) == NO_TEST_FRAME:
                 others += 1
         if others > 0:
             _look_at_others(e, w, frames)
@@ -196,9 +193,9 @@ def _look_at_others(e, w, frames):
     for k in range(w.next - frames, w.next):
         slot = k & (WIRE_BUFFERS - 1)
         length = load64(w.lengths + 8 * slot)
-        buffer = buffer_for(w, slot, length)
+        buffer = buffer_for(w, slot, abs(length))
         if not is_test_frame(buffer, length):
-            verify_frame(e.trackers, w.counts, buffer, length, 0, e.now)
+            verify_frame(e.trackers, w.counts, buffer, abs(length), 0, e.now)
 
 
 @compiled
