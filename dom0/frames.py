@@ -174,6 +174,7 @@ def await_receiver(e, p, t):
         if p.pause_until == 0:
             p.pause_until = e.now + e.pause_ns
             count(p.counts, PAUSES, 1)
+            p.dirty = 1
             return PAUSE
         if e.now < p.pause_until:
             return PAUSE

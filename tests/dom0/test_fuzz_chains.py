@@ -38,7 +38,7 @@ ROLE: Final = "tests.support.fuzz_netfront"
 RECEIVERS: Final = {"whole": {"sg", "csum", "tso"}, "cut": {"sg", "csum"}, "fill": {"sg"}, "lone": {"csum"}, "plain": set[str]()}
 NAMES: Final = {column.name.lower() for column in (*DROPS, *FAULTS)}
 SLOTS: Final = 256
-INPUTS: Final = 60
+INPUTS: Final = 25
 CSUM_BLANK, VALIDATED, MORE, EXTRA = 1, 2, 4, 8
 RX_VALIDATED, RX_BLANK = 1, 2
 BAD_GREF: Final = 2000
@@ -180,6 +180,16 @@ SHAPES: Final = st.fixed_dictionaries(
     }
 )
 CASES: Final = st.lists(SHAPES, min_size=1, max_size=5)
+SOUND: Final = {
+    "to": "whole", "kind": "tcp4", "gso": 1448, "parts": 12, "octets": 700, "cuts": [60, 3000], "offset": 77, "options": 12,
+    "flags": 0x99, "sequence": (1 << 32) - 5000, "trouble": "none", "number": 0xFFFE,
+}  # fmt: skip
+SWEEP = [[SOUND | {"trouble": trouble, "kind": kind}, SOUND] for trouble in TROUBLES for kind in ("tcp4", "tcp6")]
+SWEEP += [
+    [SOUND | {"to": to, "kind": kind}] for to in (*RECEIVERS, "wire", "bert") for kind in ("raw", "tcp4", "tcp6", "udp4", "udp6")
+]
+SWEEP += [[SOUND | {"gso": 9000}]]
+"""Each trouble, with a sound frame behind it, and each kind of frame to each guest."""
 
 
 def content_of(shape: dict[str, Any], to: bytes, sender: bytes) -> tuple[bytes, int, int]:
@@ -440,8 +450,81 @@ def test_netback_does_what_the_model_does_with_any_frames(
             def body(case: Any) -> None:  # hypothesis has a thread, the topology has this loop
                 seen.update(asyncio.run_coroutine_threadsafe(there.exchange(case), loop).result())
 
+            for case in SWEEP:
+                seen.update(await there.exchange(case))
             await asyncio.to_thread(fuzz, body, CASES, INPUTS * examples)
 
     run(main())
     print(dict(seen))
     assert seen.keys() >= SEEN | SEEN_DROPS | SEEN_KINDS
+
+
+CUT_OFF: Final = {
+    "no second fragment": [struct.pack("<IHHHH", TX_REF, 0, MORE, 1, 200)],
+    "no extra info": [struct.pack("<IHHHH", TX_REF, 0, EXTRA, 1, 200)],
+    "no end of extra infos": [struct.pack("<IHHHH", TX_REF, 0, EXTRA, 1, 200), struct.pack("<BBHBBHI", 1, 1, 1448, 1, 0, 0, 0)],
+    "a ring of fragments": [struct.pack("<IHHHH", TX_REF, 0, MORE, k, 200) for k in range(SLOTS)],
+    "a ring of extra infos": [
+        struct.pack("<IHHHH", TX_REF, 0, EXTRA, 1, 200),
+        *[struct.pack("<BBHBBHI", 1, 1, 99, 1, 0, 0, 0)] * 255,
+    ],
+}
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
+def test_a_frame_that_is_cut_off_costs_the_vif_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent: bool
+) -> None:
+    """One guest after the other sends one, behind a good frame, while anna sends to the wire; then a good frame to a bystander."""
+
+    async def main() -> None:
+        async with world(tmp_path, monkeypatch, persistent, 1500) as there:
+            runner = there.runner
+            for name, slots in zip(RECEIVERS, CUT_OFF.values(), strict=True):
+                guest = there.guests[name]
+                stream = asyncio.create_task(runner.lab.call("anna", "send_stream", mac=runner.lab.topology["nic"]["wire"]["mac"],
+                                                             frame=64, stream=7, frames=20_000))  # fmt: skip
+                before = await guest.counts()
+                await guest.call("publish", slots=slots)
+
+                async def has_failed(guest: Posting = guest, before: Counter[str] = before) -> bool:
+                    return (await guest.counts() - before).get("faults_chain") == 1
+
+                await until(has_failed, "Dom0 to see it")
+                assert await guest.counts() - before == {"faults_chain": 1}
+                assert (await stream)["sent"] == 20_000
+                report = await runner.lab.call("nic", "wire_report", stream=7)
+                assert report["received"]["corrupt"] == 0
+            shape = SOUND | {"to": "wire"}
+            assert await there.exchange([shape]) == {"wire 0": 12}
+
+    run(main())
+
+
+def test_a_frame_waits_for_room_for_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer requests than it takes: nothing is written. When the last one is there it arrives, and what waits behind it."""
+
+    async def main() -> None:
+        async with world(tmp_path, monkeypatch, False, 1500, pause_us=1_000_000) as there:
+            whole, sound = there.guests["whole"], SOUND | {"parts": 20}
+            frame, segment, blank = content_of(sound, whole.mac, there.bert.mac)
+            slots, contents = slots_of(sound, frame, segment, blank, 0)
+            packet = read(frame)
+            assert packet is not None
+            got = Delivery(packet.blank(), RX_VALIDATED | RX_BLANK | EXTRA, struct.pack("<BBHBBH", 1, 0, segment, 1, 0, 0))
+            writes = [[(there.bert.pools["tx"] + k) * PAGE_BYTES + at, piece] for k, (at, piece) in contents.items()]
+            for missing in range(1, got.slots + 1):
+                await whole.post(got.slots - missing)
+                paused = (await there.runner.lab.counters()).read()["dom0/vif2:bert"]["pauses"]
+                answers = asyncio.create_task(there.bert.call("slots", writes=writes, slots=slots))
+
+                async def waits(paused: int = paused) -> bool:
+                    return (await there.runner.lab.counters()).read()["dom0/vif2:bert"]["pauses"] > paused
+
+                await until(waits, "bert to pause")
+                assert (await there.runner.lab.counters()).read()[f"dom0/vif{whole.number}:whole"]["rx_frames"] == missing - 1
+                await whole.post(missing)
+                await whole.expect([got])
+                assert {status for _, status in await answers} == {RSP_OKAY, RSP_NULL}
+
+    run(main())

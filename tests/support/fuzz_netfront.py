@@ -8,6 +8,7 @@ post {entries, requests, quiet}        receive requests: [id, gref]; quiet: with
 received {count, frames}               waits for so many receive responses: [[id, offset, status, whole], …]. whole: the page has
                                        the frame that was expected in it: [page, from, length, stream, sequence]
 slots {writes, slots}                  [address, bytes] to write into RAM; transmit slots, as bytes. Answers as `transmit` does
+publish {slots}                        the same, without waiting
 responses {count}                      waits for so many receive responses, as bytes
 read {at, length}                      bytes of RAM
 overrun {ring}                         claim more requests of ring "tx" or "rx" than it has
@@ -110,7 +111,17 @@ class Poster:
             "rx": RingEnd(page + PAGE_BYTES, split.RX_SLOTS, RX_REQUEST, RX_RESPONSE),
         }
         self._pools = {"tx": int(row["tx_pool"]) // PAGE_BYTES, "rx": int(row["rx_pool"]) // PAGE_BYTES}
-        for op in (self.pools, self.transmit, self.post, self.received, self.slots, self.responses, self.read, self.overrun):
+        for op in (
+            self.pools,
+            self.transmit,
+            self.post,
+            self.received,
+            self.slots,
+            self.publish,
+            self.responses,
+            self.read,
+            self.overrun,
+        ):
             process.serve(op.__name__, op)
 
     def pools(self) -> dict[str, int]:
@@ -168,6 +179,10 @@ class Poster:
         ring.post_raw(slots)
         self._tell()
         return await self._answers(ring, len(slots))
+
+    def publish(self, slots: list[bytes]) -> None:
+        self._rings["tx"].post_raw(slots)
+        self._tell()
 
     async def responses(self, count: int) -> list[bytes]:
         await self._answered(self._rings["rx"], count)
