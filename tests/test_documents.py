@@ -25,7 +25,7 @@ from domu import device
 from domu.frontends import split
 from domu.programs import traffic
 from hyp import control, engine, events, grants
-from hyp.abi import counters, grant, netif, nic, platform, ring, sizes, trap
+from hyp.abi import counters, fragment, grant, netif, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
 from hyp.load import frames, histogram
 from hyp.model.operations import OPERATIONS
@@ -157,7 +157,9 @@ FACTS = [
     fact(PACKET, rf"{N} buckets for each power of two, so that a value is at most 1/{N} too high", histogram.SUB, histogram.SUB),
     fact(PACKET, r"\(up to 2\^(\d+) of them\)", traffic.MAX_ROUND_TRIPS.bit_length() - 1),
     fact(PACKET, rf"up to {N} that are due go in one burst", device.BURST),
-    fact(PACKET, rf"length not {N} to {N}, or an unknown flag", nic.MIN_FRAME, nic.MAX_LONE_FRAME),
+    fact(PACKET, rf"shorter than {N} bytes, or an unknown flag", nic.MIN_FRAME),
+    fact(PACKET, rf"one to {N} \*fragments\*", nic.MAX_FRAGMENTS),
+    fact(PACKET, rf"segments of {N} bytes at least", fragment.MIN_SEGMENT),
     fact(ADDING, rf"\({N} columns at most\)", counters.COLUMNS),
     fact(ADDING, rf"at most {N} in a process; a name has {N} bytes at most", counters.ROWS, counters.NAME_BYTES),
     fact(ADDING, rf"opcode {N} is stop", engine.STOP),
