@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from domu.device import Device, Operations, device_at, frame_length, new_device
-from domu.frontends.bypass import BYPASS, arm, buffer_of, rx_poll, tx_pending, tx_reserve
+from domu.device import Device, Operations, device_at, frame_word, new_device
+from domu.frontends.bypass import BYPASS, KNOWN, arm, buffer_of, rx_poll, tx_pending, tx_reserve
 from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.features import NONE
+from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT
 from hyp.abi.nic import STATUS_OK, mac_to_int
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import record_view, store64, u32_add
@@ -21,13 +21,14 @@ from hyp.events import spin_limit, wait_at
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
 from hyp.monitor.cdna import CDNA, REQUEST_BYTES, cdna_at, enqueue_receives, enqueue_sends, table_bytes
+from hyp.offload.frame import PIECES_BYTES
 from hyp.ram import open_queue_pair, start_queue_pair
 from hyp.verbs import (
     QP,
     advance_sends,
     consume_receives,
     has_half_untold,
-    peek_receive,
+    peek_fragment,
     publish_sends,
     qp_at,
     ring_receives,
@@ -59,17 +60,17 @@ def tx_commit(device: int, n: int) -> int:
     if f.failed != 0:
         return -1
     if n > 0:
-        total = 0
+        total = 0  # bytes, and, from bit 33 on, how many fragments are followed by more
         for k in range(n):
-            length = frame_length(d.tx, k)
-            _request(f, k, buffer_of(f.tx_pool, q.sq_prod + k, q.sq_size), length)
-            total += length
+            word = frame_word(d.tx, k)
+            _request(f, k, buffer_of(f.tx_pool, q.sq_prod + k, q.sq_size), word)
+            total += word & (LENGTH_MASK | MORE)
         if enqueue_sends(c, f.requests, f.sends, n) != n:
             return _fail(d, f, c)
         f.sends += n
         advance_sends(q, n, 1)
-        count(d.counts, TX_FRAMES, n)
-        count(d.counts, TX_BYTES, total)
+        count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
+        count(d.counts, TX_BYTES, total & LENGTH_MASK)
         commit(c.counts, c.counts_shared)
     publish_sends(q)
     if spin_limit(wait_at(d.wait)) > 0 or has_half_untold(q):
@@ -86,10 +87,10 @@ def rx_release(device: int, n: int) -> int:
     if f.failed != 0:
         return -1
     for k in range(n):
-        _, length, status = peek_receive(q, k)
+        _, word, status = peek_fragment(q, k)
         if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 1)
-            count(d.counts, RX_BYTES, length)
+            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
+            count(d.counts, RX_BYTES, word & LENGTH_MASK)
     consume_receives(q, n)
     if _post_receives(f, q, n) < 0:
         return _fail(d, f, cdna_at(f.hypercalls))
@@ -98,9 +99,9 @@ def rx_release(device: int, n: int) -> int:
 
 
 @compiled
-def _request(f: Any, k: int, addr: int, length: int) -> None:
+def _request(f: Any, k: int, addr: int, word: int) -> None:
     store64(f.requests + k * REQUEST_BYTES, addr)
-    store64(f.requests + k * REQUEST_BYTES + 8, length)
+    store64(f.requests + k * REQUEST_BYTES + 8, word)
 
 
 @compiled
@@ -148,13 +149,15 @@ async def connect(guest: "Guest") -> Device:
     table = await guest.hyp.call("cdna_attach", context=pair.context)
     pins = Mapping(table.fds[0], table_bytes(guest.ram.size))
     close_all(table.fds)
-    features = await start_queue_pair(guest.hyp, guest.ram, pair, NONE, registers=False)
+    known = KNOWN & int(guest.config["features"])
+    features = await start_queue_pair(guest.hyp, guest.ram, pair, known, registers=False)
     front, hypervisors, hypervisors_qp = np.zeros(1, CDNA_FRONT), np.zeros(1, CDNA), np.zeros(1, QP)
     for name in ("sq", "scq", "rq", "rcq", "sq_size", "rq_size"):
         hypervisors_qp[0][name] = pair.record[0][name]
     call = hypervisors[0]
     call["table"], call["qp"], call["ram_bytes"] = pins.address, hypervisors_qp.ctypes.data, guest.ram.size
-    call["platform"] = guest.platform.address
+    chain = np.zeros(PIECES_BYTES // 8, np.int64)
+    call["chain"], call["platform"] = chain.ctypes.data, guest.platform.address
     call["counts"], call["counts_shared"] = guest.counters.row("enqueue")
     hypervisors_qp[0]["counts"] = call["counts"]
     record = front[0]
@@ -166,7 +169,7 @@ async def connect(guest: "Guest") -> Device:
     device = new_device(
         OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), FRAME_BUFFER, counts, guest.wait, features
     )
-    device.keep += [pair, front, hypervisors, hypervisors_qp, pins, requests]
+    device.keep += [pair, front, hypervisors, hypervisors_qp, pins, chain, requests]
     device.record[0]["interrupts"] = pair.address  # Xen delivers them as events
     post_all_buffers(device.address)
     if record["failed"]:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domu.device import Device, new_device
-from domu.frontends.bypass import BYPASS, OPERATIONS, post_all_buffers
+from domu.frontends.bypass import BYPASS, KNOWN, OPERATIONS, post_all_buffers
 from hyp import limits
-from hyp.abi.features import NONE
 from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.abi.trap import TRAP_BYTES
@@ -70,7 +69,7 @@ async def connect(guest: "Guest") -> Device:
     )  # fmt: skip
     page_fd, trap_fd = reply.fds
     vcpu.attach(Mapping.adopt(page_fd, TRAP_BYTES), trap_fd)
-    features = NONE & int(reply.value["features"])
+    features = KNOWN & int(guest.config["features"]) & int(reply.value["features"])
     await guest.hyp.call("emulation_start", features=features)
     front = np.zeros(1, BYPASS)
     record = front[0]

@@ -43,7 +43,7 @@ OFFLOADS: Final[dict[str, int]] = {"sg": SG, "csum": CSUM, "tso": TSO4 | TSO6}
 """What a guest's `offloads` in the topology are called, and their features."""
 NIC_OFFERS: Final = SG | CSUM | TSO4 | TSO6
 """What the NIC's contexts can do."""
-EMULATION_OFFERS: Final = NONE
+EMULATION_OFFERS: Final = SG | CSUM | TSO4 | TSO6
 """What the NIC that the hypervisor emulates can do."""
 NETIF_OFFERS: Final = SG | CSUM | CSUM6 | TSO4 | TSO6
 """What netback can do."""

@@ -33,6 +33,7 @@ from hyp.monitor.devices import Devices
 from hyp.monitor.domain import Domain
 from hyp.monitor.machine import MACHINE, post_all_buffers
 from hyp.monitor.vmm import MAIL, START_MACHINE, STOP_MACHINE, VMM, run
+from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ class Machine:
     interrupt_fd: int
     interrupts: Upcall
     answers: Upcall
+    ram: Ram | None = None
+    pair: QueuePair | None = None
     started: bool = False
     keep: list[Any] = field(default_factory=list)
 
@@ -97,6 +100,7 @@ class Emulation:
         self._records = np.zeros(MAX_GUESTS, MACHINE)
         self._vmm = np.zeros(1, VMM)
         self._wait = np.zeros(1, WAIT)
+        self._frame, self._to = FrameMemory(), np.zeros(PIECES_BYTES // 8, np.int64)
         self._wait[0]["epoll"], self._wait[0]["platform"] = engine.epoll, self._platform.address
         row = self._vmm[0]
         row["machines"], row["wait"] = self._records.ctypes.data, self._wait.ctypes.data
@@ -152,8 +156,11 @@ class Emulation:
             {"mac": pair.mac, "features": int(EMULATION_OFFERS)}, fds=[guest.region("traps", TRAP_BYTES).fd, machine.trap_fd]
         )
 
-    async def start(self, guest: Domain) -> None:
-        """Serve the guest's emulated NIC from now on. ENODEV if it has none, EBUSY if that has been started."""
+    async def start(self, guest: Domain, features: int) -> None:
+        """Serve the guest's emulated NIC from now on. ENODEV if it has none, EBUSY if that has been started.
+
+        `features`: what the guest accepted. So does the device model on the NIC, which then does for it what the guest does not.
+        """
         domid, name = guest.domid, guest.name
         machine = self._machines.get(domid)
         if machine is None:
@@ -161,14 +168,25 @@ class Emulation:
         if machine.started:
             raise Refused("EBUSY", f"domain {domid} ({name}): its emulated device has been started already")
         machine.started = True
+        ram, pair, record = machine.ram, machine.pair, self._records[machine.number : machine.number + 1]
+        assert ram is not None
+        assert pair is not None
         engine = await self._running()
         try:
+            await start_queue_pair(machine.channel, ram, pair, features)
+            self._must_live(guest)
+            record[0]["features"] = features
+            post_all_buffers(int(record.ctypes.data))
             await engine.post(START_MACHINE, machine=machine.number)
-            if guest.dying:
-                raise Refused("ESRCH", f"domain {domid} ({name}) has ended")
+            self._must_live(guest)
         except BaseException:
             await self.detach(domid)
             raise
+
+    def _must_live(self, guest: Domain) -> None:
+        """ESRCH if the guest has ended while something was waited for."""
+        if guest.dying:
+            raise Refused("ESRCH", f"domain {guest.domid} ({guest.name}) has ended")
 
     async def _open(self, guest: Domain, interrupts: Upcall, answers: Upcall, queues: dict[str, int]) -> tuple[Machine, QueuePair]:
         """Everything of a machine but its start."""
@@ -177,8 +195,7 @@ class Emulation:
         try:
             pair = await self._connect(guest, machine, entries)
             # From here on nothing is waited for: the guest is there until it is in the table
-            if guest.dying:
-                raise Refused("ESRCH", f"domain {guest.domid} ({guest.name}) has ended")
+            self._must_live(guest)
             self._set_up(guest, machine, queues)
             self._upcall.deliver(machine.trap_fd, guest.domid)
             answers.deliver(machine.answer_fd, guest.domid)
@@ -201,23 +218,22 @@ class Emulation:
         return Machine(self._free.pop(0), domain, channel, *fds, interrupts, answers)
 
     async def _connect(self, guest: Domain, machine: Machine, entries: int) -> QueuePair:
-        """Bring the device model's own NIC context up, as a driver does."""
+        """Open the device model's own NIC context, as a driver does; `start` brings it up, when features have been agreed on."""
         channel = machine.channel
         info = await channel.call("domain_info")
         ram = Ram(Mapping.adopt(info.fds[0], machine.domain.memory))
         close_all(info.fds[1:])
         uplink = self._counters.row(f"uplink{guest.domid}:{guest.name}")
         pair = await open_queue_pair(channel, 0, entries, uplink[0])
-        machine.keep += [ram, pair]
-        record = self._records[machine.number : machine.number + 1]
-        record[:] = 0
-        row = record[0]
+        machine.ram, machine.pair = ram, pair
+        self._records[machine.number : machine.number + 1] = 0
+        row = self._records[machine.number]
         row["qp"], row["own_ram"], row["uplink"], row["uplink_shared"] = pair.address, ram.address, *uplink
+        row["frame"], row["to"] = self._frame.address, self._to.ctypes.data
+        row["send_wanted"] = row["receive_wanted"] = 1
         for pool, size, writable in (("tx_pool", LARGEST_FRAME_BUFFER, False), ("rx_pool", FRAME_BUFFER, True)):
             row[pool] = ram.allocate(entries * size)
             await register(channel, int(row[pool]), entries * size, writable=writable)
-        await start_queue_pair(channel, ram, pair)
-        post_all_buffers(int(record.ctypes.data))
         return pair
 
     def _set_up(self, guest: Domain, machine: Machine, queues: dict[str, int]) -> None:
@@ -256,8 +272,10 @@ class Emulation:
             (self._upcall, machine.trap_fd), (machine.answers, machine.answer_fd), (machine.interrupts, machine.interrupt_fd),
         ):  # fmt: skip
             upcall.forget(fd)
-        pairs = [kept for kept in machine.keep if isinstance(kept, QueuePair)]
-        close_all([machine.trap_fd, machine.answer_fd, machine.interrupt_fd, *(int(p.record[0]["doorbell_fd"]) for p in pairs)])
+        close_all([machine.trap_fd, machine.answer_fd, machine.interrupt_fd])
+        if machine.pair is not None:
+            close_all([int(machine.pair.record[0]["doorbell_fd"])])
+        machine.ram, machine.pair = None, None
         machine.keep.clear()
         machine.channel.close()
         assert domain.channel is not None

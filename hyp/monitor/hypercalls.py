@@ -149,7 +149,7 @@ async def emulation_attach(system: System, domain: Domain, interrupts: Upcall, a
 @hypercall(Callers.EVERY_DOMAIN, features=EMULATION_FEATURES)
 async def emulation_start(system: System, domain: Domain, features: int) -> None:
     """Serve one's emulated NIC; `features`: what is accepted of those that `emulation_attach` offered."""
-    await system.emulation.start(domain)
+    await system.emulation.start(domain, features)
 
 
 # --- operations of Dom0 only ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ A turn:
      A frame copied is a send completed. No room on the NIC's queue: the descriptor stays where it is until there is some
   3. receive: copy each frame that came from the NIC into the guest's next buffer. No buffer: it stays in the NIC's queue,
      which is what makes the NIC pause its sender
+     Either way, what is not a good frame in one piece, without an offload, is left for machine_chains.py
   4. raise the guest's interrupt if a completion passed its event register; ring the NIC; publish counters
 
 A guest that breaks the protocol loses its device: its traps are answered and do nothing any more, frames for it drop as
@@ -20,12 +21,6 @@ import numpy as np
 from hyp.abi.counters import (
     COPIED_BYTES,
     COPIES,
-    DROP_BAD_ADDRESS,
-    DROP_BAD_FRAME,
-    DROP_DOWN,
-    DROP_SMALL_BUFFER,
-    FAULTS_ADDRESS,
-    FAULTS_DESCRIPTOR,
     FAULTS_PROTOCOL,
     INTERRUPTS,
     RX_BYTES,
@@ -34,18 +29,8 @@ from hyp.abi.counters import (
     TX_BYTES,
     TX_FRAMES,
 )
-from hyp.abi.nic import (
-    CQE_BYTES,
-    DESC_BYTES,
-    DESC_SIGNALED,
-    RCQ_EVENT,
-    RQ_PROD,
-    SCQ_EVENT,
-    SQ_PROD,
-    STATUS_BAD_ADDRESS,
-    STATUS_BAD_LENGTH,
-    STATUS_OK,
-)
+from hyp.abi.fragment import LENGTH_MASK, SIGNALED
+from hyp.abi.nic import RCQ_EVENT, RQ_PROD, SCQ_EVENT, SQ_PROD, STATUS_OK
 from hyp.abi.platform import INTERRUPT_PRICE, VM_EXIT_PRICE
 from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.abi.trap import ANSWER_EVENT, ANSWERED, REGISTER, SEQUENCE, TRAP_EVENT, VALUE
@@ -53,7 +38,6 @@ from hyp.atomics import (
     full_fence,
     load32_acquire,
     load32_once,
-    load64_once,
     memcpy,
     record_view,
     store32_once,
@@ -63,15 +47,16 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.events import notify_if, passed
-from hyp.frames import lies_within, send_fault, takes_frame, write_completion
+from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
 from hyp.model.price import charge
+from hyp.monitor.guest_queues import buffers_left, complete_receive, complete_send, receive_descriptor, send_descriptor, sends_left
+from hyp.monitor.machine_chains import count_handed_in, has_room, receive_one, send_one, signal_for
 from hyp.verbs import (
     arm_receives,
     arm_sends,
     consume_receives,
-    peek_receive,
-    poll_sends,
+    peek_fragment,
     post_receive,
     post_send,
     qp_at,
@@ -82,8 +67,7 @@ from hyp.verbs import (
     sends_completed,
 )
 
-BUDGET = 64  # frames of one machine in its turn, each way
-SIGNAL_EVERY = 32
+BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
 
 MACHINE = np.dtype(
     [
@@ -100,6 +84,9 @@ MACHINE = np.dtype(
         ("sq_size", "i8"),
         ("rq_size", "i8"),
         ("qp", "i8"),  # our queue pair on the NIC
+        ("features", "i8"),  # what the guest accepted, and we on the NIC
+        ("frame", "i8"),  # a FRAME record (hyp/offload/frame.py) and a table of pieces: the loop's, for all machines
+        ("to", "i8"),
         ("own_ram", "i8"),  # address of guest-physical 0 of the device model
         ("tx_pool", "i8"),  # guest-physical there: a buffer for each slot
         ("rx_pool", "i8"),
@@ -114,11 +101,13 @@ MACHINE = np.dtype(
         ("trap_armed", "i8"),
         ("sq_prod", "i8"),
         ("sq_cons", "i8"),
+        ("send_wanted", "i8"),  # slots of our queue that the next frame wants
         ("scq_prod", "i8"),
         ("scq_event", "i8"),
         ("scq_told", "i8"),
         ("rq_prod", "i8"),
         ("rq_cons", "i8"),
+        ("receive_wanted", "i8"),  # buffers that the next frame from the NIC wants
         ("rcq_prod", "i8"),
         ("rcq_event", "i8"),
         ("rcq_told", "i8"),
@@ -129,29 +118,7 @@ MACHINE_BYTES = MACHINE.itemsize
 machine_at = record_view(MACHINE)
 
 
-# --- the guest's queues -----------------------------------------------------------------------------------------------
-
-
-@compiled
-def _complete(queue, size, prod, index, length, status):
-    write_completion(queue + (prod & (size - 1)) * CQE_BYTES, size, prod, index, length, status)
-
-
-@compiled
-def _refusal(m, addr, word):
-    """STATUS_OK, or what is wrong with a send descriptor."""
-    status = send_fault(word)
-    if status != STATUS_OK:
-        return status
-    return STATUS_OK if lies_within(addr, word & 0xFFFFFFFF, m.ram_bytes) else STATUS_BAD_ADDRESS
-
-
-@compiled
-def _refuse(m, status):
-    """Count a send descriptor that is no good, and its frame's drop."""
-    address = status == STATUS_BAD_ADDRESS
-    count(m.counts, FAULTS_ADDRESS if address else FAULTS_DESCRIPTOR, 1)
-    count(m.counts, DROP_BAD_ADDRESS if address else DROP_BAD_FRAME, 1)
+# --- frames -----------------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -159,7 +126,9 @@ def _forward(m, q, addr, length):
     """Payload copy 1 into the buffer of our next slot; copy 2 is the NIC's DMA."""
     gpa = m.tx_pool + (q.sq_prod & (q.sq_size - 1)) * LARGEST_FRAME_BUFFER
     memcpy(m.own_ram + gpa, m.ram + addr, length)
-    post_send(q, gpa, length, DESC_SIGNALED if q.sq_prod % SIGNAL_EVERY == SIGNAL_EVERY - 1 else 0)
+    post_send(q, gpa, length, signal_for(q, 1))
+    count(m.counts, TX_FRAMES, 1)
+    count(m.counts, TX_BYTES, length)
     count(m.counts, COPIES, 1)
     count(m.counts, COPIED_BYTES, length)
     count(m.uplink, TX_FRAMES, 1)
@@ -170,23 +139,18 @@ def _forward(m, q, addr, length):
 def _serve_sends(m, q):
     """Step 2. Returns the number of descriptors done."""
     done = 0
-    while done < BUDGET and m.sq_cons != m.sq_prod:
-        if send_room(q) == 0:
-            poll_sends(q)
-            if send_room(q) == 0:
+    while done < BUDGET and sends_left(m) > 0 and has_room(q, m.send_wanted):
+        m.send_wanted = 1
+        addr, word = send_descriptor(m, 0)
+        if send_fault(word) != STATUS_OK or not lies_within(addr, word & LENGTH_MASK, m.ram_bytes):
+            taken = send_one(m, q)
+            if taken == 0:
                 break
-        slot = m.sq + (m.sq_cons & (m.sq_size - 1)) * DESC_BYTES
-        addr, word = load64_once(slot), load64_once(slot + 8)
-        status = _refusal(m, addr, word)
-        count(m.counts, TX_FRAMES, 1)
-        count(m.counts, TX_BYTES, word & 0xFFFF)
-        if status == STATUS_OK:
-            _forward(m, q, addr, word & 0xFFFFFFFF)
-        else:
-            _refuse(m, status)
-        if status != STATUS_OK or (word >> 32) & DESC_SIGNALED:
-            _complete(m.scq, m.sq_size, m.scq_prod, m.sq_cons, 0, status)
-            m.scq_prod = u32_add(m.scq_prod, 1)
+            done += taken
+            continue
+        _forward(m, q, addr, word & LENGTH_MASK)
+        if word & SIGNALED != 0:
+            complete_send(m, STATUS_OK)
         m.sq_cons = u32_add(m.sq_cons, 1)
         done += 1
     return done
@@ -194,53 +158,44 @@ def _serve_sends(m, q):
 
 @compiled
 def _hand_in(m, frame, length):
-    """Copy one frame into the guest's next receive buffer and complete it. A buffer that is no good is used up: the frame drops."""
-    slot = m.rq + (m.rq_cons & (m.rq_size - 1)) * DESC_BYTES
-    addr, word = load64_once(slot), load64_once(slot + 8)
-    status = STATUS_OK
-    if not takes_frame(word, length):
-        status = STATUS_BAD_LENGTH
-        count(m.counts, FAULTS_DESCRIPTOR, 1)
-        count(m.counts, DROP_SMALL_BUFFER, 1)
-    elif not lies_within(addr, length, m.ram_bytes):
-        status = STATUS_BAD_ADDRESS
-        count(m.counts, FAULTS_ADDRESS, 1)
-        count(m.counts, DROP_BAD_ADDRESS, 1)
-    else:
-        memcpy(m.ram + addr, frame, length)
-        count(m.counts, COPIES, 1)
-        count(m.counts, COPIED_BYTES, length)
-        count(m.counts, RX_FRAMES, 1)
-        count(m.counts, RX_BYTES, length)
-    _complete(m.rcq, m.rq_size, m.rcq_prod, m.rq_cons, length if status == STATUS_OK else 0, status)
-    m.rcq_prod = u32_add(m.rcq_prod, 1)
-    m.rq_cons = u32_add(m.rq_cons, 1)
+    """Copy a frame in one piece into the guest's next receive buffer. False: it does not fit there, or the buffer is no good."""
+    addr, word = receive_descriptor(m, 0)
+    if not takes_frame(word, length) or not lies_within(addr, length, m.ram_bytes):
+        return False
+    memcpy(m.ram + addr, frame, length)
+    complete_receive(m, length, STATUS_OK)
+    count_handed_in(m, length)
+    count(m.uplink, RX_FRAMES, 1)
+    count(m.uplink, RX_BYTES, length)
+    return True
 
 
 @compiled
 def _can_hand_in(m):
-    """True if a frame from the NIC can be dealt with now: there is a buffer, or nobody to keep it for."""
-    return m.rq_cons != m.rq_prod or m.failed != 0
+    """True if a frame from the NIC can be dealt with now: there are the buffers that it wants, or nobody to keep it for."""
+    return buffers_left(m) >= m.receive_wanted or m.failed != 0
 
 
 @compiled
 def _serve_receives(m, q):
-    """Step 3. Returns the number of frames done."""
+    """Step 3. Returns the number of buffers from the NIC that are done."""
     done = 0
     while done < BUDGET and _can_hand_in(m):
-        index, length, status = peek_receive(q, 0)
+        index, word, status = peek_fragment(q, 0)
         if index < 0:
             break
+        m.receive_wanted = 1
+        taken = 1
         if status == STATUS_OK:
-            count(m.uplink, RX_FRAMES, 1)
-            count(m.uplink, RX_BYTES, length)
-            if m.failed == 0:
-                _hand_in(m, m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * FRAME_BUFFER, length)
-            else:
-                count(m.counts, DROP_DOWN, 1)
-        post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * FRAME_BUFFER, FRAME_BUFFER)
-        consume_receives(q, 1)
-        done += 1
+            frame = m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * FRAME_BUFFER
+            if word >> 32 != 0 or m.failed != 0 or not _hand_in(m, frame, word):
+                taken = receive_one(m, q)
+        for _ in range(taken):
+            post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * FRAME_BUFFER, FRAME_BUFFER)
+        consume_receives(q, taken)
+        done += taken
+        if taken == 0:
+            break
     return done
 
 
@@ -358,7 +313,7 @@ def has_work(m):
     q = qp_at(m.qp)
     if load32_acquire(m.page + SEQUENCE) != m.trap or (_can_hand_in(m) and receives_completed(q)):
         return True
-    return m.sq_cons != m.sq_prod and (send_room(q) > 0 or sends_completed(q))
+    return m.sq_cons != m.sq_prod and (send_room(q) >= m.send_wanted or sends_completed(q))
 
 
 @entry(void(i64))

@@ -9,8 +9,31 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hyp.abi.counters import COLUMNS, FAULTS_ADDRESS, FAULTS_DESCRIPTOR, FAULTS_PROTOCOL, HYPERCALLS, RX_FRAMES, TX_FRAMES
-from hyp.abi.nic import CQE, DESC, DESC_SIGNALED, MAX_LONE_FRAME, MIN_FRAME, PAGE, STATUS_BAD_ADDRESS, STATUS_OK
+from hyp.abi.counters import (
+    COLUMNS,
+    FAULTS_ADDRESS,
+    FAULTS_CHAIN,
+    FAULTS_DESCRIPTOR,
+    FAULTS_PROTOCOL,
+    HYPERCALLS,
+    RX_BYTES,
+    RX_FRAMES,
+    TX_BYTES,
+    TX_FRAMES,
+)
+from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO_TCPV4, MORE, SEGMENT_SHIFT, SIGNALED
+from hyp.abi.nic import (
+    CQE,
+    DESC,
+    DESC_MORE,
+    DESC_SIGNALED,
+    MAX_FRAGMENTS,
+    MAX_LONE_FRAME,
+    MIN_FRAME,
+    PAGE,
+    STATUS_BAD_ADDRESS,
+    STATUS_OK,
+)
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Refused, close_all
 from hyp.kernels import entry, i64
@@ -29,6 +52,7 @@ from hyp.monitor.cdna import (
     enqueue_sends,
     table_bytes,
 )
+from hyp.offload.frame import PIECES_BYTES
 from hyp.verbs import QP
 from tests.support.peers import Bench
 
@@ -62,6 +86,8 @@ class Caller:
         self.qp[0]["counts"] = self.counts.ctypes.data
         row = self.call[0]
         row["table"], row["qp"], row["ram_bytes"] = self.table.ctypes.data, self.qp.ctypes.data, RAM
+        self.chain = np.zeros(PIECES_BYTES + 64, np.uint8)
+        row["chain"] = self.chain.ctypes.data
         row["platform"], row["counts"] = self.platform.ctypes.data, self.counts.ctypes.data
         self._completed = {"scq": 0, "rcq": 0}
 
@@ -70,11 +96,11 @@ class Caller:
         words = np.array([(addr & MASK64, length & MASK64) for addr, length in requests], np.uint64).reshape(-1, 2)
         return int(entry_point(self.call.ctypes.data, words.ctypes.data, sequence, len(requests)))
 
-    def complete(self, ring: str, index: int, status: int = STATUS_OK, length: int = 64) -> None:
+    def complete(self, ring: str, index: int, status: int = STATUS_OK, length: int = 64, flags: int = 0) -> None:
         """The NIC's completion of descriptor `index`."""
         at = self._completed[ring]
         owner = 0 if at & ENTRIES else 1
-        getattr(self, ring)[at % ENTRIES] = (index, length, status, 0, owner)
+        getattr(self, ring)[at % ENTRIES] = (index, length, status, flags, owner, 0)
         self._completed[ring] = at + 1
 
     def word(self, offset: int) -> int:
@@ -134,6 +160,73 @@ def test_a_bad_request_ends_the_batch_and_pins_nothing(caller: Caller, request_:
     assert sum(caller.pins) == 1
     assert caller.word(ENQUEUED_SENDS) == 1
     assert caller.enqueue(_sends, [(0x2000, 64)], 1) == 1, "the next good batch is taken"
+
+
+OFFLOAD = CSUM_BLANK | GSO_TCPV4 | (1448 << SEGMENT_SHIFT)
+
+
+def chain(*lengths: int, first: int = 0) -> list[tuple[int, int]]:
+    """Requests for one frame, a page for each fragment; `first`: its offload word."""
+    return [
+        ((k % 60 + 1) * PAGE, length | (MORE if k < len(lengths) - 1 else 0) | (first if k == 0 else 0))
+        for k, length in enumerate(lengths)
+    ]
+
+
+def test_a_chain_is_written_pinned_and_numbered_as_one_frame(caller: Caller) -> None:
+    assert caller.enqueue(_sends, [(0x8000, 64), *chain(1000, 1, 4000, first=OFFLOAD), *chain(14, 50)], 0) == 6
+    assert [tuple(int(d[name]) for name in ("addr", "length", "flags", "segment")) for d in caller.sq[:6]] == [
+        (0x8000, 64, 0, 0), (0x1000, 1000, OFFLOAD >> 32 & 0xFFFF | DESC_MORE, 1448), (0x2000, 1, DESC_MORE, 0),
+        (0x3000, 4000, 0, 0), (0x1000, 14, DESC_MORE, 0), (0x2000, 50, DESC_SIGNALED, 0),
+    ]  # fmt: skip
+    assert caller.pins[:9] == [0, 2, 2, 1, 0, 0, 0, 0, 1]
+    assert caller.word(ENQUEUED_SENDS) == 6
+    assert (caller.counts[TX_FRAMES], caller.counts[TX_BYTES]) == (3, 64 + 5001 + 64)
+    caller.complete("scq", 5)
+    caller.enqueue(_sends, [], 6)
+    assert sum(caller.pins) == 0
+
+
+LONGEST_CHAIN = [14, *[1] * (MAX_FRAGMENTS - 1)]
+BAD_CHAINS = {
+    "no end": ([(0x1000, 64 | MORE)], FAULTS_CHAIN),
+    "too many": (chain(*LONGEST_CHAIN, 1), FAULTS_CHAIN),
+    "an empty one": (chain(64, 0, 64), FAULTS_CHAIN),
+    "no header in the first": (chain(13, 64), FAULTS_CHAIN),
+    "too long in all": (chain(*[4000] * 17), FAULTS_DESCRIPTOR),
+    "a fragment too long": (chain(64, MAX_LONE_FRAME + 1), FAULTS_DESCRIPTOR),
+    "signalled": ([(0x1000, 64 | MORE), (0x2000, 64 | SIGNALED)], FAULTS_DESCRIPTOR),
+    "an offload in the second": ([(0x1000, 64 | MORE), (0x2000, 64 | CSUM_BLANK)], FAULTS_DESCRIPTOR),
+    "an unknown flag": (chain(64, 64, first=CSUM_VALID), FAULTS_DESCRIPTOR),
+    "another": (chain(64, 64, first=1 << 40), FAULTS_DESCRIPTOR),
+    "beyond RAM": ([(0x1000, 64 | MORE), (RAM - 63, 64)], FAULTS_ADDRESS),
+}
+
+
+@pytest.mark.parametrize("which", BAD_CHAINS)
+def test_a_chain_that_is_no_good_ends_the_batch_and_pins_nothing(caller: Caller, which: str) -> None:
+    requests, fault = BAD_CHAINS[which]
+    follows = [] if which == "no end" else [(0x1000, 64)]
+    assert caller.enqueue(_sends, [*chain(64, 64), *requests, *follows], 0) == 2
+    assert caller.counts[[FAULTS_ADDRESS, FAULTS_CHAIN, FAULTS_DESCRIPTOR]].sum() == caller.counts[fault] == 1
+    assert sum(caller.pins) == caller.word(ENQUEUED_SENDS) == 2
+    assert not caller.chain[PIECES_BYTES:].any(), "nothing was copied beyond the room for a chain"
+    assert caller.enqueue(_sends, chain(*LONGEST_CHAIN), 2) == MAX_FRAGMENTS, "the next good batch is taken"
+
+
+def test_a_chain_that_the_ring_has_no_room_for_is_left_whole(caller: Caller) -> None:
+    assert caller.enqueue(_sends, [*[(0x1000, 64)] * (ENTRIES - 2), *chain(64, 64, 64)], 0) == ENTRIES - 2
+    assert sum(caller.pins) == ENTRIES - 2
+    assert caller.counts[[FAULTS_ADDRESS, FAULTS_CHAIN, FAULTS_DESCRIPTOR]].sum() == 0, "it is nobody's fault"
+
+
+def test_a_frame_received_over_several_buffers_counts_once(caller: Caller) -> None:
+    caller.enqueue(_receives, [(k * PAGE, 2048) for k in range(1, 9)], 0)
+    for index, flags in enumerate((DESC_MORE, DESC_MORE, 0, 0)):
+        caller.complete("rcq", index, length=100, flags=flags)
+    caller.enqueue(_receives, [], 8)
+    assert (caller.counts[RX_FRAMES], caller.counts[RX_BYTES]) == (2, 400)
+    assert sum(caller.pins) == 4
 
 
 @pytest.mark.parametrize("entry_point", [_sends, _receives], ids=["sends", "receives"])

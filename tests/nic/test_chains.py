@@ -1,7 +1,7 @@
 """Frames of many fragments and offloads on the NIC, against a slow model: whoever accepted less gets it done for him."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import pytest
@@ -175,7 +175,7 @@ def test_over_the_wrap_and_between_engines(engines: int) -> None:
 # --- what a driver may not do -----------------------------------------------------------------------------------------
 
 
-def _chain(anna: Guest, lengths: Sequence[int], last: int = DESC_SIGNALED, first: int = 0, segment: int = 0) -> None:
+def post_chain(anna: Guest, lengths: Sequence[int], last: int = DESC_SIGNALED, first: int = 0, segment: int = 0) -> None:
     frame = bytes(packet(anna, WIRE_MAC, 3000))
     for k, length in enumerate(lengths):
         gpa = anna.tx_pool + int(anna.q["sq_prod"]) % anna.entries * PAGE
@@ -223,7 +223,7 @@ HOSTILE: Final = {
 def test_a_chain_that_is_no_good_is_refused_whole(which: str, start: int) -> None:
     lengths, more, status, fault, drop = HOSTILE[which]
     with bench_of(2, mtu=MTU, features=ALL, start=start) as (bench, anna, bert):
-        _chain(anna, lengths, **more)
+        post_chain(anna, lengths, **more)
         assert anna.sent(1) == [status]
         assert int(anna.q["sq_done"]) == int(anna.q["sq_prod"])
         bench.at_rest(1)
@@ -277,11 +277,17 @@ CASES: Final = st.tuples(
 )
 
 
-def exchange(case: Any, seen: set[str]) -> None:
-    """Send the packets of a case to a guest with these features and buffers of these sizes in turn; compare what it gets."""
+def exchange(
+    case: Any, seen: set[str], sender: Callable[..., Guest] = Bench.guest, receiver: Callable[..., Guest] = Bench.guest
+) -> None:
+    """Send the packets of a case to a guest with these features and buffers of these sizes in turn; compare what it gets.
+
+    `sender`, `receiver`: make the guests on a bench, with `Bench.guest`'s arguments.
+    """
     sends, features, sizes, start = case
-    with bench_of(1, mtu=MTU, features=ALL, queue=256, memory=16 << 20, pause_us=60_000_000) as (bench, anna):
-        bert = bench.guest(queue=256, memory=16 << 20, features=features, start=start)
+    with Bench(mtu=MTU, pause_us=60_000_000) as bench:
+        anna = sender(bench, queue=256, memory=16 << 20, features=ALL)
+        bert = receiver(bench, queue=256, memory=16 << 20, features=features, start=start)
         for given, cuts, mss in sends:
             given = dict(given)
             one = packet(anna, bert.mac, given.pop("length"), **given)

@@ -8,6 +8,7 @@ import numpy as np
 
 from domu.frontends.trapped import VirtualCpu
 from hyp.abi.counters import COUNTERS_BYTES, DROPS, FAULTS, read_rows
+from hyp.abi.features import EMULATION_OFFERS
 from hyp.abi.nic import CQE, DESC, PAGE, RCQ_EVENT, RQ_PROD, SCQ_EVENT, SQ_PROD
 from hyp.abi.trap import ANSWERED, SEQUENCE, TRAP_BYTES
 from hyp.kernels import entry, i64, void
@@ -16,7 +17,7 @@ from hyp.ram import QueuePair, place_queues
 from hyp.trap import write_register
 from hyp.verbs import QP
 from tests.support.guests import WRAP, Guest
-from tests.support.peers import Bench
+from tests.support.peers import DEFAULT_RAM, Bench
 
 REGISTERS = {"sq_prod": SQ_PROD, "rq_prod": RQ_PROD, "scq_event": SCQ_EVENT, "rcq_event": RCQ_EVENT}
 INDICES = ("sq_prod", "sq_cons", "scq_prod", "scq_told", "rq_prod", "rq_cons", "rcq_prod", "rcq_told", "trap", "trap_armed")
@@ -39,9 +40,11 @@ class Registers:
         trap(self._vcpu.address, REGISTERS[name], int(value))
 
 
-def trapped(bench: Bench, mac: str | None = None, entries: int = 64, start: int = 0) -> Guest:
+def trapped(
+    bench: Bench, mac: str | None = None, *, queue: int = 64, memory: int = DEFAULT_RAM, start: int = 0, features: int = 0
+) -> Guest:
     """A domain with an emulated NIC, for the drivers of guests.py; its indices and its traps' numbers begin at `start`."""
-    guest = bench.domain(mac)
+    guest = bench.domain(mac, memory)
     platform = bench.hypervisor.system.platform_page.address
     answers = guest.call("upcall_create")
 
@@ -51,16 +54,16 @@ def trapped(bench: Bench, mac: str | None = None, entries: int = 64, start: int 
 
     guest.vcpu = bench.run(vcpu())  # type: ignore[attr-defined]
     record = np.zeros(1, QP)
-    guest.q, guest.entries, guest.context = record[0], entries, -1
-    guest.q["sq_size"] = guest.q["rq_size"] = entries
+    guest.q, guest.entries, guest.context = record[0], queue, -1
+    guest.q["sq_size"] = guest.q["rq_size"] = queue
     guest.q["counts"], guest.q["trap"] = guest._counts.ctypes.data, guest.vcpu.address  # type: ignore[attr-defined]
     for name in OWN:
         guest.q[name] = start
     places = place_queues(guest.ram, guest.q)
     with _beginning_at(bench, start):
-        reply = guest.call("emulation_attach", interrupts=guest.upcall, answers=1, **places, sq_size=entries, rq_size=entries)
-        guest.call("emulation_start")
-    assert reply.value == {"mac": guest.mac, "features": 0}
+        reply = guest.call("emulation_attach", interrupts=guest.upcall, answers=1, **places, sq_size=queue, rq_size=queue)
+        guest.call("emulation_start", features=features)
+    assert reply.value == {"mac": guest.mac, "features": EMULATION_OFFERS}
     page = Mapping.adopt(reply.fds[0], TRAP_BYTES)
     guest.vcpu.attach(page, reply.fds[1])  # type: ignore[attr-defined]
     guest.vcpu.record[0]["sequence"] = start  # type: ignore[attr-defined]
@@ -68,13 +71,13 @@ def trapped(bench: Bench, mac: str | None = None, entries: int = 64, start: int 
     guest.pair = QueuePair(-1, guest.mac, record, page, 0)
     guest.words = Registers(guest.vcpu)  # type: ignore[attr-defined]
     guest.places = places
-    guest.sq, guest.rq = (guest._view(places[name], DESC, entries) for name in ("sq", "rq"))
-    guest.scq, guest.rcq = (guest._view(places[name], CQE, entries) for name in ("scq", "rcq"))
+    guest.sq, guest.rq = (guest._view(places[name], DESC, queue) for name in ("sq", "rq"))
+    guest.scq, guest.rcq = (guest._view(places[name], CQE, queue) for name in ("scq", "rcq"))
     for ring in (guest.scq, guest.rcq):
-        index = (start + (np.arange(entries) - start) % entries) % WRAP
-        ring["owner"] = (index & entries) != 0
-    guest.tx_pool, guest.rx_pool = guest.ram.allocate(entries * PAGE), guest.ram.allocate(entries * PAGE)
-    guest.free = guest.rx_pool + entries * PAGE
+        index = (start + (np.arange(queue) - start) % queue) % WRAP
+        ring["owner"] = (index & queue) != 0
+    guest.tx_pool, guest.rx_pool = guest.ram.allocate(queue * PAGE), guest.ram.allocate(queue * PAGE)
+    guest.free = guest.rx_pool + queue * PAGE
     return guest
 
 

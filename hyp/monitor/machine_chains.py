@@ -1,0 +1,272 @@
+"""Frames of an emulated NIC that are not one plain piece: chains of descriptors, offloads, frames over several buffers; all faults.
+
+What nic/send.py and nic/deliver.py do for a context of the real NIC, done for a guest's queues. A frame is copied whole between the
+guest's pieces and our own buffers, and goes on from there; offloads are not carried out here: our context on the NIC has the
+features that the guest has accepted, so that the NIC does what the guest did not.
+"""
+
+from typing import Any
+
+from hyp.abi.counters import (
+    COPIED_BYTES,
+    COPIES,
+    DROP_BAD_ADDRESS,
+    DROP_BAD_FRAME,
+    DROP_DOWN,
+    DROP_OVERSIZE,
+    DROP_SMALL_BUFFER,
+    FAULTS_ADDRESS,
+    FAULTS_CHAIN,
+    FAULTS_DESCRIPTOR,
+    FAULTS_OFFLOAD,
+    RX_BYTES,
+    RX_FRAMES,
+    TX_BYTES,
+    TX_FRAMES,
+)
+from hyp.abi.features import SG
+from hyp.abi.fragment import LENGTH_MASK, MORE, OFFLOAD_MASK, SIGNALED
+from hyp.abi.nic import (
+    DESC_MORE,
+    DESC_SIGNALED,
+    MAX_FRAGMENTS,
+    MAX_FRAME,
+    MAX_LONE_FRAME,
+    MIN_FRAME,
+    STATUS_BAD_ADDRESS,
+    STATUS_BAD_CHAIN,
+    STATUS_BAD_FLAGS,
+    STATUS_BAD_LENGTH,
+    STATUS_BAD_OFFLOAD,
+    STATUS_OK,
+)
+from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
+from hyp.atomics import load64, u32_add
+from hyp.counters import count
+from hyp.frames import lies_within
+from hyp.kernels import compiled, outlined
+from hyp.monitor.guest_queues import (
+    buffers_left,
+    complete_fragments,
+    complete_receive,
+    complete_send,
+    receive_descriptor,
+    send_descriptor,
+    sends_left,
+)
+from hyp.offload.fragments import fragment_fault, offload_fault
+from hyp.offload.frame import add_piece, begin_frame, copy_pieces, frame_at, piece_addr, piece_length, set_piece
+from hyp.offload.segments import prepare
+from hyp.verbs import peek_fragment, poll_sends, post_send, send_room
+
+SIGNAL_EVERY = 32
+DONE, WAIT = -1, -2
+"""What became of a frame, where it is not a drop's name."""
+
+
+@compiled
+def has_room(q: Any, wanted: int) -> Any:
+    """True if our queue on the NIC takes `wanted` descriptors more."""
+    if send_room(q) < wanted:
+        poll_sends(q)
+    return send_room(q) >= wanted
+
+
+@compiled
+def signal_for(q: Any, n: int) -> int:
+    """DESC_SIGNALED if the next `n` descriptors have a completion, as one in SIGNAL_EVERY has; else 0."""
+    return DESC_SIGNALED if q.sq_prod % SIGNAL_EVERY + n >= SIGNAL_EVERY else 0
+
+
+# --- from the guest ---------------------------------------------------------------------------------------------------
+
+
+@outlined
+def send_one(m: Any, q: Any) -> Any:
+    """Send the guest's next frame, whatever it is. Returns the number of descriptors done.
+
+    0: `m.send_wanted` slots of our queue are waited for.
+    """
+    f = frame_at(m.frame)
+    n, status, signaled = _take_chain(m, f)
+    if status == STATUS_OK:
+        buffers = (f.length + LARGEST_FRAME_BUFFER - 1) // LARGEST_FRAME_BUFFER
+        if not has_room(q, buffers):
+            m.send_wanted = buffers
+            return 0
+        _take_over(m, q, f, buffers)
+        if f.offload != 0 and not prepare(f):
+            status = STATUS_BAD_OFFLOAD
+    count(m.counts, TX_FRAMES, 1)
+    count(m.counts, TX_BYTES, f.length & 0xFFFF)
+    if status == STATUS_OK:
+        _post(m, q, f)
+    else:
+        _refuse(m, f, status)
+    m.sq_cons = u32_add(m.sq_cons, n - 1)
+    if status != STATUS_OK or signaled != 0:
+        complete_send(m, status)
+    m.sq_cons = u32_add(m.sq_cons, 1)
+    return n
+
+
+@compiled
+def _take_chain(m: Any, f: Any) -> Any:
+    """Copy the next frame's descriptors, each once, and check the copies. Returns (descriptors, STATUS_*, SIGNALED or 0).
+
+    All of the chain is taken, whatever is wrong with it. `f.pieces` are the guest's.
+    """
+    n, total, status, word = 0, 0, STATUS_OK, MORE
+    begin_frame(f, 0, 0, 0, 0)
+    while word & MORE != 0:
+        if n > 0 and sends_left(m) <= n:
+            status = STATUS_BAD_CHAIN if status == STATUS_OK else status
+            break  # it has no end
+        addr, word = send_descriptor(m, n)
+        if n == 0 and m.features & SG == 0 and word & MORE != 0:
+            return 1, STATUS_BAD_FLAGS, 0
+        if status == STATUS_OK:
+            status = fragment_fault(m.features, word, n)
+        if status == STATUS_OK and n == 0:
+            f.offload = word & OFFLOAD_MASK
+            if f.offload != 0:
+                status = offload_fault(m.features, word)
+        if status == STATUS_OK:
+            if lies_within(addr, word & LENGTH_MASK, m.ram_bytes):
+                add_piece(f, m.ram + addr, word & LENGTH_MASK)
+            else:
+                status = STATUS_BAD_ADDRESS
+        total += word & LENGTH_MASK
+        n += 1
+    f.length = total
+    if status == STATUS_OK and (total < MIN_FRAME or total > _longest(m)):
+        status = STATUS_BAD_LENGTH
+    return n, status, word & SIGNALED
+
+
+@compiled
+def _longest(m: Any) -> int:
+    """The longest frame that is taken: without SG, what goes on in one piece."""
+    return MAX_FRAME if m.features & SG != 0 else MAX_LONE_FRAME
+
+
+@compiled
+def _take_over(m: Any, q: Any, f: Any, n: int) -> None:
+    """Payload copy 1, into the buffers of our next `n` slots: the frame's pieces from now on, which nobody else changes."""
+    left = f.length
+    for k in range(n):
+        slot = u32_add(q.sq_prod, k) & (q.sq_size - 1)
+        set_piece(m.to, k, m.own_ram + m.tx_pool + slot * LARGEST_FRAME_BUFFER, min(left, LARGEST_FRAME_BUFFER))
+        left -= LARGEST_FRAME_BUFFER
+    copy_pieces(f.pieces, 0, f.length, m.to, 0)
+    f.count = 0
+    for k in range(n):
+        add_piece(f, piece_addr(m.to, k), piece_length(m.to, k))
+    first = piece_addr(f.pieces, 0)
+    f.head0, f.head1 = load64(first), load64(first + 8)
+    count(m.counts, COPIES, 1)
+    count(m.counts, COPIED_BYTES, f.length)
+
+
+@compiled
+def _post(m: Any, q: Any, f: Any) -> None:
+    """Post the frame on the NIC, as a chain if it has several pieces, its offloads in the first."""
+    last, signal = f.count - 1, signal_for(q, f.count)
+    for k in range(f.count):
+        flags = (DESC_MORE if k < last else signal) | (f.offload >> 32 if k == 0 else 0)
+        post_send(q, piece_addr(f.pieces, k) - m.own_ram, piece_length(f.pieces, k), flags)
+    count(m.uplink, TX_FRAMES, 1)
+    count(m.uplink, TX_BYTES, f.length)
+
+
+@compiled
+def _refuse(m: Any, f: Any, status: int) -> None:
+    """Count what is wrong with a frame to send, and its drop."""
+    drop = DROP_BAD_FRAME
+    if status == STATUS_BAD_ADDRESS:
+        fault, drop = FAULTS_ADDRESS, DROP_BAD_ADDRESS
+    elif status == STATUS_BAD_CHAIN:
+        fault = FAULTS_CHAIN
+    elif status == STATUS_BAD_OFFLOAD:
+        fault = FAULTS_OFFLOAD
+    else:
+        fault = FAULTS_DESCRIPTOR
+        if status == STATUS_BAD_LENGTH and f.length > _longest(m):
+            drop = DROP_OVERSIZE
+    count(m.counts, fault, 1)
+    count(m.counts, drop, 1)
+
+
+# --- to the guest -----------------------------------------------------------------------------------------------------
+
+
+@outlined
+def receive_one(m: Any, q: Any) -> Any:
+    """Deal with the next frame from the NIC, whatever it is. Returns the number of our buffers that it is in.
+
+    0: `m.receive_wanted` buffers of the guest's are waited for.
+    """
+    f = frame_at(m.frame)
+    n, word = 0, MORE
+    begin_frame(f, 0, 0, 0, 0)
+    while word & MORE != 0:
+        index, word, _ = peek_fragment(q, n)
+        if n == 0:
+            f.offload = word & OFFLOAD_MASK
+        add_piece(f, m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * FRAME_BUFFER, word & LENGTH_MASK)
+        f.length += word & LENGTH_MASK
+        n += 1
+    result = DROP_DOWN if m.failed != 0 else _claim_buffers(m, f.length)
+    if result == WAIT:
+        return 0
+    count(m.uplink, RX_FRAMES, 1)
+    count(m.uplink, RX_BYTES, f.length)
+    if result == DONE:
+        copy_pieces(f.pieces, 0, f.length, m.to, 0)
+        complete_fragments(m, m.to, m.receive_wanted, f.offload)
+        count_handed_in(m, f.length)
+    else:
+        count(m.counts, result, 1)
+    m.receive_wanted = 1
+    return n
+
+
+@compiled
+def _claim_buffers(m: Any, length: int) -> Any:
+    """Enter as many of the guest's next buffers as `length` bytes take into `m.to`. DONE, WAIT, or a drop's name."""
+    n, left = 0, length
+    while left > 0:
+        if n == MAX_FRAGMENTS or (n > 0 and m.features & SG == 0):
+            return _refuse_buffers(m, 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
+        m.receive_wanted = n + 1
+        if buffers_left(m) <= n:
+            return WAIT
+        addr, word = receive_descriptor(m, n)
+        room = word & LENGTH_MASK
+        if word >> 32 != 0 or room == 0:
+            return _refuse_buffers(m, n + 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
+        taken = min(room, left)
+        if not lies_within(addr, taken, m.ram_bytes):
+            return _refuse_buffers(m, n + 1, FAULTS_ADDRESS, STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS)
+        set_piece(m.to, n, m.ram + addr, taken)
+        left -= taken
+        n += 1
+    return DONE
+
+
+@compiled
+def _refuse_buffers(m: Any, n: int, fault: int, status: int, drop: int) -> int:
+    """The last of the guest's next `n` buffers is no good: use them up."""
+    count(m.counts, fault, 1)
+    for _ in range(n):
+        complete_receive(m, 0, status)
+    return drop
+
+
+@compiled
+def count_handed_in(m: Any, length: int) -> None:
+    """A frame of `length` bytes has been copied into the guest."""
+    count(m.counts, COPIES, 1)
+    count(m.counts, COPIED_BYTES, length)
+    count(m.counts, RX_FRAMES, 1)
+    count(m.counts, RX_BYTES, length)
