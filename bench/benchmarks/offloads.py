@@ -1,6 +1,6 @@
 """What each offload is worth on each path: frames of 64 KiB by guests that have all of them, and by guests that have fewer.
 
-``python -m bench offloads [--paths native,bypass,split]``
+``python -m bench offloads [--paths bypass,split]``
 
 The same bytes, cut into the same segments (hyp/load/tcp.py); what differs is who cuts them and who sums them up: the device, Dom0,
 or the guest's own program.
@@ -18,7 +18,6 @@ from bench.report.results import BenchmarkResult, Row, Series
 from lab.workloads import WIRE
 
 FRAME = 1 << 16
-OFFLOADED = ("native", "bypass", "split")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all": ("sg", "csum", "tso"), "no tso": ("sg", "csum"), "no csum": ("sg",), "none": (),
 }  # fmt: skip
@@ -36,10 +35,7 @@ ABOUT = (
 
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Measure every variant of every path, to the wire and between guests, on all cores."""
-    paths = [path for path in options.paths if path in OFFLOADED]
-    for path in options.paths:
-        if path not in OFFLOADED:
-            result.notes.append(f"{path}: left out: it has no offloads")
+    paths = options.paths
     tables = [
         {"name": _guest(path, variant, number), "path": path, "offloads": list(offloads)}
         for path in paths
