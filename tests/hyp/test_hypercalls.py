@@ -15,7 +15,7 @@ from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.nic import PAGE
 from hyp.control import MAX_MESSAGE, Channel, Refused, socketpair
 from hyp.events import EventError
-from hyp.monitor import cdna  # noqa: F401  a back end with a hypercall of its own
+from hyp.monitor import cdna, dma  # noqa: F401  back ends with a hypercall of their own
 from hyp.monitor.arguments import Integer
 from hyp.monitor.dispatch import HYPERCALLS, Callers
 from hyp.monitor.domain import Context, Domain, Registration
@@ -41,6 +41,7 @@ OF_EVERY_DOMAIN: dict[str, set[str]] = {
     "emulation_attach": {"interrupts", "answers", *QUEUES},
     "emulation_start": {"features"},
     "cdna_attach": {"context"},
+    "dma_attach": {"context"},
 }
 OF_DOM0_ONLY: dict[str, set[str]] = {
     "toolstack_ready": set(),
