@@ -197,7 +197,7 @@ _ROWS = (
         attachment=Attachment.VIF,
         shared_loop="dom0",
         # Dom0's bridge goes on without the NIC; a back end that cannot watch its front end's state any more closes (dom0/vifs.py)
-        cut_off_by={"dom0": CUT_OFF, "xenstored": CUT_OFF, "nic": APART},
+        cut_off_by={"dom0": CUT_OFF, "nic": APART},
         ring=_xens,
         ram=_split_ram,
         beside_ram=_nothing,

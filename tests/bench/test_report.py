@@ -197,7 +197,7 @@ def test_a_run_that_is_ended_reports_what_it_has(tmp_path: Path, monkeypatch: py
         (["stub", "--peers", "vhosts"], "unknown peer: 'vhosts'"),
         (["stub", "--cores", "3"], "unknown value for cores"),
         (["stub", "--frames", "64,big"], "--frames 64,big"),
-        (["stub", "--frames", "9000"], "9000 bytes"),
+        (["stub", "--frames", "65537"], "65537 bytes"),
         (["stub", "--frames", ""], "no frame size"),
         (["stub", "--seconds", "nan"], "--seconds nan"),
         (["stub", "--seconds", "-1"], "--seconds -1"),

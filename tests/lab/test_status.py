@@ -98,7 +98,7 @@ def test_the_sentences() -> None:
         (("carl",), []),  # whose death is said, and cuts nobody else off
         (("dom0",), ["dom0 died: split guests anna, bert are cut off; bypass guests go on"]),
         (("dom0", "bert"), ["dom0 died: split guest anna is cut off; bypass guests go on"]),
-        (("xenstored",), ["xenstored died: split guests anna, bert are cut off; bypass guests go on"]),
+        (("xenstored",), ["xenstored died: split, bypass guests go on"]),
         (("hyp", "dom0", "anna", "bert"), ["hyp died: bypass guests go on", "dom0 died: bypass guests go on"]),
         (
             ("nic",),

@@ -191,7 +191,7 @@ def test_contexts_come_and_go_under_load(engines: int) -> None:
         receiver, sender = bert.traffic(expect=1 << 40), anna.traffic(bert.mac, 1 << 40, stream=9)
         visitor = bench.domain(memory=4 << 20)
         for _ in range(6):
-            bench.run(visitor._open(64, 0))
+            bench.run(visitor._open(64, 0, 0))
             visitor.post_buffers(4)
             visitor.send(visitor.frame(NOBODY), visitor.frame(BROADCAST_MAC))
             assert visitor.sent(2) == [STATUS_OK] * 2
