@@ -92,7 +92,7 @@ def test_a_front_end_goes_and_comes_back(driven: Driven, way: str) -> None:
         await bert.exchange()
         assert await bert.read(f"{bert.back}/online") == "1"
         if way == "its state removed":
-            assert "vif 2.0 (bert): disconnected: the front end is gone" in bert.log()
+            await bert.logged("vif 2.0 (bert): disconnected: the front end is gone")
 
     driven("comesback", body)
 
@@ -107,7 +107,7 @@ def test_a_front_end_that_stops_at_initialised_is_served_and_told_of(driven: Dri
         await bert.call("notifier")
         await bert.state(CONNECTED)
         await bert.exchange()
-        assert "connected at Initialised, which Linux's netback would have ignored" in bert.log()
+        await bert.logged("connected at Initialised, which Linux's netback would have ignored")
 
     driven("initialised", body)
 
@@ -182,7 +182,7 @@ def test_a_mistake_is_told_and_can_be_corrected(driven: Driven, mistake: str) ->
         await bert.state(CONNECTED)
         await bert.told(CLOSING)
         assert (await bert.error() or "").startswith(told)
-        assert f"vif 2.0 (bert): {told.partition(' ')[2]}" in bert.log()
+        await bert.logged(f"vif 2.0 (bert): {told.partition(' ')[2]}")
         await off(bert)
         await bert.ready()
         await bert.state(CONNECTED)  # nothing else: the nodes are right now

@@ -137,8 +137,13 @@ class Bert:
         """How many Dom0, the hypervisor and xenstored have open: mappings, eventfds, connections."""
         return {name: len(os.listdir(f"/proc/{self.runner.pids[name]}/fd")) for name in ("dom0", "hyp", "xenstored")}
 
-    def log(self) -> str:
-        return self.lab._rundir.log_path.read_text(errors="replace")
+    async def logged(self, text: str) -> None:
+        """Wait until the topology's log has this in it."""
+
+        async def is_there() -> bool:
+            return text in self.lab._rundir.log_path.read_text(errors="replace")
+
+        await until(is_there, f"in the log: {text}")
 
 
 @asynccontextmanager
