@@ -22,14 +22,13 @@ from hyp.abi.counters import (
     TX_FRAMES,
 )
 from hyp.abi.features import SG
-from hyp.abi.fragment import CSUM_BLANK, GSO, LENGTH_MASK, MORE, OFFLOAD_MASK, SEGMENT_SHIFT, SEND_FLAGS, SIGNALED
+from hyp.abi.fragment import LENGTH_MASK, MORE, OFFLOAD_MASK, SIGNALED
 from hyp.abi.nic import (
     DEFAULT_MTU,
     DESC_BYTES,
     DESC_SIGNALED,
     GROUP_BIT,
     LINK_HEADER,
-    MAX_FRAGMENTS,
     MAX_FRAME,
     MIN_FRAME,
     NO_CONTEXT,
@@ -50,8 +49,9 @@ from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
 from hyp.model.ablation import ablated
+from hyp.offload.fragments import fragment_fault, offload_fault
 from hyp.offload.frame import add_piece, begin_frame, frame_at, piece_addr, piece_length
-from hyp.offload.segments import longest_part, needed_features, prepare, segment_of
+from hyp.offload.segments import longest_part, prepare
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause, put_run
 from nic.queues import (
@@ -68,10 +68,6 @@ from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, S
 from nic.switch import lookup
 from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
 
-UNKNOWN_FLAGS = ~(LENGTH_MASK | SEND_FLAGS | (0xFFFF << SEGMENT_SHIFT)) & (1 << 63) - 1
-"""Bits that no descriptor may have; those of a segment size are judged with the offload."""
-UNKNOWN_IN_CHAIN = ~(LENGTH_MASK | SIGNALED | MORE)
-"""Bits that no descriptor but a frame's first may have."""
 RUN_FRAME = DEFAULT_MTU + LINK_HEADER
 """The longest frame that goes in a run: no NIC's MTU is less."""
 WHOLE_HEADER = 16
@@ -171,31 +167,6 @@ def _header(frame, length):
     return head0, head1
 
 
-@compiled
-def _fragment_fault(c, word, n):
-    """STATUS_OK, or what is wrong with our copy of a descriptor's fragment word; it is the `n`-th of its frame, from 0."""
-    length = word & LENGTH_MASK
-    if length == 0 or length > MAX_FRAME:
-        return STATUS_BAD_LENGTH if n == 0 or length > MAX_FRAME else STATUS_BAD_CHAIN
-    if word & (UNKNOWN_FLAGS if n == 0 else UNKNOWN_IN_CHAIN) != 0:
-        return STATUS_BAD_FLAGS
-    if word & MORE != 0:
-        if c.features & SG == 0 or word & SIGNALED != 0:
-            return STATUS_BAD_FLAGS
-        if (n == 0 and length < MIN_FRAME) or n == MAX_FRAGMENTS - 1:
-            return STATUS_BAD_CHAIN
-    return STATUS_OK
-
-
-@compiled
-def _offload_fault(c, word):
-    """STATUS_OK, or STATUS_BAD_OFFLOAD if the driver hasn't accepted the offload, or it has a part that makes no sense alone."""
-    gso, segment = word & GSO, segment_of(word)
-    wanted = needed_features(word) & ~SG  # a short one may come in one piece
-    sound = (gso == 0) == (segment == 0) and gso != GSO and (gso == 0 or word & CSUM_BLANK != 0)
-    return STATUS_OK if sound and c.features & wanted == wanted else STATUS_BAD_OFFLOAD
-
-
 @outlined
 def _take_chain(e, c, f):
     """Copy the next frame's descriptors, each once, and check the copies. Returns (descriptors, STATUS_*, SIGNALED or 0).
@@ -216,11 +187,11 @@ def _take_chain(e, c, f):
         if n == 0 and c.features & SG == 0 and word & MORE != 0:
             return 1, STATUS_BAD_FLAGS, 0
         if status == STATUS_OK:
-            status = _fragment_fault(c, word, n)
+            status = fragment_fault(c.features, word, n)
         if status == STATUS_OK and n == 0:
             f.offload = word & OFFLOAD_MASK
             if f.offload != 0:
-                status = _offload_fault(c, word)
+                status = offload_fault(c.features, word)
         if status == STATUS_OK:
             length = word & LENGTH_MASK
             place = reach(c, addr, length, READ)

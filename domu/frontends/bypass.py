@@ -4,7 +4,7 @@ Buffers are bound to queue slots: send slot i uses send buffer i, receive slot i
 descriptor per commit tells about all before it.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -98,6 +98,30 @@ def tx_reserve(device: int, want: int) -> int:
     return n
 
 
+@compiled
+def count_sent(d: Any, n: int, total: int) -> None:
+    """Count a burst of `n` fragments. `total`: the sum of their lengths, and of MORE: two sums by one addition."""
+    count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
+    count(d.counts, TX_BYTES, total & LENGTH_MASK)
+
+
+@compiled
+def count_received(d: Any, word: int, status: int) -> None:
+    """Count a received fragment, with its last one a frame."""
+    if status == STATUS_OK:
+        count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
+        count(d.counts, RX_BYTES, word & LENGTH_MASK)
+
+
+@compiled
+def hand_over(d: Any, q: Any) -> None:
+    """Let the device see what has been posted, and wake it for that, unless it can wait until half of the queue does."""
+    publish_sends(q)
+    if spin_limit(wait_at(d.wait)) > 0 or has_half_untold(q):
+        tell_sends(q)
+    commit(d.counts, d.counts_shared)
+
+
 @operation(i64(i64, i64))
 def tx_commit(device: int, n: int) -> int:
     d = device_at(device)
@@ -114,16 +138,11 @@ def tx_commit(device: int, n: int) -> int:
             memcpy(b.scratch + index * FRAME_BUFFER, frame_addr(burst, k), word & LENGTH_MASK)
         write_send(queue + index * DESC_BYTES, pool + index * FRAME_BUFFER, word | SIGNALED if k == n - 1 else word)
     advance_sends(q, n, 1 if n > 0 else 0)
-    count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
-    total &= LENGTH_MASK
-    count(d.counts, TX_BYTES, total)
+    count_sent(d, n, total)
     if bounce != 0:
         count(d.counts, COPIES, n)
-        count(d.counts, COPIED_BYTES, total)
-    publish_sends(q)
-    if spin_limit(wait) > 0 or has_half_untold(q):
-        tell_sends(q)
-    commit(d.counts, d.counts_shared)
+        count(d.counts, COPIED_BYTES, total & LENGTH_MASK)
+    hand_over(d, q)
     return n
 
 
@@ -159,9 +178,7 @@ def rx_release(device: int, n: int) -> int:
     q = qp_at(b.qp)
     for _ in range(n):
         _, word, status = peek_fragment(q, 0)
-        if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
-            count(d.counts, RX_BYTES, word & LENGTH_MASK)
+        count_received(d, word, status)
         post_receive(q, buffer_of(b.rx_pool, q.rq_prod, q.rq_size), FRAME_BUFFER)
         consume_receives(q, 1)
     ring_receives(q)
@@ -171,8 +188,12 @@ def rx_release(device: int, n: int) -> int:
 
 @operation(i64(i64, i64))
 def arm(device: int, what: int) -> int:
-    d = device_at(device)
-    q = qp_at(_bypass_at(d.front).qp)
+    return arm_queues(qp_at(_bypass_at(device_at(device).front).qp), what)
+
+
+@compiled
+def arm_queues(q: Any, what: int) -> int:
+    """`arm` of a queue pair."""
     tell_sends(q)
     ahead = 0
     if what & RX:

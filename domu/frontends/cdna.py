@@ -9,15 +9,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from domu.device import Device, Operations, device_at, frame_word, new_device
-from domu.frontends.bypass import BYPASS, KNOWN, arm, buffer_of, rx_poll, tx_pending, tx_reserve
-from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT
-from hyp.abi.nic import STATUS_OK, mac_to_int
+from domu.frontends.bypass import (
+    BYPASS,
+    KNOWN,
+    arm,
+    buffer_of,
+    count_received,
+    count_sent,
+    hand_over,
+    rx_poll,
+    tx_pending,
+    tx_reserve,
+)
+from hyp.abi.fragment import LENGTH_MASK, MORE
+from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import record_view, store64, u32_add
 from hyp.control import close_all
-from hyp.counters import commit, count
-from hyp.events import spin_limit, wait_at
+from hyp.counters import commit
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
 from hyp.monitor.cdna import CDNA, REQUEST_BYTES, cdna_at, enqueue_receives, enqueue_sends, table_bytes
@@ -27,12 +36,9 @@ from hyp.verbs import (
     QP,
     advance_sends,
     consume_receives,
-    has_half_untold,
     peek_fragment,
-    publish_sends,
     qp_at,
     ring_receives,
-    tell_sends,
 )
 
 if TYPE_CHECKING:
@@ -69,13 +75,9 @@ def tx_commit(device: int, n: int) -> int:
             return _fail(d, f, c)
         f.sends += n
         advance_sends(q, n, 1)
-        count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
-        count(d.counts, TX_BYTES, total & LENGTH_MASK)
+        count_sent(d, n, total)
         commit(c.counts, c.counts_shared)
-    publish_sends(q)
-    if spin_limit(wait_at(d.wait)) > 0 or has_half_untold(q):
-        tell_sends(q)
-    commit(d.counts, d.counts_shared)
+    hand_over(d, q)
     return n
 
 
@@ -88,9 +90,7 @@ def rx_release(device: int, n: int) -> int:
         return -1
     for k in range(n):
         _, word, status = peek_fragment(q, k)
-        if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
-            count(d.counts, RX_BYTES, word & LENGTH_MASK)
+        count_received(d, word, status)
     consume_receives(q, n)
     if _post_receives(f, q, n) < 0:
         return _fail(d, f, cdna_at(f.hypercalls))

@@ -11,28 +11,23 @@ import numpy as np
 
 from domu.device import (
     ALL,
-    BURST,
     FAILED,
-    RX,
     TX,
     Device,
     Operations,
-    completions_to_wait_for,
     device_at,
     frame_word,
     new_device,
     set_frame,
 )
-from domu.frontends.bypass import BYPASS, KNOWN, buffer_of
-from hyp.abi.counters import RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT, SIGNALED
+from domu.frontends.bypass import BYPASS, KNOWN, arm_queues, buffer_of, count_received, count_sent, hand_over
+from hyp.abi.fragment import LENGTH_MASK, MORE, SIGNALED
 from hyp.abi.nic import DESC_BYTES, PAGE, STATUS_OK, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.abi.sizes import FRAME_BUFFER
-from hyp.atomics import full_fence, load64, record_view, store64, u32_add, u32_sub
+from hyp.atomics import load64, record_view, store64, u32_add, u32_sub
 from hyp.control import close_all
-from hyp.counters import commit, count
-from hyp.events import spin_limit, wait_at
+from hyp.counters import commit
 from hyp.iommu import READ, WRITE
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.memory import Mapping
@@ -40,20 +35,13 @@ from hyp.monitor.dma import DEFERRED_PAGES, DMA, REQUEST_BYTES, dma_at, dma_map,
 from hyp.ram import open_queue_pair, start_queue_pair
 from hyp.verbs import (
     advance_sends,
-    arm_receives,
-    arm_sends,
-    completions_due,
     consume_receives,
-    has_half_untold,
     peek_fragment,
     poll_sends,
     post_receive,
-    publish_sends,
     qp_at,
-    receives_completed,
     ring_receives,
     send_room,
-    sends_completed,
     tell_sends,
     write_send,
 )
@@ -139,13 +127,9 @@ def tx_commit(device: int, n: int) -> int:
         if dma_map(c, f.requests, n, READ) != n:
             return _fail(d, f)
         advance_sends(q, n, 1)
-        count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
-        count(d.counts, TX_BYTES, total & LENGTH_MASK)
+        count_sent(d, n, total)
         commit(c.counts, c.counts_shared)
-    publish_sends(q)
-    if spin_limit(wait_at(d.wait)) > 0 or has_half_untold(q):
-        tell_sends(q)
-    commit(d.counts, d.counts_shared)
+    hand_over(d, q)
     return n
 
 
@@ -197,9 +181,7 @@ def rx_release(device: int, n: int) -> int:
         return FAILED
     for k in range(n):
         _, word, status = peek_fragment(q, k)
-        if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
-            count(d.counts, RX_BYTES, word & LENGTH_MASK)
+        count_received(d, word, status)
     consume_receives(q, n)
     f.shown -= n
     if _post_receives(f, q, n) < 0:
@@ -228,21 +210,9 @@ def arm(device: int, what: int) -> int:
     d = device_at(device)
     f = _front_at(d.front)
     q = qp_at(f.qp)
-    tell_sends(q)
-    ahead = 0
-    if what & RX:
-        arm_receives(q)
-    if what & (TX | ALL):
-        if f.failed != 0 or _reap(d, f, q) < 0:
-            return FAILED
-        if (what & ALL and send_room(q) == q.sq_size) or (what & TX and send_room(q) >= BURST):
-            return 1
-        ahead = completions_to_wait_for(what, completions_due(q))
-        arm_sends(q, ahead)
-    full_fence()
-    if what & RX and receives_completed(q):
-        return 1
-    return 1 if ahead > 0 and sends_completed(q, ahead) else 0
+    if what & (TX | ALL) and (f.failed != 0 or _reap(d, f, q) < 0):
+        return FAILED
+    return arm_queues(q, what)
 
 
 @entry(void(i64))

@@ -11,27 +11,23 @@ import numpy as np
 
 from domu.device import Device, Operations, device_at, frame_addr, frame_word, set_frame
 from domu.frontends import bypass
-from domu.frontends.bypass import BYPASS, arm, buffer_of, tx_pending
-from hyp.abi.counters import COPIED_BYTES, COPIES, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT, SIGNALED
+from domu.frontends.bypass import BYPASS, arm, buffer_of, count_received, count_sent, hand_over, tx_pending
+from hyp.abi.counters import COPIED_BYTES, COPIES
+from hyp.abi.fragment import LENGTH_MASK, MORE, SIGNALED
 from hyp.abi.nic import DESC_BYTES, STATUS_OK
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import memcpy, record_view
 from hyp.counters import commit, count
-from hyp.events import spin_limit, wait_at
 from hyp.kernels import i64, operation
 from hyp.verbs import (
     advance_sends,
     consume_receives,
-    has_half_untold,
     peek_fragment,
     poll_sends,
     post_receive,
-    publish_sends,
     qp_at,
     ring_receives,
     send_room,
-    tell_sends,
     write_send,
 )
 
@@ -75,15 +71,10 @@ def tx_commit(device: int, n: int) -> int:
         write_send(slot, shadow, word | SIGNALED if k == n - 1 else word)
         total += word & (LENGTH_MASK | MORE)
     advance_sends(q, n, 1 if n > 0 else 0)
-    count(d.counts, TX_FRAMES, n - (total >> MORE_BIT))
-    total &= LENGTH_MASK
-    count(d.counts, TX_BYTES, total)
+    count_sent(d, n, total)
     count(d.counts, COPIES, n)
-    count(d.counts, COPIED_BYTES, total)
-    publish_sends(q)
-    if spin_limit(wait_at(d.wait)) > 0 or has_half_untold(q):
-        tell_sends(q)
-    commit(d.counts, d.counts_shared)
+    count(d.counts, COPIED_BYTES, total & LENGTH_MASK)
+    hand_over(d, q)
     return n
 
 
@@ -119,9 +110,7 @@ def rx_release(device: int, n: int) -> int:
     q = qp_at(f.qp)
     for _ in range(n):
         _, word, status = peek_fragment(q, 0)
-        if status == STATUS_OK:
-            count(d.counts, RX_FRAMES, 0 if word & MORE else 1)
-            count(d.counts, RX_BYTES, word & LENGTH_MASK)
+        count_received(d, word, status)
         post_receive(q, buffer_of(f.rx_pool, q.rq_prod, q.rq_size), FRAME_BUFFER)
         consume_receives(q, 1)
     f.shown -= n

@@ -1,9 +1,7 @@
 """The traffic program: verified streams and round trips, above the device interface. One compiled loop per guest.
 
 A stream is sent as fast as the device takes it, or, given a rate, on a schedule (open loop: `hyp/load/schedule.py`). Frames that
-are longer than a send buffer are written to memory of the program's own, as an application's are, and handed to the device in
-fragments; those that are longer than the MTU allows are TCP test frames (`hyp/load/tcp.py`), which the device segments. If it
-can't, the program does.
+are longer than a send buffer: `domu/programs/long_frames.py`.
 
 It always receives: every test frame is verified and accounted for; one whose stream has the ECHO bit is sent back with its MAC
 addresses swapped, unless this guest asked for it. At most one job of its own runs at a time: a stream or a series of round trips.
@@ -34,10 +32,9 @@ from domu.device import (
     tx_commit,
     tx_pending,
     tx_reserve,
-    whole_buffer,
 )
 from domu.guest import Guest
-from hyp.abi.features import CSUM, SG, TSO4
+from domu.programs.long_frames import LONG_FIELDS, LongFrames, receive_long, send_long
 from hyp.abi.fragment import CSUM_BLANK, MORE
 from hyp.abi.nic import mac_to_int
 from hyp.atomics import (
@@ -72,10 +69,7 @@ from hyp.load.frames import (
 )
 from hyp.load.histogram import histogram_of, summary
 from hyp.load.schedule import MAX_RATE, SCHEDULE, begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
-from hyp.load.tcp import LARGEST as LONGEST
-from hyp.load.tcp import tcp_frame_bytes, tcp_offload, unit_for, units_for, verify_frame, write_tcp_frame
-from hyp.offload.frame import ETHERNET_HEADER, PIECES_BYTES, FrameMemory, frame_at, one_piece, set_piece
-from hyp.offload.segments import needed_features, part_length, prepare, write_part
+from hyp.load.tcp import verify_frame
 from hyp.process import Process
 
 ECHO = 0x8000  # in the stream number: the receiver sends the frame back
@@ -98,13 +92,7 @@ TRAFFIC = np.dtype(
         ("stream", "i8"),
         ("destination", "i8"),  # MAC address
         ("length", "i8"),
-        ("units", "i8"),  # of a TCP test frame, and bytes in each; 0: the frames are not TCP's
-        ("unit", "i8"),
-        ("frame", "i8"),  # a FRAME record (hyp/offload/frame.py): the long frame that is being sent,
-        ("to", "i8"),  # a table of pieces to write a segment of it to,
-        ("part", "i8"),  # and how many of its segments have been sent
-        ("out", "i8"),  # LONGEST bytes each: a long frame to send, and one that has arrived
-        ("back", "i8"),
+        *LONG_FIELDS,
         ("left", "i8"),
         ("until_ns", "i8"),  # 0: no limit in time
         ("sequence", "i8"),
@@ -186,7 +174,7 @@ def _receive(p, d):
     while done < n:
         addr, length = frame_addr(d.rx, done), frame_length(d.rx, done)
         if frame_word(d.rx, done) & (MORE | CSUM_BLANK) != 0:
-            done += _receive_long(p, d, done)
+            done += receive_long(p, d, done)
             continue
         if length >= MIN_TEST_FRAME and is_test_frame(addr, length) and load16(addr + STREAM) & ECHO:
             prefetch_frame(addr, length)
@@ -206,79 +194,6 @@ def _receive(p, d):
     return done
 
 
-@outlined
-def _receive_long(p, d, first):
-    """Verify a frame of several fragments, or with an offload. Returns the number of fragments."""
-    blank, length, n = frame_word(d.rx, first) & CSUM_BLANK, 0, 0
-    more = MORE
-    while more != 0:
-        octets = frame_length(d.rx, first + n)
-        if length + octets <= LONGEST:
-            memcpy(p.back + length, frame_addr(d.rx, first + n), octets)
-        length += octets
-        more = frame_word(d.rx, first + n) & MORE
-        n += 1
-    if length <= LONGEST:
-        verify_frame(p.trackers, p.counts, p.back, length, blank, p.now)
-    return n
-
-
-@outlined
-def _send_long(p, d):
-    """Send the stream's next frame, which a send buffer doesn't hold. Returns the number of frames, or FAILED."""
-    room = d.fragment_room
-    n = (p.length + room - 1) // room
-    offload = tcp_offload(p.unit) if p.units != 0 else 0
-    if d.features & needed_features(offload) != needed_features(offload):
-        return _send_segments(p, d, offload)
-    want = n + 1 if offload != 0 else n
-    there = tx_reserve(p.device, want)
-    if there < want:
-        return min(there, 0)
-    _write_long(p, d)
-    for k in range(n):
-        octets = min(room, p.length - k * room)
-        memcpy(whole_buffer(d, k), p.out + k * room, octets)
-        set_word(d.tx, k, octets | (MORE if k < n - 1 else 0) | (offload if k == 0 else 0))
-    p.sequence += 1
-    p.left -= 1
-    return 1 if tx_commit(p.device, n) == n else FAILED
-
-
-@compiled
-def _write_long(p, d):
-    head0, head1 = head_words(p.destination, d.mac, ETHERTYPE_WIRE << 32)
-    if p.units != 0:
-        write_tcp_frame(p.out, head0, head1, p.stream, p.sequence, p.units, p.unit)
-    else:
-        write_test_frame(p.out, p.length, head0, head1, p.stream, p.sequence, 0)
-
-
-@compiled
-def _send_segments(p, d, offload):
-    """Send the next segments of the frame, made here: the device does not. Returns 1, 0 (no room), or FAILED."""
-    f = frame_at(p.frame)
-    if p.part == 0:
-        _write_long(p, d)
-        one_piece(f, p.out, p.length, offload, load64(p.out), load64(p.out + 8))
-        prepare(f)
-    n = tx_reserve(p.device, min(BURST, f.parts - p.part))
-    if n <= 0:
-        return n
-    blank = CSUM_BLANK if d.features & CSUM else 0
-    for k in range(n):
-        length = part_length(f, p.part)
-        set_piece(p.to, 0, frame_addr(d.tx, k), length)
-        write_part(f, p.part, p.to, 1 if blank == 0 else 0)
-        set_word(d.tx, k, length | blank)
-        p.part += 1
-    if p.part == f.parts:
-        p.part = 0
-        p.sequence += 1
-        p.left -= 1
-    return 1 if tx_commit(p.device, n) == n else FAILED
-
-
 @compiled
 def _send_stream(p, d):
     """Write and send one burst of the stream, of what is due of it. Returns the number of frames, or FAILED."""
@@ -289,7 +204,7 @@ def _send_stream(p, d):
         p.job = DRAINING
         return 0
     if p.length > d.room:
-        return _send_long(p, d)
+        return send_long(p, d)
     want = frames_due(s, p.now, min(BURST, p.left))
     if want == 0:
         return 0
@@ -436,18 +351,14 @@ class Traffic:
         self._schedule = np.zeros(1, SCHEDULE)
         self._latencies = np.zeros(MAX_ROUND_TRIPS, np.int64)
         self._engine: Engine = guest.engine
-        self._room = int(guest.device.record[0]["room"])
-        self._features, self._mtu = int(guest.device.record[0]["features"]), int(guest.config["mtu"])
-        self._long, self._frame = np.zeros((2, LONGEST + 1), np.uint8), FrameMemory()
-        self._to = np.zeros(PIECES_BYTES // 8, np.int64)
+        self._long = LongFrames(guest.device, int(guest.config["mtu"]))
         self._done_fd = new_eventfd()
         self._done: asyncio.Future[None] | None = None
         row = self._record[0]
         row["device"], row["mailbox"], row["done_fd"] = guest.device.address, self._engine.mailbox, self._done_fd
         row["trackers"], row["latencies"] = self._trackers.ctypes.data, self._latencies.ctypes.data
         row["schedule"] = self._schedule.ctypes.data
-        row["out"], row["back"] = (int(self._long[k].ctypes.data) for k in range(2))
-        row["frame"], row["to"] = self._frame.address, self._to.ctypes.data
+        self._long.attach(row)
         row["counts"], row["counts_shared"] = guest.counters.row("traffic")
         asyncio.get_running_loop().add_reader(self._done_fd, self._job_done)
         for handler in (self.send_stream, self.round_trips, self.end_job, self.received, self.sent):
@@ -511,7 +422,7 @@ class Traffic:
         }
 
     async def _job(self, op: int, mac: str, frame: int, stream: int, frames: int, seconds: float, pps: int = 0) -> dict[str, Any]:
-        frame, units, unit = self._sized(op, frame)
+        frame, units, unit = self._long.size(frame, stream=op == SEND_STREAM)
         if not 0 <= pps <= MAX_RATE:
             raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
         if self._done is not None and not self._done.done():
@@ -533,21 +444,6 @@ class Traffic:
         if int(self._record[0]["failed"]):
             raise Refused("EIO", "the network device has failed")
         return self.sent()
-
-    def _sized(self, op: int, frame: int) -> tuple[int, int, int]:
-        """The length of frames that are asked for with `frame` bytes, and a TCP test frame's units and their size, or zeros."""
-        longest = self._room
-        if op == SEND_STREAM and self._features & SG:
-            longest = max(self._room, self._mtu + ETHERNET_HEADER)
-        if MIN_TEST_FRAME <= frame <= longest:
-            return frame, 0, 0
-        if op == SEND_STREAM and self._mtu + ETHERNET_HEADER < frame <= LONGEST + 1:
-            unit = unit_for(self._mtu)
-            if self._features & TSO4 == 0 or self._features & SG == 0:  # the program cuts, and a segment has one buffer
-                unit = min(unit, unit_for(self._room - ETHERNET_HEADER))
-            units = units_for(frame, unit)
-            return tcp_frame_bytes(units, unit), units, unit
-        raise Refused("EINVAL", f"frame is {frame}, not in [{MIN_TEST_FRAME}, {longest}]")
 
     def _job_done(self) -> None:
         try:
