@@ -229,9 +229,9 @@ class Channel:
         if future is None or future.done():
             close_all(fds)
         elif "error" in message:
-            close_all(fds)
             name, text = message["error"]
             future.set_exception(Refused(str(name), str(text)))
+            close_all(fds)
         else:
             future.set_result(Reply(message.get("ok"), fds, int(message.get("gen", 0))))
 
@@ -310,7 +310,7 @@ def describe(error: Exception) -> list[str]:
 
 
 def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors; one that is closed already does no harm."""
+    """Close descriptors, each of which is the caller's: one that was closed before may be somebody else's by now."""
     for fd in fds:
         try:
             os.close(fd)

@@ -77,6 +77,17 @@ def signals_as_they_were() -> Iterator[None]:
         pytest.fail("this test has left other handlers of signals than it found")
 
 
+@pytest.fixture(autouse=True)
+def standard_streams_stay_open() -> Iterator[None]:
+    """Descriptors 0 to 2, closed by mistake, are what the next loop gets; libuv ends the process when it closes one of them."""
+    yield
+    closed = [fd for fd in range(3) if not os.path.exists(f"/proc/self/fd/{fd}")]
+    for _ in closed:
+        os.open(os.devnull, os.O_RDWR)
+    if closed:
+        pytest.fail(f"this test has closed descriptors {closed}, which it did not open")
+
+
 @pytest.fixture(scope="session")
 def warm() -> None:
     """All compiled code is in the cache, as `pytest_runtestloop` has seen to: the first topology of a run does not pay for it."""

@@ -57,17 +57,19 @@ def trapped(
     guest.q, guest.entries, guest.context = record[0], queue, -1
     guest.q["sq_size"] = guest.q["rq_size"] = queue
     guest.q["counts"], guest.q["trap"] = guest._counts.ctypes.data, guest.vcpu.address  # type: ignore[attr-defined]
+    guest.q["doorbell_fd"] = -1
     for name in OWN:
         guest.q[name] = start
     places = place_queues(guest.ram, guest.q)
     with _beginning_at(bench, start):
         reply = guest.call("emulation_attach", interrupts=guest.upcall, answers=1, **places, sq_size=queue, rq_size=queue)
+        guest.q["doorbell_fd"] = reply.fds[1]
         guest.call("emulation_start", features=features)
     assert reply.value == {"mac": guest.mac, "features": EMULATION_OFFERS}
     page = Mapping.adopt(reply.fds[0], TRAP_BYTES)
     guest.vcpu.attach(page, reply.fds[1])  # type: ignore[attr-defined]
     guest.vcpu.record[0]["sequence"] = start  # type: ignore[attr-defined]
-    guest.q["doorbell"], guest.q["doorbell_fd"] = page.address, reply.fds[1]
+    guest.q["doorbell"] = page.address
     guest.pair = QueuePair(-1, guest.mac, record, page, 0)
     guest.words = Registers(guest.vcpu)  # type: ignore[attr-defined]
     guest.places = places
