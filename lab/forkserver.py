@@ -3,7 +3,7 @@
 It has one task (a process with threads could not enter a user namespace) and no state. It forks twice, so that
 the new process becomes the keeper's child. Protocol, on its socket (the frames of hyp/control.py, served one at a time)::
 
-    event  compiling {kernels}                                 how many there are to compile, before that begins
+    event  compiling {kernels, kept}                           how many there are to compile, before that begins; for the cache?
     event  progress {kernel, index, total, seconds}            one was compiled
     event  notice {text}                                       something that its user ought to know
     event  warm {seconds}; or failed {cause}, and the end
@@ -71,7 +71,7 @@ def _load(sock: socket.socket, modules: list[str]) -> None:
         for module in modules:
             importlib.import_module(module)
         if absent := kernels.missing():
-            tell("compiling", kernels=len(absent))
+            tell("compiling", kernels=len(absent), kept=kernels.store.is_writable())
         for name, index, total, compiled, seconds in kernels.load_all(together=True):
             if compiled:
                 tell("progress", kernel=name, index=index, total=total, seconds=seconds)

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -33,8 +33,14 @@ END_TIMEOUT_S = 10.0
 
 
 Event = Callable[[str, dict[str, Any]], None]
-"""``event(kind, details)``: kinds ``compiling`` (so many kernels), ``progress`` (a kernel was compiled), ``notice`` (a text),
-``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+"""``event(kind, details)``: kinds ``compiling`` (so many kernels; are they kept?), ``progress`` (a kernel was compiled), ``notice``
+(a text), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+
+
+def compiling(details: Mapping[str, Any]) -> str:
+    """The line for the event ``compiling``: its user waits for a minute or so."""
+    often = "once for this version; it is cached" if details["kept"] else "each time, as its cache can't be written"
+    return f"compiling the data path ({often}) …"
 
 
 class Lab:

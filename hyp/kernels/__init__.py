@@ -19,6 +19,7 @@ import contextlib
 import functools
 import os
 import pickle
+import select
 import shutil
 import signal
 import tempfile
@@ -256,4 +257,23 @@ def _exchange(stack: contextlib.ExitStack) -> bool:
     store.folder = Path(passing)
     stack.callback(setattr, store, "folder", kept)
     stack.callback(shutil.rmtree, passing, ignore_errors=True)
+    stack.callback(_end, [_fork_remover(passing)])
     return True
+
+
+def _fork_remover(folder: str) -> int:
+    """Fork a process that removes `folder` should this one be killed: nobody else would."""
+    ours = os.pidfd_open(os.getpid())
+    remover = os.fork()
+    if remover == 0:
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            os.dup2(ours, 0)
+            os.closerange(1, os.sysconf("SC_OPEN_MAX"))
+            select.select([0], [], [])
+            shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os._exit(0)
+    os.close(ours)
+    return remover

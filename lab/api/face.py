@@ -11,7 +11,7 @@ from lab.api.tables import Guests, Source, Table, topology_of
 from lab.api.thread import LoopThread
 from lab.api.verbs import AsyncLab, Record
 from lab.errors import LabError
-from lab.owner import Event
+from lab.owner import Event, compiling
 from lab.programs import AsyncProgram
 
 P = ParamSpec("P")
@@ -24,7 +24,7 @@ def say_compiling(kind: str, details: Mapping[str, Any]) -> None:
     if kind == "notice":
         print(f"xen-bypass-lab: {details['text']}", file=sys.stderr, flush=True)
     if kind == "compiling":
-        print("xen-bypass-lab: compiling the data path (once for this version; it is cached) …", file=sys.stderr, flush=True)
+        print(f"xen-bypass-lab: {compiling(details)}", file=sys.stderr, flush=True)
 
 
 def _named(wrapper: Callable[P, T], owner: str, verb: Callable[..., Any]) -> Callable[P, T]:

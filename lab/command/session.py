@@ -22,7 +22,7 @@ from lab.command.screen import Screen
 from lab.command.tables import comparison, ledger, losses, not_compared, notes, rates, runs, with_spread
 from lab.errors import LabError
 from lab.fingerprint import fingerprint
-from lab.owner import ROOT, Lab
+from lab.owner import ROOT, Lab, compiling
 from lab.workloads import PeerDied, Runner, WorkloadError, describe
 
 FAILED, NOT_STARTED = 1, 3
@@ -42,7 +42,7 @@ class Progress:
         """An event of the lab."""
         if kind == "compiling":
             self._compiles = True
-            self._out.print("compiling the data path (once for this version; it is cached) …")
+            self._out.print(compiling(details))
         elif kind == "progress":
             if details["seconds"] >= 0.5:
                 self._out.print(f"  [{details['index']}/{details['total']}] {details['kernel']}  {details['seconds']:.1f} s")

@@ -14,6 +14,7 @@ import pytest
 
 from hyp.kernels.reach import HERE
 from hyp.kernels.store import MOST, UNUSED_S, Store, default_folder
+from tests.support.labs import wait_until
 from tests.support.patience import patient
 from tests.support.tiers import tiered
 
@@ -82,6 +83,14 @@ def dies(*args):
         os.kill(os.getpid(), 9)
     save(*args)
 kernels._Cache.save_overload = dies
+"""
+KILLED = """
+caller, read = os.getpid(), os.read
+def killed(fd, length):
+    if length == 2 and os.getpid() == caller:  # a claim
+        os.kill(caller, 9)
+    return read(fd, length)
+os.read = killed
 """
 BOTH = ["hyp.probe.probe", "hyp.probe_other.other"]
 RIGHT = [2007, 2]
@@ -257,6 +266,16 @@ def test_without_a_folder_that_can_be_written_it_compiles_each_time_and_nowhere_
     assert not (tmp_path / "numba").exists()
     assert list((tmp_path / "tmp").iterdir()) == [], "the folder by which the compiling processes met is left"
     assert list(tree.root.rglob("__pycache__")) == []
+
+
+@pytest.mark.needs("two-cpus")
+def test_who_is_killed_while_it_compiles_without_a_cache_leaves_no_folder(tree: Tree, tmp_path: Path) -> None:
+    file, passing = tmp_path / "file", tmp_path / "tmp"
+    file.touch()
+    passing.mkdir()
+    died = tree.start(BEFORE=KILLED, XBL_CACHE=str(file / "cache"), TMPDIR=str(passing))
+    assert died.returncode == -9, died.stderr
+    wait_until(lambda: not any(passing.iterdir()), "the folder by which the compiling processes met is removed")
 
 
 def test_a_full_disk_costs_nothing_but_the_cache(tree: Tree) -> None:

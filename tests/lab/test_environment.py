@@ -168,6 +168,7 @@ def test_without_a_cache_it_starts_all_the_same_and_says_so(tmp_path: Path, monk
             assert lab.deaths == {}
 
     run(main())
+    assert [details["kept"] for kind, details in events if kind == "compiling"] == [False]
     notices = [details["text"] for kind, details in events if kind == "notice"]
     assert len(notices) == 1, json.dumps(events)
     assert f"{file}/kernels: Not a directory" in notices[0]

@@ -132,7 +132,7 @@ def test_the_time_of_compiling_is_kept_apart() -> None:
     progress = Progress(screen)  # type: ignore[arg-type]
     progress.event("warm", {"seconds": 0.5})
     assert progress.compiled_s == 0.0
-    progress.event("compiling", {"kernels": 2})
+    progress.event("compiling", {"kernels": 2, "kept": True})
     for index, seconds in ((1, 2.0), (2, 0.25)):
         progress.event("progress", {"index": index, "total": 2, "kernel": f"k{index}", "seconds": seconds})
     progress.event("warm", {"seconds": 2.25})
