@@ -3,7 +3,8 @@
 ``python -m bench latency [--paths …] [--frames …] [--cores all|1|both]``
 
 *Blocking*: nobody spins, every hop is an eventfd and a sleep. *Polling*: loops spin, where each of them has a core of its own. The
-floor of both is a ping-pong between as many processes as the path has loops, pinned alike, which does nothing else.
+floor of both is a ping-pong between as many processes as the path has loops, pinned alike, which does nothing else. Beside the
+shortest polled round trip stands that of UCX (bench/peers/ucx.py), if it is here.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from bench.method.progress import Steps
 from bench.method.samples import Samples, Slice
 from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
+from bench.peers import PeerError
+from bench.peers.ucx import PingPong
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.load.histogram import histogram_of, sparse
 from hyp.paths import PATHS
@@ -28,6 +31,8 @@ from lab.workloads import WIRE
 METRICS = ("p50_us", "p90_us", "p99_us", "p999_us")
 POLLING, BLOCKING = "polling", "blocking"
 POLLING_SPIN_US = 1000
+UCX = PingPong.name
+UCX_WORK = "one hop, copied into a ring that both have; nothing is checked, translated or switched, no payload written or summed"
 WARM_UP = 0.1  # of a slice's round trips are left out: the first ones find loops asleep
 TARGETS = {POLLING: 4.0, BLOCKING: 1.5}
 TITLE = "Latency"
@@ -64,6 +69,8 @@ def loops(path: str, direction: str) -> int:
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Measure every direction, mode and core set that there are cores for."""
     places = list(_places(options, result))
+    if any(_beside_ucx(place) for place in places) and (why := PingPong.missing()):
+        result.notes.append(f"{UCX}: left out: {why}")
     async with LabBench("latency", options.paths) as lab, Floor() as floor, AsyncExitStack() as stack:
         probes = {cores: stack.enter_context(probe_of(cores)) for cores in dict.fromkeys(place.cores for place in places)}
         points = [_point(options, lab, floor, place, probes[place.cores]) for place in places]
@@ -95,6 +102,11 @@ def _paths(options: Options, place: Place) -> list[str]:
     return [path for path in options.paths if place.mode == BLOCKING or loops(path, place.direction) <= cores]
 
 
+def _beside_ucx(place: Place) -> bool:
+    """Two loops on two cores: as many as UCX's ping-pong has."""
+    return place.mode == POLLING and place.direction == TO_WIRE
+
+
 def _rival(path: str, place: Place) -> str:
     """The ping-pong that a path is held against."""
     return floor_name(min(loops(path, place.direction), MAX_WORKERS), place.mode)
@@ -105,6 +117,8 @@ def _point(options: Options, lab: LabBench, floor: Floor, place: Place, probe: P
     contenders = [_round_trips(lab, path, place) for path in paths]
     counts = sorted({min(loops(path, place.direction), MAX_WORKERS) for path in paths})
     contenders += [ping_pong(floor, count, place.mode, place.cores) for count in counts]
+    if _beside_ucx(place) and PingPong.missing() is None:
+        contenders.append(_ucx(place))
     asked = []
     if "bypass" in paths and place.direction == TO_WIRE:
         asked.append(Question("bypass", floor_name(2, place.mode), "p50_us", TARGETS[place.mode], at_least=False))
@@ -117,17 +131,20 @@ def _point(options: Options, lab: LabBench, floor: Floor, place: Place, probe: P
 
 def _report(result: BenchmarkResult, options: Options, places: Sequence[Place], points: Sequence[Point]) -> None:
     """All that is known of the points so far."""
-    notes = [note for note in result.notes if "left out for" in note]
+    notes = [note for note in result.notes if "left out" in note]
     result.forget()
     result.notes += notes
     for place, point in zip(places, points, strict=True):
         if not point.samples.taken:
             continue
         for contender in point.contenders:
-            result.take(point.samples, contender.name, who(contender), place.row, METRICS)
+            metrics, more = (("p50_us",), {"work": UCX_WORK}) if contender.name == UCX else (METRICS, {})
+            result.take(point.samples, contender.name, who(contender), place.row, metrics, **more)
         paths = _paths(options, place)
         for path in paths:
             result.compare(point.samples, path, _rival(path, place), "p50_us", place.row)
+            if any(contender.name == UCX for contender in point.contenders):
+                result.compare(point.samples, path, UCX, "p50_us", place.row)
             if path != "bypass" and "bypass" in paths:
                 result.compare(point.samples, path, "bypass", "p50_us", place.row)
         for question in point.questions:
@@ -150,6 +167,19 @@ def _round_trips(lab: LabBench, path: str, point: Place) -> Contender:
         return Slice({**figures, "transactions_per_s": record["frames"] / record["seconds"]}, detail=detail)
 
     return Contender(path, run)
+
+
+def _ucx(place: Place) -> Contender:
+    """UCX's ping-pong, pinned as the path's loops are."""
+    peer, cpus = PingPong(), cpus_of(place.cores)
+
+    async def run(seconds: float) -> Slice:
+        try:
+            return Slice({"p50_us": await peer.slice(place.frame, cpus, seconds)})
+        except PeerError as error:
+            return Slice(errors=[str(error)])
+
+    return Contender(UCX, run, "peer")
 
 
 def floor_name(processes: int, mode: str) -> str:

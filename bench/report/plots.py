@@ -22,13 +22,13 @@ INK, FAINT = "#1b1f24", "#d0d5db"
 PALETTE = {
     **{path.name: path.colour for path in PATHS.values()}, "floor": "#7a7a7a",
     "vhost": "#8a6d00", "vhost-hugepages": "#b99300", "vhost-packed": "#a4661e", "memif": "#2e7d5b",
-    "veth": "#3f8fc4", "unix": "#6f5bb5",
+    "veth": "#3f8fc4", "unix": "#6f5bb5", "ucx": "#7d5a2e",
 }  # fmt: skip
 SPARE = ("#9c6b30", "#4f7a28", "#a83232", "#2f6f73")
 MARKERS = {**{path.name: path.marker for path in PATHS.values()}, "floor": "v"}
 DASHES: dict[str, Any] = {
     "floor": (0, (1, 1.5)), "vhost": (0, (5, 2)), "vhost-hugepages": (0, (5, 2, 1, 2)), "vhost-packed": (0, (5, 2, 1, 2, 1, 2)),
-    "memif": (0, (1, 2)), "veth": (0, (3, 2)), "unix": (0, (2, 2)),
+    "memif": (0, (1, 2)), "veth": (0, (3, 2)), "unix": (0, (2, 2)), "ucx": (0, (4, 1, 1, 1)),
 }  # fmt: skip
 STYLE: Any = {
     "font.family": "DejaVu Sans", "font.size": 9.5, "svg.fonttype": "none", "svg.hashsalt": "bench", "text.color": INK,

@@ -92,8 +92,13 @@ def test_throughput_beside_a_peer_of_equal_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.needs("ucx", "two-cpus")
 def test_latency(tmp_path: Path) -> None:
     found = measured(tmp_path, "latency", "--paths", "bypass,split", "--frames", "64")
+    polled = next(record for record in found["records"] if who(record) == "ucx")
+    assert (polled["direction"], polled["mode"], polled["errors"]) == ("guest→wire", "polling", [])
+    assert "one hop" in polled["work"]
+    assert ("bypass", "ucx") in {(r["of"], r["to"]) for r in found["ratios"]}
     seen = {(who(r), r["direction"], r["mode"], r["cores"]) for r in found["records"]}
     assert {(path, way, "blocking", "1") for path in ("bypass", "split") for way in ("guest→wire", "guest→guest")} <= seen
     assert ("eventfd ping-pong of 2", "guest→wire", "blocking", "all") in seen

@@ -66,6 +66,7 @@ TOOLS = {
     "xen-headers": Tool(header("xen/io/netif.h"), ("libxen-dev",), ("xen-devel",), ()),
     "xenstore": Tool(programs(*XENSTORE), ("xenstore-utils",), ("/usr/bin/xenstore-ls",), ()),
     "memif": Tool(driver("net_memif"), ("librte-net-memif23",), ("dpdk",), ("dpdk",)),
+    "ucx": Tool(programs("ucx_perftest"), ("ucx-utils",), ("ucx",), ("openucx",)),
     "dpdk": Tool(programs("dpdk-testpmd"), ("dpdk", "dpdk-dev"), ("/usr/bin/dpdk-testpmd",), ("dpdk",)),
 }  # fmt: skip
 
