@@ -6,29 +6,28 @@ Ablations run on one core, where no path gains from another core for its work, a
 had without its copy (hyp/model/ablation.py).
 """
 
-import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bench.floor import Floor
+from bench.benchmarks.registration import registration
 from bench.method.claims import Claim
-from bench.method.contenders import TO_WIRE, LabBench, cpus_of, guest_names, probe_of, stream_slice
+from bench.method.contenders import TO_WIRE, LabBench, guest_names, probe_of, stream_slice
 from bench.method.options import Options
-from bench.method.progress import Part, Steps, parts
+from bench.method.progress import Steps, parts
 from bench.method.samples import Figure, Samples, Slice
-from bench.method.slices import Contender, interleave
+from bench.method.slices import Contender, Probe
+from bench.method.study import Point, Question, study
 from bench.method.verdicts import sign
 from bench.report.results import BenchmarkResult, Row, Series
 from hyp.load.frames import COVERED
+from hyp.paths import PATHS
 from lab.figures import short
 from lab.instructions import Counting, why_not
 from lab.workloads import WIRE
 
 METRICS = ("mpps", "cpu_ns_per_frame", "mframes_per_cpu_s")
 INSTRUCTIONS = 1.1  # bypass ÷ native, at most
-PAGE = 4096
-SIZES = tuple(PAGE << k for k in (0, 2, 4, 6, 8, 10))
-REGISTRATIONS = 30
 NOTIFICATIONS = 0.02
 LINE_GBPS, LINE_FRAME = 10.0, 1500
 TITLE = "Cost of a frame"
@@ -77,56 +76,71 @@ GRANTS = (
 
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """The ledger of every path asked for, then the ablations and the cost of registration."""
-    titles = [f"{what}, {frame} B" for frame in options.frames for what in ("ledger", "hop × copy", "hold-off", "grants")]
-    steps = parts(progress, [*titles, "line rate", "registration"])
+    streams, registrations = parts(progress, ["streams", "registration"])
     paths = list(dict.fromkeys([*options.paths, "bypass", "split"]))
     async with LabBench("cost", paths, others=[PERSISTENT]) as lab:
+        with probe_of("1") as one, probe_of("all") as every:
+            places = [place for frame in options.frames for place in _places(options, lab, frame, one)]
+            line_rate = _line_rate_point(lab, options.paths, every)
+            await study(
+                [*(place.point for place in places), line_rate], rounds=options.rounds, seconds=options.slice_s,
+                budget_s=options.budget_s, progress=streams,
+            )  # fmt: skip
+        for place in places:
+            _records(result, place)
+            place.report(result, place.point.samples, int(place.point.where["frame"]))
+        _line_rate(result, options.paths, line_rate)
+        await registration(result, lab, registrations)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Variants that are measured side by side, and what is said of them at a frame size."""
+
+    point: Point
+    variants: Sequence[Variant]
+    report: Callable[[BenchmarkResult, Samples, int], None]
+
+
+def _places(options: Options, lab: LabBench, frame: int, probe: Probe) -> list[Place]:
+    """The ledger and the ablations at one frame size, on one core."""
+    paths = [Variant(path, path) for path in options.paths]
+
+    async def arrange() -> None:
         lab.use("1")
-        for frame in options.frames:
-            everything = [Variant(path, path) for path in options.paths]
-            again = "bypass" if "bypass" in options.paths else options.paths[0]
-            samples = await _variants(result, options, lab, everything, again, frame, "full", next(steps))
-            _processes(result, samples, options, frame)
-            _validation(result, samples, frame)
-            samples = await _variants(result, options, lab, HOP_AND_COPY, "bypass", frame, "header", next(steps))
-            _shares(result, samples, frame)
-            samples = await _variants(result, options, lab, HOLD_OFF, "bypass", frame, "full", next(steps))
-            _hold_off(result, samples, frame)
-            samples = await _variants(result, options, lab, GRANTS, "bypass", frame, "full", next(steps))
-            _persistent(result, samples, frame)
-        await _line_rate(result, options, lab, next(steps))
-        await _registration(result, lab, next(steps))
+
+    def place(
+        what: str, variants: Sequence[Variant], payload: str, report: Callable[[BenchmarkResult, Samples, int], None]
+    ) -> Place:  # fmt: skip
+        names = [variant.name for variant in variants]
+        asked = [Question(name, names[0], "cpu_ns_per_frame") for name in names[1:]]
+        contenders = [_stream(lab, variant, frame, payload) for variant in variants]
+        again = "bypass" if "bypass" in names else names[0]
+        point = Point(f"{what}, {frame} B", _point(frame, payload), contenders, again, probe, asked, arrange)
+        return Place(point, variants, report)
+
+    return [
+        place("ledger", paths, "full", _ledger),
+        place("hop × copy", HOP_AND_COPY, "header", _shares),
+        place("hold-off", HOLD_OFF, "full", _hold_off),
+        place("grants", GRANTS, "full", _persistent),
+    ]
 
 
-async def _variants(
-    result: BenchmarkResult,
-    options: Options,
-    lab: LabBench,
-    variants: "tuple[Variant, ...] | list[Variant]",
-    again: str,
-    frame: int,
-    payload: str,
-    progress: Part,
-) -> Samples:
-    contenders = [_stream(lab, variant, frame, payload) for variant in variants]
-    with probe_of("1") as probe:
-        samples = await interleave(
-            contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
-        )
-    point = _point(frame, payload)
+def _records(result: BenchmarkResult, place: Place) -> None:
+    """What each variant did, and what it takes more than the first; once, if several places have it."""
+    samples, where = place.point.samples, place.point.where
     seen = {(row.get("path"), row.get("frame"), row.get("payload")) for row in result.records}
-    for variant in variants:
+    for variant in place.variants:
         details = samples.details(variant.name)
         more = {key: details[-1][key] for key in ("per_frame", "processes", "trap_ns") if details and key in details[-1]}
-        if (variant.name, frame, point.get("payload")) not in seen:
+        if (variant.name, where["frame"], where.get("payload")) not in seen:
             counted = [name for name in samples.metrics(variant.name) if name == "instructions_per_frame"]
-            result.take(samples, variant.name, {"path": variant.name}, point, [*METRICS, *counted], **more)
-    first = variants[0].name
+            result.take(samples, variant.name, {"path": variant.name}, where, [*METRICS, *counted], **more)
     compared = {(row["of"], row["to"], row["metric"], row["frame"], row.get("payload")) for row in result.ratios}
-    for variant in variants[1:]:  # what the ledger's slices have said is not said again, a little differently
-        if (variant.name, first, "cpu_ns_per_frame", frame, point.get("payload")) not in compared:
-            result.compare(samples, variant.name, first, "cpu_ns_per_frame", point)
-    return samples
+    for question in place.point.questions:  # what the ledger's slices have said is not said again, a little differently
+        if (question.of, question.to, question.metric, where["frame"], where.get("payload")) not in compared:
+            result.compare(samples, question.of, question.to, question.metric, where)
 
 
 def _point(frame: int, payload: str) -> Row:
@@ -157,6 +171,11 @@ def _stream(lab: LabBench, variant: Variant, frame: int, payload: str) -> Conten
     return Contender(variant.name, run)
 
 
+def _ledger(result: BenchmarkResult, samples: Samples, frame: int) -> None:
+    _processes(result, samples, frame)
+    _validation(result, samples, frame)
+
+
 def _validation(result: BenchmarkResult, samples: Samples, frame: int) -> None:
     """What it is worth that the device looks every address up: native is bypass without that."""
     where = f"{frame} B, one core"
@@ -177,11 +196,11 @@ def _validation(result: BenchmarkResult, samples: Samples, frame: int) -> None:
     result.claims.append(Claim.about(f"instructions per frame, bypass ÷ native, {where}", ratio, INSTRUCTIONS, at_least=False))
 
 
-def _processes(result: BenchmarkResult, samples: Samples, options: Options, frame: int) -> None:
+def _processes(result: BenchmarkResult, samples: Samples, frame: int) -> None:
     """Which process a frame's CPU time goes to; the hypervisor's part in `trapped`'s trap."""
     series = Series(f"processes-{frame}", f"CPU of each process, {frame} B to the wire, one core", "process",
                     ["guest", "dom0", "hyp", "nic"], "ns per frame", "bar")  # fmt: skip
-    for path in options.paths:
+    for path in PATHS:
         details = [detail["processes"] for detail in samples.details(path)]
         if not details:
             continue
@@ -264,24 +283,23 @@ def _persistent(result: BenchmarkResult, samples: Samples, frame: int) -> None:
     )
 
 
-async def _line_rate(result: BenchmarkResult, options: Options, lab: LabBench, progress: Part) -> None:
+def _line_rate_point(lab: LabBench, paths: Sequence[str], probe: Probe) -> Point:
     """CPU of the whole machine while the wire, not the path, sets the pace: what CDNA calls CPU at line rate. Nobody spins."""
-    lab.use("all", spin_us=0)
-    await lab.lab.call("nic", "wire_mode", mode="sink", gbps=LINE_GBPS)
-    try:
-        contenders = [_at_line_rate(lab, path) for path in options.paths]
-        again = "bypass" if "bypass" in options.paths else options.paths[0]
-        with probe_of("all") as probe:
-            samples = await interleave(
-                contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
-            )
-    finally:
-        await lab.lab.call("nic", "wire_mode", mode="sink", gbps=0.0)
-    point: Row = {"direction": TO_WIRE, "mode": f"{LINE_GBPS:g} Gbit/s wire", "frame": LINE_FRAME, "cores": "all"}
-    for path in options.paths:
-        result.take(samples, path, {"path": path}, point, ("gbps", "cores_used"))
-        if path != "bypass" and "bypass" in options.paths:
-            result.compare(samples, path, "bypass", "cores_used", point)
+    where: Row = {"direction": TO_WIRE, "mode": f"{LINE_GBPS:g} Gbit/s wire", "frame": LINE_FRAME, "cores": "all"}
+    asked = [Question(path, "bypass", "cores_used") for path in paths if path != "bypass"] if "bypass" in paths else []
+
+    async def arrange() -> None:
+        lab.use("all", spin_us=0)
+
+    again = "bypass" if "bypass" in paths else paths[0]
+    return Point("line rate", where, [_at_line_rate(lab, path) for path in paths], again, probe, asked, arrange)
+
+
+def _line_rate(result: BenchmarkResult, paths: Sequence[str], point: Point) -> None:
+    for path in paths:
+        result.take(point.samples, path, {"path": path}, point.where, ("gbps", "cores_used"))
+    for question in point.questions:
+        result.compare(point.samples, question.of, question.to, question.metric, point.where)
 
 
 def _at_line_rate(lab: LabBench, path: str) -> Contender:
@@ -289,34 +307,13 @@ def _at_line_rate(lab: LabBench, path: str) -> Contender:
     load = {"kind": "stream", "from": guest, "to": WIRE, "frame": LINE_FRAME, "frames": None}
 
     async def run(seconds: float) -> Slice:
-        record = await lab.runner.run({**load, "seconds": seconds})
+        await lab.lab.call("nic", "wire_mode", mode="sink", gbps=LINE_GBPS)
+        try:
+            record = await lab.runner.run({**load, "seconds": seconds})
+        finally:
+            await lab.lab.call("nic", "wire_mode", mode="sink", gbps=0.0)
         if record["errors"]:
             return Slice(errors=record["errors"])
         return Slice({"gbps": record["gbps"], "cores_used": record["cpu_us_per_frame"] * record["mpps"]})
 
     return Contender(path, run)
-
-
-async def _registration(result: BenchmarkResult, lab: LabBench, progress: Part) -> None:
-    """What it costs to register memory, against copying as much: after how many uses a registration has paid for itself."""
-    guest = guest_names("bypass", 1)[0]
-    medians: dict[str, list[float]] = {"register": [], "deregister": []}
-    for number, size in enumerate(SIZES):
-        progress.step(f"{size >> 10} KiB", number / len(SIZES))
-        times = await lab.lab.call(guest, "time_registration", size=size, rounds=REGISTRATIONS)
-        for what, found in times.items():
-            medians[what].append(statistics.median(found) / 1000)
-    async with Floor(2) as floor:
-        rates = await floor.bandwidth([2 * size for size in SIZES], cpu=cpus_of("1")[0])
-    copies = [size / rates[2 * size] / 1000 for size in SIZES]
-    series = Series("registration", "Registration against copying", "bytes", list(SIZES), "µs", log=True)
-    series.add("register", medians["register"])
-    series.add("deregister", medians["deregister"])
-    series.add("memcpy", copies)
-    result.series.append(series)
-    for size, on, off, copy in zip(SIZES, medians["register"], medians["deregister"], copies, strict=True):
-        uses = math.ceil((on + off) / copy)
-        result.notes.append(
-            f"{size >> 10} KiB: register {short(on)} µs, deregister (with its shootdown) {short(off)} µs, copying as much "
-            f"{short(copy)} µs: a registration pays from use {uses} on"
-        )

@@ -14,7 +14,8 @@ from bench.method.estimate import median, median_interval
 from bench.method.options import Options
 from bench.method.progress import Part, Steps, parts
 from bench.method.samples import Samples, Slice
-from bench.method.slices import Contender, interleave
+from bench.method.slices import Contender, Probe
+from bench.method.study import Point, Question, study
 from bench.report.results import BenchmarkResult, Row, Series
 from lab.figures import short
 from lab.workloads import WIRE
@@ -39,43 +40,48 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
     """Latency at each load, then the zero-loss rate, of every path and the first frame size."""
     frame = options.frames[0]
     loads = QUICK_LOADS if options.quick else LOADS
-    step = parts(progress, [*(f"{load:g} Mframes/s" for load in loads), "zero loss"])
+    under_load, zero_loss = parts(progress, ["under load", "zero loss"])
     async with LabBench("openloop", options.paths) as lab:
         lab.use("all")
-        found = []
-        for load in loads:
-            found.append(await _at_load(result, options, lab, frame, load, next(step)))
-        await _zero_loss(result, options, lab, frame, next(step))
+        with probe_of("all") as probe:
+            points = [_point(lab, options.paths, frame, load, probe) for load in loads]
+            await study(
+                points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s, progress=under_load
+            )  # fmt: skip
+        for load, point in zip(loads, points, strict=True):
+            _report(result, options.paths, point, load)
+        await _zero_loss(result, options, lab, frame, zero_loss)
     for metric, name in (("p50_us", "median"), ("p99_us", "99 %"), ("p999_us", "99.9 %")):
         title = f"Latency under load, {name}, {frame} B, {TO_WIRE}"
         series = Series(f"load-{metric}", title, "offered Mframes/s", list(loads), "µs", log=True)
         for path in options.paths:
-            pairs = zip(loads, found, strict=True)
-            figures = [samples.figure(path, metric) if keeps_up(samples, path, load) else None for load, samples in pairs]
+            found = [(load, point.samples) for load, point in zip(loads, points, strict=True)]
+            figures = [samples.figure(path, metric) if keeps_up(samples, path, load) else None for load, samples in found]
             medians, lows, highs = zip(*((one.median, one.low, one.high) if one else (None,) * 3 for one in figures), strict=True)
             series.add(path, medians, lows, highs)
         result.series.append(series)
 
 
-async def _at_load(result: BenchmarkResult, options: Options, lab: LabBench, frame: int, load: float, progress: Part) -> Samples:
-    contenders = [_offered(lab, path, frame, load) for path in options.paths]
-    again = "bypass" if "bypass" in options.paths else options.paths[0]
-    with probe_of("all") as probe:
-        samples = await interleave(
-            contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=again, progress=progress
-        )
-    point: Row = {"direction": TO_WIRE, "frame": frame, "cores": "all", "load": load}
-    for path in options.paths:
+def _point(lab: LabBench, paths: Sequence[str], frame: int, load: float, probe: Probe) -> Point:
+    """All paths at one offered load."""
+    contenders = [_offered(lab, path, frame, load) for path in paths]
+    again = "bypass" if "bypass" in paths else paths[0]
+    asked = [Question(path, "bypass", "p99_us") for path in paths if path != "bypass"] if "bypass" in paths else []
+    where: Row = {"direction": TO_WIRE, "frame": frame, "cores": "all", "load": load}
+    return Point(f"{load:g} Mframes/s", where, contenders, again, probe, asked)
+
+
+def _report(result: BenchmarkResult, paths: Sequence[str], point: Point, load: float) -> None:
+    samples = point.samples
+    for path in paths:
         kept_up = keeps_up(samples, path, load)
-        result.take(samples, path, {"path": path}, point, METRICS if kept_up else SATURATED_METRICS)
+        result.take(samples, path, {"path": path}, point.where, METRICS if kept_up else SATURATED_METRICS)
         reached = samples.figure(path, "mpps").median
         if not kept_up and reached is not None:
             result.notes.append(f"{path} does not keep up with {load:g} Mframes/s: {short(reached)}")
-        if not kept_up:
-            continue
-        if path != "bypass" and "bypass" in options.paths and keeps_up(samples, "bypass", load):
-            result.compare(samples, path, "bypass", "p99_us", point)
-    return samples
+    for question in point.questions:
+        if keeps_up(samples, question.of, load) and keeps_up(samples, question.to, load):
+            result.compare(samples, question.of, question.to, question.metric, point.where)
 
 
 def keeps_up(samples: Samples, path: str, load: float) -> bool:

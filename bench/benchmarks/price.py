@@ -7,13 +7,14 @@ each entry into the hypervisor (`SWEPT`), the same for all kinds. Every figure b
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from bench.method.contenders import TO_WIRE, LabBench, guest_names, probe_of, stream_slice
 from bench.method.options import Options
-from bench.method.progress import Steps, parts
+from bench.method.progress import Steps
 from bench.method.samples import Figure, Samples, Slice
-from bench.method.slices import Contender, interleave
+from bench.method.slices import Contender, Probe
+from bench.method.study import Point, Question, study
 from bench.report.results import BenchmarkResult, Row, Series
 from lab.figures import short
 from lab.workloads import WIRE
@@ -36,13 +37,24 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
     frames = list(dict.fromkeys((options.frames[0], options.frames[-1])))
     async with LabBench("price", options.paths) as lab:
         lab.use("1")
-        for frame, part in zip(frames, parts(progress, [f"{frame} B" for frame in frames]), strict=True):
-            contenders = [_priced(lab, path, frame, price) for path in options.paths for price in prices]
-            with probe_of("1") as probe:
-                samples = await interleave(
-                    contenders, rounds=options.rounds, seconds=options.slice_s, probe=probe, again=contenders[0].name, progress=part
-                )
-            _report(result, samples, options.paths, frame, prices)
+        with probe_of("1") as probe:
+            points = [_point(lab, options.paths, frame, prices, probe) for frame in frames]
+            await study(
+                points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s, progress=progress
+            )  # fmt: skip
+    for frame, point in zip(frames, points, strict=True):
+        _report(result, point.samples, options.paths, frame, prices)
+
+
+def _point(lab: LabBench, paths: Sequence[str], frame: int, prices: Sequence[int], probe: Probe) -> Point:
+    """All paths at all prices. It is known when at each price each two of them are told apart."""
+    contenders = [_priced(lab, path, frame, price) for path in paths for price in prices]
+    asked = [
+        Question(_name(one, price), _name(other, price), "cpu_ns_per_frame")
+        for one, other in combinations(paths, 2)
+        for price in prices
+    ]
+    return Point(f"{frame} B", {"frame": frame}, contenders, contenders[0].name, probe, asked)
 
 
 def _name(path: str, price: int) -> str:
@@ -73,9 +85,8 @@ def _report(result: BenchmarkResult, samples: Samples, paths: Sequence[str], fra
         medians, lows, highs = zip(*((one.median, one.low, one.high) for one in found[path]), strict=True)
         series.add(path, medians, lows, highs)
     result.series.append(series)
-    for k, one in enumerate(paths):
-        for other in paths[k + 1 :]:
-            result.notes.append(f"{frame} B: {crossover(one, other, prices, found[one], found[other])}")
+    for one, other in combinations(paths, 2):
+        result.notes.append(f"{frame} B: {crossover(one, other, prices, found[one], found[other])}")
 
 
 def crossover(one: str, other: str, prices: Sequence[int], costs: Sequence[Figure], others: Sequence[Figure]) -> str:

@@ -103,7 +103,7 @@ def test_latency(tmp_path: Path) -> None:
     assert {(path, way, "blocking", "1") for path in ("bypass", "split") for way in ("guest→wire", "guest→guest")} <= seen
     assert ("eventfd ping-pong of 2", "guest→wire", "blocking", "all") in seen
     for record in found["records"]:
-        if record["regime"] is not None:
+        if record["regime"] is not None and who(record) != "ucx":  # which tells its median alone
             assert record["p50_us"]["median"] <= record["p99_us"]["median"] <= record["p999_us"]["median"]
     for series in found["series"]:
         for line in series["lines"]:
