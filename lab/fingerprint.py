@@ -1,5 +1,6 @@
 """What the figures were measured on, as a dict that goes into every record."""
 
+import gzip
 import importlib.metadata
 import os
 import platform
@@ -30,6 +31,7 @@ def fingerprint() -> dict[str, Any]:
         "versions": {name: _version(name) for name in ("numpy", "numba", "llvmlite")},
         "load": list(os.getloadavg()),
         "steal_share": _steal_share(),
+        "thread_clocks": thread_clocks(platform.release(), _read(Path("/proc/cmdline")) or ""),
         "huge_pages": _huge_pages(),
         "hardware_counters": why_not() or "instructions can be counted",
         "virtualised": "hypervisor" in flags.split(),
@@ -77,6 +79,22 @@ def _steal_share() -> float:
     """The fraction of all CPU time since boot that the host took."""
     stolen, total = stolen_ticks()
     return stolen / total if total > 0 else 0.0
+
+
+def thread_clocks(release: str, command_line: str) -> str:
+    """Whether threads' CPU clocks, and so CPU per frame, count the time that the host took: by how the kernel was built and started.
+
+    CONFIG_PARAVIRT_TIME_ACCOUNTING subtracts stolen from running time (update_rq_clock_task), unless ``no-steal-acc`` is given.
+    """
+    for path in (Path("/proc/config.gz"), Path(f"/boot/config-{release}")):
+        try:
+            config = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        except OSError:
+            continue
+        if b"\nCONFIG_PARAVIRT_TIME_ACCOUNTING=y\n" in config and "no-steal-acc" not in command_line.split():
+            return "leave stolen time out"
+        return "count stolen time"
+    return "not known: the kernel does not tell how it was built"
 
 
 def _huge_pages() -> dict[str, Any]:

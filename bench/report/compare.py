@@ -24,7 +24,7 @@ from lab.figures import short
 CANT_TELL = "can't be told"
 SAME_MACHINE = (
     "cpu", "cpu_model", "model", "cores", "kernel", "python", "numpy", "numba", "llvmlite", "smt", "virtualised", "hypervisor",
-    "clocksource", "transparent_hugepage", "shmem_enabled",
+    "clocksource", "thread_clocks", "transparent_hugepage", "shmem_enabled",
 )  # fmt: skip
 """What of a machine's fingerprint has to be equal; load and steal differ from run to run."""
 

@@ -1,14 +1,16 @@
 """The probe's readings and labels, and the fingerprint."""
 
 import dataclasses
+import gzip
 import os
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.method.probe import FAR_NS, GONE_NS, MachineProbe, Reading, regime, steal_share, steal_ticks
-from lab.fingerprint import fingerprint
+from lab.fingerprint import fingerprint, thread_clocks
 
 CPUS = sorted(os.sched_getaffinity(0))
 
@@ -89,3 +91,25 @@ def test_the_fingerprint_says_what_the_machine_is() -> None:
     has_huge_pages = found["huge_pages"]["shmem"] in ("always", "within_size", "force")
     assert ("no huge pages" in found["huge_pages"]["note"]) != has_huge_pages
     assert {"cpu", "python", "siblings", "caches", "load", "virtualised", "clocksource"} <= found.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "line", "found"),
+    [
+        (b"#\nCONFIG_PARAVIRT_TIME_ACCOUNTING=y\n", "quiet", "leave stolen time out"),
+        (b"#\nCONFIG_PARAVIRT_TIME_ACCOUNTING=y\n", "quiet no-steal-acc ro", "count stolen time"),
+        (b"#\n# CONFIG_PARAVIRT_TIME_ACCOUNTING is not set\n", "quiet", "count stolen time"),
+        (None, "quiet", "not known"),
+    ],
+)
+@pytest.mark.parametrize("name", ["/proc/config.gz", "/boot/config-6.1"])
+def test_whether_threads_clocks_count_stolen_time(
+    monkeypatch: pytest.MonkeyPatch, name: str, config: bytes | None, line: str, found: str
+) -> None:
+    def read_bytes(path: Path) -> bytes:
+        if str(path) != name or config is None:
+            raise FileNotFoundError
+        return gzip.compress(config) if name.endswith(".gz") else config
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    assert thread_clocks("6.1", line).startswith(found)
