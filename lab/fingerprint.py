@@ -82,7 +82,7 @@ def _steal_share() -> float:
 
 
 def thread_clocks(release: str, command_line: str) -> str:
-    """Whether threads' CPU clocks, and so CPU per frame, count the time that the host took: by how the kernel was built and started.
+    """Whether threads' CPU clocks, and so CPU per frame, count the time that the host took: as the kernel was built and started.
 
     CONFIG_PARAVIRT_TIME_ACCOUNTING subtracts stolen from running time (update_rq_clock_task), unless ``no-steal-acc`` is given.
     """
