@@ -1,7 +1,8 @@
 """A guest's network namespace, for programs that know nothing of the lab: a TAP device and no other way out.
 
-What the programs send comes out of the TAP's descriptor as Ethernet frames, and what is written there they receive. The
-TAP has no offloads, so that every frame is at most MTU + 14 bytes long and its checksums are complete, as a wire's are.
+What the programs send comes out of the TAP's descriptor as Ethernet frames, and what is written there they receive; before each
+stands a virtio_net_hdr (hyp/abi/vnet.py). The TAP has the offloads that `set_offloads` gives it: none at first, so that every frame
+is at most MTU + 14 bytes long and its checksums are complete, as a wire's are.
 
 The namespace has no name: it goes with the last process in it and the last descriptor that refers to it, and so does
 the TAP. Whoever may not create one (CAP_SYS_ADMIN) gets it inside a new user namespace, where the calling user is root.
@@ -24,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hyp.abi.features import CSUM, SG, TSO4, TSO6
+from hyp.abi.sizes import MAX_FRAME
+
 INTERFACE: Final = "eth0"
 TUN_DEVICE: Final = "/dev/net/tun"
 
@@ -31,7 +35,8 @@ TUN_DEVICE: Final = "/dev/net/tun"
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 # linux/if_tun.h
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
-IFF_TAP, IFF_NO_PI = 0x0002, 0x1000
+IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
 # linux/sockios.h, linux/if.h, linux/if_arp.h
 SIOCGIFFLAGS, SIOCSIFFLAGS, SIOCSIFADDR, SIOCSIFNETMASK = 0x8913, 0x8914, 0x8916, 0x891C
 SIOCSIFMTU, SIOCSIFHWADDR = 0x8922, 0x8924
@@ -40,6 +45,7 @@ ARPHRD_ETHER: Final = 1
 # linux/rtnetlink.h, linux/if_link.h
 NETLINK_ROUTE, RTM_SETLINK, NLM_F_REQUEST, NLM_F_ACK, NLMSG_ERROR = 0, 19, 1, 4, 2
 IFLA_AF_SPEC, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 26, 8, 1
+IFLA_GSO_MAX_SIZE = 41
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -176,7 +182,7 @@ def _user_namespace_remedy() -> str:
 
 
 def _open_tap() -> int:
-    """A new TAP in the present namespace: no packet information, no offloads. Its descriptor."""
+    """A new TAP in the present namespace: a virtio_net_hdr, no packet information, no offloads. Its descriptor."""
     remedies = {
         errno.ENOENT: "load the driver (modprobe tun), or give the container the device (--device /dev/net/tun)",
         errno.ENODEV: "load the driver: modprobe tun",
@@ -187,12 +193,23 @@ def _open_tap() -> int:
         fd = os.open(TUN_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         with _step(f"create the TAP {INTERFACE}", {errno.EPERM: _user_namespace_remedy()}):
-            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", INTERFACE.encode(), IFF_TAP | IFF_NO_PI))
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", INTERFACE.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
             fcntl.ioctl(fd, TUNSETOFFLOAD, 0)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def set_offloads(fd: int, features: int) -> None:
+    """Let the kernel leave undone what a device with these `features` (hyp/abi/features.py) does. `fd`: of the TAP."""
+    flags = 0
+    if features & CSUM:
+        flags = TUN_F_CSUM
+        if features & SG:
+            flags |= (TUN_F_TSO4 if features & TSO4 else 0) | (TUN_F_TSO6 if features & TSO6 else 0)
+    with _step(f"set the offloads of {INTERFACE}"):
+        fcntl.ioctl(fd, TUNSETOFFLOAD, flags)
 
 
 def _configure(mac: bytes, address: ipaddress.IPv4Interface, mtu: int, quiet: bool) -> None:
@@ -214,6 +231,7 @@ def _configure(mac: bytes, address: ipaddress.IPv4Interface, mtu: int, quiet: bo
         for what, request, value in settings:
             with _step(f"set the {what} of {INTERFACE}"):
                 fcntl.ioctl(control, request, ifreq(INTERFACE, value))
+        _limit_frames(socket.if_nametoindex(INTERFACE))
         if not quiet:
             _no_link_local(socket.if_nametoindex(INTERFACE))
         for name in ("lo", INTERFACE):
@@ -242,11 +260,21 @@ def _no_link_local(index: int) -> None:
     """Where IPv6 cannot be disabled: no address by itself for interface `index`, hence no router solicitation."""
     mode = struct.pack("HHB3x", 5, IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
     family = struct.pack("HH", 4 + len(mode), socket.AF_INET6) + mode
-    attribute = struct.pack("HH", 4 + len(family), IFLA_AF_SPEC) + family
+    with _step(f"silence IPv6 on {INTERFACE}"):
+        _set_link(index, struct.pack("HH", 4 + len(family), IFLA_AF_SPEC) + family)
+
+
+def _limit_frames(index: int) -> None:
+    """The kernel leaves no frame uncut that is longer than a device takes: XEN_NETIF_MAX_TX_SIZE, and the NIC's MAX_FRAME."""
+    with _step(f"limit the frames of {INTERFACE}"):
+        _set_link(index, struct.pack("HHI", 8, IFLA_GSO_MAX_SIZE, MAX_FRAME))
+
+
+def _set_link(index: int, attribute: bytes) -> None:
+    """Set one attribute of an interface (rtnetlink(7))."""
     body = struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, 0, 0) + attribute
     header = struct.pack("IHHII", 16 + len(body), RTM_SETLINK, NLM_F_REQUEST | NLM_F_ACK, 1, 0)
-    rtnetlink = (socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE)
-    with _step(f"silence IPv6 on {INTERFACE}"), socket.socket(*rtnetlink) as link:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_ROUTE) as link:
         link.send(header + body)
         answer = link.recv(4096)
         (kind,) = struct.unpack_from("H", answer, 4)

@@ -235,6 +235,8 @@ def call_operation(typing_context, function, state, count):
 
 sys_read: Any = types.ExternalFunction("read", i64(types.int32, i64, i64))
 sys_write: Any = types.ExternalFunction("write", i64(types.int32, i64, i64))
+sys_readv: Any = types.ExternalFunction("readv", i64(types.int32, i64, types.int32))
+sys_writev: Any = types.ExternalFunction("writev", i64(types.int32, i64, types.int32))
 sys_sendmmsg: Any = types.ExternalFunction("sendmmsg", types.int32(types.int32, i64, types.int32, types.int32))
 sys_recvmmsg: Any = types.ExternalFunction("recvmmsg", types.int32(types.int32, i64, types.int32, types.int32, i64))
 # Address of the calling thread's errno; meaningful only directly after a call that failed.

@@ -26,9 +26,7 @@ class ProgramSpec:
 
 _ROWS = (
     ProgramSpec("traffic", "the lab's own traffic", "domu.programs.traffic", addressed=False, workloads=True, offloads=True),
-    ProgramSpec(
-        "tap", "a TAP device for unmodified programs", "domu.programs.tap", addressed=True, workloads=False, offloads=False
-    ),
+    ProgramSpec("tap", "a TAP device for unmodified programs", "domu.programs.tap", addressed=True, workloads=False, offloads=True),
     ProgramSpec("own", "a program that is the guest itself", "domu.programs.own", addressed=False, workloads=False, offloads=False),
 )
 PROGRAMS: Final = {spec.name: spec for spec in _ROWS}

@@ -1,10 +1,11 @@
 """The TAP program: the guest's kernel side. Unmodified programs in the guest's network namespace talk through an `eth0`.
 
-One compiled loop moves frames between the TAP and the device: a read or write system call per frame, as TAP has it, and no
-copy of our own: frames are read into the device's send buffers and written from its receive buffers.
+One compiled loop moves frames between the TAP and the device: one system call a frame, of up to 64 KiB where device and front end
+have agreed on segmentation offload, and no copy of our own: frames are read into the device's send buffers and written from its
+receive buffers. Before each stands a virtio_net_hdr (hyp/abi/vnet.py), which says what the fragment word says.
 
-The guest's MTU is the topology's. Programs inside can raise that of `eth0`, and then send frames longer than the path and its
-buffers are made for: each is dropped whole, as `oversize`. One VLAN tag does not count, as with Ethernet drivers.
+The guest's MTU is the topology's. Programs inside can raise that of `eth0`, and then send frames, or segments, longer than what the
+path is made for: each is dropped whole, as `oversize`. One VLAN tag does not count, as with Ethernet drivers.
 """
 
 from typing import Any
@@ -21,21 +22,29 @@ from domu.device import (
     device_at,
     frame_addr,
     frame_length,
+    frame_word,
     rx_poll,
     rx_release,
     set_word,
     sleep_for,
     tx_commit,
     tx_reserve,
+    whole_buffer,
 )
 from domu.guest import Guest
-from domu.netns import Tap, create
-from hyp.abi.counters import DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.atomics import clock_ns, load16, record_view, sys_read, sys_write
+from domu.netns import Tap, create, set_offloads
+from domu.programs.vnet import TOO_LONG, clear_header, has_offload, header_of, word_of
+from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
+from hyp.abi.features import SG
+from hyp.abi.fragment import GSO, MORE, OFFLOAD_MASK
+from hyp.abi.nic import MAX_FRAME
+from hyp.abi.vnet import VNET_BYTES
+from hyp.atomics import clock_ns, load16, record_view, store64, sys_readv, sys_writev
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
+from hyp.offload.frame import FrameMemory, frame_at
 from hyp.process import Process
 
 TAP = np.dtype(
@@ -47,8 +56,12 @@ TAP = np.dtype(
         ("counts", "i8"),
         ("counts_shared", "i8"),
         ("readable", "i8"),  # the TAP has not said EAGAIN since it was last seen readable
-        ("full", "i8"),  # the device had no send buffer
+        ("full", "i8"),  # the device had no send buffers for a frame
         ("longest", "i8"),  # bytes of a frame that the guest's MTU allows
+        ("most", "i8"),  # fragments that a frame of the TAP's can have
+        ("header", "i8"),  # VNET_BYTES: the virtio_net_hdr
+        ("iov", "i8"),  # struct iovec: BURST + 1 of them
+        ("frame", "i8"),  # a FRAME record, to look at headers
         ("now", "i8"),
         ("idle_since", "i8"),
         ("shown", "i8"),  # when the counters were published last
@@ -58,12 +71,64 @@ _tap_at = record_view(TAP)
 SHOW_NS = 20_000_000  # a loop that is never idle publishes its counters this often
 _ETHERNET_HEADER, _VLAN_TAG = 14, 4
 _ETHERTYPE_VLAN = 0x0081  # 0x8100 as a little-endian load sees it
+IOVEC_BYTES = 16
 
 
 @compiled
-def _is_oversize(t, frame, length):
-    """True for a frame that the guest's MTU does not allow. `frame`: its address; what a buffer had no room for is not there."""
-    return length > t.longest + (_VLAN_TAG if load16(frame + 12) == _ETHERTYPE_VLAN else 0)
+def _set_iovec(t, k, addr, length):
+    store64(t.iov + k * IOVEC_BYTES, addr)
+    store64(t.iov + k * IOVEC_BYTES + 8, length)
+
+
+@compiled
+def _longest(t, frame):
+    """Bytes that a frame, or a segment of it, may have. `frame`: its address."""
+    return t.longest + (_VLAN_TAG if load16(frame + 12) == _ETHERTYPE_VLAN else 0)
+
+
+@compiled
+def _read_frame(t, d, first):
+    """Read a frame into send buffers from `first` on, and set their words but for an offload. Returns its length; 0: there is none.
+
+    A lone frame lies where its buffer's frames do, what goes on takes whole buffers: iovecs are the header, `first`, the rest.
+    What is longer than all of them is cut, and known by its length.
+    """
+    _set_iovec(t, first, t.header, VNET_BYTES)
+    _set_iovec(t, first + 1, frame_addr(d.tx, first), d.room)
+    length = sys_readv(t.tap_fd, t.iov + first * IOVEC_BYTES, t.most + 1) - VNET_BYTES
+    if length <= d.room:
+        set_word(d.tx, first, length)
+        return max(length, 0)
+    left, k = length - d.room, first
+    set_word(d.tx, k, d.room | MORE)
+    while left > 0:
+        k += 1
+        whole_buffer(d, k)
+        set_word(d.tx, k, min(left, d.fragment_room) | (MORE if left > d.fragment_room else 0))
+        left -= d.fragment_room
+    return length
+
+
+@compiled
+def _fragments(d, length):
+    """How many a frame has that was read from the TAP."""
+    return 1 if length <= d.room else 1 + (length - d.room + d.fragment_room - 1) // d.fragment_room
+
+
+@compiled
+def _judge(t, d, first, n, length):
+    """Give a frame that was read its offload. 0, or the drop's name."""
+    frame = frame_addr(d.tx, first)
+    if has_offload(t.header):
+        word = word_of(frame_at(t.frame), t.header, d.tx, first, n, length, _longest(t, frame))
+        if word == TOO_LONG:
+            return DROP_OVERSIZE
+        if word < 0:
+            return DROP_BAD_FRAME
+        if word != 0:
+            set_word(d.tx, first, frame_word(d.tx, first) | word)
+            return DROP_OVERSIZE if length > MAX_FRAME else 0
+    return DROP_OVERSIZE if length > t.longest and length > _longest(t, frame) else 0
 
 
 @compiled
@@ -72,44 +137,67 @@ def _from_tap(t, d):
     room = tx_reserve(t.device, BURST)
     if room < 0:
         return FAILED
-    t.full = 1 if room == 0 else 0
-    n, oversize, total = 0, 0, 0
-    while n + oversize < room:
-        length = sys_read(t.tap_fd, frame_addr(d.tx, n), d.room)
-        if length <= 0:
+    t.full = 1 if room <= t.most else 0
+    for k in range(1, room):
+        _set_iovec(t, k + 1, frame_addr(d.tx, k) & -d.fragment_align, d.fragment_room)
+    at, frames, total = 0, 0, 0
+    while room - at > t.most:  # a frame with GSO takes one more than it has fragments: of those at the end
+        length = _read_frame(t, d, at)
+        if length == 0:
             t.readable = 0
             break
+        frames += 1
         total += length
-        if length > t.longest and _is_oversize(t, frame_addr(d.tx, n), length):
-            oversize += 1
+        n = _fragments(d, length)
+        drop = _judge(t, d, at, n, length)
+        if drop == 0:
+            at += n
+            room -= frame_word(d.tx, at - n) & GSO != 0
         else:
-            set_word(d.tx, n, length)
-            n += 1
-    if n + oversize == 0:
+            count(t.counts, drop, 1)
+    if frames == 0:
         return 0
-    count(t.counts, TX_FRAMES, n + oversize)
+    count(t.counts, TX_FRAMES, frames)
     count(t.counts, TX_BYTES, total)
-    if oversize > 0:
-        count(t.counts, DROP_OVERSIZE, oversize)
-    return tx_commit(t.device, n) if n > 0 else oversize
+    if at > 0 and tx_commit(t.device, at) < 0:
+        return FAILED
+    return frames
+
+
+@compiled
+def _write_frame(t, d, first, n, length):
+    """Write `n` fragments as a frame. True if the kernel took it."""
+    word = frame_word(d.rx, first) & OFFLOAD_MASK
+    if word == 0:
+        clear_header(t.header)
+    elif not header_of(frame_at(t.frame), t.header, d.rx, first, n, length, word):
+        return False
+    _set_iovec(t, 0, t.header, VNET_BYTES)
+    return sys_writev(t.tap_fd, t.iov, n + 1) == length + VNET_BYTES
 
 
 @compiled
 def _to_tap(t, d):
-    """Write received frames to the TAP. Returns how many, or FAILED."""
-    n = rx_poll(t.device, BURST)
-    for k in range(n):
-        length = frame_length(d.rx, k)
-        if length <= 0:
-            continue
-        if sys_write(t.tap_fd, frame_addr(d.rx, k), length) == length:
-            count(t.counts, RX_FRAMES, 1)
-            count(t.counts, RX_BYTES, length)
-        else:
-            count(t.counts, DROP_TAP, 1)
-    if n > 0:
-        rx_release(t.device, n)
-    return n
+    """Write received frames to the TAP. Returns how many fragments, or FAILED."""
+    burst, first = rx_poll(t.device, BURST), 0
+    while first < burst:
+        length, n, more = 0, 0, MORE
+        while more != 0:
+            octets = frame_length(d.rx, first + n)
+            _set_iovec(t, n + 1, frame_addr(d.rx, first + n), octets)
+            length += octets
+            more = frame_word(d.rx, first + n) & MORE
+            n += 1
+        if length > 0:
+            if _write_frame(t, d, first, n, length):
+                count(t.counts, RX_FRAMES, 1)
+                count(t.counts, RX_BYTES, length)
+            else:
+                count(t.counts, DROP_TAP, 1)
+        first += n
+    if burst > 0:
+        rx_release(t.device, burst)
+    return burst
 
 
 @compiled
@@ -162,11 +250,14 @@ def run(address: int) -> int:
     return result
 
 
-def _longest(mtu: int, room: int) -> int:
-    """Bytes of the longest frame without a tag that goes out. `room`: of a send buffer, which must not cut what is to be known."""
-    if room <= mtu + _ETHERNET_HEADER + _VLAN_TAG:
+def most_fragments(device: Any, mtu: int) -> int:
+    """Fragments that hold what can be read from the TAP, and a byte more, by which it is known that something is cut."""
+    room, whole = int(device["room"]), int(device["fragment_room"])
+    longest = MAX_FRAME if int(device["features"]) & SG else mtu + _ETHERNET_HEADER + _VLAN_TAG
+    most = 1 + -(-max(longest + 1 - room, 0) // whole)
+    if most > 1 and not int(device["features"]) & SG:
         raise ValueError(f"an MTU of {mtu} is too much for send buffers of {room} bytes")
-    return mtu + _ETHERNET_HEADER
+    return most
 
 
 class TapProgram:
@@ -180,7 +271,14 @@ class TapProgram:
         row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, tap.fd, self._engine.mailbox
         row["counts"], row["counts_shared"] = guest.counters.row("tap")
         row["readable"] = 1
-        row["longest"] = _longest(int(guest.config["mtu"]), int(guest.device.record[0]["room"]))
+        mtu, device = int(guest.config["mtu"]), guest.device.record[0]
+        self._frame = FrameMemory()
+        self._memory = np.zeros(2 + 2 * (BURST + 1), np.int64)
+        row["header"] = self._memory.ctypes.data
+        row["iov"] = self._memory[2:].ctypes.data
+        row["frame"] = self._frame.address
+        row["longest"], row["most"] = mtu + _ETHERNET_HEADER, most_fragments(device, mtu)
+        set_offloads(tap.fd, int(device["features"]))
 
     def start(self) -> None:
         """Start the loop."""

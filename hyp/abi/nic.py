@@ -51,6 +51,7 @@ import numpy as np
 from hyp.abi.fragment import MORE, SIGNALED
 from hyp.abi.sizes import DEFAULT_MTU as DEFAULT_MTU
 from hyp.abi.sizes import MAX_ENGINES as MAX_ENGINES
+from hyp.abi.sizes import MAX_FRAME as MAX_FRAME
 from hyp.abi.sizes import MAX_MTU as MAX_MTU
 from hyp.abi.sizes import PAGE as PAGE
 from hyp.abi.sizes import QUEUE_ENTRY
@@ -93,7 +94,6 @@ STATUS_BAD_OFFLOAD: Final = 7  # not accepted, or headers or segment size with w
 MIN_QUEUE: Final = 64
 MAX_QUEUE: Final = 4096
 MIN_FRAME: Final = 14
-MAX_FRAME: Final = 0xFFFF
 """Of a frame to be segmented, as netif's length field has it. What is not may have `LINK_HEADER` bytes more than the NIC's MTU."""
 LINK_HEADER: Final = 18
 """Bytes of Ethernet header, a VLAN tag included."""

@@ -8,6 +8,8 @@ from typing import Final
 PAGE: Final = 4096
 DEFAULT_MTU: Final = 1500
 MAX_MTU: Final = 9000
+MAX_FRAME: Final = 0xFFFF
+"""Bytes of a frame that is to be segmented: what netif's 16-bit sizes can say."""
 QUEUE_ENTRY: Final = 16  # a descriptor or a completion of the NIC (hyp/abi/nic.py)
 
 FRAME_BUFFER: Final = 2048 + 64

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 
 from domu import netns
+from hyp.abi.features import CSUM, NONE, SG, TSO4
+from hyp.abi.vnet import VNET_BYTES
 from tests.support.patience import patient
 
 MAC, ADDRESS, MTU = "02:00:00:00:00:0a", "10.1.2.3/20", 1400
@@ -132,9 +134,22 @@ def arp_reply() -> bytes:
 
 
 def next_frame(fd: int) -> bytes:
-    """The next frame out of the TAP. (The child's alarm bounds the wait.)"""
+    """The next frame out of the TAP, which asks for nothing. (The child's alarm bounds the wait.)"""
+    header, frame = next_with_header(fd)
+    assert header == bytes(VNET_BYTES), header.hex()
+    return frame
+
+
+def next_with_header(fd: int) -> tuple[bytes, bytes]:
+    """The next frame out of the TAP with its virtio_net_hdr."""
     select.select([fd], [], [])
-    return os.read(fd, 65536)
+    whole = os.read(fd, 70_000)
+    return whole[:VNET_BYTES], whole[VNET_BYTES:]
+
+
+def write_frame(fd: int, frame: bytes, header: bytes = bytes(VNET_BYTES)) -> None:
+    """Hand the kernel a frame."""
+    assert os.write(fd, header + frame) == VNET_BYTES + len(frame)
 
 
 def resolve(tap: netns.Tap) -> None:
@@ -142,7 +157,7 @@ def resolve(tap: netns.Tap) -> None:
     request = next_frame(tap.fd)
     assert request[:14] == b"\xff" * 6 + MAC_BYTES + b"\x08\x06", request.hex()
     assert request[38:42] == socket.inet_aton(PEER), request.hex()
-    assert os.write(tap.fd, arp_reply()) == 42
+    write_frame(tap.fd, arp_reply())
 
 
 # --- what create makes -----------------------------------------------------------------------------------------------
@@ -196,11 +211,11 @@ def test_frame_written_is_received_inside(inside: Callable[..., Any]) -> None:
         server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         server.bind((HOST, 7))  # a port that wants privilege: the user is root inside
         frame = udp_frame(payload, 7)
-        written = os.write(tap.fd, frame)
+        write_frame(tap.fd, frame)
         received, sender = server.recvfrom(4096)
-        return [written == len(frame), sniffer.recv(4096) == frame, received == payload, list(sender)]
+        return [sniffer.recv(4096) == frame, received == payload, list(sender)]
 
-    assert inside(body) == [True, True, True, [PEER, 4000]]
+    assert inside(body) == [True, True, [PEER, 4000]]
 
 
 def test_datagram_sent_inside_is_read_complete(inside: Callable[..., Any]) -> None:
@@ -216,32 +231,64 @@ def test_datagram_sent_inside_is_read_complete(inside: Callable[..., Any]) -> No
     assert inside(body) == [(PEER_MAC + MAC_BYTES + b"\x08\x00").hex(), [0, 0], True, "ping" * 9]
 
 
-def test_tcp_segments_are_never_longer_than_the_mtu(inside: Callable[..., Any]) -> None:
-    """A large write leaves as segments with complete checksums, and the TAP cannot be asked to leave them to us."""
+def connected(tap: netns.Tap) -> socket.socket:
+    """A TCP connection from inside to PEER, whose end we are; all that we answer is its SYN."""
+    client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    client.setblocking(False)
+    assert client.connect_ex((PEER, 80)) == 115  # EINPROGRESS
+    resolve(tap)
+    _, frame = next_with_header(tap.fd)
+    port, number = struct.unpack_from("!H2xI", frame, 34)
+    source, destination = socket.inet_aton(PEER), socket.inet_aton(HOST)
+    answer = struct.pack("!HHIIBBHHH", 80, port, 1000, number + 1, 0x60, 0x12, 65535, 0, 0)
+    answer += struct.pack("!BBH", 2, 4, MTU - 40)  # maximum segment size
+    pseudo = source + destination + struct.pack("!BBH", 0, 6, len(answer))
+    answer = answer[:16] + struct.pack("!H", checksum(pseudo + answer)) + answer[18:]
+    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(answer), 2, 0, 64, 6, 0, source, destination)
+    header = header[:10] + struct.pack("!H", checksum(header)) + header[12:]
+    write_frame(tap.fd, MAC_BYTES + PEER_MAC + b"\x08\x00" + header + answer)
+    select.select([], [client], [])
+    return client
+
+
+def test_without_offloads_segments_are_no_longer_than_the_mtu(inside: Callable[..., Any]) -> None:
+    """A large write leaves as segments with complete checksums."""
 
     def body(tap: netns.Tap) -> list[Any]:
-        client = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-        client.setblocking(False)
-        assert client.connect_ex((PEER, 80)) == 115  # EINPROGRESS
-        resolve(tap)
-        syn = next_frame(tap.fd)[34:]
-        port, number = struct.unpack_from("!H2xI", syn)
-        source, destination = socket.inet_aton(PEER), socket.inet_aton(HOST)
-        answer = struct.pack("!HHIIBBHHH", 80, port, 1000, number + 1, 0x60, 0x12, 65535, 0, 0)
-        answer += struct.pack("!BBH", 2, 4, MTU - 40)  # maximum segment size
-        pseudo = source + destination + struct.pack("!BBH", 0, 6, len(answer))
-        answer = answer[:16] + struct.pack("!H", checksum(pseudo + answer)) + answer[18:]
-        header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(answer), 2, 0, 64, 6, 0, source, destination)
-        header = header[:10] + struct.pack("!H", checksum(header)) + header[12:]
-        os.write(tap.fd, MAC_BYTES + PEER_MAC + b"\x08\x00" + header + answer)
-        select.select([], [client], [])
+        client = connected(tap)
         client.send(bytes(40_000))
         frames = [next_frame(tap.fd) for _ in range(5)]  # the handshake's end and the first of the data
-        pseudos = [destination + source + struct.pack("!BBH", 0, 6, len(frame) - 34) for frame in frames]
+        pseudos = [frame[26:34] + struct.pack("!BBH", 0, 6, len(frame) - 34) for frame in frames]
         checks = {checksum(pseudo + frame[34:]) for pseudo, frame in zip(pseudos, frames, strict=True)}
         return [max(len(frame) for frame in frames), sorted(checks)]
 
     assert inside(body) == [MTU + 14, [0]]
+
+
+@pytest.mark.parametrize(
+    ("features", "blank", "whole"),
+    [
+        (NONE, False, False),
+        (SG | CSUM, True, False),
+        (SG | CSUM | TSO4, True, True),
+        (CSUM | TSO4, True, False),
+        (TSO4, False, False),
+    ],
+)
+def test_what_the_device_does_is_left_undone(inside: Callable[..., Any], features: int, blank: bool, whole: bool) -> None:
+    """A frame of up to 64 KiB, as long as a device takes; without "sg" no segmentation, without "csum" neither."""
+
+    def body(tap: netns.Tap) -> list[Any]:
+        netns.set_offloads(tap.fd, features)
+        client = connected(tap)
+        client.send(bytes(10 * MTU))
+        next_with_header(tap.fd)  # the handshake's end
+        header, frame = next_with_header(tap.fd)
+        flags, kind, _, segment, start, offset = struct.unpack("=BBHHHH", header)
+        return [flags, (start, offset) if flags else None, kind, segment if kind else 0, len(frame) > MTU + 14]
+
+    sums, cuts = ([1, [34, 16]] if blank else [0, None]), ([1, MTU - 40, True] if whole else [0, 0, False])
+    assert inside(body) == [*sums, *cuts]
 
 
 def test_nothing_is_left_afterwards(inside: Callable[..., Any]) -> None:

@@ -1,0 +1,137 @@
+"""Unmodified programs whose kernel leaves checksums and segments to the device, on every path, beside guests that do not."""
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hyp.abi.features import OFFLOADS
+from hyp.paths import PATHS
+from tests.support.labs import LAUNCH, ROOT, launch, left_behind, staying_up, topology_file, unique, wait_until
+from tests.support.patience import patient
+from tests.support.tiers import tiered
+
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
+
+NAME = "tapoff"
+SETS = {"all": tuple(OFFLOADS), "no tso": ("sg", "csum"), "no sg": ("csum",), "none": ()}
+GUESTS = [(path, "all") for path in PATHS] + [("split", "none"), ("bypass", "none"), ("bypass", "no tso"), ("split", "no sg")]
+NAMES = [f"{path}-{offloads.replace(' ', '-')}" for path, offloads in GUESTS]
+BYTES = 3 << 20
+
+ADDRESSES = """
+import ctypes, fcntl, hashlib, random, socket, struct, sys
+own, other, version, size = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def address(number):
+    return f"10.0.0.{number}" if version == 4 else f"fd00::{number}"
+family = socket.AF_INET if version == 4 else socket.AF_INET6
+if version == 6:
+    for which in ("all", "eth0"):
+        open(f"/proc/sys/net/ipv6/conf/{which}/disable_ipv6", "w").write("0")
+    for which in ("accept_dad", "dad_transmits"):
+        open(f"/proc/sys/net/ipv6/conf/eth0/{which}", "w").write("0")
+    request = socket.inet_pton(family, address(own)) + struct.pack("Ii", 64, socket.if_nametoindex("eth0"))
+    try:
+        fcntl.ioctl(socket.socket(family, socket.SOCK_DGRAM), 0x8916, request)  # SIOCSIFADDR
+    except FileExistsError:
+        pass
+content = random.Random(5).randbytes(size)
+"""
+SERVE = (
+    ADDRESSES
+    + """
+server = socket.create_server((address(own), 7000), family=family)
+datagrams = socket.socket(family, socket.SOCK_DGRAM)
+datagrams.bind((address(own), 7000))
+print("ready", flush=True)
+stream, _ = server.accept()
+got = b""
+while len(got) < size:
+    got += stream.recv(1 << 20)
+stream.sendall(got)
+for _ in range(3):
+    datagram, sender = datagrams.recvfrom(1 << 16)
+    datagrams.sendto(datagram, sender)
+print(hashlib.sha256(got).hexdigest() == hashlib.sha256(content).hexdigest())
+"""
+)
+ASK = (
+    ADDRESSES
+    + """
+stream = socket.create_connection((address(other), 7000))
+stream.sendall(content)
+got = b""
+while len(got) < size:
+    got += stream.recv(1 << 20)
+datagrams = socket.socket(family, socket.SOCK_DGRAM)
+back = []
+for length in (1, 1001, 40_003):  # short, odd, and in fragments of IP
+    datagrams.sendto(content[:length], (address(other), 7000))
+    back.append(datagrams.recv(1 << 16) == content[:length])
+print(hashlib.sha256(got).hexdigest() == hashlib.sha256(content).hexdigest(), all(back))
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A TAP guest for each of GUESTS."""
+    text = "".join(
+        f'[[guest]]\nname = "{name}"\npath = "{path}"\nprogram = "tap"\naddress = "10.0.0.{number}/24"\n'
+        f"offloads = {json.dumps(SETS[offloads])}\n"
+        for number, (name, (path, offloads)) in enumerate(zip(NAMES, GUESTS, strict=True), 1)
+    )
+    with staying_up(topology_file(tmp_path_factory.mktemp(NAME), NAME, text)) as (process, _):
+        yield unique(NAME)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(patient(60)) == 143
+    assert left_behind(unique(NAME)) == []
+
+
+def inside(lab: str, guest: int, script: str, other: int, version: int) -> "subprocess.Popen[str]":
+    """Start one of the scripts in a guest (numbers from 1)."""
+    arguments = [str(guest), str(other), str(version), str(BYTES)]
+    command = [*LAUNCH, "exec", "--topology", lab, NAMES[guest - 1], "--", sys.executable, "-c", script, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
+
+
+def exchange(lab: str, one: int, other: int, version: int) -> None:
+    """A stream there and back, compared by SHA-256, and datagrams."""
+    with inside(lab, other, SERVE, one, version) as serving:
+        assert serving.stdout is not None
+        assert (said := serving.stdout.readline()) == "ready\n", said + serving.stdout.read()
+        with inside(lab, one, ASK, other, version) as asking:
+            said, _ = asking.communicate(timeout=patient(60))
+            assert said == "True True\n", said
+        said, _ = serving.communicate(timeout=patient(60))
+        assert said == "True\n", said
+
+
+def counters(lab: str, guest: int) -> dict[str, Any]:
+    status = next(one for one in json.loads(launch("status", "--json").stdout) if one["name"] == lab)
+    return next(one["counters"] for one in status["guests"] if one["name"] == NAMES[guest - 1])
+
+
+PAIRS = [(one, other) for one in range(1, len(GUESTS) + 1) for other in range(one + 1, len(GUESTS) + 1)]
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize(
+    "pair", tiered(PAIRS, [(1, 2), (2, 4), (4, 6)]), ids=lambda pair: f"{NAMES[pair[0] - 1]} and {NAMES[pair[1] - 1]}"
+)
+def test_what_is_sent_arrives(lab: str, pair: tuple[int, int], version: int) -> None:
+    one, other = pair
+    before = counters(lab, one)
+    exchange(lab, one, other, version)
+    wait_until(lambda: counters(lab, one)["tx_bytes"] - before["tx_bytes"] >= BYTES, "the counters to be published")
+    after = counters(lab, one)
+    assert after["drops"] == {}
+    each = (after["tx_bytes"] - before["tx_bytes"]) / (after["tx_frames"] - before["tx_frames"])
+    if GUESTS[one - 1][1] == "all":
+        assert each > 1514, "frames, acknowledgements among them, are no longer than without segmentation offload"
+    else:
+        assert each <= 1514
