@@ -1,0 +1,13 @@
+"""The example that all tests here are about, built once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.c_netfront import build
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """examples/c_netfront's."""
+    return build(tmp_path_factory.mktemp("c_netfront"))
