@@ -87,7 +87,7 @@ static const char *parse_option(struct job *job, const char *name, const char *v
     } numbers[] = {
         {"--length", LEAST_TEST_FRAME, XEN_NETIF_MAX_TX_SIZE, &job->length, NULL},
         {"--stream", 0, 0xffff, &job->stream, NULL},
-        {"--unit", 8, 8952, &job->unit, NULL},
+        {"--unit", 8, XEN_NETIF_MAX_TX_SIZE, &job->unit, NULL},
         {"--slot", 64, 1 << XEN_PAGE_SHIFT, &job->slot, NULL},
         {"--times", 1, 1000000, &job->times, NULL},
         {"--frames", 0, UINT32_MAX, NULL, &job->frames},
@@ -169,6 +169,9 @@ const char *job_parse(struct job *job, char *const *words, unsigned count)
     *job = (struct job){.length = 64, .unit = 1448, .slot = 1 << XEN_PAGE_SHIFT, .times = 1};
     if (count == 0)
         return "which job? send, ping, receive, reconnect, spoil, report or serve";
+    for (unsigned i = 0; i + 1 < count; i++) /* a job that is none has a report, too */
+        if (strcmp(words[i], "--id") == 0)
+            parse_option(job, words[i], words[i + 1]);
     int kind;
     const char *trouble = parse_choice("job", words[0], job_names, &kind);
     for (unsigned i = 1; i < count && trouble == NULL; i += 2)

@@ -39,10 +39,10 @@ static void sleep_for(struct session *s, int64_t limit_ns)
 
 static void look_into_xenstore(struct session *s)
 {
-    xenstore_listen(0);
-    if (!xenstore_is_there()) { /* dead: what is connected goes on */
-        epoll_ctl(s->nf.upcall, EPOLL_CTL_DEL, XENSTORE, NULL);
-        return;
+    if (xenstore_is_there()) {
+        xenstore_listen(0);
+        if (!xenstore_is_there()) /* dead: what is connected goes on */
+            epoll_ctl(s->nf.upcall, EPOLL_CTL_DEL, XENSTORE, NULL);
     }
     if (xenstore_happened(BACK_END))
         netfront_follow(&s->nf);
@@ -65,12 +65,11 @@ static void run(struct session *s)
         unsigned moved = session_turn(s);
         if (!s->running)
             return;
-        if (moved == 0 && !session_arm(s))
-            sleep_for(s, session_limit(s));
-        else if (++rounds % 16 != 0)
+        if (moved > 0 && ++rounds % 16 != 0)
             continue; /* busy: a look at the store is a system call */
-        if (xenstore_is_there())
-            look_into_xenstore(s);
+        if (moved == 0 && !xenstore_has_news() && !session_arm(s))
+            sleep_for(s, session_limit(s));
+        look_into_xenstore(s);
         has_job |= xenstore_happened(JOB);
         if (has_job)
             return;

@@ -197,3 +197,8 @@ bool xenstore_happened(enum watched what)
     events[what] = false;
     return did;
 }
+
+bool xenstore_has_news(void)
+{
+    return events[BACK_END] || events[JOB];
+}

@@ -29,4 +29,7 @@ bool xenstore_listen(int64_t limit_ns);
 /* True if what is watched for has happened since the last time that this was asked. A watch begins with "it has". */
 bool xenstore_happened(enum watched what);
 
+/* True if anything has, of which nobody has asked yet: it may have come with an answer, and no event will tell. */
+bool xenstore_has_news(void);
+
 #endif

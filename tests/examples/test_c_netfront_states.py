@@ -280,3 +280,29 @@ def test_a_new_job_ends_the_one_before(program: Path, tmp_path: Path) -> None:
         await works(fronts)
 
     of(program, "next", tmp_path, body)
+
+
+def test_a_job_that_is_none_is_answered(program: Path, tmp_path: Path) -> None:
+    async def body(fronts: Netfronts) -> None:
+        for words, said in (
+            ("send --to wire --length 20", "--length 20: it should be 48 to 65535"),
+            ("serve", "it serves already"),
+            ("", "job --id: it should be report or send"),
+            ("ping", "ping : it should be with --to, a MAC address"),
+        ):
+            report = await fronts.job("cc", words)
+            assert report["error"].startswith(said), report["error"]
+        await works(fronts)
+
+    of(program, "none", tmp_path, body)
+
+
+def test_jobs_one_upon_the_other_are_all_heard(program: Path, tmp_path: Path) -> None:
+    """Each is told as soon as the report before is there, while the program may still be writing that."""
+
+    async def body(fronts: Netfronts) -> None:
+        for number in range(500):
+            job = "send --to wire --frames 1" if number % 3 else "report"
+            assert (await fronts.job("cc", job, seconds=5))["error"] is None
+
+    of(program, "jobs", tmp_path, body)

@@ -1,33 +1,19 @@
 """examples/c_netfront in a topology: built, started with `serve`, and told what to do by the store, as it says in its README.md."""
 
-import asyncio
 import itertools
 import json
-import os
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
+from bench.peers.c_netfront import Jobs, Report
 from hyp.xenstore.client import XenstoreClient, XenstoreError
 from lab.workloads import Runner
 from tests.lab.test_paths import running
-from tests.support.labs import ROOT, until, workload
+from tests.support.labs import until, workload
 from tests.support.patience import patient
 
-EXAMPLE = ROOT / "examples" / "c_netfront"
 JOB_S = 60.0
-Report = dict[str, Any]
-
-
-def build(folder: Path) -> Path:
-    """The program, as its Makefile makes it."""
-    command = ["make", "-C", str(EXAMPLE), f"OUT={folder}"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("CFLAGS", "MAKEFLAGS", "MFLAGS")}
-    done = subprocess.run(command, env=environment | {"LC_ALL": "C"}, capture_output=True, text=True, timeout=patient(60))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder / "c_netfront"
 
 
 def guest(name: str, *argv: str | Path, path: str = "split") -> str:
@@ -39,12 +25,12 @@ class Netfronts:
     """The C guests of a lab that serve, and everybody else. ``await fronts.job("cc", "send --to wire --frames 100")``."""
 
     def __init__(self, runner: Runner, dom0: XenstoreClient) -> None:
-        self.runner, self.lab, self.dom0 = runner, runner.lab, dom0
+        self.runner, self.lab, self.dom0, self._jobs = runner, runner.lab, dom0, Jobs(dom0)
         guests = self.lab.topology["guest"]
         self.domids = {str(one["name"]): domid for domid, one in enumerate(guests, 1)}
         self.macs = {str(one["name"]): str(one["mac"]) for one in guests} | {"wire": str(self.lab.topology["nic"]["wire"]["mac"])}
         self._refused: dict[str, int] = {}  # slots, by guest, that were refused and should have been
-        self._ids, self._streams = itertools.count(1), itertools.count(0x2000)
+        self._streams = itertools.count(0x2000)
 
     def stream(self) -> int:
         """One that nothing else has, and of a tracker of its own."""
@@ -52,26 +38,15 @@ class Netfronts:
 
     async def tell(self, name: str, words: str) -> int:
         """Give a guest a job; its id. ``--to NAME`` has its MAC address."""
-        number, parts = next(self._ids), words.split()
+        parts = words.split()
         if "--to" in parts:
             at = parts.index("--to") + 1
             parts[at] = self.macs.get(parts[at], parts[at])
-        await self.dom0.write(f"/local/domain/{self.domids[name]}/data/job", " ".join([*parts, "--id", str(number)]))
-        return number
+        return await self._jobs.tell(self.domids[name], " ".join(parts))
 
     async def report(self, name: str, number: int, seconds: float = JOB_S) -> Report:
         """Wait for a job's report."""
-        node = f"/local/domain/{self.domids[name]}/data/report"
-        watch = await self.dom0.watch(node, f"report-{number}")
-        try:
-            async with asyncio.timeout(patient(seconds)):
-                async for _ in watch:
-                    found = await self._read(node)
-                    if found is not None and found["id"] == number:
-                        return found
-        finally:
-            self.dom0.forget(watch)
-        raise AssertionError(f"{name}: the store ended while report {number} was waited for")
+        return await self._jobs.report(self.domids[name], number, patient(seconds))
 
     async def job(self, name: str, words: str, seconds: float = JOB_S) -> Report:
         """A job, and its report."""
@@ -147,19 +122,13 @@ class Netfronts:
 
     async def has(self, node: str) -> bool:
         """Whether a node is there."""
-        return await self._value(node) is not None
-
-    async def _read(self, node: str) -> Report | None:
-        value = await self._value(node)
-        return None if value is None else dict(json.loads(value))
-
-    async def _value(self, node: str) -> str | None:
         try:
-            return await self.dom0.read(node)
+            await self.dom0.read(node)
         except XenstoreError as error:
             if error.name != "ENOENT":
                 raise
-            return None
+            return False
+        return True
 
 
 @asynccontextmanager
