@@ -99,7 +99,8 @@ def _report(result: BenchmarkResult, points: Sequence[Point]) -> None:
             continue
         for name in (OURS, IN_C):
             details = point.samples.details(name)
-            more = {key: details[-1][key] for key in ("processes", "placement") if details and key in details[-1]}
+            more: Row = {key: details[-1][key] for key in ("processes", "placement") if details and key in details[-1]}
+            more["checksummed"] = float(point.where["payload"] == "full")  # what is not verified whole has errors
             result.take(point.samples, name, {"path" if name == OURS else "peer": name}, point.where, METRICS, **more)
         for metric in ("mpps", "mframes_per_cpu_s"):
             result.compare(point.samples, IN_C, OURS, metric, point.where)

@@ -15,9 +15,11 @@ enum { GRANT_FRAMES = 2 };
 #define PATIENCE_NS (30 * SECOND_NS)
 #define LAST_PATIENCE_NS (SECOND_NS / 2) /* for each answer, when we are told to end: SIGKILL comes after two seconds */
 
-#define ARGUMENTS(...) (const struct argument[]){__VA_ARGS__}, sizeof((const struct argument[]){__VA_ARGS__}) / sizeof(struct argument)
+#define ARGUMENTS(...)                    \
+    (const struct argument[]){__VA_ARGS__}, \
+        sizeof((const struct argument[]){__VA_ARGS__}) / sizeof(struct argument) /* the array, and how many there are */
 
-_Static_assert(REFS <= GRANT_FRAMES * PAGE / sizeof(grant_entry_v1_t), "a grant table of GRANT_FRAMES pages has a reference for each page");
+_Static_assert(REFS <= GRANT_FRAMES * PAGE / sizeof(grant_entry_v1_t), "each page has a reference of its own");
 
 /* --- xenstore ----------------------------------------------------------------------------------------------------------- */
 
@@ -61,11 +63,6 @@ static XenbusState wait_for(const struct netfront *nf, XenbusState one, XenbusSt
             return state;
         xenstore_listen(left);
     }
-}
-
-static int64_t patience(bool last)
-{
-    return last ? LAST_PATIENCE_NS : PATIENCE_NS;
 }
 
 void netfront_down(struct netfront *nf, const char *why)
@@ -246,11 +243,11 @@ static bool leave(struct netfront *nf, XenbusState state, int64_t patience_ns)
 bool netfront_disconnect(struct netfront *nf, enum rings rings, bool restart)
 {
     nf->down = false;
-    if (!restart && !(leave(nf, XenbusStateClosing, patience(false)) && leave(nf, XenbusStateClosed, patience(false))))
+    if (!restart && !(leave(nf, XenbusStateClosing, PATIENCE_NS) && leave(nf, XenbusStateClosed, PATIENCE_NS)))
         return false;
     if (!set_state(nf, XenbusStateInitialising))
         return netfront_down(nf, "xenstore: the device's state cannot be written"), false;
-    XenbusState seen = wait_for(nf, XenbusStateInitWait, XenbusStateInitWait, patience(false));
+    XenbusState seen = wait_for(nf, XenbusStateInitWait, XenbusStateInitWait, PATIENCE_NS);
     if (seen != XenbusStateInitWait)
         return in_vain(nf, XenbusStateInitWait, seen);
     return give_back(nf, rings);
@@ -259,8 +256,8 @@ bool netfront_disconnect(struct netfront *nf, enum rings rings, bool restart)
 void netfront_close(struct netfront *nf)
 {
     told_to_end = 0; /* we do */
-    if (nf->connected && leave(nf, XenbusStateClosing, patience(true)))
-        leave(nf, XenbusStateClosed, patience(true));
+    if (nf->connected && leave(nf, XenbusStateClosing, LAST_PATIENCE_NS))
+        leave(nf, XenbusStateClosed, LAST_PATIENCE_NS);
 }
 
 void netfront_follow(struct netfront *nf)

@@ -1,11 +1,12 @@
 #include "faults.h"
 
 enum fault {
-    CUT_OFF, NO_LAST, EXTRA_TYPE, EXTRA_MORE, GSO_TYPE, GSO_SIZE, EMPTY, OVER_PAGE, SIZES, HEADER, GRANT, FLAGS, LONG, LATE_EXTRA, OVERRUN
+    CUT_OFF, NO_LAST, EXTRA_TYPE, EXTRA_MORE, GSO_TYPE, GSO_SIZE, EMPTY, OVER_PAGE, SIZES, HEADER, GRANT, FLAGS, LONG,
+    LATE_EXTRA, OVERRUN,
 };
 const char *const fault_names[] = {
-    "cut-off", "no-last", "extra-type", "extra-more", "gso-type", "gso-size", "empty", "over-page", "sizes", "header", "grant", "flags", "long",
-    "late-extra", "overrun", NULL,
+    "cut-off", "no-last", "extra-type", "extra-more", "gso-type", "gso-size", "empty", "over-page", "sizes", "header", "grant", "flags",
+    "long", "late-extra", "overrun", NULL,
 };
 
 static netif_tx_request_t *slot(struct netfront *nf, RING_IDX index)

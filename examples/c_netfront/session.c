@@ -35,15 +35,14 @@ static void echo(struct session *s, const uint8_t *frame, size_t length)
 static void handle(void *context, uint8_t *frame, size_t length, const struct offload *offload)
 {
     struct session *s = context;
-    int64_t now = now_ns();
     bool test = is_test_frame(frame, length), asked = false;
     if (test && stream_of(frame) & ECHO) {
         asked = s->running && s->job.kind == PING && stream_of(frame) == s->job.stream;
         if (!asked)
             echo(s, frame, length);
     }
-    if (verify(&s->trackers, frame, length, offload->blank, now) && asked && s->waiting) {
-        s->trips_ns[s->answered++] = (uint32_t)(now - s->asked_ns);
+    if (verify(&s->trackers, frame, length, offload->blank, s->now_ns) && asked && s->waiting) {
+        s->trips_ns[s->answered++] = (uint32_t)(now_ns() - s->asked_ns);
         s->waiting = false;
     }
 }
@@ -255,6 +254,7 @@ void session_end(struct session *s, const char *error)
 unsigned session_turn(struct session *s)
 {
     unsigned moved = 0;
+    s->now_ns = now_ns(); /* once for all frames of a turn */
     if (!s->nf.down) {
         moved = netfront_receive(&s->nf, BURST, handle, s);
         if (!s->nf.down)

@@ -20,6 +20,7 @@ struct session {
     unsigned segment;          /* of a TCP frame that is cut here: the next one */
     unsigned cycles;           /* of RECONNECT: done */
     bool cycling;              /* its frames are being sent */
+    int64_t now_ns;            /* when this turn began */
     int64_t started_ns, ended_ns, until_ns;
     bool waiting;              /* for the answer of a PING */
     int64_t asked_ns;

@@ -200,6 +200,7 @@ def test_c_is_notified_only_when_it_has_asked(program: Path, tmp_path: Path) -> 
     of(program, "asked", guest("cc", program, "serve"), tmp_path, body)
 
 
+@pytest.mark.long
 def test_everything_at_once(program: Path, tmp_path: Path) -> None:
     """Two C guests, one of each of the lab's, and the wire, each sending to its neighbour, all sizes, indices over the wrap."""
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shlex
 import subprocess
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from lab.owner import Lab
 from lab.topology import load
 from tests.support.c_netfront import guest
 from tests.support.drivers import compose
-from tests.support.labs import run, topology, until
+from tests.support.labs import launch, run, staying_up, topology, topology_file, until, wait_until
 from tests.support.packets import ones_sum
 from tests.support.patience import patient
 
@@ -273,6 +274,29 @@ def test_readme_names_all_there_is() -> None:
     assert len(faults) == 15
     for name in faults:
         assert f"`{name}`" in readme
+
+
+def test_readmes_commands_do_what_it_says(program: Path, tmp_path: Path) -> None:
+    lines = re.findall(r"python ../../launch.py (store .*)", (EXAMPLE / "README.md").read_text())
+    text = (EXAMPLE / "c-netfront.toml").read_text().replace("./c_netfront", str(program))
+    file = topology_file(tmp_path, "readme", text)
+    with staying_up(file):
+        for line in lines:
+            words = shlex.split(line.partition("#")[0])
+            command = [*words[:2], "--topology", file.stem, *words[2:]]
+            if words[1] == "write":
+                done = launch(*command)
+                assert done.returncode == 0, done.stdout + done.stderr
+            else:
+                wait_until(lambda command=command: sent(*command), "the frames to be sent")  # type: ignore[misc]
+    assert [line.split()[1] for line in lines] == ["write", "read", "write"]
+
+
+def sent(*command: str) -> bool:
+    """Whether this command shows the report of 100000 frames that have been sent."""
+    shown = launch(*command).stdout
+    report = json.loads(shown) if shown.startswith("{") else {}
+    return report.get("sent") == 100_000 and report["error"] is None
 
 
 def test_its_topology_is_one() -> None:
