@@ -94,16 +94,17 @@ static const struct job *next_job(struct session *s)
     static char text[1024];
     char *words[MOST_WORDS];
     unsigned count = 0;
-    if (xenstore_read(JOB_NODE, text, sizeof text) != 0)
-        return NULL;
+    int error = xenstore_read(JOB_NODE, text, sizeof text);
+    if (error)
+        text[0] = '\0';
     for (char *word = strtok(text, " "); word != NULL && count < MOST_WORDS; word = strtok(NULL, " "))
         words[count++] = word;
-    if (count == 0)
-        return NULL;
-    const char *trouble = job_parse(&job, words, count);
+    if (count == 0 && error != E2BIG)
+        return NULL; /* there is none */
+    const char *trouble = error ? "the job is too long" : job_parse(&job, words, count);
     if (trouble == NULL && job.kind != SERVE)
         return &job;
-    job.kind = REPORT;
+    job = (struct job){.kind = REPORT, .id = error ? 0 : job.id};
     session_begin(s, &job);
     s->error = trouble ? trouble : "it serves already";
     tell(s);

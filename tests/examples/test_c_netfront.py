@@ -181,7 +181,7 @@ def test_c_is_notified_only_when_it_has_asked(program: Path, tmp_path: Path) -> 
         def counts() -> dict[str, int]:
             return counters.read()[row]
 
-        before, frames = counts(), Count.RX_FRAMES.name.lower()
+        before, frames = (await fronts.runner._settled())[row], Count.RX_FRAMES.name.lower()
         os.kill(pid, signal.SIGSTOP)
         try:
             streams = [await fronts.stream_to("cc", "wire", 64, 50) for _ in range(4)]

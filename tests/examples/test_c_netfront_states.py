@@ -315,6 +315,12 @@ def test_a_job_that_is_none_is_answered(program: Path, tmp_path: Path) -> None:
         ):
             report = await fronts.job("cc", words)
             assert report["error"].startswith(said), report["error"]
+        await fronts.tell("cc", "report " + "--stream 1 " * 200)
+
+        async def said_so() -> bool:
+            return "the job is too long" in fronts.log()
+
+        await until(said_so, "what is wrong with a long job")
         await works(fronts)
 
     of(program, "none", tmp_path, body)
