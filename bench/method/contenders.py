@@ -77,10 +77,17 @@ class LabBench:
     """A live lab whose paths are contenders. ``async with LabBench("throughput", paths) as lab``."""
 
     def __init__(
-        self, purpose: str, paths: Sequence[str], guests: int = 2, queue: int = 256, others: Iterable[Row] = (), **more: Any
+        self,
+        purpose: str,
+        paths: Sequence[str],
+        guests: int = 2,
+        queue: int = 256,
+        others: Iterable[Row] = (),
+        kind: type[Lab] = Lab,
+        **more: Any,
     ) -> None:
         self.paths, self.queue = paths, queue
-        self.lab = Lab(topology(run_name(purpose, os.getpid()), paths, guests, queue, others, **more))
+        self.lab = kind(topology(run_name(purpose, os.getpid()), paths, guests, queue, others, **more))
         self.runner: Runner
         self._suited: dict[tuple[Any, ...], Placement] = {}
 

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "openloop": "bench.benchmarks.openloop",
     "price": "bench.benchmarks.price",
     "offloads": "bench.benchmarks.offloads",
+    "netfront": "bench.benchmarks.netfront",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""

@@ -62,7 +62,7 @@ class Labs:
             guests, queue, engines = key
             others = [{"name": f"{kind}{number}", **KINDS[kind]} for kind in self._kinds for number in range(guests)]
             name = f"ask-{'-'.join(map(str, key))}"
-            more = {"nic": {"queue": queue, "engines": engines}}
+            more: dict[str, Any] = {"nic": {"queue": queue, "engines": engines}}
             lab = LabBench(name, self.paths, guests=max(2, guests), queue=queue, others=others, **more)
             self._up[key] = await self._stack.enter_async_context(lab)
         return self._up[key]

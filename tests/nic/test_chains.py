@@ -298,11 +298,12 @@ def exchange(
                 continue
             whole = features & CSUM and (not gso or (features & SG and features & (TSO4 if one.version == 4 else TSO6)))
             expected = [frame] if whole else one.segments(mss) if gso else [one.filled()]
+            most = min(30, bert.entries // len(expected))  # buffers for each, so that no more are posted than the queue has entries
             for content in expected:
                 room, n = 0, 0
-                while room < len(content) and n < 40:
+                while room < len(content):
                     size = sizes[n % len(sizes)] if features & SG else PAGE
-                    size = max(size, -(-len(content) // 30))
+                    size = max(size, -(-len(content) // most))
                     bert.post_buffer(bert.rx_pool + int(bert.q["rq_prod"]) % bert.entries * PAGE, size)
                     room, n = room + size, n + 1
             bert.ring_buffers()
