@@ -100,7 +100,8 @@ def _links(snapshot: Snapshot) -> list[Equation]:
     for row, counts in snapshot.items():
         if row.endswith("/tap"):
             device = snapshot[row.removesuffix("tap") + "device"]
-            found.append(Equation(f"{row} to device", counts["tx_frames"], device["tx_frames"] + counts["drop_oversize"]))
+            dropped = counts["drop_oversize"] + counts["drop_bad_frame"]
+            found.append(Equation(f"{row} to device", counts["tx_frames"], device["tx_frames"] + dropped))
             found.append(Equation(f"device to {row}", device["rx_frames"], counts["rx_frames"] + counts["drop_tap"]))
     return found
 

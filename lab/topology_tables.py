@@ -291,8 +291,6 @@ class Guest(Table):
     def _jumbo_with_fragments(cls, offloads: tuple[str, ...], info: Info) -> tuple[str, ...]:
         if info.data.get("mtu", 0) > DEFAULT_MTU and "sg" not in offloads:
             raise ValueError(f'an mtu of {info.data["mtu"]} needs "sg": no more than one of {DEFAULT_MTU} fits into a buffer')
-        if info.data.get("mtu", 0) > DEFAULT_MTU and info.data.get("program") == "tap":
-            raise ValueError(f'an mtu of more than {DEFAULT_MTU} is for program = "traffic" only')
         return offloads
 
     @field_validator("path")

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -80,16 +81,23 @@ print(hashlib.sha256(got).hexdigest() == hashlib.sha256(content).hexdigest(), al
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A TAP guest for each of GUESTS."""
-    text = "".join(
+    with _up(tmp_path_factory, NAME, 1500) as name:
+        yield name
+
+
+@contextmanager
+def _up(tmp_path_factory: pytest.TempPathFactory, topology: str, mtu: int) -> Iterator[str]:
+    text = f"[nic]\nmtu = {mtu}\n" + "".join(
         f'[[guest]]\nname = "{name}"\npath = "{path}"\nprogram = "tap"\naddress = "10.0.0.{number}/24"\n'
+        f"mtu = {mtu if 'sg' in SETS[offloads] else 1500}\n"
         f"offloads = {json.dumps(SETS[offloads])}\n"
         for number, (name, (path, offloads)) in enumerate(zip(NAMES, GUESTS, strict=True), 1)
     )
-    with staying_up(topology_file(tmp_path_factory.mktemp(NAME), NAME, text)) as (process, _):
-        yield unique(NAME)
+    with staying_up(topology_file(tmp_path_factory.mktemp(topology), topology, text)) as (process, _):
+        yield unique(topology)
         process.send_signal(signal.SIGTERM)
         assert process.wait(patient(60)) == 143
-    assert left_behind(unique(NAME)) == []
+    assert left_behind(unique(topology)) == []
 
 
 def inside(lab: str, guest: int, script: str, other: int, version: int) -> "subprocess.Popen[str]":
@@ -135,3 +143,13 @@ def test_what_is_sent_arrives(lab: str, pair: tuple[int, int], version: int) -> 
         assert each > 1514, "frames, acknowledgements among them, are no longer than without segmentation offload"
     else:
         assert each <= 1514
+
+
+@pytest.mark.long
+def test_jumbo_frames(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """An MTU of 9000, whose frames lie in several fragments on every path, with segmentation offload and without."""
+    with _up(tmp_path_factory, "tapjumbo", 9000) as lab:
+        jumbo = [number for number, (_, offloads) in enumerate(GUESTS, 1) if "sg" in SETS[offloads]]
+        for one, other in zip(jumbo, [*jumbo[1:], jumbo[0]], strict=True):
+            exchange(lab, one, other, 4)
+            assert counters(lab, one)["drops"] == {}
