@@ -3,7 +3,8 @@
 import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS
-from dom0.engine import ADD_PORT, REMOVE_PORT
+from dom0.engine import ADD_PORT, REMOVE_PORT, SET_RATE
+from dom0.rate import UNLIMITED, Rate
 from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGED, UPLINK, engine_at
 from dom0.uplink import receive_buffer
 from hyp.abi.grant import COPY_BYTES
@@ -28,6 +29,11 @@ def _post_all_buffers(engine: int) -> None:
     for k in range(q.rq_size):
         post_receive(q, receive_buffer(e, k), FRAME_BUFFER)
     ring_receives(q)
+
+
+def _credit(rate: Rate) -> dict[str, int]:
+    """Words of a message."""
+    return {"credit_bytes": rate.octets, "window_ns": rate.usecs * 1000}
 
 
 Pages = np.ndarray[tuple[int, int], np.dtype[np.int64]]
@@ -129,12 +135,14 @@ class EngineState:
         features: int,
         counts: tuple[int, int],
         pages: Pages | None = None,
+        rate: Rate = UNLIMITED,
     ) -> None:
         """Make a connected vif port `number` of the bridge.
 
         `features`: what its front end accepts (hyp/abi/features.py).
         `pages`, for persistent grants: the tables of pages pinned for reading and for writing (dom0/persistent.py), all 0,
         which the caller keeps until `remove_port` has returned; None for grant copy.
+        `rate`: how much its guest may send.
         """
         port = self.ports[number]
         port["refs"] = 0 if pages is None else pages.shape[1]
@@ -145,7 +153,12 @@ class EngineState:
         port["features"], port["part"], port["waited_for"] = features, 0, 0
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
-        await self.engine.post(ADD_PORT, port=number)
+        port["credit_bytes"] = 0
+        await self.engine.post(ADD_PORT, port=number, **_credit(rate))
+
+    async def set_rate(self, number: int, rate: Rate) -> None:
+        """How much the guest behind port `number` may send from now on."""
+        await self.engine.post(SET_RATE, port=number, **_credit(rate))
 
     async def remove_port(self, number: int) -> None:
         """The engine touches nothing of the port any more when this returns, and has unpinned what it held of the guest's pages."""

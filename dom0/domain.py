@@ -8,6 +8,7 @@ from typing import Any
 from dom0.build import EngineState
 from dom0.engine import MAIL, run
 from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
+from dom0.rate import configured_rate
 from dom0.toolstack import Toolstack
 from dom0.vifs import Cause, Vif
 from hyp.abi.counters import COUNTERS_BYTES
@@ -68,7 +69,7 @@ class DriverDomain:
         domid = int(guest["domid"])
         self._domains[domid] = await create_domain(self._store, guest)
         if with_vif:
-            await create_vif(self._store, domid, 0, str(guest["mac"]))
+            await create_vif(self._store, domid, 0, str(guest["mac"]), configured_rate(guest["rate"]) if guest["rate"] else None)
         await self._store.introduce(domid)
 
     def _spawn(self, what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -40,6 +40,11 @@ PORT = np.dtype(
         ("owed", "i8"),  # the guest asked for the event of something published, and has not been sent it
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
+        ("credit_bytes", "i8"),  # with a rate (dom0/credit.py): what a window gives; 0: no limit, and those below have no meaning
+        ("window_ns", "i8"),
+        ("window", "i8"),  # when the last one began
+        ("allowance", "i8"),  # the count of its TX_BYTES that it may come to
+        ("credit_at", "i8"),  # when the next frame may have enough; 0: it doesn't wait
     ]
 )
 PORT_BYTES = PORT.itemsize

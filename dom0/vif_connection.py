@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dom0.build import EngineState, Pages
+from dom0.rate import Rate
 from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS
 from hyp.abi.domids import DOM0
 from hyp.abi.features import CSUM, NETIF_NODES, NETIF_OFFERS, NO_CSUM_OFFLOAD, NONE, unoffered
@@ -153,8 +154,8 @@ class Connection:
         """Give everything back. It is done as far as it goes; raises what stood in its way last."""
         await self._held.aclose()
 
-    async def open(self, counters: CounterPage, wishes: Wishes) -> None:
-        """Take everything. VifError if something cannot be had, and then nothing is held."""
+    async def open(self, counters: CounterPage, wishes: Wishes, rate: Rate) -> None:
+        """Take everything. VifError if something cannot be had, and then nothing is held. `rate`: how much the guest may send."""
         try:
             await self._view_guest()
             grants = self._grants(counters)
@@ -162,7 +163,7 @@ class Connection:
             self._map(1, "rx-ring-ref", wishes.rx_ring_ref, RX_SLOT_BYTES, grants)
             event_fd = await self._bind(wishes.event_channel)
             await self._filter()
-            await self._become_port(counters, event_fd, wishes)
+            await self._become_port(counters, event_fd, wishes, rate)
         except ControlError as error:  # the hypervisor refuses, or is gone
             await self.close()
             raise VifError(errno_of(error.name) if isinstance(error, Refused) else errno.EIO, str(error)) from error
@@ -209,14 +210,14 @@ class Connection:
         await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
         self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
 
-    async def _become_port(self, counters: CounterPage, event_fd: int, wishes: Wishes) -> None:
+    async def _become_port(self, counters: CounterPage, event_fd: int, wishes: Wishes, rate: Rate) -> None:
         who = self._who
         if wishes.persistent:
             self._pages = np.zeros((2, int(self._state.views[who.domid]["refs"])), np.int64)
         counts = counters.row(f"vif{who.domid}:{who.name}")
         rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
         self._held.push_async_callback(self._leave_bridge)
-        await self._state.add_vif(who.number, who.domid, rings, event_fd, wishes.features, counts, self._pages)
+        await self._state.add_vif(who.number, who.domid, rings, event_fd, wishes.features, counts, self._pages, rate)
 
     async def _leave_bridge(self) -> None:
         await self._state.remove_port(self._who.number)
