@@ -4,6 +4,7 @@ import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS
 from dom0.engine import ADD_PORT, REMOVE_PORT, SET_RATE
+from dom0.multicast import MOST_GROUPS
 from dom0.rate import UNLIMITED, Rate
 from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGED, UPLINK, engine_at
 from dom0.uplink import receive_buffer
@@ -49,6 +50,7 @@ class EngineState:
         self.ports = np.zeros(MAX_PORTS, PORT)
         self.views = np.zeros(domains, DOMAIN_VIEW)
         self._stages = np.zeros((MAX_PORTS, STAGE_SLOTS), STAGED)
+        self._groups = np.zeros((MAX_PORTS, MOST_GROUPS), np.int64)
         self._fdb = np.zeros(FDB_SLOTS, ENTRY)
         self._ops = np.zeros(OPS * COPY_BYTES // 8, np.int64)
         self._pending = np.zeros(OPS, PENDING)
@@ -61,6 +63,7 @@ class EngineState:
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         for number in range(MAX_PORTS):
             self.ports[number]["number"], self.ports[number]["stage"] = number, self._stages[number].ctypes.data
+            self.ports[number]["groups"] = self._groups[number].ctypes.data
         record = self._record[0]
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
@@ -136,13 +139,15 @@ class EngineState:
         counts: tuple[int, int],
         pages: Pages | None = None,
         rate: Rate = UNLIMITED,
+        *,
+        filters: bool = False,
     ) -> None:
         """Make a connected vif port `number` of the bridge.
 
         `features`: what its front end accepts (hyp/abi/features.py).
         `pages`, for persistent grants: the tables of pages pinned for reading and for writing (dom0/persistent.py), all 0,
         which the caller keeps until `remove_port` has returned; None for grant copy.
-        `rate`: how much its guest may send.
+        `rate`: how much its guest may send. `filters`: multicast control.
         """
         port = self.ports[number]
         port["refs"] = 0 if pages is None else pages.shape[1]
@@ -153,7 +158,8 @@ class EngineState:
         port["features"], port["part"], port["waited_for"] = features, 0, 0
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
-        port["credit_bytes"] = 0
+        port["credit_bytes"] = port["group_count"] = 0
+        port["filters"] = filters
         await self.engine.post(ADD_PORT, port=number, **_credit(rate))
 
     async def set_rate(self, number: int, rate: Rate) -> None:

@@ -8,6 +8,7 @@ then its frame drops.
 from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
 from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
+from dom0.multicast import hears
 from dom0.netback import drop_waiting, tell_guest
 from dom0.netback_rx import flush_copies, flush_is_full, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
@@ -75,10 +76,10 @@ def _put(e, s, t):
 @compiled
 def _flood(e, p, s):
     """Pass the frame on to every port but its own. A flooded copy never pauses anybody."""
-    copies = 0
+    copies, destination = 0, destination_of(load64(s.addr))
     for number in range(e.port_count):
         t = port_of(e, number)
-        if number != p.number and t.active != 0:
+        if number != p.number and t.active != 0 and (t.filters == 0 or hears(t, destination)):
             copies += 1
             result = _put(e, s, t) if s.slots == 0 else put_copy(e, p, p.next, t)
             if result != DELIVERED:

@@ -40,6 +40,9 @@ PORT = np.dtype(
         ("owed", "i8"),  # the guest asked for the event of something published, and has not been sent it
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
+        ("filters", "i8"),  # group addresses that its guest has not added are not flooded to it (dom0/multicast.py)
+        ("groups", "i8"),  # those that it has added, MOST_GROUPS words
+        ("group_count", "i8"),
         ("credit_bytes", "i8"),  # with a rate (dom0/credit.py): what a window gives; 0: no limit, and those below have no meaning
         ("window_ns", "i8"),
         ("window", "i8"),  # when the last one began

@@ -21,7 +21,7 @@ from dom0.rate import Rate
 from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS
 from hyp.abi.domids import DOM0
 from hyp.abi.features import CSUM, NETIF_NODES, NETIF_OFFERS, NO_CSUM_OFFLOAD, NONE, unoffered
-from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.abi.netif import FEATURE_PERSISTENT, REQUEST_MULTICAST_CONTROL, RX_SLOT_BYTES, TX_SLOT_BYTES
 from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE
 from hyp.control import Channel, ControlError, Refused
 from hyp.counters import CounterPage, commit
@@ -92,6 +92,7 @@ class Wishes:
     event_channel: int
     persistent: bool
     features: int
+    filters: bool
 
 
 async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) -> Wishes:
@@ -114,6 +115,7 @@ async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) ->
         event_channel=await _number(store, front, "event-channel"),
         persistent=persistent and await _is_set(store, front, FEATURE_PERSISTENT),
         features=int(features),
+        filters=await _is_set(store, front, REQUEST_MULTICAST_CONTROL),
     )
 
 
@@ -217,7 +219,9 @@ class Connection:
         counts = counters.row(f"vif{who.domid}:{who.name}")
         rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
         self._held.push_async_callback(self._leave_bridge)
-        await self._state.add_vif(who.number, who.domid, rings, event_fd, wishes.features, counts, self._pages, rate)
+        await self._state.add_vif(
+            who.number, who.domid, rings, event_fd, wishes.features, counts, self._pages, rate, filters=wishes.filters
+        )
 
     async def _leave_bridge(self) -> None:
         await self._state.remove_port(self._who.number)

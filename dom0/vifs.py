@@ -26,7 +26,7 @@ from dom0.vif_connection import QUEUES, Connection, Identity, VifError, read_wis
 from dom0.xenbus_states import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED, INITIALISING, UNKNOWN, Action, judge, steps
 from hyp.abi.domids import DOM0
 from hyp.abi.features import NETIF_NODES, NETIF_OFFERS
-from hyp.abi.netif import FEATURE_PERSISTENT
+from hyp.abi.netif import FEATURE_MULTICAST_CONTROL, FEATURE_PERSISTENT
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -162,6 +162,7 @@ class Vif:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
         self._registered, self.back = True, INITIALISING
         offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, "feature-split-event-channels": 0, "multi-queue-max-queues": QUEUES}
+        offers[FEATURE_MULTICAST_CONTROL] = 1
         if self._persistent:
             offers[FEATURE_PERSISTENT] = 1
         offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}

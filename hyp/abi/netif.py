@@ -55,6 +55,8 @@ import numpy as np
 NR_SLOTS_MIN = 18  # slots of one packet that any back end takes (XEN_NETIF_NR_SLOTS_MIN)
 MAX_TX_SIZE = 0xFFFF  # bytes of one packet
 
+FEATURE_MULTICAST_CONTROL, REQUEST_MULTICAST_CONTROL = "feature-multicast-control", "request-multicast-control"
+"""Nodes: the back end's, "1" if it can filter group addresses; the front end's, "1" if it is to, by what is added."""
 FEATURE_PERSISTENT = "feature-persistent"
 """Node of either end in xenstore: "1" if pages once granted stay granted. blkif's (``xen/io/blkif.h``); Xen's netif has none."""
 
