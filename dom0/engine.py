@@ -12,7 +12,7 @@ from dom0.multicast import hears
 from dom0.netback import drop_waiting, tell_guest
 from dom0.netback_rx import flush_copies, flush_is_full, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
-from dom0.persistent import release_pages
+from dom0.persistent import enter_pages, release_pages
 from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
 from dom0.uplink import (
     completions_to_wait_for,
@@ -45,8 +45,8 @@ from hyp.model.price import charge
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT, SET_RATE = 1, 2, 3
-MAIL = mail_record("port", "credit_bytes", "window_ns")
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES = 1, 2, 3, 4
+MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count")
 _mail_at = record_view(MAIL)
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
@@ -222,6 +222,8 @@ def _take_mail(e):
             _remove_port(e, mail.port)
         elif mail.opcode == SET_RATE:
             set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
+        elif mail.opcode == ENTER_PAGES and port_of(e, mail.port).active != 0:
+            enter_pages(port_of(e, mail.port), mail.pages, mail.count)
         e.mail += 1
     _publish(e)
     mail_taken(e.mailbox, e.mail)

@@ -37,6 +37,10 @@ PORT = np.dtype(
         ("refs", "i8"),  # with persistent grants: words in each of the two tables (dom0/persistent.py); 0: grant copy
         ("tx_pages", "i8"),
         ("rx_pages", "i8"),
+        ("keeps", "i8"),  # a page stays pinned from its first use on; 0: those that the front end named on its control ring do
+        ("table_refs", "i8"),  # what `refs` becomes when it names the first ones
+        ("passing", "i8"),  # words of pages that are pinned for this batch only: references, 1 << 32 for those that are written
+        ("passing_count", "i8"),
         ("owed", "i8"),  # the guest asked for the event of something published, and has not been sent it
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),

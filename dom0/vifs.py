@@ -26,7 +26,7 @@ from dom0.vif_connection import QUEUES, Connection, Identity, VifError, read_wis
 from dom0.xenbus_states import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED, INITIALISING, UNKNOWN, Action, judge, steps
 from hyp.abi.domids import DOM0
 from hyp.abi.features import NETIF_NODES, NETIF_OFFERS
-from hyp.abi.netif import FEATURE_MULTICAST_CONTROL, FEATURE_PERSISTENT
+from hyp.abi.netif import FEATURE_CTRL_RING, FEATURE_MULTICAST_CONTROL, FEATURE_PERSISTENT
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -98,7 +98,7 @@ class Vif:
 
     def check_port(self) -> None:
         """Let it look if the engine has taken its port out of service."""
-        if self._connection is not None and self._state.ports[self.who.number]["failed"]:
+        if self._connection is not None and self._connection.failed:
             self.wake(Cause.FAILED)
 
     async def _pump(self, watch: Watch, cause: Cause) -> None:
@@ -136,7 +136,7 @@ class Vif:
             await self._state.set_rate(self.who.number, await self._rate())
 
     async def _port_failed(self) -> None:
-        if self._connection is not None and self._state.ports[self.who.number]["failed"]:
+        if self._connection is not None and self._connection.failed:
             await self._fatal(errno.EIO, "a ring's producer index ran ahead of what the ring has slots; the device is disabled")
 
     async def _back_written(self) -> None:
@@ -162,7 +162,7 @@ class Vif:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
         self._registered, self.back = True, INITIALISING
         offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, "feature-split-event-channels": 0, "multi-queue-max-queues": QUEUES}
-        offers[FEATURE_MULTICAST_CONTROL] = 1
+        offers |= {FEATURE_MULTICAST_CONTROL: 1, FEATURE_CTRL_RING: 1}
         if self._persistent:
             offers[FEATURE_PERSISTENT] = 1
         offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}
