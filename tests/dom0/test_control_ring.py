@@ -20,6 +20,8 @@ from hyp.abi.netif import (
     CTRL_TYPE_SET_HASH_ALGORITHM,
     CTRLF_GREF_READONLY,
     EVENT_CHANNEL_CTRL,
+    RSP_OKAY,
+    TXF_MORE_DATA,
 )
 from tests.lab.test_paths import check
 from tests.support.driven_labs import CLOSING, CONNECTED, INIT_WAIT, INITIALISING, Bert, driven_lab
@@ -74,6 +76,15 @@ async def bridge(bert: Bert) -> dict[str, int]:
     return rows["dom0/bridge"]
 
 
+async def chain(bert: Bert) -> None:
+    """A frame of three fragments, the last of which is in a page that is not mapped."""
+    wire, page = str(bert.lab.topology["nic"]["wire"]["mac"]), bert._pools["tx"]
+    requests = [[SENT[0], 0, TXF_MORE_DATA, 0, 300], [SENT[1], 50, TXF_MORE_DATA, 1, 100], [TX_REF + 20, 0, 0, 2, 100]]
+    content = [[page * 4096, 100, wire, 1, 0]]
+    fresh = [[TX_REF + 20, GTF_PERMIT_ACCESS, 0, page + 20]]
+    assert await bert.call("transmit", entries=fresh, frames=content, requests=requests) == [[k, RSP_OKAY] for k in range(3)]
+
+
 @pytest.fixture
 def controlled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a body in a topology whose bert has a control ring; afterwards he connects anew, and nobody holds more than before."""
@@ -122,6 +133,8 @@ def test_static_mappings(controlled: Callable[..., None]) -> None:
         await bert.send_kept(8)
         assert (await bridge(bert))["grant_maps"] - after["grant_maps"] == 3
         assert (await bridge(bert))["grant_unmaps"] - after["grant_unmaps"] == 3
+        assert bert.held() == RINGS + len(SENT) + len(RECEIVED)
+        await chain(bert)
         assert bert.held() == RINGS + len(SENT) + len(RECEIVED)
         # taken back, one that was never there and one twice among them
         assert await mapping(bert, DELETE, (SENT[0], 0), (TX_REF + 100, 0), (RECEIVED[0], 0), (SENT[0], READ)) == (OKAY, 2)
