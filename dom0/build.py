@@ -3,13 +3,16 @@
 import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS
-from dom0.engine import ADD_PORT, REMOVE_PORT
+from dom0.control.upcall import ControlUpcall
+from dom0.engine import ADD_PORT, ENTER_PAGES, REMOVE_PORT, SET_RATE
+from dom0.multicast import MOST_GROUPS
+from dom0.rate import UNLIMITED, Rate
 from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGED, UPLINK, engine_at
 from dom0.uplink import receive_buffer
 from hyp.abi.grant import COPY_BYTES
 from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.nic import LINK_HEADER
-from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER
+from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, SPLIT_RINGS, SPLIT_SLOTS
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
@@ -30,12 +33,19 @@ def _post_all_buffers(engine: int) -> None:
     ring_receives(q)
 
 
+def _credit(rate: Rate) -> dict[str, int]:
+    """Words of a message."""
+    return {"credit_bytes": rate.octets, "window_ns": rate.usecs * 1000}
+
+
 Pages = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 """Two tables of pinned pages' addresses by grant reference."""
 
 
 class EngineState:
-    """Everything Dom0's kernel works on: `address` is its argument."""
+    """Everything Dom0's kernel works on: `address` is its argument. `control` is where the control plane's own events arrive."""
+
+    control: ControlUpcall
 
     def __init__(self, engine: Engine, upcall: int, epoll: int, platform: Mapping, domains: int) -> None:
         self.engine, self.upcall = engine, upcall
@@ -43,6 +53,8 @@ class EngineState:
         self.ports = np.zeros(MAX_PORTS, PORT)
         self.views = np.zeros(domains, DOMAIN_VIEW)
         self._stages = np.zeros((MAX_PORTS, STAGE_SLOTS), STAGED)
+        self._passing = np.zeros((MAX_PORTS, SPLIT_RINGS * SPLIT_SLOTS), np.int64)  # no more is under way than the rings have slots
+        self._groups = np.zeros((MAX_PORTS, MOST_GROUPS), np.int64)
         self._fdb = np.zeros(FDB_SLOTS, ENTRY)
         self._ops = np.zeros(OPS * COPY_BYTES // 8, np.int64)
         self._pending = np.zeros(OPS, PENDING)
@@ -55,6 +67,8 @@ class EngineState:
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         for number in range(MAX_PORTS):
             self.ports[number]["number"], self.ports[number]["stage"] = number, self._stages[number].ctypes.data
+            self.ports[number]["passing"] = self._passing[number].ctypes.data
+            self.ports[number]["groups"] = self._groups[number].ctypes.data
         record = self._record[0]
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
@@ -129,15 +143,21 @@ class EngineState:
         features: int,
         counts: tuple[int, int],
         pages: Pages | None = None,
+        rate: Rate = UNLIMITED,
+        *,
+        filters: bool = False,
+        keeps: bool = True,
     ) -> None:
         """Make a connected vif port `number` of the bridge.
 
         `features`: what its front end accepts (hyp/abi/features.py).
-        `pages`, for persistent grants: the tables of pages pinned for reading and for writing (dom0/persistent.py), all 0,
-        which the caller keeps until `remove_port` has returned; None for grant copy.
+        `pages`: the tables of pages pinned for reading and for writing (dom0/persistent.py), all 0, which the caller keeps until
+        `remove_port` has returned; for persistent grants, or if not `keeps` for `enter_pages`. None for grant copy.
+        `rate`: how much its guest may send. `filters`: multicast control.
         """
         port = self.ports[number]
-        port["refs"] = 0 if pages is None else pages.shape[1]
+        port["table_refs"] = 0 if pages is None else pages.shape[1]
+        port["refs"], port["keeps"], port["passing_count"] = port["table_refs"] if keeps else 0, keeps, 0
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["event_fd"], port["failed"] = domid, event_fd, 0
@@ -145,7 +165,17 @@ class EngineState:
         port["features"], port["part"], port["waited_for"] = features, 0, 0
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
-        await self.engine.post(ADD_PORT, port=number)
+        port["credit_bytes"] = port["group_count"] = 0
+        port["filters"] = filters
+        await self.engine.post(ADD_PORT, port=number, **_credit(rate))
+
+    async def set_rate(self, number: int, rate: Rate) -> None:
+        """How much the guest behind port `number` may send from now on."""
+        await self.engine.post(SET_RATE, port=number, **_credit(rate))
+
+    async def enter_pages(self, number: int, entries: "np.ndarray[tuple[int], np.dtype[np.void]]") -> None:
+        """Let port `number` use these STATIC_PAGEs from now on, or (address 0) no more: it doesn't when this returns."""
+        await self.engine.post(ENTER_PAGES, port=number, pages=int(entries.ctypes.data), count=len(entries))
 
     async def remove_port(self, number: int) -> None:
         """The engine touches nothing of the port any more when this returns, and has unpinned what it held of the guest's pages."""

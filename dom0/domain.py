@@ -6,8 +6,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 from dom0.build import EngineState
+from dom0.control.upcall import ControlUpcall
 from dom0.engine import MAIL, run
 from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
+from dom0.rate import configured_rate
 from dom0.toolstack import Toolstack
 from dom0.vifs import Cause, Vif
 from hyp.abi.counters import COUNTERS_BYTES
@@ -68,7 +70,7 @@ class DriverDomain:
         domid = int(guest["domid"])
         self._domains[domid] = await create_domain(self._store, guest)
         if with_vif:
-            await create_vif(self._store, domid, 0, str(guest["mac"]))
+            await create_vif(self._store, domid, 0, str(guest["mac"]), configured_rate(guest["rate"]) if guest["rate"] else None)
         await self._store.introduce(domid)
 
     def _spawn(self, what: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -99,6 +101,8 @@ class DriverDomain:
         self._engine = Engine("dom0", epoll)
         domains = 1 + max((int(guest["domid"]) for guest in self._config["guests"]), default=0)
         self._state = EngineState(self._engine, number, epoll, platform, domains)
+        control = await self._hyp.call("upcall_create")
+        self._state.control = ControlUpcall(int(control.value["upcall"]), control.fds[0])
         entries = int(self._config["queue"])
         uplink_counts = self._counters.row("uplink")
         pair = await open_queue_pair(self._hyp, number, entries, uplink_counts[0])

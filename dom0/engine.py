@@ -6,11 +6,13 @@ then its frame drops.
 """
 
 from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
+from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
+from dom0.multicast import hears
 from dom0.netback import drop_waiting, tell_guest
 from dom0.netback_rx import flush_copies, flush_is_full, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
-from dom0.persistent import release_pages
+from dom0.persistent import enter_pages, release_pages
 from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
 from dom0.uplink import (
     completions_to_wait_for,
@@ -43,8 +45,8 @@ from hyp.model.price import charge
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT = 1, 2
-MAIL = mail_record("port")
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES = 1, 2, 3, 4
+MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count")
 _mail_at = record_view(MAIL)
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
@@ -74,10 +76,10 @@ def _put(e, s, t):
 @compiled
 def _flood(e, p, s):
     """Pass the frame on to every port but its own. A flooded copy never pauses anybody."""
-    copies = 0
+    copies, destination = 0, destination_of(load64(s.addr))
     for number in range(e.port_count):
         t = port_of(e, number)
-        if number != p.number and t.active != 0:
+        if number != p.number and t.active != 0 and (t.filters == 0 or hears(t, destination)):
             copies += 1
             result = _put(e, s, t) if s.slots == 0 else put_copy(e, p, p.next, t)
             if result != DELIVERED:
@@ -213,10 +215,15 @@ def _take_mail(e):
         if mail.opcode == STOP:
             stop = True
         elif mail.opcode == ADD_PORT:
+            set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
             port_of(e, mail.port).active = 1
             e.port_count = max(e.port_count, mail.port + 1)
         elif mail.opcode == REMOVE_PORT:
             _remove_port(e, mail.port)
+        elif mail.opcode == SET_RATE:
+            set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
+        elif mail.opcode == ENTER_PAGES and port_of(e, mail.port).active != 0:
+            enter_pages(port_of(e, mail.port), mail.pages, mail.count)
         e.mail += 1
     _publish(e)
     mail_taken(e.mailbox, e.mail)
@@ -225,12 +232,17 @@ def _take_mail(e):
 
 @compiled
 def _arm(e):
-    """Ask every guest and the NIC for a notification and look once more. Returns (something to do, ns to sleep or −1)."""
-    ready, deadline = mail_waiting(e.mailbox, e.mail) > 0, -1
+    """Ask every guest and the NIC for a notification and look once more.
+
+    Returns (something to do, ns to sleep or −1, whether the NIC was asked for that of a send).
+    """
+    ready, deadline, credit_at = mail_waiting(e.mailbox, e.mail) > 0, -1, -1
     for number in range(e.port_count):
         p = port_of(e, number)
         if p.active != 0 and p.pause_until != 0:
             deadline = p.pause_until if deadline < 0 else min(deadline, p.pause_until)
+        if p.active != 0 and p.credit_at != 0:
+            credit_at = p.credit_at if credit_at < 0 else min(credit_at, p.credit_at)
     q = qp_at(e.qp)
     short = e.free_count < STAGE  # of buffers, which the NIC has: their completion is work
     ahead = completions_to_wait_for(e)
@@ -241,7 +253,7 @@ def _arm(e):
         if p.active != 0 and number == UPLINK:
             arm_receives(q)
         elif p.active != 0:
-            if p.next == p.staged and arm_requests(ring_at(p.tx_ring)):
+            if p.next == p.staged and p.credit_at == 0 and arm_requests(ring_at(p.tx_ring)):
                 ready = True
             if deadline >= 0:
                 arm_requests(ring_at(p.rx_ring), max(p.waited_for, 1))
@@ -251,9 +263,12 @@ def _arm(e):
         ready = True
     if short and sends_completed(q, ahead):
         ready = True
-    if deadline < 0:
-        return ready, -1
-    return ready or _paused_can_go(e, ahead), max(deadline - clock_ns(), 0)
+    if deadline >= 0:
+        ready = ready or _paused_can_go(e, ahead)
+    asked = deadline >= 0 or short
+    if credit_at >= 0:
+        deadline = credit_at if deadline < 0 else min(deadline, credit_at)
+    return ready, -1 if deadline < 0 else max(deadline - clock_ns(), 0), asked
 
 
 @compiled
@@ -274,11 +289,10 @@ def _idle(e):
     wait = wait_at(e.wait)
     if spins(e, wait):
         return
-    ready, timeout = _arm(e)
+    ready, timeout, asked = _arm(e)
     if not ready:
         _publish(e)
         q = qp_at(e.qp)
-        asked = timeout >= 0 or e.free_count < STAGE  # for sends; `_arm` did
         if sleep(wait, timeout, e.counts) > 0:
             charge(wait.platform, DOMAIN_SWITCH_PRICE, e.counts, DOMAIN_SWITCHES, 1)
             if receives_completed(q) or (asked and sends_completed(q)):

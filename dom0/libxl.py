@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import uuid4
 
+from dom0.rate import Rate
 from hyp.abi.domids import DOM0
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path
@@ -86,8 +87,11 @@ async def create_domain(store: XenstoreClient, guest: Mapping[str, Any]) -> str:
     return vm
 
 
-async def create_vif(store: XenstoreClient, domid: int, handle: int, mac: str) -> None:
-    """Both ends of a device: each side's nodes readable by the other and writable by its owner; and the toolstack's own copy."""
+async def create_vif(store: XenstoreClient, domid: int, handle: int, mac: str, rate: Rate | None = None) -> None:
+    """Both ends of a device: each side's nodes readable by the other and writable by its owner; and the toolstack's own copy.
+
+    `rate`: how much the guest may send; None: no limit.
+    """
     front, back = frontend_path(domid, VIF, handle), backend_path(DOM0, VIF, domid, handle)
     initialising = str(int(XenbusState.INITIALISING))
     back_nodes = {
@@ -99,6 +103,8 @@ async def create_vif(store: XenstoreClient, domid: int, handle: int, mac: str) -
         "handle": str(handle),
         "type": VIF,
     }
+    if rate is not None:
+        back_nodes["rate"] = rate.node()
     front_nodes = {"backend": back, "backend-id": str(DOM0), "state": initialising, "handle": str(handle), "mac": mac}
     ends: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
         f"/libxl/{domid}/device/{VIF}/{handle}": ((f"n{DOM0}",), {**back_nodes, "backend": back}),

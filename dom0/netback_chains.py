@@ -12,15 +12,21 @@ an unknown flag, over a page's end, less than MIN_FRAME bytes       FAULTS_DESCR
 more than NR_SLOTS_MIN fragments or MOST_EXTRAS extra infos;        FAULTS_CHAIN, DROP_BAD_FRAME
 an empty fragment; extra infos that are not the first one's;
 fragments that are longer together than the first request says;
-no whole Ethernet header in the first one
-an extra info that is not on offer; a segment size or type that     FAULTS_OFFLOAD, DROP_BAD_FRAME
+no whole Ethernet header in the first one; fragments, where a
+group address is added or taken back
+an extra info that is not on offer; one of a group address that is  FAULTS_OFFLOAD, DROP_BAD_FRAME
+not alone; a segment size or type that
 is none; a frame whose offload can't be done (dom0/frames.py)
 longer than the MTU, itself or what it would be segmented into      DROP_OVERSIZE
 a page that isn't granted                                           FAULTS_GRANT, DROP_BAD_ADDRESS
 cut off                                                             FAULTS_CHAIN, and the vif is out of service
 ==================================================================  ==============================================================
+
+A request whose extra info adds a group address, or takes one back (dom0/multicast.py), is no frame: what else it says is ignored,
+nothing is passed on, RSP_OKAY says that it was done, and RSP_ERROR that the list is full.
 """
 
+from dom0.multicast import change_groups, group_change
 from dom0.netback import add_copy, was_copied
 from dom0.persistent import pinned_page
 from dom0.state import colour, give_buffer, staged_of, take_buffer
@@ -75,7 +81,7 @@ def take_chain(e, p, n, gref, word1, word2, limit):
     first = staged_of(p, n)
     _open_entry(first, word2 & 0xFFFF, gref, word1 & 0xFFFF, 0, RSP_ERROR)
     flags, total = word1 >> 16, word2 >> 16
-    extras, fault, gso = _take_extras(p, n + 1, flags)
+    extras, fault, gso, change = _take_extras(p, n + 1, flags)
     if extras < 0:
         return extras
     if flags & ~KNOWN_FLAGS != 0:
@@ -84,9 +90,13 @@ def take_chain(e, p, n, gref, word1, word2, limit):
     if entries < 0:
         return entries
     first.slots, first.bytes = 1 + extras + entries, total - rest
-    if fault == 0:
+    if fault == 0 and change != 0:
+        fault = FAULTS_CHAIN if entries > 0 else 0
+    elif fault == 0:
         fault = _first_fault(first.offset, first.bytes, total, rest)
-    if fault != 0:
+    if fault == 0 and change != 0:
+        first.status = RSP_OKAY if change_groups(p, change) else RSP_ERROR
+    elif fault != 0:
         _refuse(p, first, total, DROP_BAD_FRAME)
         count(p.counts, fault, 1)
     elif gso == 0 and total > e.max_frame:
@@ -115,24 +125,22 @@ def _next_slot(ring):
 
 @compiled
 def _take_extras(p, at, flags):
-    """Take in the extra infos. Returns (how many or −fault, fault or 0, the GSO bits of an offload word)."""
+    """Take in the extra infos. Returns (how many or −fault, fault or 0, the GSO bits of an offload word, a group's change or 0)."""
     ring = ring_at(p.tx_ring)
-    n, fault, gso, more = 0, 0, 0, flags & TXF_EXTRA_INFO
+    n, fault, gso, change, more = 0, 0, 0, 0, flags & TXF_EXTRA_INFO
     while more != 0:
         slot = _next_slot(ring)
         if slot < 0:
-            return slot, 0, 0
+            return slot, 0, 0, 0
         low, high = load32_once(slot), load32_once(slot + 4)
         _open_entry(staged_of(p, at + n), 0, 0, 0, 0, RSP_NULL)
         n += 1
-        found = _gso_bits(low, high)
+        gso, change, more = _gso_bits(low, high), group_change(low, high), (low >> 8) & EXTRA_FLAG_MORE
         if fault == 0 and n > MOST_EXTRAS:
             fault = FAULTS_CHAIN
-        elif fault == 0 and found == 0:
+        elif fault == 0 and gso == 0 and (change == 0 or n > 1 or more != 0):
             fault = FAULTS_OFFLOAD
-        gso = found
-        more = (low >> 8) & EXTRA_FLAG_MORE
-    return n, fault, gso
+    return n, fault, gso, change
 
 
 @compiled

@@ -7,7 +7,7 @@ responses says RSP_ERROR and keeps its flags, so that the front end knows which 
 """
 
 from dom0.netback import add_copy, fail_port, owe_event, run_copies, was_copied
-from dom0.persistent import pinned_page
+from dom0.persistent import let_pass, pinned_page
 from dom0.state import FLUSH, PENDING_BYTES, colour, pending_at, port_of
 from hyp.abi.counters import (
     COPIED_BYTES,
@@ -284,6 +284,8 @@ def flush_copies(e):
     while e.written != 0:
         p = port_of(e, e.written)
         e.written = p.next_written
+        if p.passing_count != 0:
+            let_pass(e, p)
         _publish_responses(p)
     if e.op_count == 0:
         return

@@ -4,9 +4,10 @@ Most frames are one request without flags: those are all that stands in the loop
 was made of it, to dom0/netback_chains.py.
 """
 
+from dom0.credit import slots_within_credit
 from dom0.netback import add_copy, fail_port, owe_event, run_copies, was_copied
 from dom0.netback_chains import settle_chain, take_chain
-from dom0.persistent import pinned_page
+from dom0.persistent import let_pass, pinned_page
 from dom0.state import STAGE, colour, give_buffer, staged_of, take_buffer
 from hyp.abi.counters import (
     BATCHES,
@@ -54,14 +55,21 @@ def take_requests(e, p):
         return
     if ready == 0:
         return
+    most = min(ready, STAGE)
+    if p.credit_bytes != 0:
+        most = slots_within_credit(e, p, most)
+        if most == 0:
+            return
     limit = ablated(wait_at(e.wait).platform, COPY_LIMIT)
     limit = PAGE_BYTES if limit == 0 else limit
     if p.refs != 0:
-        taken, fault = _take_pinned(e, p, ring, min(ready, STAGE), limit)
+        taken, fault = _take_pinned(e, p, ring, most, limit)
     else:
-        taken, fault = _take_granted(e, p, ring, min(ready, STAGE), limit)
+        taken, fault = _take_granted(e, p, ring, most, limit)
     if ablated(wait_at(e.wait).platform, KEEP_ARMED) != 0:
         arm_requests(ring)
+    if p.passing_count != 0:
+        let_pass(e, p)
     p.staged, p.next, p.answers = taken, 0, taken
     if fault != 0:
         fail_port(e, p, fault)

@@ -17,17 +17,29 @@ An address says which page was judged when it was pinned, and that page stays th
 guest does to its grant entry afterwards: it can only redirect what has not been pinned yet. So what a guest can still do is
 change the bytes under a copy, as with grant copy. A reference beyond the table, or one that cannot be mapped, costs the guest
 that frame, no more. If Dom0 dies, the hypervisor gives its pins back (`hyp.grants.release_mapper`).
+
+Static grant mappings (Xen's io/netif.h; dom0/control/ring.py) are the same tables with another owner: the control plane pins what
+the front end names on its control ring, `enter_pages` takes it up between two batches, and the pins stay the control plane's. From
+the first one on all the vif's copies are made here. A reference that was not named is pinned for the batch that uses it, and
+`let_pass` unpins it before its request is answered.
 """
+
+import numpy as np
 
 from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS, HYPERCALLS
 from hyp.abi.domids import DOM0
 from hyp.abi.grant import GNTST_BAD_GNTREF, GNTST_OKAY
 from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE, HYPERCALL_PRICE
-from hyp.atomics import load64, store64, sys_getppid
+from hyp.atomics import load64, record_view, store64, sys_getppid
 from hyp.events import wait_at
 from hyp.grants import map_grant_at, unmap_grant_at
 from hyp.kernels import compiled, outlined
 from hyp.model.price import charge
+
+STATIC_PAGE = np.dtype([("gref", "i8"), ("address", "i8"), ("write", "i8")])
+"""A page that the control plane has pinned, for reading only or for writing too; address 0: it is to be forgotten."""
+STATIC_PAGE_BYTES = STATIC_PAGE.itemsize
+static_page_at = record_view(STATIC_PAGE)
 
 
 @compiled
@@ -44,14 +56,45 @@ def _pin_page(e, p, pages, gref, write):
     platform = _enter(e)
     charge(platform, GRANT_MAP_PRICE, e.counts, GRANT_MAPS, 1)
     address = map_grant_at(e.views, e.view_count, DOM0, p.domid, gref, write)
-    if address > 0:
+    if address > 0 and p.keeps != 0:
         store64(pages + 8 * gref, address)
+    elif address > 0:
+        store64(p.passing + 8 * p.passing_count, gref | (write << 32))
+        p.passing_count += 1
     return address
+
+
+@outlined
+def let_pass(e, p):
+    """The batch is done: unpin the pages that were pinned for it, by one hypercall."""
+    platform = _enter(e)
+    charge(platform, GRANT_UNMAP_PRICE, e.counts, GRANT_UNMAPS, p.passing_count)
+    charge(platform, GRANT_FLUSH_PRICE, e.counts, GRANT_FLUSHES, 1)
+    for k in range(p.passing_count):
+        word = load64(p.passing + 8 * k)
+        unmap_grant_at(e.views, e.view_count, DOM0, p.domid, word & 0xFFFFFFFF, word >> 32)
+    p.passing_count = 0
+
+
+@outlined
+def enter_pages(p, entries, count):
+    """Take up `count` STATIC_PAGE records at address `entries`, which the control plane has pinned, or will unpin (address 0)."""
+    p.refs = p.table_refs
+    for k in range(count):
+        entry = static_page_at(entries + k * STATIC_PAGE_BYTES)
+        store64(p.tx_pages + 8 * entry.gref, entry.address)
+        if entry.write != 0:
+            store64(p.rx_pages + 8 * entry.gref, entry.address)
 
 
 @outlined
 def release_pages(e, p):
     """Unpin everything that the port's tables hold. What cannot be unpinned, by a bug of ours, stays for `dom0.vifs` to see."""
+    if p.passing_count != 0:
+        let_pass(e, p)
+    if p.keeps == 0:
+        p.refs = 0
+        return
     for write in range(2):
         pages = p.rx_pages if write else p.tx_pages
         for gref in range(p.refs):

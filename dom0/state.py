@@ -37,9 +37,21 @@ PORT = np.dtype(
         ("refs", "i8"),  # with persistent grants: words in each of the two tables (dom0/persistent.py); 0: grant copy
         ("tx_pages", "i8"),
         ("rx_pages", "i8"),
+        ("keeps", "i8"),  # a page stays pinned from its first use on; 0: those that the front end named on its control ring do
+        ("table_refs", "i8"),  # what `refs` becomes when it names the first ones
+        ("passing", "i8"),  # words of pages that are pinned for this batch only: references, 1 << 32 for those that are written
+        ("passing_count", "i8"),
         ("owed", "i8"),  # the guest asked for the event of something published, and has not been sent it
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
+        ("filters", "i8"),  # group addresses that its guest has not added are not flooded to it (dom0/multicast.py)
+        ("groups", "i8"),  # those that it has added, MOST_GROUPS words
+        ("group_count", "i8"),
+        ("credit_bytes", "i8"),  # with a rate (dom0/credit.py): what a window gives; 0: no limit, and those below have no meaning
+        ("window_ns", "i8"),
+        ("window", "i8"),  # when the last one began
+        ("allowance", "i8"),  # the count of its TX_BYTES that it may come to
+        ("credit_at", "i8"),  # when the next frame may have enough; 0: it doesn't wait
     ]
 )
 PORT_BYTES = PORT.itemsize

@@ -6,9 +6,11 @@ Who owns what, and when (`Connection.open` in this order, `Connection.close` bac
     two ring pages         mapped by grant, for writing; RING records that begin at the ring's own `rsp_prod`
     event channel          a port of ours, bound to the guest's, and the eventfd by which we notify
     MAC address            a filter of the NIC for context 0
+    control ring           if there is one: its page, its event channel, and the pages that are mapped by it (dom0/control/ring.py)
     bridge port            the engine's, from `add_vif` until `remove_port` has returned; with persistent grants also what it pinned
 """
 
+import asyncio
 import errno
 import os
 from contextlib import AsyncExitStack
@@ -17,38 +19,29 @@ from dataclasses import dataclass
 import numpy as np
 
 from dom0.build import EngineState, Pages
-from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS
+from dom0.control.pages import Grants, map_page, unmap_page
+from dom0.control.ring import ControlRing
+from dom0.rate import Rate
 from hyp.abi.domids import DOM0
 from hyp.abi.features import CSUM, NETIF_NODES, NETIF_OFFERS, NO_CSUM_OFFLOAD, NONE, unoffered
-from hyp.abi.netif import FEATURE_PERSISTENT, RX_SLOT_BYTES, TX_SLOT_BYTES
-from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE
+from hyp.abi.netif import (
+    CTRL_RING_REF,
+    CTRL_SLOT_BYTES,
+    EVENT_CHANNEL_CTRL,
+    FEATURE_PERSISTENT,
+    REQUEST_MULTICAST_CONTROL,
+    RX_SLOT_BYTES,
+    TX_SLOT_BYTES,
+)
 from hyp.control import Channel, ControlError, Refused
-from hyp.counters import CounterPage, commit
-from hyp.grants import map_grant_at, unmap_grant_at
+from hyp.counters import CounterPage
 from hyp.kernels import entry, i64
 from hyp.memory import Mapping
-from hyp.model.price import charge
 from hyp.ring import RING, resume_back, ring_at, ring_size
 from hyp.xenstore.client import XenstoreClient, XenstoreError
 
 QUEUES = 1
 """Pairs of rings that a front end may ask for."""
-
-
-@entry(i64(i64, i64, i64, i64, i64, i64, i64))
-def _map_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
-    """Address of the granted page, mapped for writing, or a negative grant status. `counts`, `shared`: the control plane's row."""
-    charge(platform, GRANT_MAP_PRICE, counts, GRANT_MAPS, 1)
-    commit(counts, shared)
-    return map_grant_at(views, count, DOM0, domid, gref, 1)
-
-
-@entry(i64(i64, i64, i64, i64, i64, i64, i64))
-def _unmap_ring(platform: int, counts: int, shared: int, views: int, count: int, domid: int, gref: int) -> int:
-    charge(platform, GRANT_UNMAP_PRICE, counts, GRANT_UNMAPS, 1)
-    charge(platform, GRANT_FLUSH_PRICE, counts, GRANT_FLUSHES, 1)
-    commit(counts, shared)
-    return unmap_grant_at(views, count, DOM0, domid, gref, 1)
 
 
 @entry(i64(i64, i64, i64, i64))
@@ -91,6 +84,9 @@ class Wishes:
     event_channel: int
     persistent: bool
     features: int
+    filters: bool
+    control: tuple[int, int] | None
+    """The control ring's reference and port; None: there is none."""
 
 
 async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) -> Wishes:
@@ -107,12 +103,17 @@ async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) ->
         features |= CSUM
     if wrong := unoffered(NETIF_OFFERS, features):
         raise VifError(errno.EINVAL, f"features {wrong:#x} have not been offered")
+    control = None
+    if (control_ref := await _number(store, front, CTRL_RING_REF, missing=-1)) >= 0:
+        control = control_ref, await _number(store, front, EVENT_CHANNEL_CTRL)
     return Wishes(
         tx_ring_ref=await _number(store, front, "tx-ring-ref"),
         rx_ring_ref=await _number(store, front, "rx-ring-ref"),
         event_channel=await _number(store, front, "event-channel"),
         persistent=persistent and await _is_set(store, front, FEATURE_PERSISTENT),
         features=int(features),
+        filters=await _is_set(store, front, REQUEST_MULTICAST_CONTROL),
+        control=control,
     )
 
 
@@ -145,24 +146,35 @@ class Connection:
 
     def __init__(self, hyp: Channel, state: EngineState, who: Identity) -> None:
         self._hyp, self._state, self._who = hyp, state, who
-        self._rings = np.zeros(2, RING)
+        self._rings = np.zeros(3, RING)
         self._pages: Pages | None = None  # the engine's, from add_vif to remove_port
+        self._control: asyncio.Task[None] | None = None  # it ends by itself only if the control ring has run away
         self._held = AsyncExitStack()
+
+    @property
+    def failed(self) -> bool:
+        """A ring has run away: the engine has taken the port out of service, or nobody serves the control ring any more."""
+        control = self._control is not None and self._control.done()
+        return control or bool(self._state.ports[self._who.number]["failed"])
 
     async def close(self) -> None:
         """Give everything back. It is done as far as it goes; raises what stood in its way last."""
         await self._held.aclose()
 
-    async def open(self, counters: CounterPage, wishes: Wishes) -> None:
-        """Take everything. VifError if something cannot be had, and then nothing is held."""
+    async def open(self, counters: CounterPage, wishes: Wishes, rate: Rate) -> None:
+        """Take everything. VifError if something cannot be had, and then nothing is held. `rate`: how much the guest may send."""
         try:
             await self._view_guest()
             grants = self._grants(counters)
             self._map(0, "tx-ring-ref", wishes.tx_ring_ref, TX_SLOT_BYTES, grants)
             self._map(1, "rx-ring-ref", wishes.rx_ring_ref, RX_SLOT_BYTES, grants)
-            event_fd = await self._bind(wishes.event_channel)
+            event_fd = await self._bind(wishes.event_channel, self._state.upcall)
+            control = await self._open_control(wishes, grants)
             await self._filter()
-            await self._become_port(counters, event_fd, wishes)
+            await self._become_port(counters, event_fd, wishes, rate)
+            if control is not None:
+                self._control = asyncio.get_running_loop().create_task(control.serve())
+                self._held.push_async_callback(self._end_control, self._control)
         except ControlError as error:  # the hypervisor refuses, or is gone
             await self.close()
             raise VifError(errno_of(error.name) if isinstance(error, Refused) else errno.EIO, str(error)) from error
@@ -186,21 +198,41 @@ class Connection:
 
         self._held.callback(forget)
 
-    def _grants(self, counters: CounterPage) -> tuple[int, ...]:
-        """What `_map_ring` and `_unmap_ring` take before the reference."""
+    def _grants(self, counters: CounterPage) -> Grants:
         state = self._state
         return state.platform, *counters.row("control"), state.views_address, state.view_count, self._who.domid
 
-    def _map(self, ring: int, node: str, gref: int, entry_bytes: int, grants: tuple[int, ...]) -> None:
-        sring = _map_ring(*grants, gref)
+    def _map(self, ring: int, node: str, gref: int, entry_bytes: int, grants: Grants) -> None:
+        sring = map_page(*grants, gref, 1)
         if sring < 0:
             raise VifError(errno.EINVAL, f"{node} {gref} cannot be mapped (grant status {sring})")
-        self._held.callback(_unmap_ring, *grants, gref)
+        self._held.callback(unmap_page, *grants, gref, 1)
         if _resume(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes) < 0:
             raise VifError(errno.EIO, f"{node} {gref}: more is requested than the ring has slots")
 
-    async def _bind(self, port: int) -> int:
-        bound = await self._hyp.call("evtchn_bind_interdomain", remote=self._who.domid, remote_port=port, upcall=self._state.upcall)
+    async def _open_control(self, wishes: Wishes, grants: Grants) -> ControlRing | None:
+        """The control ring, whose static mappings are given back after the port has gone."""
+        if wishes.control is None:
+            return None
+        self._map(2, CTRL_RING_REF, wishes.control[0], CTRL_SLOT_BYTES, grants)
+        upcall = self._state.control
+        event_fd = await self._bind(wishes.control[1], upcall.number)
+        ring = int(self._rings[2:3].ctypes.data)
+        control = ControlRing(self._state, self._who.number, ring, event_fd, grants, mappings=not wishes.persistent)
+        upcall.join(control.woken)
+        self._held.callback(upcall.leave, control.woken)
+        self._held.callback(control.close)
+        return control
+
+    @staticmethod
+    async def _end_control(control: "asyncio.Task[None]") -> None:
+        control.cancel()
+        await asyncio.wait({control})
+        if not control.cancelled() and (error := control.exception()) is not None:  # ours
+            raise error
+
+    async def _bind(self, port: int, upcall: int) -> int:
+        bound = await self._hyp.call("evtchn_bind_interdomain", remote=self._who.domid, remote_port=port, upcall=upcall)
         self._held.push_async_callback(self._hyp.call, "evtchn_close", port=int(bound.value["port"]))
         self._held.callback(os.close, bound.fds[0])
         return bound.fds[0]
@@ -209,16 +241,27 @@ class Connection:
         await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
         self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
 
-    async def _become_port(self, counters: CounterPage, event_fd: int, wishes: Wishes) -> None:
+    async def _become_port(self, counters: CounterPage, event_fd: int, wishes: Wishes, rate: Rate) -> None:
         who = self._who
-        if wishes.persistent:
+        if wishes.persistent or wishes.control is not None:
             self._pages = np.zeros((2, int(self._state.views[who.domid]["refs"])), np.int64)
         counts = counters.row(f"vif{who.domid}:{who.name}")
         rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
-        self._held.push_async_callback(self._leave_bridge)
-        await self._state.add_vif(who.number, who.domid, rings, event_fd, wishes.features, counts, self._pages)
+        self._held.push_async_callback(self._leave_bridge, wishes.persistent)
+        await self._state.add_vif(
+            who.number,
+            who.domid,
+            rings,
+            event_fd,
+            wishes.features,
+            counts,
+            self._pages,
+            rate,
+            filters=wishes.filters,
+            keeps=wishes.persistent,
+        )
 
-    async def _leave_bridge(self) -> None:
+    async def _leave_bridge(self, persistent: bool) -> None:
         await self._state.remove_port(self._who.number)
-        if self._pages is not None and self._pages.any():
+        if persistent and self._pages is not None and self._pages.any():
             raise RuntimeError(f"{np.count_nonzero(self._pages)} persistent grants could not be unmapped")

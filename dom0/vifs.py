@@ -1,7 +1,7 @@
 """netback's control side: one vif per split guest, which follows its front end from state to state for as long as the guest lives.
 
 What to do when is a table of its own (dom0/xenbus_states.py), what a connected vif holds is dom0/vif_connection.py. Here is what
-drives them: two watches, on the front end's state and on the back end's own nodes, which the toolstack may change.
+drives them: watches on the front end's state, on the back end's own nodes, which the toolstack may change, and on its `rate`.
 
 A front end's mistake is told three times: in the log, in ``error/backend/vif/<domid>/<handle>/error`` under Domain 0's home, and to
 the front end by the state Closing, as Linux's xenbus_dev_fatal does. None ends the vif: a front end that closes begins anew.
@@ -21,11 +21,12 @@ from typing import Any
 
 from dom0.build import EngineState
 from dom0.libxl import VIF
+from dom0.rate import UNLIMITED, Rate, node_rate
 from dom0.vif_connection import QUEUES, Connection, Identity, VifError, read_wishes
 from dom0.xenbus_states import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED, INITIALISING, UNKNOWN, Action, judge, steps
 from hyp.abi.domids import DOM0
 from hyp.abi.features import NETIF_NODES, NETIF_OFFERS
-from hyp.abi.netif import FEATURE_PERSISTENT
+from hyp.abi.netif import FEATURE_CTRL_RING, FEATURE_MULTICAST_CONTROL, FEATURE_PERSISTENT
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -44,6 +45,7 @@ class Cause(IntEnum):
     FAILED = 1  # the engine has taken the port out of service
     BACK = 2  # the back end's nodes were written, by us or by the toolstack
     FRONT = 3  # the front end's state was written
+    RATE = 4  # the toolstack has written how much the guest may send
 
 
 class Vif:
@@ -75,6 +77,7 @@ class Vif:
         watches = [
             (await self._store.watch(f"{self._front}/state", f"front-{self.who.domid}"), Cause.FRONT),
             (await self._store.watch(self._back, f"back-{self.who.domid}"), Cause.BACK),
+            (await self._store.watch(f"{self._back}/rate", f"rate-{self.who.domid}"), Cause.RATE),
         ]
         pumps = [asyncio.get_running_loop().create_task(self._pump(watch, cause)) for watch, cause in watches]
         try:
@@ -95,7 +98,7 @@ class Vif:
 
     def check_port(self) -> None:
         """Let it look if the engine has taken its port out of service."""
-        if self._connection is not None and self._state.ports[self.who.number]["failed"]:
+        if self._connection is not None and self._connection.failed:
             self.wake(Cause.FAILED)
 
     async def _pump(self, watch: Watch, cause: Cause) -> None:
@@ -119,6 +122,8 @@ class Vif:
                 await self._port_failed()
             elif cause is Cause.BACK:
                 await self._back_written()
+            elif cause is Cause.RATE:
+                await self._rate_written()
             elif self._registered:
                 await self._follow(await self._front_state())
         except XenstoreError as error:
@@ -126,8 +131,12 @@ class Vif:
         except Exception:  # ours; the vif goes on
             log.exception("vif %d.0 (%s)", self.who.domid, self.who.name)
 
+    async def _rate_written(self) -> None:
+        if self._connection is not None:
+            await self._state.set_rate(self.who.number, await self._rate())
+
     async def _port_failed(self) -> None:
-        if self._connection is not None and self._state.ports[self.who.number]["failed"]:
+        if self._connection is not None and self._connection.failed:
             await self._fatal(errno.EIO, "a ring's producer index ran ahead of what the ring has slots; the device is disabled")
 
     async def _back_written(self) -> None:
@@ -153,6 +162,7 @@ class Vif:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
         self._registered, self.back = True, INITIALISING
         offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, "feature-split-event-channels": 0, "multi-queue-max-queues": QUEUES}
+        offers |= {FEATURE_MULTICAST_CONTROL: 1, FEATURE_CTRL_RING: 1}
         if self._persistent:
             offers[FEATURE_PERSISTENT] = 1
         offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}
@@ -185,7 +195,8 @@ class Vif:
         """Serve the front end's rings. False if they can't be, which has been told then."""
         connection = Connection(self._hyp, self._state, self.who)
         try:
-            await connection.open(self._counters, await read_wishes(self._store, self._front, persistent=self._persistent))
+            wishes = await read_wishes(self._store, self._front, persistent=self._persistent)
+            await connection.open(self._counters, wishes, await self._rate())
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False
@@ -219,6 +230,17 @@ class Vif:
 
     async def _front_state(self) -> XenbusState:
         return await read_state(self._store, self._front) or UNKNOWN
+
+    async def _rate(self) -> Rate:
+        """How much the guest may send, by the toolstack's node; what is missing, or says nothing, limits nothing."""
+        try:
+            return node_rate(await self._store.read(f"{self._back}/rate"))
+        except XenstoreError as error:
+            if error.name != "ENOENT":
+                raise
+        except ValueError as error:
+            self._log.warning(f"{self._back}/rate: {error}")
+        return UNLIMITED
 
     async def _is_online(self) -> bool:
         """As xenbus_dev_is_online: what is not there is not online."""

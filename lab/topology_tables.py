@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic import ValidationInfo as Info
 
+from dom0.rate import configured_rate
 from domu.programs.table import NAMED, program_of, those
 from hyp.abi.features import OFFLOADS
 from hyp.abi.sizes import DEFAULT_MTU, MAX_ENGINES, MAX_GBPS, MAX_MTU, MAX_PRICE, MIN_GBPS, PAGE
@@ -141,6 +142,11 @@ def _offloads(value: tuple[str, ...]) -> tuple[str, ...]:
             raise ValueError(f"{name!r} is not an offload; there are {', '.join(OFFLOADS)}{suggest(name, OFFLOADS)}")
     if "tso" in value and "csum" not in value:
         raise ValueError('"tso" needs "csum": segments are made with their checksums')
+    return value
+
+
+def _rate(value: str) -> str:
+    configured_rate(value)
     return value
 
 
@@ -283,6 +289,7 @@ class Guest(Table):
     address: Annotated[str, AfterValidator(_address)] | None = Field(default=None, validate_default=True)
     mtu: int = Field(default=DEFAULT_MTU, ge=576, le=MAX_MTU)
     persistent_grants: bool = False
+    rate: Annotated[str, AfterValidator(_rate)] | None = None
     offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
     iommu: str = "persistent"
 
@@ -323,9 +330,9 @@ class Guest(Table):
             raise ValueError(f"has a meaning with path = {through} only, not with {path!r}")
         return strategy
 
-    @field_validator("persistent_grants")
+    @field_validator("persistent_grants", "rate")
     @classmethod
-    def _persistent_on_split(cls, wanted: bool, info: Info) -> bool:
+    def _on_split_only(cls, wanted: Any, info: Info) -> Any:
         path = info.data.get("path")
         if wanted and path is not None and PATHS[path].attachment is not Attachment.VIF:
             who = f"guest {info.data['name']!r}" if "name" in info.data else "this guest"

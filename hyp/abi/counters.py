@@ -75,6 +75,7 @@ class Count(IntEnum):
     SEGMENTED = 48  # frames that a device made of a longer one, beyond the first
     FAULTS_CHAIN = 49  # too many fragments, an empty one, the last one missing, or no header in the first
     FAULTS_OFFLOAD = 50  # an offload not accepted, or headers or a segment size with which it can't be done
+    CREDIT_WAITS = 51  # a vif with a rate began to wait for credit
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -113,6 +114,7 @@ DROP_OVERSIZE: Final = int(Count.DROP_OVERSIZE)
 SEGMENTED: Final = int(Count.SEGMENTED)
 FAULTS_CHAIN: Final = int(Count.FAULTS_CHAIN)
 FAULTS_OFFLOAD: Final = int(Count.FAULTS_OFFLOAD)
+CREDIT_WAITS: Final = int(Count.CREDIT_WAITS)
 LOST: Final = int(Count.LOST)
 CORRUPT: Final = int(Count.CORRUPT)
 DUPLICATED: Final = int(Count.DUPLICATED)

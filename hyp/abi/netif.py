@@ -55,6 +55,10 @@ import numpy as np
 NR_SLOTS_MIN = 18  # slots of one packet that any back end takes (XEN_NETIF_NR_SLOTS_MIN)
 MAX_TX_SIZE = 0xFFFF  # bytes of one packet
 
+FEATURE_CTRL_RING, CTRL_RING_REF, EVENT_CHANNEL_CTRL = "feature-ctrl-ring", "ctrl-ring-ref", "event-channel-ctrl"
+"""Nodes: the back end's, "1" if it serves a control ring; the front end's, the grant of its page and the port of its events."""
+FEATURE_MULTICAST_CONTROL, REQUEST_MULTICAST_CONTROL = "feature-multicast-control", "request-multicast-control"
+"""Nodes: the back end's, "1" if it can filter group addresses; the front end's, "1" if it is to, by what is added."""
 FEATURE_PERSISTENT = "feature-persistent"
 """Node of either end in xenstore: "1" if pages once granted stay granted. blkif's (``xen/io/blkif.h``); Xen's netif has none."""
 
@@ -170,5 +174,9 @@ CTRL_STATUS_NOT_SUPPORTED = 1
 CTRL_STATUS_INVALID_PARAMETER = 2
 CTRL_STATUS_BUFFER_OVERFLOW = 3
 
+CTRLF_GREF_READONLY = 1  # a static grant mapping is for reading only
+
+GREF = np.dtype([("ref", "<u4"), ("flags", "<u2"), ("status", "<u2")])
+"""An entry of the tables of ADD_GREF_MAPPING and DEL_GREF_MAPPING; the back end writes `status` for the latter."""
 CTRL_REQUEST = np.dtype([("id", "<u2"), ("type", "<u2"), ("data", "<u4", 3)])
 CTRL_RESPONSE = np.dtype([("id", "<u2"), ("type", "<u2"), ("status", "<u4"), ("data", "<u4")])

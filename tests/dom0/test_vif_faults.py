@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dom0.libxl import create_domain, create_vif
+from dom0.rate import UNLIMITED, Rate
 from dom0.state import PORT
 from dom0.vifs import BURST, Cause, Vif
 from dom0.xenstore.server import Xenstored
@@ -31,7 +32,14 @@ from tests.support.patience import patient
 
 DOMID, PAGES, REFS = 1, 16, 512
 FRONT, BACK = frontend_path(DOMID, "vif", 0), backend_path(0, "vif", DOMID, 0)
-GUEST = {"domid": DOMID, "name": "anna", "mac": "02:00:00:00:00:01", "memory": PAGES * PAGE_BYTES, "persistent_grants": False}
+GUEST = {
+    "domid": DOMID,
+    "name": "anna",
+    "mac": "02:00:00:00:00:01",
+    "memory": PAGES * PAGE_BYTES,
+    "persistent_grants": False,
+    "rate": None,
+}
 NODES = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
 CALLS = ("foreign_view", "evtchn_bind_interdomain", "filter_change", "add_vif")
 
@@ -56,10 +64,12 @@ class World:
         self.ports: set[int] = set()
         self.macs: list[str] = []
         self.bridge: set[int] = set()
+        self.rates: list[Rate] = []
         self._views, self._platform = np.zeros(2, DOMAIN_VIEW), np.zeros(4096, np.uint8)
         self.engine: Any = SimpleNamespace(
             views=self._views, views_address=int(self._views.ctypes.data), view_count=2, upcall=0,
             platform=int(self._platform.ctypes.data), ports=np.zeros(2, PORT), add_vif=self._add_vif, remove_port=self._remove_port,
+            set_rate=self._set_rate,
         )  # fmt: skip
         self.counters = _counters()
 
@@ -83,15 +93,21 @@ class World:
                 self.macs.remove(mac)
         return Reply(None, [])
 
-    async def _add_vif(self, number: int, *_: object) -> None:
+    async def _add_vif(self, number: int, *rest: object, filters: bool, keeps: bool) -> None:
         if "add_vif" in self.fails:
             raise self.fails["add_vif"]
         assert number not in self.bridge
         self.engine.ports[number]["failed"] = 0
         self.bridge.add(number)
+        assert isinstance(rest[-1], Rate)
+        self.rates.append(rest[-1])
 
     async def _remove_port(self, number: int) -> None:
         self.bridge.discard(number)
+
+    async def _set_rate(self, number: int, rate: Rate) -> None:
+        assert number in self.bridge
+        self.rates.append(rate)
 
     def overrun(self) -> None:
         self._words[(PAGE_BYTES + REQ_PROD) // 4] = self._words[(PAGE_BYTES + RSP_PROD) // 4] + 300
@@ -300,6 +316,37 @@ def test_a_front_end_may_come_as_late_as_it_likes() -> None:
         timers = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
         assert [timer for timer in timers if not timer.cancelled()] == []
         await front.connect()
+
+    drive(body)
+
+
+def test_the_rate_is_read_when_it_connects_and_when_it_is_written(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(front: Front) -> None:
+        rates = front.world.rates
+
+        async def told(rate: Rate) -> None:
+            async def is_last() -> bool:
+                return rates[-1] == rate
+
+            await until(is_last, f"the rate {rate}")
+
+        await front.connect()
+        await told(UNLIMITED)
+        await front.dom0.write(f"{BACK}/rate", "5000,20000")
+        await told(Rate(5000, 20000))
+        await front.state(S.INITIALISING)
+        await front.told(S.INIT_WAIT)
+        await front.dom0.write(f"{BACK}/rate", "6000,20000")
+        rates.clear()
+        await front.connect()
+        assert rates[0] == Rate(6000, 20000)
+        await front.dom0.write(f"{BACK}/rate", "6000")
+        await told(UNLIMITED)
+        assert any("'6000' is not BYTES,USECS" in record.getMessage() for record in caplog.records)
+        await front.dom0.write(f"{BACK}/rate", "7000,1")
+        await told(Rate(7000, 1))
+        await front.dom0.rm(f"{BACK}/rate")
+        await told(UNLIMITED)
 
     drive(body)
 

@@ -113,6 +113,7 @@ MACROS: list[tuple[ModuleType, str, str]] = [
     (netif, "EXTRA_FLAG_MORE", "XEN_NETIF_EXTRA_FLAG_MORE"),
     *((netif, name, f"XEN_NETIF_{name}") for name in vars(netif) if name.startswith(("EXTRA_TYPE_", "GSO_TYPE_"))),
     *((netif, name, f"XEN_NETIF_{name}") for name in vars(netif) if name.startswith(("CTRL_TYPE_", "CTRL_STATUS_"))),
+    (netif, "CTRLF_GREF_READONLY", "XEN_NETIF_CTRLF_GREF_readonly"),
     (grant, "DOMID_SELF", "DOMID_SELF"),
     (grant, "DOMID_FIRST_RESERVED", "DOMID_FIRST_RESERVED"),
     (grant, "NR_RESERVED_ENTRIES", "GNTTAB_NR_RESERVED_ENTRIES"),
@@ -147,6 +148,7 @@ STRUCTS: list[tuple[np.dtype[np.void], str, dict[str, str | None]]] = [
     (netif.EXTRA_HASH, EXTRA, HASH),
     (netif.CTRL_REQUEST, CTRL_REQ, {}),
     (netif.CTRL_RESPONSE, CTRL_RSP, {}),
+    (netif.GREF, "struct xen_netif_gref", {}),
     (grant.GRANT_ENTRY, ENTRY, {}),
     (
         grant.GNTTAB_COPY,

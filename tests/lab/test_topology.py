@@ -73,6 +73,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "address": None,
                 "mtu": 1500,
                 "persistent_grants": False,
+                "rate": None,
                 "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
             }

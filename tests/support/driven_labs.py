@@ -129,6 +129,26 @@ class Bert:
 
         await until(arrived, "the frames on the wire")
 
+    async def send_kept(self, frames: int) -> None:
+        """`send`, of pages that are granted already and stay so, or (from the sixth on) are granted now."""
+        self.stream += 1
+        wire, page = str(self.lab.topology["nic"]["wire"]["mac"]), self._pools["tx"]
+        fresh = [[TX_REF + k, GTF_PERMIT_ACCESS, 0, page + k] for k in range(5, frames)]
+        contents = [[(page + k) * 4096, 100, wire, self.stream, k] for k in range(frames)]
+        requests = [[TX_REF + k, 0, 0, k, 100] for k in range(frames)]
+        answers = await self.call("transmit", entries=fresh, frames=contents, requests=requests)
+        assert answers == [[k, RSP_OKAY] for k in range(frames)]
+
+    async def receive_kept(self, frames: int) -> None:
+        """Frames from anna into pages that are granted already and stay so."""
+        self.stream += 1
+        await self.call("post", entries=[], requests=[[k, RX_REF + k] for k in range(frames)])
+        job = {"mac": self.macs[DRIVEN], "frame": 200, "stream": self.stream, "frames": frames}
+        assert (await self.lab.call("anna", "send_stream", **job))["sent"] == frames
+        places = [[self._pools["rx"] + k, self.macs["anna"], 200, self.stream, k] for k in range(frames)]
+        found = await self.call("received", count=frames, frames=places)
+        assert [[number, status, whole] for number, _, status, whole in found] == [[k, 200, True] for k in range(frames)]
+
     def held(self) -> int:
         """How many of its pages are pinned."""
         return int(np.count_nonzero(self.active))

@@ -7,20 +7,34 @@ setup {start}                 new rings with all indices at `start`, granted; {n
 notifier {}                   the event channel, which the back end has bound by now, is the one to notify from here on
 nodes {values}                write below the front end's directory in one transaction; None removes
 state {value}                 write the front end's state, whatever it is; None removes the node
+control {start}               a control ring with its indices at `start`, and a page for tables, granted; {node: value}
+control_notifier {}           as `notifier`, for the control ring's
+ask {requests}                control requests [id, type, data, data, data]; waits for the answers: [[id, type, status, data], …]
+table {entries}               write [reference, flags, status] into the page for tables
+statuses {count}              the statuses of the first so many entries
+run_away {}                   claim more control requests than there can be
 store {op, path, value}       "read", "write", "directory", "rm" as the guest: the result, or the error's name
 """
 
+import os
+from collections.abc import Callable
 from typing import Any
 
 from domu.frontends import split
 from domu.frontends.split_state import BACKEND
 from domu.guest import Guest
 from hyp.abi.grant import GTF_PERMIT_ACCESS, PAGE_BYTES
+from hyp.abi.netif import CTRL_REQUEST, CTRL_RESPONSE, CTRL_RING_REF, CTRL_SLOT_BYTES, EVENT_CHANNEL_CTRL, GREF
 from hyp.memory import Mapping
 from hyp.process import Process, adopt_socket
+from hyp.ring import ring_size
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import frontend_path
-from tests.support.fuzz_netfront import Poster
+from tests.support.fuzz_netfront import Poster, RingEnd
+
+CONTROL_REF = split.RX_REF + split.RX_SLOTS
+"""Grant of the control ring's page; the next one is that of the page for tables."""
+CTRL_SLOTS = ring_size(CTRL_SLOT_BYTES)
 
 
 class Driven(Poster):
@@ -30,8 +44,14 @@ class Driven(Poster):
         super().__init__(process, guest, memory, mac)
         self._guest, self._store, self._first_page = guest, store, memory.ring_pages // PAGE_BYTES
         self._front = frontend_path(guest.domid, "vif", 0)
-        self._port = 0
-        for op in (self.setup, self.notifier, self.nodes, self.state, self.store):
+        self._port = self._control_port = 0
+        address = int(memory.record[0]["ram"])
+        self._control_pages = guest.ram.allocate(2 * PAGE_BYTES)
+        self._control = RingEnd(address + self._control_pages, CTRL_SLOTS, CTRL_REQUEST, CTRL_RESPONSE)
+        self._table = self._ram[self._control_pages + PAGE_BYTES : self._control_pages + 2 * PAGE_BYTES].view(GREF)
+        ops: list[Callable[..., Any]] = [self.setup, self.notifier, self.nodes, self.state, self.store, self.control]
+        ops += [self.control_notifier, self.ask, self.table, self.statuses, self.run_away]
+        for op in ops:
             process.serve(op.__name__, op)
 
     async def setup(self, start: int) -> dict[str, str]:
@@ -46,6 +66,34 @@ class Driven(Poster):
 
     async def notifier(self) -> None:
         self._event_fd = (await self._guest.hyp.call("evtchn_notifier", port=self._port)).fds[0]
+
+    async def control(self, start: int) -> dict[str, str]:
+        self._control.begin(start)
+        first = self._control_pages // PAGE_BYTES
+        self._write_entries([[CONTROL_REF + k, GTF_PERMIT_ACCESS, BACKEND, first + k] for k in range(2)])
+        if self._control_port == 0:
+            call = self._guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=self._guest.upcall)
+            self._control_port = int((await call).value["port"])
+        return {CTRL_RING_REF: str(CONTROL_REF), EVENT_CHANNEL_CTRL: str(self._control_port)}
+
+    async def control_notifier(self) -> None:
+        self._control_fd = (await self._guest.hyp.call("evtchn_notifier", port=self._control_port)).fds[0]
+
+    async def ask(self, requests: list[list[int]]) -> list[Any]:
+        self._control.post([(number, kind, tuple(data)) for number, kind, *data in requests])  # type: ignore[misc]
+        os.eventfd_write(self._control_fd, 1)
+        return await self._answers(self._control, len(requests))
+
+    def table(self, entries: list[list[int]]) -> None:
+        for k, entry in enumerate(entries):
+            self._table[k] = tuple(entry)
+
+    def statuses(self, count: int) -> list[int]:
+        return [int(status) for status in self._table["status"][:count]]
+
+    def run_away(self) -> None:
+        self._control.overrun()
+        os.eventfd_write(self._control_fd, 1)
 
     async def nodes(self, values: dict[str, str | None]) -> None:
         async def write(transaction: Transaction) -> None:

@@ -16,6 +16,7 @@ RECEIVERS: Final = {"whole": {"sg", "csum", "tso"}, "cut": {"sg", "csum"}, "fill
 """Guests that frames are sent to, and the offloads that they have accepted."""
 CSUM_BLANK, VALIDATED, MORE, EXTRA = 1, 2, 4, 8
 RX_VALIDATED, RX_BLANK = 1, 2
+ADD, DELETE, MOST_GROUPS = 2, 3, 64
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Model:
     statuses: list[int] = field(default_factory=list)
     got: dict[str, list[Delivery]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    groups: list[bytes] = field(default_factory=list)
 
     def transmit(self, slots: list[bytes], pages: dict[int, bytearray]) -> None:
         """All slots, whole frames of them. `pages` by grant reference."""
@@ -56,11 +58,24 @@ class Model:
                 more = struct.unpack("<IHHHH", slots[at + n_extras + n_rest])[2] & MORE
             extras = [struct.unpack("<BBHBBH", slot[:8]) for slot in slots[at + 1 : at + 1 + n_extras]]
             rest = [struct.unpack("<IHHHH", slot) for slot in slots[at + 1 + n_extras : at + 1 + n_extras + n_rest]]
-            name = self._frame(first, extras, rest, pages)
+            change = n_extras == 1 and extras[0][0] in (ADD, DELETE)
+            name = self._fault(first, extras, rest) if change else self._frame(first, extras, rest, pages)
             self.counts.update(name.split())
             status = RSP_ERROR if name and "same_port" not in name and "small_buffer" not in name else RSP_OKAY
+            if change and not name:
+                status = self._change(extras[0][0], slots[at + 1][2:8])
             self.statuses += [status] + [RSP_NULL] * n_extras + [status] * n_rest
             at += 1 + n_extras + n_rest
+
+    def _change(self, kind: int, mac: bytes) -> int:
+        """A group address is added or taken back."""
+        if kind == ADD:
+            if len(self.groups) == MOST_GROUPS:
+                return RSP_ERROR
+            self.groups.append(mac)
+        elif mac in self.groups:
+            self.groups.remove(mac)
+        return RSP_OKAY
 
     def _frame(self, first: Any, extras: list[Any], rest: list[Any], pages: dict[int, bytearray]) -> str:
         """Deliver a frame; "" or the names under which it is counted."""
@@ -101,6 +116,8 @@ class Model:
         for k, (kind, _, size, gso, _, _) in enumerate(extras):
             if k >= 4:
                 return chain
+            if len(extras) == 1 and kind in (ADD, DELETE):
+                continue
             if kind != 1 or size == 0 or gso not in (1, 2):
                 return offload
         for k, (_, offset, flags, _, size) in enumerate(rest):
@@ -108,6 +125,8 @@ class Model:
                 return descriptor
             if size == 0 or k >= 17 or flags & EXTRA:
                 return chain
+        if len(extras) == 1 and extras[0][0] in (ADD, DELETE):
+            return chain if rest else ""
         own = first[4] - sum(one[4] for one in rest)
         if rest and own < ETHERNET:
             return chain
