@@ -223,9 +223,9 @@ def post_all_buffers(device: int) -> None:
 OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, arm)
 
 
-async def connect(guest: "Guest") -> Device:
+async def connect(guest: "Guest") -> list[Device]:
     """Open a context, register pools, post all receive buffers, start."""
-    return await connect_context(guest, native=False)
+    return [await connect_context(guest, native=False)]
 
 
 async def connect_context(guest: "Guest", *, native: bool) -> Device:
