@@ -335,6 +335,8 @@ class Guest(Table):
         if queues > 1 and path is not None and PATHS[path].further is None:
             several = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.further is not None)
             raise ValueError(f"more than one takes path = {several}, not {path!r}")
+        if queues > 1 and info.data.get("iommu", "persistent") != "persistent":
+            raise ValueError(f'more than one takes iommu = "persistent", not {info.data["iommu"]!r}')
         if queues > 1 and program is not None and not program_of(program).queues:
             raise ValueError(f"more than one takes program = {those('queues')} or one of your own, not {program!r}")
         return queues

@@ -15,4 +15,4 @@ if TYPE_CHECKING:
 
 async def connect(guest: "Guest") -> list[Device]:
     """Open a context that the IOMMU passes through, post all receive buffers, start."""
-    return [await connect_context(guest, native=True)]
+    return [await connect_context(guest, guest.queues[0], native=True)]

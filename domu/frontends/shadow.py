@@ -124,7 +124,7 @@ OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, 
 
 async def connect(guest: "Guest") -> list[Device]:
     """The bypass driver's device, with the program's buffers apart from its registered pools."""
-    device = await bypass.connect_context(guest, native=False)
+    device = await bypass.connect_context(guest, guest.queues[0], native=False)
     entries = int(guest.config["queue"])
     registered = device.record[0]
     front, own = np.zeros(1, SHADOW), np.zeros((2, entries * FRAME_BUFFER), np.uint8)
