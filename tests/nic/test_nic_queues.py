@@ -33,7 +33,7 @@ def fill(queues: list[Guest], buffers: int = 60) -> None:
 
 @pytest.fixture(params=[1, 2, 3])
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    with Bench(engines=request.param, pause_us=3000) as bench:
+    with Bench(engines=request.param) as bench:
         yield bench
 
 
@@ -246,7 +246,7 @@ def test_streams_to_all_queues_at_a_time_arrive_whole(bench: Bench) -> None:
 def test_contexts_opened_and_closed_in_any_order_leave_the_others_alone(seed: int) -> None:
     print(f"seed {seed}")
     chance = random.Random(seed)
-    with Bench(engines=2, pause_us=3000) as bench:
+    with Bench(engines=2) as bench:
         anna, bert, mallory = bench.guest(), bench.guest(), bench.domain()
         bench.queues[mallory.domid] = 4
         places = {"sq": 4096, "scq": 8192, "rq": 12288, "rcq": 16384, "sq_size": 64, "rq_size": 64}
