@@ -1,5 +1,8 @@
 """Allocates the state of Dom0's engine, keeps it alive, and changes its ports through the mailbox. Control plane."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS
@@ -12,7 +15,7 @@ from dom0.uplink import receive_buffer
 from hyp.abi.grant import COPY_BYTES
 from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.nic import LINK_HEADER
-from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, SPLIT_RINGS, SPLIT_SLOTS
+from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, SPLIT_SLOTS
 from hyp.engine import Engine
 from hyp.events import WAIT
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
@@ -42,6 +45,19 @@ Pages = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 """Two tables of pinned pages' addresses by grant reference."""
 
 
+@dataclass(frozen=True, slots=True)
+class QueueEnd:
+    """Our end of one queue of a vif."""
+
+    rings: tuple[int, int]
+    """Addresses of RING records: to transmit, to receive."""
+    events: tuple[int, int]
+    """Eventfds of the guest's channels for either; the same, if it has one for both."""
+    pages: Pages | None = None
+    """For persistent grants or static mappings: the tables of pages pinned for reading and for writing (dom0/persistent.py), all
+    0, which the caller keeps until `remove_vif` has returned; None for grant copy."""
+
+
 class EngineState:
     """Everything Dom0's kernel works on: `address` is its argument. `control` is where the control plane's own events arrive."""
 
@@ -65,10 +81,15 @@ class EngineState:
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self._wait = np.zeros(1, WAIT)
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
+        self._members = np.zeros((domains, MAX_QUEUES), np.int64)
+        self._spare = list(range(domains, MAX_PORTS))  # for queues that are not their vif's first, in order
         for number in range(MAX_PORTS):
-            self.ports[number]["number"], self.ports[number]["stage"] = number, self._stages[number].ctypes.data
-            self.ports[number]["passing"] = self._passing[number].ctypes.data
-            self.ports[number]["groups"] = self._groups[number].ctypes.data
+            port = self.ports[number]
+            port["number"] = port["vif"] = number
+            port["stage"] = self._stages[number].ctypes.data
+            port["passing"] = self._passing[number].ctypes.data
+            port["groups"] = self._groups[number].ctypes.data
+        self._join([UPLINK])
         record = self._record[0]
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
@@ -134,49 +155,68 @@ class EngineState:
         self.ports[UPLINK]["counts"], self.ports[UPLINK]["counts_shared"] = counts
         await self.engine.post(ADD_PORT, port=UPLINK)
 
+    def _join(self, numbers: list[int]) -> None:
+        """These ports are one to the bridge, under the number of the first."""
+        members = self._members[numbers[0]]
+        members[: len(numbers)] = numbers
+        first = self.ports[numbers[0]]
+        first["queues"], first["members"] = len(numbers), members.ctypes.data
+        for number in numbers:
+            self.ports[number]["vif"] = numbers[0]
+
     async def add_vif(
         self,
         number: int,
         domid: int,
-        rings: list[int],
-        event_fd: int,
         features: int,
         counts: tuple[int, int],
-        pages: Pages | None = None,
+        queues: Sequence[QueueEnd],
         rate: Rate = UNLIMITED,
         *,
         filters: bool = False,
         keeps: bool = True,
     ) -> None:
-        """Make a connected vif port `number` of the bridge.
+        """Make a connected vif port `number` of the bridge, with so many `queues`, which count in one row.
 
-        `features`: what its front end accepts (hyp/abi/features.py).
-        `pages`: the tables of pages pinned for reading and for writing (dom0/persistent.py), all 0, which the caller keeps until
-        `remove_port` has returned; for persistent grants, or if not `keeps` for `enter_pages`. None for grant copy.
-        `rate`: how much its guest may send. `filters`: multicast control.
+        `features`: what its front end accepts (hyp/abi/features.py). `keeps`: tables of pages are for persistent grants, else for
+        `enter_pages`. `rate`: how much its guest may send, on all queues. `filters`: multicast control.
         """
-        port = self.ports[number]
+        further = len(queues) - 1
+        numbers, self._spare = [number, *self._spare[:further]], self._spare[further:]
+        self._join(numbers)
+        for one, queue in zip(numbers, queues, strict=True):
+            self._prepare(one, domid, features, counts, queue, keeps=keeps)
+        self.ports[number]["filters"], self.ports[number]["group_count"] = filters, 0
+        await self.engine.post(ADD_PORT, port=number, **_credit(rate))
+
+    def _prepare(
+        self, number: int, domid: int, features: int, counts: tuple[int, int], queue: QueueEnd, *, keeps: bool
+    ) -> None:  # fmt: skip
+        port, pages = self.ports[number], queue.pages
         port["table_refs"] = 0 if pages is None else pages.shape[1]
         port["refs"], port["keeps"], port["passing_count"] = port["table_refs"] if keeps else 0, keeps, 0
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
-        port["domid"], port["event_fd"], port["failed"] = domid, event_fd, 0
-        port["tx_ring"], port["rx_ring"] = rings
+        port["domid"], port["failed"] = domid, 0
+        port["tx_ring"], port["rx_ring"] = queue.rings
+        port["tx_event_fd"], port["rx_event_fd"] = queue.events
         port["features"], port["part"], port["waited_for"] = features, 0, 0
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
-        port["credit_bytes"] = port["group_count"] = 0
-        port["filters"] = filters
-        await self.engine.post(ADD_PORT, port=number, **_credit(rate))
+        port["credit_bytes"] = 0
 
     async def set_rate(self, number: int, rate: Rate) -> None:
-        """How much the guest behind port `number` may send from now on."""
+        """How much the guest of the vif that is port `number` may send from now on."""
         await self.engine.post(SET_RATE, port=number, **_credit(rate))
 
     async def enter_pages(self, number: int, entries: "np.ndarray[tuple[int], np.dtype[np.void]]") -> None:
         """Let port `number` use these STATIC_PAGEs from now on, or (address 0) no more: it doesn't when this returns."""
         await self.engine.post(ENTER_PAGES, port=number, pages=int(entries.ctypes.data), count=len(entries))
 
-    async def remove_port(self, number: int) -> None:
-        """The engine touches nothing of the port any more when this returns, and has unpinned what it held of the guest's pages."""
+    async def remove_vif(self, number: int) -> None:
+        """The engine touches nothing of the vif any more when this returns, and has unpinned what it held of the guest's pages."""
         await self.engine.post(REMOVE_PORT, port=number)
+        first = self.ports[number]
+        further = self._members[number][1 : int(first["queues"])].tolist()
+        self._spare = sorted(further + self._spare)
+        self._join([number])

@@ -61,7 +61,7 @@ class DriverDomain:
             await self._create(guest, with_vif=guest in served)
         await self._start_engine()
         for number, guest in enumerate(served, 1):
-            vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number)
+            vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, int(self._config["max_queues"]))
             self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
         self._spawn(self._check_ports())
 

@@ -13,7 +13,7 @@ from dom0.netback import drop_waiting, tell_guest
 from dom0.netback_rx import flush_copies, flush_is_full, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
 from dom0.persistent import enter_pages, release_pages
-from dom0.state import STAGE, UPLINK, engine_at, give_buffer, port_of, staged_of
+from dom0.state import STAGE, UPLINK, engine_at, give_buffer, member_of, port_of, staged_of
 from dom0.uplink import (
     completions_to_wait_for,
     post_frame,
@@ -40,12 +40,13 @@ from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, sleep, spins, wait_at
 from hyp.frames import destination_of, source_of
-from hyp.kernels import compiled, entry, i64
+from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.price import charge
+from hyp.offload.flow import queue_of
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES = 1, 2, 3, 4
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES = 1, 2, 3, 4  # the first two with all queues of the vif whose first port it is
 MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count")
 _mail_at = record_view(MAIL)
 PATIENCE = 3
@@ -73,14 +74,23 @@ def _put(e, s, t):
     return DELIVERED
 
 
+@outlined
+def _queue_for(e, first, s):
+    """The one of a vif's queues, whose first is `first`, that a frame goes to."""
+    there = s.length if s.slots == 0 else s.bytes
+    return member_of(e, first, queue_of(load64(s.addr), load64(s.addr + 8), s.addr, there, first.queues))
+
+
 @compiled
 def _flood(e, p, s):
-    """Pass the frame on to every port but its own. A flooded copy never pauses anybody."""
+    """Pass the frame on to every vif but its own, and to the uplink. A flooded copy never pauses anybody."""
     copies, destination = 0, destination_of(load64(s.addr))
     for number in range(e.port_count):
         t = port_of(e, number)
-        if number != p.number and t.active != 0 and (t.filters == 0 or hears(t, destination)):
+        if number == t.vif and number != p.vif and t.active != 0 and (t.filters == 0 or hears(t, destination)):
             copies += 1
+            if t.queues > 1:
+                t = _queue_for(e, t, s)
             result = _put(e, s, t) if s.slots == 0 else put_copy(e, p, p.next, t)
             if result != DELIVERED:
                 count(t.counts, DROP_QUEUE_FULL if result == PAUSE else result, 1)
@@ -96,15 +106,17 @@ def _pass_on(e, p, s):
     """Learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
     head0, head1 = load64(s.addr), load64(s.addr + 8)
     destination = destination_of(head0)
-    learn(e.fdb, source_of(head0, head1), p.number, e.now)
+    learn(e.fdb, source_of(head0, head1), p.vif, e.now)
     if destination & GROUP_BIT:
         return _flood(e, p, s)
     number = whereabouts(e.fdb, destination, e.now, e.ageing_ns)
     if number == NO_PORT:
         return _flood(e, p, s)
-    if number == p.number:
+    if number == p.vif:
         return DROP_SAME_PORT
     t = port_of(e, number)
+    if t.queues > 1:
+        t = _queue_for(e, t, s)
     if s.slots != 0:
         return put_frame(e, p, p.next, t)
     result = _put(e, s, t)
@@ -202,8 +214,22 @@ def _remove_port(e, number):
     p.staged, p.next, p.answers, p.pause_until = 0, 0, 0, 0
     if p.refs != 0:
         release_pages(e, p)
-    forget_port(e.fdb, number)
     commit(p.counts, p.counts_shared)
+
+
+@compiled
+def _add_vif(e, first):
+    for k in range(first.queues):
+        q = member_of(e, first, k)
+        q.active = 1
+        e.port_count = max(e.port_count, q.number + 1)
+
+
+@compiled
+def _remove_vif(e, first):
+    for k in range(first.queues):
+        _remove_port(e, member_of(e, first, k).number)
+    forget_port(e.fdb, first.number)
 
 
 @compiled
@@ -216,10 +242,9 @@ def _take_mail(e):
             stop = True
         elif mail.opcode == ADD_PORT:
             set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
-            port_of(e, mail.port).active = 1
-            e.port_count = max(e.port_count, mail.port + 1)
+            _add_vif(e, port_of(e, mail.port))
         elif mail.opcode == REMOVE_PORT:
-            _remove_port(e, mail.port)
+            _remove_vif(e, port_of(e, mail.port))
         elif mail.opcode == SET_RATE:
             set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
         elif mail.opcode == ENTER_PAGES and port_of(e, mail.port).active != 0:
@@ -253,7 +278,7 @@ def _arm(e):
         if p.active != 0 and number == UPLINK:
             arm_receives(q)
         elif p.active != 0:
-            if p.next == p.staged and p.credit_at == 0 and arm_requests(ring_at(p.tx_ring)):
+            if p.next == p.staged and port_of(e, p.vif).credit_at == 0 and arm_requests(ring_at(p.tx_ring)):
                 ready = True
             if deadline >= 0:
                 arm_requests(ring_at(p.rx_ring), max(p.waited_for, 1))

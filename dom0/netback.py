@@ -9,7 +9,7 @@ A vif with persistent grants (dom0/persistent.py) differs in the copy only: it i
 """
 
 from dom0.persistent import release_pages
-from dom0.state import staged_of
+from dom0.state import OWES_RX, OWES_TX, member_of, port_of, staged_of
 from hyp.abi.counters import (
     DROP_DOWN,
     EVENTS,
@@ -57,14 +57,20 @@ def drop_waiting(p):
 
 @outlined
 def fail_port(e, p, column):
-    """The guest broke the protocol: its vif is out of service, and lets go of the guest's pages. Nobody else notices."""
+    """The guest broke the protocol: its vif, all queues of it, is out of service, and lets go of the guest's pages.
+
+    Nobody else notices. As Linux's xenvif_fatal_tx_err, which takes the whole interface down.
+    """
     count(p.counts, column, 1)
-    drop_waiting(p)
-    p.failed = 1
-    p.active = 0
-    p.dirty = 1
-    if p.refs != 0:
-        release_pages(e, p)
+    first = port_of(e, p.vif)
+    for k in range(first.queues):
+        q = member_of(e, first, k)
+        drop_waiting(q)
+        q.failed = 1
+        q.active = 0
+        q.dirty = 1
+        if q.refs != 0:
+            release_pages(e, q)
 
 
 @compiled
@@ -100,20 +106,29 @@ def was_copied(e, k):
 
 
 @compiled
-def owe_event(p, due):
-    """Note whether the guest asked for the event of what was published. `tell_guests` (dom0/engine.py) sends it."""
+def owe_event(p, due, which):
+    """Note whether the guest asked for the event of what was published, OWES_TX or OWES_RX. dom0/engine.py sends it."""
     p.dirty = 1
     if due:
-        p.owed = 1
+        p.owed |= which
     else:
         count(p.counts, SUPPRESSED, 1)
 
 
 @compiled
 def tell_guest(e, p):
-    """Send the event that is owed."""
+    """Send the events that are owed: one, where one channel is for both."""
+    owed = p.owed
     p.owed, p.waits = 0, 0
-    notify(p.event_fd)
+    if owed & OWES_TX != 0:
+        _send_event(e, p, p.tx_event_fd)
+    if owed & OWES_RX != 0 and (owed & OWES_TX == 0 or p.rx_event_fd != p.tx_event_fd):
+        _send_event(e, p, p.rx_event_fd)
+    p.dirty = 1
+
+
+@compiled
+def _send_event(e, p, event_fd):
+    notify(event_fd)
     charge(wait_at(e.wait).platform, EVENT_SEND_PRICE, p.counts, EVENTS, 1)
     count(p.counts, NOTIFICATIONS, 1)
-    p.dirty = 1

@@ -29,7 +29,7 @@ nothing is passed on, RSP_OKAY says that it was done, and RSP_ERROR that the lis
 from dom0.multicast import change_groups, group_change
 from dom0.netback import add_copy, was_copied
 from dom0.persistent import pinned_page
-from dom0.state import colour, give_buffer, staged_of, take_buffer
+from dom0.state import colour, give_buffer, port_of, staged_of, take_buffer
 from hyp.abi.counters import (
     COPIED_BYTES,
     COPIES,
@@ -95,7 +95,7 @@ def take_chain(e, p, n, gref, word1, word2, limit):
     elif fault == 0:
         fault = _first_fault(first.offset, first.bytes, total, rest)
     if fault == 0 and change != 0:
-        first.status = RSP_OKAY if change_groups(p, change) else RSP_ERROR
+        first.status = RSP_OKAY if change_groups(port_of(e, p.vif), change) else RSP_ERROR
     elif fault != 0:
         _refuse(p, first, total, DROP_BAD_FRAME)
         count(p.counts, fault, 1)

@@ -8,7 +8,7 @@ responses says RSP_ERROR and keeps its flags, so that the front end knows which 
 
 from dom0.netback import add_copy, fail_port, owe_event, run_copies, was_copied
 from dom0.persistent import let_pass, pinned_page
-from dom0.state import FLUSH, PENDING_BYTES, colour, pending_at, port_of
+from dom0.state import FLUSH, OWES_RX, PENDING_BYTES, colour, pending_at, port_of
 from hyp.abi.counters import (
     COPIED_BYTES,
     COPIES,
@@ -269,7 +269,7 @@ def _write_pinned(e, p, f, part, length, offload):
 @compiled
 def _publish_responses(p):
     p.copies = 0
-    owe_event(p, push_responses(ring_at(p.rx_ring)))
+    owe_event(p, push_responses(ring_at(p.rx_ring)), OWES_RX)
 
 
 @compiled

@@ -8,7 +8,7 @@ from dom0.credit import slots_within_credit
 from dom0.netback import add_copy, fail_port, owe_event, run_copies, was_copied
 from dom0.netback_chains import settle_chain, take_chain
 from dom0.persistent import let_pass, pinned_page
-from dom0.state import STAGE, colour, give_buffer, staged_of, take_buffer
+from dom0.state import OWES_TX, STAGE, colour, give_buffer, staged_of, take_buffer
 from hyp.abi.counters import (
     BATCHES,
     COPIED_BYTES,
@@ -197,4 +197,4 @@ def answer_requests(e, p):
         if s.buffer >= 0 and s.posted == 0:
             give_buffer(e, s.buffer)
     p.answers = p.staged - p.next
-    owe_event(p, push_responses(ring))
+    owe_event(p, push_responses(ring), OWES_TX)

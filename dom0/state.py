@@ -2,24 +2,28 @@
 
 import numpy as np
 
-from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS, DOM0_SCRATCH, MAX_GUESTS, SPLIT_SLOTS
+from hyp.abi.sizes import COLOUR_BYTES, COLOURED_FRAME, COLOURS, DOM0_SCRATCH, MAX_GUESTS, MAX_QUEUES, SPLIT_SLOTS
 from hyp.atomics import load64, record_view, store64
 from hyp.kernels import compiled
 
 STAGE = 64  # slots that a port takes in at a time, and the last one's frame to its end; they wait there for a full receiver
 STAGE_SLOTS = SPLIT_SLOTS  # that a stage has room for: a frame may be as long as a ring
-MAX_PORTS = MAX_GUESTS + 1
-UPLINK = 0  # port 0 is the NIC; ports 1.. are vifs
+UPLINK = 0  # port 0 is the NIC; the next are vifs, each its first queue; those beyond are further queues, of whoever has them
+MAX_PORTS = 1 + MAX_GUESTS * MAX_QUEUES
 
 PORT = np.dtype(
     [
         ("number", "i8"),
+        ("vif", "i8"),  # number of the first of the ports that are one vif's queues: by it the bridge knows them all
+        ("queues", "i8"),  # how many these are, and their numbers (i8 each): of a vif's first port
+        ("members", "i8"),
         ("active", "i8"),
         ("failed", "i8"),
         ("domid", "i8"),
         ("tx_ring", "i8"),  # RING records (hyp/ring.py), as the back end
         ("rx_ring", "i8"),
-        ("event_fd", "i8"),
+        ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
+        ("rx_event_fd", "i8"),
         ("features", "i8"),  # what may be handed to it as it is (hyp/abi/features.py)
         ("counts", "i8"),
         ("counts_shared", "i8"),
@@ -41,13 +45,14 @@ PORT = np.dtype(
         ("table_refs", "i8"),  # what `refs` becomes when it names the first ones
         ("passing", "i8"),  # words of pages that are pinned for this batch only: references, 1 << 32 for those that are written
         ("passing_count", "i8"),
-        ("owed", "i8"),  # the guest asked for the event of something published, and has not been sent it
+        ("owed", "i8"),  # OWES_TX, OWES_RX: the guest asked for the event of something published, and has not been sent it
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
+        # of a vif's first port, for all its queues
         ("filters", "i8"),  # group addresses that its guest has not added are not flooded to it (dom0/multicast.py)
         ("groups", "i8"),  # those that it has added, MOST_GROUPS words
         ("group_count", "i8"),
-        ("credit_bytes", "i8"),  # with a rate (dom0/credit.py): what a window gives; 0: no limit, and those below have no meaning
+        ("credit_bytes", "i8"),  # with a rate (dom0/credit.py), of each queue: what a window gives; 0: no limit
         ("window_ns", "i8"),
         ("window", "i8"),  # when the last one began
         ("allowance", "i8"),  # the count of its TX_BYTES that it may come to
@@ -55,6 +60,7 @@ PORT = np.dtype(
     ]
 )
 PORT_BYTES = PORT.itemsize
+OWES_TX, OWES_RX = 1, 2
 
 STAGED = np.dtype(
     [
@@ -145,6 +151,12 @@ pending_at = record_view(PENDING)
 def port_of(e, number):
     """The PORT record `number`."""
     return port_at(e.ports + number * PORT_BYTES)
+
+
+@compiled
+def member_of(e, first, k):
+    """The PORT record of queue `k` of the vif whose first port is `first`."""
+    return port_of(e, load64(first.members + 8 * k))
 
 
 @compiled

@@ -13,14 +13,14 @@ class Toolstack:
         self._guests = {int(guest["domid"]): guest for guest in guests}
 
     def context_authorize(self, domid: int) -> dict[str, Any]:
-        """The context that `domid` may have: its MAC address, and if the IOMMU passes it through. Refused for other paths."""
+        """The contexts that `domid` may have: MAC address, if the IOMMU passes them through, how many. Refused for other paths."""
         guest, given = self._given(domid, "NIC context", Attachment.CONTEXT, Attachment.PASSTHROUGH)
-        return {"mac": str(guest["mac"]), "passthrough": given is Attachment.PASSTHROUGH}
+        return {"mac": str(guest["mac"]), "passthrough": given is Attachment.PASSTHROUGH, "queues": int(guest["queues"])}
 
     def emulation_authorize(self, domid: int) -> dict[str, Any]:
         """The emulated NIC that `domid` may have: its MAC address. Refused for other paths."""
         guest, _ = self._given(domid, "emulated NIC", Attachment.EMULATION)
-        return {"mac": str(guest["mac"]), "passthrough": False}
+        return {"mac": str(guest["mac"]), "passthrough": False, "queues": 1}
 
     def _given(self, domid: int, what: str, *attachments: Attachment) -> tuple[dict[str, Any], Attachment]:
         guest = self._guests.get(domid)

@@ -3,22 +3,23 @@
 Who owns what, and when (`Connection.open` in this order, `Connection.close` backwards)::
 
     view of the guest      its RAM and grant tables, mapped here; the DOMAIN_VIEW by which grant hypercalls on our threads see it
-    two ring pages         mapped by grant, for writing; RING records that begin at the ring's own `rsp_prod`
-    event channel          a port of ours, bound to the guest's, and the eventfd by which we notify
+    of each queue, in order:
+      two ring pages       mapped by grant, for writing; RING records that begin at the ring's own `rsp_prod`
+      event channels       one port of ours, or two, bound to the guest's, and the eventfds by which we notify
     MAC address            a filter of the NIC for context 0
     control ring           if there is one: its page, its event channel, and the pages that are mapped by it (dom0/control/ring.py)
-    bridge port            the engine's, from `add_vif` until `remove_port` has returned; with persistent grants also what it pinned
+    bridge port            the engine's, from `add_vif` until `remove_vif` has returned; with persistent grants also what it pinned
 """
 
 import asyncio
 import errno
 import os
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dom0.build import EngineState, Pages
+from dom0.build import EngineState, Pages, QueueEnd
 from dom0.control.pages import Grants, map_page, unmap_page
 from dom0.control.ring import ControlRing
 from dom0.rate import Rate
@@ -29,6 +30,7 @@ from hyp.abi.netif import (
     CTRL_SLOT_BYTES,
     EVENT_CHANNEL_CTRL,
     FEATURE_PERSISTENT,
+    NUM_QUEUES_NODE,
     REQUEST_MULTICAST_CONTROL,
     RX_SLOT_BYTES,
     TX_SLOT_BYTES,
@@ -39,9 +41,6 @@ from hyp.kernels import entry, i64
 from hyp.memory import Mapping
 from hyp.ring import RING, resume_back, ring_at, ring_size
 from hyp.xenstore.client import XenstoreClient, XenstoreError
-
-QUEUES = 1
-"""Pairs of rings that a front end may ask for."""
 
 
 @entry(i64(i64, i64, i64, i64))
@@ -76,12 +75,23 @@ class Identity:
 
 
 @dataclass(frozen=True, slots=True)
+class QueueWishes:
+    """A front end's nodes of one queue."""
+
+    where: str
+    """What its nodes' names begin with: ``""``, ``"queue-1/"``."""
+    tx_ring_ref: int
+    rx_ring_ref: int
+    tx_port: int
+    rx_port: int
+    """Of the event channels, or the channel."""
+
+
+@dataclass(frozen=True, slots=True)
 class Wishes:
     """A front end's nodes, judged."""
 
-    tx_ring_ref: int
-    rx_ring_ref: int
-    event_channel: int
+    queues: tuple[QueueWishes, ...]
     persistent: bool
     features: int
     filters: bool
@@ -89,10 +99,13 @@ class Wishes:
     """The control ring's reference and port; None: there is none."""
 
 
-async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) -> Wishes:
-    """What the front end at `front` asks for. VifError, naming the node, for what cannot be. `persistent`: that is on offer."""
-    if (queues := await _number(store, front, "multi-queue-num-queues", missing=1)) > QUEUES or queues == 0:
-        raise VifError(errno.EINVAL, f"guest requested {queues} queues, the maximum is {QUEUES}")
+async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool, max_queues: int) -> Wishes:
+    """What the front end at `front` asks for. VifError, naming the node, for what cannot be.
+
+    `persistent`, `max_queues`: that is on offer.
+    """
+    if (queues := await _number(store, front, NUM_QUEUES_NODE, missing=1)) > max_queues or queues == 0:
+        raise VifError(errno.EINVAL, f"guest requested {queues} queues, the maximum is {max_queues}")
     if not await _is_set(store, front, "request-rx-copy"):
         raise VifError(errno.EOPNOTSUPP, f"{front}/request-rx-copy is not 1: frames are copied into a guest, never flipped")
     features = NONE
@@ -106,15 +119,23 @@ async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool) ->
     control = None
     if (control_ref := await _number(store, front, CTRL_RING_REF, missing=-1)) >= 0:
         control = control_ref, await _number(store, front, EVENT_CHANNEL_CTRL)
+    places = [""] if queues == 1 else [f"queue-{k}/" for k in range(queues)]
     return Wishes(
-        tx_ring_ref=await _number(store, front, "tx-ring-ref"),
-        rx_ring_ref=await _number(store, front, "rx-ring-ref"),
-        event_channel=await _number(store, front, "event-channel"),
+        queues=tuple([await _read_queue(store, front, where) for where in places]),
         persistent=persistent and await _is_set(store, front, FEATURE_PERSISTENT),
         features=int(features),
         filters=await _is_set(store, front, REQUEST_MULTICAST_CONTROL),
         control=control,
     )
+
+
+async def _read_queue(store: XenstoreClient, front: str, where: str) -> QueueWishes:
+    """The nodes of one queue. As with Linux's netback, ``event-channel`` counts unless both of the split ones are there."""
+    tx_ring_ref, rx_ring_ref = [await _number(store, front, f"{where}{way}-ring-ref") for way in ("tx", "rx")]
+    tx_port, rx_port = [await _number(store, front, f"{where}event-channel-{way}", missing=0) for way in ("tx", "rx")]
+    if tx_port == 0 or rx_port == 0:
+        tx_port = rx_port = await _number(store, front, f"{where}event-channel")
+    return QueueWishes(where, tx_ring_ref, rx_ring_ref, tx_port, rx_port)
 
 
 async def _is_set(store: XenstoreClient, front: str, feature: str) -> bool:
@@ -146,8 +167,8 @@ class Connection:
 
     def __init__(self, hyp: Channel, state: EngineState, who: Identity) -> None:
         self._hyp, self._state, self._who = hyp, state, who
-        self._rings = np.zeros(3, RING)
-        self._pages: Pages | None = None  # the engine's, from add_vif to remove_port
+        self._rings: dict[int, np.ndarray[tuple[int], np.dtype[np.void]]] = {}  # RING records, by their shared page
+        self._pages: list[Pages] = []  # the engine's, from add_vif to remove_vif
         self._control: asyncio.Task[None] | None = None  # it ends by itself only if the control ring has run away
         self._held = AsyncExitStack()
 
@@ -166,12 +187,10 @@ class Connection:
         try:
             await self._view_guest()
             grants = self._grants(counters)
-            self._map(0, "tx-ring-ref", wishes.tx_ring_ref, TX_SLOT_BYTES, grants)
-            self._map(1, "rx-ring-ref", wishes.rx_ring_ref, RX_SLOT_BYTES, grants)
-            event_fd = await self._bind(wishes.event_channel, self._state.upcall)
+            queues = [await self._take_queue(queue, grants, persistent=wishes.persistent) for queue in wishes.queues]
             control = await self._open_control(wishes, grants)
             await self._filter()
-            await self._become_port(counters, event_fd, wishes, rate)
+            await self._become_port(counters, queues, wishes, rate)
             if control is not None:
                 self._control = asyncio.get_running_loop().create_task(control.serve())
                 self._held.push_async_callback(self._end_control, self._control)
@@ -202,22 +221,42 @@ class Connection:
         state = self._state
         return state.platform, *counters.row("control"), state.views_address, state.view_count, self._who.domid
 
-    def _map(self, ring: int, node: str, gref: int, entry_bytes: int, grants: Grants) -> None:
+    async def _take_queue(self, queue: QueueWishes, grants: Grants, *, persistent: bool) -> QueueEnd:
+        rings = (
+            self._map(f"{queue.where}tx-ring-ref", queue.tx_ring_ref, TX_SLOT_BYTES, grants),
+            self._map(f"{queue.where}rx-ring-ref", queue.rx_ring_ref, RX_SLOT_BYTES, grants),
+        )
+        tx_event = await self._bind(queue.tx_port, self._state.upcall)
+        rx_event = await self._bind(queue.rx_port, self._state.upcall) if queue.rx_port != queue.tx_port else tx_event
+        if not persistent:
+            return QueueEnd(rings, (tx_event, rx_event))
+        return QueueEnd(rings, (tx_event, rx_event), self._tables())
+
+    def _tables(self) -> Pages:
+        """Two tables of pages, which we keep until the port has gone."""
+        self._pages.append(np.zeros((2, int(self._state.views[self._who.domid]["refs"])), np.int64))
+        return self._pages[-1]
+
+    def _map(self, node: str, gref: int, entry_bytes: int, grants: Grants) -> int:
+        """Address of the RING record for the page granted under `gref`, which must not be another ring's."""
         sring = map_page(*grants, gref, 1)
         if sring < 0:
             raise VifError(errno.EINVAL, f"{node} {gref} cannot be mapped (grant status {sring})")
         self._held.callback(unmap_page, *grants, gref, 1)
-        if _resume(int(self._rings[ring : ring + 1].ctypes.data), sring, ring_size(entry_bytes), entry_bytes) < 0:
+        if sring in self._rings:
+            raise VifError(errno.EINVAL, f"{node} {gref} is the page of another ring")
+        record = self._rings[sring] = np.zeros(1, RING)
+        if _resume(int(record.ctypes.data), sring, ring_size(entry_bytes), entry_bytes) < 0:
             raise VifError(errno.EIO, f"{node} {gref}: more is requested than the ring has slots")
+        return int(record.ctypes.data)
 
     async def _open_control(self, wishes: Wishes, grants: Grants) -> ControlRing | None:
         """The control ring, whose static mappings are given back after the port has gone."""
         if wishes.control is None:
             return None
-        self._map(2, CTRL_RING_REF, wishes.control[0], CTRL_SLOT_BYTES, grants)
+        ring = self._map(CTRL_RING_REF, wishes.control[0], CTRL_SLOT_BYTES, grants)
         upcall = self._state.control
         event_fd = await self._bind(wishes.control[1], upcall.number)
-        ring = int(self._rings[2:3].ctypes.data)
         control = ControlRing(self._state, self._who.number, ring, event_fd, grants, mappings=not wishes.persistent)
         upcall.join(control.woken)
         self._held.callback(upcall.leave, control.woken)
@@ -241,27 +280,17 @@ class Connection:
         await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
         self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
 
-    async def _become_port(self, counters: CounterPage, event_fd: int, wishes: Wishes, rate: Rate) -> None:
+    async def _become_port(self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate) -> None:
         who = self._who
-        if wishes.persistent or wishes.control is not None:
-            self._pages = np.zeros((2, int(self._state.views[who.domid]["refs"])), np.int64)
+        if wishes.control is not None and not wishes.persistent:  # static mappings are for the first queue
+            queues[0] = replace(queues[0], pages=self._tables())
         counts = counters.row(f"vif{who.domid}:{who.name}")
-        rings = [int(self._rings[k : k + 1].ctypes.data) for k in range(2)]
         self._held.push_async_callback(self._leave_bridge, wishes.persistent)
         await self._state.add_vif(
-            who.number,
-            who.domid,
-            rings,
-            event_fd,
-            wishes.features,
-            counts,
-            self._pages,
-            rate,
-            filters=wishes.filters,
-            keeps=wishes.persistent,
+            who.number, who.domid, wishes.features, counts, queues, rate, filters=wishes.filters, keeps=wishes.persistent
         )
 
     async def _leave_bridge(self, persistent: bool) -> None:
-        await self._state.remove_port(self._who.number)
-        if persistent and self._pages is not None and self._pages.any():
-            raise RuntimeError(f"{np.count_nonzero(self._pages)} persistent grants could not be unmapped")
+        await self._state.remove_vif(self._who.number)
+        if left := sum(int(np.count_nonzero(pages)) for pages in self._pages) if persistent else 0:
+            raise RuntimeError(f"{left} persistent grants could not be unmapped")

@@ -22,11 +22,17 @@ from typing import Any
 from dom0.build import EngineState
 from dom0.libxl import VIF
 from dom0.rate import UNLIMITED, Rate, node_rate
-from dom0.vif_connection import QUEUES, Connection, Identity, VifError, read_wishes
+from dom0.vif_connection import Connection, Identity, VifError, read_wishes
 from dom0.xenbus_states import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED, INITIALISING, UNKNOWN, Action, judge, steps
 from hyp.abi.domids import DOM0
 from hyp.abi.features import NETIF_NODES, NETIF_OFFERS
-from hyp.abi.netif import FEATURE_CTRL_RING, FEATURE_MULTICAST_CONTROL, FEATURE_PERSISTENT
+from hyp.abi.netif import (
+    FEATURE_CTRL_RING,
+    FEATURE_MULTICAST_CONTROL,
+    FEATURE_PERSISTENT,
+    FEATURE_SPLIT_EVENT_CHANNELS,
+    MAX_QUEUES_NODE,
+)
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -49,7 +55,7 @@ class Cause(IntEnum):
 
 
 class Vif:
-    """One vif: port `number` of the bridge. `run` is its life."""
+    """One vif: port `number` of the bridge, with up to `max_queues` queues. `run` is its life."""
 
     def __init__(
         self,
@@ -59,12 +65,13 @@ class Vif:
         counters: CounterPage,
         guest: Mapping[str, Any],
         number: int,
+        max_queues: int,
     ) -> None:
         self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
         self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
         self._front = frontend_path(self.who.domid, VIF, 0)
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
-        self._persistent = bool(guest["persistent_grants"])
+        self._persistent, self._max_queues = bool(guest["persistent_grants"]), max_queues
         self.back = CLOSED  # the state that we are in, and have told last
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
@@ -161,7 +168,7 @@ class Vif:
     async def _probe(self) -> None:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
         self._registered, self.back = True, INITIALISING
-        offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, "feature-split-event-channels": 0, "multi-queue-max-queues": QUEUES}
+        offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, FEATURE_SPLIT_EVENT_CHANNELS: 1, MAX_QUEUES_NODE: self._max_queues}
         offers |= {FEATURE_MULTICAST_CONTROL: 1, FEATURE_CTRL_RING: 1}
         if self._persistent:
             offers[FEATURE_PERSISTENT] = 1
@@ -195,7 +202,9 @@ class Vif:
         """Serve the front end's rings. False if they can't be, which has been told then."""
         connection = Connection(self._hyp, self._state, self.who)
         try:
-            wishes = await read_wishes(self._store, self._front, persistent=self._persistent)
+            wishes = await read_wishes(
+                self._store, self._front, persistent=self._persistent, max_queues=self._max_queues
+            )  # fmt: skip
             await connection.open(self._counters, wishes, await self._rate())
         except VifError as error:
             await self._fatal(error.number, str(error))

@@ -30,4 +30,5 @@ async def run_program(process: Process, config: dict[str, Any], program: Callabl
     process.ready()
     await process.stopped.wait()
     running.stop()
-    await guest.engine.stop()
+    for queue in guest.running:
+        await queue.engine.stop()

@@ -208,5 +208,5 @@ def new_device(
 class FrontEnd(Protocol):
     """What a module in domu/frontends offers."""
 
-    async def connect(self, guest: Any) -> Device:
-        """Set the device up with the other side and return it, ready for traffic."""
+    async def connect(self, guest: Any) -> list[Device]:
+        """Set the device up with the other side and return it, ready for traffic: one for each of its queues, or the one."""

@@ -19,17 +19,33 @@ from hyp.process import Process
 from hyp.ram import Ram
 
 
-class Guest:
-    """What front ends and programs find in their domain."""
+class GuestQueue:
+    """One queue of the guest's device: an engine, which alone drives it, and the upcall that wakes this one."""
 
-    device: Device
+    def __init__(self, name: str, number: int, platform: Mapping, upcall: int, epoll: int) -> None:
+        self.number, self.upcall = number, upcall
+        self._wait = np.zeros(1, WAIT)
+        self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
+        self.wait = int(self._wait.ctypes.data)
+        self.engine = Engine(name if number == 0 else f"{name}.{number}", epoll)
+
+    def row(self, name: str) -> str:
+        """What the queue's own row of counters is called."""
+        return name if self.number == 0 else f"{name}.{self.number}"
+
+
+class Guest:
+    """What front ends and programs find in their domain. `upcall`, `wait`, `engine`: the first queue's, often the only one."""
+
+    devices: list[Device]
+    """One for each queue that front end and back end have agreed on."""
 
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self.process, self.config = process, config
         self.hyp: Channel = process.hypercalls()
         process.serve("threads", self.threads)
         process.serve("time_registration", self.time_registration)
-        process.serve("pin", lambda cpus: self.engine.pin(cpus))
+        process.serve("pin", self.pin)
 
     async def boot(self) -> None:
         """Get one's memory, platform page and upcall from the hypervisor."""
@@ -39,19 +55,30 @@ class Guest:
         self.ram = Ram(Mapping(ram_fd, int(reply.value["memory"])))
         self.counters = CounterPage(Mapping(counters_fd, COUNTERS_BYTES))
         self.platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
+        self.queues = [await self._open_queue(number) for number in range(int(self.config["queues"]))]
+        first = self.queues[0]
+        self.upcall, self.wait, self.engine = first.upcall, first.wait, first.engine
+
+    async def _open_queue(self, number: int) -> GuestQueue:
         upcall = await self.hyp.call("upcall_create")
-        self.upcall = int(upcall.value["upcall"])
-        self._wait = np.zeros(1, WAIT)
-        self._wait[0]["epoll"], self._wait[0]["platform"] = upcall.fds[0], self.platform.address
-        self.wait = int(self._wait.ctypes.data)
-        self.engine = Engine(self.process.name, upcall.fds[0])
+        return GuestQueue(self.process.name, number, self.platform, int(upcall.value["upcall"]), upcall.fds[0])
 
     async def connect(self) -> None:
         """Let the front end of this guest's path set the device up."""
         path = PATHS[self.config["path"]]
         through_iommu = path.attachment is Attachment.CONTEXT
         front_end = importlib.import_module(IOMMU_FRONT_ENDS[self.config["iommu"]] if through_iommu else path.front_end)
-        self.device = await front_end.connect(self)
+        self.devices = await front_end.connect(self)
+
+    @property
+    def device(self) -> Device:
+        """The first queue's, of who knows of one only."""
+        return self.devices[0]
+
+    @property
+    def running(self) -> list[GuestQueue]:
+        """The queues that have a device."""
+        return self.queues[: len(self.devices)]
 
     async def time_registration(self, size: int, rounds: int) -> dict[str, list[int]]:
         """Register and deregister `size` bytes of RAM `rounds` times; the time of each call in ns, messages included."""
@@ -67,4 +94,9 @@ class Guest:
 
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the data plane, by name."""
-        return {self.engine.name: self.engine.thread_id}
+        return {queue.engine.name: queue.engine.thread_id for queue in self.running}
+
+    def pin(self, cpus: list[int]) -> None:
+        """Let the loops run on these CPUs only."""
+        for queue in self.running:
+            queue.engine.pin(cpus)

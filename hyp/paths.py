@@ -71,13 +71,15 @@ class PathSpec:
     ring: Callable[[int], int]
     """Slots of its send ring."""
     ram: Callable[[int], int]
-    """Bytes of guest RAM that the front end uses."""
+    """Bytes of guest RAM that the front end uses for one queue, page 0 included."""
     beside_ram: Callable[[int, int], int]
     """(queue, bytes of RAM) → bytes of shared memory that a guest needs beside its RAM and what every domain has."""
     takes: Takes
     """Held to what /proc says by tests/lab/test_demand.py."""
+    further: Takes | None
+    """What each queue of a guest takes beyond its first, of the same; None: a guest has one."""
     port: str
-    """Rows of the back end that balance a guest's `device` row begin with this, and end with ``:<guest>``."""
+    """Rows of the back end that balance a guest's `device` rows begin with this, and end with ``:<guest>``."""
     on_thread: str | None
     """Row of the guest's own counters in which the hypervisor's code, run on the guest's thread, counts the frames it handled."""
     placed_like: str
@@ -96,6 +98,11 @@ def _whole_pages(size: int) -> int:
 def queues_need(queue: int) -> int:
     """Page 0, which nobody uses, and the four queues of a context (hyp/ram.py)."""
     return PAGE + 4 * _whole_pages(queue * QUEUE_ENTRY)
+
+
+def guest_needs(path: PathSpec, queue: int, queues: int) -> int:
+    """Bytes of RAM of a guest with so many queues: page 0, which nobody uses, and what each of them has."""
+    return PAGE + queues * (path.ram(queue) - PAGE)
 
 
 def dom0_needs(queue: int) -> int:
@@ -144,6 +151,7 @@ _ROWS = (
         ram=_context_ram,
         beside_ram=_nothing,
         takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
+        further=None,
         port="nic/ctx",
         on_thread=None,
         placed_like="bypass",
@@ -163,6 +171,7 @@ _ROWS = (
         ram=_context_ram,
         beside_ram=_nothing,
         takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
+        further=Takes(hyp=4, nic=4, dom0=0, guest=6, threads=1),
         port="nic/ctx",
         on_thread=None,
         placed_like="bypass",
@@ -182,6 +191,7 @@ _ROWS = (
         ram=_context_ram,
         beside_ram=_pin_table,
         takes=Takes(hyp=10, nic=4, dom0=0, guest=28, threads=2),
+        further=None,
         port="nic/ctx",
         on_thread="enqueue",
         placed_like="bypass",
@@ -201,7 +211,8 @@ _ROWS = (
         ring=_xens,
         ram=_split_ram,
         beside_ram=_nothing,
-        takes=Takes(hyp=8, nic=0, dom0=4, guest=28, threads=2),
+        takes=Takes(hyp=10, nic=0, dom0=5, guest=29, threads=2),
+        further=Takes(hyp=5, nic=0, dom0=2, guest=6, threads=1),
         port="dom0/vif",
         on_thread=None,
         placed_like="split",
@@ -221,6 +232,7 @@ _ROWS = (
         ram=_context_ram,
         beside_ram=_device_model,
         takes=Takes(hyp=23, nic=4, dom0=0, guest=29, threads=3),
+        further=None,
         port="hyp/vmm",
         on_thread=None,
         placed_like="trapped",

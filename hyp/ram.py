@@ -49,9 +49,12 @@ async def register(hyp: Channel, gpa: int, length: int, *, writable: bool) -> in
     return int((await hyp.call("mr_register", addr=gpa, length=length, writable=writable)).value["key"])
 
 
-async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int) -> QueuePair:
-    """Open a context for queues of `entries` descriptors; `counts` is the private counters row of the driver."""
-    reply = await hyp.call("context_open", upcall=upcall)
+async def open_queue_pair(hyp: Channel, upcall: int, entries: int, counts: int, queue: int = 0) -> QueuePair:
+    """Open a context for queues of `entries` descriptors; `counts` is the private counters row of the driver.
+
+    `queue`: which of the device's queues it is; they are opened in their order.
+    """
+    reply = await hyp.call("context_open", upcall=upcall, queue=queue)
     doorbell_fd, eventfd = reply.fds
     value, doorbell = reply.value, Mapping.adopt(doorbell_fd, PAGE)
     pair = QueuePair(int(value["context"]), str(value["mac"]), np.zeros(1, QP), doorbell, int(value["features"]))

@@ -1,6 +1,7 @@
 """What a topology takes of the machine besides memory: descriptors of each process, and processes and threads together.
 
-Descriptors, with G guests and E engines of the NIC; what depends on a guest's path is in `hyp.paths` (`takes`):
+Descriptors, with G guests and E engines of the NIC; what depends on a guest's path is in `hyp.paths` (`takes`, and `further`
+for each queue beyond the first):
 
     keeper     27 + 8 G (+ 1)       a console, a pidfd, both ends of two sockets, RAM and counters, of each guest; the counters of
                                     the device models
@@ -24,10 +25,11 @@ signals and locked memory are not used.
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from hyp.limits import descriptor_limit, process_limits
-from hyp.paths import PATHS
+from hyp.paths import PATHS, Takes
 
 SPARE = 32  # descriptors of each process
 SPARE_PROCESSES = 8  # who forks, who compiles along, a few programs in guests
@@ -38,7 +40,7 @@ _SYSTEM = 4  # processes that are no guests and can be asked: hyp, xenstored, ni
 def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     """Descriptors of each process by name, at rest. `topology` as `Topology.plain()` gives it."""
     guests, engines = topology["guest"], topology["nic"]["engines"]
-    takes, emulates = [PATHS[guest["path"]].takes for guest in guests], _emulates(topology)
+    takes, emulates = [_takes(guest) for guest in guests], _emulates(topology)
     found = {
         "keeper": 27 + 8 * len(guests) + emulates,
         "forkserver": 4,
@@ -51,6 +53,16 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     return found | {guest["name"]: own.guest + (guest["program"] == "tap") for guest, own in zip(guests, takes, strict=True)}
 
 
+def _takes(guest: Mapping[str, Any]) -> Takes:
+    """What a guest takes, with all its queues."""
+    path, more = PATHS[guest["path"]], guest["queues"] - 1
+    if path.further is None:
+        return path.takes
+    return Takes(
+        **{field.name: getattr(path.takes, field.name) + more * getattr(path.further, field.name) for field in fields(Takes)}
+    )
+
+
 def _emulates(topology: Mapping[str, Any]) -> bool:
     """The hypervisor has a loop."""
     return any(PATHS[guest["path"]].shared_loop == "hyp" for guest in topology["guest"])
@@ -60,7 +72,7 @@ def threads(topology: Mapping[str, Any]) -> dict[str, int]:
     """Threads of each process by name, the first one included. launch.py, which is there already, is not."""
     found = {"keeper-stub": 1, "keeper": 1, "forkserver": 1, "hyp": 1 + _emulates(topology), "xenstored": 1, "dom0": 2}
     found["nic"] = 1 + topology["nic"]["engines"]
-    return found | {guest["name"]: PATHS[guest["path"]].takes.threads for guest in topology["guest"]}
+    return found | {guest["name"]: _takes(guest).threads for guest in topology["guest"]}
 
 
 def most_descriptors(topology: Mapping[str, Any]) -> tuple[str, int]:

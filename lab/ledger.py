@@ -10,7 +10,7 @@ A *snapshot* is ``{"process/row": {column: count}}`` (`CounterReader.read`). Row
     dom0/bridge            copies made by flooding
     hyp/vmm<domid>:<name>  tx: taken from a trapped guest, rx: copied to it; traps that it made
     hyp/uplink<domid>:<name>  tx: posted on the NIC by its device model, rx: received from it
-    <guest>/device         tx: handed to the path, rx: received from it
+    <guest>/device         tx: handed to the path, rx: received from it; <guest>/device.<k>: by its queue k, if it has several
     <guest>/tap            tx: read from the TAP, rx: written to it
 
 Rows count the operations that have a price, too, each where it is made: hyp/model/operations.py.
@@ -79,24 +79,28 @@ def equations(snapshot: Snapshot) -> list[Equation]:
 
 
 def _links(snapshot: Snapshot) -> list[Equation]:
-    """Between hops: what one side handed over is what the other took."""
-    pairs = [("dom0/uplink", "nic/ctx0:dom0")]
+    """Between hops: what one side handed over is what the other took. A side is all the rows of one guest's queues."""
+    sides = [(["dom0/uplink"], ["nic/ctx0:dom0"])] if {"dom0/uplink", "nic/ctx0:dom0"} <= snapshot.keys() else []
     ports = tuple(spec.port for spec in PATHS.values())
     on_thread = {spec.on_thread for spec in PATHS.values() if spec.on_thread}
+    for guest in [row.removesuffix("/device") for row in snapshot if row.endswith("/device")]:
+        devices = _queue_rows(snapshot, f"{guest}/device")
+        back_end = [row for row in snapshot if row.startswith(ports) and row.endswith(f":{guest}")]
+        sides += [
+            (devices, rows) for rows in (back_end, [f"{guest}/{row}" for row in on_thread if f"{guest}/{row}" in snapshot]) if rows
+        ]
     for row in snapshot:
         kind, _, guest = row.partition(":")
-        if kind.startswith(ports) and f"{guest}/device" in snapshot:
-            pairs.append((f"{guest}/device", row))
-        owner, _, own_row = row.partition("/")
-        if own_row in on_thread:
-            pairs.append((f"{owner}/device", row))
         if kind.startswith("hyp/uplink"):
-            pairs += [(row, context) for context in snapshot if context.startswith("nic/ctx") and context.endswith(f":{guest}.vmm")]
+            sides += [
+                ([row], [context]) for context in snapshot if context.startswith("nic/ctx") and context.endswith(f":{guest}.vmm")
+            ]
     found = []
-    for near, far in pairs:
-        if near in snapshot and far in snapshot:
-            found.append(Equation(f"{near} to {far}", snapshot[near]["tx_frames"], snapshot[far]["tx_frames"]))
-            found.append(Equation(f"{far} to {near}", snapshot[far]["rx_frames"], snapshot[near]["rx_frames"]))
+    for near, far in sides:
+        sent, took = (sum(snapshot[row]["tx_frames"] for row in rows) for rows in (near, far))
+        found.append(Equation(f"{near[0]} to {far[0]}", sent, took))
+        sent, took = (sum(snapshot[row]["rx_frames"] for row in rows) for rows in (far, near))
+        found.append(Equation(f"{far[0]} to {near[0]}", sent, took))
     for row, counts in snapshot.items():
         if row.endswith("/tap"):
             device = snapshot[row.removesuffix("tap") + "device"]
@@ -104,6 +108,11 @@ def _links(snapshot: Snapshot) -> list[Equation]:
             found.append(Equation(f"{row} to device", counts["tx_frames"], device["tx_frames"] + dropped))
             found.append(Equation(f"device to {row}", device["rx_frames"], counts["rx_frames"] + counts["drop_tap"]))
     return found
+
+
+def _queue_rows(snapshot: Snapshot, first: str) -> list[str]:
+    """The row `first` and those of further queues, which have a number behind it."""
+    return [row for row in snapshot if row == first or row.startswith(f"{first}.")]
 
 
 def unbalanced(snapshot: Snapshot) -> list[Equation]:

@@ -40,7 +40,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     name, backing = topology["name"], topology["memory"]["backing"]
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
     shared_loops = {"dom0"} | {loop for guest in guests if (loop := PATHS[guest["path"]].shared_loop)}
-    loops = topology["nic"]["engines"] + len(shared_loops) + len(guests)
+    loops = topology["nic"]["engines"] + len(shared_loops) + sum(guest["queues"] for guest in guests)
 
     def process(
         name: str, role: str, module: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
 from hyp.model.profile import ProfileError, profile
-from hyp.paths import PATHS, dom0_needs
+from hyp.paths import PATHS, dom0_needs, guest_needs
 from lab.demand import shortages
 from lab.errors import LabError
 from lab.topology_tables import (
@@ -193,8 +193,10 @@ def _check_room(reader: _Reader, nic: Nic | None, dom0: Dom0 | None, guests: dic
     if dom0 is not None and dom0.memory < (need := dom0_needs(nic.queue)):
         reader.refuse("dom0.memory", f"{_exact_size(dom0.memory)} is too small for nic.queue = {nic.queue}: {_needed(need)}")
     for index, guest in guests.items():
-        if guest.memory < (need := PATHS[guest.path].ram(nic.queue)):
-            what = f"path {guest.path!r} with nic.queue = {nic.queue}"
+        if guest.memory < (need := guest_needs(PATHS[guest.path], nic.queue, guest.queues)):
+            what = f"path {guest.path!r} with nic.queue = {nic.queue}" + (
+                f" and queues = {guest.queues}" if guest.queues > 1 else ""
+            )
             reader.refuse(f"guest[{index}].memory", f"{_exact_size(guest.memory)} is too small for {what}: {_needed(need)}")
 
 

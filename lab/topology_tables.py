@@ -23,7 +23,7 @@ from pydantic import ValidationInfo as Info
 from dom0.rate import configured_rate
 from domu.programs.table import NAMED, program_of, those
 from hyp.abi.features import OFFLOADS
-from hyp.abi.sizes import DEFAULT_MTU, MAX_ENGINES, MAX_GBPS, MAX_MTU, MAX_PRICE, MIN_GBPS, PAGE
+from hyp.abi.sizes import DEFAULT_MTU, MAX_ENGINES, MAX_GBPS, MAX_MTU, MAX_PRICE, MAX_QUEUES, MIN_GBPS, PAGE
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
@@ -159,6 +159,7 @@ def _power_of_two(value: int) -> int:
 Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
+Queues = Annotated[int, Field(ge=1, le=MAX_QUEUES)]
 PriceOf = Annotated[int, Field(ge=0, le=MAX_PRICE)]
 Frame = Annotated[int, Field(ge=MIN_WORKLOAD_FRAME, le=MAX_WORKLOAD_FRAME)]
 
@@ -223,10 +224,11 @@ class Nic(Table):
 
 
 class Dom0(Table):
-    """``[dom0]``: `memory` in bytes, `ageing_s` in seconds."""
+    """``[dom0]``: `memory` in bytes, `ageing_s` in seconds; `max_queues` is what netback offers each vif."""
 
     memory: Ram = 32 * MIB
     ageing_s: int = Field(default=300, ge=1, le=1_000_000)
+    max_queues: Queues = MAX_QUEUES
 
 
 class Spin(Table):
@@ -292,6 +294,7 @@ class Guest(Table):
     rate: Annotated[str, AfterValidator(_rate)] | None = None
     offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
     iommu: str = "persistent"
+    queues: Queues = 1
 
     @field_validator("offloads")
     @classmethod
@@ -329,6 +332,19 @@ class Guest(Table):
             through = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.attachment is Attachment.CONTEXT)
             raise ValueError(f"has a meaning with path = {through} only, not with {path!r}")
         return strategy
+
+    @field_validator("queues")
+    @classmethod
+    def _several_where_there_can_be(cls, queues: int, info: Info) -> int:
+        path, program = info.data.get("path"), info.data.get("program")
+        if queues > 1 and path is not None and PATHS[path].further is None:
+            several = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.further is not None)
+            raise ValueError(f"more than one takes path = {several}, not {path!r}")
+        if queues > 1 and info.data.get("iommu", "persistent") != "persistent":
+            raise ValueError(f'more than one takes iommu = "persistent", not {info.data["iommu"]!r}')
+        if queues > 1 and program is not None and not program_of(program).queues:
+            raise ValueError(f"more than one takes program = {those('queues')} or one of your own, not {program!r}")
+        return queues
 
     @field_validator("persistent_grants", "rate")
     @classmethod

@@ -9,7 +9,7 @@ import contextlib
 import itertools
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from hyp.control import ControlError
@@ -109,7 +109,7 @@ class Runner:
 
     async def _all(self, loads: Sequence[Workload]) -> list[dict[str, Any]]:
         """Run them at a time; when everything is at rest, what was received of each."""
-        numbered = [(load, self._next_stream(load)) for load in loads]
+        numbered = await self._numbered(loads)
         jobs = [self._trips(load, stream) if load["kind"] == "rr" else self._send(load, stream) for load, stream in numbered]
         sent = await asyncio.gather(*jobs)
         await self._settled()
@@ -117,6 +117,25 @@ class Runner:
             report if load["kind"] == "rr" else await self._received(load, stream, report)
             for (load, stream), report in zip(numbered, sent, strict=True)
         ]
+
+    async def _numbered(self, loads: Sequence[Workload]) -> list[tuple[Workload, int]]:
+        """A stream number for each: such that those of one sender have a queue each, if it has so many."""
+        numbered, taken = [], dict[str, set[int]]()
+        for load in loads:
+            stream, sender = self._next_stream(load), load["from"]
+            queues, used = self._queues({sender}), taken.setdefault(sender, set())
+            while len(used) < queues and queues > 1:
+                job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream}
+                if (queue := await self.lab.call(sender, "queue", **job)) not in used:
+                    used.add(queue)
+                    break
+                stream = self._next_stream(load)
+            numbered.append((load, stream))
+        return numbered
+
+    def _queues(self, peers: Iterable[str]) -> int:
+        """How many queues, each with a loop, these have; the wire has none."""
+        return sum(int(self._guests[peer]["queues"]) for peer in peers if peer != WIRE)
 
     def _next_stream(self, load: Workload) -> int:
         return next(self._streams) | (HEADER_ONLY if load.get("payload") == "header" else 0)
@@ -174,11 +193,15 @@ class Runner:
 
     def _loops(self, loads: Sequence[Workload]) -> int:
         guests = _guests_in(loads)
-        return len(guests) + int(self.lab.topology["nic"]["engines"]) + len(self._between(guests))
+        return self._queues(guests) + int(self.lab.topology["nic"]["engines"]) + len(self._between(guests))
+
+    def _several_in_one(self, guests: Collection[str]) -> bool:
+        """True if a process among them has several loops, so that nothing is known of what suits them."""
+        return int(self.lab.topology["nic"]["engines"]) > 1 or self._queues(guests) > len(guests)
 
     def placements(self, *loads: Workload) -> list[Placement]:
         """What can be chosen for these streams; nothing, if each loop has a CPU or all have but one."""
-        if self._loops(loads) <= len(self.cpus) or len(self.cpus) < 2 or self.lab.topology["nic"]["engines"] > 1:
+        if self._loops(loads) <= len(self.cpus) or len(self.cpus) < 2 or self._several_in_one(_guests_in(loads)):
             return []
         roles = set(self._roles(loads).values())
         return [one for one in Placement if one in roles or one in (Placement.ANYWHERE, Placement.TOGETHER)]
@@ -195,7 +218,7 @@ class Runner:
         The scheduler at times puts loops that spin on one CPU, where each waits for the other's time slice to end.
         """
         roles = self._roles(loads)
-        if self.lab.topology["nic"]["engines"] > 1:  # the loops of one process: nothing is known of what suits them
+        if self._several_in_one(_guests_in(loads)):
             chosen = Placement.ANYWHERE
         elif self._loops(loads) <= len(self.cpus):
             chosen = None

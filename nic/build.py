@@ -4,7 +4,7 @@ import numpy as np
 
 from hyp.abi.nic import CONTEXTS, LINK_HEADER, mac_to_int
 from hyp.abi.platform import PLATFORM_BYTES
-from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
+from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER, MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import WAIT, new_eventfd
@@ -35,6 +35,7 @@ class EngineState:
         self.engine = Engine(f"nic{index}", epoll)
         self._record = np.zeros(1, ENGINE)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
+        self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         self.trackers = np.zeros(TRACKERS, TRACKER)
         self.histograms = attach_histograms(self.trackers)
         self.wire = np.zeros(1, WIRE)
@@ -50,8 +51,8 @@ class EngineState:
         self._jumbos = np.zeros(WIRE_BUFFERS * JUMBO_BUFFER, np.uint8)  # memory that costs nothing until there is such a frame
         self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
         self._keep = (crossings, page, platform)
-        self.contexts["number"] = np.arange(CONTEXTS)
-        self.contexts["head1"] = -1
+        for number in range(CONTEXTS):
+            self.clear(number)
         self._frames = [FrameMemory(), FrameMemory()]
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
         self.wire[0]["buffers"], self.wire[0]["jumbos"] = self._buffers.ctypes.data, self._jumbos.ctypes.data
@@ -75,6 +76,13 @@ class EngineState:
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
         record["shootdown_fd"] = shootdown_fd
         self.address = int(self._record.ctypes.data)
+
+    def clear(self, number: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+        """Forget all about context `number`, which no engine serves; returns its record."""
+        record = self.contexts[number : number + 1]
+        record[:] = 0
+        record["number"], record["head1"], record["members"] = number, -1, self._members[number].ctypes.data
+        return record
 
     def configure(self, counters: CounterPage, wire_mac: str, pause_us: int, mtu: int) -> None:
         """Set what comes from the topology, and the rows that count."""

@@ -70,9 +70,18 @@ class Nic:
     # -- the hypervisor's operations --
 
     async def context_create(
-        self, fds: list[int], context: int, name: str, memory: int, mac: str, privileged: bool, passthrough: bool
+        self,
+        fds: list[int],
+        context: int,
+        name: str,
+        memory: int,
+        mac: str,
+        privileged: bool,
+        passthrough: bool,
+        first: int,
+        queue: int,
     ) -> dict[str, int]:
-        """Map what a context needs; answers what the device offers it.
+        """Map what a context needs; answers what the device offers it. It is number `queue` of those whose first is `first`.
 
         fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd.
         """
@@ -82,9 +91,8 @@ class Nic:
         self._mappings[context] = [ram, iommu, doorbell]
         counts, shared = self._counters.row(f"ctx{context}:{name}")
         for index, state in enumerate(self._engines):
-            record = state.contexts[context : context + 1]
-            record[:] = 0
-            record["number"], record["head1"] = context, -1
+            record = state.clear(context)
+            record["first"], record["queue"] = first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
             record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)
             record["ram"], record["ram_pages"] = ram.address, memory // PAGE
@@ -107,15 +115,23 @@ class Nic:
                 raise Refused("ENODEV", f"there is no context {context}")
             if context in self._started:
                 raise Refused("EBUSY", f"context {context} has been started already")
+            record = self._engines[0].contexts[context]
+            mac, queue, before = int(record["mac"]), int(record["queue"]), self._queues(int(record["first"]))
+            if queue != before:
+                raise Refused("EINVAL", f"context {context} is queue {queue}, and {before} are started: they start in their order")
             self._started.add(context)
             for state in self._engines:
                 for name, value in queues.items():
                     state.contexts[context][name] = value
-            mac = int(self._engines[0].contexts[context]["mac"])
-            if mac:
+            if mac and queue == 0:
                 await self._filter(mac, context)
             for state in self._engines:
                 await state.engine.post(START_CONTEXT, context=context)
+
+    def _queues(self, first: int) -> int:
+        """How many of a guest's contexts have been started."""
+        records = self._engines[0].contexts
+        return sum(int(records[number]["first"]) == first for number in self._started)
 
     async def context_destroy(self, context: int) -> None:
         """Let go of a context: no engine touches anything of it when this returns."""

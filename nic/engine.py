@@ -100,6 +100,9 @@ def _dma_of(c):
 def _start_context(e, number):
     c = context_of(e, number)
     c.active = 1
+    first = context_of(e, c.first)
+    store64(first.members + 8 * c.queue, number)
+    first.queues = c.queue + 1
     _dma_of(c)
     if c.mine != 0:
         store64(e.order + 8 * e.active, number)
@@ -117,6 +120,9 @@ def _forget_routes(e):
 def _stop_context(e, number):
     c = context_of(e, number)
     c.active = 0
+    first = context_of(e, c.first)
+    if c.queue < first.queues and load64(first.members + 8 * c.queue) == number:
+        first.queues = c.queue
     forget(e.table, number)
     _forget_routes(e)
     left = 0

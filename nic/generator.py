@@ -68,7 +68,7 @@ def _generate_run(e, w):
     """Send at most BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
     number = lookup(e.table, w.destination)
     r = context_of(e, number)
-    if number == NO_CONTEXT or r.mine == 0 or r.active == 0:
+    if number == NO_CONTEXT or r.mine == 0 or r.active == 0 or r.queues > 1:
         return 0
     n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)

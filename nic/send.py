@@ -64,7 +64,7 @@ from nic.queues import (
     seek,
     send_descriptor,
 )
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, stage, touch, wire_at
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, receiver_of, stage, touch, wire_at
 from nic.switch import lookup
 from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
 
@@ -80,11 +80,14 @@ AHEAD_BYTES = 256
 
 @compiled
 def _flood_here(e, origin, f):
-    """Deliver to every context of this engine but `origin`. Returns the number of deliveries tried."""
+    """Deliver to every guest's context of this engine but `origin`'s. Returns the number of deliveries tried.
+
+    Of a guest with several contexts it is the one that the frame belongs to, of whichever engine that is: there it is delivered.
+    """
     tried = 0
     for k in range(e.active):
         r = context_of(e, load64(e.order + 8 * k))
-        if r.number != origin and r.active != 0:
+        if r.first != origin and r.active != 0 and receiver_of(e, r.first, f).number == r.number:
             tried += 1
             result = put_broadcast(e, r, f)
             if result != DELIVERED:
@@ -95,7 +98,7 @@ def _flood_here(e, origin, f):
 
 @compiled
 def flood(e, origin, f):
-    """A broadcast or multicast frame of context `origin` to all others. Never pauses."""
+    """A broadcast or multicast frame of the guest whose first context is `origin` to all others. Never pauses."""
     count(e.counts, REPLICATED, _flood_here(e, origin, f))
     for consumer in range(e.engines):
         if consumer != e.index and cross(e, consumer, FLOOD, origin, f) == PAUSE:
@@ -145,13 +148,13 @@ def _switch(e, c, f):
             await_wire(e, c)
             return PAUSE
         if route == FLOODED and c.part == 0:
-            flood(e, c.number, f)
+            flood(e, c.first, f)
         return outbound(e, c, f)
-    if route == c.number:
+    if route == c.first:
         return DROP_SAME_PORT
-    r = context_of(e, route)
+    r = receiver_of(e, route, f)
     if r.mine == 0 and r.active != 0:
-        return cross_or_pause(e, c, r.engine, route, c.number, f)
+        return cross_or_pause(e, c, r.engine, r.number, c.first, f)
     return put_or_pause(e, c, r, f)
 
 
@@ -314,9 +317,9 @@ def _send_run(e, c, n, room):
     if route == NO_CONTEXT and has_open_sink(w):
         done, total, flags = _take_run(e, c, n, room, True)
         sent_to_sink(w, done, total)
-    elif route >= 0 and route != c.number:
+    elif route >= 0 and route != c.first:
         r = context_of(e, route)
-        if r.mine == 0 or r.active == 0:
+        if r.mine == 0 or r.active == 0 or r.queues > 1:  # of several queues each frame has its own
             return 0, 0
         taken, _, flags = _take_run(e, c, min(n, STAGE, posted_buffers(r)), room, False)
         done, total = put_run(e, r, taken, c.head0)

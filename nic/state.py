@@ -5,8 +5,10 @@ Everything hangs on the ENGINE record, so that compiled functions take one argum
 
 import numpy as np
 
-from hyp.atomics import record_view, store64
-from hyp.kernels import compiled
+from hyp.atomics import load64, record_view, store64
+from hyp.kernels import compiled, outlined
+from hyp.offload.flow import queue_of
+from hyp.offload.frame import piece_addr, piece_length
 
 CONTEXT = np.dtype(
     [
@@ -15,6 +17,10 @@ CONTEXT = np.dtype(
         ("active", "i8"),  # 1 while the engine serves it
         ("mine", "i8"),  # this engine owns its queues (every engine knows every context)
         ("engine", "i8"),  # which engine does
+        ("first", "i8"),  # the first of the contexts that are one guest's queues: the switch knows them all by it; often itself
+        ("queue", "i8"),  # which of them it is
+        ("queues", "i8"),  # how many have been started, and their numbers (i8 each): of the first
+        ("members", "i8"),
         ("passthrough", "i8"),  # native: the IOMMU translates nothing, an IOVA is a place in the owner's RAM
         ("privileged", "i8"),  # the physical function: any source MAC, and what nobody else has an address for
         ("mac", "i8"),
@@ -170,6 +176,25 @@ DELIVERED = 0
 def context_of(e, number):
     """The CONTEXT record `number` of engine `e`."""
     return context_at(e.contexts + number * CONTEXT_BYTES)
+
+
+@outlined
+def member_for(e, first, f):
+    """The one of a guest's contexts, whose first is `first`, that frame `f` goes to.
+
+    Its bytes may change under our eyes, and decide on no more than which of them it is.
+    """
+    queue = queue_of(f.head0, f.head1, piece_addr(f.pieces, 0), piece_length(f.pieces, 0), first.queues)
+    return context_of(e, load64(first.members + 8 * queue))
+
+
+@compiled
+def receiver_of(e, number, f):
+    """The context that a frame for context `number`, which has its destination, goes to."""
+    r = context_of(e, number)
+    if r.queues > 1:
+        r = member_for(e, r, f)
+    return r
 
 
 @compiled

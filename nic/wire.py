@@ -47,7 +47,7 @@ from nic.link import (
     set_link,
     takes,
 )
-from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
+from nic.state import DELIVERED, FOR_WIRE, PAUSE, receiver_of, wire_at
 from nic.switch import lookup
 
 SINK, REFLECT = 0, 1
@@ -63,11 +63,11 @@ def inbound(e, w, destination, f):
     number = lookup(e.table, destination)
     if number == NO_CONTEXT:
         number = 0
-    r = context_of(e, number)
+    r = receiver_of(e, number, f)
     if r.active == 0:
         return DROP_NO_ROUTE
     if r.mine == 0:
-        return cross_or_pause(e, w, r.engine, number, WIRE_ORIGIN, f)
+        return cross_or_pause(e, w, r.engine, r.number, WIRE_ORIGIN, f)
     return put_or_pause(e, w, r, f)
 
 
@@ -214,12 +214,11 @@ def _reflect(e, w, buffer, length, head0, head1):
     count(w.counts, TX_FRAMES, 1)
     count(w.counts, TX_BYTES, length)
     number = lookup(e.table, source)
-    r = context_of(e, 0 if number == NO_CONTEXT else number)
+    f = frame_at(e.turned)
+    one_piece(f, buffer, length, 0, back0, back1)
+    r = receiver_of(e, 0 if number == NO_CONTEXT else number, f)
     result = DROP_NO_ROUTE
-    if r.active != 0:
-        # A reflected frame belongs to nobody's sending queue, so it does not pause anybody.
-        f = frame_at(e.turned)
-        one_piece(f, buffer, length, 0, back0, back1)
+    if r.active != 0:  # a reflected frame belongs to nobody's sending queue, so it does not pause anybody
         if r.mine == 0:
             result = cross(e, r.engine, r.number, WIRE_ORIGIN, f)
             if result == PAUSE:
@@ -337,11 +336,11 @@ def _land(e, w, frame, length, kind):
     """DELIVERED, PAUSE, or a drop's name."""
     head0, head1 = load64(frame), load64(frame + 8)
     number = lookup(e.table, destination_of(head0))
-    r = context_of(e, 0 if number == NO_CONTEXT else number)
-    if r.active == 0:
-        return DROP_NO_ROUTE
     f = frame_at(e.frame)
     one_piece(f, frame, length, 0, head0, head1)
+    r = receiver_of(e, 0 if number == NO_CONTEXT else number, f)
+    if r.active == 0:
+        return DROP_NO_ROUTE
     result = cross(e, r.engine, r.number, WIRE_ORIGIN, f) if r.mine == 0 else put(e, r, f, 0)
     if result != PAUSE:
         return result

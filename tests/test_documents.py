@@ -19,11 +19,11 @@ from bench.peers import testpmd
 from bench.questions import ask, settings
 from dom0 import engine as dom0_engine
 from dom0 import state as dom0_state
-from dom0 import uplink, vif_connection
+from dom0 import uplink
 from dom0.xenbus_states import BACK_STATES, Action, judge, steps
 from domu import device
 from domu.frontends import split
-from domu.programs import traffic
+from domu.programs import traffic_loop
 from hyp import control, engine, events, grants
 from hyp.abi import counters, fragment, grant, netif, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
@@ -114,7 +114,7 @@ FACTS = [
     fact(HYPERCALLS, r"pseudo-domain \((0x\w+), Xen's DOMID_IO\)", DOMID_NIC),
     fact(HYPERCALLS, rf"Our front end waits {N} s for each state", split.HANDSHAKE_TIMEOUT_S),
     fact(NETIF, rf"Our own front end waits {N} s for each answer", split.HANDSHAKE_TIMEOUT_S),
-    fact(NETIF, rf"`multi-queue-max-queues` {N},", vif_connection.QUEUES),
+    fact(NETIF, rf"`multi-queue-max-queues` {N},", sizes.MAX_QUEUES),
     fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frames.MIN_TEST_FRAME, nic.MAX_MTU + tables.HEADER),
     fact(NETIF, rf"Bit 14: only the first {N} bytes", frames.COVERED),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
@@ -155,7 +155,7 @@ FACTS = [
     fact(PACKET, rf"its FIFO: {N} KiB", link.FIFO_BYTES / 1024),
     fact(PACKET, rf"oversleeps half a FIFO \({N} µs at 10 Gbit/s\)", round(link.FIFO_BYTES * 8 / 10e3 / 2)),
     fact(PACKET, rf"{N} buckets for each power of two, so that a value is at most 1/{N} too high", histogram.SUB, histogram.SUB),
-    fact(PACKET, r"\(up to 2\^(\d+) of them\)", traffic.MAX_ROUND_TRIPS.bit_length() - 1),
+    fact(PACKET, r"\(up to 2\^(\d+) of them\)", traffic_loop.MAX_ROUND_TRIPS.bit_length() - 1),
     fact(PACKET, rf"up to {N} that are due go in one burst", device.BURST),
     fact(PACKET, rf"shorter than {N} bytes, or an unknown flag", nic.MIN_FRAME),
     fact(PACKET, rf"one to {N} \*fragments\*", nic.MAX_FRAGMENTS),

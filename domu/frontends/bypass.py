@@ -56,7 +56,7 @@ from hyp.verbs import (
 )
 
 if TYPE_CHECKING:
-    from domu.guest import Guest
+    from domu.guest import Guest, GuestQueue
 
 KNOWN = SG | CSUM | TSO4 | TSO6
 """Features that this driver can use."""
@@ -223,16 +223,16 @@ def post_all_buffers(device: int) -> None:
 OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, arm)
 
 
-async def connect(guest: "Guest") -> Device:
-    """Open a context, register pools, post all receive buffers, start."""
-    return await connect_context(guest, native=False)
+async def connect(guest: "Guest") -> list[Device]:
+    """Open a context for each queue, register pools, post all receive buffers, start."""
+    return [await connect_context(guest, queue, native=False) for queue in guest.queues]
 
 
-async def connect_context(guest: "Guest", *, native: bool) -> Device:
-    """`connect`; a `native` context needs no registration to reach RAM, and no hypervisor delivers its interrupts."""
+async def connect_context(guest: "Guest", queue: "GuestQueue", *, native: bool) -> Device:
+    """`connect` of a queue; a `native` context needs no registration to reach RAM, and no hypervisor delivers its interrupts."""
     entries = int(guest.config["queue"])
-    counts = guest.counters.row("device")
-    pair = await open_queue_pair(guest.hyp, guest.upcall, entries, counts[0])
+    counts = guest.counters.row(queue.row("device"))
+    pair = await open_queue_pair(guest.hyp, queue.upcall, entries, counts[0], queue.number)
     front = np.zeros(1, BYPASS)
     record = front[0]
     record["qp"], record["ram"] = pair.address, guest.ram.address
@@ -243,7 +243,7 @@ async def connect_context(guest: "Guest", *, native: bool) -> Device:
     known = KNOWN & int(guest.config["features"])
     features = await start_queue_pair(guest.hyp, guest.ram, pair, known, registers=not native)
     device = new_device(
-        OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), FRAME_BUFFER, counts, guest.wait, features
+        OPERATIONS, int(front.ctypes.data), pair.mac, mac_to_int(pair.mac), FRAME_BUFFER, counts, queue.wait, features
     )
     scratch = np.zeros(entries * FRAME_BUFFER, np.uint8)
     record["scratch"] = scratch.ctypes.data

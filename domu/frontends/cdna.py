@@ -141,7 +141,7 @@ def post_all_buffers(device: int) -> None:
 OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, arm)
 
 
-async def connect(guest: "Guest") -> Device:
+async def connect(guest: "Guest") -> list[Device]:
     """Open a context, let the hypervisor attach its pin table, start, have all receive buffers enqueued."""
     entries = int(guest.config["queue"])
     counts = guest.counters.row("device")
@@ -174,4 +174,4 @@ async def connect(guest: "Guest") -> Device:
     post_all_buffers(device.address)
     if record["failed"]:
         raise RuntimeError("the hypervisor refused receive buffers")
-    return device
+    return [device]

@@ -227,7 +227,7 @@ def post_all_buffers(device: int) -> None:
 OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, arm)
 
 
-async def connect(guest: "Guest") -> Device:
+async def connect(guest: "Guest") -> list[Device]:
     """Open a context, register its queues only, map and post all receive buffers, start."""
     entries = int(guest.config["queue"])
     counts = guest.counters.row("device")
@@ -259,4 +259,4 @@ async def connect(guest: "Guest") -> Device:
     post_all_buffers(device.address)
     if record["failed"]:
         raise RuntimeError("the hypervisor refused receive buffers")
-    return device
+    return [device]

@@ -13,6 +13,6 @@ if TYPE_CHECKING:
     from domu.guest import Guest
 
 
-async def connect(guest: "Guest") -> Device:
+async def connect(guest: "Guest") -> list[Device]:
     """Open a context that the IOMMU passes through, post all receive buffers, start."""
-    return await connect_context(guest, native=True)
+    return [await connect_context(guest, guest.queues[0], native=True)]

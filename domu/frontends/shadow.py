@@ -122,9 +122,9 @@ def rx_release(device: int, n: int) -> int:
 OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, arm)
 
 
-async def connect(guest: "Guest") -> Device:
+async def connect(guest: "Guest") -> list[Device]:
     """The bypass driver's device, with the program's buffers apart from its registered pools."""
-    device = await bypass.connect(guest)
+    device = await bypass.connect_context(guest, guest.queues[0], native=False)
     entries = int(guest.config["queue"])
     registered = device.record[0]
     front, own = np.zeros(1, SHADOW), np.zeros((2, entries * FRAME_BUFFER), np.uint8)
@@ -136,4 +136,4 @@ async def connect(guest: "Guest") -> Device:
         registered[f"op_{name}"] = getattr(OPERATIONS, name).address
     registered["front"] = front.ctypes.data
     device.keep += [front, own]
-    return device
+    return [device]

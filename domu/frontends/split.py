@@ -1,6 +1,6 @@
 """The split front end, Xen's netfront: rings and grants shared with netback in Dom0, which does the rest.
 
-What runs per frame is domu/frontends/split_rings.py; here is the set-up.
+What runs per frame is domu/frontends/split_rings.py; here is the set-up. A guest with several queues has a device for each.
 
 As a Linux netfront does, it grants a page per packet and takes the grant back when the packet is answered. Send page i belongs to
 request id i, receive page i to receive slot i.
@@ -10,28 +10,37 @@ then shared with Dom0 as long as the device is up, and a request or its answer s
 read or change a page out of turn; such a guest trusts it not to. The back end's side is dom0/persistent.py.
 
 Set-up (XenBus), as Linux's netfront has it: wait for the back end's InitWait → rings in RAM, granted (and both pools, if
-persistent) → event channel → all nodes in one transaction → Connected → the back end Connected → receive requests posted.
+persistent) → event channels → all nodes in one transaction → Connected → the back end Connected → receive requests posted.
 A back end that closes is followed: Closed, and the device is out of service.
 """
 
 import asyncio
 import errno
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from domu.device import Device, device_at, new_device
 from domu.frontends.split_rings import OPERATIONS
-from domu.frontends.split_state import BACKEND, NETFRONT, POLLED, netfront_at, post_receive, tell
+from domu.frontends.split_state import BACKEND, NETFRONT, POLLED, QUEUE_REFS, netfront_at, post_receive, tell
 from domu.frontends.split_state import FIRST_REF as FIRST_REF
 from domu.frontends.split_state import RX_REF as RX_REF
 from domu.frontends.split_state import RX_SLOTS as RX_SLOTS
 from domu.frontends.split_state import TX_REF as TX_REF
 from domu.frontends.split_state import TX_SLOTS as TX_SLOTS
 from hyp.abi.features import CSUM, CSUM6, NETIF_NODES, NO_CSUM_OFFLOAD, SG, TSO4, TSO6
-from hyp.abi.grant import PAGE_BYTES
-from hyp.abi.netif import FEATURE_PERSISTENT, NR_SLOTS_MIN, RX_SLOT_BYTES, TX_SLOT_BYTES
+from hyp.abi.grant import ENTRY_BYTES, PAGE_BYTES
+from hyp.abi.netif import (
+    FEATURE_PERSISTENT,
+    FEATURE_SPLIT_EVENT_CHANNELS,
+    MAX_QUEUES_NODE,
+    NR_SLOTS_MIN,
+    NUM_QUEUES_NODE,
+    RX_SLOT_BYTES,
+    TX_SLOT_BYTES,
+)
 from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import COLOURED_FRAME
 from hyp.atomics import store64
@@ -54,11 +63,11 @@ from hyp.xenstore.xenbus import (
 )
 
 if TYPE_CHECKING:
-    from domu.guest import Guest
+    from domu.guest import Guest, GuestQueue
 
 log = logging.getLogger(__name__)
 
-GRANT_FRAMES = 4
+GRANT_FRAMES = 4  # at least
 HANDSHAKE_TIMEOUT_S = 30.0
 
 KNOWN = SG | CSUM | TSO4 | TSO6
@@ -72,7 +81,7 @@ def _init_rings(front: int, rings: int) -> None:
     sring = f.ram + rings
     for k in range(2):
         sring_init(sring + k * PAGE_BYTES)
-        grant_access(f.table, FIRST_REF + k, BACKEND, (rings >> 12) + k, 0)
+        grant_access(f.table, f.tx_ref - 2 + k, BACKEND, (rings >> 12) + k, 0)
     attach_front(ring_at(f.tx_ring), sring, TX_SLOTS, TX_SLOT_BYTES)
     attach_front(ring_at(f.rx_ring), sring + PAGE_BYTES, RX_SLOTS, RX_SLOT_BYTES)
     for number in range(TX_SLOTS):
@@ -86,9 +95,9 @@ def _grant_pools(front: int) -> None:
     f = netfront_at(front)
     f.persistent = 1
     for number in range(TX_SLOTS):
-        grant_access(f.table, TX_REF + number, BACKEND, (f.tx_pool >> 12) + number, 1)
+        grant_access(f.table, f.tx_ref + number, BACKEND, (f.tx_pool >> 12) + number, 1)
     for number in range(RX_SLOTS):
-        grant_access(f.table, RX_REF + number, BACKEND, (f.rx_pool >> 12) + number, 0)
+        grant_access(f.table, f.rx_ref + number, BACKEND, (f.rx_pool >> 12) + number, 0)
 
 
 @entry(void(i64))
@@ -99,13 +108,13 @@ def _post_all_receives(device: int) -> None:
     ring = ring_at(f.rx_ring)
     for _ in range(RX_SLOTS):
         post_receive(f, ring)
-    tell(d, f, push_requests(ring))
+    tell(d, f.rx_event_fd, push_requests(ring))
 
 
 class _Memory:
-    """What the NETFRONT record points at."""
+    """What the NETFRONT record of queue `queue` points at."""
 
-    def __init__(self, guest: "Guest", table: Mapping) -> None:
+    def __init__(self, guest: "Guest", table: Mapping, queue: int = 0) -> None:
         self.record = np.zeros(1, NETFRONT)
         self._rings = np.zeros(2, RING)
         self._lists = np.zeros((2, TX_SLOTS), np.int64)
@@ -114,6 +123,7 @@ class _Memory:
         self.ring_pages = guest.ram.allocate(2 * PAGE_BYTES)
         row = self.record[0]
         row["awaited"] = 1
+        row["tx_ref"], row["rx_ref"] = TX_REF + queue * QUEUE_REFS, RX_REF + queue * QUEUE_REFS
         row["tx_ring"], row["rx_ring"] = (int(self._rings[k : k + 1].ctypes.data) for k in range(2))
         row["free"], row["busy"] = (int(self._lists[k].ctypes.data) for k in range(2))
         row["polled"], row["table"], row["ram"] = self._polled.ctypes.data, table.address, guest.ram.address
@@ -122,8 +132,28 @@ class _Memory:
         self.address = int(self.record.ctypes.data)
 
 
-async def connect(guest: "Guest") -> Device:
-    """Walk the XenBus handshake with netback; returns the connected device. XenbusError, told in the store too, if it fails."""
+@dataclass(slots=True)
+class _Queue:
+    """One queue on its way to a device."""
+
+    guest: "GuestQueue"
+    memory: _Memory
+    ports: list[int]
+    """Event channels: one to transmit and one to receive, or one for both."""
+
+    def nodes(self) -> dict[str, int]:
+        """What the back end must know of it."""
+        tx_ref = int(self.memory.record[0]["tx_ref"])
+        nodes = {"tx-ring-ref": tx_ref - 2, "rx-ring-ref": tx_ref - 1}
+        names = ("event-channel-tx", "event-channel-rx") if len(self.ports) > 1 else ("event-channel",)
+        return nodes | dict(zip(names, self.ports, strict=True))
+
+
+async def connect(guest: "Guest") -> list[Device]:
+    """Walk the XenBus handshake with netback; returns the connected device of each queue.
+
+    There are as many as the guest has and the back end takes. XenbusError, told in the store too, if it fails.
+    """
     store = await XenstoreClient.open(adopt_socket(guest.process.sockets["xenstore"]))
     front = frontend_path(guest.domid, "vif", 0)
     try:
@@ -133,18 +163,23 @@ async def connect(guest: "Guest") -> Device:
         raise
 
 
-async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> Device:
+async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> list[Device]:
     back = await _backend_path(store, front)
     await wait_for_state(store, back, [XenbusState.INIT_WAIT], HANDSHAKE_TIMEOUT_S)
     mac = await store.read(f"{front}/mac")
-    setup = await guest.hyp.call("gnttab_setup", frames=GRANT_FRAMES)
-    memory = _Memory(guest, Mapping.adopt(setup.fds[0], GRANT_FRAMES * PAGE_BYTES))
-    _init_rings(memory.address, memory.ring_pages)
-    port = int((await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=guest.upcall)).value["port"])
-    nodes = {"tx-ring-ref": FIRST_REF, "rx-ring-ref": FIRST_REF + 1, "event-channel": port}
-    nodes |= {"request-rx-copy": 1, "feature-rx-notify": 1}
+    own = guest.queues[: await _max_queues(store, back)]
+    table = await _grant_table(guest, len(own))
+    channels = 2 if await says_one(store, f"{back}/{FEATURE_SPLIT_EVENT_CHANNELS}") else 1
+    queues = [await _make_queue(guest, table, queue, channels) for queue in own]
+    nodes = {"request-rx-copy": 1, "feature-rx-notify": 1}
+    if len(queues) == 1:
+        nodes |= queues[0].nodes()
+    else:
+        nodes[NUM_QUEUES_NODE] = len(queues)
+        nodes |= {f"queue-{k}/{name}": value for k, queue in enumerate(queues) for name, value in queue.nodes().items()}
     if await says_one(store, f"{back}/{FEATURE_PERSISTENT}"):
-        _grant_pools(memory.address)
+        for queue in queues:
+            _grant_pools(queue.memory.address)
         nodes[FEATURE_PERSISTENT] = 1
     features = acceptable(int(guest.config["features"]), await offered_features(store, back))
     nodes |= {accepts: 1 for feature, (_, accepts) in NETIF_NODES.items() if feature & features}
@@ -158,23 +193,53 @@ async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> Device:
     await store.retry(write)
     await switch_state(store, front, XenbusState.CONNECTED)
     await _until_connected(store, back)
-    memory.record[0]["event_fd"] = (await guest.hyp.call("evtchn_notifier", port=port)).fds[0]
+    watch = await store.watch(f"{back}/state", "follow")
+    memories = [queue.memory for queue in queues]
+    following = asyncio.get_running_loop().create_task(_follow(store, watch, front, back, memories))
+    devices = [await _device(guest, queue, mac, features & ~CSUM6) for queue in queues]
+    for device, memory in zip(devices, memories, strict=True):
+        device.keep += [following, memory, store]
+        _post_all_receives(device.address)
+    return devices
+
+
+async def _max_queues(store: XenstoreClient, back: str) -> int:
+    """How many queues the back end takes: 1, if it does not say."""
+    try:
+        text = await store.read(f"{back}/{MAX_QUEUES_NODE}")
+    except XenstoreError as error:
+        if error.name != "ENOENT":
+            raise
+        return 1
+    return max(int(text), 1) if text.isascii() and text.isdigit() else 1
+
+
+async def _grant_table(guest: "Guest", queues: int) -> Mapping:
+    """The guest's grant table, large enough for so many queues."""
+    frames = max(-(-(FIRST_REF + queues * QUEUE_REFS) * ENTRY_BYTES // PAGE_BYTES), GRANT_FRAMES)
+    setup = await guest.hyp.call("gnttab_setup", frames=frames)
+    return Mapping.adopt(setup.fds[0], frames * PAGE_BYTES)
+
+
+async def _make_queue(guest: "Guest", table: Mapping, queue: "GuestQueue", channels: int) -> _Queue:
+    """Rings, granted, and so many event channels."""
+    memory = _Memory(guest, table, queue.number)
+    _init_rings(memory.address, memory.ring_pages)
+    made = [await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=queue.upcall) for _ in range(channels)]
+    return _Queue(queue, memory, [int(reply.value["port"]) for reply in made])
+
+
+async def _device(guest: "Guest", queue: _Queue, mac: str, features: int) -> Device:
+    """The device upon a queue that the back end has connected."""
+    notifiers = [(await guest.hyp.call("evtchn_notifier", port=port)).fds[0] for port in queue.ports]
+    record = queue.memory.record[0]
+    record["tx_event_fd"], record["rx_event_fd"] = notifiers[0], notifiers[-1]
+    counts = guest.counters.row(queue.guest.row("device"))
     device = new_device(
-        OPERATIONS,
-        memory.address,
-        mac,
-        mac_to_int(mac),
-        COLOURED_FRAME,
-        guest.counters.row("device"),
-        guest.wait,
-        features & ~CSUM6,
-    )
+        OPERATIONS, queue.memory.address, mac, mac_to_int(mac), COLOURED_FRAME, counts, queue.guest.wait, features
+    )  # fmt: skip
     row = device.record[0]
     row["fragment_room"], row["fragment_align"], row["max_fragments"] = PAGE_BYTES, PAGE_BYTES, NR_SLOTS_MIN
-    watch = await store.watch(f"{back}/state", "follow")
-    following = asyncio.get_running_loop().create_task(_follow(store, watch, front, back, memory))
-    device.keep += [following, memory, store]
-    _post_all_receives(device.address)
     return device
 
 
@@ -197,12 +262,13 @@ async def _until_connected(store: XenstoreClient, back: str) -> None:
         )
 
 
-async def _follow(store: XenstoreClient, watch: Watch, front: str, back: str, memory: "_Memory") -> None:
+async def _follow(store: XenstoreClient, watch: Watch, front: str, back: str, memories: list["_Memory"]) -> None:
     """When the back end closes, or is removed, the front end does: xenbus_frontend_closed."""
     try:
         async for _ in watch:
             if await read_state(store, back) in (XenbusState.CLOSING, XenbusState.CLOSED, None):
-                memory.record[0]["failed"] = 1
+                for memory in memories:
+                    memory.record[0]["failed"] = 1
                 log.warning("%s has closed: the device is out of service", back)
                 await switch_state(store, front, XenbusState.CLOSED)
                 return

@@ -20,7 +20,6 @@ from domu.device import (
 from domu.frontends.split_chains import send_frame, take_frame
 from domu.frontends.split_state import (
     RX_SLOTS,
-    TX_REF,
     TX_SLOTS,
     fail,
     keep_polled,
@@ -75,7 +74,7 @@ def _reap(d, f):
             if number >= TX_SLOTS or load64(f.busy + 8 * number) == 0:
                 return fail(d, f)
             store64(f.busy + 8 * number, 0)
-            if revoke and end_access(f.table, TX_REF + number) == 0:
+            if revoke and end_access(f.table, f.tx_ref + number) == 0:
                 count(d.counts, FAULTS_GRANT, 1)  # answered and still in use: the page is lost to us until it is not
                 return fail(d, f)
             store64(f.free + 8 * (f.free_tail % TX_SLOTS), number)
@@ -121,7 +120,7 @@ def tx_commit(device: int, n: int) -> int:
         frames += 1
     count(d.counts, TX_FRAMES, frames)
     count(d.counts, TX_BYTES, total)
-    tell(d, f, push_requests(ring))
+    tell(d, f.tx_event_fd, push_requests(ring))
     commit(d.counts, d.counts_shared)
     return n
 
@@ -198,7 +197,7 @@ def rx_release(device: int, n: int) -> int:
             count(d.counts, RX_BYTES, octets)
         for _ in range(entry.slots):
             post_receive(f, ring)
-    tell(d, f, push_requests(ring))
+    tell(d, f.rx_event_fd, push_requests(ring))
     commit(d.counts, d.counts_shared)
     return n
 

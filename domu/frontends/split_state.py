@@ -21,7 +21,8 @@ BACKEND = DOM0
 FIRST_REF = 8  # below are Xen's reserved entries
 TX_SLOTS = ring_size(TX_SLOT_BYTES)
 RX_SLOTS = ring_size(RX_SLOT_BYTES)
-TX_REF, RX_REF = FIRST_REF + 2, FIRST_REF + 2 + TX_SLOTS
+TX_REF, RX_REF = FIRST_REF + 2, FIRST_REF + 2 + TX_SLOTS  # of a device's first queue, after those of its two rings
+QUEUE_REFS = 2 + TX_SLOTS + RX_SLOTS
 PAGE_MASK = 4095
 
 NETFRONT = np.dtype(
@@ -29,7 +30,10 @@ NETFRONT = np.dtype(
         ("tx_ring", "i8"),  # RING records, as the front end
         ("rx_ring", "i8"),
         ("table", "i8"),  # address of the grant table
-        ("event_fd", "i8"),
+        ("tx_ref", "i8"),  # grant references of the first page of either pool
+        ("rx_ref", "i8"),
+        ("tx_event_fd", "i8"),  # to tell the back end of requests: the same, if there is one event channel for both rings
+        ("rx_event_fd", "i8"),
         ("ram", "i8"),  # address of guest-physical 0
         ("tx_pool", "i8"),  # guest-physical addresses; a page per slot
         ("rx_pool", "i8"),
@@ -69,9 +73,9 @@ def send_page(f, ring, grant, addr, octets, flags):
     f.free_head += 1
     store64(f.busy + 8 * number, 1)
     if grant:
-        grant_access(f.table, TX_REF + number, BACKEND, (f.tx_pool >> 12) + number, 1)
+        grant_access(f.table, f.tx_ref + number, BACKEND, (f.tx_pool >> 12) + number, 1)
     slot = next_request(ring)
-    store32(slot, TX_REF + number)
+    store32(slot, f.tx_ref + number)
     store32(slot + 4, (addr & PAGE_MASK) | (flags << 16))
     store32(slot + 8, number | (octets << 16))
     return slot
@@ -80,7 +84,7 @@ def send_page(f, ring, grant, addr, octets, flags):
 @compiled
 def take_back(d, f, index):
     """Revoke the grant of the receive page of slot `index`. 0, or FAILED: the back end still uses it."""
-    if f.persistent == 0 and end_access(f.table, RX_REF + (index & (RX_SLOTS - 1))) == 0:
+    if f.persistent == 0 and end_access(f.table, f.rx_ref + (index & (RX_SLOTS - 1))) == 0:
         count(d.counts, FAULTS_GRANT, 1)
         return fail(d, f)
     return 0
@@ -106,13 +110,13 @@ def post_receive(f, ring):
     """Grant the page of the next receive slot and ask for a frame in it."""
     number = ring.req_prod_pvt & (RX_SLOTS - 1)
     if f.persistent == 0:
-        grant_access(f.table, RX_REF + number, BACKEND, (f.rx_pool >> 12) + number, 0)
-    store64(next_request(ring), number | ((RX_REF + number) << 32))
+        grant_access(f.table, f.rx_ref + number, BACKEND, (f.rx_pool >> 12) + number, 0)
+    store64(next_request(ring), number | ((f.rx_ref + number) << 32))
 
 
 @compiled
-def tell(d, f, due):
+def tell(d, event_fd, due):
     """Send the back end the event, if it is due."""
-    notify_if(due, f.event_fd, d.counts)
+    notify_if(due, event_fd, d.counts)
     if due:
         charge(wait_at(d.wait).platform, EVENT_SEND_PRICE, d.counts, EVENTS, 1)

@@ -53,7 +53,7 @@ class VirtualCpu:
         os.eventfd_write(self._wake, 1)
 
 
-async def connect(guest: "Guest") -> Device:
+async def connect(guest: "Guest") -> list[Device]:
     """Place queues and pools in RAM, have a device emulated on them, post all receive buffers."""
     entries = int(guest.config["queue"])
     counts = guest.counters.row("device")
@@ -84,4 +84,4 @@ async def connect(guest: "Guest") -> Device:
     # A trap waits for the hypervisor, whose end this thread must be able to notice
     with limits.told_of_threads("the thread that posts the first buffers"):
         await asyncio.get_running_loop().run_in_executor(None, post_all_buffers, device.address)
-    return device
+    return [device]

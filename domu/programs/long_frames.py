@@ -1,4 +1,4 @@
-"""Frames that a send buffer doesn't hold: how the traffic program sends and receives them (domu/programs/traffic.py).
+"""Frames that a send buffer doesn't hold: how the traffic program sends and receives them (domu/programs/traffic_loop.py).
 
 They are written to memory of the program's own, as an application's data is, and copied into the device's buffers, fragment by
 fragment; what arrives in fragments is put together before it is verified. Those that are longer than the MTU allows are TCP test

@@ -22,12 +22,32 @@ class ProgramSpec:
     """It can be an end of a workload: sends, receives and verifies test frames."""
     offloads: bool
     """It knows what to do with frames of several fragments and with offloads: its front end accepts what it is offered of them."""
+    queues: bool
+    """It can drive several queues, or agrees on them by itself."""
 
 
 _ROWS = (
-    ProgramSpec("traffic", "the lab's own traffic", "domu.programs.traffic", addressed=False, workloads=True, offloads=True),
-    ProgramSpec("tap", "a TAP device for unmodified programs", "domu.programs.tap", addressed=True, workloads=False, offloads=True),
-    ProgramSpec("own", "a program that is the guest itself", "domu.programs.own", addressed=False, workloads=False, offloads=False),
+    ProgramSpec(
+        "traffic", "the lab's own traffic", "domu.programs.traffic", addressed=False, workloads=True, offloads=True, queues=True
+    ),
+    ProgramSpec(
+        "tap",
+        "a TAP device for unmodified programs",
+        "domu.programs.tap",
+        addressed=True,
+        workloads=False,
+        offloads=True,
+        queues=False,
+    ),
+    ProgramSpec(
+        "own",
+        "a program that is the guest itself",
+        "domu.programs.own",
+        addressed=False,
+        workloads=False,
+        offloads=False,
+        queues=True,
+    ),
 )
 PROGRAMS: Final = {spec.name: spec for spec in _ROWS}
 NAMED: Final = tuple(name for name in PROGRAMS if name != "own")

@@ -15,6 +15,7 @@ The checksum is the sum over all 64-bit words but its own, from byte 16 to the e
 odd number that depends on its place: it sees any change of one word and any exchange of two that differ in their low bits.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -199,6 +200,7 @@ def _record_latency(t, ns) -> None:
 
 
 Trackers = np.ndarray[tuple[int], np.dtype[np.void]]
+_SUMS = ("frames", "bytes", "lost", "duplicated", "corrupt")
 
 
 def attach_histograms(trackers: Trackers) -> Counts:
@@ -221,3 +223,24 @@ def tracker_report(trackers: Trackers, stream: int, histograms: Counts | None = 
     if histograms is not None and int(row["stamped"]) > 0:
         report["latency"] = summary(histograms[stream % TRACKERS], int(row["longest_ns"]))
     return report
+
+
+def report_of_all(receivers: Sequence[tuple[Trackers, Counts]], stream: int) -> dict[str, Any]:
+    """`tracker_report` of a stream that any of several receivers may have got, each with its trackers and histograms.
+
+    Only one does if frames are spread by their flow (hyp/offload/flow.py); of several, sums from the first frame to the last.
+    """
+    reports = [tracker_report(trackers, stream, histograms) for trackers, histograms in receivers]
+    seen = [k for k, report in enumerate(reports) if report["frames"] + report["corrupt"] > 0]
+    if len(seen) < 2:
+        return reports[seen[0] if seen else 0]
+    found = [reports[k] for k in seen]
+    merged = {**found[0], **{name: sum(report[name] for report in found) for name in _SUMS}}
+    merged |= {"next": max(report["next"] for report in found), "last_ns": max(report["last_ns"] for report in found)}
+    merged["first_ns"] = min(report["first_ns"] for report in found)
+    stamped = [k for k in seen if "latency" in reports[k]]
+    if stamped:
+        slot = stream % TRACKERS
+        counts = sum(receivers[k][1][slot] for k in stamped)
+        merged["latency"] = summary(counts, max(int(receivers[k][0][slot]["longest_ns"]) for k in stamped))
+    return merged

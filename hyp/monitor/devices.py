@@ -87,20 +87,33 @@ class Devices:
 
     # -- contexts --
 
-    async def open_context(self, domain: Domain, upcall: Upcall) -> Context:
-        """A context for `domain` whose completions arrive at `upcall`. Refused if it has one, or the toolstack says no."""
-        mac, passthrough = await self._policy_for(domain)
+    async def open_context(self, domain: Domain, upcall: Upcall, queue: int = 0) -> Context:
+        """A context for queue `queue` of `domain`, whose completions arrive at `upcall`. Refused if it has that, or may not.
+
+        They are opened in their order, and lie on different engines of the NIC, as far as there are so many.
+        """
+        mac, passthrough, queues = await self._policy_for(domain)
         # Checked after the wait: another call of the same guest, or its end, may have come in between.
-        if domain.contexts:
-            raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}) has a context already")
+        who, opened = f"domain {domain.domid} ({domain.name})", sorted(context.queue for context in domain.contexts.values())
+        if queue in opened:
+            raise Refused("EBUSY", f"{who} has a context already" + (f" for queue {queue}" if queue > 0 else ""))
+        if queue >= queues:
+            raise Refused("EPERM", f"the toolstack gives {who} {queues} queues: there is no queue {queue}")
+        if queue != len(opened):
+            raise Refused("EINVAL", f"{who} asks for queue {queue}, and has opened {len(opened)}: they are opened in their order")
+        if not all(context.ready and not context.closing for context in domain.contexts.values()):
+            # It would belong to one that is perhaps no more
+            raise Refused("EBUSY", f"{who} has a context that is being opened or closed")
         if domain.dying:
-            raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}) has ended")
+            raise Refused("ESRCH", f"{who} has ended")
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
-        number = self._free_number(domain)
+        first = min(domain.contexts, key=lambda number: domain.contexts[number].queue, default=None)
+        number = self._free_number(domain, None if first is None else first + queue)
+        first = number if first is None else first
         engine = number % len(self._engine_upcalls)
         region = create_region(self.backing, self.topology, domain.name, f"doorbell{number}", PAGE)
-        context = Context(number, mac, region, new_eventfd(), new_eventfd(), engine, upcall, passthrough)
+        context = Context(number, mac, region, new_eventfd(), new_eventfd(), engine, upcall, passthrough, queue)
         self._contexts[number] = domain
         domain.contexts[number] = context
         try:
@@ -111,27 +124,33 @@ class Devices:
             try:
                 created = await self.call(
                     "context_create", fds=fds, context=number, name=domain.name, memory=domain.memory, mac=mac,
-                    privileged=domain.domid == DOM0, passthrough=passthrough,
+                    privileged=domain.domid == DOM0, passthrough=passthrough, first=first, queue=queue,
                 )  # fmt: skip
             finally:
                 os.close(iommu)
-            context.features = int(created.value["features"])
-            if domain.contexts.get(number) is not context:
+            context.features, context.ready = int(created.value["features"]), True
+            if domain.contexts.get(number) is not context or context.closing:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
             raise_event(context.completion_fd)
         except BaseException:
-            self._release(domain, context)
+            if not context.closing:  # else who closes it releases it, when the NIC has let go: its number is not free before
+                self._release(domain, context)
             raise
         return context
 
     async def close_context(self, domain: Domain, number: int) -> None:
-        """Take a context away; the NIC's engine is past it when this returns."""
+        """Take a context away, and before it those of later queues; the NIC's engine is past it when this returns."""
         context = domain.contexts.get(number)
         if context is None:
             return
-        if self.nic is not None and not self.nic.closed.done():
-            await self.call("context_destroy", context=number)
-        self._release(domain, context)
+        going = sorted((one for one in domain.contexts.values() if one.queue >= context.queue), key=lambda one: -one.queue)
+        for one in going:
+            one.closing = True
+        for one in going:
+            if domain.contexts.get(one.number) is one:  # else another call has closed it, and its number may be somebody's
+                if self.nic is not None and not self.nic.closed.done():
+                    await self.call("context_destroy", context=one.number)
+                self._release(domain, one)
 
     def _release(self, domain: Domain, context: Context) -> None:
         """Let go of everything a context had; nothing happens if that was done already."""
@@ -146,29 +165,31 @@ class Devices:
         os.close(context.completion_fd)
         context.doorbell.close()
 
-    async def _policy_for(self, domain: Domain) -> tuple[str, bool]:
-        """MAC address of the context that `domain` may have, and whether the IOMMU lets it pass (native); once all are there."""
+    async def _policy_for(self, domain: Domain) -> tuple[str, bool, int]:
+        """What `domain` may have, once all are there: its contexts' MAC address, whether the IOMMU lets them pass, how many."""
         try:
             async with asyncio.timeout(SETUP_TIMEOUT_S):
                 await asyncio.shield(self.nic_ready)
                 if domain.domid == DOM0:
-                    return "00:00:00:00:00:00", False
+                    return "00:00:00:00:00:00", False, 1
                 await asyncio.shield(self.toolstack_ready)
                 return await self._authorize(domain)
         except TimeoutError:
             raise Refused("ETIMEDOUT", f"NIC and toolstack did not answer for {SETUP_TIMEOUT_S:g} s") from None
 
-    async def _authorize(self, domain: Domain) -> tuple[str, bool]:
+    async def _authorize(self, domain: Domain) -> tuple[str, bool, int]:
         if self.toolstack is None:
             raise Refused("ENODEV", "Dom0's toolstack is gone")
         question = "emulation_authorize" if domain.device_model else "context_authorize"
         reply = await self.toolstack.call(question, domid=domain.domid)
-        return str(reply.value["mac"]), bool(reply.value["passthrough"])
+        return str(reply.value["mac"]), bool(reply.value["passthrough"]), int(reply.value["queues"])
 
-    def _free_number(self, domain: Domain) -> int:
+    def _free_number(self, domain: Domain, like: int | None = None) -> int:
+        """A context nobody has; on the engine that would have context `like`, if there is one."""
         if domain.domid == DOM0:
             return 0
-        for number in range(1, CONTEXTS):
-            if number not in self._contexts:
-                return number
+        engines = len(self._engine_upcalls)
+        free = [number for number in range(1, CONTEXTS) if number not in self._contexts]
+        if free:
+            return next((number for number in free if like is not None and (number - like) % engines == 0), free[0])
         raise Refused("ENOSPC", f"all {CONTEXTS} contexts of the NIC are taken")

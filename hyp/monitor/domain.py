@@ -34,7 +34,10 @@ class Context:
     engine: int
     upcall: Upcall
     passthrough: bool  # the IOMMU lets it through
+    queue: int = 0  # which of the domain's contexts it is: they are queues of one device, with one MAC address
     features: int = 0  # offered by the NIC
+    ready: bool = False  # the NIC has made it
+    closing: bool = False
 
 
 @dataclass(slots=True)

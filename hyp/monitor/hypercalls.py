@@ -10,6 +10,7 @@ from typing import Any
 from hyp.abi.features import EMULATION_OFFERS
 from hyp.abi.nic import CONTEXTS, MAX_ENGINES, PAGE
 from hyp.abi.platform import ENGINE_BYTES
+from hyp.abi.sizes import MAX_QUEUES
 from hyp.control import Answer, Handler, Refused
 from hyp.events import MAX_EVENT_PORTS, Upcall
 from hyp.grants import ACTIVE_BYTES_PER_REF, REFS_PER_FRAME
@@ -17,6 +18,7 @@ from hyp.monitor.arguments import (
     PAGE_ADDRESS,
     PAGES_FROM_ADDR,
     QUEUES,
+    Default,
     Integer,
     accepted_features,
     boolean,
@@ -116,10 +118,10 @@ async def mr_deregister(system: System, domain: Domain, key: int) -> None:
         await system.devices.shootdown()
 
 
-@hypercall(Callers.EVERY_DOMAIN, upcall=own_upcall)
-async def context_open(system: System, domain: Domain, upcall: Upcall) -> Answer:
-    """A NIC context, if Dom0's toolstack allows it. fds: doorbell page (read-write), eventfd that wakes the NIC."""
-    context = await system.devices.open_context(domain, upcall)
+@hypercall(Callers.EVERY_DOMAIN, upcall=own_upcall, queue=Default(Integer(0, MAX_QUEUES - 1), 0))
+async def context_open(system: System, domain: Domain, upcall: Upcall, queue: int) -> Answer:
+    """A NIC context for one queue, if Dom0's toolstack allows it. fds: doorbell page (read-write), eventfd that wakes the NIC."""
+    context = await system.devices.open_context(domain, upcall, queue)
     value = {"context": context.number, "mac": context.mac, "features": context.features}
     return Answer(value, fds=[context.doorbell.fd, context.doorbell_fd])
 
@@ -132,7 +134,7 @@ async def context_start(system: System, domain: Domain, context: int, **what: An
 
 @hypercall(Callers.EVERY_DOMAIN, context=own_context)
 async def context_close(system: System, domain: Domain, context: int) -> None:
-    """Give a context back; returns when the NIC has let go of it."""
+    """Give a context back, with those of later queues; returns when the NIC has let go of it."""
     await system.devices.close_context(domain, context)
 
 

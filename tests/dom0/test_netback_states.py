@@ -166,8 +166,6 @@ MISTAKES: dict[str, tuple[Nodes, str]] = {
     "no port": ({"event-channel": None}, f"2 reading {Bert.front}/event-channel"),
     "page flipping": ({"request-rx-copy": "0"}, f"95 {Bert.front}/request-rx-copy is not 1"),
     "page flipping, tacitly": ({"request-rx-copy": None}, f"95 {Bert.front}/request-rx-copy is not 1"),
-    "more queues than there are": ({"multi-queue-num-queues": "2"}, "22 guest requested 2 queues, the maximum is 1"),
-    "no queue": ({"multi-queue-num-queues": "0"}, "22 guest requested 0 queues"),
 }
 
 

@@ -20,6 +20,7 @@ from dom0.xenstore.server import Xenstored
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.grant import GRANT_ENTRY, GTF_PERMIT_ACCESS, PAGE_BYTES
 from hyp.abi.ring import REQ_PROD, RSP_PROD
+from hyp.abi.sizes import MAX_QUEUES
 from hyp.control import PeerGone, Refused, Reply
 from hyp.counters import CounterPage
 from hyp.grants import DOMAIN_VIEW
@@ -68,7 +69,7 @@ class World:
         self._views, self._platform = np.zeros(2, DOMAIN_VIEW), np.zeros(4096, np.uint8)
         self.engine: Any = SimpleNamespace(
             views=self._views, views_address=int(self._views.ctypes.data), view_count=2, upcall=0,
-            platform=int(self._platform.ctypes.data), ports=np.zeros(2, PORT), add_vif=self._add_vif, remove_port=self._remove_port,
+            platform=int(self._platform.ctypes.data), ports=np.zeros(2, PORT), add_vif=self._add_vif, remove_vif=self._remove_vif,
             set_rate=self._set_rate,
         )  # fmt: skip
         self.counters = _counters()
@@ -102,7 +103,7 @@ class World:
         assert isinstance(rest[-1], Rate)
         self.rates.append(rest[-1])
 
-    async def _remove_port(self, number: int) -> None:
+    async def _remove_vif(self, number: int) -> None:
         self.bridge.discard(number)
 
     async def _set_rate(self, number: int, rate: Rate) -> None:
@@ -140,7 +141,7 @@ class Front:
 
     def __init__(self, world: World, server: Xenstored, dom0: XenstoreClient, guest: XenstoreClient) -> None:
         self.world, self.server, self.dom0, self.guest = world, server, dom0, guest
-        self.vif = Vif(world, dom0, world.engine, world.counters, GUEST, 1)  # type: ignore[arg-type]
+        self.vif = Vif(world, dom0, world.engine, world.counters, GUEST, 1, MAX_QUEUES)  # type: ignore[arg-type]
 
     async def write(self, **nodes: str | None) -> None:
         """Nodes of the front end's (with _ for -), in one transaction; None removes."""

@@ -16,7 +16,7 @@ from hyp.abi.nic import PAGE
 from hyp.control import MAX_MESSAGE, Channel, Refused, socketpair
 from hyp.events import EventError
 from hyp.monitor import cdna, dma  # noqa: F401  back ends with a hypercall of their own
-from hyp.monitor.arguments import Integer
+from hyp.monitor.arguments import Default, Integer
 from hyp.monitor.dispatch import HYPERCALLS, Callers
 from hyp.monitor.domain import Context, Domain, Registration
 from hyp.monitor.hypercalls import calls_for
@@ -35,7 +35,7 @@ OF_EVERY_DOMAIN: dict[str, set[str]] = {
     "gnttab_setup": {"frames"},
     "mr_register": {"addr", "length", "writable"},
     "mr_deregister": {"key"},
-    "context_open": {"upcall"},
+    "context_open": {"upcall", "queue"},
     "context_start": {"context", "features", *QUEUES},
     "context_close": {"context"},
     "emulation_attach": {"interrupts", "answers", *QUEUES},
@@ -134,7 +134,8 @@ def test_the_document_lists_the_same_operations_and_arguments(heading: str, call
     }
     for operation, text in listed.items():
         for argument, low, high in re.findall(r"`(\w+)`, (\d+) to (\d+)", text):
-            assert HYPERCALLS[operation].arguments[argument] == Integer(int(low), int(high)), operation
+            kind = HYPERCALLS[operation].arguments[argument]
+            assert (kind.kind if isinstance(kind, Default) else kind) == Integer(int(low), int(high)), operation
 
 
 # --- the dispatcher --------------------------------------------------------------------------------------------------
@@ -162,6 +163,7 @@ BAD: list[tuple[int, str, dict[str, Any], str, str]] = [
     (ANNA, "mr_register", {"addr": 0, "length": PAGE, "writable": 1}, "EINVAL", "writable is 1, not a boolean"),
     (ANNA, "mr_deregister", {"key": []}, "ENOENT", "key is []: it has no such memory region"),
     (ANNA, "context_open", {"upcall": None}, "EINVAL", "upcall is None"),
+    (ANNA, "context_open", {"upcall": 0, "queue": 8}, "EINVAL", "queue is 8, not an integer in [0, 7]"),
     (ANNA, "context_close", {"context": 0}, "ENODEV", "context is 0: it has no such context"),
     (ANNA, "context_start", {"context": 0, **queues()}, "ENODEV", "context is 0"),
     (ANNA, "emulation_attach", {**UPCALLS, **queues(sq_size=65)}, "EINVAL", "sq_size is 65, not a power of two"),

@@ -47,7 +47,7 @@ def test_no_two_rows_look_alike_in_a_plot() -> None:
 
 @rows
 def test_the_toolstack_gives_what_the_row_says_and_nothing_else(path: PathSpec) -> None:
-    toolstack = Toolstack([{"name": "anna", "domid": 1, "path": path.name, "mac": "02:00:00:00:00:01"}])
+    toolstack = Toolstack([{"name": "anna", "domid": 1, "path": path.name, "mac": "02:00:00:00:00:01", "queues": 3}])
     asked = {
         "context": (toolstack.context_authorize, {Attachment.CONTEXT, Attachment.PASSTHROUGH}),
         "emulation": (toolstack.emulation_authorize, {Attachment.EMULATION}),
@@ -56,6 +56,7 @@ def test_the_toolstack_gives_what_the_row_says_and_nothing_else(path: PathSpec) 
         if path.attachment in attachments:
             answer = authorize(1)
             assert answer["mac"] == "02:00:00:00:00:01"
+            assert answer["queues"] == (1 if path.attachment is Attachment.EMULATION else 3)
             assert answer["passthrough"] is (path.attachment is Attachment.PASSTHROUGH)
         else:
             with pytest.raises(Refused, match=r"domain 1 \(anna\)"):

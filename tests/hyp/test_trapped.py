@@ -140,9 +140,14 @@ def test_set_up_is_checked() -> None:
 
 
 def test_the_toolstack_gives_each_path_its_own_device() -> None:
-    guests = [{"domid": n, "name": path, "path": path, "mac": WIRE_MAC} for n, path in enumerate(("trapped", "bypass", "split"), 1)]
+    guests = [
+        {"domid": n, "name": path, "path": path, "mac": WIRE_MAC, "queues": 1}
+        for n, path in enumerate(("trapped", "bypass", "split"), 1)
+    ]
     toolstack = Toolstack(guests)
-    assert toolstack.emulation_authorize(1) == toolstack.context_authorize(2) == {"mac": WIRE_MAC, "passthrough": False}
+    assert (
+        toolstack.emulation_authorize(1) == toolstack.context_authorize(2) == {"mac": WIRE_MAC, "passthrough": False, "queues": 1}
+    )
     for refused in (lambda: toolstack.context_authorize(1), *(lambda n=n: toolstack.emulation_authorize(n) for n in (2, 3, 9))):
         with pytest.raises(Refused, match="gives domain"):
             refused()

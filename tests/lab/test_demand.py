@@ -34,15 +34,16 @@ MIXES: dict[str, dict[str, Any]] = {
     "trapped": {"trapped": 3},
     "engines": {"bypass": 2, "engines": 3},
     "cdna": {"cdna": 2},
+    "queues": {"split": 2, "bypass": 2, "queues": 3, "engines": 2},
     "all": {"trapped": 2, "split": 3, "bypass": 2, "native": 1, "cdna": 2, "engines": 2, "tap": True},
 }
 
 
-def mixed(name: str, engines: int = 1, backing: str = "posix", tap: bool = False, **paths: int) -> dict[str, Any]:
-    """A topology with so many guests of each path; with `tap`, the last of each has a TAP."""
+def mixed(name: str, engines: int = 1, backing: str = "posix", tap: bool = False, queues: int = 1, **paths: int) -> dict[str, Any]:
+    """A topology with so many guests of each path, of so many queues; with `tap`, the last of each has a TAP."""
     guests: list[dict[str, Any]] = []
     for path, count in paths.items():
-        guests += [{"name": f"{path}{index}", "path": path, "memory": "8 MiB"} for index in range(count)]
+        guests += [{"name": f"{path}{index}", "path": path, "memory": "8 MiB", "queues": queues} for index in range(count)]
         if tap:
             guests[-1] |= {"program": "tap", "address": f"10.0.0.{len(guests)}/24"}
     return parse({"name": unique(name), "guest": guests, "nic": {"engines": engines}, "memory": {"backing": backing}}).plain()
@@ -57,7 +58,7 @@ def counted(topology: dict[str, Any], kind: str) -> dict[str, int]:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mix", tiered(MIXES, ["one split", "all"], all=pytest.mark.needs("taps")))
+@pytest.mark.parametrize("mix", tiered(MIXES, ["one split", "queues", "all"], all=pytest.mark.needs("taps")))
 def test_the_model_is_what_proc_says(mix: str) -> None:
     topology = mixed("model", **MIXES[mix])
 
@@ -77,10 +78,11 @@ def test_the_model_is_what_proc_says(mix: str) -> None:
 
 
 def test_most_descriptors_are_those_of_the_process_that_has_the_most() -> None:
-    assert demand.most_descriptors(mixed("m", split=1)) == ("keeper", 27 + 8 + 5 + demand.SPARE)
+    assert demand.most_descriptors(mixed("m", split=1)) == ("hyp", 27 + 4 + 10 + demand.SPARE)
+    assert demand.most_descriptors(mixed("m", bypass=1, native=1))[0] == "keeper"
     assert demand.most_descriptors(mixed("m", trapped=64))[0] == "hyp"
     many = mixed("m", split=64)
-    assert demand.most_descriptors(many) == ("keeper", 27 + 8 * 64 + 68 + demand.SPARE)
+    assert demand.most_descriptors(many) == ("hyp", 27 + 4 + 10 * 64 + demand.SPARE)
 
 
 # --- descriptors -----------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def test_defaults(tmp_path: Path) -> None:
             "queue": 256,
             "wire": {"mode": "sink", "mac": "02:00:00:00:ff:01", "to": None, "frame": 64, "pps": 0, "gbps": 0.0, "delay_us": 0},
         },
-        "dom0": {"memory": 32 * MIB, "ageing_s": 300},
+        "dom0": {"memory": 32 * MIB, "ageing_s": 300, "max_queues": 8},
         "spin": {"limit_us": "auto"},
         "model": {"profile": None, "price": dict.fromkeys(OPERATIONS, 0)},
         "guest": [
@@ -76,6 +76,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "rate": None,
                 "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
+                "queues": 1,
             }
         ],
         "workload": [],
@@ -131,7 +132,7 @@ def test_everything_given(tmp_path: Path) -> None:
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
     wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
     assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire}
-    assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5}
+    assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5, "max_queues": 8}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
         ("02:00:00:00:ab:cd", 4 * MIB, 576, None),
         ("02:00:00:00:00:02", 8 * MIB, 1500, "10.0.0.255/8"),

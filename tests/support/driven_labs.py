@@ -78,15 +78,15 @@ class Bert:
         """What the back end has said last of what is wrong."""
         return await self.read(error_path(self.back))
 
-    async def ready(self, start: int = 0, changed: Nodes | None = None) -> None:
+    async def ready(self, start: int = 0, changed: Nodes | None = None, queues: int = 1, apart: bool = False) -> None:
         """Rings, and nodes that name them but for what is `changed`."""
-        nodes: Nodes = dict(await self.call("setup", start=start))
-        await self.call("nodes", values=nodes | (changed or {"multi-queue-num-queues": None}))
+        nodes: Nodes = dict(await self.call("setup", start=start, queues=queues, apart=apart))
+        await self.call("nodes", values=nodes | (changed or {}))
 
-    async def connect(self, start: int = 0) -> None:
+    async def connect(self, start: int = 0, queues: int = 1, apart: bool = False) -> None:
         """From the back end's InitWait to Connected."""
         await self.told(INIT_WAIT)
-        await self.ready(start)
+        await self.ready(start, queues=queues, apart=apart)
         await self.state(CONNECTED)
         await self.told(CONNECTED)
         await self.call("notifier")

@@ -3,8 +3,9 @@
 So it can be any front end, Linux's, Windows', a firmware's, or one that nobody has written. Operations, beside those of a `Poster`
 (tests/support/fuzz_netfront.py: transmit, post, received, overrun, pools):
 
-setup {start}                 new rings with all indices at `start`, granted; {node: value} as a front end writes them
-notifier {}                   the event channel, which the back end has bound by now, is the one to notify from here on
+setup {start, queues, apart}  new rings with all indices at `start`, granted; {node: value} as a front end writes them (None: not
+                              there). `apart`: an event channel for each ring, not for each queue
+notifier {}                   the event channels, which the back end has bound by now, are those to notify from here on
 nodes {values}                write below the front end's directory in one transaction; None removes
 state {value}                 write the front end's state, whatever it is; None removes the node
 control {start}               a control ring with its indices at `start`, and a page for tables, granted; {node: value}
@@ -21,18 +22,19 @@ from collections.abc import Callable
 from typing import Any
 
 from domu.frontends import split
-from domu.frontends.split_state import BACKEND
+from domu.frontends.split_state import BACKEND, QUEUE_REFS
 from domu.guest import Guest
 from hyp.abi.grant import GTF_PERMIT_ACCESS, PAGE_BYTES
-from hyp.abi.netif import CTRL_REQUEST, CTRL_RESPONSE, CTRL_RING_REF, CTRL_SLOT_BYTES, EVENT_CHANNEL_CTRL, GREF
-from hyp.memory import Mapping
+from hyp.abi.netif import CTRL_REQUEST, CTRL_RESPONSE, CTRL_RING_REF, CTRL_SLOT_BYTES, EVENT_CHANNEL_CTRL, GREF, NUM_QUEUES_NODE
 from hyp.process import Process, adopt_socket
 from hyp.ring import ring_size
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import frontend_path
 from tests.support.fuzz_netfront import Poster, RingEnd
 
-CONTROL_REF = split.RX_REF + split.RX_SLOTS
+QUEUES = 4
+"""That it has memory for."""
+CONTROL_REF = split.FIRST_REF + QUEUES * QUEUE_REFS
 """Grant of the control ring's page; the next one is that of the page for tables."""
 CTRL_SLOTS = ring_size(CTRL_SLOT_BYTES)
 
@@ -40,12 +42,17 @@ CTRL_SLOTS = ring_size(CTRL_SLOT_BYTES)
 class Driven(Poster):
     """The operations."""
 
-    def __init__(self, process: Process, guest: Guest, memory: "split._Memory", mac: str, store: XenstoreClient) -> None:
-        super().__init__(process, guest, memory, mac)
-        self._guest, self._store, self._first_page = guest, store, memory.ring_pages // PAGE_BYTES
+    def __init__(
+        self, process: Process, guest: Guest, memories: "list[split._Memory]", mac: str, store: XenstoreClient, frames: int
+    ) -> None:
+        super().__init__(process, guest, memories, mac, frames)
+        self._guest, self._store = guest, store
+        self._first_pages = [memory.ring_pages // PAGE_BYTES for memory in memories]
         self._front = frontend_path(guest.domid, "vif", 0)
-        self._port = self._control_port = 0
-        address = int(memory.record[0]["ram"])
+        self._ports: dict[tuple[int, str], int] = {}  # by queue, and "tx", "rx" or "both"
+        self._named: list[tuple[int, str, int]] = []  # queue, ring, port: as of the last `setup`
+        self._control_port = 0
+        address = int(memories[0].record[0]["ram"])
         self._control_pages = guest.ram.allocate(2 * PAGE_BYTES)
         self._control = RingEnd(address + self._control_pages, CTRL_SLOTS, CTRL_REQUEST, CTRL_RESPONSE)
         self._table = self._ram[self._control_pages + PAGE_BYTES : self._control_pages + 2 * PAGE_BYTES].view(GREF)
@@ -54,18 +61,38 @@ class Driven(Poster):
         for op in ops:
             process.serve(op.__name__, op)
 
-    async def setup(self, start: int) -> dict[str, str]:
-        for ring in self._rings.values():
+    async def setup(self, start: int, queues: int = 1, apart: bool = False) -> dict[str, str | None]:
+        self._named.clear()
+        nodes: dict[str, int | None] = {"request-rx-copy": 1, "feature-rx-notify": 1}
+        nodes[NUM_QUEUES_NODE] = queues if queues > 1 else None
+        for queue in range(queues):
+            where = f"queue-{queue}/" if queues > 1 else ""
+            nodes |= {f"{where}{name}": value for name, value in (await self._begin(queue, start, apart)).items()}
+        return {name: None if value is None else str(value) for name, value in nodes.items()}
+
+    async def _begin(self, queue: int, start: int, apart: bool) -> dict[str, int | None]:
+        """New rings of one queue; its nodes."""
+        for ring in self._queues[queue].rings.values():
             ring.begin(start)
-        self._write_entries([[split.FIRST_REF + k, GTF_PERMIT_ACCESS, BACKEND, self._first_page + k] for k in range(2)])
-        if self._port == 0:
+        first = split.FIRST_REF + queue * QUEUE_REFS
+        self._write_entries([[first + k, GTF_PERMIT_ACCESS, BACKEND, self._first_pages[queue] + k] for k in range(2)])
+        ports = {way: await self._port(queue, way if apart else "both") for way in ("tx", "rx")}
+        self._named += [(queue, way, port) for way, port in ports.items()]
+        channels = {f"event-channel-{way}": port if apart else None for way, port in ports.items()}
+        return {"tx-ring-ref": first, "rx-ring-ref": first + 1, **channels, "event-channel": None if apart else ports["tx"]}
+
+    async def _port(self, queue: int, way: str) -> int:
+        if (queue, way) not in self._ports:
             call = self._guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=self._guest.upcall)
-            self._port = int((await call).value["port"])
-        nodes = {"tx-ring-ref": split.FIRST_REF, "rx-ring-ref": split.FIRST_REF + 1, "event-channel": self._port}
-        return {name: str(value) for name, value in {**nodes, "request-rx-copy": 1, "feature-rx-notify": 1}.items()}
+            self._ports[queue, way] = int((await call).value["port"])
+        return self._ports[queue, way]
 
     async def notifier(self) -> None:
-        self._event_fd = (await self._guest.hyp.call("evtchn_notifier", port=self._port)).fds[0]
+        for queue, way, port in self._named:
+            event_fds = self._queues[queue].event_fds
+            if event_fds[way] > 0:
+                os.close(event_fds[way])
+            event_fds[way] = (await self._guest.hyp.call("evtchn_notifier", port=port)).fds[0]
 
     async def control(self, start: int) -> dict[str, str]:
         self._control.begin(start)
@@ -118,10 +145,10 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     guest = Guest(process, config)
     await guest.boot()
     store = await XenstoreClient.open(adopt_socket(process.sockets["xenstore"]))
-    table = await guest.hyp.call("gnttab_setup", frames=split.GRANT_FRAMES)
-    memory = split._Memory(guest, Mapping.adopt(table.fds[0], split.GRANT_FRAMES * PAGE_BYTES))
+    table = await split._grant_table(guest, QUEUES)
+    memories = [split._Memory(guest, table, queue) for queue in range(QUEUES)]
     mac = await store.read(f"{frontend_path(guest.domid, 'vif', 0)}/mac")
-    driven = Driven(process, guest, memory, mac, store)
+    driven = Driven(process, guest, memories, mac, store, table.size // PAGE_BYTES)
     process.ready()
     await process.stopped.wait()
     del driven

@@ -2,6 +2,8 @@
 
 Operations of its console; an *entry* is [reference, flags, domid, frame], written into the grant table first:
 
+An operation is for queue 0 of the device unless `queue` says another.
+
 transmit {entries, frames, requests}   frames to write: [address, length, to, stream, sequence]; requests: [gref, offset, flags, id,
                                        size]. Answers once all are answered: [[id, status], …]
 post {entries, requests, quiet}        receive requests: [id, gref]; quiet: without an event
@@ -24,7 +26,7 @@ import numpy as np
 
 from domu.frontends import split
 from domu.guest import Guest
-from hyp.abi.grant import ENTRY_BYTES, GRANT_ENTRY, PAGE_BYTES
+from hyp.abi.grant import GRANT_ENTRY, PAGE_BYTES
 from hyp.abi.netif import RX_REQUEST, RX_RESPONSE, TX_REQUEST, TX_RESPONSE
 from hyp.abi.ring import FIRST_SLOT, REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from hyp.process import Process
@@ -96,21 +98,36 @@ class RingEnd:
         self._words[REQ_PROD // 4] = (self.consumed + self._entries + 1) % WRAP
 
 
-class Poster:
-    """What the console's operations work on."""
+class QueueEnds:
+    """Both rings of one queue, and what goes with them."""
 
-    def __init__(self, process: Process, guest: Guest, memory: "split._Memory", mac: str) -> None:
+    def __init__(self, memory: "split._Memory") -> None:
         row = memory.record[0]
-        self._mac, self._epoll, self._event_fd = mac, int(guest._wait[0]["epoll"]), int(row["event_fd"])
-        entries = split.GRANT_FRAMES * PAGE_BYTES // ENTRY_BYTES
-        self._entries = _bytes_at(int(row["table"]), entries * ENTRY_BYTES).view(GRANT_ENTRY)
-        self._ram = _bytes_at(int(row["ram"]), guest.ram.size)
         page = int(row["ram"]) + memory.ring_pages
-        self._rings = {
+        self.rings = {
             "tx": RingEnd(page, split.TX_SLOTS, TX_REQUEST, TX_RESPONSE),
             "rx": RingEnd(page + PAGE_BYTES, split.RX_SLOTS, RX_REQUEST, RX_RESPONSE),
         }
-        self._pools = {"tx": int(row["tx_pool"]) // PAGE_BYTES, "rx": int(row["rx_pool"]) // PAGE_BYTES}
+        self.pools = {way: int(row[f"{way}_pool"]) // PAGE_BYTES for way in ("tx", "rx")}
+        self.event_fds = {way: int(row[f"{way}_event_fd"]) for way in ("tx", "rx")}
+
+    def tell(self, way: str) -> None:
+        """Notify the back end of requests."""
+        fence()
+        os.eventfd_write(self.event_fds[way], 1)
+
+
+class Poster:
+    """What the console's operations work on. `frames`: of the grant table."""
+
+    def __init__(
+        self, process: Process, guest: Guest, memories: "list[split._Memory]", mac: str, frames: int = split.GRANT_FRAMES
+    ) -> None:
+        row = memories[0].record[0]
+        self._mac, self._epoll = mac, guest.engine.epoll
+        self._entries = _bytes_at(int(row["table"]), frames * PAGE_BYTES).view(GRANT_ENTRY)
+        self._ram = _bytes_at(int(row["ram"]), guest.ram.size)
+        self._queues = [QueueEnds(memory) for memory in memories]
         for op in (
             self.pools,
             self.transmit,
@@ -124,17 +141,13 @@ class Poster:
         ):
             process.serve(op.__name__, op)
 
-    def pools(self) -> dict[str, int]:
+    def pools(self, queue: int = 0) -> dict[str, int]:
         """The first frame of each pool, and the number of frames in RAM."""
-        return {**self._pools, "ram": len(self._ram) // PAGE_BYTES}
+        return {**self._queues[queue].pools, "ram": len(self._ram) // PAGE_BYTES}
 
     def _write_entries(self, entries: list[list[int]]) -> None:
         for ref, *values in entries:
             self._entries[ref] = tuple(values)
-
-    def _tell(self) -> None:
-        fence()
-        os.eventfd_write(self._event_fd, 1)
 
     async def _answers(self, ring: RingEnd, count: int) -> list[tuple[int, ...]]:
         await self._answered(ring, count)
@@ -145,27 +158,29 @@ class Poster:
         while not ring.are_answered(upto):
             await asyncio.to_thread(sleep_until_event, self._epoll, 100_000_000)
 
-    async def transmit(self, entries: list[list[int]], frames: list[list[Any]], requests: list[list[int]]) -> list[Any]:
+    async def transmit(
+        self, entries: list[list[int]], frames: list[list[Any]], requests: list[list[int]], queue: int = 0
+    ) -> list[Any]:
         for at, length, to, stream, sequence in frames:
             whole = length >= LEAST_TEST_FRAME
             content = compose(to, self._mac, length, stream, sequence) if whole else header(to, self._mac) + bytes(length)
             self._ram[at : at + length] = np.frombuffer(content[:length], np.uint8)
         self._write_entries(entries)
-        ring = self._rings["tx"]
+        ring = self._queues[queue].rings["tx"]
         ring.post([(gref, offset, flags, number, size) for gref, offset, flags, number, size in requests])
-        self._tell()
+        self._queues[queue].tell("tx")
         return await self._answers(ring, len(requests))
 
-    def post(self, entries: list[list[int]], requests: list[list[int]], quiet: bool = False) -> None:
+    def post(self, entries: list[list[int]], requests: list[list[int]], quiet: bool = False, queue: int = 0) -> None:
         self._write_entries(entries)
-        self._rings["rx"].post([(number, 0, gref) for number, gref in requests])
+        self._queues[queue].rings["rx"].post([(number, 0, gref) for number, gref in requests])
         if not quiet:
-            self._tell()
+            self._queues[queue].tell("rx")
 
-    async def received(self, count: int, frames: list[list[Any]]) -> list[Any]:
+    async def received(self, count: int, frames: list[list[Any]], queue: int = 0) -> list[Any]:
         found = []
         for (number, offset, _, status), (page, sender, length, stream, sequence) in zip(
-            await self._answers(self._rings["rx"], count), frames, strict=True
+            await self._answers(self._queues[queue].rings["rx"], count), frames, strict=True
         ):
             at = page * PAGE_BYTES + offset
             frame = compose(self._mac, sender, length, stream, sequence)
@@ -175,25 +190,26 @@ class Poster:
     async def slots(self, writes: list[list[Any]], slots: list[bytes]) -> list[Any]:
         for at, content in writes:
             self._ram[at : at + len(content)] = np.frombuffer(content, np.uint8)
-        ring = self._rings["tx"]
+        ring = self._queues[0].rings["tx"]
         ring.post_raw(slots)
-        self._tell()
+        self._queues[0].tell("tx")
         return await self._answers(ring, len(slots))
 
     def publish(self, slots: list[bytes]) -> None:
-        self._rings["tx"].post_raw(slots)
-        self._tell()
+        self._queues[0].rings["tx"].post_raw(slots)
+        self._queues[0].tell("tx")
 
     async def responses(self, count: int) -> list[bytes]:
-        await self._answered(self._rings["rx"], count)
-        return self._rings["rx"].take_raw(count)
+        ring = self._queues[0].rings["rx"]
+        await self._answered(ring, count)
+        return ring.take_raw(count)
 
     def read(self, at: int, length: int) -> bytes:
         return self._ram[at : at + length].tobytes()
 
-    def overrun(self, ring: str) -> None:
-        self._rings[ring].overrun()
-        self._tell()
+    def overrun(self, ring: str, queue: int = 0) -> None:
+        self._queues[queue].rings[ring].overrun()
+        self._queues[queue].tell(ring)
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:
@@ -202,7 +218,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     guest = Guest(process, config)
     await guest.boot()
     await guest.connect()
-    poster = Poster(process, guest, guest.device.keep[-2], guest.device.mac)
+    poster = Poster(process, guest, [guest.device.keep[-2]], guest.device.mac)
     process.ready()
     await process.stopped.wait()
     del poster

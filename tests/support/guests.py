@@ -67,8 +67,8 @@ class Guest:
         reply: Reply = self.bench.run(self.hyp.call(op, **args))
         return reply
 
-    async def _open(self, entries: int, start: int, features: int) -> None:
-        self.pair = await open_queue_pair(self.hyp, self.upcall, entries, int(self._counts.ctypes.data))
+    async def _open(self, entries: int, start: int, features: int, queue: int = 0) -> None:
+        self.pair = await open_queue_pair(self.hyp, self.upcall, entries, int(self._counts.ctypes.data), queue)
         self.q, self.entries, self.context = self.pair.record[0], entries, self.pair.context
         self.words = np.frombuffer(self.pair.doorbell.array, DOORBELL, 1)[0]
         for name in ("sq_prod", "sq_rung", "sq_told", "sq_done", "scq_cons", "signaled", "rq_prod", "rq_rung", "rcq_cons"):

@@ -77,10 +77,10 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     hostile = Hostile(process, int(config["domid"]))
     honest = split.connect
 
-    async def connect(guest: Guest) -> Device:
-        device = await honest(guest)
-        hostile.take(device)
-        return device
+    async def connect(guest: Guest) -> list[Device]:
+        devices = await honest(guest)
+        hostile.take(devices[0])
+        return devices
 
     async def answer(store: XenstoreClient, node: str) -> bool:
         await store.write(f"{frontend_path(int(config['domid']), 'vif', 0)}/{FEATURE_PERSISTENT}", config["answer"])

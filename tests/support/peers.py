@@ -81,6 +81,7 @@ class Bench:
         self._hypervisor_config = {"name": topology, "memory": {"backing": backing}, "spin_limit_us": spin_us}
         self.engines, self.macs, self.guests = engines, dict[int, str](), list[Guest]()
         self.passed_through: set[int] = set()  # domains whose contexts the IOMMU passes through
+        self.queues: dict[int, int] = {}  # how many contexts a domain may have; 1 if that is not said
         self.pid: int | None = None
         for _ in load_all():  # here, before there are threads and processes that would all compile
             pass
@@ -214,7 +215,7 @@ class Bench:
                      (int(upcall.value["upcall"]), upcall.fds[0]))  # fmt: skip
 
     def _authorize(self, domid: int) -> dict[str, Any]:
-        return {"mac": self.macs[domid], "passthrough": domid in self.passed_through}
+        return {"mac": self.macs[domid], "passthrough": domid in self.passed_through, "queues": self.queues.get(domid, 1)}
 
     def guest(
         self, mac: str | None = None, *, queue: int = 64, memory: int = DEFAULT_RAM, start: int = 0, features: int = 0
@@ -223,6 +224,24 @@ class Bench:
         guest = self.domain(mac, memory)
         self.run(guest._open(queue, start, features))
         return guest
+
+    def several(self, queues: int, *, queue: int = 64, start: int = 0) -> list[Guest]:
+        """A guest with so many contexts, each as a `Guest` of the same domain."""
+        first = self.domain(None, DEFAULT_RAM * queues * max(queue // 64, 1))
+        self.queues[first.domid] = queues
+        self.run(first._open(queue, start, 0))
+        return [first, *(self.sibling(first, number, queue=queue, start=start) for number in range(1, queues))]
+
+    def sibling(self, first: Guest, number: int, *, queue: int = 64, start: int = 0) -> Guest:
+        """Another context of a guest's, queue `number` of its device, with an upcall of its own."""
+        upcall = first.call("upcall_create")
+        other = Guest(
+            self, first.domid, first.name, first.mac, first.hyp, first.mapping, (int(upcall.value["upcall"]), upcall.fds[0])
+        )
+        other.ram = first.ram
+        self.guests.append(other)
+        self.run(other._open(queue, start, 0, number))
+        return other
 
     def domain(self, mac: str | None = None, memory: int = DEFAULT_RAM) -> Guest:
         """A guest without a context."""
