@@ -2,17 +2,18 @@
 
 A vif with a rate has a credit of bytes, one for all its queues. Its windows are `window_ns` long, and each gives `credit_bytes`
 once. A frame is taken in only if the credit is enough for all of it; until then it stays in the ring, and all behind it, on every
-queue: the guest waits, nothing is lost, nothing overtakes. A window begins when the credit is looked at and doesn't suffice, so an idle guest saves nothing up; who waits
-gets the next one the moment the last one ends, and those that it missed if the engine comes late. Credit adds up over windows where
-a frame needs more than one gives, to BURST, so that the longest frame goes at any rate. So in any time t no more passes than what
-the windows that begin in it give, and what was left before, which is less than twice what one gives, or BURST.
+queue: the guest waits, nothing is lost, nothing overtakes. A window begins when the credit is looked at and doesn't suffice, so an
+idle guest saves nothing up; who waits gets the next one the moment the last one ends, and those that it missed if the engine comes
+late. Credit adds up over windows where a frame needs more than one gives, to BURST, so that the longest frame goes at any rate. So
+in any time t no more passes than what the windows that begin in it give, and what was left before, which is less than twice what
+one gives, or BURST.
 
 Who owns what: the control plane says the rate with ADD_PORT and SET_RATE (dom0/engine.py), all else is the engine's. The credit is
 what `allowance` is ahead of the vif's own count of TX_BYTES, in which a frame that is refused counts as well. So what a guest pays
 is what was copied of its requests, not what was seen there when the credit was looked at; if it has changed them in between, it
 owes. A port without a rate (`credit_bytes` 0) pays a look at that, once a turn.
 
-    0 -> end of the window      `credit_at` of the vif's first port: the next frame needs more credit; a deadline of the engine's sleep
+    0 -> end of the window      `credit_at` (of the first port): the next frame needs more credit; a deadline of the engine's sleep
     end -> a later end          the window over, and not enough yet
     -> 0                        enough; or another rate
 """

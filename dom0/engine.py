@@ -101,6 +101,17 @@ def _flood(e, p, s):
     return DELIVERED
 
 
+@outlined
+def _put_special(e, p, s, t):
+    """Pass a frame on that is no plain one, or that is for a vif of several queues. DELIVERED, PAUSE, or a drop's name."""
+    if t.queues > 1:
+        t = _queue_for(e, t, s)
+    if s.slots != 0:
+        return put_frame(e, p, p.next, t)
+    result = _put(e, s, t)
+    return await_receiver(e, p, t) if result == PAUSE else result
+
+
 @compiled
 def _pass_on(e, p, s):
     """Learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
@@ -115,10 +126,8 @@ def _pass_on(e, p, s):
     if number == p.vif:
         return DROP_SAME_PORT
     t = port_of(e, number)
-    if t.queues > 1:
-        t = _queue_for(e, t, s)
-    if s.slots != 0:
-        return put_frame(e, p, p.next, t)
+    if s.slots != 0 or t.queues > 1:
+        return _put_special(e, p, s, t)
     result = _put(e, s, t)
     return await_receiver(e, p, t) if result == PAUSE else result
 

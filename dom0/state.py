@@ -15,15 +15,11 @@ PORT = np.dtype(
     [
         ("number", "i8"),
         ("vif", "i8"),  # number of the first of the ports that are one vif's queues: by it the bridge knows them all
-        ("queues", "i8"),  # how many these are, and their numbers (i8 each): of a vif's first port
-        ("members", "i8"),
+        ("queues", "i8"),  # how many these are: of a vif's first port
         ("active", "i8"),
-        ("failed", "i8"),
         ("domid", "i8"),
         ("tx_ring", "i8"),  # RING records (hyp/ring.py), as the back end
         ("rx_ring", "i8"),
-        ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
-        ("rx_event_fd", "i8"),
         ("features", "i8"),  # what may be handed to it as it is (hyp/abi/features.py)
         ("counts", "i8"),
         ("counts_shared", "i8"),
@@ -48,6 +44,10 @@ PORT = np.dtype(
         ("owed", "i8"),  # OWES_TX, OWES_RX: the guest asked for the event of something published, and has not been sent it
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
+        ("failed", "i8"),
+        ("members", "i8"),  # numbers (i8 each) of the ports that are the vif's queues: of its first port
+        ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
+        ("rx_event_fd", "i8"),
         # of a vif's first port, for all its queues
         ("filters", "i8"),  # group addresses that its guest has not added are not flooded to it (dom0/multicast.py)
         ("groups", "i8"),  # those that it has added, MOST_GROUPS words

@@ -17,10 +17,7 @@ CONTEXT = np.dtype(
         ("active", "i8"),  # 1 while the engine serves it
         ("mine", "i8"),  # this engine owns its queues (every engine knows every context)
         ("engine", "i8"),  # which engine does
-        ("first", "i8"),  # the first of the contexts that are one guest's queues: the switch knows them all by it; often itself
-        ("queue", "i8"),  # which of them it is
-        ("queues", "i8"),  # how many have been started, and their numbers (i8 each): of the first
-        ("members", "i8"),
+        ("queues", "i8"),  # how many of the guest's contexts have been started: of the first
         ("passthrough", "i8"),  # native: the IOMMU translates nothing, an IOVA is a place in the owner's RAM
         ("privileged", "i8"),  # the physical function: any source MAC, and what nobody else has an address for
         ("mac", "i8"),
@@ -57,10 +54,13 @@ CONTEXT = np.dtype(
         ("head0", "i8"),  # the addresses of its last frame, as the header's first word and the low half of its second
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
         ("route", "i8"),
+        ("first", "i8"),  # the first of the contexts that are one guest's queues: the switch knows them all by it; often itself
         ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it posts a buffer
         ("moved", "i8"),  # bytes read and written that have been charged for
         ("dirty", "i8"),  # in this batch's list of contexts to publish
         ("failed", "i8"),
+        ("queue", "i8"),  # which of its guest's contexts it is
+        ("members", "i8"),  # numbers (i8 each) of the contexts that are the guest's queues: of the first
     ]
 )
 CONTEXT_BYTES = CONTEXT.itemsize
