@@ -6,12 +6,12 @@ for each queue beyond the first):
     keeper     27 + 8 G (+ 1)       a console, a pidfd, both ends of two sockets, RAM and counters, of each guest; the counters of
                                     the device models
     forkserver 4
-    hyp        27 + 4 E (+ 6)       (with device models) its loop's upcall and counters
+    hyp        28 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
     xenstored  15 + G               the socket at which it listens; a socket of each guest
     nic        20 + 6 E             its engines
                + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
-    dom0       24                   its own context
+    dom0       25                   its own context, the upcall of control rings
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
     a guest    `takes.guest` (+ 1)  its own regions and their mappings, sockets, loop; the TAP
     launch.py  16 + 3 (G + 4)       consoles, and the counters of all processes, received and mapped
@@ -44,10 +44,10 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     found = {
         "keeper": 27 + 8 * len(guests) + emulates,
         "forkserver": 4,
-        "hyp": 27 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
+        "hyp": 28 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 15 + len(guests),
         "nic": 20 + 6 * engines + sum(one.nic for one in takes),
-        "dom0": 24 + sum(one.dom0 for one in takes),
+        "dom0": 25 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }
     return found | {guest["name"]: own.guest + (guest["program"] == "tap") for guest, own in zip(guests, takes, strict=True)}

@@ -102,6 +102,8 @@ class Port:
         self.ring[0]["req_cons"] = (1 << 32) - 3
         self.engine[0]["ports"] = self.record.ctypes.data
         self.record[0]["tx_ring"], self.record[0]["counts"] = self.ring.ctypes.data, self.counts.ctypes.data
+        self.members = np.zeros(1, np.int64)  # a vif of one queue
+        self.record[0]["queues"], self.record[0]["members"] = 1, self.members.ctypes.data
         self.requests = self.page.view(np.uint8)[FIRST_SLOT : FIRST_SLOT + entries * TX_SLOT_BYTES].view(TX_REQUEST)
         self.engine[0]["now"] = self.now
         do_set_rate(int(self.engine.ctypes.data), rate.octets, rate.usecs * 1000)
