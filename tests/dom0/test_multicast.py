@@ -37,19 +37,19 @@ def dummy(kind: int, mac: str, *, flags: int = TXF_EXTRA_INFO, extra_flags: int 
     return [struct.pack("<IHHHH", 0xFFFF_FFFF, 4095, flags, number, 3), struct.pack("<BB6sI", kind, extra_flags, address, 0)]
 
 
-async def change(bert: Bert, kind: int, *macs: str) -> list[int]:
+async def change(bert: Bert, kind: int, *macs: str, queue: int = 0) -> list[int]:
     """Change the list; the statuses. The extra infos' slots are answered by RSP_NULL."""
     found = []
     for mac in macs:
-        (number, status), (_, null) = await bert.call("slots", writes=[], slots=dummy(kind, mac))
+        (number, status), (_, null) = await bert.call("slots", writes=[], slots=dummy(kind, mac), queue=queue)
         assert (number, null) == (7, RSP_NULL)
         found.append(status)
     return found
 
 
-async def connect(bert: Bert, wanted: str | None) -> None:
+async def connect(bert: Bert, wanted: str | None, queues: int = 1) -> None:
     await bert.told(INIT_WAIT)
-    await bert.ready(changed={REQUEST_MULTICAST_CONTROL: wanted})
+    await bert.ready(changed={REQUEST_MULTICAST_CONTROL: wanted}, queues=queues)
     await bert.state(CONNECTED)
     await bert.told(CONNECTED)
     await bert.call("notifier")
@@ -109,6 +109,29 @@ def test_who_asks_hears_what_it_has_added_and_who_does_not_hears_all(tmp_path: P
             assert (await rows(bert))["dom0/vif3:carl"]["rx_frames"] - bystander == 6 * 4 + 1  # who stands by hears all
             await connect(bert, None)
             await bert.exchange()
+
+    run(main())
+
+
+def test_the_list_is_the_vifs_whichever_queue_changes_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with driven_lab(tmp_path, monkeypatch, "mcastq") as bert:
+            await connect(bert, "1", queues=3)
+            assert await change(bert, ADD, MDNS, RIP, queue=2) == [RSP_OKAY] * 2
+            assert await change(bert, DELETE, MDNS, queue=1) == [RSP_OKAY]
+            before = await rows(bert)
+            for group in (MDNS, RIP, BROADCAST):
+                assert (await bert.lab.call("anna", "send_stream", mac=group, frame=100, stream=77, frames=1))["sent"] == 1
+
+            async def flooded() -> bool:
+                return (await rows(bert))["dom0/vif3:carl"]["rx_frames"] - before["dom0/vif3:carl"]["rx_frames"] == 3
+
+            await until(flooded, "who stands by to have had all")
+            after = (await rows(bert))["dom0/vif2:bert"]
+            dropped = after["drop_queue_full"] - before["dom0/vif2:bert"]["drop_queue_full"]  # it has posted no buffers
+            assert (after["rx_frames"] - before["dom0/vif2:bert"]["rx_frames"], dropped) == (0, 2), (
+                "RIP and the broadcast were for it"
+            )
 
     run(main())
 

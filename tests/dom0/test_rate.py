@@ -90,35 +90,36 @@ def do_look(engine: int, port: int, now: int, most: int) -> int:
 
 
 class Port:
-    """A port with a ring whose requests are at hand, and a clock."""
+    """A vif with a ring for each queue, whose requests are at hand, and a clock."""
 
-    def __init__(self, rate: Rate) -> None:
+    def __init__(self, rate: Rate, queues: int = 1) -> None:
         self.rate, self.now, self.taken = rate, 10**12, 0
-        self.page = np.zeros(PAGE_BYTES // 4, np.uint32)
-        self.ring, self.engine, self.record = np.zeros(1, RING), np.zeros(1, ENGINE), np.zeros(1, PORT)
-        self.counts = np.zeros(COLUMNS, np.int64)
+        self.pages = np.zeros((queues, PAGE_BYTES), np.uint8)
+        self.ring, self.engine, self.record = np.zeros(queues, RING), np.zeros(1, ENGINE), np.zeros(queues, PORT)
+        self.counts, self.members = np.zeros(COLUMNS, np.int64), np.arange(queues)
         entries = ring_size(TX_SLOT_BYTES)
-        self.ring[0]["sring"], self.ring[0]["entries"], self.ring[0]["entry_bytes"] = self.page.ctypes.data, entries, TX_SLOT_BYTES
-        self.ring[0]["req_cons"] = (1 << 32) - 3
-        self.engine[0]["ports"] = self.record.ctypes.data
-        self.record[0]["tx_ring"], self.record[0]["counts"] = self.ring.ctypes.data, self.counts.ctypes.data
-        self.members = np.zeros(1, np.int64)  # a vif of one queue
-        self.record[0]["queues"], self.record[0]["members"] = 1, self.members.ctypes.data
-        self.requests = self.page.view(np.uint8)[FIRST_SLOT : FIRST_SLOT + entries * TX_SLOT_BYTES].view(TX_REQUEST)
-        self.engine[0]["now"] = self.now
+        self.requests = self.pages[:, FIRST_SLOT : FIRST_SLOT + entries * TX_SLOT_BYTES].view(TX_REQUEST)
+        self.ring["entries"], self.ring["entry_bytes"], self.ring["req_cons"] = entries, TX_SLOT_BYTES, (1 << 32) - 3
+        for queue in range(queues):
+            self.ring[queue]["sring"] = self.pages[queue].ctypes.data
+            self.record[queue]["tx_ring"] = self.ring[queue : queue + 1].ctypes.data
+        self.record["number"], self.record["counts"] = self.members, self.counts.ctypes.data
+        self.record[0]["queues"], self.record[0]["members"] = queues, self.members.ctypes.data
+        self.engine[0]["ports"], self.engine[0]["now"] = self.record.ctypes.data, self.now
         do_set_rate(int(self.engine.ctypes.data), rate.octets, rate.usecs * 1000)
 
-    def look(self, sizes: list[int], chained: bool = False) -> int:
+    def look(self, sizes: list[int], chained: bool = False, queue: int = 0) -> int:
         """How many of these frames may go now."""
         for k, size in enumerate(sizes):
-            slot = self.requests[(int(self.ring[0]["req_cons"]) + k) % len(self.requests)]
+            slot = self.requests[queue, (int(self.ring[queue]["req_cons"]) + k) % self.requests.shape[1]]
             slot["size"], slot["flags"] = size, (TXF_MORE_DATA if k % 2 else TXF_EXTRA_INFO) if chained else 0
-        return do_look(int(self.engine.ctypes.data), int(self.record.ctypes.data), self.now, len(sizes))
+        port = int(self.record[queue : queue + 1].ctypes.data)
+        return do_look(int(self.engine.ctypes.data), port, self.now, len(sizes))
 
-    def take(self, sizes: list[int]) -> None:
+    def take(self, sizes: list[int], queue: int = 0) -> None:
         """They are taken in, and are of these sizes now."""
         self.counts[TX_BYTES] += sum(sizes)
-        self.ring[0]["req_cons"] = (int(self.ring[0]["req_cons"]) + len(sizes)) % (1 << 32)
+        self.ring[queue]["req_cons"] = (int(self.ring[queue]["req_cons"]) + len(sizes)) % (1 << 32)
         self.taken += sum(sizes)
 
     @property
@@ -189,6 +190,21 @@ def test_a_frame_of_several_slots_goes_whole_and_by_itself() -> None:
     assert port.look([9000, 9000], chained=True) == 1
     port.take([9000])
     assert port.look([9000], chained=True) == 0
+
+
+def test_all_queues_have_one_credit_and_none_starves() -> None:
+    port = Port(Rate(1000, 50_000), queues=3)
+    assert [int(queue["credit_bytes"]) for queue in port.record] == [1000] * 3
+    for _ in range(100):  # windows, all of which the first queue uses up
+        assert port.look([500] * 4) == 2
+        port.take([500] * 2)
+        assert port.look([500]) == port.look([500], queue=1) == 0
+        port.now = port.credit_at
+    assert port.look([500] * 4, queue=2) == 2, "its own frames have cost nothing yet"
+    port.take([500], queue=2)
+    assert port.look([500] * 4, queue=1) == 1
+    port.take([500], queue=1)
+    assert [port.look([500], queue=queue) for queue in range(3)] == [0, 0, 0]
 
 
 def test_another_rate_leaves_no_more_than_it_gives() -> None:

@@ -187,12 +187,12 @@ class Poster:
             found.append([number, offset, status, self._ram[at : at + length].tobytes() == frame])
         return found
 
-    async def slots(self, writes: list[list[Any]], slots: list[bytes]) -> list[Any]:
+    async def slots(self, writes: list[list[Any]], slots: list[bytes], queue: int = 0) -> list[Any]:
         for at, content in writes:
             self._ram[at : at + len(content)] = np.frombuffer(content, np.uint8)
-        ring = self._queues[0].rings["tx"]
+        ring = self._queues[queue].rings["tx"]
         ring.post_raw(slots)
-        self._queues[0].tell("tx")
+        self._queues[queue].tell("tx")
         return await self._answers(ring, len(slots))
 
     def publish(self, slots: list[bytes]) -> None:
