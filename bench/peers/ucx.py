@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import socket
+import tempfile
 from collections.abc import Sequence
 
 from bench.peers.base import PeerError
@@ -22,6 +23,7 @@ ONE_WAY_US = 0.7
 """What the first slice reckons with for a message's way, to fill its time; later ones with what the last one took."""
 WARM_UP = 1000
 LIMIT_S = 20.0
+SHARED_MEMORY = "/dev/shm"
 SETTINGS = {"UCX_TLS": "posix,self", "UCX_WARN_UNUSED_ENV_VARS": "n"}
 
 
@@ -44,17 +46,8 @@ class PingPong:
         """Exchange messages of `frame` bytes for about `seconds`. The median round trip in µs; PeerError if there is none."""
         count = max(int(seconds * 1e6 / (2 * self._one_way_us)), 10 * WARM_UP)
         test = ["-t", "ucp_am_lat", "-s", str(frame), "-n", str(count), "-w", str(WARM_UP), "-R", "50", "-f", "-v"]
-        port = str(_free_port())
-        server = await _start(cpus[0], "-p", port)
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                self._one_way_us = median_of(await _ask(cpus[-1], server, port, test))
-        except TimeoutError:
-            raise PeerError(f"{PROGRAM} does not come to an end") from None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                server.kill()
-            await server.wait()
+        with tempfile.TemporaryDirectory(prefix="xen-bypass-lab-ucx-", dir=SHARED_MEMORY) as folder:
+            self._one_way_us = median_of(await _exchange(cpus, folder, test))
         return 2 * self._one_way_us
 
 
@@ -67,10 +60,25 @@ def median_of(output: str) -> float:
         raise PeerError(f"{PROGRAM} gave no figure: {output.strip()[-200:] or 'not a word'}") from None
 
 
-async def _ask(cpu: int, server: asyncio.subprocess.Process, port: str, test: Sequence[str]) -> str:
+async def _exchange(cpus: Sequence[int], folder: str, test: Sequence[str]) -> str:
+    """What the client says. Neither is there afterwards; what one that was killed had just made of memory is in `folder`."""
+    port = str(_free_port())
+    server = await _start(cpus[0], folder, "-p", port)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            return await _ask(cpus[-1], folder, server, port, test)
+    except TimeoutError:
+        raise PeerError(f"{PROGRAM} does not come to an end") from None
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.kill()
+        await server.wait()
+
+
+async def _ask(cpu: int, folder: str, server: asyncio.subprocess.Process, port: str, test: Sequence[str]) -> str:
     """What the client says in the end; it is started again until the server listens."""
     while True:
-        client = await _start(cpu, "127.0.0.1", "-p", port, *test)
+        client = await _start(cpu, folder, "127.0.0.1", "-p", port, *test)
         try:
             output, _ = await client.communicate()
         except BaseException:
@@ -84,11 +92,11 @@ async def _ask(cpu: int, server: asyncio.subprocess.Process, port: str, test: Se
             raise PeerError(f"{PROGRAM} ended: {output.decode(errors='replace').strip()[-200:]}")
 
 
-async def _start(cpu: int, *arguments: str) -> asyncio.subprocess.Process:
+async def _start(cpu: int, folder: str, *arguments: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         PROGRAM, "-c", str(cpu), *arguments, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT, start_new_session=True, preexec_fn=linux.die_with_parent,
-        env={**os.environ, **SETTINGS},
+        env={**os.environ, **SETTINGS, "UCX_POSIX_DIR": folder},
     )  # fmt: skip
 
 
