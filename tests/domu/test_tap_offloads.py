@@ -111,7 +111,8 @@ def exchange(lab: str, one: int, other: int, version: int) -> None:
     """A stream there and back, compared by SHA-256, and datagrams."""
     with inside(lab, other, SERVE, one, version) as serving:
         assert serving.stdout is not None
-        assert (said := serving.stdout.readline()) == "ready\n", said + serving.stdout.read()
+        first = serving.stdout.readline()
+        assert first == "ready\n", first + serving.stdout.read()
         with inside(lab, one, ASK, other, version) as asking:
             said, _ = asking.communicate(timeout=patient(60))
             assert said == "True True\n", said

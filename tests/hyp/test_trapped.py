@@ -23,7 +23,7 @@ from tests.support.guests import WIRE_MAC, Guest, eventually
 from tests.support.labs import left_behind, until, workload
 from tests.support.labs import run as run_lab
 from tests.support.peers import Bench
-from tests.support.trapped_guests import faults_and_drops, of, rows, trapped
+from tests.support.trapped_guests import faults_and_drops, of, published, rows, trapped
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -47,6 +47,7 @@ def test_a_frame_arrives_as_it_was_sent(start: int, length: int) -> None:
         assert anna.sent(3) == [STATUS_OK] * 3
         assert bert.take(3) == [(STATUS_OK, frame)] * 3
         bench.at_rest(3)
+        published(bench, bert, 3)
         sender, receiver = of(bench, anna), of(bench, bert)
         assert (sender["tx_frames"], sender["copies"], sender["copied_bytes"]) == (3, 3, 3 * length)
         assert (receiver["rx_frames"], receiver["copies"], receiver["rx_bytes"]) == (3, 3, 3 * length)

@@ -16,7 +16,7 @@ from hyp.memory import Mapping
 from hyp.ram import QueuePair, place_queues
 from hyp.trap import write_register
 from hyp.verbs import QP
-from tests.support.guests import WRAP, Guest
+from tests.support.guests import WRAP, Guest, eventually
 from tests.support.peers import DEFAULT_RAM, Bench
 
 REGISTERS = {"sq_prod": SQ_PROD, "rq_prod": RQ_PROD, "scq_event": SCQ_EVENT, "rcq_event": RCQ_EVENT}
@@ -113,6 +113,15 @@ def rows(bench: Bench) -> dict[str, dict[str, int]]:
 def of(bench: Bench, guest: Guest, kind: str = "vmm") -> dict[str, int]:
     """A guest's row in the hypervisor, columns that are not zero only."""
     return {column: n for column, n in rows(bench)[f"{kind}{guest.domid}:{guest.name}"].items() if n}
+
+
+def published(bench: Bench, guest: Guest, received: int) -> None:
+    """Wait until the hypervisor's loop has published that the guest has received so many frames: after it delivered them."""
+
+    def told() -> bool:
+        return {of(bench, guest, kind).get("rx_frames") for kind in ("vmm", "uplink")} == {received}
+
+    eventually(told, f"{received} frames in the guest's rows")
 
 
 def faults_and_drops(bench: Bench, guest: Guest) -> dict[str, int]:
