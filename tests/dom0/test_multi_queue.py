@@ -1,6 +1,5 @@
 """A vif of several queues, with a front end that does as it is told: handshakes, spreading, queues that stop or do wrong."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,19 @@ from domu.frontends.split_state import QUEUE_REFS
 from hyp.abi.grant import GTF_PERMIT_ACCESS
 from hyp.abi.netif import RSP_OKAY
 from hyp.abi.sizes import MAX_QUEUES
-from tests.dom0.test_netback_states import off, others
-from tests.support.driven_labs import CLOSING, CONNECTED, DRIVEN, INIT_WAIT, INITIALISING, Bert, Nodes, driven_lab
+from tests.dom0.test_netback_states import off
+from tests.support.driven_labs import (
+    CLOSING,
+    CONNECTED,
+    DRIVEN,
+    INIT_WAIT,
+    INITIALISING,
+    Bert,
+    Nodes,
+    driven_lab,
+    others,
+    others_streaming,
+)
 from tests.support.drivers import compose
 from tests.support.flow_model import flow_hash
 from tests.support.labs import run, until
@@ -293,21 +303,11 @@ def test_reconnecting_with_other_numbers_of_queues(driven: Driven) -> None:
 
 def test_a_hundred_connects_with_all_queues_leave_nothing(driven: Driven) -> None:
     async def body(bert: Bert) -> None:
-        async def streaming() -> int:
-            streams = 0
-            while not done.is_set():
-                await others(bert, frames=20_000)
-                streams += 1
-            return streams
-
-        done = asyncio.Event()
-        streams = asyncio.create_task(streaming())
-        for number in range(100):
-            await again(bert, MOST, apart=number % 2 == 0)
-            if number % 10 == 0:
-                await send(bert, number // 10 % MOST, 3)
-        done.set()
-        assert await streams > 0
+        async with others_streaming(bert):
+            for number in range(100):
+                await again(bert, MOST, apart=number % 2 == 0)
+                if number % 10 == 0:
+                    await send(bert, number // 10 % MOST, 3)
 
     driven("hundred", body)
 

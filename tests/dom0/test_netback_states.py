@@ -16,7 +16,20 @@ from hyp.control import ControlError
 from hyp.xenstore.client import Transaction
 from hyp.xenstore.xenbus import backend_path, frontend_path
 from tests.lab.test_paths import check
-from tests.support.driven_labs import CLOSED, CLOSING, CONNECTED, DOMID, DRIVEN, INIT_WAIT, INITIALISING, Bert, Nodes, driven_lab
+from tests.support.driven_labs import (
+    CLOSED,
+    CLOSING,
+    CONNECTED,
+    DOMID,
+    DRIVEN,
+    INIT_WAIT,
+    INITIALISING,
+    Bert,
+    Nodes,
+    driven_lab,
+    others,
+    others_streaming,
+)
 from tests.support.labs import run, until, workload
 from tests.support.tiers import tiered
 
@@ -57,13 +70,6 @@ async def off(bert: Bert) -> None:
     """Nothing of the guest is held, and the others' traffic goes on."""
     assert bert.held() == 0
     await others(bert)
-
-
-async def others(bert: Bert, frames: int = 2000) -> None:
-    """A stream between the other guests arrives whole."""
-    record = await bert.runner.run(workload("stream", "anna", "carl", 200, frames=frames))
-    check(record)
-    assert (record["frames"], record["lost"]) == (frames, 0)
 
 
 # --- front ends -------------------------------------------------------------------------------------------------------
@@ -349,25 +355,15 @@ def test_a_killed_guest_leaves_no_nodes_and_nothing_held(tmp_path: Path, monkeyp
 
 def test_a_hundred_reconnections_cost_the_others_nothing(driven: Driven) -> None:
     async def body(bert: Bert) -> None:
-        async def streaming() -> int:
-            streams = 0
-            while not done.is_set():
-                await others(bert, frames=20_000)
-                streams += 1
-            return streams
-
-        done = asyncio.Event()
-        streams = asyncio.create_task(streaming())
         ways = [way for way in WAYS.values() if None not in dict(way)]
-        for number in range(100):
-            for front, back in ways[number % len(ways)]:
-                await bert.state(front)
-                await bert.told(back)
-            await bert.connect(start=number * 999_999_999 % WRAP)
-            if number % 10 == 0:
-                await bert.send(3)
-        done.set()
-        assert await streams > 0
+        async with others_streaming(bert):
+            for number in range(100):
+                for front, back in ways[number % len(ways)]:
+                    await bert.state(front)
+                    await bert.told(back)
+                await bert.connect(start=number * 999_999_999 % WRAP)
+                if number % 10 == 0:
+                    await bert.send(3)
 
     driven("hundred", body)
 

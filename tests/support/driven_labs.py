@@ -1,5 +1,6 @@
 """Topologies in which a guest does what a test says (tests/support/driven_netfront.py), and their store as Dom0 sees it."""
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +19,8 @@ from lab import owner
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
 from lab.workloads import Runner
-from tests.lab.test_paths import running
-from tests.support.labs import until
+from tests.lab.test_paths import check, running
+from tests.support.labs import until, workload
 from tests.support.patience import patient
 
 ROLE = "tests.support.driven_netfront"
@@ -182,3 +183,28 @@ async def driven_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
             dom0 = await XenstoreClient.connect(address)
         async with dom0:
             yield Bert(runner, dom0, await runner.lab.call(DRIVEN, "pools"))
+
+
+async def others(bert: Bert, frames: int = 2000) -> None:
+    """A stream between the other guests arrives whole."""
+    record = await bert.runner.run(workload("stream", "anna", "carl", 200, frames=frames))
+    check(record)
+    assert (record["frames"], record["lost"]) == (frames, 0)
+
+
+@asynccontextmanager
+async def others_streaming(bert: Bert) -> AsyncIterator[None]:
+    """Meanwhile the other guests' streams arrive whole, one after the other."""
+    done = asyncio.Event()
+
+    async def streaming() -> int:
+        streams = 0
+        while not done.is_set():
+            await others(bert, frames=20_000)
+            streams += 1
+        return streams
+
+    streams = asyncio.create_task(streaming())
+    yield
+    done.set()
+    assert await streams > 0
