@@ -19,7 +19,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,11 +102,17 @@ def create(mac: str, address: str, mtu: int) -> Tap:
 
 def can_create() -> str | None:
     """None if this process could call `create` (in a child of one thread), otherwise why not. Tries it in a child."""
+    return tried(lambda _: None)
+
+
+def tried(question: Callable[[Tap], str | None]) -> str | None:
+    """What `question` says of a TAP made for it in a child, or why there can be none. None: there is nothing to complain of."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            create("02:00:00:00:00:01", "10.0.0.1/24", 1500)
+            answer = question(create("02:00:00:00:00:01", "10.0.0.1/24", 1500))
+            os.write(writer, (answer or "").encode()[:4096])
         except BaseException as error:
             os.write(writer, (str(error) or repr(error)).encode()[:4096])
         finally:
