@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -134,6 +135,15 @@ def _strings(tables: list[dict[str, Any]], array: str, key: str) -> list[tuple[s
     return [(where, value) for where, value in found if isinstance(value, str)]
 
 
+def _host(address: str) -> str:
+    """An address without its prefix, in its shortest form."""
+    host = address.partition("/")[0]
+    try:
+        return str(ip_address(host))
+    except ValueError:  # which its own key is refused for
+        return host
+
+
 def _check_guests(reader: _Reader, tables: list[dict[str, Any]], wire: Wire) -> None:
     """What holds between guests, and between them and the wire."""
     names = _strings(tables, "guest", "name")
@@ -142,7 +152,8 @@ def _check_guests(reader: _Reader, tables: list[dict[str, Any]], wire: Wire) -> 
     derived = [(f"guest[{index}].mac", derived_mac(index)) for index, table in enumerate(tables) if "mac" not in table]
     written = [(key, value.lower()) for key, value in _strings(tables, "guest", "mac")]
     reader.unique([*derived, ("nic.wire.mac", wire.mac), *written])
-    reader.unique((key, value.partition("/")[0]) for key, value in _strings(tables, "guest", "address"))
+    for name in ("address", "address6"):
+        reader.unique((key, _host(value)) for key, value in _strings(tables, "guest", name))
     known = [name for _, name in names]
     if wire.to is not None and wire.to not in known:
         reader.refuse("nic.wire.to", f"{wire.to!r} is not a guest{suggest(wire.to, known)}")

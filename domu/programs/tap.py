@@ -1,4 +1,4 @@
-"""The TAP program: the guest's kernel side. Unmodified programs in the guest's network namespace talk through an `eth0`.
+"""The TAP program: the guest's kernel side. Unmodified programs in the guest's namespaces (domu/machine.py) talk through an `eth0`.
 
 One compiled loop moves frames between the TAP and the device: one system call a frame, of up to 64 KiB where device and front end
 have agreed on segmentation offload, and no copy of our own: frames are read into the device's send buffers and written from its
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from domu import machine
 from domu.boot import run_program
 from domu.device import (
     BURST,
@@ -32,7 +33,7 @@ from domu.device import (
     whole_buffer,
 )
 from domu.guest import Guest
-from domu.netns import Tap, create, set_offloads
+from domu.netns import Addresses, Tap, create
 from domu.programs.vnet import TOO_LONG, clear_header, has_offload, header_of, word_of
 from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.features import SG
@@ -44,6 +45,7 @@ from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
+from hyp.net.tap import set_offloads
 from hyp.offload.frame import FrameMemory, frame_at
 from hyp.process import Process
 
@@ -278,7 +280,7 @@ class TapProgram:
         row["iov"] = self._memory[2:].ctypes.data
         row["frame"] = self._frame.address
         row["longest"], row["most"] = mtu + _ETHERNET_HEADER, most_fragments(device, mtu)
-        set_offloads(tap.fd, int(device["features"]))
+        set_offloads(tap.fd, tap.name, int(device["features"]))
 
     def start(self) -> None:
         """Start the loop."""
@@ -290,5 +292,9 @@ class TapProgram:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """The guest process's role."""
-    tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
+    keys = ("address", "address6", "link_local", "gateway", "gateway6")
+    tap = create(
+        str(config["mac"]), Addresses(**{key: config[key] for key in keys}), int(config["mtu"])
+    )  # while there is one thread
+    machine.start(process.name, config["hosts"]).serve(process)
     await run_program(process, config, lambda guest: TapProgram(guest, tap))

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -148,6 +149,26 @@ def left_behind(name: str) -> list[str]:
     found = [str(path) for path in Path("/dev/shm").glob(f"xbl.{uid}.{name}.*")]
     found += [str(path) for path in [place() / name] if path.exists()]
     return found + [f"process {pid}: {line}" for pid, line in processes(name).items()]
+
+
+SAY_PROCESS = 'echo "is $$ in $(readlink /proc/self/ns/pid)."; '
+"""For a shell script in a guest, in single quotes: it says which process it is (`process_said`)."""
+SAID_PROCESS = r"is (\d+) in pid:\[(\d+)\]\."
+
+
+def process_said(text: str) -> int:
+    """The living process, as this test's /proc numbers it, that has said `text` in a PID namespace where it has another number."""
+    said = re.search(SAID_PROCESS, text)
+    assert said is not None, text
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(folder / "ns" / "pid") == f"pid:[{said[2]}]":
+                status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                if status["NSpid"].split()[-1] == said[1]:
+                    return int(folder.name)
+        except OSError:  # gone, or not ours
+            continue
+    raise AssertionError(f"no process {text}")
 
 
 def processes(name: str) -> dict[int, str]:
