@@ -4,11 +4,11 @@ Besides its network namespace (domu/netns.py), which the guest's process itself 
 namespace. The guest's process, which moves frames, is not in these: programs see one another, and *init*, which is PID 1 there, as
 a machine's init is, adopts and reaps what programs leave behind, and ends last::
 
-    guest's process ──fork── (gone at once) ──fork── init       holds the namespaces; a child of the keeper's, who adopts it
-            │                                          │
-            └──────── writes to ──── lifeline ─────────┘ reads: nothing, until nobody can write any more
-                                        │
-                        supervisors of programs hold it too, until they have reaped their program
+    guest's process ──────── fork ───────── init       holds the namespaces
+            │                                 │
+            └── writes to ── lifeline ────────┘ reads: nothing, until nobody can write any more
+                                │
+               supervisors of programs hold it too, until they have reaped their program
 
 * The guest's process ends, however: supervisors see it, kill their programs and say why; then the lifeline has no writer, init
   ends, and the kernel kills whoever is left.
@@ -23,14 +23,10 @@ Sources: pid_namespaces(7), mount_namespaces(7), user_namespaces(7).
 """
 
 import asyncio
-import contextlib
-import json
 import os
 import signal
 import socket
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -43,16 +39,36 @@ LOCALHOST = (("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-lo
 PLAIN = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
-@dataclass(frozen=True, slots=True)
 class Machine:
-    """`init`: a pidfd of PID 1, which lives as long as anybody has `lifeline`. `missing`: what is not its own, a sentence each."""
+    """The guest's process's side: starts init, lets programs in, and ends with init."""
 
-    init: int
-    lifeline: int
-    missing: list[str]
+    def __init__(self, name: str, hosts: Mapping[str, str]) -> None:
+        """In the network namespace that this process, which has one thread, is in. OSError if there can be no process.
+
+        `hosts`: address → name, of what /etc/hosts is to know.
+        """
+        reader, self.lifeline = os.pipe()
+        """Init lives as long as anybody has it."""
+        self._said, say = os.pipe()
+        title = [*linux.title()[:-1], f"init:{name}"]
+        pid, self.init, self.missing = _fork()
+        """A pidfd of init; and what is not the guest's own, a sentence each."""
+        if pid == 0:
+            try:
+                _be_init(reader, say, title, name, hosts, own_pids=not self.missing)
+            finally:
+                os._exit(1)
+        for fd in (reader, say):
+            os.close(fd)
+
+    def furnished(self) -> None:
+        """Wait until everything is there that can be had."""
+        with open(self._said) as pipe:
+            self.missing += [line.strip() for line in pipe]
 
     def serve(self, process: Process) -> None:
-        """Tell what is missing, let programs in, and end with init."""
+        """Once it is furnished say what is missing, let programs in, and end with init."""
+        self.furnished()
         for text in self.missing:
             process.console.tell("notice", text=f"{process.name}: {text}")
         process.serve("machine", lambda: Answer(fds=[self.init, self.lifeline]))
@@ -64,51 +80,21 @@ class Machine:
         asyncio.get_running_loop().add_reader(self.init, ended)
 
 
-def start(name: str, hosts: Mapping[str, str]) -> Machine:
-    """Start init, in the network namespace that this process, which has one thread, is in. OSError if there can be no process.
-
-    `hosts`: address → name, of what /etc/hosts is to know.
-    """
-    lifeline, writer = os.pipe()
-    said, say = os.pipe()
-    title = linux.title()
-    first = os.fork()
-    if first == 0:
-        with _to_the_end():
-            os.close(writer)
-            _fork_init(lifeline, say, [*title[:-1], f"init:{name}"], name, hosts)
-    for fd in (lifeline, say):
-        os.close(fd)
-    with open(said) as pipe:
-        told = [json.loads(line) for line in pipe]  # to its end, which is init's word that it is ready
-    os.waitpid(first, 0)
-    pids = [one for one in told if isinstance(one, int)]
-    if len(pids) != 1:
-        raise OSError(f"no init for {name}: {told}")
-    return Machine(os.pidfd_open(pids[0]), writer, [one for one in told if isinstance(one, str)])
-
-
-@contextlib.contextmanager
-def _to_the_end() -> Iterator[None]:
-    """Around all that a forked process does: it never returns to what its parent was doing."""
+def _fork() -> tuple[int, int, list[str]]:
+    """Fork init: (pid, pidfd, what is missing), in the child (0, −1, what is missing)."""
     try:
-        yield
-    finally:
-        os._exit(1)
-
-
-def _fork_init(lifeline: int, say: int, title: list[str], name: str, hosts: Mapping[str, str]) -> NoReturn:
-    """In a child of its own: a process whose children are born into another PID namespace can start no threads any more."""
-    own = _try(say, "process ids are the host's", lambda: linux.unshare(linux.CLONE_NEWPID))
+        return *linux.fork_into(linux.CLONE_NEWPID), []
+    except OSError as error:
+        missing = [_missing("process ids are the host's", error)]
     pid = os.fork()
-    if pid == 0:
-        with _to_the_end():
-            _be_init(lifeline, say, title, name, hosts, own)
-    _tell(say, pid)
-    os._exit(0)
+    return pid, os.pidfd_open(pid) if pid else -1, missing
 
 
-def _be_init(lifeline: int, say: int, title: list[str], name: str, hosts: Mapping[str, str], own_pids: bool) -> NoReturn:
+def _missing(what: str, error: OSError) -> str:
+    return f"{what} ({os.strerror(error.errno or 0)})"
+
+
+def _be_init(lifeline: int, say: int, title: list[str], name: str, hosts: Mapping[str, str], *, own_pids: bool) -> NoReturn:
     linux.set_name("init")
     linux.set_title(*title)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # then the kernel reaps
@@ -121,11 +107,7 @@ def _be_init(lifeline: int, say: int, title: list[str], name: str, hosts: Mappin
     _furnish(say, name, hosts, own_pids)
     os.close(say)
     os.read(lifeline, 1)
-    sys.exit()
-
-
-def _tell(say: int, what: int | str) -> None:
-    os.write(say, (json.dumps(what) + "\n").encode())
+    os._exit(0)
 
 
 def _try(say: int, otherwise: str, do: Callable[[], None]) -> bool:
@@ -133,7 +115,7 @@ def _try(say: int, otherwise: str, do: Callable[[], None]) -> bool:
     try:
         do()
     except OSError as error:
-        _tell(say, f"{otherwise} ({os.strerror(error.errno or 0)})")
+        os.write(say, (_missing(otherwise, error) + "\n").encode())
         return False
     return True
 

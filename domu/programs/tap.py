@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from domu import machine
 from domu.boot import run_program
 from domu.device import (
     BURST,
@@ -33,6 +32,7 @@ from domu.device import (
     whole_buffer,
 )
 from domu.guest import Guest
+from domu.machine import Machine
 from domu.netns import Addresses, Tap, create
 from domu.programs.vnet import TOO_LONG, clear_header, has_offload, header_of, word_of
 from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
@@ -293,8 +293,12 @@ class TapProgram:
 async def main(process: Process, config: dict[str, Any]) -> None:
     """The guest process's role."""
     keys = ("address", "address6", "link_local", "gateway", "gateway6")
-    tap = create(
-        str(config["mac"]), Addresses(**{key: config[key] for key in keys}), int(config["mtu"])
-    )  # while there is one thread
-    machine.start(process.name, config["hosts"]).serve(process)
-    await run_program(process, config, lambda guest: TapProgram(guest, tap))
+    addresses = Addresses(**{key: config[key] for key in keys})
+    tap = create(str(config["mac"]), addresses, int(config["mtu"]))  # while there is one thread
+    machine = Machine(process.name, config["hosts"])  # furnished while the guest boots
+
+    def program(guest: Guest) -> TapProgram:
+        machine.serve(process)
+        return TapProgram(guest, tap)
+
+    await run_program(process, config, program)

@@ -44,7 +44,9 @@ async def find_guest(guest: str, topology: str | None) -> Machine:
         names = ", ".join(status["name"] for status in found)
         raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
     _check_guest(guest, found[0])
-    return await _machine_of(guest, RunDir.of(found[0]["name"]))
+    table = next(one for one in found[0]["guests"] if one["name"] == guest)
+    addresses = tuple(table[key].partition("/")[0] for key in ("address", "address6") if table[key])
+    return await _machine_of(guest, RunDir.of(found[0]["name"]), addresses)
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:
@@ -60,7 +62,7 @@ def _check_guest(guest: str, status: dict[str, Any]) -> None:
         raise ClientError(f"{guest} {state}")
 
 
-async def _machine_of(guest: str, run: RunDir) -> Machine:
+async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...]) -> Machine:
     keeper = await connect(run)
     try:
         living = await keeper.call("pidfds")
@@ -78,7 +80,7 @@ async def _machine_of(guest: str, run: RunDir) -> Machine:
         raise ClientError(f"{guest}: {error}") from error
     finally:
         keeper.close()
-    return Machine(int(process), init, lifeline)
+    return Machine(int(process), init, lifeline, addresses)
 
 
 # --- standing for the program ----------------------------------------------------------------------------------------

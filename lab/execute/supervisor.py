@@ -65,11 +65,12 @@ def hear(sock: socket.socket) -> tuple[Message, int] | None:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A guest as who runs programs in it needs it: pidfds of the guest's process and of its init, and what keeps init alive
-    (domu/machine.py)."""
+    (domu/machine.py); and its addresses on the lab's network."""
 
     process: int
     init: int
     lifeline: int
+    addresses: tuple[str, ...]
 
     @property
     def fds(self) -> set[int]:

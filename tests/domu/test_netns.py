@@ -1,16 +1,12 @@
 """The guests' network namespaces: real ones, each in a forked child, with privilege and without."""
 
-import ctypes
 import fcntl
 import ipaddress
-import json
 import os
 import select
-import signal
 import socket
 import struct
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,74 +14,16 @@ from typing import Any
 import pytest
 
 from domu import netns
-from hyp import linux
 from hyp.abi.features import CSUM, NONE, SG, TSO4
 from hyp.abi.vnet import VNET_BYTES
 from hyp.net.steps import SetupError
 from hyp.net.tap import set_offloads
-from tests.support.patience import patient
+from tests.support.children import become_nobody, call, in_child, libc, read_only_sysctls, root_of_nothing, tun_device
 
 MAC, ADDRESS, MTU = "02:00:00:00:00:0a", netns.Addresses("10.1.2.3/20"), 1400
 MAC_BYTES, PEER_MAC = bytes.fromhex("02000000000a"), bytes.fromhex("0200000000fe")
 HOST, PEER = "10.1.2.3", "10.1.2.9"
-NOBODY = 65534
-CHILD_LIMIT_S = 20.0
-
-CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18
-PR_SET_DUMPABLE = 4
-libc = ctypes.CDLL(None, use_errno=True)
-
 needs_root = pytest.mark.needs("root")
-
-
-def call(result: int) -> None:
-    if result:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def private_mounts() -> None:
-    """Mounts made from here on are this child's own and go with it."""
-    call(libc.unshare(CLONE_NEWNS))
-    call(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
-
-
-def tun_device(mode: int | None) -> None:
-    """A /dev/net of this child's own: with a TUN device of `mode`, or with none."""
-    private_mounts()
-    call(libc.mount(b"tmpfs", b"/dev/net", b"tmpfs", 0, b"mode=755"))
-    if mode is not None:
-        os.mknod("/dev/net/tun", 0o020000 | mode, os.makedev(10, 200))
-        os.chmod("/dev/net/tun", mode)
-
-
-def become_nobody() -> None:
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-    # as after the exec that a real change of user comes with
-    call(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))
-
-
-def in_child(body: Callable[[], Any]) -> Any:
-    """The result (JSON) of `body` in a forked child, which ends at once after; what it raises fails the test."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(patient(CHILD_LIMIT_S)))
-            answer = {"result": body()}
-        except BaseException:
-            answer = {"error": traceback.format_exc()}
-        os.write(writer, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    assert status == 0, f"wait status {status}"
-    answer = json.loads(text)
-    assert "error" not in answer, answer["error"]
-    return answer["result"]
 
 
 @pytest.fixture(params=[pytest.param("root", marks=needs_root), pytest.param("nobody", marks=pytest.mark.needs("taps"))])
@@ -401,11 +339,7 @@ def test_unreadable_tun_device_says_chmod() -> None:
 def test_disabled_user_namespaces_say_sysctl() -> None:
     def prepare() -> None:
         # in a user namespace of one's own the limit can be set to 0 for those inside; then give up all capabilities
-        become_nobody()
-        call(libc.unshare(linux.CLONE_NEWUSER))
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/gid_map").write_text(f"0 {NOBODY} 1")
-        Path("/proc/self/uid_map").write_text(f"0 {NOBODY} 1")
+        root_of_nothing()
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
         call(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
 
@@ -426,9 +360,7 @@ def test_bad_setting_is_named() -> None:
 @pytest.mark.needs("ipv6")
 def test_read_only_sysctls_still_give_a_quiet_link() -> None:
     def body() -> list[str]:
-        private_mounts()
-        call(libc.mount(b"/proc/sys", b"/proc/sys", None, MS_BIND, None))
-        call(libc.mount(b"none", b"/proc/sys", None, MS_BIND | MS_REMOUNT | MS_RDONLY, None))
+        read_only_sysctls()
         netns.create(MAC, ADDRESS, MTU)
         # with IPv6 on, an interface has its link-local address, if any, from the moment that it is up
         addresses = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]

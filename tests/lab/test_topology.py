@@ -72,6 +72,10 @@ def test_defaults(tmp_path: Path) -> None:
                 "program": "traffic",
                 "address": None,
                 "mtu": 1500,
+                "address6": None,
+                "link_local": False,
+                "gateway": None,
+                "gateway6": None,
                 "persistent_grants": False,
                 "rate": None,
                 "offloads": ["sg", "csum", "tso"],
@@ -336,6 +340,44 @@ def test_refused_address(tmp_path: Path, address: str, reason: str) -> None:
     found = problems(tmp_path, TAP + second)
     assert list(found) == ["guest[1].address"]
     assert reason in found["guest[1].address"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "reason"),
+    [
+        ('address6 = "fd00::1"', "address6", "is not an IPv6 address with the length of its prefix, such as fd00::1/64"),
+        ('address6 = "10.0.0.1/24"', "address6", "is not an IPv6 address with the length of its prefix"),
+        ('address6 = "fd00::1/129"', "address6", "is not an IPv6 address with the length of its prefix"),
+        ('address6 = "fd00::1/128"', "address6", "the prefix must be 1 to 127 bits long"),
+        ('address6 = "fd00::/64"', "address6", "is the address of all routers of fd00::/64"),
+        ('address6 = "fe80::1/64"', "address6", "is a link-local address, which link_local = true gives"),
+        ('address6 = "ff02::1/64"', "address6", "is not an address that a host can have"),
+        ('address6 = "::1/64"', "address6", "is not an address that a host can have"),
+        ('mtu = 1200\naddress6 = "fd00::1/64"', "address6", "IPv6 needs an mtu of at least 1280, not 1200"),
+        ("mtu = 1200\nlink_local = true", "link_local", "IPv6 needs an mtu of at least 1280, not 1200"),
+        ('gateway = "10.0.1.1"', "gateway", "is not in 10.0.0.0/24, the guest's network"),
+        ('gateway = "10.0.0.1"', "gateway", "is the guest's own address"),
+        ('gateway = "bob"', "gateway", "is not an IPv4 address, such as 10.0.0.1"),
+        ('gateway6 = "fd00::2"', "gateway6", "needs an address6, in whose network it is"),
+        ('address6 = "fd00::1/64"\ngateway6 = "10.0.0.2"', "gateway6", "is not an IPv6 address, such as fd00::1"),
+    ],
+)
+def test_refused_network_of_a_guest(tmp_path: Path, lines: str, key: str, reason: str) -> None:
+    found = problems(tmp_path, TAP + lines + "\n")
+    assert list(found) == [f"guest[0].{key}"]
+    assert reason in found[f"guest[0].{key}"]
+
+
+@pytest.mark.parametrize("line", ['address6 = "fd00::1/64"', "link_local = true", 'gateway = "10.0.0.2"', 'gateway6 = "fd00::2"'])
+def test_only_tap_guests_have_a_network(tmp_path: Path, line: str) -> None:
+    found = problems(tmp_path, ANNA + line + "\n")
+    assert 'with program = "tap" only' in found[f"guest[0].{line.split()[0]}"]
+
+
+def test_ipv6_addresses_are_unique_however_they_are_written(tmp_path: Path) -> None:
+    second = TAP.replace("tess", "toni").replace("10.0.0.1/24", "10.0.0.2/24") + 'address6 = "fd00:0::0001/64"\n'
+    found = problems(tmp_path, TAP + 'address6 = "fd00::1/64"\n' + second)
+    assert found == {"guest[1].address6": "'fd00::1' is guest[0].address6's already"}
 
 
 def test_derived_mac_is_not_the_one_refused(tmp_path: Path) -> None:
