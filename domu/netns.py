@@ -4,26 +4,20 @@ The TAP has the offloads that its program sets: none at first, so that every fra
 are complete, as a wire's are. The namespace has no name: it goes with the last process in it, and so does the TAP. Whoever may not
 create one (CAP_SYS_ADMIN) gets it inside a new user namespace, where the calling user is root.
 
-What nobody has asked for is not sent. Without IPv6 addresses `eth0` has IPv6 off. With them it has these and no other: they are
-there at once, without duplicate address detection, and routers are neither solicited nor heeded; what is left are the kernel's
-reports of the multicast groups that an IPv6 address is in (MLD, RFC 3810).
-
-Sources: network_namespaces(7), user_namespaces(7), Documentation/networking/ip-sysctl.rst; RFC 4291, appendix A, for link-local
-addresses.
+Sources: network_namespaces(7), user_namespaces(7).
 """
 
 import errno
 import os
 import socket
-from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Final
 
 from hyp import linux
-from hyp.abi.sizes import MAX_FRAME
 from hyp.net import netlink
+from hyp.net.interface import configure, link_local
 from hyp.net.steps import SetupError, step
 from hyp.net.tap import open_tap
 
@@ -143,46 +137,12 @@ def _user_namespace_remedy() -> str:
 
 def _configure(mac: bytes, addresses: Addresses, mtu: int) -> None:
     """Addresses, MTU and routes of the TAP, which goes up, and `lo` before it."""
-    index = socket.if_nametoindex(INTERFACE)
     with step("bring lo up"):
         netlink.bring_up(socket.if_nametoindex("lo"))
-    with step(f"set the MAC address of {INTERFACE}"):
-        netlink.set_mac(index, mac)
-    with step(f"set the MTU of {INTERFACE}"):
-        netlink.set_mtu(index, mtu)
-    with step(f"limit the frames of {INTERFACE}"):
-        netlink.limit_segments(index, MAX_FRAME)  # XEN_NETIF_MAX_TX_SIZE, and the NIC's MAX_FRAME
-    wanted = [IPv6Interface(addresses.address6)] if addresses.address6 is not None else []
-    wanted += [link_local(mac)] if addresses.link_local else []
-    _prepare_ipv6(index, bool(wanted))
-    with step(f"set the address of {INTERFACE}"):
-        netlink.add_address(index, IPv4Interface(addresses.address))
-    with step(f"bring {INTERFACE} up"):
-        netlink.bring_up(index)
-    for interface in wanted:
-        with step(f"give {INTERFACE} the address {interface}", {errno.EACCES: "IPv6 is disabled here"}):
-            netlink.add_address(index, interface)
+    given = [addresses.address, addresses.address6]
+    interfaces = [ip_interface(one) for one in given if one is not None] + [link_local(mac)] * addresses.link_local
+    index = configure(INTERFACE, mac, mtu, interfaces)
     for gateway in (addresses.gateway, addresses.gateway6):
         if gateway is not None:
             with step(f"set the gateway {gateway}"):
                 netlink.add_default_route(index, ip_address(gateway))
-
-
-def link_local(mac: bytes) -> IPv6Interface:
-    """The link-local address that a MAC address makes: its modified EUI-64."""
-    identifier = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
-    return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
-
-
-def _prepare_ipv6(index: int, wanted: bool) -> None:
-    """The TAP, which is down, is to have IPv6, or not; and nothing by itself. Does what it can where /proc/sys is read-only."""
-    settings = Path(f"/proc/sys/net/ipv6/conf/{INTERFACE}")
-    if not settings.exists():
-        if wanted:
-            raise SetupError(f"give {INTERFACE} an IPv6 address", "this kernel has no IPv6")
-        return
-    with step(f"silence IPv6 on {INTERFACE}"):
-        netlink.no_link_local(index)
-    for name, value in (("disable_ipv6", not wanted), ("accept_ra", 0), ("router_solicitations", 0)):
-        with suppress(OSError):
-            (settings / name).write_text(f"{value:d}")

@@ -55,7 +55,8 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     def own(role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
         return process(role, role, ROLES[role], config, domain, xenstore)
 
-    hosts = {address.partition("/")[0]: guest["name"] for guest in guests for address in _addresses(guest)}
+    named = [*guests, {**topology["nic"]["wire"], "name": "wire"}]
+    hosts = {address.partition("/")[0]: table["name"] for table in named for address in _addresses(table)}
     shared = {
         "name": name,
         "memory": {"backing": backing},

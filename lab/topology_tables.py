@@ -102,6 +102,12 @@ def _mac(value: str) -> str:
     return mac
 
 
+def _interface(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", value) or value in (".", ".."):
+        raise ValueError(f"{value!r} is not a name of an interface: 1 to 15 of A-Z, a-z, 0-9, '_', '.' and '-'")
+    return value
+
+
 def _spin(value: object) -> object:
     if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1000):
         raise ValueError(f'must be "auto" or an integer from 0 to 1000, not {value!r}')
@@ -162,13 +168,30 @@ class Memory(Table):
 class Wire(Table):
     """``[nic.wire]``: what is at the other end of the NIC's cable. `frame` in bytes; `pps`, `gbps` 0: no limit."""
 
-    mode: Literal["sink", "reflect", "generate"] = "sink"
+    mode: Literal["sink", "reflect", "generate", "tap"] = "sink"
     mac: Mac = "02:00:00:00:ff:01"
     to: str | None = Field(default=None, validate_default=True)
     frame: Frame = 64
     pps: int = Field(default=0, ge=0, le=10**9)
     gbps: float = Field(default=0.0, ge=0, le=MAX_GBPS, allow_inf_nan=False)
     delay_us: int = Field(default=0, ge=0, le=1_000_000)
+    interface: Annotated[str, AfterValidator(_interface)] = "xbl0"
+    address: Address | None = None
+    address6: Address6 | None = None
+
+    @field_validator("interface", "address", "address6")
+    @classmethod
+    def _only_with_tap(cls, value: Any, info: Info) -> Any:
+        if value is not None and info.data.get("mode", "tap") != "tap":
+            raise ValueError('has a meaning with mode = "tap" only')
+        return value
+
+    @field_validator("gbps", "delay_us")
+    @classmethod
+    def _not_with_tap(cls, value: Any, info: Info) -> Any:
+        if value and info.data.get("mode") == "tap":
+            raise ValueError('has no meaning with mode = "tap": that wire is as fast as the host')
+        return value
 
     @field_validator("gbps")
     @classmethod

@@ -34,19 +34,19 @@ from domu.device import (
 from domu.guest import Guest
 from domu.machine import Machine
 from domu.netns import Addresses, Tap, create
-from domu.programs.vnet import TOO_LONG, clear_header, has_offload, header_of, word_of
 from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.features import SG
 from hyp.abi.fragment import GSO, MORE, OFFLOAD_MASK
 from hyp.abi.nic import MAX_FRAME
 from hyp.abi.vnet import VNET_BYTES
-from hyp.atomics import clock_ns, load16, record_view, store64, sys_readv, sys_writev
+from hyp.atomics import clock_ns, load16, load64, record_view, sys_readv, sys_writev
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.net.tap import set_offloads
-from hyp.offload.frame import FrameMemory, frame_at
+from hyp.offload.frame import FrameMemory, add_piece, begin_frame, frame_at
+from hyp.offload.vnet import IOVEC_BYTES, TOO_LONG, clear_header, has_offload, header_of, set_iovec, word_of
 from hyp.process import Process
 
 TAP = np.dtype(
@@ -73,13 +73,15 @@ _tap_at = record_view(TAP)
 SHOW_NS = 20_000_000  # a loop that is never idle publishes its counters this often
 _ETHERNET_HEADER, _VLAN_TAG = 14, 4
 _ETHERTYPE_VLAN = 0x0081  # 0x8100 as a little-endian load sees it
-IOVEC_BYTES = 16
 
 
 @compiled
-def _set_iovec(t, k, addr, length):
-    store64(t.iov + k * IOVEC_BYTES, addr)
-    store64(t.iov + k * IOVEC_BYTES + 8, length)
+def frame_of(f, burst, first, n, length, offload):
+    """The FRAME record of `n` fragments of a burst."""
+    at = frame_addr(burst, first)
+    begin_frame(f, length, offload, load64(at), load64(at + 8))
+    for k in range(first, first + n):
+        add_piece(f, frame_addr(burst, k), frame_length(burst, k))
 
 
 @compiled
@@ -95,8 +97,8 @@ def _read_frame(t, d, first):
     A lone frame lies where its buffer's frames do, what goes on takes whole buffers: iovecs are the header, `first`, the rest.
     What is longer than all of them is cut, and known by its length.
     """
-    _set_iovec(t, first, t.header, VNET_BYTES)
-    _set_iovec(t, first + 1, frame_addr(d.tx, first), d.room)
+    set_iovec(t.iov, first, t.header, VNET_BYTES)
+    set_iovec(t.iov, first + 1, frame_addr(d.tx, first), d.room)
     length = sys_readv(t.tap_fd, t.iov + first * IOVEC_BYTES, t.most + 1) - VNET_BYTES
     if length <= d.room:
         set_word(d.tx, first, length)
@@ -122,7 +124,9 @@ def _judge(t, d, first, n, length):
     """Give a frame that was read its offload. 0, or the drop's name."""
     frame = frame_addr(d.tx, first)
     if has_offload(t.header):
-        word = word_of(frame_at(t.frame), t.header, d.tx, first, n, length, _longest(t, frame))
+        f = frame_at(t.frame)
+        frame_of(f, d.tx, first, n, length, 0)
+        word = word_of(f, t.header, _longest(t, frame))
         if word == TOO_LONG:
             return DROP_OVERSIZE
         if word < 0:
@@ -141,7 +145,7 @@ def _from_tap(t, d):
         return FAILED
     t.full = 1 if room <= t.most else 0
     for k in range(1, room):
-        _set_iovec(t, k + 1, frame_addr(d.tx, k) & -d.fragment_align, d.fragment_room)
+        set_iovec(t.iov, k + 1, frame_addr(d.tx, k) & -d.fragment_align, d.fragment_room)
     at, frames, total = 0, 0, 0
     while room - at > t.most:  # a frame with GSO takes one more than it has fragments: of those at the end
         length = _read_frame(t, d, at)
@@ -172,9 +176,12 @@ def _write_frame(t, d, first, n, length):
     word = frame_word(d.rx, first) & OFFLOAD_MASK
     if word == 0:
         clear_header(t.header)
-    elif not header_of(frame_at(t.frame), t.header, d.rx, first, n, length, word):
-        return False
-    _set_iovec(t, 0, t.header, VNET_BYTES)
+    else:
+        f = frame_at(t.frame)
+        frame_of(f, d.rx, first, n, length, word)
+        if not header_of(f, t.header):
+            return False
+    set_iovec(t.iov, 0, t.header, VNET_BYTES)
     return sys_writev(t.tap_fd, t.iov, n + 1) == length + VNET_BYTES
 
 
@@ -186,7 +193,7 @@ def _to_tap(t, d):
         length, n, more = 0, 0, MORE
         while more != 0:
             octets = frame_length(d.rx, first + n)
-            _set_iovec(t, n + 1, frame_addr(d.rx, first + n), octets)
+            set_iovec(t.iov, n + 1, frame_addr(d.rx, first + n), octets)
             length += octets
             more = frame_word(d.rx, first + n) & MORE
             n += 1

@@ -58,7 +58,18 @@ def test_defaults(tmp_path: Path) -> None:
             "mtu": 1500,
             "pause_us": 20_000,
             "queue": 256,
-            "wire": {"mode": "sink", "mac": "02:00:00:00:ff:01", "to": None, "frame": 64, "pps": 0, "gbps": 0.0, "delay_us": 0},
+            "wire": {
+                "mode": "sink",
+                "mac": "02:00:00:00:ff:01",
+                "to": None,
+                "frame": 64,
+                "pps": 0,
+                "gbps": 0.0,
+                "delay_us": 0,
+                "interface": "xbl0",
+                "address": None,
+                "address6": None,
+            },
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300, "max_queues": 8},
         "spin": {"limit_us": "auto"},
@@ -366,6 +377,34 @@ def test_refused_network_of_a_guest(tmp_path: Path, lines: str, key: str, reason
     found = problems(tmp_path, TAP + lines + "\n")
     assert list(found) == [f"guest[0].{key}"]
     assert reason in found[f"guest[0].{key}"]
+
+
+WIRE_TAP = '[nic.wire]\nmode = "tap"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        ('[nic.wire]\ninterface = "lab0"\n', "nic.wire.interface", 'has a meaning with mode = "tap" only'),
+        ('[nic.wire]\naddress = "10.0.0.9/24"\n', "nic.wire.address", 'has a meaning with mode = "tap" only'),
+        (WIRE_TAP + 'interface = "much-too-long-a-name"\n', "nic.wire.interface", "is not a name of an interface"),
+        (WIRE_TAP + 'interface = "a/b"\n', "nic.wire.interface", "is not a name of an interface"),
+        (WIRE_TAP + "gbps = 1.0\n", "nic.wire.gbps", 'has no meaning with mode = "tap"'),
+        (WIRE_TAP + "delay_us = 5\n", "nic.wire.delay_us", 'has no meaning with mode = "tap"'),
+        (WIRE_TAP + 'address = "10.0.0.0/24"\n', "nic.wire.address", "is the network address"),
+        (WIRE_TAP + 'address = "10.0.0.1/24"\n', "guest[0].address", "is nic.wire.address's already"),
+        (WIRE_TAP + 'to = "tess"\n', "nic.wire.to", 'has a meaning with mode = "generate" only'),
+    ],
+)
+def test_refused_wire_to_the_host(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    found = problems(tmp_path, text + TAP)
+    assert list(found) == [key]
+    assert reason in found[key]
+
+
+def test_a_wire_to_the_host_takes_part_in_no_workload(tmp_path: Path) -> None:
+    found = problems(tmp_path, WIRE_TAP + ANNA + '[[workload]]\nkind = "stream"\nfrom = "anna"\nto = "wire"\nframes = 1\n')
+    assert "the wire leads to the host" in found["workload[0].to"]
 
 
 @pytest.mark.parametrize("line", ['address6 = "fd00::1/64"', "link_local = true", 'gateway = "10.0.0.2"', 'gateway6 = "fd00::2"'])

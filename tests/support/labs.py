@@ -114,15 +114,30 @@ def machine_of_its_own() -> Iterator[list[str]]:
 
     Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise.
     """
-    script = "mount -t tmpfs -o mode=1777 tmpfs /dev/shm && echo mounted && exec cat"
+    with _namespace("--mount", "mount -t tmpfs -o mode=1777 tmpfs /dev/shm") as within:
+        yield within
+
+
+@contextmanager
+def network_of_its_own() -> Iterator[list[str]]:
+    """A network namespace with nothing but a loopback in it, where a topology may make an interface.
+
+    Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise.
+    """
+    with _namespace("--net", "ip link set lo up") as within:
+        yield within
+
+
+@contextmanager
+def _namespace(kind: str, prepare: str) -> Iterator[list[str]]:
     user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
     entering = [] if os.getuid() == 0 else ["--user", "--preserve-credentials"]
-    command = ["unshare", "--mount", *user, "sh", "-c", script]
+    command = ["unshare", kind, *user, "sh", "-c", f"{prepare} && echo there && exec cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:  # ends with its input
         assert holder.stdout is not None
         assert holder.stdin is not None
-        assert holder.stdout.readline() == "mounted\n"
-        yield ["nsenter", "--target", str(holder.pid), "--mount", *entering]
+        assert holder.stdout.readline() == "there\n"
+        yield ["nsenter", "--target", str(holder.pid), kind, *entering]
         holder.stdin.close()
 
 
