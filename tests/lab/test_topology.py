@@ -146,7 +146,8 @@ def test_everything_given(tmp_path: Path) -> None:
     plain = read(tmp_path, text).plain()
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
     wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
-    assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire}
+    host = {"interface": "xbl0", "address": None, "address6": None}
+    assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire | host}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5, "max_queues": 8}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
         ("02:00:00:00:ab:cd", 4 * MIB, 576, None),
@@ -247,7 +248,7 @@ ONE_KEY = [
     ("nic.queue = 32", "nic.queue", "must be greater than or equal to 64"),
     ("nic.queue = 8192", "nic.queue", "must be less than or equal to 4096"),
     ("nic.qeue = 64", "nic.qeue", "is not a key (did you mean 'queue'?)"),
-    ('nic.wire.mode = "mirror"', "nic.wire.mode", "must be 'sink', 'reflect' or 'generate', not 'mirror'"),
+    ('nic.wire.mode = "mirror"', "nic.wire.mode", "must be 'sink', 'reflect', 'generate' or 'tap', not 'mirror'"),
     ('nic.wire.mac = "02:00"', "nic.wire.mac", "is not a MAC address"),
     ('nic.wire.mac = "02:00:00:00:00:01"', "nic.wire.mac", "is guest[0].mac's already"),
     ("nic.wire.speed = 1", "nic.wire.speed", "is not a key; there are mode, mac, to, frame, pps, gbps, delay_us"),

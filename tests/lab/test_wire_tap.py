@@ -79,7 +79,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         subprocess.run([*within, "ip", "address", "add", f"{FAR}/32", "dev", "lo"], check=True)
         with staying_up(file, within=within) as (process, _):
             yield unique("wiretap"), within
-            nic = next(pid for pid, line in processes(unique("wiretap")).items() if line.endswith(" nic"))
+            nic = next(pid for pid, line in processes(unique("wiretap")).items() if line.split()[-1] == "nic")
             os.kill(nic, signal.SIGKILL)
             wait_until(lambda: "lab0" not in interfaces(within), "the interface to be gone with the NIC")
             process.send_signal(signal.SIGTERM)
@@ -151,7 +151,7 @@ def test_a_name_that_is_taken_is_refused(lab: Lab, tmp_path_factory: pytest.Temp
     assert done.returncode == 3
     assert (
         "nic could not start: cannot create the TAP lab0: Device or resource busy; there is an interface of that name"
-        in done.stderr
+        in done.stdout + done.stderr
     )
 
 
@@ -160,5 +160,7 @@ def test_without_privilege_it_is_refused(tmp_path_factory: pytest.TempPathFactor
     file = topology_file(tmp_path_factory.mktemp("denied"), "denied", WIRE + '[[guest]]\nname = "gus"\npath = "bypass"\n')
     done = launch("run", file, within=["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin"])
     assert done.returncode == 3
-    assert "cannot create the TAP lab0: Operation not permitted; a wire to the host takes CAP_NET_ADMIN" in done.stderr
+    assert (
+        "cannot create the TAP lab0: Operation not permitted; a wire to the host takes CAP_NET_ADMIN" in done.stdout + done.stderr
+    )
     assert left_behind(unique("denied")) == []
