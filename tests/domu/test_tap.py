@@ -133,7 +133,7 @@ print(hashlib.sha256(content).hexdigest())
 
 @pytest.mark.parametrize("path", PAIRS)
 def test_an_mtu_changed_in_mid_traffic(lab: str, path: str) -> None:
-    """Lowered, raised beyond what the guest has, and as it was: a stream goes on, and what no longer fits is dropped under a name."""
+    """Lowered, raised beyond the guest's, and as it was: a stream goes on, and what no longer fits is dropped under a name."""
     client, server = PAIRS[path]
     before = drops_of(lab, client)
     with serve(lab, server, sys.executable, "-c", RECEIVE) as receiving:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.labs import LAUNCH, ROOT, launch, left_behind, processes, staying_up, topology_file, unique
+from tests.support.labs import LAUNCH, ROOT, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
 from tests.support.patience import patient
 from tests.support.screens import state
 
@@ -164,7 +164,7 @@ def test_it_ends_with_ctrl_c_and_leaves_nothing(lab: str) -> None:
         child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
         process.send_signal(signal.SIGINT)
         assert process.wait(patient(30)) == 130
-        assert state(child) in ("", "Z")
+        wait_until(lambda: state(child) in ("", "Z"), "its child to end")
         with pytest.raises(ConnectionRefusedError):
             connect(local)
 
