@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from domu.device import BURST
-from domu.netns import INTERFACE, create
+from domu.netns import INTERFACE, Addresses, create
 from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import clock_ns, record_view, sys_readv, sys_writev
 from hyp.control import Channel
@@ -59,7 +59,7 @@ class TapCalls:
     """The TAP, its buffers and its ring."""
 
     def __init__(self) -> None:
-        self._tap = create(_MAC, "10.0.0.1/24", 1500)
+        self._tap = create(_MAC, Addresses("10.0.0.1/24"), 1500)
         self.why_plain = why_plain(self._tap.fd)
         self._batches = Batches(None if self.why_plain else Ring(self._tap.fd, BURST))
         self._source = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)

@@ -1,4 +1,4 @@
-"""The TAP program: the guest's kernel side. Unmodified programs in the guest's network namespace talk through an `eth0`.
+"""The TAP program: the guest's kernel side. Unmodified programs in the guest's namespaces (domu/machine.py) talk through an `eth0`.
 
 One compiled loop moves frames between the TAP and the device: one system call a frame, of up to 64 KiB where device and front end
 have agreed on segmentation offload, and no copy of our own: frames are read into the device's send buffers and written from its
@@ -36,19 +36,21 @@ from domu.device import (
     whole_buffer,
 )
 from domu.guest import Guest
-from domu.netns import Tap, create, set_offloads
-from domu.programs.vnet import TOO_LONG, clear_header, has_offload, header_of, word_of
+from domu.machine import Machine
+from domu.netns import Addresses, Tap, create
 from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.features import SG
 from hyp.abi.fragment import GSO, MORE, OFFLOAD_MASK
 from hyp.abi.nic import MAX_FRAME
 from hyp.abi.vnet import VNET_BYTES
-from hyp.atomics import clock_ns, load16, record_view, store64, sys_readv, sys_writev
+from hyp.atomics import clock_ns, load16, load64, record_view, sys_readv, sys_writev
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
-from hyp.offload.frame import FrameMemory, frame_at
+from hyp.net.tap import set_offloads
+from hyp.offload.frame import FrameMemory, add_piece, begin_frame, frame_at
+from hyp.offload.vnet import IOVEC_BYTES, TOO_LONG, clear_header, has_offload, header_of, set_iovec, word_of
 from hyp.process import Process
 from hyp.uring.batch import NOT_DONE, Batches, outcome, run_batch, set_request, uring_at
 from hyp.uring.ring import OP_WRITEV, Ring, why_plain
@@ -87,15 +89,17 @@ HEADER_STRIDE = 16
 SHOW_NS = 20_000_000  # a loop that is never idle publishes its counters this often
 _ETHERNET_HEADER, _VLAN_TAG = 14, 4
 _ETHERTYPE_VLAN = 0x0081  # 0x8100 as a little-endian load sees it
-IOVEC_BYTES = 16
 WORTH_A_BATCH = 8
 """Frames from which on a batch costs less than calls one by one (`python -m bench tapcalls`)."""
 
 
 @compiled
-def _set_iovec(iov, k, addr, length):
-    store64(iov + k * IOVEC_BYTES, addr)
-    store64(iov + k * IOVEC_BYTES + 8, length)
+def frame_of(f, burst, first, n, length, offload):
+    """The FRAME record of `n` fragments of a burst."""
+    at = frame_addr(burst, first)
+    begin_frame(f, length, offload, load64(at), load64(at + 8))
+    for k in range(first, first + n):
+        add_piece(f, frame_addr(burst, k), frame_length(burst, k))
 
 
 @compiled
@@ -111,8 +115,8 @@ def _read_frame(t, d, first):
     A lone frame lies where its buffer's frames do, what goes on takes whole buffers: iovecs are the header, `first`, the rest.
     What is longer than all of them is cut, and known by its length.
     """
-    _set_iovec(t.iov, first, t.header, VNET_BYTES)
-    _set_iovec(t.iov, first + 1, frame_addr(d.tx, first), d.room)
+    set_iovec(t.iov, first, t.header, VNET_BYTES)
+    set_iovec(t.iov, first + 1, frame_addr(d.tx, first), d.room)
     length = sys_readv(t.tap_fd, t.iov + first * IOVEC_BYTES, t.most + 1) - VNET_BYTES
     if length <= d.room:
         set_word(d.tx, first, length)
@@ -138,7 +142,9 @@ def _judge(t, d, first, n, length):
     """Give a frame that was read its offload. 0, or the drop's name."""
     frame = frame_addr(d.tx, first)
     if has_offload(t.header):
-        word = word_of(frame_at(t.frame), t.header, d.tx, first, n, length, _longest(t, frame))
+        f = frame_at(t.frame)
+        frame_of(f, d.tx, first, n, length, 0)
+        word = word_of(f, t.header, _longest(t, frame))
         if word == TOO_LONG:
             return DROP_OVERSIZE
         if word < 0:
@@ -157,7 +163,7 @@ def _from_tap(t, d):
         return FAILED
     t.full = 1 if room <= t.most else 0
     for k in range(1, room):
-        _set_iovec(t.iov, k + 1, frame_addr(d.tx, k) & -d.fragment_align, d.fragment_room)
+        set_iovec(t.iov, k + 1, frame_addr(d.tx, k) & -d.fragment_align, d.fragment_room)
     at, frames, total = 0, 0, 0
     while room - at > t.most:  # a frame with GSO takes one more than it has fragments: of those at the end
         length = _read_frame(t, d, at)
@@ -193,14 +199,14 @@ def _lay_out(t, d, burst):
         length, n, more = 0, 0, MORE
         while more != 0:
             octets = frame_length(d.rx, first + n)
-            _set_iovec(iov, n + 1, frame_addr(d.rx, first + n), octets)
+            set_iovec(iov, n + 1, frame_addr(d.rx, first + n), octets)
             length += octets
             more = frame_word(d.rx, first + n) & MORE
             n += 1
         header = t.out_headers + frames * HEADER_STRIDE
         if length > 0:
             if _write_header(t, d, header, first, n, length):
-                _set_iovec(iov, 0, header, VNET_BYTES)
+                set_iovec(iov, 0, header, VNET_BYTES)
                 out = _out_at(t.out + frames * OUT_BYTES)
                 out.iov, out.pieces, out.length = iov, n + 1, length
                 frames += 1
@@ -218,7 +224,9 @@ def _write_header(t, d, header, first, n, length):
     if word == 0:
         clear_header(header)
         return True
-    return header_of(frame_at(t.frame), header, d.rx, first, n, length, word)
+    f = frame_at(t.frame)
+    frame_of(f, d.rx, first, n, length, word)
+    return header_of(f, header)
 
 
 @compiled
@@ -334,7 +342,7 @@ class TapProgram:
         row["uring"], row["batch"] = self._batches.address, WORTH_A_BATCH
         row["frame"] = self._frame.address
         row["longest"], row["most"] = mtu + _ETHERNET_HEADER, most_fragments(device, mtu)
-        set_offloads(tap.fd, int(device["features"]))
+        set_offloads(tap.fd, tap.name, int(device["features"]))
 
     def start(self) -> None:
         """Start the loop."""
@@ -346,5 +354,13 @@ class TapProgram:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """The guest process's role."""
-    tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
-    await run_program(process, config, lambda guest: TapProgram(guest, tap))
+    keys = ("address", "address6", "link_local", "gateway", "gateway6")
+    addresses = Addresses(**{key: config[key] for key in keys})
+    tap = create(str(config["mac"]), addresses, int(config["mtu"]))  # while there is one thread
+    machine = Machine(process.name, config["hosts"])  # furnished while the guest boots
+
+    def program(guest: Guest) -> TapProgram:
+        machine.serve(process)
+        return TapProgram(guest, tap)
+
+    await run_program(process, config, program)
