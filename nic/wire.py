@@ -22,7 +22,7 @@ from hyp.abi.counters import (
 )
 from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
 from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
-from hyp.atomics import load64, store64
+from hyp.atomics import clock_ns, load64, store64
 from hyp.counters import count
 from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
@@ -90,7 +90,7 @@ def outbound(e, sender, f):
     if w.linked != 0:
         k = link_at(w.out)
         copy_frame(room_for_frame(k), frame, length, f.head0, f.head1)
-        launch(k, e.now, length, SENT)
+        launch(k, clock_ns(), length, SENT)  # the frame may be younger than the batch
     else:
         slot = w.next & (WIRE_BUFFERS - 1)
         buffer = buffer_for(w, slot, length)
@@ -122,7 +122,7 @@ def _outbound_parts(e, sender, f):
         else:
             write_part(f, sender.part, e.to, 1)
         if w.linked != 0:
-            launch(link_at(w.out), e.now, length, SENT)
+            launch(link_at(w.out), clock_ns(), length, SENT)
         else:
             store64(w.lengths + 8 * slot, length if length <= LARGEST_FRAME_BUFFER else -length)
             w.next += 1

@@ -22,7 +22,7 @@ FRAMES: Final = 150
 
 def lab(persistent: bool, mtu: int = 1500) -> str:
     """The topology: each of GUESTS."""
-    text = f"[nic]\nmtu = {mtu}\n"
+    text = f"[nic]\nmtu = {mtu}\npause_us = 1_000_000\n"  # however long a receiver waits for its turn, nothing is dropped
     for name, (path, offloads) in GUESTS.items():
         text += f'[[guest]]\nname = "{name}"\npath = "{path}"\noffloads = {offloads}\n'
         text += "persistent_grants = true\n" if persistent and path == "split" else ""

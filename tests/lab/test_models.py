@@ -13,7 +13,8 @@ from tests.support.tiers import tiered
 pytestmark = pytest.mark.usefixtures("warm")
 
 rows = pytest.mark.parametrize("path", PATHS.values(), ids=PATHS.keys())
-GUESTS = '[[guest]]\nname = "one"\npath = "{path}"\n[[guest]]\nname = "other"\npath = "{path}"\n'
+PATIENT = "[nic]\npause_us = 1_000_000\n"  # a receiver that waits long for its turn loses nothing
+GUESTS = PATIENT + '[[guest]]\nname = "one"\npath = "{path}"\n[[guest]]\nname = "other"\npath = "{path}"\n'
 NEIGHBOURS = '[[guest]]\nname = "split"\npath = "split"\n[[guest]]\nname = "bypass"\npath = "bypass"\n'
 
 

@@ -27,7 +27,7 @@ PATHS: Final = ["split split", "split bypass", "bypass split", "bypass bypass"]
 
 def lab(one: str, other: str, queues: int, more: str = "", engines: int = 2) -> str:
     """anna and bert, with so many queues each; carl, with one."""
-    text = f"[nic]\nengines = {engines}\n[dom0]\nageing_s = 86400\n"
+    text = f"[nic]\nengines = {engines}\npause_us = 1_000_000\n[dom0]\nageing_s = 86400\n"
     for name, path, count in (("anna", one, queues), ("bert", other, queues), ("carl", "split", 1), ("dora", "bypass", 1)):
         text += f'[[guest]]\nname = "{name}"\npath = "{path}"\nqueues = {count}\n' + (more if path == "split" else "")
     return text
