@@ -10,6 +10,7 @@ Sources: network_namespaces(7), user_namespaces(7).
 import errno
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Final
 
 from hyp import linux
 from hyp.net import netlink
-from hyp.net.interface import configure, link_local
+from hyp.net.interface import configure, link_local, set_ipv6_defaults
 from hyp.net.steps import SetupError, step
 from hyp.net.tap import open_tap
 
@@ -72,11 +73,17 @@ def create(mac: str, addresses: Addresses, mtu: int) -> Tap:
 
 def can_create() -> str | None:
     """None if this process could call `create` (in a child of one thread), otherwise why not. Tries it in a child."""
+    return tried(lambda _: None)
+
+
+def tried(question: Callable[[Tap], str | None]) -> str | None:
+    """What `question` says of a TAP made for it in a child, or why there can be none. None: there is nothing to complain of."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            create("02:00:00:00:00:01", Addresses("10.0.0.1/24"), 1500)
+            answer = question(create("02:00:00:00:00:01", Addresses("10.0.0.1/24"), 1500))
+            os.write(writer, (answer or "").encode()[:4096])
         except BaseException as error:
             os.write(writer, (str(error) or repr(error)).encode()[:4096])
         finally:
@@ -141,6 +148,7 @@ def _configure(mac: bytes, addresses: Addresses, mtu: int) -> None:
         netlink.bring_up(socket.if_nametoindex("lo"))
     given = [addresses.address, addresses.address6]
     interfaces = [ip_interface(one) for one in given if one is not None] + [link_local(mac)] * addresses.link_local
+    set_ipv6_defaults(wanted=len(interfaces) > 1)
     index = configure(INTERFACE, mac, mtu, interfaces)
     for gateway in (addresses.gateway, addresses.gateway6):
         if gateway is not None:

@@ -13,7 +13,7 @@ for each queue beyond the first):
                + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
     dom0       25                   its own context, the upcall of control rings
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
-    a guest    `takes.guest` (+ 2)  its own regions and their mappings, sockets, loop; the TAP, and what its init is held by
+    a guest    `takes.guest` (+ 2)  its own regions and their mappings, sockets, loop; the TAP, what its init is held by, and (+ 1) an io_uring
     its init   4                    of a TAP guest
     launch.py  16 + 3 (G + 4)       consoles, and the counters of all processes, received and mapped
 
@@ -52,8 +52,12 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
         "dom0": 25 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }
-    found |= {guest["name"]: own.guest + 2 * _has_init(guest) for guest, own in zip(guests, takes, strict=True)}
-    return found | {f"init:{guest['name']}": 4 for guest in guests if _has_init(guest)}
+    for guest, own in zip(guests, takes, strict=True):
+        found[guest["name"]] = own.guest
+        if _has_init(guest):
+            found[guest["name"]] += 2 + guest["batches"]  # an io_uring, where the kernel has it
+            found[f"init:{guest['name']}"] = 4
+    return found
 
 
 def _has_init(guest: Mapping[str, Any]) -> bool:

@@ -302,6 +302,14 @@ class Guest(Table):
     offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
     iommu: str = "persistent"
     queues: Queues = 1
+    batches: bool = True
+
+    @field_validator("batches")
+    @classmethod
+    def _batches_of_a_tap(cls, batches: bool, info: Info) -> bool:
+        if not batches and "program" in info.data and not program_of(info.data["program"]).addressed:
+            raise ValueError(f"false has a meaning with program = {those('addressed')} only")
+        return batches
 
     @field_validator("offloads")
     @classmethod
