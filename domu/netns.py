@@ -148,7 +148,7 @@ def _configure(mac: bytes, addresses: Addresses, mtu: int) -> None:
         netlink.bring_up(socket.if_nametoindex("lo"))
     given = [addresses.address, addresses.address6]
     interfaces = [ip_interface(one) for one in given if one is not None] + [link_local(mac)] * addresses.link_local
-    set_ipv6_defaults(wanted=len(interfaces) > 1)
+    set_ipv6_defaults(wanted=any(one.version == 6 for one in interfaces))
     index = configure(INTERFACE, mac, mtu, interfaces)
     for gateway in (addresses.gateway, addresses.gateway6):
         if gateway is not None:

@@ -13,7 +13,8 @@ for each queue beyond the first):
                + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
     dom0       25                   its own context, the upcall of control rings
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
-    a guest    `takes.guest` (+ 2)  its own regions and their mappings, sockets, loop; the TAP, what its init is held by, and (+ 1) an io_uring
+    a guest    `takes.guest` (+ 2)  its own regions and their mappings, sockets, loop; the TAP, what its init is held by,
+                            (+ 1)   and an io_uring
     its init   4                    of a TAP guest
     launch.py  16 + 3 (G + 4)       consoles, and the counters of all processes, received and mapped
 
