@@ -18,7 +18,7 @@ from typing import Final
 
 from hyp import linux
 from hyp.net import netlink
-from hyp.net.interface import configure, link_local
+from hyp.net.interface import configure, link_local, set_ipv6_defaults
 from hyp.net.steps import SetupError, step
 from hyp.net.tap import open_tap
 
@@ -148,6 +148,7 @@ def _configure(mac: bytes, addresses: Addresses, mtu: int) -> None:
         netlink.bring_up(socket.if_nametoindex("lo"))
     given = [addresses.address, addresses.address6]
     interfaces = [ip_interface(one) for one in given if one is not None] + [link_local(mac)] * addresses.link_local
+    set_ipv6_defaults(wanted=any(one.version == 6 for one in interfaces))
     index = configure(INTERFACE, mac, mtu, interfaces)
     for gateway in (addresses.gateway, addresses.gateway6):
         if gateway is not None:

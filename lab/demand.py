@@ -9,11 +9,13 @@ for each queue beyond the first):
     hyp        28 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
     xenstored  15 + G               the socket at which it listens; a socket of each guest
-    nic        20 + 6 E             its engines
+    nic        20 + 6 E (+ 1)       its engines; the TAP of a wire to the host
                + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
     dom0       25                   its own context, the upcall of control rings
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
-    a guest    `takes.guest` (+ 1)  its own regions and their mappings, sockets, loop; the TAP
+    a guest    `takes.guest` (+ 2)  its own regions and their mappings, sockets, loop; the TAP, what its init is held by,
+                            (+ 1)   and an io_uring
+    its init   4                    of a TAP guest
     launch.py  16 + 3 (G + 4)       consoles, and the counters of all processes, received and mapped
 
 A mapping counts: Python's mmap keeps a descriptor of its own. tests/lab/test_demand.py counts those of running topologies. Each
@@ -28,6 +30,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from domu.programs.table import program_of
 from hyp.limits import descriptor_limit, process_limits
 from hyp.paths import PATHS, Takes
 
@@ -46,14 +49,21 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
         "forkserver": 4,
         "hyp": 28 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 15 + len(guests),
-        "nic": 20 + 6 * engines + sum(one.nic for one in takes),
+        "nic": 20 + 6 * engines + (topology["nic"]["wire"]["mode"] == "tap") + sum(one.nic for one in takes),
         "dom0": 25 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }
     for guest, own in zip(guests, takes, strict=True):
-        tap = guest["program"] == "tap"
-        found[guest["name"]] = own.guest + tap + (tap and guest["batches"])  # an io_uring, where the kernel has it
+        found[guest["name"]] = own.guest
+        if _has_init(guest):
+            found[guest["name"]] += 2 + guest["batches"]  # an io_uring, where the kernel has it
+            found[f"init:{guest['name']}"] = 4
     return found
+
+
+def _has_init(guest: Mapping[str, Any]) -> bool:
+    """It is a machine, with a process of its own for that (domu/machine.py)."""
+    return program_of(guest["program"]).addressed
 
 
 def _takes(guest: Mapping[str, Any]) -> Takes:
@@ -75,6 +85,7 @@ def threads(topology: Mapping[str, Any]) -> dict[str, int]:
     """Threads of each process by name, the first one included. launch.py, which is there already, is not."""
     found = {"keeper-stub": 1, "keeper": 1, "forkserver": 1, "hyp": 1 + _emulates(topology), "xenstored": 1, "dom0": 2}
     found["nic"] = 1 + topology["nic"]["engines"]
+    found |= {f"init:{guest['name']}": 1 for guest in topology["guest"] if _has_init(guest)}
     return found | {guest["name"]: _takes(guest).threads for guest in topology["guest"]}
 
 

@@ -5,7 +5,7 @@ to all, if it is a broadcast. A frame for a full receiver waits, and those behin
 what is too much.
 """
 
-from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, TX_BYTES, TX_FRAMES
+from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, REPLICATED, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import GROUP_BIT, MAX_FRAME, MIN_FRAME
 from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import load64, sys_readv
@@ -92,6 +92,7 @@ def _pass_on(e, w):
     destination, result = destination_of(f.head0), DELIVERED
     if destination & GROUP_BIT:
         flood(e, WIRE_ORIGIN, f)
+        count(e.counts, REPLICATED, -1)  # the first of the copies, of which a guest's goes to the wire, is no further one
     else:
         result = inbound(e, w, destination, f)
     if result == PAUSE:

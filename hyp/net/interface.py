@@ -18,6 +18,8 @@ from hyp.abi.sizes import MAX_FRAME
 from hyp.net import netlink
 from hyp.net.steps import SetupError, step
 
+_IPV6 = Path("/proc/sys/net/ipv6/conf")
+
 
 def configure(name: str, mac: bytes, mtu: int, addresses: Sequence[IPv4Interface | IPv6Interface]) -> int:
     """Give interface `name`, which is down, what it is to have, and bring it up; returns its index. SetupError names what fails."""
@@ -43,15 +45,32 @@ def link_local(mac: bytes) -> IPv6Interface:
     return IPv6Interface((IPv6Address(b"\xfe\x80" + bytes(6) + identifier), 64))
 
 
+def set_ipv6_defaults(*, wanted: bool) -> None:
+    """The same for whatever interface of this namespace has IPv6 from now on, as far as /proc/sys is not read-only.
+
+    It is more than `configure` does: an interface whose MTU is less than 1280 has no IPv6, and gets it afresh when it is raised.
+    """
+    _set_ipv6("default", wanted)
+
+
 def _prepare_ipv6(name: str, index: int, wanted: bool) -> None:
-    """An interface, which is down, is to have IPv6 or not, and nothing by itself, as far as /proc/sys is not read-only."""
-    settings = Path(f"/proc/sys/net/ipv6/conf/{name}")
-    if not settings.exists():
+    """An interface, which is down, is to have IPv6 or not, and nothing by itself."""
+    if not (_IPV6 / name).exists():
         if wanted:
             raise SetupError(f"give {name} an IPv6 address", "this kernel has no IPv6")
         return
     with step(f"silence IPv6 on {name}"):
         netlink.no_link_local(index)
-    for setting, value in (("disable_ipv6", not wanted), ("accept_ra", 0), ("router_solicitations", 0)):
+    _set_ipv6(name, wanted)
+
+
+def _set_ipv6(name: str, wanted: bool) -> None:
+    settings = {
+        "disable_ipv6": not wanted,
+        "accept_ra": 0,
+        "router_solicitations": 0,
+        "addr_gen_mode": netlink.IN6_ADDR_GEN_MODE_NONE,
+    }
+    for setting, value in settings.items():
         with suppress(OSError):
-            (settings / setting).write_text(f"{value:d}")
+            (_IPV6 / name / setting).write_text(f"{value:d}")

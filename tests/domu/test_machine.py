@@ -44,13 +44,13 @@ def furnished() -> Machine:
     return machine
 
 
-def entered(machine: Machine, body: Callable[[], Any]) -> Any:
+def entered(init: int, body: Callable[[], Any]) -> Any:
     """The result (JSON) of `body` in a program in the guest, as a supervisor starts it."""
     reader, writer = os.pipe()
     supervisor = os.fork()
     if supervisor == 0:
         try:
-            linux.enter_namespaces(machine.init)
+            linux.enter_namespaces(init)
             program = os.fork()
             if program == 0:
                 os.write(writer, json.dumps(body()).encode())
@@ -96,11 +96,33 @@ def test_what_a_program_sees_is_the_guests(prepare: Callable[[], None]) -> None:
         before = Path("/proc/self/mountinfo").read_text(), socket.gethostname(), os.listdir("/sys/class/net")
         machine = furnished()
         os.chdir("/usr")
-        seen = entered(machine, look), entered(machine, os.getcwd)
+        seen = entered(machine.init, look), entered(machine.init, os.getcwd)
         after = Path("/proc/self/mountinfo").read_text(), socket.gethostname(), os.listdir("/sys/class/net")
         return [*seen, machine.missing, after == before]
 
     assert in_child(body) == [SEEN, "/usr", [], True]
+
+
+@pytest.mark.needs("taps")
+def test_a_user_without_privilege_enters_what_is_its_own() -> None:
+    """From outside the user namespace that the guest's process has made, as `launch.py exec` does."""
+
+    def body() -> list[Any]:
+        unprivileged()
+        ours, theirs = socket.socketpair()
+        guest = os.fork()
+        if guest == 0:
+            machine = furnished()
+            socket.send_fds(theirs, [b"!"], [machine.init, machine.lifeline])
+            signal.pause()
+        _, (init, lifeline), _, _ = socket.recv_fds(ours, 1, 2)
+        seen: list[Any] = entered(init, look)
+        os.kill(guest, signal.SIGKILL)
+        os.waitpid(guest, 0)
+        os.close(lifeline)
+        return seen
+
+    assert in_child(body) == SEEN
 
 
 @needs_root
@@ -111,7 +133,7 @@ def test_control_groups_are_found_where_they_were() -> None:
         private_mounts()
         linux.mount("tmpfs", "/sys/fs/cgroup", "tmpfs")
         Path("/sys/fs/cgroup/mark").touch()
-        return entered(furnished(), lambda: os.listdir("/sys/fs/cgroup"))
+        return entered(furnished().init, lambda: os.listdir("/sys/fs/cgroup"))
 
     assert in_child(body) == ["mark"]
 
@@ -143,7 +165,7 @@ def test_init_ends_when_nobody_holds_its_lifeline_and_all_that_runs_with_it() ->
 def test_programs_cannot_kill_their_init() -> None:
     def body() -> list[Any]:
         machine = furnished()
-        return [entered(machine, lambda: os.kill(1, signal.SIGKILL)), entered(machine, os.getpid)]
+        return [entered(machine.init, lambda: os.kill(1, signal.SIGKILL)), entered(machine.init, os.getpid)]
 
     assert in_child(body) == [None, 3]
 
@@ -167,7 +189,7 @@ def test_what_is_refused_is_named_and_the_rest_is_there(limit: str, missing: str
         root_of_nothing()
         Path(f"/proc/sys/user/max_{limit}_namespaces").write_text("0")
         machine = furnished()
-        seen = entered(machine, lambda: [socket.gethostname(), os.getpid() < 10, MAC in macs()])
+        seen = entered(machine.init, lambda: [socket.gethostname(), os.getpid() < 10, MAC in macs()])
         return [machine.missing, seen[0] == hostname, *seen[1:]]
 
     own = [limit != "uts", limit != "pid", limit != "mnt"]
@@ -183,6 +205,6 @@ def test_a_masked_proc_is_done_without() -> None:
         read_only_sysctls()
         root_of_nothing()
         machine = furnished()
-        return [machine.missing, entered(machine, os.getpid), entered(machine, socket.gethostname)]
+        return [machine.missing, entered(machine.init, os.getpid), entered(machine.init, socket.gethostname)]
 
     assert in_child(body) == [["/proc is the host's (Operation not permitted)"], 2, "alice"]

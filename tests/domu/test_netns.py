@@ -16,6 +16,7 @@ import pytest
 from domu import netns
 from hyp.abi.features import CSUM, NONE, SG, TSO4
 from hyp.abi.vnet import VNET_BYTES
+from hyp.net import netlink
 from hyp.net.steps import SetupError
 from hyp.net.tap import set_offloads
 from tests.support.children import become_nobody, call, in_child, libc, read_only_sysctls, root_of_nothing, tun_device
@@ -142,6 +143,19 @@ def test_no_ipv6_but_on_the_loopback(inside: Callable[..., Any]) -> None:
             return [sorted({line[-1] for line in found} - {"lo"}), echo.recv(100).decode()]
 
     assert inside(look) == [[], "to myself"]
+
+
+@pytest.mark.needs("ipv6")
+def test_an_mtu_that_ipv6_takes_lets_nothing_in() -> None:
+    """The kernel forgets what it was told of IPv6 on an interface while its MTU is less than 1280."""
+
+    def body() -> list[Any]:
+        tap = netns.create(MAC, ADDRESS, 1000)
+        netlink.set_mtu(socket.if_nametoindex(tap.name), 9000)
+        found = [line.split()[-1] for line in Path("/proc/net/if_inet6").read_text().splitlines()]
+        return [found, Path(f"/proc/sys/net/ipv6/conf/{tap.name}/disable_ipv6").read_text().strip()]
+
+    assert in_child(body) == [["lo"], "1"]
 
 
 @pytest.mark.needs("ipv6")

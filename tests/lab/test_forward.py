@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -34,7 +35,10 @@ SERVE = """
 import asyncio
 async def serve(reader, writer):
     try:
-        if await reader.readexactly(1) == b"e":  # echo, once all is there
+        wanted = await reader.readexactly(1)
+        if wanted == b"n":  # read nothing
+            await asyncio.Event().wait()
+        if wanted == b"e":  # echo, once all is there
             writer.write(await reader.read(-1))
             await writer.drain()
             writer.close()
@@ -52,6 +56,7 @@ async def main():
 asyncio.run(main())
 """.replace("LISTENING", repr(LISTENING))
 NOBODY = 7999
+MOST = 256 << 20
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +137,18 @@ def test_a_client_that_goes_away_breaks_off_the_other_side(lab: str, server: "su
                 client.recv(1)
             assert server.stdout.readline() == "broken off\n"
         assert echoed(stays, b"here") == b"here"
+
+
+@pytest.mark.usefixtures("server")
+def test_who_reads_nothing_holds_up_who_sends(lab: str) -> None:
+    """No more is under way than buffers hold."""
+    with forwarding(lab, 7000) as (_, local), connect(local) as client:
+        client.sendall(b"n")
+        client.setblocking(False)
+        sent = 0
+        while sent < MOST and select.select([], [client], [], patient(1))[1]:
+            sent += client.send(bytes(1 << 20))
+    assert sent < MOST
 
 
 def test_a_port_that_nobody_listens_on_is_told(lab: str) -> None:
