@@ -92,7 +92,6 @@ def controlled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def runs(name: str, body: Callable[[Bert], Awaitable[None]], more: str = "") -> None:
         async def main() -> None:
             async with driven_lab(tmp_path, monkeypatch, name, more) as bert:
-                await bert.runner.run(workload("stream", "wire", "anna", frames=10))  # the bridge learns
                 await connect(bert)
                 before = bert.descriptors()
                 await body(bert)

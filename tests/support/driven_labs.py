@@ -169,7 +169,7 @@ class Bert:
 
 @asynccontextmanager
 async def driven_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: str = "") -> AsyncIterator[Bert]:
-    """anna and carl are honest, bert does what he is told."""
+    """anna and carl are honest, bert does what he is told. The bridge knows where the wire is."""
 
     def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         processes = honest_plan(topology)
@@ -182,6 +182,8 @@ async def driven_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str,
         with runner.lab._rundir.socket_address(runner.lab.store_path) as address:
             dom0 = await XenstoreClient.connect(address)
         async with dom0:
+            # Else bert's frames to the wire are flooded, and a copy that a busy carl has no room for is a drop
+            await runner.prepare(workload("stream", "anna", "wire"))
             yield Bert(runner, dom0, await runner.lab.call(DRIVEN, "pools"))
 
 
