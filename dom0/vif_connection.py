@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dom0.build import EngineState, Pages, QueueEnd
+from dom0.control.hashing import HashControl
+from dom0.control.mappings import StaticMappings
 from dom0.control.pages import Grants, map_page, unmap_page
 from dom0.control.ring import ControlRing
 from dom0.rate import Rate
@@ -257,7 +259,9 @@ class Connection:
         ring = self._map(CTRL_RING_REF, wishes.control[0], CTRL_SLOT_BYTES, grants)
         upcall = self._state.control
         event_fd = await self._bind(wishes.control[1], upcall.number)
-        control = ControlRing(self._state, self._who.number, ring, event_fd, grants, mappings=not wishes.persistent)
+        state, number = self._state, self._who.number
+        mappings = StaticMappings(state, number, grants, possible=not wishes.persistent)
+        control = ControlRing(ring, event_fd, mappings, HashControl(state, number, grants, len(wishes.queues)))
         upcall.join(control.woken)
         self._held.callback(upcall.leave, control.woken)
         self._held.callback(control.close)

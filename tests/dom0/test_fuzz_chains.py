@@ -29,7 +29,7 @@ from tests.lab.test_paths import running
 from tests.support.drivers import header
 from tests.support.fuzz import TIERS, fuzz
 from tests.support.labs import run, until, workload
-from tests.support.netback_model import CSUM_BLANK, EXTRA, MORE, RECEIVERS, RX_BLANK, RX_VALIDATED, VALIDATED, Delivery, Model
+from tests.support.netback_model import CSUM_BLANK, EXTRA, HASH, MORE, RECEIVERS, RX_BLANK, RX_VALIDATED, VALIDATED, Delivery, Model
 from tests.support.plain_packets import ETHERNET, TCP, UDP, Packet, read
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -46,6 +46,7 @@ BAD_GREF: Final = 2000
 TROUBLES: Final = (
     "none", "unknown flag", "later extra", "empty", "many", "short size", "long size", "short head", "over page", "gref",
     "extra type", "extras", "gso zero", "gso type", "gso small", "no packet", "wrong version", "unvalidated",
+    "hash behind", "hash ahead", "only a hash",
 )  # fmt: skip
 SHAPES: Final = st.fixed_dictionaries(
     {
@@ -157,6 +158,12 @@ def slots_of(
             extra[3] = (0, 3)[shape["octets"] % 2]
         elif trouble == "wrong version":
             extra[3] = 3 - extra[3]
+        elif trouble == "hash behind":
+            extras = [[1, 1, *extra[2:]], [HASH, 0, 0x101, 9, 9, 9]]
+        elif trouble == "hash ahead":
+            extras = [[HASH, 1, 0, 0, 0, 0], extra]
+        elif trouble == "only a hash":
+            extras = [[HASH, 0, 0, 0, 0, 0]]
     raw = [struct.pack("<IHHHH", *request) for request in requests]
     return [raw[0], *(struct.pack("<BBHBBHI", *extra, 0xFFFFFFFF) for extra in extras), *raw[1:]], contents
 

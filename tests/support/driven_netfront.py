@@ -12,6 +12,7 @@ control {start}               a control ring with its indices at `start`, and a 
 control_notifier {}           as `notifier`, for the control ring's
 ask {requests}                control requests [id, type, data, data, data]; waits for the answers: [[id, type, status, data], …]
 table {entries}               write [reference, flags, status] into the page for tables
+fill {content}                the same, bytes
 statuses {count}              the statuses of the first so many entries
 run_away {}                   claim more control requests than there can be
 store {op, path, value}       "read", "write", "directory", "rm" as the guest: the result, or the error's name
@@ -20,6 +21,8 @@ store {op, path, value}       "read", "write", "directory", "rm" as the guest: t
 import os
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from domu.frontends import split
 from domu.frontends.split_state import BACKEND, QUEUE_REFS
@@ -57,7 +60,7 @@ class Driven(Poster):
         self._control = RingEnd(address + self._control_pages, CTRL_SLOTS, CTRL_REQUEST, CTRL_RESPONSE)
         self._table = self._ram[self._control_pages + PAGE_BYTES : self._control_pages + 2 * PAGE_BYTES].view(GREF)
         ops: list[Callable[..., Any]] = [self.setup, self.notifier, self.nodes, self.state, self.store, self.control]
-        ops += [self.control_notifier, self.ask, self.table, self.statuses, self.run_away]
+        ops += [self.control_notifier, self.ask, self.table, self.fill, self.statuses, self.run_away]
         for op in ops:
             process.serve(op.__name__, op)
 
@@ -114,6 +117,9 @@ class Driven(Poster):
     def table(self, entries: list[list[int]]) -> None:
         for k, entry in enumerate(entries):
             self._table[k] = tuple(entry)
+
+    def fill(self, content: bytes) -> None:
+        self._table.view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
 
     def statuses(self, count: int) -> list[int]:
         return [int(status) for status in self._table["status"][:count]]

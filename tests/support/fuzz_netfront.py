@@ -199,8 +199,8 @@ class Poster:
         self._queues[0].rings["tx"].post_raw(slots)
         self._queues[0].tell("tx")
 
-    async def responses(self, count: int) -> list[bytes]:
-        ring = self._queues[0].rings["rx"]
+    async def responses(self, count: int, queue: int = 0) -> list[bytes]:
+        ring = self._queues[queue].rings["rx"]
         await self._answered(ring, count)
         return ring.take_raw(count)
 
