@@ -54,8 +54,8 @@ class QueueEnd:
     events: tuple[int, int]
     """Eventfds of the guest's channels for either; the same, if it has one for both."""
     pages: Pages | None = None
-    """For persistent grants or static mappings: the tables of pages pinned for reading and for writing (dom0/persistent.py), all
-    0, which the caller keeps until `remove_vif` has returned; None for grant copy."""
+    """For pages that are mapped: the tables of those pinned for reading and for writing (dom0/persistent.py), all 0, which the
+    caller keeps until `remove_vif` has returned. None: there will be none."""
 
 
 class EngineState:
@@ -175,27 +175,28 @@ class EngineState:
         rate: Rate = UNLIMITED,
         *,
         filters: bool = False,
-        keeps: bool = True,
+        grants: str = "copy",
     ) -> None:
         """Make a connected vif port `number` of the bridge, with so many `queues`, which count in one row.
 
-        `features`: what its front end accepts (hyp/abi/features.py). `keeps`: tables of pages are for persistent grants, else for
-        `enter_pages`. `rate`: how much its guest may send, on all queues. `filters`: multicast control.
+        `features`: what its front end accepts (hyp/abi/features.py). `grants`: of GRANT_MODES; all but "copy" need tables of pages,
+        `enter_pages` does too. `rate`: how much its guest may send, on all queues. `filters`: multicast control.
         """
         further = len(queues) - 1
         numbers, self._spare = [number, *self._spare[:further]], self._spare[further:]
         self._join(numbers)
         for one, queue in zip(numbers, queues, strict=True):
-            self._prepare(one, domid, features, counts, queue, keeps=keeps)
+            self._prepare(one, domid, features, counts, queue, grants)
         self.ports[number]["filters"], self.ports[number]["group_count"] = filters, 0
         await self.engine.post(ADD_PORT, port=number, **_credit(rate))
 
     def _prepare(
-        self, number: int, domid: int, features: int, counts: tuple[int, int], queue: QueueEnd, *, keeps: bool
+        self, number: int, domid: int, features: int, counts: tuple[int, int], queue: QueueEnd, grants: str
     ) -> None:  # fmt: skip
         port, pages = self.ports[number], queue.pages
-        port["table_refs"] = 0 if pages is None else pages.shape[1]
-        port["refs"], port["keeps"], port["passing_count"] = port["table_refs"] if keeps else 0, keeps, 0
+        refs = port["table_refs"] = 0 if pages is None else pages.shape[1]
+        port["keeps"], port["passing_count"] = grants == "persistent", 0
+        port["tx_refs"], port["rx_refs"] = 0 if grants == "copy" else refs, refs if grants == "persistent" else 0
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["failed"] = domid, 0

@@ -241,7 +241,7 @@ def _remove_port(e, number):
         if number != UPLINK and s.buffer >= 0 and s.posted == 0:
             give_buffer(e, s.buffer)
     p.staged, p.next, p.answers, p.pause_until = 0, 0, 0, 0
-    if p.refs != 0:
+    if p.tx_refs != 0:
         release_pages(e, p)
     commit(p.counts, p.counts_shared)
 

@@ -212,12 +212,12 @@ def _fetch(e, p, n, limit):
         s.gpa = e.pool + s.buffer * PAGE_BYTES + colour(s.buffer, s.bytes)
         s.addr = e.ram + s.gpa
         octets = min(s.bytes, limit)
-        if p.refs == 0:
+        if p.tx_refs == 0:
             s.status = e.op_count
             into = s.gpa & (PAGE_BYTES - 1)
             add_copy(e, s.gref, p.domid, s.offset, s.gpa >> 12, DOMID_SELF, into, octets, COPY_SOURCE_GREF)
         else:
-            page = pinned_page(e, p, p.tx_pages, s.gref, 0)
+            page = pinned_page(e, p, p.tx_pages, p.tx_refs, s.gref, 0)
             if page > 0:
                 memcpy(s.addr, page + s.offset, octets)
                 s.status = RSP_OKAY
@@ -234,7 +234,7 @@ def settle_chain(e, p, n, limit):
         s = staged_of(p, k)
         if s.bytes == 0:
             continue
-        if p.refs == 0:
+        if p.tx_refs == 0:
             s.status = RSP_OKAY if was_copied(e, s.status) else RSP_ERROR
         missing += s.status != RSP_OKAY
         total += min(s.bytes, limit)

@@ -66,7 +66,7 @@ def queue_copy(e, p, gpa, length):
     The caller has checked `has_room`.
     """
     number, gref = _next_page(p)
-    if p.refs != 0:
+    if p.rx_refs != 0:
         _copy_pinned(e, p, number, gref, gpa, length)
         return
     pending = pending_at(e.pending + e.op_count * PENDING_BYTES)
@@ -87,7 +87,7 @@ def _next_page(p):
 def _copy_pinned(e, p, number, gref, gpa, length):
     """Copy a frame into a page that stays pinned and write its response, which `flush_copies` publishes."""
     offset = colour(p.copies, length)
-    page = pinned_page(e, p, p.rx_pages, gref, 1)
+    page = pinned_page(e, p, p.rx_pages, p.rx_refs, gref, 1)
     copied = page > 0 and offset + length <= PAGE_BYTES
     if copied:
         memcpy(page + offset, e.ram + gpa, length)
@@ -186,7 +186,7 @@ def queue_frame(e, p, f, part, length, offload):
 
     The caller has checked `has_room` for `pages_for(length)` fragments, and one more for each extra info.
     """
-    if p.refs != 0:
+    if p.rx_refs != 0:
         _write_pinned(e, p, f, part, length, offload)
     elif part < 0:
         _queue_pieces(e, p, f.pieces, length, offload)
@@ -260,7 +260,7 @@ def _write_pinned(e, p, f, part, length, offload):
     for k in range(pages):
         number, gref = _next_page(p)
         store64(e.ids + 8 * k, number)
-        page = pinned_page(e, p, p.rx_pages, gref, 1)
+        page = pinned_page(e, p, p.rx_pages, p.rx_refs, gref, 1)
         copied = copied and page > 0
         set_piece(e.to, k, page + begin, min(PAGE_BYTES, length - k * PAGE_BYTES))
         _put_away_extras(p, offload, k)

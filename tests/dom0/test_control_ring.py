@@ -219,7 +219,7 @@ def test_persistent_grants_leave_nothing_to_map(controlled: Callable[..., None])
             assert await mapping(bert, kind, (SENT[0], READ)) == (UNSUPPORTED, 0)
         await bert.call("nodes", values={"feature-persistent": None})
 
-    controlled("ctrlkept", body, "persistent_grants = true\n")
+    controlled("ctrlkept", body, 'grants = "persistent"\n')
 
 
 def test_a_table_that_changes_under_the_copy_is_one_or_the_other(controlled: Callable[..., None]) -> None:

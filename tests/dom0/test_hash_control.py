@@ -289,10 +289,8 @@ def test_a_hash_goes_with_segmentation_and_with_each_segment(hashing: Callable[.
         await bert.call("nodes", values={"feature-sg": None, "feature-persistent": None})
 
     nodes = {"feature_sg": "1", "feature_gso_tcpv4": "1"}
-    if grants == "persistent":
-        hashing("hashgso", body, "persistent_grants = true\n", feature_persistent="1", **nodes)
-    else:
-        hashing("hashgso", body, **nodes)
+    nodes |= {"feature_persistent": "1"} if grants == "persistent" else {}
+    hashing("hashgso", body, f'grants = "{grants}"\n', **nodes)
 
 
 def test_a_frame_waits_for_the_slot_of_its_hash(hashing: Callable[..., None]) -> None:

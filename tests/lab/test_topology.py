@@ -72,7 +72,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "program": "traffic",
                 "address": None,
                 "mtu": 1500,
-                "persistent_grants": False,
+                "grants": "copy",
                 "rate": None,
                 "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
