@@ -26,7 +26,7 @@ from tests.support.patience import patient
 ROLE = "tests.support.driven_netfront"
 DRIVEN, DOMID = "bert", 2
 LAB = "[nic]\npause_us = 1_000_000\n[dom0]\nageing_s = 86400\n" + "".join(
-    f'[[guest]]\nname = "{name}"\npath = "split"\n{more}' for name, more in (("anna", ""), (DRIVEN, "{more}"), ("carl", ""))
+    f'[[guest]]\nname = "{name}"\npath = "split"\n{more}' for name, more in (("anna", ""), (DRIVEN, "{more}"), ("carl", "{carl}"))
 )
 INITIALISING, INIT_WAIT, CONNECTED, CLOSING, CLOSED = (
     int(state)
@@ -169,9 +169,17 @@ class Bert:
 
 @asynccontextmanager
 async def driven_lab(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: str = "", roles: dict[str, str] | None = None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    more: str = "",
+    carl: str = "",
+    roles: dict[str, str] | None = None,
 ) -> AsyncIterator[Bert]:
-    """carl is honest, anna too unless `roles` give her a module, bert does what he is told. The bridge knows where the wire is."""
+    """carl is honest, anna too unless `roles` give her a module, bert does what he is told. The bridge knows where the wire is.
+
+    `more`, `carl`: what bert's, and carl's, table in the topology has besides.
+    """
     modules = {DRIVEN: ROLE, **(roles or {})}
 
     def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
@@ -182,7 +190,7 @@ async def driven_lab(
 
     monkeypatch.setattr(owner, "plan", plan)
     monkeypatch.setattr(owner, "MODULES", [*MODULES, *modules.values()])
-    async with running(tmp_path, name, LAB.replace("{more}", more)) as runner:
+    async with running(tmp_path, name, LAB.replace("{more}", more).replace("{carl}", carl)) as runner:
         with runner.lab._rundir.socket_address(runner.lab.store_path) as address:
             dom0 = await XenstoreClient.connect(address)
         async with dom0:
