@@ -26,7 +26,7 @@ from bench.method.study import Point, Question, study
 from bench.questions import shares
 from bench.questions.answer import METRICS, Answer, Row, equal_throughout, words
 from bench.questions.measure import Labs, Variant
-from bench.questions.settings import Setting, settings
+from bench.questions.settings import Setting, kinds, settings
 from bench.report.results import BenchmarkResult, Series
 from hyp.paths import PATHS
 
@@ -79,8 +79,7 @@ async def ask(asking: Asking, result: BenchmarkResult, budget_s: float, progress
     variants = [Variant(path, path) for path in asking.paths]
     if asking.parts:
         variants += shares.variants(asking.parts)
-    kinds = dict.fromkeys(one.kind for one in asking.settings if one.kind) | ({"persistent": None} if asking.parts else {})
-    async with Labs(asking.paths, kinds) as labs:
+    async with Labs(asking.paths, ["persistent"] if asking.parts else kinds(asking.settings)) as labs:
         points = [_point(labs, asking, setting, variants) for setting in asking.settings]
         answer = Answer(points, asking.settings, asking.varied, asking.paths, asking.metric, asking.parts)
 

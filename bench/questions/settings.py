@@ -4,7 +4,7 @@ A `Setting` is one value of each. Paths are what is compared at a setting, so th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
@@ -68,6 +68,11 @@ class Setting:
     def row(self) -> dict[str, Any]:
         """For a record: each dimension by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def kinds(found: Iterable[Setting]) -> list[str]:
+    """Guests that are needed beside those of the paths, each once."""
+    return list(dict.fromkeys(one.kind for one in found if one.kind is not None))
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
