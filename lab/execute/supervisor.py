@@ -5,7 +5,8 @@ stopped parent cannot reap: a PID namespace does not end before whoever was put 
 topology could not be taken down. It is in a process group of its own, which no terminal signals, and keeps none of the program's
 descriptors.
 
-The program is ended (SIGKILL to its process group) when launch.py or the guest's process has ended; should the supervisor itself be
+The program is ended (SIGKILL to its process group) when launch.py or the guest's process has ended, and reaped before the guest's
+init, which it keeps alive, kills what is left there; should the supervisor itself be
 killed, the kernel kills the program.
 
 Messages on the socket to launch.py are `Message`: up, what happens to the program; down, `GO` once its process group may run, and
@@ -18,6 +19,7 @@ import select
 import signal
 import socket
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NoReturn
 
@@ -60,6 +62,27 @@ def hear(sock: socket.socket) -> tuple[Message, int] | None:
     return Message(message), number
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A guest as who runs programs in it needs it: pidfds of the guest's process and of its init, and what keeps init alive
+    (domu/machine.py); and its addresses on the lab's network."""
+
+    process: int
+    init: int
+    lifeline: int
+    addresses: tuple[str, ...]
+
+    @property
+    def fds(self) -> set[int]:
+        """All descriptors."""
+        return {self.process, self.init, self.lifeline}
+
+    def let_go(self) -> None:
+        """Close them."""
+        for fd in self.fds:
+            os.close(fd)
+
+
 class Arrivals:
     """Signals that have arrived and have a handler, to be read from a descriptor."""
 
@@ -80,10 +103,10 @@ def nothing(number: int, _: object) -> None:
     """The handler of a signal that `Arrivals` is to say."""
 
 
-def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
+def fork(guest: Machine, name: str, argv: list[bytes]) -> socket.socket:
     """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
 
-    guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (inherited.py).
+    `guest` stays the caller's. The program gets all that the caller has (inherited.py).
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -101,7 +124,7 @@ def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
 
 
 class _Supervisor:
-    def __init__(self, front: socket.socket, guest: int, name: str) -> None:
+    def __init__(self, front: socket.socket, guest: Machine, name: str) -> None:
         self._front, self._guest, self._name = front, guest, name
         self._front_pid = os.getppid()
         self._program = 0
@@ -115,12 +138,12 @@ class _Supervisor:
         """Be the supervisor, to the program's end."""
         linux.set_name("supervisor")
         try:
-            linux.enter_namespaces(self._guest)
+            linux.enter_namespaces(self._guest.init)
         except OSError as error:
             say(self._front, Message.NO_ENTRY, error.errno or 0)
             return
         if self._start(argv, mask):
-            inherited.let_go({self._front.fileno(), self._guest, *self._signals.fds})
+            inherited.let_go({self._front.fileno(), *self._guest.fds, *self._signals.fds})
             say(self._front, Message.RUNNING)
             self._watch()
 
@@ -151,13 +174,13 @@ class _Supervisor:
     def _watch(self) -> None:
         """Serve launch.py and watch the guest until the program has been reaped."""
         poll = select.poll()
-        for fd in (self._front.fileno(), self._guest, self._signals.fd):
+        for fd in (self._front.fileno(), self._guest.process, self._signals.fd):
             poll.register(fd, select.POLLIN)
         while not self._reap():
             for fd, _ in poll.poll():
                 if fd == self._signals.fd:
                     self._signals.read()
-                elif fd == self._guest:
+                elif fd == self._guest.process:
                     poll.unregister(fd)
                     self._end_with_guest()
                 elif (heard := hear(self._front)) is not None:
