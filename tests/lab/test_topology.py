@@ -87,6 +87,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "link_local": False,
                 "gateway": None,
                 "gateway6": None,
+                "batches": True,
                 "grants": "copy",
                 "rate": None,
                 "offloads": ["sg", "csum", "tso"],
