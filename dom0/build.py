@@ -7,7 +7,7 @@ import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS
 from dom0.control.upcall import ControlUpcall
-from dom0.engine import ADD_PORT, ENTER_PAGES, REMOVE_PORT, SET_RATE
+from dom0.engine import ADD_PORT, ENTER_PAGES, REMOVE_PORT, SET_HASHING, SET_RATE
 from dom0.multicast import MOST_GROUPS
 from dom0.rate import UNLIMITED, Rate
 from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGED, UPLINK, engine_at
@@ -54,8 +54,8 @@ class QueueEnd:
     events: tuple[int, int]
     """Eventfds of the guest's channels for either; the same, if it has one for both."""
     pages: Pages | None = None
-    """For persistent grants or static mappings: the tables of pages pinned for reading and for writing (dom0/persistent.py), all
-    0, which the caller keeps until `remove_vif` has returned; None for grant copy."""
+    """For pages that are mapped: the tables of those pinned for reading and for writing (dom0/persistent.py), all 0, which the
+    caller keeps until `remove_vif` has returned. None: there will be none."""
 
 
 class EngineState:
@@ -78,6 +78,7 @@ class EngineState:
         self._free = np.arange(DOM0_BUFFERS, dtype=np.int64)
         self._frame = FrameMemory()
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
+        self._hash_infos = np.zeros(OPS, np.int64)
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self._wait = np.zeros(1, WAIT)
         self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
@@ -94,7 +95,7 @@ class EngineState:
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
             "pending": self._pending, "copy_counts": self._copy_counts, "wait": self._wait,
-            "to": self._to, "ids": self._ids,
+            "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["frame"] = self._frame.address
@@ -174,30 +175,32 @@ class EngineState:
         rate: Rate = UNLIMITED,
         *,
         filters: bool = False,
-        keeps: bool = True,
+        grants: str = "copy",
     ) -> None:
         """Make a connected vif port `number` of the bridge, with so many `queues`, which count in one row.
 
-        `features`: what its front end accepts (hyp/abi/features.py). `keeps`: tables of pages are for persistent grants, else for
-        `enter_pages`. `rate`: how much its guest may send, on all queues. `filters`: multicast control.
+        `features`: what its front end accepts (hyp/abi/features.py). `grants`: of GRANT_MODES; all but "copy" need tables of pages,
+        `enter_pages` does too. `rate`: how much its guest may send, on all queues. `filters`: multicast control.
         """
         further = len(queues) - 1
         numbers, self._spare = [number, *self._spare[:further]], self._spare[further:]
         self._join(numbers)
         for one, queue in zip(numbers, queues, strict=True):
-            self._prepare(one, domid, features, counts, queue, keeps=keeps)
+            self._prepare(one, domid, features, counts, queue, grants)
         self.ports[number]["filters"], self.ports[number]["group_count"] = filters, 0
         await self.engine.post(ADD_PORT, port=number, **_credit(rate))
 
     def _prepare(
-        self, number: int, domid: int, features: int, counts: tuple[int, int], queue: QueueEnd, *, keeps: bool
+        self, number: int, domid: int, features: int, counts: tuple[int, int], queue: QueueEnd, grants: str
     ) -> None:  # fmt: skip
         port, pages = self.ports[number], queue.pages
-        port["table_refs"] = 0 if pages is None else pages.shape[1]
-        port["refs"], port["keeps"], port["passing_count"] = port["table_refs"] if keeps else 0, keeps, 0
+        refs = port["table_refs"] = 0 if pages is None else pages.shape[1]
+        port["keeps"], port["passing_count"] = grants == "persistent", 0
+        port["tx_refs"], port["rx_refs"] = 0 if grants == "copy" else refs, refs if grants == "persistent" else 0
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["failed"] = domid, 0
+        port["hashing"] = port["hash_info"] = 0
         port["tx_ring"], port["rx_ring"] = queue.rings
         port["tx_event_fd"], port["rx_event_fd"] = queue.events
         port["features"], port["part"], port["waited_for"] = features, 0, 0
@@ -212,6 +215,13 @@ class EngineState:
     async def enter_pages(self, number: int, entries: "np.ndarray[tuple[int], np.dtype[np.void]]") -> None:
         """Let port `number` use these STATIC_PAGEs from now on, or (address 0) no more: it doesn't when this returns."""
         await self.engine.post(ENTER_PAGES, port=number, pages=int(entries.ctypes.data), count=len(entries))
+
+    async def set_hashing(self, number: int, hashing: int) -> None:
+        """Choose queues of the vif that is port `number` by this HASHING record from now on; 0: by the flow hash.
+
+        When this returns the engine looks at no earlier one.
+        """
+        await self.engine.post(SET_HASHING, port=number, hashing=hashing)
 
     async def remove_vif(self, number: int) -> None:
         """The engine touches nothing of the vif any more when this returns, and has unpinned what it held of the guest's pages."""

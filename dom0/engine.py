@@ -43,11 +43,19 @@ from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.price import charge
 from hyp.offload.flow import queue_of
+from hyp.offload.frame import frame_at, one_piece
+from hyp.offload.toeplitz import hashing_at, steer
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES = 1, 2, 3, 4  # the first two with all queues of the vif whose first port it is
-MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count")
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING = (
+    1,
+    2,
+    3,
+    4,
+    5,
+)  # the first two with all queues of the vif whose first port it is
+MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing")
 _mail_at = record_view(MAIL)
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
@@ -76,9 +84,21 @@ def _put(e, s, t):
 
 @outlined
 def _queue_for(e, first, s):
-    """The one of a vif's queues, whose first is `first`, that a frame goes to."""
-    there = s.length if s.slots == 0 else s.bytes
-    return member_of(e, first, queue_of(load64(s.addr), load64(s.addr + 8), s.addr, there, first.queues))
+    """The one of a vif's queues, whose first is `first`, that a frame goes to.
+
+    If it has asked for hashes, and there is one, that is its `hash_info`; and a plain frame is none any more: it is e.frame.
+    """
+    there, head0, head1 = s.length if s.slots == 0 else s.bytes, load64(s.addr), load64(s.addr + 8)
+    if first.hashing == 0:
+        t = member_of(e, first, queue_of(head0, head1, s.addr, there, first.queues))
+        t.hash_info = 0
+        return t
+    queue, info = steer(hashing_at(first.hashing), head1, s.addr, there, first.queues)
+    t = member_of(e, first, queue)
+    t.hash_info = info
+    if info != 0 and s.slots == 0:
+        one_piece(frame_at(e.frame), s.addr, s.length, 0, head0, head1)
+    return t
 
 
 @compiled
@@ -91,7 +111,7 @@ def _flood(e, p, s):
             copies += 1
             if t.queues > 1:
                 t = _queue_for(e, t, s)
-            result = _put(e, s, t) if s.slots == 0 else put_copy(e, p, p.next, t)
+            result = _put(e, s, t) if s.slots == 0 and t.hash_info == 0 else put_copy(e, p, p.next, t)
             if result != DELIVERED:
                 count(t.counts, DROP_QUEUE_FULL if result == PAUSE else result, 1)
                 t.dirty = 1
@@ -106,7 +126,7 @@ def _put_special(e, p, s, t):
     """Pass a frame on that is no plain one, or that is for a vif of several queues. DELIVERED, PAUSE, or a drop's name."""
     if t.queues > 1:
         t = _queue_for(e, t, s)
-    if s.slots != 0:
+    if s.slots != 0 or t.hash_info != 0:
         return put_frame(e, p, p.next, t)
     result = _put(e, s, t)
     return await_receiver(e, p, t) if result == PAUSE else result
@@ -221,7 +241,7 @@ def _remove_port(e, number):
         if number != UPLINK and s.buffer >= 0 and s.posted == 0:
             give_buffer(e, s.buffer)
     p.staged, p.next, p.answers, p.pause_until = 0, 0, 0, 0
-    if p.refs != 0:
+    if p.tx_refs != 0:
         release_pages(e, p)
     commit(p.counts, p.counts_shared)
 
@@ -256,6 +276,8 @@ def _take_mail(e):
             _remove_vif(e, port_of(e, mail.port))
         elif mail.opcode == SET_RATE:
             set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
+        elif mail.opcode == SET_HASHING:
+            port_of(e, mail.port).hashing = mail.hashing
         elif mail.opcode == ENTER_PAGES and port_of(e, mail.port).active != 0:
             enter_pages(port_of(e, mail.port), mail.pages, mail.count)
         e.mail += 1

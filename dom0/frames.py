@@ -13,6 +13,8 @@ GSO not accepted        segments, each with its own headers, its checksum filled
 SG not accepted         what fits into one page, however many fragments it came in; longer frames drop (DROP_SMALL_BUFFER)
 ======================  ================================================================================================
 
+A vif that has asked for hashes (hyp/offload/toeplitz.py) gets the frame's in an extra info, which each part of it has.
+
 A frame that becomes several counts as one where it was taken in, and in SEGMENTED of `dom0/bridge` for each further one.
 """
 
@@ -115,7 +117,7 @@ def _put_part(e, p, k, t, f, parts, part):
     pages = pages_for(length)
     if pages > 1 and t.features & SG == 0:
         return DROP_SMALL_BUFFER
-    e.wanted = pages + (1 if offload & GSO else 0)
+    e.wanted = pages + (1 if offload & GSO else 0) + (1 if t.hash_info != 0 else 0)
     if flush_is_full(e):
         flush_copies(e)
     if not has_room(e, t, e.wanted):

@@ -5,7 +5,7 @@ copy their frames into Dom0's buffers in one batch, stage them for the bridge. A
 somewhere that survives Dom0. Frames of more than one slot: dom0/netback_chains.py.
 Receive, to the guest (dom0/netback_rx.py): a frame for the guest takes the guest's next receive requests; the copies of a batch are
 one hypercall; then the responses.
-A vif with persistent grants (dom0/persistent.py) differs in the copy only: it is made here, through pages that stay pinned.
+A vif whose pages are mapped (dom0/persistent.py) differs in the copy only: it is made here, through pages that are pinned.
 """
 
 from dom0.persistent import release_pages
@@ -69,7 +69,7 @@ def fail_port(e, p, column):
         q.failed = 1
         q.active = 0
         q.dirty = 1
-        if q.refs != 0:
+        if q.tx_refs != 0:
             release_pages(e, q)
 
 

@@ -14,13 +14,16 @@ an empty fragment; extra infos that are not the first one's;
 fragments that are longer together than the first request says;
 no whole Ethernet header in the first one; fragments, where a
 group address is added or taken back
-an extra info that is not on offer; one of a group address that is  FAULTS_OFFLOAD, DROP_BAD_FRAME
+an extra info that is none; one of a group address that is          FAULTS_OFFLOAD, DROP_BAD_FRAME
 not alone; a segment size or type that
 is none; a frame whose offload can't be done (dom0/frames.py)
 longer than the MTU, itself or what it would be segmented into      DROP_OVERSIZE
 a page that isn't granted                                           FAULTS_GRANT, DROP_BAD_ADDRESS
 cut off                                                             FAULTS_CHAIN, and the vif is out of service
 ==================================================================  ==============================================================
+
+An extra info of a hash may come with any frame (a back end with hash control is to accept it). What a sender says of its frame's
+hash is nobody's proof, and no use to the bridge: it is not looked at.
 
 A request whose extra info adds a group address, or takes one back (dom0/multicast.py), is no frame: what else it says is ignored,
 nothing is passed on, RSP_OKAY says that it was done, and RSP_ERROR that the list is full.
@@ -49,6 +52,7 @@ from hyp.abi.grant import COPY_SOURCE_GREF, DOMID_SELF, PAGE_BYTES
 from hyp.abi.netif import (
     EXTRA_FLAG_MORE,
     EXTRA_TYPE_GSO,
+    EXTRA_TYPE_HASH,
     EXTRA_TYPE_MAX,
     GSO_TYPE_TCPV4,
     GSO_TYPE_TCPV6,
@@ -135,11 +139,13 @@ def _take_extras(p, at, flags):
         low, high = load32_once(slot), load32_once(slot + 4)
         _open_entry(staged_of(p, at + n), 0, 0, 0, 0, RSP_NULL)
         n += 1
-        gso, change, more = _gso_bits(low, high), group_change(low, high), (low >> 8) & EXTRA_FLAG_MORE
+        more = (low >> 8) & EXTRA_FLAG_MORE
         if fault == 0 and n > MOST_EXTRAS:
             fault = FAULTS_CHAIN
-        elif fault == 0 and gso == 0 and (change == 0 or n > 1 or more != 0):
-            fault = FAULTS_OFFLOAD
+        elif low & 0xFF != EXTRA_TYPE_HASH:
+            gso, change = _gso_bits(low, high), group_change(low, high)
+            if fault == 0 and gso == 0 and (change == 0 or n > 1 or more != 0):
+                fault = FAULTS_OFFLOAD
     return n, fault, gso, change
 
 
@@ -206,12 +212,12 @@ def _fetch(e, p, n, limit):
         s.gpa = e.pool + s.buffer * PAGE_BYTES + colour(s.buffer, s.bytes)
         s.addr = e.ram + s.gpa
         octets = min(s.bytes, limit)
-        if p.refs == 0:
+        if p.tx_refs == 0:
             s.status = e.op_count
             into = s.gpa & (PAGE_BYTES - 1)
             add_copy(e, s.gref, p.domid, s.offset, s.gpa >> 12, DOMID_SELF, into, octets, COPY_SOURCE_GREF)
         else:
-            page = pinned_page(e, p, p.tx_pages, s.gref, 0)
+            page = pinned_page(e, p, p.tx_pages, p.tx_refs, s.gref, 0)
             if page > 0:
                 memcpy(s.addr, page + s.offset, octets)
                 s.status = RSP_OKAY
@@ -228,7 +234,7 @@ def settle_chain(e, p, n, limit):
         s = staged_of(p, k)
         if s.bytes == 0:
             continue
-        if p.refs == 0:
+        if p.tx_refs == 0:
             s.status = RSP_OKAY if was_copied(e, s.status) else RSP_ERROR
         missing += s.status != RSP_OKAY
         total += min(s.bytes, limit)

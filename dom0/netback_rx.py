@@ -1,9 +1,10 @@
 """netback, to the guest: frames are copied into the pages of its receive requests, and these answered. Compiled.
 
 A plain frame (`queue_copy`) takes one request, and its response has no flags. Any other (`queue_frame`) takes a request for each
-page that it fills, as Linux's xenvif_rx_skb lays it out, and if it is to be segmented by the guest one more, after the first, whose
-response's place has the extra info. All of a frame's responses are published together. If one of its copies fails, each of its
-responses says RSP_ERROR and keeps its flags, so that the front end knows which belong together.
+page that it fills, as Linux's xenvif_rx_skb lays it out, and after the first one more for each extra info, which takes the place of
+that one's response: of segmentation if the guest is to do it, then of the frame's hash if it has asked for that. All of a frame's
+responses are published together. If one of its copies fails, each of its responses says RSP_ERROR and keeps its flags, so that the
+front end knows which belong together.
 """
 
 from dom0.netback import add_copy, fail_port, owe_event, run_copies, was_copied
@@ -21,6 +22,7 @@ from hyp.abi.counters import (
 from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO, GSO_TCPV4
 from hyp.abi.grant import COPY_DEST_GREF, DOMID_SELF, PAGE_BYTES
 from hyp.abi.netif import (
+    EXTRA_FLAG_MORE,
     EXTRA_TYPE_GSO,
     GSO_TYPE_TCPV4,
     GSO_TYPE_TCPV6,
@@ -64,7 +66,7 @@ def queue_copy(e, p, gpa, length):
     The caller has checked `has_room`.
     """
     number, gref = _next_page(p)
-    if p.refs != 0:
+    if p.rx_refs != 0:
         _copy_pinned(e, p, number, gref, gpa, length)
         return
     pending = pending_at(e.pending + e.op_count * PENDING_BYTES)
@@ -85,7 +87,7 @@ def _next_page(p):
 def _copy_pinned(e, p, number, gref, gpa, length):
     """Copy a frame into a page that stays pinned and write its response, which `flush_copies` publishes."""
     offset = colour(p.copies, length)
-    page = pinned_page(e, p, p.rx_pages, gref, 1)
+    page = pinned_page(e, p, p.rx_pages, p.rx_refs, gref, 1)
     copied = page > 0 and offset + length <= PAGE_BYTES
     if copied:
         memcpy(page + offset, e.ram + gpa, length)
@@ -137,42 +139,54 @@ def pages_for(length):
 
 
 @compiled
-def _first_flags(offload):
+def _first_flags(p, offload):
     """Flags of a frame's first response (as Linux has them), but for MORE_DATA."""
     flags = RXF_CSUM_BLANK | RXF_DATA_VALIDATED if offload & CSUM_BLANK else 0
     flags |= RXF_DATA_VALIDATED if offload & CSUM_VALID else 0
-    return flags | (RXF_EXTRA_INFO if offload & GSO else 0)
+    return flags | (RXF_EXTRA_INFO if offload & GSO or p.hash_info != 0 else 0)
 
 
 @compiled
-def _extra_info(offload):
-    """The extra info of a frame with this offload word; 0: none."""
+def _gso_info(p, offload):
+    """The extra info of segmentation of a frame with this offload word; 0: none."""
     if offload & GSO == 0:
         return 0
     kind = GSO_TYPE_TCPV4 if offload & GSO_TCPV4 else GSO_TYPE_TCPV6
-    return EXTRA_TYPE_GSO | (segment_of(offload) << 16) | (kind << 32)
+    more = EXTRA_FLAG_MORE if p.hash_info != 0 else 0
+    return EXTRA_TYPE_GSO | (more << 8) | (segment_of(offload) << 16) | (kind << 32)
 
 
 @compiled
-def _slot_flags(offload, at, length):
+def _slot_flags(p, offload, at, length):
     """Flags of the response for the page that begins with byte `at` of a frame."""
-    return (_first_flags(offload) if at == 0 else 0) | (RXF_MORE_DATA if at + PAGE_BYTES < length else 0)
+    return (_first_flags(p, offload) if at == 0 else 0) | (RXF_MORE_DATA if at + PAGE_BYTES < length else 0)
 
 
 @compiled
-def _put_away_extra(p, offload, at):
-    """After the request for byte `at`: use up the one whose response's place the extra info takes, if there is one."""
+def _put_away_extras(p, offload, at):
+    """After the request for byte `at`: use up those whose responses' places extra infos take, if there are any."""
     if at == 0 and offload & GSO != 0:
         next_request_slot(ring_at(p.rx_ring))
+    if at == 0 and p.hash_info != 0:
+        next_request_slot(ring_at(p.rx_ring))
+
+
+@compiled
+def _write_extras(p, gso_info, hash_info):
+    """Behind a frame's first response."""
+    if gso_info != 0:
+        store64(next_response_slot(ring_at(p.rx_ring)), gso_info)
+    if hash_info != 0:
+        store64(next_response_slot(ring_at(p.rx_ring)), hash_info)
 
 
 @outlined
 def queue_frame(e, p, f, part, length, offload):
     """`queue_copy` of a prepared frame, whole (`part` −1) or one part of it: `length` bytes, delivered with offload word `offload`.
 
-    The caller has checked `has_room` for `pages_for(length)` fragments, and one more for an extra info.
+    The caller has checked `has_room` for `pages_for(length)` fragments, and one more for each extra info.
     """
-    if p.refs != 0:
+    if p.rx_refs != 0:
         _write_pinned(e, p, f, part, length, offload)
     elif part < 0:
         _queue_pieces(e, p, f.pieces, length, offload)
@@ -202,7 +216,7 @@ def _queue_pieces(e, p, pieces, length, offload):
             pending = pending_at(e.pending + e.op_count * PENDING_BYTES)
             pending.port, pending.id, pending.length, pending.offset = p.number, number, n, begin
             pending.ends = 1 if filled + n == size else 0
-            pending.flags = _slot_flags(offload, at, length)
+            pending.flags = _slot_flags(p, offload, at, length)
             add_copy(
                 e, gpa >> 12, DOMID_SELF, gpa & (PAGE_BYTES - 1), gref, p.domid, begin + filled, n, COPY_DEST_GREF
             )  # fmt: skip
@@ -210,10 +224,11 @@ def _queue_pieces(e, p, pieces, length, offload):
             skipped += n
             if skipped == piece_length(pieces, k):
                 k, skipped = k + 1, 0
-        _put_away_extra(p, offload, at)
+        _put_away_extras(p, offload, at)
         at += size
     pending = pending_at(e.pending + first * PENDING_BYTES)
-    pending.ops, pending.extra = e.op_count - first, _extra_info(offload)
+    pending.ops, pending.extra = e.op_count - first, _gso_info(p, offload)
+    store64(e.hash_infos + 8 * first, p.hash_info)
     p.copies += 1
 
 
@@ -224,16 +239,15 @@ def _respond_frame(e, first):
     p, n, copied = port_of(e, head.port), head.ops, True
     for k in range(first, first + n):
         copied = copied and was_copied(e, k)
-    extra, size, total = head.extra, 0, 0
+    gso_info, hash_info, size, total = head.extra, load64(e.hash_infos + 8 * first), 0, 0
     for k in range(first, first + n):
         pending = pending_at(e.pending + k * PENDING_BYTES)
         size += pending.length
         if pending.ends != 0:
             _write_response(p, pending.id, pending.offset, pending.flags, size, copied)
-            if extra != 0:
-                store64(next_response_slot(ring_at(p.rx_ring)), extra)
+            _write_extras(p, gso_info, hash_info)
             total += size
-            extra, size = 0, 0
+            gso_info, hash_info, size = 0, 0, 0
     _count_received(p, total, copied)
     return n
 
@@ -246,19 +260,19 @@ def _write_pinned(e, p, f, part, length, offload):
     for k in range(pages):
         number, gref = _next_page(p)
         store64(e.ids + 8 * k, number)
-        page = pinned_page(e, p, p.rx_pages, gref, 1)
+        page = pinned_page(e, p, p.rx_pages, p.rx_refs, gref, 1)
         copied = copied and page > 0
         set_piece(e.to, k, page + begin, min(PAGE_BYTES, length - k * PAGE_BYTES))
-        _put_away_extra(p, offload, k)
+        _put_away_extras(p, offload, k)
     if copied and part < 0:
         write_whole(f, e.to)
     elif copied:
         write_part(f, part, e.to, 0 if offload & CSUM_BLANK else 1)
     for k in range(pages):
-        flags = _slot_flags(offload, k * PAGE_BYTES, length)
+        flags = _slot_flags(p, offload, k * PAGE_BYTES, length)
         _write_response(p, load64(e.ids + 8 * k), begin, flags, piece_length(e.to, k), copied)
-        if k == 0 and offload & GSO != 0:
-            store64(next_response_slot(ring_at(p.rx_ring)), _extra_info(offload))
+        if k == 0:
+            _write_extras(p, _gso_info(p, offload), p.hash_info)
     _count_received(p, length, copied)
     _note_written(e, p)
 

@@ -62,7 +62,7 @@ def take_requests(e, p):
             return
     limit = ablated(wait_at(e.wait).platform, COPY_LIMIT)
     limit = PAGE_BYTES if limit == 0 else limit
-    if p.refs != 0:
+    if p.tx_refs != 0:
         taken, fault = _take_pinned(e, p, ring, most, limit)
     else:
         taken, fault = _take_granted(e, p, ring, most, limit)
@@ -128,7 +128,7 @@ def _take_pinned(e, p, ring, most, limit):
         else:
             if _open_request(e, p, n, word1 & 0xFFFF, word2):
                 s = staged_of(p, n)
-                page = pinned_page(e, p, p.tx_pages, gref, 0)
+                page = pinned_page(e, p, p.tx_pages, p.tx_refs, gref, 0)
                 if page > 0:
                     memcpy(s.addr, page + (word1 & 0xFFFF), min(s.length, limit))
                 _settle_request(e, p, s, limit, page > 0)

@@ -34,11 +34,12 @@ PORT = np.dtype(
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
         ("next_written", "i8"),  # the next port in the list that ENGINE.written heads, 0: none
-        ("refs", "i8"),  # with persistent grants: words in each of the two tables (dom0/persistent.py); 0: grant copy
+        ("tx_refs", "i8"),  # words in the table of pages to transmit, if they are mapped (dom0/persistent.py); 0: grant copy
+        ("rx_refs", "i8"),  # the same, of pages to receive
         ("tx_pages", "i8"),
         ("rx_pages", "i8"),
         ("keeps", "i8"),  # a page stays pinned from its first use on; 0: those that the front end named on its control ring do
-        ("table_refs", "i8"),  # what `refs` becomes when it names the first ones
+        ("table_refs", "i8"),  # what both become when it names the first ones
         ("passing", "i8"),  # words of pages that are pinned for this batch only: references, 1 << 32 for those that are written
         ("passing_count", "i8"),
         ("owed", "i8"),  # OWES_TX, OWES_RX: the guest asked for the event of something published, and has not been sent it
@@ -48,7 +49,9 @@ PORT = np.dtype(
         ("members", "i8"),  # numbers (i8 each) of the ports that are the vif's queues: of its first port
         ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
         ("rx_event_fd", "i8"),
+        ("hash_info", "i8"),  # of a vif with several queues: extra info that goes with the frame that goes to it now; 0: none
         # of a vif's first port, for all its queues
+        ("hashing", "i8"),  # a HASHING record (hyp/offload/toeplitz.py) that its queues are chosen by; 0: by the flow hash
         ("filters", "i8"),  # group addresses that its guest has not added are not flooded to it (dom0/multicast.py)
         ("groups", "i8"),  # those that it has added, MOST_GROUPS words
         ("group_count", "i8"),
@@ -92,7 +95,7 @@ PENDING = np.dtype(
         # only where `ops` is not 0
         ("ends", "i8"),  # the next operation is for another slot
         ("flags", "i8"),  # RXF_* of the slot's response
-        ("extra", "i8"),  # an extra info that has the next slot, in a frame's first operation; 0: none
+        ("extra", "i8"),  # an extra info of segmentation that has the next slot, in a frame's first operation; 0: none
     ]
 )
 """A receive copy in the batch: whose response is due once it is made."""
@@ -122,6 +125,7 @@ ENGINE = np.dtype(
         ("frame", "i8"),  # FRAME record (hyp/offload/frame.py) of the frame that is passed on, unless it is a plain one
         ("to", "i8"),  # a table of pieces: where a frame is copied to
         ("wanted", "i8"),  # fragments for which a receiver that makes a frame wait needs room
+        ("hash_infos", "i8"),  # by first operation of a frame in the batch that is no plain one: its receiver's `hash_info`
         ("ids", "i8"),  # of the receive requests whose pages are in `to`
         ("views", "i8"),  # DOMAIN_VIEW records (hyp/grants.py), by domain id
         ("view_count", "i8"),

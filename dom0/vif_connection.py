@@ -20,6 +20,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dom0.build import EngineState, Pages, QueueEnd
+from dom0.control.hashing import HashControl
+from dom0.control.mappings import StaticMappings
 from dom0.control.pages import Grants, map_page, unmap_page
 from dom0.control.ring import ControlRing
 from dom0.rate import Rate
@@ -92,17 +94,18 @@ class Wishes:
     """A front end's nodes, judged."""
 
     queues: tuple[QueueWishes, ...]
-    persistent: bool
+    grants: str
+    """Of GRANT_MODES (hyp/paths.py)."""
     features: int
     filters: bool
     control: tuple[int, int] | None
     """The control ring's reference and port; None: there is none."""
 
 
-async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool, max_queues: int) -> Wishes:
+async def read_wishes(store: XenstoreClient, front: str, *, grants: str, max_queues: int) -> Wishes:
     """What the front end at `front` asks for. VifError, naming the node, for what cannot be.
 
-    `persistent`, `max_queues`: that is on offer.
+    `grants`, `max_queues`: that is on offer. Persistent grants take a front end that has them, too.
     """
     if (queues := await _number(store, front, NUM_QUEUES_NODE, missing=1)) > max_queues or queues == 0:
         raise VifError(errno.EINVAL, f"guest requested {queues} queues, the maximum is {max_queues}")
@@ -122,7 +125,7 @@ async def read_wishes(store: XenstoreClient, front: str, *, persistent: bool, ma
     places = [""] if queues == 1 else [f"queue-{k}/" for k in range(queues)]
     return Wishes(
         queues=tuple([await _read_queue(store, front, where) for where in places]),
-        persistent=persistent and await _is_set(store, front, FEATURE_PERSISTENT),
+        grants="copy" if grants == "persistent" and not await _is_set(store, front, FEATURE_PERSISTENT) else grants,
         features=int(features),
         filters=await _is_set(store, front, REQUEST_MULTICAST_CONTROL),
         control=control,
@@ -187,7 +190,7 @@ class Connection:
         try:
             await self._view_guest()
             grants = self._grants(counters)
-            queues = [await self._take_queue(queue, grants, persistent=wishes.persistent) for queue in wishes.queues]
+            queues = [await self._take_queue(queue, grants, tables=wishes.grants != "copy") for queue in wishes.queues]
             control = await self._open_control(wishes, grants)
             await self._filter()
             await self._become_port(counters, queues, wishes, rate)
@@ -221,16 +224,14 @@ class Connection:
         state = self._state
         return state.platform, *counters.row("control"), state.views_address, state.view_count, self._who.domid
 
-    async def _take_queue(self, queue: QueueWishes, grants: Grants, *, persistent: bool) -> QueueEnd:
+    async def _take_queue(self, queue: QueueWishes, grants: Grants, *, tables: bool) -> QueueEnd:
         rings = (
             self._map(f"{queue.where}tx-ring-ref", queue.tx_ring_ref, TX_SLOT_BYTES, grants),
             self._map(f"{queue.where}rx-ring-ref", queue.rx_ring_ref, RX_SLOT_BYTES, grants),
         )
         tx_event = await self._bind(queue.tx_port, self._state.upcall)
         rx_event = await self._bind(queue.rx_port, self._state.upcall) if queue.rx_port != queue.tx_port else tx_event
-        if not persistent:
-            return QueueEnd(rings, (tx_event, rx_event))
-        return QueueEnd(rings, (tx_event, rx_event), self._tables())
+        return QueueEnd(rings, (tx_event, rx_event), self._tables() if tables else None)
 
     def _tables(self) -> Pages:
         """Two tables of pages, which we keep until the port has gone."""
@@ -257,7 +258,9 @@ class Connection:
         ring = self._map(CTRL_RING_REF, wishes.control[0], CTRL_SLOT_BYTES, grants)
         upcall = self._state.control
         event_fd = await self._bind(wishes.control[1], upcall.number)
-        control = ControlRing(self._state, self._who.number, ring, event_fd, grants, mappings=not wishes.persistent)
+        state, number = self._state, self._who.number
+        mappings = StaticMappings(state, number, grants, possible=wishes.grants != "persistent")
+        control = ControlRing(ring, event_fd, mappings, HashControl(state, number, grants, len(wishes.queues)))
         upcall.join(control.woken)
         self._held.callback(upcall.leave, control.woken)
         self._held.callback(control.close)
@@ -282,15 +285,15 @@ class Connection:
 
     async def _become_port(self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate) -> None:
         who = self._who
-        if wishes.control is not None and not wishes.persistent:  # static mappings are for the first queue
+        if wishes.control is not None and queues[0].pages is None:  # static mappings are for the first queue
             queues[0] = replace(queues[0], pages=self._tables())
         counts = counters.row(f"vif{who.domid}:{who.name}")
-        self._held.push_async_callback(self._leave_bridge, wishes.persistent)
+        self._held.push_async_callback(self._leave_bridge, wishes.grants)
         await self._state.add_vif(
-            who.number, who.domid, wishes.features, counts, queues, rate, filters=wishes.filters, keeps=wishes.persistent
+            who.number, who.domid, wishes.features, counts, queues, rate, filters=wishes.filters, grants=wishes.grants
         )
 
-    async def _leave_bridge(self, persistent: bool) -> None:
+    async def _leave_bridge(self, grants: str) -> None:
         await self._state.remove_vif(self._who.number)
-        if left := sum(int(np.count_nonzero(pages)) for pages in self._pages) if persistent else 0:
+        if left := sum(int(np.count_nonzero(pages)) for pages in self._pages) if grants == "persistent" else 0:
             raise RuntimeError(f"{left} persistent grants could not be unmapped")

@@ -6,9 +6,9 @@ drives them: watches on the front end's state, on the back end's own nodes, whic
 A front end's mistake is told three times: in the log, in ``error/backend/vif/<domid>/<handle>/error`` under Domain 0's home, and to
 the front end by the state Closing, as Linux's xenbus_dev_fatal does. None ends the vif: a front end that closes begins anew.
 
-Persistent grants are negotiated on the way: a back end that is to have them (the topology's `persistent_grants`) writes
-``feature-persistent`` 1 before InitWait, a front end that will never revoke its pages writes the same before Connected.
-Unless both say 1, each frame is a grant copy. What follows from it is in dom0/persistent.py.
+The topology's `grants` say how netback gets at the guest's pages (dom0/persistent.py). Persistent grants are negotiated on the way:
+a back end that is to have them writes ``feature-persistent`` 1 before InitWait, a front end that will never revoke its pages writes
+the same before Connected. Unless both say 1, each frame is a grant copy.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ class Vif:
         self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
         self._front = frontend_path(self.who.domid, VIF, 0)
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
-        self._persistent, self._max_queues = bool(guest["persistent_grants"]), max_queues
+        self._grants, self._max_queues = str(guest["grants"]), max_queues
         self.back = CLOSED  # the state that we are in, and have told last
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
@@ -170,7 +170,7 @@ class Vif:
         self._registered, self.back = True, INITIALISING
         offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, FEATURE_SPLIT_EVENT_CHANNELS: 1, MAX_QUEUES_NODE: self._max_queues}
         offers |= {FEATURE_MULTICAST_CONTROL: 1, FEATURE_CTRL_RING: 1}
-        if self._persistent:
+        if self._grants == "persistent":
             offers[FEATURE_PERSISTENT] = 1
         offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}
 
@@ -203,7 +203,7 @@ class Vif:
         connection = Connection(self._hyp, self._state, self.who)
         try:
             wishes = await read_wishes(
-                self._store, self._front, persistent=self._persistent, max_queues=self._max_queues
+                self._store, self._front, grants=self._grants, max_queues=self._max_queues
             )  # fmt: skip
             await connection.open(self._counters, wishes, await self._rate())
         except VifError as error:

@@ -250,5 +250,8 @@ IOMMU_FRONT_ENDS: Final = {
 }
 """Of guests whose addresses go through the IOMMU table: how their buffers get into it, and the front end that does that."""
 
+GRANT_MODES: Final = ("copy", "map", "persistent")
+"""Of split guests: how netback gets at their pages. docs/netif.md (Grants)."""
+
 PATHS: Final = {spec.name: spec for spec in _ROWS}
 """By name, in the order of tables and plots."""

@@ -31,6 +31,7 @@ from lab.topology_tables import (
     MIB,
     NAME,
     NAME_RULE,
+    RENAMED,
     WIRE,
     Dom0,
     Guest,
@@ -73,8 +74,10 @@ def _reason(error: ErrorDetails, model: type[BaseModel]) -> str:
     """What pydantic found, in our words."""
     kind, given = error["type"], error["input"]
     if kind == "extra_forbidden":
+        if (key := error["loc"][-1]) in RENAMED:
+            return f"is not a key any more: {RENAMED[str(key)]}"
         known = [field.alias or name for name, field in model.model_fields.items()]
-        return f"is not a key{suggest(error['loc'][-1], known) or '; there are ' + ', '.join(known)}"
+        return f"is not a key{suggest(key, known) or '; there are ' + ', '.join(known)}"
     if kind == "missing":
         return "is required"
     if kind == "value_error":

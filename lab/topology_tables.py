@@ -24,7 +24,10 @@ from domu.programs.table import NAMED, program_of, those
 from hyp.abi.features import OFFLOADS
 from hyp.abi.sizes import DEFAULT_MTU, MAX_ENGINES, MAX_GBPS, MAX_MTU, MAX_PRICE, MAX_QUEUES, MIN_GBPS, PAGE
 from hyp.net.addresses import checked_address, checked_address6, checked_gateway
-from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
+from hyp.paths import GRANT_MODES, IOMMU_FRONT_ENDS, PATHS, Attachment
+
+RENAMED: Final = {"persistent_grants": 'true is grants = "persistent" now'}
+"""Keys that there were, and what takes their place."""
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
@@ -297,7 +300,7 @@ class Guest(Table):
     link_local: bool = False
     gateway: str | None = None
     gateway6: str | None = None
-    persistent_grants: bool = False
+    grants: str = "copy"
     rate: Annotated[str, AfterValidator(_rate)] | None = None
     offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
     iommu: str = "persistent"
@@ -386,11 +389,22 @@ class Guest(Table):
             raise ValueError(f"more than one takes program = {those('queues')} or one of your own, not {program!r}")
         return queues
 
-    @field_validator("persistent_grants", "rate")
+    @field_validator("grants")
+    @classmethod
+    def _known_mode(cls, grants: str) -> str:
+        if grants not in GRANT_MODES:
+            raise ValueError(f"{grants!r} is none of {', '.join(GRANT_MODES)}{suggest(grants, GRANT_MODES)}")
+        return grants
+
+    @field_validator("grants", "rate")
     @classmethod
     def _on_split_only(cls, wanted: Any, info: Info) -> Any:
         path = info.data.get("path")
-        if wanted and path is not None and PATHS[path].attachment is not Attachment.VIF:
+        if (
+            wanted != cls.model_fields[str(info.field_name)].default
+            and path is not None
+            and PATHS[path].attachment is not Attachment.VIF
+        ):
             who = f"guest {info.data['name']!r}" if "name" in info.data else "this guest"
             grants = " or ".join(f'"{name}"' for name, spec in PATHS.items() if spec.attachment is Attachment.VIF)
             raise ValueError(f"has a meaning with path = {grants} only, and the path of {who} is {path!r}")

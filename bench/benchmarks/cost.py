@@ -66,7 +66,7 @@ HOLD_OFF = (
     Variant("split", "split"),
     Variant("split, no hold-off", "split", {"keep_armed": 1}),
 )
-PERSISTENT = {"name": "persistent0", "path": "split", "persistent_grants": True}
+PERSISTENT = {"name": "persistent0", "path": "split", "grants": "persistent"}
 GRANTS = (
     Variant("bypass", "bypass"),
     Variant("split", "split"),

@@ -60,6 +60,8 @@ def _word(name: str, value: Any) -> str:
         )
     if name == "placement":
         return "each path in the placement that suits it" if value == SUITED else f"placement: {value}"
+    if name == "grants":
+        return f"split's grants: {value}"
     if name in ("price", "ablation"):
         return f"no {name}" if value == NONE else f"{name} {value}"
     return f"{value:g}{UNITS[name]}" if name in UNITS else str(value)

@@ -4,10 +4,11 @@
     python -m bench ask --vary guests=1,4,16 --fixed frame=512 --paths split,bypass --split-into hop,copy,grant,notify
     python -m bench ask --vary frame=64,256,1024,1500 --paths native,bypass,split --metric rate
 
-Anything may vary, and everything else is equal and said: frame, guests, queue, engines, cores (all or 1), load (Mframes/s that each
-guest offers in an open loop; 0: as fast as it goes), price, ablation, payload, placement, direction. Every ratio has its 95 %
-interval. First figures come within seconds; they are refined until every ratio is decided and its interval narrow, or --budget is
-spent. Written to a folder: answer.csv, ratios.csv, answer.json (for pandas), results.json, plots and report.html.
+Anything may vary, and everything else is equal and said: frame, guests, queue, engines, cores (all or 1), load (Mframes/s that
+each guest offers in an open loop; 0: as fast as it goes), price, ablation, payload, placement, direction, grants (of split guests:
+copy, map, persistent). Every ratio has its 95 % interval. First figures come within seconds; they are refined until every ratio is
+decided and its interval narrow, or --budget is spent. Written to a folder: answer.csv, ratios.csv, answer.json (for pandas),
+results.json, plots and report.html.
 """
 
 import csv
@@ -25,7 +26,7 @@ from bench.method.study import Point, Question, study
 from bench.questions import shares
 from bench.questions.answer import METRICS, Answer, Row, equal_throughout, words
 from bench.questions.measure import Labs, Variant
-from bench.questions.settings import Setting, settings
+from bench.questions.settings import Setting, kinds, settings
 from bench.report.results import BenchmarkResult, Series
 from hyp.paths import PATHS
 
@@ -59,6 +60,8 @@ class Asking:
         given = {text.partition("=")[0].strip() for text in (*vary, *fixed)}
         kept = [*fixed, "payload=header"] if parts and "payload" not in given else list(fixed)
         found, varied = settings(list(vary), kept)
+        if "grants" in given and "split" not in paths:
+            raise OptionsError("grants: these are split's, and --paths doesn't have it")
         if parts:
             shares.check(parts, paths, found)
             if metric != "cpu":
@@ -76,7 +79,7 @@ async def ask(asking: Asking, result: BenchmarkResult, budget_s: float, progress
     variants = [Variant(path, path) for path in asking.paths]
     if asking.parts:
         variants += shares.variants(asking.parts)
-    async with Labs(asking.paths, ["persistent"] if asking.parts else []) as labs:
+    async with Labs(asking.paths, ["persistent"] if asking.parts else kinds(asking.settings)) as labs:
         points = [_point(labs, asking, setting, variants) for setting in asking.settings]
         answer = Answer(points, asking.settings, asking.varied, asking.paths, asking.metric, asking.parts)
 

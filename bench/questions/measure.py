@@ -19,7 +19,7 @@ ROLES = {"guests": "", "dom0": "dom0", "hyp": "hyp", "device": "nic"}
 LATENCIES = ("p50", "p99")
 PERSISTENT = "split, persistent grants"
 KINDS: dict[str, dict[str, Any]] = {
-    "persistent": {"path": "split", "persistent_grants": True},
+    **{mode: {"path": "split", "grants": mode} for mode in ("map", "persistent")},
     **{strategy: {"path": "bypass", "iommu": strategy} for strategy in ("strict", "deferred", "copy")},
 }
 """Guests that are not their path's usual ones: what their names begin with, and what they have in the topology."""
@@ -108,7 +108,8 @@ class Labs:
 
 
 def _loads(setting: Setting, variant: Variant, trips: bool) -> list[Workload]:
-    names = guest_names(variant.guests or variant.path, max(2, setting.guests))
+    kind = variant.guests or (setting.kind if variant.path == "split" else None) or variant.path
+    names = guest_names(kind, max(2, setting.guests))
     ends = {TO_WIRE: (None, WIRE), FROM_WIRE: (WIRE, names[0]), BETWEEN: (names[0], names[1])}[setting.direction]
     load: Workload = {
         "kind": "rr" if trips else "stream", "to": ends[1], "frame": setting.frame, "frames": None, "payload": setting.payload,

@@ -4,7 +4,7 @@ A `Setting` is one value of each. Paths are what is compared at a setting, so th
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
@@ -17,6 +17,7 @@ from hyp.load.frames import COVERED
 from hyp.model.ablation import SWITCHES
 from hyp.model.operations import OPERATIONS
 from hyp.model.profile import names, profile
+from hyp.paths import GRANT_MODES
 from lab.placement import Placement
 from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
 
@@ -24,6 +25,7 @@ MAX_GUESTS = 24
 MAX_ENGINES = 8
 SUITED = "suited"
 NONE = "none"
+GRANTS = "copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +43,17 @@ class Setting:
     payload: str = "full"
     placement: str = SUITED
     direction: str = TO_WIRE
+    grants: str = GRANTS  # of split's guests
 
     @property
     def topology(self) -> tuple[int, int, int]:
         """Settings with the same one can be measured in the same lab."""
         return self.guests, self.queue, self.engines
+
+    @property
+    def kind(self) -> str | None:
+        """Split's guests where they are not the usual ones (KINDS of bench/questions/measure.py)."""
+        return None if self.grants == GRANTS else self.grants
 
     @property
     def switches(self) -> dict[str, int]:
@@ -60,6 +68,11 @@ class Setting:
     def row(self) -> dict[str, Any]:
         """For a record: each dimension by its name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def kinds(found: Iterable[Setting]) -> list[str]:
+    """Guests that are needed beside those of the paths, each once."""
+    return list(dict.fromkeys(one.kind for one in found if one.kind is not None))
 
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
@@ -132,6 +145,7 @@ DIMENSIONS: dict[str, Callable[[str], Any]] = {
     "payload": _one_of("full", "header"),
     "placement": _one_of(SUITED, *(str(one) for one in Placement)),
     "direction": _direction,
+    "grants": _one_of(*GRANT_MODES),
 }
 """How a value of each is read; ValueError says what is possible."""
 

@@ -68,8 +68,8 @@ def check(parts: Sequence[str], paths: Sequence[str], settings: Sequence[Setting
                 f"--split-into leaves the copy of a payload out, so nobody may look at it: it takes payload=header, and frames of "
                 f"more than {COVERED} B"
             )
-        if one.ablation != NONE:
-            raise OptionsError("--split-into takes parts away itself: ablation=none")
+        if one.ablation != NONE or one.kind is not None:
+            raise OptionsError("--split-into takes parts away itself: ablation=none, grants=copy")
 
 
 def difference(samples: Samples, metric: str) -> Figure:

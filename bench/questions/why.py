@@ -23,7 +23,7 @@ from bench.method.study import Point, Question, study
 from bench.method.verdicts import sign
 from bench.questions.answer import equal_throughout, spread
 from bench.questions.measure import ROLES, Labs, Variant, role_metric
-from bench.questions.settings import Setting, settings
+from bench.questions.settings import Setting, kinds, settings
 from bench.report.results import BenchmarkResult
 from hyp.paths import PATHS
 from lab.figures import short
@@ -137,7 +137,7 @@ async def explain(
     begin = time.monotonic()
     question = Question(asked.one, asked.other, TOTAL, precision=PRECISION)
     where = {"direction": asked.setting.direction, "frame": asked.setting.frame, "cores": asked.setting.cores}
-    async with Labs((asked.one, asked.other)) as labs:
+    async with Labs((asked.one, asked.other), kinds([asked.setting])) as labs:
         contenders = [labs.contender(asked.setting, Variant(name, name), "cpu") for name in (asked.one, asked.other)]
         point = Point("measuring", where, contenders, asked.other, labs.probe(asked.setting.cores), [question])
 

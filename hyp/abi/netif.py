@@ -37,7 +37,8 @@ Extra info, 8 bytes, in a transmit request's or a receive response's slot::
     +------+-------+-------+------+-----+----------+      GSO: size = payload bytes of a segment (MSS)
     | type | flags | size  | type | pad | features |
     +------+-------+-------+------+-----+----------+      MCAST_ADD/DEL: 6 bytes of address at 2
-                                                          HASH: type at 2, algorithm at 3, value (4) at 4
+                                                          HASH: type at 2 (the number of a bit of
+                                                          CTRL_HASH_TYPE_*), algorithm at 3, value (4) at 4
 
 Control request, 16 bytes, and control response, 12 bytes::
 
@@ -177,6 +178,14 @@ CTRL_STATUS_SUCCESS = 0
 CTRL_STATUS_NOT_SUPPORTED = 1
 CTRL_STATUS_INVALID_PARAMETER = 2
 CTRL_STATUS_BUFFER_OVERFLOW = 3
+
+CTRL_HASH_ALGORITHM_NONE = 0
+CTRL_HASH_ALGORITHM_TOEPLITZ = 1
+
+CTRL_HASH_TYPE_IPV4 = 1
+CTRL_HASH_TYPE_IPV4_TCP = 2
+CTRL_HASH_TYPE_IPV6 = 4
+CTRL_HASH_TYPE_IPV6_TCP = 8
 
 CTRLF_GREF_READONLY = 1  # a static grant mapping is for reading only
 

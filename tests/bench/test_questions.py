@@ -48,6 +48,7 @@ def test_settings_are_all_combinations_and_the_rest_is_usual() -> None:
         ("direction=guest->guest", "guest→guest"), ("direction=guest-wire", "guest→wire"), ("load=0.5", 0.5),
         ("price=hypercall_ns:1000+event_send_ns:5", "hypercall_ns:1000+event_send_ns:5"), ("placement=NIC apart", "NIC apart"),
         ("ablation=keep_armed", "keep_armed"), ("queue=4096", 4096), ("cores=1", "1"),
+        ("grants=map", "map"),
     ],
 )  # fmt: skip
 def test_values_are_read(text: str, value: Any) -> None:
@@ -68,7 +69,7 @@ def test_prices_of_the_setting_before_do_not_stay() -> None:
         ([], ["frame=64,65"], "--vary is for that"),
         (["load=nan"], [], "Mframes/s"), (["price=hypercall:5"], [], "NAME:PRICE"), (["price=vm_exit_ns:99999999"], [], "up to"),
         (["guests=1,2"], ["direction=guest->guest"], "measured with one"), ([], ["ablation=copy_limit"], "payload=header"),
-        (["guests=1.5"], [], "1 to 24"), (["guests=²"], [], "1 to 24"),
+        (["grants=copy,flip"], [], "one of copy, map, persistent"), (["guests=1.5"], [], "1 to 24"), (["guests=²"], [], "1 to 24"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_measured_is_refused_by_name(vary: list[str], fixed: list[str], said: str) -> None:
@@ -86,6 +87,8 @@ def test_what_cannot_be_measured_is_refused_by_name(vary: list[str], fixed: list
         ({"parts": ["hop"], "metric": "rate"}, "CPU time"), ({"parts": ["hop"], "fixed": ["frame=64"]}, "more than 64 B"),
         ({"parts": ["hop"], "fixed": ["frame=512", "payload=full"]}, "payload=header"),
         ({"parts": ["hop"], "fixed": ["frame=512", "ablation=bounce"]}, "ablation=none"),
+        ({"parts": ["hop"], "fixed": ["frame=512", "grants=map"]}, "grants=copy"),
+        ({"paths": ["bypass", "native"], "vary": ["grants=copy,map"]}, "these are split's"),
     ],
 )  # fmt: skip
 def test_a_question_without_an_answer_is_refused(words: dict[str, Any], said: str) -> None:
@@ -249,6 +252,15 @@ def test_other_metrics(warm: None, tmp_path: Path, metric: str) -> None:
     ratios = json.loads((tmp_path / "answer.json").read_text())["ratios"]
     assert len(ratios) == 2
     assert {row["to"] for row in ratios} == {"bypass"}
+
+
+@pytest.mark.long
+def test_grants_vary(warm: None, tmp_path: Path) -> None:
+    arguments = ("--vary", "grants=copy,map,persistent", "--fixed", "frame=1500", "--paths", "split,bypass", "--budget", "1")
+    assert "At split's grants: map: " in command(tmp_path, "ask", *arguments)
+    rows = [row for row in csv.DictReader((tmp_path / "answer.csv").read_text().splitlines()) if row["path"] == "split"]
+    hypercalls = {row["grants"]: float(row["median"]) for row in rows if row["metric"] == "per_frame_hypercalls"}
+    assert hypercalls["persistent"] < min(hypercalls["copy"], hypercalls["map"])
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from dom0.control.ring import MOST_ENTRIES, MOST_MAPPINGS
+from dom0.control.mappings import MOST_ENTRIES, MOST_MAPPINGS
 from domu.frontends.split import RX_REF, TX_REF
 from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READONLY
 from hyp.abi.netif import (
@@ -17,7 +17,6 @@ from hyp.abi.netif import (
     CTRL_TYPE_ADD_GREF_MAPPING,
     CTRL_TYPE_DEL_GREF_MAPPING,
     CTRL_TYPE_GET_GREF_MAPPING_SIZE,
-    CTRL_TYPE_SET_HASH_ALGORITHM,
     CTRLF_GREF_READONLY,
     EVENT_CHANNEL_CTRL,
     RSP_OKAY,
@@ -38,11 +37,11 @@ READ: Final = CTRLF_GREF_READONLY
 SENT, RECEIVED = [TX_REF + k for k in range(5)], [RX_REF + k for k in range(3)]
 
 
-async def connect(bert: Bert, start: int = 0, changed: dict[str, str | None] | None = None) -> None:
+async def connect(bert: Bert, start: int = 0, changed: dict[str, str | None] | None = None, queues: int = 1) -> None:
     """With a control ring."""
     await bert.told(INIT_WAIT)
     nodes: dict[str, str | None] = dict(await bert.call("control", start=start))
-    await bert.ready(changed={"multi-queue-num-queues": None, **nodes, **(changed or {})})
+    await bert.ready(changed={**nodes, **(changed or {})}, queues=queues)
     await bert.state(CONNECTED)
     await bert.told(CONNECTED)
     await bert.call("notifier")
@@ -92,7 +91,6 @@ def controlled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def runs(name: str, body: Callable[[Bert], Awaitable[None]], more: str = "") -> None:
         async def main() -> None:
             async with driven_lab(tmp_path, monkeypatch, name, more) as bert:
-                await bert.runner.run(workload("stream", "wire", "anna", frames=10))  # the bridge learns
                 await connect(bert)
                 before = bert.descriptors()
                 await body(bert)
@@ -175,7 +173,7 @@ def test_what_is_refused_changes_nothing(controlled: Callable[..., None]) -> Non
             for table in (SENT[0], TX_REF + 100, 0xFFFF_FFFF):  # read-only, not granted, none
                 assert await ask(bert, kind, 0, table, 1) == (INVALID, 0)
         assert await ask(bert, SIZE, 1) == (INVALID, 0)
-        for kind in (0, CTRL_TYPE_SET_HASH_ALGORITHM, 11, 0xFFFF):
+        for kind in (0, 11, 0xFFFF):
             assert await ask(bert, kind, 1) == (UNSUPPORTED, 0)
         assert bert.held() == held
         many = [[n, SIZE, 0, 0, 0] for n in range(128)]  # a full ring, answered in its order
@@ -221,7 +219,7 @@ def test_persistent_grants_leave_nothing_to_map(controlled: Callable[..., None])
             assert await mapping(bert, kind, (SENT[0], READ)) == (UNSUPPORTED, 0)
         await bert.call("nodes", values={"feature-persistent": None})
 
-    controlled("ctrlkept", body, "persistent_grants = true\n")
+    controlled("ctrlkept", body, 'grants = "persistent"\n')
 
 
 def test_a_table_that_changes_under_the_copy_is_one_or_the_other(controlled: Callable[..., None]) -> None:

@@ -21,6 +21,7 @@ from hyp.abi.counters import DROPS, FAULTS
 from hyp.abi.grant import GTF_PERMIT_ACCESS, PAGE_BYTES
 from hyp.abi.netif import RSP_NULL, RSP_OKAY
 from hyp.abi.nic import mac_to_int
+from hyp.paths import GRANT_MODES
 from lab import owner
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
@@ -29,7 +30,7 @@ from tests.lab.test_paths import running
 from tests.support.drivers import header
 from tests.support.fuzz import TIERS, fuzz
 from tests.support.labs import run, until, workload
-from tests.support.netback_model import CSUM_BLANK, EXTRA, MORE, RECEIVERS, RX_BLANK, RX_VALIDATED, VALIDATED, Delivery, Model
+from tests.support.netback_model import CSUM_BLANK, EXTRA, HASH, MORE, RECEIVERS, RX_BLANK, RX_VALIDATED, VALIDATED, Delivery, Model
 from tests.support.plain_packets import ETHERNET, TCP, UDP, Packet, read
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -46,6 +47,7 @@ BAD_GREF: Final = 2000
 TROUBLES: Final = (
     "none", "unknown flag", "later extra", "empty", "many", "short size", "long size", "short head", "over page", "gref",
     "extra type", "extras", "gso zero", "gso type", "gso small", "no packet", "wrong version", "unvalidated",
+    "hash behind", "hash ahead", "only a hash",
 )  # fmt: skip
 SHAPES: Final = st.fixed_dictionaries(
     {
@@ -157,6 +159,12 @@ def slots_of(
             extra[3] = (0, 3)[shape["octets"] % 2]
         elif trouble == "wrong version":
             extra[3] = 3 - extra[3]
+        elif trouble == "hash behind":
+            extras = [[1, 1, *extra[2:]], [HASH, 0, 0x101, 9, 9, 9]]
+        elif trouble == "hash ahead":
+            extras = [[HASH, 1, 0, 0, 0, 0], extra]
+        elif trouble == "only a hash":
+            extras = [[HASH, 0, 0, 0, 0, 0]]
     raw = [struct.pack("<IHHHH", *request) for request in requests]
     return [raw[0], *(struct.pack("<BBHBBHI", *extra, 0xFFFFFFFF) for extra in extras), *raw[1:]], contents
 
@@ -293,9 +301,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent: bool, mtu: int, pause_us: int = 0
-) -> AsyncIterator[World]:
+async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str, mtu: int, pause_us: int = 0) -> AsyncIterator[World]:
     """anna is honest; bert and the RECEIVERS post what they are told."""
     names = {"bert": RECEIVERS["whole"], **RECEIVERS}
 
@@ -311,8 +317,8 @@ async def world(
     text = f'[nic]\npause_us = {pause_us}\nmtu = {mtu}\n[dom0]\nageing_s = 86400\n[[guest]]\nname = "anna"\npath = "split"\n'
     for name, features in names.items():
         text += f'[[guest]]\nname = "{name}"\npath = "split"\noffloads = {sorted(features)}\n'
-        text += "persistent_grants = true\n" if persistent else ""
-    async with running(tmp_path, f"chains{'p' if persistent else ''}", text) as runner:
+        text += f'grants = "{grants}"\n'
+    async with running(tmp_path, f"chains{grants[0]}", text) as runner:
         guests = {name: Posting(runner, name, await runner.lab.call(name, "pools")) for name in names}
         there = World(runner, guests, mtu + 18)
         await there.begin()
@@ -327,14 +333,14 @@ SEEN_KINDS: Final = {"whole GSO", "whole 3", "cut 3", "fill 0", "lone 3", "plain
 
 
 @TIERS
-@pytest.mark.parametrize(("persistent", "mtu"), [(False, 1500), (True, 9000)], ids=["copied", "persistent, jumbo"])
+@pytest.mark.parametrize(("grants", "mtu"), [("copy", 1500), ("map", 9000), ("persistent", 9000)])
 def test_netback_does_what_the_model_does_with_any_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, persistent: bool, mtu: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, grants: str, mtu: int
 ) -> None:
     seen: Counter[str] = Counter()
 
     async def main() -> None:
-        async with world(tmp_path, monkeypatch, persistent, mtu) as there:
+        async with world(tmp_path, monkeypatch, grants, mtu) as there:
             loop = asyncio.get_running_loop()
 
             def body(case: Any) -> None:  # hypothesis has a thread, the topology has this loop
@@ -361,14 +367,14 @@ CUT_OFF: Final = {
 }
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
+@pytest.mark.parametrize("grants", GRANT_MODES)
 def test_a_frame_that_is_cut_off_costs_the_vif_and_nobody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str
 ) -> None:
     """One guest after the other sends one, behind a good frame, while anna sends to the wire; then a good frame to a bystander."""
 
     async def main() -> None:
-        async with world(tmp_path, monkeypatch, persistent, 1500) as there:
+        async with world(tmp_path, monkeypatch, grants, 1500) as there:
             runner = there.runner
             for number, (name, slots) in enumerate(zip(RECEIVERS, CUT_OFF.values(), strict=True), 1):
                 guest = there.guests[name]
@@ -394,7 +400,7 @@ def test_a_frame_waits_for_room_for_all_of_it(tmp_path: Path, monkeypatch: pytes
     """Fewer requests than it takes: nothing is written. When the last one is there it arrives, and what waits behind it."""
 
     async def main() -> None:
-        async with world(tmp_path, monkeypatch, False, 1500, pause_us=1_000_000) as there:
+        async with world(tmp_path, monkeypatch, "copy", 1500, pause_us=1_000_000) as there:
             whole, sound = there.guests["whole"], SOUND | {"parts": 20}
             frame, segment, blank = content_of(sound, whole.mac, there.bert.mac)
             slots, contents = slots_of(sound, frame, segment, blank, 0)

@@ -33,6 +33,7 @@ from hyp.abi.grant import (
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY, TXF_DATA_VALIDATED
 from hyp.abi.nic import DEFAULT_MTU, LINK_HEADER, MIN_FRAME
 from hyp.load.frames import MIN_TEST_FRAME
+from hyp.paths import GRANT_MODES
 from lab import owner
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
@@ -56,7 +57,7 @@ LAB: Final = "[nic]\npause_us = 0\n[dom0]\nageing_s = 86400\n" + "".join(
 
 
 @asynccontextmanager
-async def fuzzed_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent: bool) -> AsyncIterator[Runner]:
+async def fuzzed_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str) -> AsyncIterator[Runner]:
     """anna is honest, bert and carl post what they are told."""
 
     def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,8 +69,8 @@ async def fuzzed_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, persistent
 
     monkeypatch.setattr(owner, "plan", plan)
     monkeypatch.setattr(owner, "MODULES", [*MODULES, ROLE])
-    text = LAB.format(more="persistent_grants = true\n" if persistent else "")
-    async with running(tmp_path, f"netif{'p' if persistent else ''}", text) as runner:
+    text = LAB.format(more=f'grants = "{grants}"\n')
+    async with running(tmp_path, f"netif{grants[0]}", text) as runner:
         yield runner
 
 
@@ -282,16 +283,18 @@ async def overrun(vif: Vif, ring: str, seen: Counter[str]) -> None:
 
 
 @TIERS
-@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
+@pytest.mark.parametrize("grants", GRANT_MODES)
 def test_netback_does_what_the_model_does_with_any_requests(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, persistent: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, grants: str
 ) -> None:
     seen: Counter[str] = Counter()
 
     async def main() -> None:
-        async with fuzzed_lab(tmp_path, monkeypatch, persistent) as runner:
+        async with fuzzed_lab(tmp_path, monkeypatch, grants) as runner:
             pools = {name: await runner.lab.call(name, "pools") for name in ("bert", "carl")}
-            bert, carl = (Vif(runner, name, number, pools[name], persistent) for number, name in ((2, "bert"), (3, "carl")))
+            bert, carl = (
+                Vif(runner, name, number, pools[name], grants == "persistent") for number, name in ((2, "bert"), (3, "carl"))
+            )
             await runner.run(workload("stream", "wire", "anna", frames=10))  # the bridge learns: nothing is flooded from here on
             for vif in (bert, carl):
                 await vif.begin()

@@ -247,7 +247,7 @@ def test_a_queue_whose_owner_stops_costs_each_sender_one_pause_and_the_other_que
         await again(bert, 2, apart=True)
         dead = next(stream for stream in range(300, 400) if queue_for(bert, stream, 2) == 1)
         live = [stream for stream in range(400, 500) if queue_for(bert, stream, 2) == 0]
-        await send(bert, 0, 1)  # the bridge learns
+        await send(bert, 0, 1)  # the bridge learns where bert is
         await post(bert, 1, 0, 2)  # and no more, from here on
         counters = await bert.runner.lab.counters()
         before = counters.read()

@@ -47,7 +47,6 @@ def driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Ca
         async def main() -> None:
             async with driven_lab(tmp_path, monkeypatch, name) as bert:
                 await bert.told(INIT_WAIT)
-                await bert.runner.run(workload("stream", "wire", "anna", frames=10))  # the bridge learns: nothing is flooded
                 await bert.connect()
                 await bert.exchange()
                 await others(bert)  # which asks all processes

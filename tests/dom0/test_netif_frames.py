@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import pytest
 
+from hyp.paths import GRANT_MODES
 from tests.lab.test_paths import running
 from tests.support.labs import run, workload
 
@@ -20,12 +21,12 @@ GUESTS: Final = {
 FRAMES: Final = 150
 
 
-def lab(persistent: bool, mtu: int = 1500) -> str:
+def lab(grants: str, mtu: int = 1500) -> str:
     """The topology: each of GUESTS."""
     text = f"[nic]\nmtu = {mtu}\npause_us = 1_000_000\n"  # however long a receiver waits for its turn, nothing is dropped
     for name, (path, offloads) in GUESTS.items():
         text += f'[[guest]]\nname = "{name}"\npath = "{path}"\noffloads = {offloads}\n'
-        text += "persistent_grants = true\n" if persistent and path == "split" else ""
+        text += f'grants = "{grants}"\n' if path == "split" else ""
     return text
 
 
@@ -50,10 +51,10 @@ FEW: Final = [
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(FEW, id="few"), pytest.param(PAIRS, id="all", marks=pytest.mark.long)])
-@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
-def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, persistent: bool, pairs: list[tuple[str, str]]) -> None:
+@pytest.mark.parametrize("grants", GRANT_MODES)
+def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, grants: str, pairs: list[tuple[str, str]]) -> None:
     async def main() -> None:
-        async with running(tmp_path, "gso", lab(persistent)) as runner:
+        async with running(tmp_path, "gso", lab(grants)) as runner:
             for one, other in pairs:
                 print(one, other)
                 check(await runner.run(workload("stream", one, other, 65535, frames=FRAMES)))
@@ -64,10 +65,10 @@ def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, persistent: 
 JUMBO: Final = [("whole", "cut"), ("cut", "fill"), ("whole", "carl"), ("carl", "fill"), ("cut", "wire"), ("carl", "whole")]
 
 
-@pytest.mark.parametrize("persistent", [False, True], ids=["copied", "persistent"])
-def test_jumbo_frames_are_chains(tmp_path: Path, persistent: bool) -> None:
+@pytest.mark.parametrize("grants", GRANT_MODES)
+def test_jumbo_frames_are_chains(tmp_path: Path, grants: str) -> None:
     async def main() -> None:
-        async with running(tmp_path, "jumbo", lab(persistent, mtu=9000)) as runner:
+        async with running(tmp_path, "jumbo", lab(grants, mtu=9000)) as runner:
             for one, other in JUMBO:
                 for frame in (9014, 65535):
                     print(one, other, frame)

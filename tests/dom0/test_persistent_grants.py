@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -32,7 +33,7 @@ RINGS = 2  # pages that stay mapped with and without persistent grants
 POOLS = TX_SLOTS + RX_SLOTS
 FRAMES = 20_000
 STRAY = 1e-3  # per frame: an announcement that is still under way when a stream begins is in its ledger too
-PERSISTENT = 'path = "split"\npersistent_grants = true\n'
+PERSISTENT, MAPPED = ('path = "split"\n' + f'grants = "{mode}"\n' for mode in ("persistent", "map"))
 LAB = "[nic]\npause_us = 1_000_000\n" + "".join(
     f'[[guest]]\nname = "{name}"\n{how}'
     for name, how in (("anna", PERSISTENT), ("bert", PERSISTENT), ("carl", 'path = "split"\n'), ("dora", 'path = "bypass"\n'))
@@ -69,14 +70,19 @@ async def stream(runner: Runner, sender: str, receiver: str, frame: int = 64) ->
 
 def test_the_key_is_for_split_guests(tmp_path: Path) -> None:
     guests = topology(tmp_path, "key", LAB)["guest"]
-    assert [guest["persistent_grants"] for guest in guests] == [True, True, False, False]
+    assert [guest["grants"] for guest in guests] == ["persistent", "persistent", "copy", "copy"]
     for path in ("bypass", "native", "trapped"):
-        text = f'[[guest]]\nname = "carl"\npath = "{path}"\npersistent_grants = true\n'
-        with pytest.raises(TopologyError, match=rf"guest\[0\]\.persistent_grants: .*guest 'carl' is '{path}'"):
+        text = f'[[guest]]\nname = "carl"\npath = "{path}"\ngrants = "map"\n'
+        with pytest.raises(TopologyError, match=rf"guest\[0\]\.grants: .*guest 'carl' is '{path}'"):
             topology(tmp_path, "key", text)
-        topology(tmp_path, "key", text.replace("true", "false"))
-    with pytest.raises(TopologyError, match=r"guest\[0\]\.persistent_grants: "):
-        topology(tmp_path, "key", '[[guest]]\nname = "carl"\npath = "split"\npersistent_grants = 1\n')
+        topology(tmp_path, "key", text.replace("map", "copy"))
+    for key, words in (
+        ('grants = "mapp"', r"guest\[0\]\.grants: 'mapp' is none of copy, map, persistent \(did you mean 'map'\?\)"),
+        ("grants = 1", r"guest\[0\]\.grants: "),
+        ("persistent_grants = true", r'guest\[0\]\.persistent_grants: is not a key any more: true is grants = "persistent" now'),
+    ):
+        with pytest.raises(TopologyError, match=words):
+            topology(tmp_path, "key", f'[[guest]]\nname = "carl"\npath = "split"\n{key}\n')
 
 
 class _Store:
@@ -123,6 +129,30 @@ def test_no_hypercall_and_as_many_copies_as_without(tmp_path: Path) -> None:
             tables = {name: active_table(runner, name) for name in ("anna", "bert", PLAIN)}
             held = {name: int(np.count_nonzero(table)) for name, table in tables.items()}
             assert held == {"anna": RINGS + POOLS, "bert": RINGS + POOLS, PLAIN: RINGS}
+
+    run(main())
+
+
+def test_mapped_pages_are_mapped_and_unmapped_for_each_frame_sent(tmp_path: Path) -> None:
+    """A map and an unmap each, two hypercalls and a flush a batch, to send; grant copies to receive; nothing stays mapped."""
+
+    async def main() -> None:
+        text = f'[[guest]]\nname = "anna"\n{MAPPED}[[guest]]\nname = "bert"\n{MAPPED}'
+        async with running(tmp_path, "mapped", text) as runner:
+            for sender, receiver in WAYS:
+                await stream(runner, sender, receiver)
+                record = await runner.run(workload("stream", sender, receiver, 1514, frames=FRAMES))
+                check(record)
+                cost = Counter(record["operations"]["dom0"])
+                sends, receives = int(sender != "wire"), int(receiver != "wire")
+                assert cost["grant_map_ns"] == cost["grant_unmap_ns"] == pytest.approx(sends, abs=STRAY)
+                assert cost["grant_copy_ns"] == pytest.approx(receives, abs=STRAY)
+                assert record["per_frame"]["copies"] == pytest.approx(2, abs=STRAY)
+                copying = cost["hypercall_ns"] - 2 * cost["grant_flush_ns"]  # hypercalls: a batch is mapped by one, unmapped by one
+                assert (cost["grant_flush_ns"] > STRAY) == sends
+                assert (copying > STRAY) == receives
+                assert cost["grant_flush_ns"] + copying < 0.5
+            assert [int(np.count_nonzero(active_table(runner, name))) for name in ("anna", "bert")] == [RINGS, RINGS]
 
     run(main())
 

@@ -38,7 +38,7 @@ GUEST = {
     "name": "anna",
     "mac": "02:00:00:00:00:01",
     "memory": PAGES * PAGE_BYTES,
-    "persistent_grants": False,
+    "grants": "copy",
     "rate": None,
 }
 NODES = {"tx-ring-ref": "8", "rx-ring-ref": "9", "event-channel": "3", "request-rx-copy": "1"}
@@ -94,7 +94,7 @@ class World:
                 self.macs.remove(mac)
         return Reply(None, [])
 
-    async def _add_vif(self, number: int, *rest: object, filters: bool, keeps: bool) -> None:
+    async def _add_vif(self, number: int, *rest: object, filters: bool, grants: str) -> None:
         if "add_vif" in self.fails:
             raise self.fails["add_vif"]
         assert number not in self.bridge

@@ -112,7 +112,7 @@ MACROS: list[tuple[ModuleType, str, str]] = [
     (netif, "MAX_TX_SIZE", "XEN_NETIF_MAX_TX_SIZE"),
     (netif, "EXTRA_FLAG_MORE", "XEN_NETIF_EXTRA_FLAG_MORE"),
     *((netif, name, f"XEN_NETIF_{name}") for name in vars(netif) if name.startswith(("EXTRA_TYPE_", "GSO_TYPE_"))),
-    *((netif, name, f"XEN_NETIF_{name}") for name in vars(netif) if name.startswith(("CTRL_TYPE_", "CTRL_STATUS_"))),
+    *((netif, name, f"XEN_NETIF_{name}") for name in vars(netif) if name.startswith(("CTRL_TYPE_", "CTRL_STATUS_", "CTRL_HASH_"))),
     (netif, "CTRLF_GREF_READONLY", "XEN_NETIF_CTRLF_GREF_readonly"),
     (grant, "DOMID_SELF", "DOMID_SELF"),
     (grant, "DOMID_FIRST_RESERVED", "DOMID_FIRST_RESERVED"),

@@ -74,7 +74,7 @@ def test_a_stream_on_each_queue_at_a_time(tmp_path: Path, paths: str, queues: in
 
 def test_persistent_grants_of_several_queues(tmp_path: Path) -> None:
     async def main() -> None:
-        async with running(tmp_path, "mqpersist", lab("split", "split", 2, "persistent_grants = true\n", engines=1)) as runner:
+        async with running(tmp_path, "mqpersist", lab("split", "split", 2, 'grants = "persistent"\n', engines=1)) as runner:
             await everything_at_a_time(runner, 2)
 
     run(main())

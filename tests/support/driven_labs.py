@@ -26,7 +26,7 @@ from tests.support.patience import patient
 ROLE = "tests.support.driven_netfront"
 DRIVEN, DOMID = "bert", 2
 LAB = "[nic]\npause_us = 1_000_000\n[dom0]\nageing_s = 86400\n" + "".join(
-    f'[[guest]]\nname = "{name}"\npath = "split"\n{more}' for name, more in (("anna", ""), (DRIVEN, "{more}"), ("carl", ""))
+    f'[[guest]]\nname = "{name}"\npath = "split"\n{more}' for name, more in (("anna", ""), (DRIVEN, "{more}"), ("carl", "{carl}"))
 )
 INITIALISING, INIT_WAIT, CONNECTED, CLOSING, CLOSED = (
     int(state)
@@ -168,20 +168,34 @@ class Bert:
 
 
 @asynccontextmanager
-async def driven_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, more: str = "") -> AsyncIterator[Bert]:
-    """anna and carl are honest, bert does what he is told."""
+async def driven_lab(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    more: str = "",
+    carl: str = "",
+    roles: dict[str, str] | None = None,
+) -> AsyncIterator[Bert]:
+    """carl is honest, anna too unless `roles` give her a module, bert does what he is told. The bridge knows where the wire is.
+
+    `more`, `carl`: what bert's, and carl's, table in the topology has besides.
+    """
+    modules = {DRIVEN: ROLE, **(roles or {})}
 
     def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         processes = honest_plan(topology)
-        next(process for process in processes if process["name"] == DRIVEN)["module"] = ROLE
+        for process in processes:
+            process["module"] = modules.get(process["name"], process["module"])
         return processes
 
     monkeypatch.setattr(owner, "plan", plan)
-    monkeypatch.setattr(owner, "MODULES", [*MODULES, ROLE])
-    async with running(tmp_path, name, LAB.replace("{more}", more)) as runner:
+    monkeypatch.setattr(owner, "MODULES", [*MODULES, *modules.values()])
+    async with running(tmp_path, name, LAB.replace("{more}", more).replace("{carl}", carl)) as runner:
         with runner.lab._rundir.socket_address(runner.lab.store_path) as address:
             dom0 = await XenstoreClient.connect(address)
         async with dom0:
+            # Else bert's frames to the wire are flooded, and a copy that a busy carl has no room for is a drop
+            await runner.prepare(workload("stream", "carl", "wire"))
             yield Bert(runner, dom0, await runner.lab.call(DRIVEN, "pools"))
 
 

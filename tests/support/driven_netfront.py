@@ -12,30 +12,53 @@ control {start}               a control ring with its indices at `start`, and a 
 control_notifier {}           as `notifier`, for the control ring's
 ask {requests}                control requests [id, type, data, data, data]; waits for the answers: [[id, type, status, data], …]
 table {entries}               write [reference, flags, status] into the page for tables
+fill {content}                the same, bytes
 statuses {count}              the statuses of the first so many entries
+tamper {what, seed}           from here on, in a thread of its own, rewrite what netback may be reading of queue 0: "grants" of both
+                              pools (revoked and granted again), "slots" that are published (all but their flags), "flags" of
+                              these, "bytes" of what is sent, from byte KEPT of a page on
+calm {}                       no more; how many rewrites there were. The grants are as they were
+settled {}                    whether all that was published to transmit is answered
+refill {}                     takes all receive responses, and posts a request for every page that has none
 run_away {}                   claim more control requests than there can be
 store {op, path, value}       "read", "write", "directory", "rm" as the guest: the result, or the error's name
 """
 
+import asyncio
 import os
+import random
+import threading
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from domu.frontends import split
 from domu.frontends.split_state import BACKEND, QUEUE_REFS
 from domu.guest import Guest
-from hyp.abi.grant import GTF_PERMIT_ACCESS, PAGE_BYTES
-from hyp.abi.netif import CTRL_REQUEST, CTRL_RESPONSE, CTRL_RING_REF, CTRL_SLOT_BYTES, EVENT_CHANNEL_CTRL, GREF, NUM_QUEUES_NODE
+from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READING, GTF_WRITING, PAGE_BYTES
+from hyp.abi.netif import (
+    CTRL_REQUEST,
+    CTRL_RESPONSE,
+    CTRL_RING_REF,
+    CTRL_SLOT_BYTES,
+    EVENT_CHANNEL_CTRL,
+    GREF,
+    NUM_QUEUES_NODE,
+    TX_REQUEST,
+)
 from hyp.process import Process, adopt_socket
 from hyp.ring import ring_size
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import frontend_path
-from tests.support.fuzz_netfront import Poster, RingEnd
+from tests.support.fuzz_netfront import WRAP, Poster, RingEnd
 
 QUEUES = 4
 """That it has memory for."""
 CONTROL_REF = split.FIRST_REF + QUEUES * QUEUE_REFS
 """Grant of the control ring's page; the next one is that of the page for tables."""
+KEPT = 128
+"""Of a page that is tampered with: where a test places the frame's Ethernet header, whose source address the bridge believes."""
 CTRL_SLOTS = ring_size(CTRL_SLOT_BYTES)
 
 
@@ -52,12 +75,14 @@ class Driven(Poster):
         self._ports: dict[tuple[int, str], int] = {}  # by queue, and "tx", "rx" or "both"
         self._named: list[tuple[int, str, int]] = []  # queue, ring, port: as of the last `setup`
         self._control_port = 0
+        self._calm, self._tampering = threading.Event(), asyncio.get_running_loop().create_future()
         address = int(memories[0].record[0]["ram"])
         self._control_pages = guest.ram.allocate(2 * PAGE_BYTES)
         self._control = RingEnd(address + self._control_pages, CTRL_SLOTS, CTRL_REQUEST, CTRL_RESPONSE)
         self._table = self._ram[self._control_pages + PAGE_BYTES : self._control_pages + 2 * PAGE_BYTES].view(GREF)
         ops: list[Callable[..., Any]] = [self.setup, self.notifier, self.nodes, self.state, self.store, self.control]
-        ops += [self.control_notifier, self.ask, self.table, self.statuses, self.run_away]
+        ops += [self.tamper, self.calm, self.settled, self.refill]
+        ops += [self.control_notifier, self.ask, self.table, self.fill, self.statuses, self.run_away]
         for op in ops:
             process.serve(op.__name__, op)
 
@@ -115,8 +140,56 @@ class Driven(Poster):
         for k, entry in enumerate(entries):
             self._table[k] = tuple(entry)
 
+    def fill(self, content: bytes) -> None:
+        self._table.view(np.uint8)[: len(content)] = np.frombuffer(content, np.uint8)
+
     def statuses(self, count: int) -> list[int]:
         return [int(status) for status in self._table["status"][:count]]
+
+    def tamper(self, what: list[str], seed: int) -> None:
+        self._calm.clear()
+        self._tampering = asyncio.get_running_loop().run_in_executor(None, self._tamper, what, seed)
+
+    async def calm(self) -> int:
+        self._calm.set()
+        rewrites: int = await self._tampering
+        return rewrites
+
+    def _tamper(self, what: list[str], seed: int) -> int:
+        chance, rewrites = random.Random(seed), 0
+        pools, tx = self._entries[split.TX_REF : split.RX_REF + split.RX_SLOTS], self._queues[0].rings["tx"]
+        sound = pools.copy()
+        sound["flags"] &= ~np.uint16(GTF_READING | GTF_WRITING)
+        slots, page = tx.slots().view(TX_REQUEST), self._queues[0].pools["tx"] * PAGE_BYTES
+        while not self._calm.is_set():
+            k = chance.randrange(len(pools))
+            slot = slots[chance.randrange(len(slots))]
+            if "grants" in what:
+                pools[k] = (0, 0, 0)
+                pools[k] = sound[k]
+            if "slots" in what:
+                slot[chance.choice(["gref", "offset", "id", "size"])] = chance.choice([0, 1, 60, split.TX_REF + 3, 4096, 0xFFFF])
+            if "flags" in what:
+                slot["flags"] = chance.randrange(16)
+            if "bytes" in what:
+                at = chance.randrange(64) * PAGE_BYTES + chance.randrange(KEPT, PAGE_BYTES)
+                self._ram[page + at] = chance.randrange(256)
+            rewrites += 1
+        pools[:] = sound
+        return rewrites
+
+    def settled(self) -> bool:
+        ring = self._queues[0].rings["tx"]
+        answered = ring.are_answered(ring.produced)
+        ring.consumed = ring.produced if answered else ring.consumed
+        return answered
+
+    def refill(self) -> None:
+        ring = self._queues[0].rings["rx"]
+        ring.consumed = ring.answered()
+        free = split.RX_SLOTS - (ring.produced - ring.consumed) % WRAP
+        numbers = [(ring.produced + k) % split.RX_SLOTS for k in range(free)]
+        self.post([], [[number, split.RX_REF + number] for number in numbers])
 
     def run_away(self) -> None:
         self._control.overrun()

@@ -73,6 +73,14 @@ class RingEnd:
         fence()
         self._words[REQ_PROD // 4] = self.produced
 
+    def slots(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """All slots, as bytes."""
+        return self._page[FIRST_SLOT : FIRST_SLOT + self._entries * self._request.itemsize]
+
+    def answered(self) -> int:
+        """Up to which index responses are published."""
+        return int(self._words[RSP_PROD // 4])
+
     def are_answered(self, upto: int) -> bool:
         """Whether all requests before `upto` are; if not, the back end will tell of the last one."""
         if self._words[RSP_PROD // 4] == upto:
@@ -199,8 +207,8 @@ class Poster:
         self._queues[0].rings["tx"].post_raw(slots)
         self._queues[0].tell("tx")
 
-    async def responses(self, count: int) -> list[bytes]:
-        ring = self._queues[0].rings["rx"]
+    async def responses(self, count: int, queue: int = 0) -> list[bytes]:
+        ring = self._queues[queue].rings["rx"]
         await self._answered(ring, count)
         return ring.take_raw(count)
 

@@ -16,7 +16,7 @@ RECEIVERS: Final = {"whole": {"sg", "csum", "tso"}, "cut": {"sg", "csum"}, "fill
 """Guests that frames are sent to, and the offloads that they have accepted."""
 CSUM_BLANK, VALIDATED, MORE, EXTRA = 1, 2, 4, 8
 RX_VALIDATED, RX_BLANK = 1, 2
-ADD, DELETE, MOST_GROUPS = 2, 3, 64
+ADD, DELETE, HASH, MOST_GROUPS = 2, 3, 4, 64
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Model:
         """Deliver a frame; "" or the names under which it is counted."""
         if fault := self._fault(first, extras, rest):
             return fault
-        gso = extras[-1] if extras else None
+        gso = next((extra for extra in reversed(extras) if extra[0] != HASH), None)
         total = first[4]
         if gso is None and total > self.most:
             return "drop_oversize"
@@ -116,7 +116,7 @@ class Model:
         for k, (kind, _, size, gso, _, _) in enumerate(extras):
             if k >= 4:
                 return chain
-            if len(extras) == 1 and kind in (ADD, DELETE):
+            if kind == HASH or (len(extras) == 1 and kind in (ADD, DELETE)):
                 continue
             if kind != 1 or size == 0 or gso not in (1, 2):
                 return offload
