@@ -21,6 +21,7 @@ BENCHMARKS = {
     "price": "bench.benchmarks.price",
     "offloads": "bench.benchmarks.offloads",
     "netfront": "bench.benchmarks.netfront",
+    "programs": "bench.benchmarks.programs",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""
