@@ -124,6 +124,22 @@ def _address(value: str) -> str:
     return str(interface)
 
 
+def _cpus(value: object) -> object:
+    numbers = isinstance(value, list) and value and all(type(cpu) is int and cpu >= 0 for cpu in value)
+    if not numbers or not isinstance(value, list):
+        raise ValueError(f"must be a list of CPU numbers, such as [0, 1], not {value!r}")
+    if len(set(value)) < len(value):
+        raise ValueError(f"names a CPU twice: {value}")
+    return value
+
+
+def _nic_cpus(value: object) -> object:
+    """CPUs of all engines, or a list for each."""
+    if isinstance(value, list) and value and all(isinstance(part, list) for part in value):
+        return [_cpus(part) for part in value]
+    return _cpus(value)
+
+
 def _spin(value: object) -> object:
     if value != "auto" and (not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 1000):
         raise ValueError(f'must be "auto" or an integer from 0 to 1000, not {value!r}')
@@ -158,6 +174,7 @@ def _power_of_two(value: int) -> int:
 
 Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
+Cpus = Annotated[list[int], BeforeValidator(_cpus)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
 Queues = Annotated[int, Field(ge=1, le=MAX_QUEUES)]
 PriceOf = Annotated[int, Field(ge=0, le=MAX_PRICE)]
@@ -235,6 +252,17 @@ class Spin(Table):
     """``[spin]``: how long a loop may look for work before it sleeps, in microseconds."""
 
     limit_us: Annotated[int | Literal["auto"], BeforeValidator(_spin)] = "auto"
+
+
+class Cpu(Table):
+    """``[cpu]``: who runs where, by CPU number, and who may spin (lab/cpus.py). None: who runs where the others are not."""
+
+    hyp: Cpus | None = None
+    dom0: Cpus | None = None
+    nic: Annotated[list[int] | list[list[int]], BeforeValidator(_nic_cpus)] | None = None
+    guests: dict[str, Cpus] = {}
+    programs: Cpus | None = None
+    spin: list[str] | None = None
 
 
 class Price(Table):
@@ -392,6 +420,7 @@ class Topology(Table):
     nic: Nic = Nic()
     dom0: Dom0 = Dom0()
     spin: Spin = Spin()
+    cpu: Cpu = Cpu()
     model: Model = Model()
     guests: tuple[Guest, ...] = Field(alias="guest")
     workloads: tuple[Workload, ...] = Field(alias="workload")

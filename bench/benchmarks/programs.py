@@ -47,7 +47,7 @@ ABOUT = (
     "Unmodified programs between two TAP guests: iperf3, TCP round trips of one byte, nginx asked by wrk (16 connections, 1 kB), "
     "redis (GET by 10 clients, alone and pipelined). Beside the paths: a veth pair, and the pump, one process that reads frames "
     "from one TAP and writes them to another, with the same offloads: what any TAP guest is bound by. Servers stay up, clients "
-    "take turns. CPU per byte or request is that of client, server and whatever carries frames between them, the kernel's time included."
+    "take turns. CPU per byte or request is that of client, server and whatever carries the frames, the kernel's time included."
 )
 
 

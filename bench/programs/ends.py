@@ -84,6 +84,8 @@ class GuestEnds:
 
     def enter(self, end: int) -> None:
         """See `Ends`."""
+        if (cpus := self.lab.seats.programs.get(GUESTS[end])) is not None:  # as launch.py exec does
+            os.sched_setaffinity(0, cpus)
         linux.enter_namespaces(self._pidfds[end], without={"pid"})  # else the program could start no thread
 
     def processes(self) -> dict[str, int]:

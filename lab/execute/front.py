@@ -6,7 +6,7 @@ import select
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 from domu.programs.table import program_of, those
 from hyp.control import ControlError, close_all
@@ -27,8 +27,15 @@ AT_TERMINAL = (signal.SIGTTIN, signal.SIGTTOU)
 # --- which guest -----------------------------------------------------------------------------------------------------
 
 
-async def find_guest(guest: str, topology: str | None) -> int:
-    """A pidfd of the process of `guest`, which can run programs. ClientError, saying why, if there is none to be had."""
+class Found(NamedTuple):
+    """A guest that can run programs: a pidfd of its process, and the CPUs of programs in it; None: any."""
+
+    pidfd: int
+    cpus: list[int] | None
+
+
+async def find_guest(guest: str, topology: str | None) -> Found:
+    """The guest. ClientError, saying why, if there is none to be had."""
     statuses = [status for status in await living() if topology in (None, status["name"])]
     if not statuses:
         what = f"no topology named {topology!r}" if topology else "no topology"
@@ -43,7 +50,7 @@ async def find_guest(guest: str, topology: str | None) -> int:
         names = ", ".join(status["name"] for status in found)
         raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
     _check_guest(guest, found[0])
-    return await _pidfd_of(guest, RunDir.of(found[0]["name"]))
+    return Found(await _pidfd_of(guest, RunDir.of(found[0]["name"])), found[0]["cpu"]["programs"].get(guest))
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:
@@ -78,8 +85,8 @@ async def _pidfd_of(guest: str, run: RunDir) -> int:
 # --- standing for the program ----------------------------------------------------------------------------------------
 
 
-def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
-    """Run a program in the guest `name`, whose process `guest` is a pidfd of; returns the exit status.
+def run_inside(found: Found, name: str, argv: list[bytes]) -> int:
+    """Run a program in the guest `name`; returns the exit status.
 
     This process has no standard streams of its own after that, and should exit. It must not have a running event loop.
     """
@@ -93,11 +100,11 @@ def run_inside(guest: int, name: str, argv: list[bytes]) -> int:
     for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
         signal.signal(number, signal.SIG_IGN)
     try:
-        sock = supervisor.fork(guest, name, argv)
+        sock = supervisor.fork(found.pidfd, name, argv, found.cpus)
     except OSError as error:  # a limit on processes
         return _cannot_execute(name, argv, error.errno or errno.EAGAIN)
     with sock:
-        os.close(guest)
+        os.close(found.pidfd)
         front, heard = None, supervisor.hear(sock)
         if heard is not None and heard[0] == Message.BORN:
             front, heard = _Front(sock, terminal, signals, heard[1]), supervisor.hear(sock)

@@ -80,10 +80,11 @@ def nothing(number: int, _: object) -> None:
     """The handler of a signal that `Arrivals` is to say."""
 
 
-def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
+def fork(guest: int, name: str, argv: list[bytes], cpus: list[int] | None = None) -> socket.socket:
     """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
 
-    guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (inherited.py).
+    guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (inherited.py), and of
+    the CPUs that the caller may use those that are among `cpus`, if there are any.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -91,7 +92,7 @@ def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
         if os.fork() == 0:
             try:
                 ours.close()
-                _Supervisor(theirs, guest, name).run(argv, mask)
+                _Supervisor(theirs, guest, name, cpus).run(argv, mask)
             finally:
                 os._exit(0)
     finally:
@@ -101,8 +102,8 @@ def fork(guest: int, name: str, argv: list[bytes]) -> socket.socket:
 
 
 class _Supervisor:
-    def __init__(self, front: socket.socket, guest: int, name: str) -> None:
-        self._front, self._guest, self._name = front, guest, name
+    def __init__(self, front: socket.socket, guest: int, name: str, cpus: list[int] | None) -> None:
+        self._front, self._guest, self._name, self._cpus = front, guest, name, cpus
         self._front_pid = os.getppid()
         self._program = 0
         self._guest_gone = False
@@ -134,7 +135,7 @@ class _Supervisor:
             return False
         if self._program == 0:
             os.close(go)
-            _become(argv, mask, may_go, failure)
+            _become(argv, mask, may_go, failure, self._cpus)
         os.close(may_go)
         os.close(failure)
         os.setpgid(self._program, self._program)  # by us: launch.py's group has no number where the program is
@@ -198,13 +199,15 @@ class _Supervisor:
                 os.write(stderr, f"{self._name} is gone\n".encode())
 
 
-def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int) -> NoReturn:
+def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, cpus: list[int] | None) -> NoReturn:
     """In the child: become the program when `may_go` says so; its end before that is the supervisor's. `failure` takes an errno."""
     try:
         signal.set_wakeup_fd(-1)
         linux.die_with_parent()
         if os.read(may_go, 1):
             inherited.give_back()
+            if cpus is not None and (both := os.sched_getaffinity(0) & set(cpus)):
+                os.sched_setaffinity(0, both)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.execvpe(argv[0], argv, inherited.environment)
     except OSError as error:
