@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from bench.method.contenders import probe_of
+from bench.method.estimate import median
 from bench.method.options import Options
 from bench.method.progress import Steps, parts
 from bench.method.samples import Slice
@@ -26,7 +27,7 @@ from bench.report.results import BenchmarkResult, Row, Series
 from lab.accounting import spent, usages
 from lab.errors import LabError
 
-SLICE_S, TRIAL_S = 0.3, 0.1
+SLICE_S, TRIAL_S, TRIALS = 0.3, 0.1, 3
 PATHS = ("bypass", "split", "trapped")
 PUMP = PumpEnds.name
 TARGETS: dict[str, tuple[Question, ...]] = {
@@ -127,18 +128,24 @@ class _Runs:
         self._server: Server | None = None
         self._failure = "its server was not started"
         self._per_s = program.first_per_s
+        self._placement = ends.placements[0]
 
     def contender(self) -> Contender:
         """As the method takes it."""
         return Contender(self._ends.name, self.slice, self._ends.kind, self.prepare)
 
     async def prepare(self) -> None:
-        """Start the server, which stays; learn from two short runs how much fills a slice."""
+        """Start the server, which stays; learn from short runs how much fills a slice, and which placement suits best."""
         try:
             self._server = await self._program.serve(self._ends)
             self._stack.callback(self._server.stop)
-            for _ in range(2):
-                await self._once(TRIAL_S)
+            await self._once(TRIAL_S)
+            rates: dict[str, list[float]] = {}
+            for _ in range(TRIALS):
+                for placement in self._ends.placements:
+                    self._placement = placement
+                    rates.setdefault(placement, []).append((await self._once(TRIAL_S)).figures[self._program.rate])
+            self._placement = max(rates, key=lambda placement: median(rates[placement]))
         except PeerError as error:
             self._failure = str(error)
 
@@ -153,6 +160,7 @@ class _Runs:
 
     async def _once(self, seconds: float) -> Slice:
         assert self._server is not None
+        self._ends.place(self._placement, self._server.pid)
         pids = {**self._ends.processes(), "server": self._server.pid, **softirq_threads()}
         before = usages(pids)
         reading, client_ns = await once(self._program, self._ends, seconds, self._per_s)
@@ -161,7 +169,8 @@ class _Runs:
         by_process = {**{name: use.cpu_ns for name, use in used.items()}, "client": client_ns}
         figures = self._program.figures(reading, sum(by_process.values()))
         unit = 1e3 if self._program.cost == "cpu_us_per_request" else 1.0
-        detail = {"processes": {name: ns / reading.moved / unit for name, ns in by_process.items()}}
+        shares = {name: ns / reading.moved / unit for name, ns in by_process.items()}
+        detail = {"processes": shares, "placement": self._placement}
         return Slice(figures, detail=detail)
 
 
@@ -174,7 +183,7 @@ def _report(result: BenchmarkResult, points: Sequence[Point], live: Sequence[End
             continue
         for one in live:
             details = point.samples.details(one.name)
-            more: Row = {"processes": details[-1]["processes"]} if details else {}
+            more: Row = dict(details[-1]) if details else {}
             metrics = point.samples.metrics(one.name)
             result.take(point.samples, one.name, {one.kind: one.name}, point.where, metrics, **more)
         for question in point.questions:

@@ -2,6 +2,9 @@
 
 Whatever carries the frames is up as long as the pair is; `processes` names who that is. `enter` takes a child of one thread to an
 end, where it becomes the program.
+
+A lab is placed as its start places it. Whoever has nobody to do that gets the best of PLACEMENTS for each program, lest a
+comparison be won by the scheduler's luck.
 """
 
 import asyncio
@@ -9,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Protocol
@@ -30,6 +34,10 @@ GUESTS = ("alice", "bob")
 START_S = 30.0
 
 
+ANYWHERE, TOGETHER, APART = "anywhere", "all on one CPU", "the client apart"
+PLACEMENTS: tuple[str, ...] = (ANYWHERE, TOGETHER, APART)
+
+
 class Ends(Protocol):
     """A contender. `name` and `kind` as of a contender (bench/method/slices.py)."""
 
@@ -37,6 +45,11 @@ class Ends(Protocol):
     kind: Kind
     address: str
     """The server's."""
+    placements: tuple[str, ...]
+    """What there is to choose from."""
+
+    def place(self, placement: str, server: int) -> None:
+        """Let the server, a process, and what carries the frames run where `placement` says, and clients from now on."""
 
     @staticmethod
     def missing() -> str | None:
@@ -68,6 +81,7 @@ class GuestEnds:
             for number, name in enumerate(GUESTS, 1)
         ]
         self.lab = Lab(parse({"name": run_name(path, os.getpid()), "guest": tables}).plain())
+        self.placements = (self.lab.seats.text,)
         self._pids: dict[str, int] = {}
         self._pidfds: list[int] = []
 
@@ -88,6 +102,9 @@ class GuestEnds:
             os.sched_setaffinity(0, cpus)
         linux.enter_namespaces(self._pidfds[end], without={"pid"})  # else the program could start no thread
 
+    def place(self, placement: str, server: int) -> None:
+        """See `Ends`: it is done."""
+
     def processes(self) -> dict[str, int]:
         """See `Ends`."""
         return self._pids
@@ -101,13 +118,43 @@ class GuestEnds:
             await self.lab.stop()
 
 
-class VethEnds:
+class _Free(ABC):
+    """Ends that nobody else places."""
+
+    placements: tuple[str, ...] = PLACEMENTS
+
+    def __init__(self) -> None:
+        self._cpus = sorted(os.sched_getaffinity(0))
+        self._placed: dict[int, list[int]] = {}  # process → CPUs
+        self._client = self._cpus
+
+    @abstractmethod
+    def processes(self) -> dict[str, int]:
+        """See `Ends`."""
+
+    def place(self, placement: str, server: int) -> None:
+        """See `Ends`."""
+        rest = self._cpus if placement == ANYWHERE else self._cpus[-1:]
+        self._client = self._cpus[:1] if placement == APART else rest
+        for pid in (server, *self.processes().values()):
+            if self._placed.get(pid) != rest:
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(task), rest)
+                self._placed[pid] = rest
+
+    def _seat(self, end: int) -> None:
+        if end == CLIENT:
+            os.sched_setaffinity(0, self._client)
+
+
+class VethEnds(_Free):
     """A veth pair: what containers on one machine get. The kernel carries the frames, in the programs' own time."""
 
     name, address = "veth", ADDRESSES[SERVER]
     kind: Kind = "peer"
 
     def __init__(self) -> None:
+        super().__init__()
         self._pair: Pair | None = None
 
     @staticmethod
@@ -122,6 +169,7 @@ class VethEnds:
     def enter(self, end: int) -> None:
         """See `Ends`."""
         assert self._pair is not None
+        self._seat(end)
         linux.enter([self._pair.user, self._pair.networks[end]])
 
     def processes(self) -> dict[str, int]:
@@ -135,13 +183,14 @@ class VethEnds:
             self._pair = None
 
 
-class PumpEnds:
+class PumpEnds(_Free):
     """Two TAPs with the offloads of guests', and one process between them (pump_worker.py): what TAP guests are bound by."""
 
     name, address = "pump", "10.98.0.2"
     kind: Kind = "peer"
 
     def __init__(self) -> None:
+        super().__init__()
         self._process: subprocess.Popen[str] | None = None
         self._namespaces: list[list[int]] = []
 
@@ -174,6 +223,7 @@ class PumpEnds:
 
     def enter(self, end: int) -> None:
         """See `Ends`."""
+        self._seat(end)
         linux.enter(self._namespaces[end])
 
     def processes(self) -> dict[str, int]:

@@ -60,6 +60,8 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
         assert {(kind, row[kind]) for row in rows for kind in ("path", "peer") if kind in row} == contenders
         assert all(row["errors"] == [] for row in rows), rows
         assert all(row[rate]["median"] > 0 for row in rows if row["n"])
+        pump = next(row for row in rows if row.get("peer") == "pump")
+        assert pump["placement"] in ends.PLACEMENTS
         ours = next(row for row in rows if row.get("path") == "split")
         assert {"alice", "bob", "dom0", "client", "server"} <= ours["processes"].keys()
         assert ours["processes"]["dom0"] > 0
