@@ -81,7 +81,7 @@ class GuestEnds:
             for number, name in enumerate(GUESTS, 1)
         ]
         self.lab = Lab(parse({"name": run_name(path, os.getpid()), "guest": tables}).plain())
-        self.placements = (self.lab.seats.text,)
+        self.placements: tuple[str, ...] = (self.lab.seats.text,)
         self._pids: dict[str, int] = {}
         self._pidfds: list[int] = []
 
