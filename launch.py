@@ -4,6 +4,7 @@
     launch.py                              the demo
     launch.py run FILE.toml [--json OUT]   run a topology: its workloads, or until Ctrl-C if it has none
     launch.py exec GUEST -- PROGRAM ...    run a program in a TAP guest of a running topology
+    launch.py forward GUEST:PORT [PORT]    serve a TCP port of a TAP guest on loopback: for a browser on this machine
     launch.py status [--json]              what is running, who is cut off, and what guests move
     launch.py store ls|read|write|rm|watch the store of a running topology, as Domain 0
     launch.py stop [NAME] [--all [--yes]]  take a running topology down, or all of them once you have said so
@@ -162,6 +163,39 @@ def execute(
         raise typer.Exit(run_inside(found, guest, [os.fsencode(word) for word in argv]))
     except ClientError as error:
         fail(str(error), FAILED)
+
+
+@app.command()
+def forward(
+    target: Annotated[str, typer.Argument(metavar="GUEST:PORT", help='A guest with program = "tap", and a TCP port in it.')],
+    port: Annotated[int | None, typer.Argument(min=0, max=65535, help="Of loopback; the same by itself; 0: any.")] = None,
+    topology: Annotated[str | None, typer.Option(help="Which topology, if several have such a guest.")] = None,
+) -> None:
+    """Serve a TCP port of a guest on 127.0.0.1 and ::1, until Ctrl-C.
+
+    Guests' addresses are not routed from this machine: a browser is pointed at the address that this says.
+    """
+    from hyp.limits import raise_descriptor_limit
+    from lab.command.clients import ClientError
+    from lab.command.forward import Forward, listen
+    from lab.execute.front import find_guest
+    from lab.execute.sockets import GuestSockets
+
+    name, _, number = target.rpartition(":")
+    if not name or not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535):
+        fail(f"forward: {target!r} is not GUEST:PORT, such as alice:8000", USAGE)
+    raise_descriptor_limit()
+    guest = ask(find_guest(name, topology))
+    try:
+        listening = listen(int(number) if port is None else port)
+        sockets = GuestSockets(guest)
+    except ClientError as error:
+        fail(str(error), FAILED)
+    except OSError as error:
+        fail(f"{name} cannot be entered: {error.strerror}", FAILED)
+    os.close(guest.lifeline)
+    print(f"http://localhost:{listening[0].getsockname()[1]}/ leads to {target}; Ctrl-C ends it", flush=True)
+    ask(Forward(sockets, guest, name, int(number)).serve(listening))
 
 
 def take_topology(argv: list[str]) -> str | None:

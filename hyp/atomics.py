@@ -243,6 +243,8 @@ sys_recvmmsg: Any = types.ExternalFunction("recvmmsg", types.int32(types.int32, 
 sys_errno_location: Any = types.ExternalFunction("__errno_location", i64())
 sys_getppid: Any = types.ExternalFunction("getppid", types.int32())
 sys_sched_yield: Any = types.ExternalFunction("sched_yield", types.int32())
+# syscall(2) with six arguments: variadic in C, which makes no difference to integers on the architectures that Linux has them on.
+sys_syscall: Any = types.ExternalFunction("syscall", i64(i64, i64, i64, i64, i64, i64, i64))
 
 
 def _libc(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:

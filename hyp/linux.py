@@ -1,5 +1,6 @@
-"""What Python 3.11 has no function for in Linux: prctl, unshare, setns, pidfd, clone flags, the command line that ps shows."""
+"""What Python 3.11 has no function for in Linux: prctl, unshare, setns, mount, pidfd, clone flags, what ps shows."""
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -20,9 +21,15 @@ NAMESPACES = {
 }  # fmt: skip
 """Their names in /proc/<pid>/ns → clone flags."""
 
+# sys/mount.h
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 4096, 16384, 1 << 19
+_MNT_DETACH = 2
+
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_GET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 16, 29, 36
-_SYS_PIDFD_GETFD = 438  # on every architecture
+_CLONE_PIDFD = 0x1000
+_SYS_CLONE3, _SYS_PIDFD_GETFD = 435, 438  # on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
+_with_gil = ctypes.PyDLL(None, use_errno=True)
 
 
 def _checked(result: int) -> int:
@@ -68,6 +75,11 @@ def set_title(*words: str) -> None:
     ctypes.memmove(start, title.ljust(room, b"\0"), room)
 
 
+def title() -> list[str]:
+    """This process's command line, as `set_title` has set it."""
+    return Path("/proc/self/cmdline").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
+
+
 def sleep_exactly() -> None:
     """Let timed sleeps of the calling thread end 1 ns late at most, not 50 µs, as far as its timer slack goes."""
     _prctl(_PR_SET_TIMERSLACK, 1)
@@ -88,12 +100,38 @@ def unshare(flags: int) -> None:
     _checked(_libc.unshare(flags))
 
 
+def fork_into(flags: int) -> tuple[int, int]:
+    """fork(2) with the child in new namespaces (`flags`: CLONE_NEW…). Returns (pid, a pidfd); in the child (0, −1).
+
+    Unlike unshare(2) it leaves this process what it was: one whose children are born into another PID namespace could start no
+    more threads. It must have one thread, and the child runs none of the handlers that os.fork runs there: it does a few system
+    calls, and never returns to what its parent was doing. OSError: EPERM, ENOSPC, ENOSYS before Linux 5.3 or where a filter knows
+    no clone3(2).
+    """
+    pidfd = ctypes.c_int(-1)
+    # struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls
+    arguments = (ctypes.c_uint64 * 8)(flags | _CLONE_PIDFD, ctypes.addressof(pidfd), 0, 0, signal.SIGCHLD)
+    pid = _with_gil.syscall(_SYS_CLONE3, arguments, ctypes.sizeof(arguments))
+    return _checked(pid), pidfd.value
+
+
+def mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
+    """mount(2). OSError with the kernel's errno."""
+    _checked(_libc.mount(os.fsencode(source), os.fsencode(target), kind.encode(), ctypes.c_ulong(flags), options.encode()))
+
+
+def unmount(target: str) -> None:
+    """Take the topmost mount off `target`, also while it is in use (umount2(2), MNT_DETACH)."""
+    _checked(_libc.umount2(os.fsencode(target), _MNT_DETACH))
+
+
 def enter_namespaces(pidfd: int, without: Collection[str] = ()) -> None:
     """Enter those namespaces of a process in which we are not; its PID namespace is entered by children born from now on.
 
-    This process must have one thread, and can start none afterwards unless it does `without` "pid" (a name of NAMESPACES). Without
-    privilege it must be of the user that made the user namespace that is entered with them. OSError: ESRCH if the process has
-    ended, EPERM, EINVAL before Linux 5.8.
+    The working folder stays the one it is, which setns(2) would leave for the root of the mounts that are entered. This process
+    must have one thread, and can start none afterwards unless it does `without` "pid" (a name of NAMESPACES). Without privilege it
+    must be of the user that made the user namespace that is entered with them. OSError: ESRCH if the process has ended, EPERM,
+    EINVAL before Linux 5.8.
     """
     ours = Path("/proc/self/ns")
     theirs = Path(f"/proc/{pid_of(pidfd)}/ns")
@@ -102,8 +140,33 @@ def enter_namespaces(pidfd: int, without: Collection[str] = ()) -> None:
         flags = [flag for name, flag in there.items() if not (ours / name).samefile(theirs / name)]
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
-    if flags:
+    if not flags:
+        return
+    here = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        path = _own_folder()
         _checked(_libc.setns(pidfd, sum(flags)))
+        _go_back(path, here)
+    finally:
+        os.close(here)
+
+
+def _own_folder() -> str | None:
+    """The path of the working folder; None if it has none any more."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+def _go_back(path: str | None, folder: int) -> None:
+    """The working folder is `folder` again, a descriptor; by its `path` if it is there, so that it has one here."""
+    if path is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(path)
+            if os.path.samestat(os.stat("."), os.fstat(folder)):
+                return
+    os.fchdir(folder)
 
 
 def enter(namespaces: Sequence[int]) -> None:

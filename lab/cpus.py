@@ -120,3 +120,20 @@ def named_cpus(cpu: Mapping[str, Any]) -> list[tuple[str, int]]:
     found = [(key, one) for key in (HYP, DOM0, "programs") for one in cpu[key] or ()]
     found += [(NIC, one) for part in cpu[NIC] or () for one in (part if isinstance(part, list) else [part])]
     return found + [(f"guests.{name}", one) for name, cpus in cpu["guests"].items() for one in cpus]
+
+
+def checked_cpus(value: object) -> object:
+    """What a table says are CPUs. ValueError, saying why, if they can't be."""
+    numbers = isinstance(value, list) and value and all(type(cpu) is int and cpu >= 0 for cpu in value)
+    if not numbers or not isinstance(value, list):
+        raise ValueError(f"must be a list of CPU numbers, such as [0, 1], not {value!r}")
+    if len(set(value)) < len(value):
+        raise ValueError(f"names a CPU twice: {value}")
+    return value
+
+
+def checked_nic_cpus(value: object) -> object:
+    """CPUs of all engines, or a list for each."""
+    if isinstance(value, list) and value and all(isinstance(part, list) for part in value):
+        return [checked_cpus(part) for part in value]
+    return checked_cpus(value)

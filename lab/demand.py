@@ -50,7 +50,10 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
         "dom0": 25 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }
-    return found | {guest["name"]: own.guest + (guest["program"] == "tap") for guest, own in zip(guests, takes, strict=True)}
+    for guest, own in zip(guests, takes, strict=True):
+        tap = guest["program"] == "tap"
+        found[guest["name"]] = own.guest + tap + (tap and guest["batches"])  # an io_uring, where the kernel has it
+    return found
 
 
 def _takes(guest: Mapping[str, Any]) -> Takes:

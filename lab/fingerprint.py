@@ -7,6 +7,8 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from domu.netns import tried
+from hyp.uring.ring import why_plain
 from lab.instructions import why_not
 
 SYS = Path("/sys/devices/system")
@@ -33,10 +35,17 @@ def fingerprint() -> dict[str, Any]:
         "steal_share": _steal_share(),
         "thread_clocks": thread_clocks(platform.release(), _read(Path("/proc/cmdline")) or ""),
         "huge_pages": _huge_pages(),
+        "tap_writes": _tap_writes(),
         "hardware_counters": why_not() or "instructions can be counted",
         "virtualised": "hypervisor" in flags.split(),
         "clocksource": _read(SYS / "clocksource/clocksource0/current_clocksource"),
     }
+
+
+def _tap_writes() -> str:
+    """How TAP guests are given several frames at a time."""
+    reason = tried(lambda tap: why_plain(tap.fd))
+    return f"a call each: {reason}" if reason else "many by one call (io_uring)"
 
 
 def _read(path: Path) -> str | None:

@@ -52,6 +52,7 @@ class Child:
     ready: asyncio.Future[None]
     ended: asyncio.Future[int]
     failure: str | None = None
+    notices: list[str] = field(default_factory=list)  # what its user ought to know
     sockets: dict[str, tuple[socket.socket, socket.socket]] = field(default_factory=dict)  # purpose → server's end, its own
 
     @property
@@ -135,17 +136,18 @@ class Keeper:
         return {"warm_s": warm_s, "boot_s": self._loop.time() - start}
 
     def status(self) -> dict[str, Any]:
-        """State ("starting", "up", "degraded", "going down"), since when it is up, what has died since, and processes."""
+        """State ("starting", "up", "degraded", "going down"), since when it is up, what has died since, notices, and processes."""
         children = [{"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()]
         dead = [f"{c.name} {self._state(c)}" for c in self._children.values() if c.ended.done() and not c.is_done]
         dead += [self._forkserver_death] if self._forkserver_death else []
+        notices = [text for c in self._children.values() for text in c.notices]
         state = self._info["state"]
         if self._down is not None:
             state, dead = "going down", []
         elif state == "up" and dead:
             state = "degraded"
         up_s = None if self._up_since is None else self._loop.time() - self._up_since
-        return {**self._info, "state": state, "up_s": up_s, "dead": dead, "processes": children}
+        return {**self._info, "state": state, "up_s": up_s, "dead": dead, "notices": notices, "processes": children}
 
     def pidfds(self) -> Answer:
         """Names of the living processes, and fds: their pidfds."""
@@ -228,6 +230,7 @@ class Keeper:
         handlers: dict[str, Handler] = {
             "ready": lambda: None if ready.done() else ready.set_result(None),
             "failed": lambda cause: self._failed(name, cause),
+            "notice": lambda text: self._noticed(name, text),
         }
         if plan["role"] == "hyp":  # nobody else has anything to be held
             handlers |= {"hold": self._hold, "let_go": self._let_go}
@@ -267,6 +270,10 @@ class Keeper:
 
     def _failed(self, name: str, cause: str) -> None:
         self._children[name].failure = cause
+
+    def _noticed(self, name: str, text: str) -> None:
+        self._children[name].notices.append(text)
+        self._owner.tell("notice", text=text)
 
     # -- deaths --
 

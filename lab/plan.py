@@ -36,6 +36,11 @@ def spin_limit_us(setting: int | str, loops: int, cpus: int | None = None) -> in
     return 50 if loops <= (cpus or len(os.sched_getaffinity(0))) else 0
 
 
+def _addresses(table: dict[str, Any]) -> list[str]:
+    """Those that a guest, or the wire, has."""
+    return [table[key] for key in ("address", "address6") if table[key]]
+
+
 def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
     name, backing = topology["name"], topology["memory"]["backing"]
@@ -52,6 +57,8 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     def own(role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
         return process(role, role, ROLES[role], config, domain, xenstore)
 
+    named = [*guests, {**topology["nic"]["wire"], "name": "wire"}]
+    hosts = {address.partition("/")[0]: table["name"] for table in named for address in _addresses(table)}
     shared = {
         "name": name,
         "memory": {"backing": backing},
@@ -74,6 +81,6 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     for guest in guests:
         program, domid = program_of(guest["program"]), guest["domid"]
         features = wanted(guest["offloads"]) if program.offloads else NONE
-        config = {**guest, "queue": topology["nic"]["queue"], "features": int(features)}
+        config = {**guest, "queue": topology["nic"]["queue"], "features": int(features), "hosts": hosts}
         processes.append(process(guest["name"], "domu", program.module, config, {"domid": domid, "memory": guest["memory"]}, domid))
     return processes

@@ -11,6 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -136,6 +137,15 @@ def _strings(tables: list[dict[str, Any]], array: str, key: str) -> list[tuple[s
     return [(where, value) for where, value in found if isinstance(value, str)]
 
 
+def _host(address: str) -> str:
+    """An address without its prefix, in its shortest form."""
+    host = address.partition("/")[0]
+    try:
+        return str(ip_address(host))
+    except ValueError:  # which its own key is refused for
+        return host
+
+
 def _check_guests(reader: _Reader, tables: list[dict[str, Any]], wire: Wire) -> None:
     """What holds between guests, and between them and the wire."""
     names = _strings(tables, "guest", "name")
@@ -144,13 +154,15 @@ def _check_guests(reader: _Reader, tables: list[dict[str, Any]], wire: Wire) -> 
     derived = [(f"guest[{index}].mac", derived_mac(index)) for index, table in enumerate(tables) if "mac" not in table]
     written = [(key, value.lower()) for key, value in _strings(tables, "guest", "mac")]
     reader.unique([*derived, ("nic.wire.mac", wire.mac), *written])
-    reader.unique((key, value.partition("/")[0]) for key, value in _strings(tables, "guest", "address"))
+    for name in ("address", "address6"):
+        own = [] if (given := getattr(wire, name)) is None else [(f"nic.wire.{name}", given)]
+        reader.unique((key, _host(value)) for key, value in [*own, *_strings(tables, "guest", name)])
     known = [name for _, name in names]
     if wire.to is not None and wire.to not in known:
         reader.refuse("nic.wire.to", f"{wire.to!r} is not a guest{suggest(wire.to, known)}")
 
 
-def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list[dict[str, Any]]) -> None:
+def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list[dict[str, Any]], wire: Wire) -> None:
     """Both ends of a workload exist and run the traffic program; the wire answers round trips and begins none."""
     for index, table in enumerate(tables):
         if table.get("kind") == "rr" and table.get("from") == WIRE:
@@ -158,6 +170,8 @@ def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list
     programs = {name: table.get("program") for table in guests if isinstance(name := table.get("name"), str)}
     for key, peer in _strings(tables, "workload", "from") + _strings(tables, "workload", "to"):
         if peer == WIRE:
+            if wire.mode == "tap":
+                reader.refuse(key, 'the wire leads to the host (nic.wire.mode = "tap"), which takes part in no workload')
             continue
         if peer not in programs:
             reader.refuse(key, f"{peer!r} is neither a guest nor {WIRE!r}{suggest(peer, [*programs, WIRE])}")
@@ -263,7 +277,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
         "model": reader.table(Model, {**model, "price": price or Price()} if isinstance(model, dict) else model, "model"),
     }
     _check_guests(reader, guest_tables, wire)
-    _check_workloads(reader, load_tables, guest_tables)
+    _check_workloads(reader, load_tables, guest_tables, wire)
     _check_frames(reader, wire, guests.values(), loads)
     _check_mtu(reader, parts["nic"], guests)
     _check_room(reader, parts["nic"], parts["dom0"], guests)
@@ -326,7 +340,7 @@ def check_workload(topology: Topology, table: dict[str, Any]) -> dict[str, Any]:
     """A workload that is not in the file, checked as if it were; returns it with all defaults. TopologyError says what is wrong."""
     reader = _Reader()
     load = reader.table(Workload, table, "")
-    _check_workloads(reader, [table], [guest.model_dump(mode="json") for guest in topology.guests])
+    _check_workloads(reader, [table], [guest.model_dump(mode="json") for guest in topology.guests], topology.nic.wire)
     _check_frames(reader, Wire(), topology.guests, {} if load is None else {0: load})
     if load is None or reader.problems:
         raise TopologyError(topology.name, [(key.removeprefix("workload[0]."), reason) for key, reason in reader.problems])

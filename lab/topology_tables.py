@@ -4,7 +4,6 @@ A check that concerns two keys of one table stands at the key that a user would 
 """
 
 import difflib
-import ipaddress
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal
@@ -24,7 +23,9 @@ from dom0.rate import configured_rate
 from domu.programs.table import NAMED, program_of, those
 from hyp.abi.features import OFFLOADS
 from hyp.abi.sizes import DEFAULT_MTU, MAX_ENGINES, MAX_GBPS, MAX_MTU, MAX_PRICE, MAX_QUEUES, MIN_GBPS, PAGE
+from hyp.net.addresses import checked_address, checked_address6, checked_gateway
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
+from lab.cpus import checked_cpus, checked_nic_cpus
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
@@ -32,6 +33,7 @@ RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 MIN_RAM, MAX_RAM = 4 * MIB, GIB
 MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1 << 16  # Ethernet without its checksum
+MIN_IPV6_MTU: Final = 1280  # RFC 8200, section 5
 HEADER: Final = 14  # what a frame has more than the MTU counts
 MAX_COUNT: Final = 10**15  # round trips, frames: exact in a double, and far from the int64 of compiled code
 
@@ -101,43 +103,10 @@ def _mac(value: str) -> str:
     return mac
 
 
-def _address(value: str) -> str:
-    wrong = f"{value!r} is not an IPv4 address with the length of its prefix"
-    address, slash, prefix = value.partition("/")
-    numbers = address.split(".")
-    if not slash or not prefix.isascii() or not prefix.isdigit() or len(numbers) != 4:
-        raise ValueError(f"{wrong}, such as 10.0.0.1/24")
-    for number in numbers:
-        if not re.fullmatch(r"0|[1-9][0-9]{0,2}", number) or int(number) > 255:
-            raise ValueError(f"{wrong}: {number!r} is not a number from 0 to 255")
-    if len(prefix) > 2 or int(prefix) > 32:
-        raise ValueError(f"{wrong}: the prefix must be 1 to 31 bits long, not {prefix}")
-    interface = ipaddress.IPv4Interface(f"{address}/{int(prefix)}")
-    host, network = interface.ip, interface.network
-    if not 1 <= network.prefixlen <= 31:
-        raise ValueError(f"{value!r}: the prefix must be 1 to 31 bits long, or the guest reaches nobody")
-    if host.is_multicast or host.is_loopback or host.is_reserved or value.startswith("0."):
-        raise ValueError(f"{value!r} is not an address that a host can have")
-    if network.prefixlen < 31 and host in (network.network_address, network.broadcast_address):
-        kind = "network" if host == network.network_address else "broadcast"
-        raise ValueError(f"{value!r} is the {kind} address of {network}, not a host's")
-    return str(interface)
-
-
-def _cpus(value: object) -> object:
-    numbers = isinstance(value, list) and value and all(type(cpu) is int and cpu >= 0 for cpu in value)
-    if not numbers or not isinstance(value, list):
-        raise ValueError(f"must be a list of CPU numbers, such as [0, 1], not {value!r}")
-    if len(set(value)) < len(value):
-        raise ValueError(f"names a CPU twice: {value}")
+def _interface(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,15}", value) or value in (".", ".."):
+        raise ValueError(f"{value!r} is not a name of an interface: 1 to 15 of A-Z, a-z, 0-9, '_', '.' and '-'")
     return value
-
-
-def _nic_cpus(value: object) -> object:
-    """CPUs of all engines, or a list for each."""
-    if isinstance(value, list) and value and all(isinstance(part, list) for part in value):
-        return [_cpus(part) for part in value]
-    return _cpus(value)
 
 
 def _spin(value: object) -> object:
@@ -174,7 +143,9 @@ def _power_of_two(value: int) -> int:
 
 Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
-Cpus = Annotated[list[int], BeforeValidator(_cpus)]
+Cpus = Annotated[list[int], BeforeValidator(checked_cpus)]
+Address = Annotated[str, AfterValidator(checked_address)]
+Address6 = Annotated[str, AfterValidator(checked_address6)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
 Queues = Annotated[int, Field(ge=1, le=MAX_QUEUES)]
 PriceOf = Annotated[int, Field(ge=0, le=MAX_PRICE)]
@@ -199,13 +170,30 @@ class Memory(Table):
 class Wire(Table):
     """``[nic.wire]``: what is at the other end of the NIC's cable. `frame` in bytes; `pps`, `gbps` 0: no limit."""
 
-    mode: Literal["sink", "reflect", "generate"] = "sink"
+    mode: Literal["sink", "reflect", "generate", "tap"] = "sink"
     mac: Mac = "02:00:00:00:ff:01"
     to: str | None = Field(default=None, validate_default=True)
     frame: Frame = 64
     pps: int = Field(default=0, ge=0, le=10**9)
     gbps: float = Field(default=0.0, ge=0, le=MAX_GBPS, allow_inf_nan=False)
     delay_us: int = Field(default=0, ge=0, le=1_000_000)
+    interface: Annotated[str, AfterValidator(_interface)] = "xbl0"
+    address: Address | None = None
+    address6: Address6 | None = None
+
+    @field_validator("interface", "address", "address6")
+    @classmethod
+    def _only_with_tap(cls, value: Any, info: Info) -> Any:
+        if value is not None and info.data.get("mode", "tap") != "tap":
+            raise ValueError('has a meaning with mode = "tap" only')
+        return value
+
+    @field_validator("gbps", "delay_us")
+    @classmethod
+    def _not_with_tap(cls, value: Any, info: Info) -> Any:
+        if value and info.data.get("mode") == "tap":
+            raise ValueError('has no meaning with mode = "tap": that wire is as fast as the host')
+        return value
 
     @field_validator("gbps")
     @classmethod
@@ -259,7 +247,7 @@ class Cpu(Table):
 
     hyp: Cpus | None = None
     dom0: Cpus | None = None
-    nic: Annotated[list[int] | list[list[int]], BeforeValidator(_nic_cpus)] | None = None
+    nic: Annotated[list[int] | list[list[int]], BeforeValidator(checked_nic_cpus)] | None = None
     guests: dict[str, Cpus] = {}
     programs: Cpus | None = None
     spin: list[str] | None = None
@@ -309,20 +297,32 @@ class OwnProgram(Table):
 
 
 class Guest(Table):
-    """One ``[[guest]]``: `memory` and `mtu` in bytes; `address` is None but for program "tap"."""
+    """One ``[[guest]]``: `memory` and `mtu` in bytes; addresses and gateways are None but for program "tap"."""
 
     name: Annotated[str, AfterValidator(_guest_name)]
     path: str
     mac: Mac
     memory: Ram = 16 * MIB
     program: Annotated[str | OwnProgram, BeforeValidator(_program)] = "traffic"
-    address: Annotated[str, AfterValidator(_address)] | None = Field(default=None, validate_default=True)
+    address: Address | None = Field(default=None, validate_default=True)
     mtu: int = Field(default=DEFAULT_MTU, ge=576, le=MAX_MTU)
+    address6: Address6 | None = None
+    link_local: bool = False
+    gateway: str | None = None
+    gateway6: str | None = None
     persistent_grants: bool = False
     rate: Annotated[str, AfterValidator(_rate)] | None = None
     offloads: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_offloads)] = tuple(OFFLOADS)
     iommu: str = "persistent"
     queues: Queues = 1
+    batches: bool = True
+
+    @field_validator("batches")
+    @classmethod
+    def _batches_of_a_tap(cls, batches: bool, info: Info) -> bool:
+        if not batches and "program" in info.data and not program_of(info.data["program"]).addressed:
+            raise ValueError(f"false has a meaning with program = {those('addressed')} only")
+        return batches
 
     @field_validator("offloads")
     @classmethod
@@ -349,6 +349,31 @@ class Guest(Table):
         if not addressed and address is not None:
             raise ValueError(f"has a meaning with program = {those('addressed')} only")
         return address
+
+    @field_validator("address6", "link_local", "gateway", "gateway6")
+    @classmethod
+    def _network_with_tap(cls, value: Any, info: Info) -> Any:
+        if value and "program" in info.data and not program_of(info.data["program"]).addressed:
+            raise ValueError(f"has a meaning with program = {those('addressed')} only")
+        return value
+
+    @field_validator("address6", "link_local")
+    @classmethod
+    def _mtu_for_ipv6(cls, value: Any, info: Info) -> Any:
+        if value and info.data.get("mtu", MIN_IPV6_MTU) < MIN_IPV6_MTU:
+            raise ValueError(f"IPv6 needs an mtu of at least {MIN_IPV6_MTU}, not {info.data['mtu']}")
+        return value
+
+    @field_validator("gateway", "gateway6")
+    @classmethod
+    def _neighbour(cls, gateway: str | None, info: Info) -> str | None:
+        key = str(info.field_name).replace("gateway", "address")
+        own = info.data.get(key)
+        if gateway is None or key not in info.data:
+            return gateway
+        if own is None:
+            raise ValueError(f"needs an {key}, in whose network it is")
+        return checked_gateway(gateway, own)
 
     @field_validator("iommu")
     @classmethod

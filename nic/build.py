@@ -15,6 +15,7 @@ from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
+from nic.tap import TapMemory
 from nic.wire import BATCH, WIRE_BUFFERS
 
 
@@ -82,6 +83,14 @@ class EngineState:
         record[:] = 0
         record["number"], record["head1"], record["members"] = number, -1, self._members[number].ctypes.data
         return record
+
+    def attach_tap(self, fd: int) -> None:
+        """The wire leads to the host, by a TAP with descriptor `fd`. The first engine reads it."""
+        self._tap = TapMemory()
+        reads = int(self._record[0]["index"]) == 0
+        self._tap.attach(self.wire[0], fd, reads=reads)
+        if reads:
+            self.engine.wake_on(fd)
 
     def configure(self, counters: CounterPage, wire_mac: str, pause_us: int, mtu: int) -> None:
         """Set what comes from the topology, and the rows that count."""

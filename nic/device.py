@@ -22,9 +22,10 @@ from hyp.process import Process
 from nic.build import Crossings, EngineState
 from nic.engine import FILTER, GENERATE, MAIL, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
 from nic.switch import MAX_FILTERS
-from nic.wire import REFLECT, SINK
+from nic.tap import open_wire
+from nic.wire import REFLECT, SINK, TAP
 
-WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK}
+WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK, "tap": TAP}
 MAX_DELAY_US = 1_000_000
 
 
@@ -55,17 +56,20 @@ class Nic:
         self._counters = CounterPage(Mapping.adopt(counters_fd, COUNTERS_BYTES))
         platform = Mapping.adopt(platform_fd, PLATFORM_BYTES, writable=False)
         crossings = Crossings(engines)
+        wire = self._config["wire"]
+        tap = open_wire(wire, int(self._config["mtu"])) if wire["mode"] == "tap" else -1
         for index in range(engines):
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
             state = EngineState(index, crossings, Mapping.adopt(page_fd, ENGINE_BYTES), platform, shootdown_fd, epoll)
             state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"], self._config["mtu"])
             state.engine.wake_on(int(crossings.kicks[index]))
+            if tap >= 0:
+                state.attach_tap(tap)
             self._engines.append(state)
         for state in self._engines:
             state.engine.start(run, state.address, mail=MAIL)
         for state, cpus in zip(self._engines, self._config["engine_cpus"], strict=False):
             state.engine.pin(cpus)
-        wire = self._config["wire"]
         await self.wire_mode(wire["mode"], wire.get("gbps", 0.0), wire.get("delay_us", 0))
         await self._hyp.call("nic_ready")
 
@@ -171,7 +175,8 @@ class Nic:
     # -- the wire's operations, on the console --
 
     async def wire_mode(self, mode: str, gbps: float | None = None, delay_us: int | None = None) -> None:
-        """``sink`` or ``reflect``; the wire's bit rate, each way, and its delay, each way. None: as it is. 0: no limit, no delay.
+        """``sink`` or ``reflect``, or ``tap`` if it is so already; the wire's bit rate and its delay, each way. None: as it is.
+        0: no limit, no delay.
 
         Each of the NIC's engines has an equal share of the rate. Refused (EINVAL) outside [MIN_GBPS, MAX_GBPS], [0, MAX_DELAY_US].
         """
@@ -182,6 +187,8 @@ class Nic:
             raise Refused("EINVAL", f"delay_us is {delay_us}, not in [0, {MAX_DELAY_US}]")
         if mode not in WIRE_MODES:
             raise Refused("EINVAL", f"{mode!r} is not a mode of the wire; there are {', '.join(WIRE_MODES)}")
+        if (mode == "tap") != (self._config["wire"]["mode"] == "tap"):
+            raise Refused("EINVAL", 'whether the wire leads to the host (mode "tap") is the topology\'s to say')
         self._gbps, self._delay_us = gbps, delay_us
         fs_per_byte = math.ceil(8_000_000 * len(self._engines) / gbps) if gbps else 0
         for state in self._engines:

@@ -52,6 +52,7 @@ from nic.queues import posted_sends
 from nic.send import flood_crossed, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, wire_at
 from nic.switch import enter, forget
+from nic.tap_input import serve_tap
 from nic.wire import link_wire, serve_wire, wire_due
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE = 1, 2, 3, 4, 5
@@ -333,6 +334,7 @@ def _idle(e):
     full_fence()
     _heed_shootdown(e)
     sleep(wait, -1 if deadline < 0 else max(deadline - clock_ns(), 0), e.counts)
+    wire_at(e.wire).tap_readable = 1
     end_spin(e, e.counts)
 
 
@@ -357,7 +359,8 @@ def _round(e):
                 waiting = at
     if moved > before:  # who found the wire full comes first when it has room; rounds in vain change nothing
         e.first = waiting if waiting >= 0 else e.first + 1
-    return moved + generate(e)
+    w = wire_at(e.wire)
+    return moved + (serve_tap(e) if w.tap_reads != 0 else generate(e))
 
 
 @entry(i64(i64))

@@ -96,7 +96,7 @@ def _flood_here(e, origin, f):
     return tried
 
 
-@compiled
+@outlined
 def flood(e, origin, f):
     """A broadcast or multicast frame of the guest whose first context is `origin` to all others. Never pauses."""
     count(e.counts, REPLICATED, _flood_here(e, origin, f))

@@ -96,6 +96,16 @@ WIRE = np.dtype(
         ("out", "i8"),  # LINK records: from the machine, and to it
         ("back", "i8"),
         ("held", "i8"),  # the generator waits for the link
+        # that leads to the host (nic/tap.py)
+        ("tap_fd", "i8"),
+        ("tap_reads", "i8"),  # this engine reads from it
+        ("tap_iov", "i8"),  # struct iovec, MAX_FRAGMENTS + 1 of them
+        ("tap_out", "i8"),  # a virtio_net_hdr and the headers of a frame that leaves
+        ("tap_in", "i8"),  # the same and all of a frame that was read
+        ("tap_got", "i8"),  # its length; 0: none is waiting
+        ("tap_word", "i8"),  # and its offload word
+        ("tap_readable", "i8"),  # the TAP has not said EAGAIN since it was last seen readable
+        ("tap_looked", "i8"),  # when that was looked for
         ("crowded", "i8"),  # somebody found the link out full: nobody sends before it has room again
     ]
 )

@@ -1,4 +1,6 @@
-"""The wire: what is beyond the NIC's port: a sink that verifies test frames, a reflector. The generator: nic/generator.py.
+"""The wire: what is beyond the NIC's port: a sink that verifies test frames, a reflector, the host (nic/tap.py).
+
+The generator of test frames is in nic/generator.py.
 
 Frames that leave the machine are copied (the device's DMA) into a ring of wire buffers. `reflect` sends each one back with its
 MAC addresses swapped.
@@ -49,8 +51,9 @@ from nic.link import (
 )
 from nic.state import DELIVERED, FOR_WIRE, PAUSE, receiver_of, wire_at
 from nic.switch import lookup
+from nic.tap import put_on_tap
 
-SINK, REFLECT = 0, 1
+SINK, REFLECT, TAP = 0, 1, 2
 SENT, GENERATED, REFLECTED = 0, 1, 2  # kinds of frames on a link
 WIRE_BUFFERS = 256
 WIRE_ORIGIN = -1
@@ -75,11 +78,14 @@ def inbound(e, w, destination, f):
 def outbound(e, sender, f):
     """A frame leaves on the wire, which takes it (`is_wire_full`). The copy into a wire buffer is the device's DMA.
 
-    One with an offload leaves in parts, finished. DELIVERED, or PAUSE: the wire is full, and `sender.part` says how far it is.
+    One with an offload leaves in parts, finished, but to the host as it is. DELIVERED, or PAUSE: the wire is full, and
+    `sender.part` says how far it is.
     """
+    w = wire_at(e.wire)
+    if w.mode == TAP:
+        return put_on_tap(w, f)
     if not is_simple(f):
         return _outbound_parts(e, sender, f)
-    w = wire_at(e.wire)
     frame, length = piece_addr(f.pieces, 0), f.length
     if w.linked != 0:
         k = link_at(w.out)
@@ -357,6 +363,8 @@ def wire_due(e):
     """When the wire has something to do (ns; it may have passed), or −1."""
     w = wire_at(e.wire)
     due = _earlier(_out_due(e, w), _back_due(e, w)) if w.linked != 0 else -1
+    if w.tap_got > 0:
+        return w.pause_until if is_paused(e, w) else e.now
     if w.left <= 0:
         return due
     next_frame = schedule_at(w.schedule).due_ns

@@ -22,6 +22,7 @@ BENCHMARKS = {
     "offloads": "bench.benchmarks.offloads",
     "netfront": "bench.benchmarks.netfront",
     "programs": "bench.benchmarks.programs",
+    "tapcalls": "bench.benchmarks.tapcalls",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""

@@ -21,16 +21,17 @@ from domu import netns
 from hyp import linux
 from hyp.abi.features import CSUM, SG, TSO4, TSO6
 from hyp.abi.sizes import DEFAULT_MTU
+from hyp.net.tap import set_offloads
 
 MACS = ("02:00:00:00:98:01", "02:00:00:00:98:02")
 
 
 def _tap(mac: str, address: str, out: socket.socket) -> None:
     """In a child of one thread: make a namespace with its TAP; hand out the TAP, the user and the network namespace."""
-    tap = netns.create(mac, address, DEFAULT_MTU)
-    netns.set_offloads(tap.fd, int(CSUM | SG | TSO4 | TSO6))
-    user = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
-    socket.send_fds(out, [b"+"], [tap.fd, user, tap.netns_fd])
+    tap = netns.create(mac, netns.Addresses(address), DEFAULT_MTU)
+    set_offloads(tap.fd, tap.name, int(CSUM | SG | TSO4 | TSO6))
+    user, network = (os.open(f"/proc/self/ns/{name}", os.O_RDONLY | os.O_CLOEXEC) for name in ("user", "net"))
+    socket.send_fds(out, [b"+"], [tap.fd, user, network])
 
 
 def _taps(addresses: list[str]) -> list[list[int]]:

@@ -1,8 +1,12 @@
-"""The TAP program: the guest's kernel side. Unmodified programs in the guest's network namespace talk through an `eth0`.
+"""The TAP program: the guest's kernel side. Unmodified programs in the guest's namespaces (domu/machine.py) talk through an `eth0`.
 
 One compiled loop moves frames between the TAP and the device: one system call a frame, of up to 64 KiB where device and front end
 have agreed on segmentation offload, and no copy of our own: frames are read into the device's send buffers and written from its
 receive buffers. Before each stands a virtio_net_hdr (hyp/abi/vnet.py), which says what the fragment word says.
+
+Several received frames are written by one system call where the kernel grants it (hyp/uring). Reading stays one call a frame: where
+a frame goes depends on the lengths of those before it, so that a batch would have to be copied, for less than that saves
+(`python -m bench tapcalls`).
 
 The guest's MTU is the topology's. Programs inside can raise that of `eth0`, and then send frames, or segments, longer than what the
 path is made for: each is dropped whole, as `oversize`. One VLAN tag does not count, as with Ethernet drivers.
@@ -32,20 +36,24 @@ from domu.device import (
     whole_buffer,
 )
 from domu.guest import Guest
-from domu.netns import Tap, create, set_offloads
-from domu.programs.vnet import TOO_LONG, clear_header, has_offload, header_of, word_of
+from domu.machine import Machine
+from domu.netns import Addresses, Tap, create
 from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.features import SG
 from hyp.abi.fragment import GSO, MORE, OFFLOAD_MASK
 from hyp.abi.nic import MAX_FRAME
 from hyp.abi.vnet import VNET_BYTES
-from hyp.atomics import clock_ns, load16, record_view, store64, sys_readv, sys_writev
+from hyp.atomics import clock_ns, load16, load64, record_view, sys_readv, sys_writev
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
 from hyp.kernels import compiled, entry, i64
-from hyp.offload.frame import FrameMemory, frame_at
+from hyp.net.tap import set_offloads
+from hyp.offload.frame import FrameMemory, add_piece, begin_frame, frame_at
+from hyp.offload.vnet import IOVEC_BYTES, TOO_LONG, clear_header, has_offload, header_of, set_iovec, word_of
 from hyp.process import Process
+from hyp.uring.batch import NOT_DONE, Batches, outcome, run_batch, set_request, uring_at
+from hyp.uring.ring import OP_WRITEV, Ring, why_plain
 
 TAP = np.dtype(
     [
@@ -59,8 +67,13 @@ TAP = np.dtype(
         ("full", "i8"),  # the device had no send buffers for a frame
         ("longest", "i8"),  # bytes of a frame that the guest's MTU allows
         ("most", "i8"),  # fragments that a frame of the TAP's can have
-        ("header", "i8"),  # VNET_BYTES: the virtio_net_hdr
+        ("header", "i8"),  # of the frame that is read: VNET_BYTES
         ("iov", "i8"),  # struct iovec: BURST + 1 of them
+        ("uring", "i8"),  # a URING record
+        ("batch", "i8"),  # so many frames are worth a batch
+        ("out", "i8"),  # of the frames that are written: BURST records OUT
+        ("out_headers", "i8"),  # BURST times HEADER_STRIDE
+        ("out_iov", "i8"),  # 2 · BURST
         ("frame", "i8"),  # a FRAME record, to look at headers
         ("now", "i8"),
         ("idle_since", "i8"),
@@ -68,16 +81,25 @@ TAP = np.dtype(
     ]
 )
 _tap_at = record_view(TAP)
+OUT = np.dtype([("iov", "i8"), ("pieces", "i8"), ("length", "i8")])
+"""A frame to write: its iovecs, header first, and how many; bytes without the header."""
+_out_at = record_view(OUT)
+OUT_BYTES = OUT.itemsize
+HEADER_STRIDE = 16
 SHOW_NS = 20_000_000  # a loop that is never idle publishes its counters this often
 _ETHERNET_HEADER, _VLAN_TAG = 14, 4
 _ETHERTYPE_VLAN = 0x0081  # 0x8100 as a little-endian load sees it
-IOVEC_BYTES = 16
+WORTH_A_BATCH = 8
+"""Frames from which on a batch costs less than calls one by one (`python -m bench tapcalls`)."""
 
 
 @compiled
-def _set_iovec(t, k, addr, length):
-    store64(t.iov + k * IOVEC_BYTES, addr)
-    store64(t.iov + k * IOVEC_BYTES + 8, length)
+def frame_of(f, burst, first, n, length, offload):
+    """The FRAME record of `n` fragments of a burst."""
+    at = frame_addr(burst, first)
+    begin_frame(f, length, offload, load64(at), load64(at + 8))
+    for k in range(first, first + n):
+        add_piece(f, frame_addr(burst, k), frame_length(burst, k))
 
 
 @compiled
@@ -93,8 +115,8 @@ def _read_frame(t, d, first):
     A lone frame lies where its buffer's frames do, what goes on takes whole buffers: iovecs are the header, `first`, the rest.
     What is longer than all of them is cut, and known by its length.
     """
-    _set_iovec(t, first, t.header, VNET_BYTES)
-    _set_iovec(t, first + 1, frame_addr(d.tx, first), d.room)
+    set_iovec(t.iov, first, t.header, VNET_BYTES)
+    set_iovec(t.iov, first + 1, frame_addr(d.tx, first), d.room)
     length = sys_readv(t.tap_fd, t.iov + first * IOVEC_BYTES, t.most + 1) - VNET_BYTES
     if length <= d.room:
         set_word(d.tx, first, length)
@@ -120,7 +142,9 @@ def _judge(t, d, first, n, length):
     """Give a frame that was read its offload. 0, or the drop's name."""
     frame = frame_addr(d.tx, first)
     if has_offload(t.header):
-        word = word_of(frame_at(t.frame), t.header, d.tx, first, n, length, _longest(t, frame))
+        f = frame_at(t.frame)
+        frame_of(f, d.tx, first, n, length, 0)
+        word = word_of(f, t.header, _longest(t, frame))
         if word == TOO_LONG:
             return DROP_OVERSIZE
         if word < 0:
@@ -139,7 +163,7 @@ def _from_tap(t, d):
         return FAILED
     t.full = 1 if room <= t.most else 0
     for k in range(1, room):
-        _set_iovec(t, k + 1, frame_addr(d.tx, k) & -d.fragment_align, d.fragment_room)
+        set_iovec(t.iov, k + 1, frame_addr(d.tx, k) & -d.fragment_align, d.fragment_room)
     at, frames, total = 0, 0, 0
     while room - at > t.most:  # a frame with GSO takes one more than it has fragments: of those at the end
         length = _read_frame(t, d, at)
@@ -165,37 +189,74 @@ def _from_tap(t, d):
 
 
 @compiled
-def _write_frame(t, d, first, n, length):
-    """Write `n` fragments as a frame. True if the kernel took it."""
+def _lay_out(t, d, burst):
+    """Make ready what is to be written of a burst: each frame's header and iovecs. Returns how many frames.
+
+    Dropped are those that are not what their words say; a frame without a byte is what a device makes of one that failed.
+    """
+    first, frames, iov = 0, 0, t.out_iov
+    while first < burst:
+        length, n, more = 0, 0, MORE
+        while more != 0:
+            octets = frame_length(d.rx, first + n)
+            set_iovec(iov, n + 1, frame_addr(d.rx, first + n), octets)
+            length += octets
+            more = frame_word(d.rx, first + n) & MORE
+            n += 1
+        header = t.out_headers + frames * HEADER_STRIDE
+        if length > 0:
+            if _write_header(t, d, header, first, n, length):
+                set_iovec(iov, 0, header, VNET_BYTES)
+                out = _out_at(t.out + frames * OUT_BYTES)
+                out.iov, out.pieces, out.length = iov, n + 1, length
+                frames += 1
+                iov += (n + 1) * IOVEC_BYTES
+            else:
+                count(t.counts, DROP_TAP, 1)
+        first += n
+    return frames
+
+
+@compiled
+def _write_header(t, d, header, first, n, length):
+    """The virtio_net_hdr of a frame of `n` fragments. False if the frame is not what its word says."""
     word = frame_word(d.rx, first) & OFFLOAD_MASK
     if word == 0:
-        clear_header(t.header)
-    elif not header_of(frame_at(t.frame), t.header, d.rx, first, n, length, word):
-        return False
-    _set_iovec(t, 0, t.header, VNET_BYTES)
-    return sys_writev(t.tap_fd, t.iov, n + 1) == length + VNET_BYTES
+        clear_header(header)
+        return True
+    f = frame_at(t.frame)
+    frame_of(f, d.rx, first, n, length, word)
+    return header_of(f, header)
+
+
+@compiled
+def _write(t, frames):
+    """Write what was laid out: by one call if there is enough of it, else one by one."""
+    u = uring_at(t.uring)
+    batch = frames >= t.batch and u.fd >= 0
+    if batch:
+        for k in range(frames):
+            out = _out_at(t.out + k * OUT_BYTES)
+            set_request(u, k, OP_WRITEV, out.iov, out.pieces)
+        run_batch(u, frames)
+    for k in range(frames):
+        out = _out_at(t.out + k * OUT_BYTES)
+        moved = outcome(u, k) if batch else NOT_DONE
+        if moved == NOT_DONE:
+            moved = sys_writev(t.tap_fd, out.iov, out.pieces)
+        if moved == out.length + VNET_BYTES:
+            count(t.counts, RX_FRAMES, 1)
+            count(t.counts, RX_BYTES, out.length)
+        else:
+            count(t.counts, DROP_TAP, 1)
 
 
 @compiled
 def _to_tap(t, d):
     """Write received frames to the TAP. Returns how many fragments, or FAILED."""
-    burst, first = rx_poll(t.device, BURST), 0
-    while first < burst:
-        length, n, more = 0, 0, MORE
-        while more != 0:
-            octets = frame_length(d.rx, first + n)
-            _set_iovec(t, n + 1, frame_addr(d.rx, first + n), octets)
-            length += octets
-            more = frame_word(d.rx, first + n) & MORE
-            n += 1
-        if length > 0:
-            if _write_frame(t, d, first, n, length):
-                count(t.counts, RX_FRAMES, 1)
-                count(t.counts, RX_BYTES, length)
-            else:
-                count(t.counts, DROP_TAP, 1)
-        first += n
+    burst = rx_poll(t.device, BURST)
     if burst > 0:
+        _write(t, _lay_out(t, d, burst))
         rx_release(t.device, burst)
     return burst
 
@@ -273,12 +334,15 @@ class TapProgram:
         row["readable"] = 1
         mtu, device = int(guest.config["mtu"]), guest.device.record[0]
         self._frame = FrameMemory()
-        self._memory = np.zeros(2 + 2 * (BURST + 1), np.int64)
-        row["header"] = self._memory.ctypes.data
-        row["iov"] = self._memory[2:].ctypes.data
+        self._memory = [np.zeros(size, np.uint8) for size in (HEADER_STRIDE, (BURST + 1) * IOVEC_BYTES)]
+        row["header"], row["iov"] = (part.ctypes.data for part in self._memory)
+        self._out = [np.zeros(BURST, OUT), np.zeros(BURST * HEADER_STRIDE, np.uint8), np.zeros(2 * BURST * IOVEC_BYTES, np.uint8)]
+        row["out"], row["out_headers"], row["out_iov"] = (part.ctypes.data for part in self._out)
+        self._batches = Batches(Ring(tap.fd, BURST) if guest.config["batches"] and not why_plain(tap.fd) else None)
+        row["uring"], row["batch"] = self._batches.address, WORTH_A_BATCH
         row["frame"] = self._frame.address
         row["longest"], row["most"] = mtu + _ETHERNET_HEADER, most_fragments(device, mtu)
-        set_offloads(tap.fd, int(device["features"]))
+        set_offloads(tap.fd, tap.name, int(device["features"]))
 
     def start(self) -> None:
         """Start the loop."""
@@ -290,5 +354,13 @@ class TapProgram:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """The guest process's role."""
-    tap = create(str(config["mac"]), str(config["address"]), int(config["mtu"]))  # while there is one thread
-    await run_program(process, config, lambda guest: TapProgram(guest, tap))
+    keys = ("address", "address6", "link_local", "gateway", "gateway6")
+    addresses = Addresses(**{key: config[key] for key in keys})
+    tap = create(str(config["mac"]), addresses, int(config["mtu"]))  # while there is one thread
+    machine = Machine(process.name, config["hosts"])  # furnished while the guest boots
+
+    def program(guest: Guest) -> TapProgram:
+        machine.serve(process)
+        return TapProgram(guest, tap)
+
+    await run_program(process, config, program)

@@ -60,8 +60,8 @@ class _Look:
 
     def __init__(self, run: RunDir) -> None:
         self.status: dict[str, Any] = {
-            "name": run.name, "state": "starting or going down", "dead": [], "processes": [], "guests": [], "cut_off": [],
-            "log": str(run.log_path), "store": str(run.store_path),
+            "name": run.name, "state": "starting or going down", "dead": [], "notices": [], "processes": [], "guests": [],
+            "cut_off": [], "log": str(run.log_path), "store": str(run.store_path),
         }  # fmt: skip
         self._counters: CounterReader | None = None
         self._before: tuple[float, Snapshot] = (0.0, {})

@@ -205,17 +205,21 @@ def status_lines(topology: dict[str, Any]) -> list[str]:
     up = f"up {duration(topology['up_s'])}" if topology.get("up_s") is not None else ""
     lines = [f"{topology['name']}: {up if state == 'up' else state}" + (f": {dead}" if dead else "")]
     lines += [f"  {up}"] * (state != "up" and bool(up)) + [f"  log: {topology['log']}", f"  store: {topology['store']}"]
-    lines += [f"  {sentence}" for sentence in topology["cut_off"]]
+    lines += [f"  {sentence}" for sentence in [*topology["notices"], *topology["cut_off"]]]
     if (cpu := topology.get("cpu")) and cpu["processes"]:
         lines.append(f"  placement: {cpu['placement']}")
     guests = {guest["name"]: guest for guest in topology["guests"]}
     wide = max([16, *map(len, guests)])
     for process in topology["processes"]:
         guest = guests.get(process["name"])
-        what = f"{guest['path']}, {program_of(guest['program']).name}, {guest['mac']} {guest['address'] or ''}" if guest else ""
+        what = f"{guest['path']}, {program_of(guest['program']).name}, {guest['mac']} {_addresses(guest)}" if guest else ""
         pid = process.get("pid") or "–"
         lines.append(f"  {process['name']:<{wide}} {process['role']:<10} {process['state']:<17} {pid:<8} {what}".rstrip())
     return lines + _moved([guest for guest in topology["guests"] if "counters" in guest], wide) + _rates(topology["guests"], wide)
+
+
+def _addresses(guest: dict[str, Any]) -> str:
+    return " ".join(guest[key] for key in ("address", "address6") if guest.get(key))
 
 
 def brief(topology: dict[str, Any]) -> str:

@@ -6,14 +6,15 @@ import select
 import signal
 import socket
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 from domu.programs.table import program_of, those
 from hyp.control import ControlError, close_all
 from lab.command.clients import ClientError, connect, living
 from lab.execute import inherited, supervisor
-from lab.execute.supervisor import Message
+from lab.execute.supervisor import Machine, Message
 from lab.execute.terminal import Terminal
+from lab.owner import open_console
 from lab.rundir import RunDir
 
 FAILED = 1
@@ -27,15 +28,8 @@ AT_TERMINAL = (signal.SIGTTIN, signal.SIGTTOU)
 # --- which guest -----------------------------------------------------------------------------------------------------
 
 
-class Found(NamedTuple):
-    """A guest that can run programs: a pidfd of its process, and the CPUs of programs in it; None: any."""
-
-    pidfd: int
-    cpus: list[int] | None
-
-
-async def find_guest(guest: str, topology: str | None) -> Found:
-    """The guest. ClientError, saying why, if there is none to be had."""
+async def find_guest(guest: str, topology: str | None) -> Machine:
+    """The machine that `guest` is, which can run programs. ClientError, saying why, if there is none to be had."""
     statuses = [status for status in await living() if topology in (None, status["name"])]
     if not statuses:
         what = f"no topology named {topology!r}" if topology else "no topology"
@@ -50,7 +44,10 @@ async def find_guest(guest: str, topology: str | None) -> Found:
         names = ", ".join(status["name"] for status in found)
         raise ClientError(f"topologies {names} have a guest named {guest!r}: say which with --topology")
     _check_guest(guest, found[0])
-    return Found(await _pidfd_of(guest, RunDir.of(found[0]["name"])), found[0]["cpu"]["programs"].get(guest))
+    table = next(one for one in found[0]["guests"] if one["name"] == guest)
+    addresses = tuple(table[key].partition("/")[0] for key in ("address", "address6") if table[key])
+    cpus = found[0]["cpu"]["programs"].get(guest)
+    return await _machine_of(guest, RunDir.of(found[0]["name"]), addresses, cpus)
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:
@@ -66,26 +63,31 @@ def _check_guest(guest: str, status: dict[str, Any]) -> None:
         raise ClientError(f"{guest} {state}")
 
 
-async def _pidfd_of(guest: str, run: RunDir) -> int:
+async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...], cpus: list[int] | None) -> Machine:
     keeper = await connect(run)
     try:
-        reply = await keeper.call("pidfds")
+        living = await keeper.call("pidfds")
+        found = dict(zip(living.value, living.fds, strict=True))
+        process = found.pop(guest, None)
+        close_all(list(found.values()))
+        if process is None:
+            raise ClientError(f"{guest} is gone")
+        console = await open_console(keeper, guest)
+        try:
+            init, lifeline = (await console.call("machine")).fds
+        finally:
+            console.close()
     except ControlError as error:
         raise ClientError(f"{guest}: {error}") from error
     finally:
         keeper.close()
-    found = dict(zip(reply.value, reply.fds, strict=True))
-    pidfd = found.pop(guest, None)
-    close_all(list(found.values()))
-    if pidfd is None:
-        raise ClientError(f"{guest} is gone")
-    return int(pidfd)
+    return Machine(int(process), init, lifeline, addresses, None if cpus is None else frozenset(cpus))
 
 
 # --- standing for the program ----------------------------------------------------------------------------------------
 
 
-def run_inside(found: Found, name: str, argv: list[bytes]) -> int:
+def run_inside(guest: Machine, name: str, argv: list[bytes]) -> int:
     """Run a program in the guest `name`; returns the exit status.
 
     This process has no standard streams of its own after that, and should exit. It must not have a running event loop.
@@ -100,11 +102,11 @@ def run_inside(found: Found, name: str, argv: list[bytes]) -> int:
     for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
         signal.signal(number, signal.SIG_IGN)
     try:
-        sock = supervisor.fork(found.pidfd, name, argv, found.cpus)
+        sock = supervisor.fork(guest, name, argv)
     except OSError as error:  # a limit on processes
         return _cannot_execute(name, argv, error.errno or errno.EAGAIN)
     with sock:
-        os.close(found.pidfd)
+        guest.let_go()
         front, heard = None, supervisor.hear(sock)
         if heard is not None and heard[0] == Message.BORN:
             front, heard = _Front(sock, terminal, signals, heard[1]), supervisor.hear(sock)

@@ -5,7 +5,8 @@ stopped parent cannot reap: a PID namespace does not end before whoever was put 
 topology could not be taken down. It is in a process group of its own, which no terminal signals, and keeps none of the program's
 descriptors.
 
-The program is ended (SIGKILL to its process group) when launch.py or the guest's process has ended; should the supervisor itself be
+The program is ended (SIGKILL to its process group) when launch.py or the guest's process has ended, and reaped before the guest's
+init, which it keeps alive, kills what is left there; should the supervisor itself be
 killed, the kernel kills the program.
 
 Messages on the socket to launch.py are `Message`: up, what happens to the program; down, `GO` once its process group may run, and
@@ -18,6 +19,7 @@ import select
 import signal
 import socket
 import struct
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import NoReturn
 
@@ -60,6 +62,28 @@ def hear(sock: socket.socket) -> tuple[Message, int] | None:
     return Message(message), number
 
 
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A guest as who runs programs in it needs it: pidfds of the guest's process and of its init, and what keeps init alive
+    (domu/machine.py); its addresses on the lab's network; the CPUs of programs in it, None: any."""
+
+    process: int
+    init: int
+    lifeline: int
+    addresses: tuple[str, ...]
+    cpus: frozenset[int] | None = None
+
+    @property
+    def fds(self) -> set[int]:
+        """All descriptors."""
+        return {self.process, self.init, self.lifeline}
+
+    def let_go(self) -> None:
+        """Close them."""
+        for fd in self.fds:
+            os.close(fd)
+
+
 class Arrivals:
     """Signals that have arrived and have a handler, to be read from a descriptor."""
 
@@ -80,11 +104,11 @@ def nothing(number: int, _: object) -> None:
     """The handler of a signal that `Arrivals` is to say."""
 
 
-def fork(guest: int, name: str, argv: list[bytes], cpus: list[int] | None = None) -> socket.socket:
+def fork(guest: Machine, name: str, argv: list[bytes]) -> socket.socket:
     """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
 
-    guest: a pidfd of the guest's process, which stays the caller's. The program gets all that the caller has (inherited.py), and of
-    the CPUs that the caller may use those that are among `cpus`, if there are any.
+    `guest` stays the caller's. The program gets all that the caller has (inherited.py), and of the CPUs
+    that the caller may use those that are the guest's, if there are any.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -92,7 +116,7 @@ def fork(guest: int, name: str, argv: list[bytes], cpus: list[int] | None = None
         if os.fork() == 0:
             try:
                 ours.close()
-                _Supervisor(theirs, guest, name, cpus).run(argv, mask)
+                _Supervisor(theirs, guest, name).run(argv, mask)
             finally:
                 os._exit(0)
     finally:
@@ -102,8 +126,8 @@ def fork(guest: int, name: str, argv: list[bytes], cpus: list[int] | None = None
 
 
 class _Supervisor:
-    def __init__(self, front: socket.socket, guest: int, name: str, cpus: list[int] | None) -> None:
-        self._front, self._guest, self._name, self._cpus = front, guest, name, cpus
+    def __init__(self, front: socket.socket, guest: Machine, name: str) -> None:
+        self._front, self._guest, self._name = front, guest, name
         self._front_pid = os.getppid()
         self._program = 0
         self._guest_gone = False
@@ -116,12 +140,12 @@ class _Supervisor:
         """Be the supervisor, to the program's end."""
         linux.set_name("supervisor")
         try:
-            linux.enter_namespaces(self._guest)
+            linux.enter_namespaces(self._guest.init)
         except OSError as error:
             say(self._front, Message.NO_ENTRY, error.errno or 0)
             return
         if self._start(argv, mask):
-            inherited.let_go({self._front.fileno(), self._guest, *self._signals.fds})
+            inherited.let_go({self._front.fileno(), *self._guest.fds, *self._signals.fds})
             say(self._front, Message.RUNNING)
             self._watch()
 
@@ -135,7 +159,7 @@ class _Supervisor:
             return False
         if self._program == 0:
             os.close(go)
-            _become(argv, mask, may_go, failure, self._cpus)
+            _become(argv, mask, may_go, failure, self._guest.cpus)
         os.close(may_go)
         os.close(failure)
         os.setpgid(self._program, self._program)  # by us: launch.py's group has no number where the program is
@@ -152,13 +176,13 @@ class _Supervisor:
     def _watch(self) -> None:
         """Serve launch.py and watch the guest until the program has been reaped."""
         poll = select.poll()
-        for fd in (self._front.fileno(), self._guest, self._signals.fd):
+        for fd in (self._front.fileno(), self._guest.process, self._signals.fd):
             poll.register(fd, select.POLLIN)
         while not self._reap():
             for fd, _ in poll.poll():
                 if fd == self._signals.fd:
                     self._signals.read()
-                elif fd == self._guest:
+                elif fd == self._guest.process:
                     poll.unregister(fd)
                     self._end_with_guest()
                 elif (heard := hear(self._front)) is not None:
@@ -199,14 +223,14 @@ class _Supervisor:
                 os.write(stderr, f"{self._name} is gone\n".encode())
 
 
-def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, cpus: list[int] | None) -> NoReturn:
+def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, cpus: frozenset[int] | None) -> NoReturn:
     """In the child: become the program when `may_go` says so; its end before that is the supervisor's. `failure` takes an errno."""
     try:
         signal.set_wakeup_fd(-1)
         linux.die_with_parent()
         if os.read(may_go, 1):
             inherited.give_back()
-            if cpus is not None and (both := os.sched_getaffinity(0) & set(cpus)):
+            if cpus is not None and (both := os.sched_getaffinity(0) & cpus):
                 os.sched_setaffinity(0, both)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.execvpe(argv[0], argv, inherited.environment)

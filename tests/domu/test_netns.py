@@ -1,15 +1,12 @@
 """The guests' network namespaces: real ones, each in a forked child, with privilege and without."""
 
-import ctypes
 import fcntl
-import json
+import ipaddress
 import os
 import select
-import signal
 import socket
 import struct
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,69 +16,14 @@ import pytest
 from domu import netns
 from hyp.abi.features import CSUM, NONE, SG, TSO4
 from hyp.abi.vnet import VNET_BYTES
-from tests.support.patience import patient
+from hyp.net.steps import SetupError
+from hyp.net.tap import set_offloads
+from tests.support.children import become_nobody, call, in_child, libc, read_only_sysctls, root_of_nothing, tun_device
 
-MAC, ADDRESS, MTU = "02:00:00:00:00:0a", "10.1.2.3/20", 1400
+MAC, ADDRESS, MTU = "02:00:00:00:00:0a", netns.Addresses("10.1.2.3/20"), 1400
 MAC_BYTES, PEER_MAC = bytes.fromhex("02000000000a"), bytes.fromhex("0200000000fe")
 HOST, PEER = "10.1.2.3", "10.1.2.9"
-NOBODY = 65534
-CHILD_LIMIT_S = 20.0
-
-CLONE_NEWNS, MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 0x20000, 1, 32, 4096, 16384, 1 << 18
-PR_SET_DUMPABLE = 4
-libc = ctypes.CDLL(None, use_errno=True)
-
 needs_root = pytest.mark.needs("root")
-
-
-def call(result: int) -> None:
-    if result:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def private_mounts() -> None:
-    """Mounts made from here on are this child's own and go with it."""
-    call(libc.unshare(CLONE_NEWNS))
-    call(libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None))
-
-
-def tun_device(mode: int | None) -> None:
-    """A /dev/net of this child's own: with a TUN device of `mode`, or with none."""
-    private_mounts()
-    call(libc.mount(b"tmpfs", b"/dev/net", b"tmpfs", 0, b"mode=755"))
-    if mode is not None:
-        os.mknod("/dev/net/tun", 0o020000 | mode, os.makedev(10, 200))
-        os.chmod("/dev/net/tun", mode)
-
-
-def become_nobody() -> None:
-    os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
-    # as after the exec that a real change of user comes with
-    call(libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0))
-
-
-def in_child(body: Callable[[], Any]) -> Any:
-    """The result (JSON) of `body` in a forked child, which ends at once after; what it raises fails the test."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(patient(CHILD_LIMIT_S)))
-            answer = {"result": body()}
-        except BaseException:
-            answer = {"error": traceback.format_exc()}
-        os.write(writer, json.dumps(answer).encode())
-        os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        text = pipe.read()
-    _, status = os.waitpid(child, 0)
-    assert status == 0, f"wait status {status}"
-    answer = json.loads(text)
-    assert "error" not in answer, answer["error"]
-    return answer["result"]
 
 
 @pytest.fixture(params=[pytest.param("root", marks=needs_root), pytest.param("nobody", marks=pytest.mark.needs("taps"))])
@@ -171,7 +113,7 @@ def test_interface_has_the_settings_asked_for(inside: Callable[..., Any]) -> Non
                 answer = fcntl.ioctl(control, request, struct.pack("16s24x", tap.name.encode()))
                 return struct.unpack_from(layout, answer, 16)
 
-            flags, mtu = get(netns.SIOCGIFFLAGS, "H")[0], get(0x8921, "i")[0]
+            flags, mtu = get(0x8913, "H")[0], get(0x8921, "i")[0]
             mac, address, mask = get(0x8927, "2x6s")[0].hex(), get(0x8915, "4x4s")[0], get(0x891B, "4x4s")[0]
         names = sorted(name for _, name in socket.if_nameindex())
         return [tap.name, names, flags & 1, mtu, mac, socket.inet_ntoa(address), socket.inet_ntoa(mask)]
@@ -179,27 +121,63 @@ def test_interface_has_the_settings_asked_for(inside: Callable[..., Any]) -> Non
     assert inside(look) == ["eth0", ["eth0", "lo"], 1, MTU, MAC_BYTES.hex(), HOST, "255.255.240.0"]
 
 
-def test_descriptors_are_nonblocking_and_closed_on_exec(inside: Callable[..., Any]) -> None:
+def test_the_descriptor_is_nonblocking_and_closed_on_exec(inside: Callable[..., Any]) -> None:
     def look(tap: netns.Tap) -> list[Any]:
-        own = os.stat("/proc/self/ns/net").st_ino == os.fstat(tap.netns_fd).st_ino
         try:
             frame = os.read(tap.fd, 2048).hex()
         except BlockingIOError:
             frame = ""
-        return [os.get_blocking(tap.fd), os.get_inheritable(tap.fd), os.get_inheritable(tap.netns_fd), own, frame]
+        return [os.get_blocking(tap.fd), os.get_inheritable(tap.fd), frame]
 
-    assert inside(look) == [False, False, False, True, ""]
+    assert inside(look) == [False, False, ""]
 
 
-def test_no_ipv6_and_a_loopback(inside: Callable[..., Any]) -> None:
+def test_no_ipv6_but_on_the_loopback(inside: Callable[..., Any]) -> None:
     def look(tap: netns.Tap) -> list[Any]:
         addresses = Path("/proc/net/if_inet6")
+        found = [line.split() for line in addresses.read_text().splitlines()] if addresses.exists() else []
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as echo:
             echo.bind(("127.0.0.1", 0))
             echo.sendto(b"to myself", echo.getsockname())
-            return [addresses.read_text() if addresses.exists() else "", echo.recv(100).decode()]
+            return [sorted({line[-1] for line in found} - {"lo"}), echo.recv(100).decode()]
 
-    assert inside(look) == ["", "to myself"]
+    assert inside(look) == [[], "to myself"]
+
+
+@pytest.mark.needs("ipv6")
+def test_ipv6_addresses_are_there_at_once_and_announce_no_more_than_their_groups(inside: Callable[..., Any]) -> None:
+    """No duplicate address detection, no router solicitation: all that is sent are MLD reports, and then what a program sends."""
+
+    def look(wanted: netns.Addresses) -> list[Any]:
+        tap = netns.create(MAC, wanted, MTU)
+        lines = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]
+        found = sorted(
+            (name, str(ipaddress.IPv6Address(bytes.fromhex(address))), int(flags, 16) & 0x48)
+            for address, _, _, _, flags, name in lines
+        )
+        client = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        client.sendto(b"hello", ("fd00::2", 9))
+        kinds: list[int] = []
+        while not kinds or kinds[-1] != 135:  # neighbour solicitation
+            frame = next_frame(tap.fd)
+            kinds.append(frame[54] if frame[20] == 58 else frame[62])  # MLD is after a hop-by-hop header
+        return [found, sorted(set(kinds) - {143}), str(ipaddress.IPv6Address(frame[22:38])), frame[62:78].hex()]
+
+    peer = ipaddress.IPv6Address("fd00::2").packed.hex()
+    both = netns.Addresses("10.1.2.3/20", address6="fd00::1/64", link_local=True)
+    expected = [["eth0", "fd00::1", 0], ["eth0", "fe80::ff:fe00:a", 0], ["lo", "::1", 0]]
+    assert in_child(lambda: look(both)) == [expected, [135], "fd00::1", peer]
+    one = netns.Addresses("10.1.2.3/20", address6="fd00::1/64")
+    assert in_child(lambda: look(one)) == [[expected[0], expected[2]], [135], "fd00::1", peer]
+
+
+def test_a_gateway_is_for_all_that_is_not_near(inside: Callable[..., Any]) -> None:
+    def body() -> list[str]:
+        tap = netns.create(MAC, netns.Addresses("10.1.2.3/20", gateway=PEER), MTU)
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"far", ("192.0.2.1", 9))
+        return [next_frame(tap.fd)[38:42].hex()]
+
+    assert in_child(body) == [socket.inet_aton(PEER).hex()]
 
 
 def test_frame_written_is_received_inside(inside: Callable[..., Any]) -> None:
@@ -279,7 +257,7 @@ def test_what_the_device_does_is_left_undone(inside: Callable[..., Any], feature
     """A frame of up to 64 KiB, as long as a device takes; without "sg" no segmentation, without "csum" neither."""
 
     def body(tap: netns.Tap) -> list[Any]:
-        netns.set_offloads(tap.fd, features)
+        set_offloads(tap.fd, tap.name, features)
         client = connected(tap)
         client.send(bytes(10 * MTU))
         next_with_header(tap.fd)  # the handshake's end
@@ -297,7 +275,7 @@ def test_nothing_is_left_afterwards(inside: Callable[..., Any]) -> None:
         return os.stat("/proc/self/ns/net").st_ino, socket.if_nameindex(), named, sorted(os.listdir("/proc/self/fd"))
 
     before = state()
-    inode = inside(lambda tap: os.fstat(tap.netns_fd).st_ino)
+    inode = inside(lambda tap: os.stat("/proc/self/ns/net").st_ino)
     assert state() == before
     assert inode != before[0]
     for link in Path("/proc").glob("[0-9]*/ns/net"):
@@ -311,14 +289,14 @@ def test_nothing_is_left_afterwards(inside: Callable[..., Any]) -> None:
 
 
 def failure(prepare: Callable[[], None], mac: str = MAC, mtu: int = MTU) -> list[str]:
-    """The step, cause and remedy of the NamespaceError in a child, and the descriptors it left open."""
+    """The step, cause and remedy of the SetupError in a child, and the descriptors it left open."""
 
     def body() -> list[Any]:
         prepare()
         before = set(os.listdir("/proc/self/fd"))
         try:
             netns.create(mac, ADDRESS, mtu)
-        except netns.NamespaceError as error:
+        except SetupError as error:
             left = sorted(set(os.listdir("/proc/self/fd")) - before)
             return [str(error), left, error.step, error.cause, error.remedy]
         raise AssertionError("it was created")
@@ -361,11 +339,7 @@ def test_unreadable_tun_device_says_chmod() -> None:
 def test_disabled_user_namespaces_say_sysctl() -> None:
     def prepare() -> None:
         # in a user namespace of one's own the limit can be set to 0 for those inside; then give up all capabilities
-        become_nobody()
-        call(libc.unshare(netns.CLONE_NEWUSER))
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/gid_map").write_text(f"0 {NOBODY} 1")
-        Path("/proc/self/uid_map").write_text(f"0 {NOBODY} 1")
+        root_of_nothing()
         Path("/proc/sys/user/max_user_namespaces").write_text("0")
         call(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
 
@@ -386,9 +360,7 @@ def test_bad_setting_is_named() -> None:
 @pytest.mark.needs("ipv6")
 def test_read_only_sysctls_still_give_a_quiet_link() -> None:
     def body() -> list[str]:
-        private_mounts()
-        call(libc.mount(b"/proc/sys", b"/proc/sys", None, MS_BIND, None))
-        call(libc.mount(b"none", b"/proc/sys", None, MS_BIND | MS_REMOUNT | MS_RDONLY, None))
+        read_only_sysctls()
         netns.create(MAC, ADDRESS, MTU)
         # with IPv6 on, an interface has its link-local address, if any, from the moment that it is up
         addresses = [line.split() for line in Path("/proc/net/if_inet6").read_text().splitlines()]

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.labs import LAUNCH, ROOT, left_behind, start, topology_file, unique, wait_until
+from tests.support.labs import LAUNCH, ROOT, launch, left_behind, start, topology_file, unique, wait_until
 from tests.support.patience import patient
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
@@ -104,6 +105,51 @@ def test_download_has_the_same_sha256(lab: str, path: str, tmp_path: Path) -> No
         serving.stdout.read()
     assert done.returncode == 0, done.stderr
     assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(data).digest()
+
+
+RECEIVE = """
+import hashlib, socket
+with socket.create_server(("", 7000)) as server:
+    print("listening", flush=True)
+    stream, _ = server.accept()
+    digest = hashlib.sha256()
+    while data := stream.recv(1 << 20):
+        digest.update(data)
+    print(digest.hexdigest())
+"""
+CHANGE = """
+import fcntl, hashlib, random, socket, struct, sys
+content = random.Random(3).randbytes(9 << 20)
+stream = socket.create_connection((sys.argv[1], 7000))
+datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+for part, mtu in enumerate((1000, 9000, 1500)):
+    stream.sendall(content[part * 3 << 20 : (part + 1) * 3 << 20])
+    fcntl.ioctl(stream, 0x8922, struct.pack("16si20x", b"eth0", mtu))  # SIOCSIFMTU, while what was sent is under way
+    for size in (900, 2000, 8000):
+        datagrams.sendto(bytes(size), (sys.argv[1], 9))
+print(hashlib.sha256(content).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("path", PAIRS)
+def test_an_mtu_changed_in_mid_traffic(lab: str, path: str) -> None:
+    """Lowered, raised beyond the guest's, and as it was: a stream goes on, and what no longer fits is dropped under a name."""
+    client, server = PAIRS[path]
+    before = drops_of(lab, client)
+    with serve(lab, server, sys.executable, "-c", RECEIVE) as receiving:
+        assert receiving.stdout is not None
+        assert receiving.stdout.readline() == "listening\n"
+        done = inside(lab, client, sys.executable, "-c", CHANGE, ADDRESS[server])
+        assert (done.returncode, done.stderr) == (0, "")
+        assert receiving.stdout.read() == done.stdout
+    wait_until(lambda: drops_of(lab, client).get("oversize", 0) > before.get("oversize", 0), "the counters to be published")
+    dropped = Counter(drops_of(lab, client)) - Counter(before)
+    assert dropped == {"oversize": 2}  # datagrams of 2000 and of 8000 bytes, when eth0 took 9000
+
+
+def drops_of(lab: str, guest: str) -> dict[str, int]:
+    status = next(one for one in json.loads(launch("status", "--json").stdout) if one["name"] == lab)
+    return next(one["counters"]["drops"] for one in status["guests"] if one["name"] == guest)
 
 
 def test_exec_gives_output_status_and_signals(lab: str) -> None:

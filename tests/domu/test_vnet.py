@@ -9,11 +9,12 @@ import pytest
 from hypothesis import strategies as st
 
 from domu.device import FRAME_BYTES
-from domu.programs.vnet import BAD, TOO_LONG, header_of, word_of
+from domu.programs.tap import frame_of
 from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO_TCPV4, GSO_TCPV6, MORE, SEGMENT_SHIFT
 from hyp.abi.vnet import DATA_VALID, NEEDS_CSUM, TYPE_ECN, TYPE_TCPV4, TYPE_TCPV6, VNET_BYTES
 from hyp.kernels import entry, i64
 from hyp.offload.frame import FrameMemory, frame_at
+from hyp.offload.vnet import BAD, TOO_LONG, header_of, word_of
 from tests.support.fuzz import SEED, TIERS, fuzz
 from tests.support.packets import Packet, ones_sum
 
@@ -25,12 +26,16 @@ UNLIMITED = 1 << 17
 
 @entry(i64(i64, i64, i64, i64, i64, i64))
 def _word_of(frame: int, header: int, burst: int, n: int, length: int, longest: int) -> Any:
-    return word_of(frame_at(frame), header, burst, 0, n, length, longest)
+    f = frame_at(frame)
+    frame_of(f, burst, 0, n, length, 0)
+    return word_of(f, header, longest)
 
 
 @entry(i64(i64, i64, i64, i64, i64, i64))
 def _header_of(frame: int, header: int, burst: int, n: int, length: int, word: int) -> Any:
-    return 1 if header_of(frame_at(frame), header, burst, 0, n, length, word) else 0
+    f = frame_at(frame)
+    frame_of(f, burst, 0, n, length, word)
+    return 1 if header_of(f, header) else 0
 
 
 class Fragments:

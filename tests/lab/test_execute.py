@@ -19,8 +19,10 @@ from lab.programs import run_in_guest
 from tests.support.labs import (
     LAUNCH,
     ROOT,
+    SAY_PROCESS,
     launch,
     left_behind,
+    process_said,
     processes,
     run,
     staying_up,
@@ -36,7 +38,6 @@ from tests.support.tiers import tiered
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
 
 GUEST = '[[guest]]\nname = "alice"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
-OUTER_PID = "read pid rest < /proc/self/stat; echo $pid; "  # /proc numbers it as the test does; $$ is the guest's number
 GRACE = 30
 
 
@@ -63,11 +64,11 @@ def inside(lab: str, *program: str, **options: Any) -> "subprocess.CompletedProc
 def running(lab: str, script: str, **options: Any) -> "tuple[subprocess.Popen[str], int]":
     """A shell script in the guest that has said its process id, as the test's /proc numbers it."""
     process = subprocess.Popen(
-        command(lab, "sh", "-c", OUTER_PID + script),
+        command(lab, "sh", "-c", SAY_PROCESS + script),
         stdout=subprocess.PIPE, text=True, cwd=ROOT, preexec_fn=default_signals, **options,
     )  # fmt: skip
     assert process.stdout is not None
-    return process, int(process.stdout.readline())
+    return process, process_said(process.stdout.readline())
 
 
 def default_signals() -> None:
@@ -81,7 +82,7 @@ def default_signals() -> None:
 PROBE = """
 umask; ulimit -aS; ulimit -aH; nice; pwd; echo "$#"; env | sort
 grep -E "^(Sig(Blk|Ign)|Cpus_allowed_list|NoNewPrivs|Groups)" /proc/self/status
-cat /proc/self/oom_score_adj /proc/self/timerslack_ns /proc/self/cgroup; cut -d" " -f6-7 /proc/self/stat
+cat /proc/self/oom_score_adj /proc/self/timerslack_ns /proc/self/cgroup; cut -d" " -f7 /proc/self/stat
 ls /proc/self/fd; cat <&7; cat
 """
 
@@ -183,8 +184,8 @@ def test_the_folder_may_have_been_removed(lab: str, tmp_path: Path) -> None:
 
 def test_a_daemon_that_let_go_of_its_streams_does_not_hold_the_callers(lab: str) -> None:
     """What was started returns its caller's pipes at their end, although the daemon lives."""
-    started = inside(lab, "sh", "-c", f"sh -c '{OUTER_PID} exec sleep 1000 >/dev/null 2>&1 </dev/null' & wait_for=$!; sleep 0")
-    daemon = int(started.stdout)
+    started = inside(lab, "sh", "-c", f"sh -c '{SAY_PROCESS} exec sleep 1000 >/dev/null 2>&1 </dev/null' & wait_for=$!; sleep 0")
+    daemon = process_said(started.stdout)
     try:
         assert started.returncode == 0
         assert state(daemon) in "RSD"
@@ -245,10 +246,10 @@ def test_a_signal_to_the_callers_job_reaches_the_program_once(lab: str) -> None:
 
 
 def test_the_program_and_its_children_end_with_an_exec_that_is_killed(lab: str) -> None:
-    process, program = running(lab, f"sh -c '{OUTER_PID} exec sleep 1000'; true")
+    process, program = running(lab, f"sh -c '{SAY_PROCESS} exec sleep 1000'; true")
     with process:
         assert process.stdout is not None
-        child = int(process.stdout.readline())
+        child = process_said(process.stdout.readline())
         process.kill()
         assert process.stdout.read() == ""  # nobody has it any more
     wait_until(lambda: state(program) == state(child) == "", "the program and its child to end")
@@ -259,6 +260,7 @@ def test_the_program_ends_with_its_supervisor(lab: str) -> None:
     with process:
         supervisor = int(Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[1])
         assert supervisor != process.pid
+        assert os.getsid(program) == os.getsid(process.pid)
         os.kill(supervisor, signal.SIGKILL)
         assert process.wait(patient(GRACE)) == 128 + signal.SIGKILL
     wait_until(lambda: state(program) == "", "the program to end")
@@ -289,8 +291,10 @@ def test_a_program_run_from_python_gives_status_and_output_and_ends_when_cancell
             assert done == (5, "out\nerr\n")
             said = tmp_path / "said"
             os.mkfifo(said)
-            sleeping = asyncio.create_task(run_in_guest(lab, "alice", ["sh", "-c", f"{{ {OUTER_PID} }} >{said}; exec sleep 1000"]))
-            program = int(await asyncio.to_thread(said.read_text))
+            sleeping = asyncio.create_task(
+                run_in_guest(lab, "alice", ["sh", "-c", f"{{ {SAY_PROCESS} }} >{said}; exec sleep 1000"])
+            )
+            program = process_said(await asyncio.to_thread(said.read_text))
             assert state(program) in ("R", "S", "D")
             sleeping.cancel()
             await asyncio.wait({sleeping})

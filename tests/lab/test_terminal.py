@@ -10,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.labs import LAUNCH, launch, left_behind, processes, staying_up, topology_file, unique, wait_until
+from tests.support.labs import (
+    LAUNCH,
+    SAID_PROCESS,
+    SAY_PROCESS,
+    launch,
+    left_behind,
+    process_said,
+    processes,
+    staying_up,
+    topology_file,
+    unique,
+    wait_until,
+)
 from tests.support.patience import patient
 from tests.support.screens import PROMPT, START, Screen, screen, shell, state
 
@@ -21,7 +33,6 @@ GUESTS = "".join(
     for host, name in enumerate(("alice", "bob"), 1)
 )
 INSIDE = "inside> "
-OUTER_PID = "read pid rest < /proc/self/stat; echo is $pid.; "
 SHELLS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in START]
 
 
@@ -41,12 +52,12 @@ def words(lab: str, *program: str, guest: str = "alice") -> list[str]:
 
 def line(lab: str, script: str, guest: str = "alice") -> str:
     """A command line that runs a shell script in a guest; the script says its process id first."""
-    return shlex.join(words(lab, "sh", "-c", OUTER_PID + script, guest=guest))
+    return shlex.join(words(lab, "sh", "-c", SAY_PROCESS + script, guest=guest))
 
 
 def program_of(shown: Screen) -> int:
     """The process id, as this test's /proc has it, of the program that has just said it."""
-    return int(shown.expect(r"is (\d+)\.")[1])
+    return process_said(shown.expect(SAID_PROCESS)[0])
 
 
 def has_terminal(shown: Screen, group: int) -> bool:
@@ -73,7 +84,7 @@ def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
         shown.resize(33, 101)
         shown.enter("stty size")
         shown.expect(r"33 101\r\n")
-        shown.enter(f"sh -c '{OUTER_PID} exec sleep 1000'")
+        shown.enter(f"sh -c '{SAY_PROCESS} exec sleep 1000'")
         sleeping = program_of(shown)
         shown.type("\x1a")
         shown.expect("Stopped")
@@ -158,7 +169,7 @@ def test_stopped_and_continued_by_signals_to_the_exec(lab: str) -> None:
 
 def test_a_program_where_no_shell_could_continue_it_is_not_stopped(lab: str) -> None:
     """As the kernel has it for any program whose process group is orphaned."""
-    with screen(*words(lab, "sh", "-c", OUTER_PID + "read answer; echo ans''wer $answer")) as shown:
+    with screen(*words(lab, "sh", "-c", SAY_PROCESS + "read answer; echo ans''wer $answer")) as shown:
         program = program_of(shown)
         wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
         shown.type("\x1a")

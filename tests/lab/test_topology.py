@@ -58,7 +58,18 @@ def test_defaults(tmp_path: Path) -> None:
             "mtu": 1500,
             "pause_us": 20_000,
             "queue": 256,
-            "wire": {"mode": "sink", "mac": "02:00:00:00:ff:01", "to": None, "frame": 64, "pps": 0, "gbps": 0.0, "delay_us": 0},
+            "wire": {
+                "mode": "sink",
+                "mac": "02:00:00:00:ff:01",
+                "to": None,
+                "frame": 64,
+                "pps": 0,
+                "gbps": 0.0,
+                "delay_us": 0,
+                "interface": "xbl0",
+                "address": None,
+                "address6": None,
+            },
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300, "max_queues": 8},
         "spin": {"limit_us": "auto"},
@@ -73,10 +84,15 @@ def test_defaults(tmp_path: Path) -> None:
                 "program": "traffic",
                 "address": None,
                 "mtu": 1500,
+                "address6": None,
+                "link_local": False,
+                "gateway": None,
+                "gateway6": None,
                 "persistent_grants": False,
                 "rate": None,
                 "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
+                "batches": True,
                 "queues": 1,
             }
         ],
@@ -132,7 +148,8 @@ def test_everything_given(tmp_path: Path) -> None:
     plain = read(tmp_path, text).plain()
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
     wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
-    assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire}
+    host = {"interface": "xbl0", "address": None, "address6": None}
+    assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire | host}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5, "max_queues": 8}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
         ("02:00:00:00:ab:cd", 4 * MIB, 576, None),
@@ -233,7 +250,7 @@ ONE_KEY = [
     ("nic.queue = 32", "nic.queue", "must be greater than or equal to 64"),
     ("nic.queue = 8192", "nic.queue", "must be less than or equal to 4096"),
     ("nic.qeue = 64", "nic.qeue", "is not a key (did you mean 'queue'?)"),
-    ('nic.wire.mode = "mirror"', "nic.wire.mode", "must be 'sink', 'reflect' or 'generate', not 'mirror'"),
+    ('nic.wire.mode = "mirror"', "nic.wire.mode", "must be 'sink', 'reflect', 'generate' or 'tap', not 'mirror'"),
     ('nic.wire.mac = "02:00"', "nic.wire.mac", "is not a MAC address"),
     ('nic.wire.mac = "02:00:00:00:00:01"', "nic.wire.mac", "is guest[0].mac's already"),
     ("nic.wire.speed = 1", "nic.wire.speed", "is not a key; there are mode, mac, to, frame, pps, gbps, delay_us"),
@@ -337,6 +354,72 @@ def test_refused_address(tmp_path: Path, address: str, reason: str) -> None:
     found = problems(tmp_path, TAP + second)
     assert list(found) == ["guest[1].address"]
     assert reason in found["guest[1].address"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "key", "reason"),
+    [
+        ('address6 = "fd00::1"', "address6", "is not an IPv6 address with the length of its prefix, such as fd00::1/64"),
+        ('address6 = "10.0.0.1/24"', "address6", "is not an IPv6 address with the length of its prefix"),
+        ('address6 = "fd00::1/129"', "address6", "is not an IPv6 address with the length of its prefix"),
+        ('address6 = "fd00::1/128"', "address6", "the prefix must be 1 to 127 bits long"),
+        ('address6 = "fd00::/64"', "address6", "is the address of all routers of fd00::/64"),
+        ('address6 = "fe80::1/64"', "address6", "is a link-local address, which link_local = true gives"),
+        ('address6 = "ff02::1/64"', "address6", "is not an address that a host can have"),
+        ('address6 = "::1/64"', "address6", "is not an address that a host can have"),
+        ('mtu = 1200\naddress6 = "fd00::1/64"', "address6", "IPv6 needs an mtu of at least 1280, not 1200"),
+        ("mtu = 1200\nlink_local = true", "link_local", "IPv6 needs an mtu of at least 1280, not 1200"),
+        ('gateway = "10.0.1.1"', "gateway", "is not in 10.0.0.0/24, the guest's network"),
+        ('gateway = "10.0.0.1"', "gateway", "is the guest's own address"),
+        ('gateway = "bob"', "gateway", "is not an IPv4 address, such as 10.0.0.1"),
+        ('gateway6 = "fd00::2"', "gateway6", "needs an address6, in whose network it is"),
+        ('address6 = "fd00::1/64"\ngateway6 = "10.0.0.2"', "gateway6", "is not an IPv6 address, such as fd00::1"),
+    ],
+)
+def test_refused_network_of_a_guest(tmp_path: Path, lines: str, key: str, reason: str) -> None:
+    found = problems(tmp_path, TAP + lines + "\n")
+    assert list(found) == [f"guest[0].{key}"]
+    assert reason in found[f"guest[0].{key}"]
+
+
+WIRE_TAP = '[nic.wire]\nmode = "tap"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        ('[nic.wire]\ninterface = "lab0"\n', "nic.wire.interface", 'has a meaning with mode = "tap" only'),
+        ('[nic.wire]\naddress = "10.0.0.9/24"\n', "nic.wire.address", 'has a meaning with mode = "tap" only'),
+        (WIRE_TAP + 'interface = "much-too-long-a-name"\n', "nic.wire.interface", "is not a name of an interface"),
+        (WIRE_TAP + 'interface = "a/b"\n', "nic.wire.interface", "is not a name of an interface"),
+        (WIRE_TAP + "gbps = 1.0\n", "nic.wire.gbps", 'has no meaning with mode = "tap"'),
+        (WIRE_TAP + "delay_us = 5\n", "nic.wire.delay_us", 'has no meaning with mode = "tap"'),
+        (WIRE_TAP + 'address = "10.0.0.0/24"\n', "nic.wire.address", "is the network address"),
+        (WIRE_TAP + 'address = "10.0.0.1/24"\n', "guest[0].address", "is nic.wire.address's already"),
+        (WIRE_TAP + 'to = "tess"\n', "nic.wire.to", 'has a meaning with mode = "generate" only'),
+    ],
+)
+def test_refused_wire_to_the_host(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    found = problems(tmp_path, text + TAP)
+    assert list(found) == [key]
+    assert reason in found[key]
+
+
+def test_a_wire_to_the_host_takes_part_in_no_workload(tmp_path: Path) -> None:
+    found = problems(tmp_path, WIRE_TAP + ANNA + '[[workload]]\nkind = "stream"\nfrom = "anna"\nto = "wire"\nframes = 1\n')
+    assert "the wire leads to the host" in found["workload[0].to"]
+
+
+@pytest.mark.parametrize("line", ['address6 = "fd00::1/64"', "link_local = true", 'gateway = "10.0.0.2"', 'gateway6 = "fd00::2"'])
+def test_only_tap_guests_have_a_network(tmp_path: Path, line: str) -> None:
+    found = problems(tmp_path, ANNA + line + "\n")
+    assert 'with program = "tap" only' in found[f"guest[0].{line.split()[0]}"]
+
+
+def test_ipv6_addresses_are_unique_however_they_are_written(tmp_path: Path) -> None:
+    second = TAP.replace("tess", "toni").replace("10.0.0.1/24", "10.0.0.2/24") + 'address6 = "fd00:0::0001/64"\n'
+    found = problems(tmp_path, TAP + 'address6 = "fd00::1/64"\n' + second)
+    assert found == {"guest[1].address6": "'fd00::1' is guest[0].address6's already"}
 
 
 def test_derived_mac_is_not_the_one_refused(tmp_path: Path) -> None:

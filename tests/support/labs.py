@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -113,15 +114,30 @@ def machine_of_its_own() -> Iterator[list[str]]:
 
     Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise.
     """
-    script = "mount -t tmpfs -o mode=1777 tmpfs /dev/shm && echo mounted && exec cat"
+    with _namespace("--mount", "mount -t tmpfs -o mode=1777 tmpfs /dev/shm") as within:
+        yield within
+
+
+@contextmanager
+def network_of_its_own() -> Iterator[list[str]]:
+    """A network namespace with nothing but a loopback in it, where a topology may make an interface.
+
+    Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise.
+    """
+    with _namespace("--net", "ip link set lo up") as within:
+        yield within
+
+
+@contextmanager
+def _namespace(kind: str, prepare: str) -> Iterator[list[str]]:
     user = [] if os.getuid() == 0 else ["--user", "--map-root-user"]
     entering = [] if os.getuid() == 0 else ["--user", "--preserve-credentials"]
-    command = ["unshare", "--mount", *user, "sh", "-c", script]
+    command = ["unshare", kind, *user, "sh", "-c", f"{prepare} && echo there && exec cat"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:  # ends with its input
         assert holder.stdout is not None
         assert holder.stdin is not None
-        assert holder.stdout.readline() == "mounted\n"
-        yield ["nsenter", "--target", str(holder.pid), "--mount", *entering]
+        assert holder.stdout.readline() == "there\n"
+        yield ["nsenter", "--target", str(holder.pid), kind, *entering]
         holder.stdin.close()
 
 
@@ -148,6 +164,26 @@ def left_behind(name: str) -> list[str]:
     found = [str(path) for path in Path("/dev/shm").glob(f"xbl.{uid}.{name}.*")]
     found += [str(path) for path in [place() / name] if path.exists()]
     return found + [f"process {pid}: {line}" for pid, line in processes(name).items()]
+
+
+SAY_PROCESS = 'echo "is $$ in $(readlink /proc/self/ns/pid)."; '
+"""For a shell script in a guest, in single quotes: it says which process it is (`process_said`)."""
+SAID_PROCESS = r"is (\d+) in pid:\[(\d+)\]\."
+
+
+def process_said(text: str) -> int:
+    """The living process, as this test's /proc numbers it, that has said `text` in a PID namespace where it has another number."""
+    said = re.search(SAID_PROCESS, text)
+    assert said is not None, text
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(folder / "ns" / "pid") == f"pid:[{said[2]}]":
+                status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+                if status["NSpid"].split()[-1] == said[1]:
+                    return int(folder.name)
+        except OSError:  # gone, or not ours
+            continue
+    raise AssertionError(f"no process {text}")
 
 
 def processes(name: str) -> dict[int, str]:

@@ -6,7 +6,6 @@ that the word can't tell of (not TCP's or UDP's, or an inner packet's) is filled
 
 from typing import Any
 
-from domu.device import frame_addr, frame_length
 from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO, GSO_TCPV4, GSO_TCPV6, SEGMENT_SHIFT
 from hyp.abi.vnet import (
     DATA_VALID,
@@ -22,14 +21,15 @@ from hyp.abi.vnet import (
     VNET_GSO_TYPE,
     VNET_HDR_LEN,
 )
-from hyp.atomics import load8, load16, load64, store8, store16, store64
+from hyp.atomics import load8, load16, store8, store16, store64
 from hyp.kernels import compiled, outlined
 from hyp.offload.checksum import folded, sum_pieces
-from hyp.offload.frame import add_piece, begin_frame, piece_addr, piece_length
+from hyp.offload.frame import piece_addr, piece_length
 from hyp.offload.headers import TCP
 from hyp.offload.segments import TCP_CHECKSUM, UDP_CHECKSUM, longest_part, prepare, segment_of
 
 BAD, TOO_LONG = -1, -2
+IOVEC_BYTES = 16
 
 
 @compiled
@@ -39,41 +39,40 @@ def has_offload(header: int) -> Any:
 
 
 @compiled
-def _frame_of(f: Any, burst: int, first: int, n: int, length: int, offload: int) -> None:
-    """The FRAME record of `n` fragments of a burst."""
-    at = frame_addr(burst, first)
-    begin_frame(f, length, offload, load64(at), load64(at + 8))
-    for k in range(first, first + n):
-        add_piece(f, frame_addr(burst, k), frame_length(burst, k))
-
-
-@compiled
 def _checksum_field(f: Any) -> Any:
     """Where in its TCP or UDP header a prepared frame has its checksum."""
     return TCP_CHECKSUM if f.protocol == TCP else UDP_CHECKSUM
 
 
-@outlined
-def word_of(f: Any, header: int, burst: int, first: int, n: int, length: int, longest: int) -> Any:
-    """The offload word for a frame whose virtio_net_hdr asks for something.
+@compiled
+def set_iovec(iov: int, k: int, addr: int, length: int) -> None:
+    """Enter `length` bytes as number `k` of an array of struct iovec."""
+    store64(iov + k * IOVEC_BYTES, addr)
+    store64(iov + k * IOVEC_BYTES + 8, length)
 
-    BAD if it can't be done; TOO_LONG if a segment would have more than `longest` bytes. `f`: a FRAME record to work with.
+
+@outlined
+def word_of(f: Any, header: int, longest: int) -> Any:
+    """The offload word for a frame whose virtio_net_hdr asks for something; it becomes the frame's.
+
+    BAD if it can't be done; TOO_LONG if a segment would have more than `longest` bytes. The frame lies in the caller's own memory.
     """
     kind = load8(header + VNET_GSO_TYPE) & ~TYPE_ECN
     gso = GSO_TCPV4 if kind == TYPE_TCPV4 else GSO_TCPV6 if kind == TYPE_TCPV6 else 0
     start, offset = load16(header + VNET_CSUM_START), load16(header + VNET_CSUM_OFFSET)
     blank = load8(header + VNET_FLAGS) & NEEDS_CSUM != 0
-    if not blank or (gso == 0 and kind != TYPE_NONE) or start + offset + 2 > length:
+    if not blank or (gso == 0 and kind != TYPE_NONE) or start + offset + 2 > f.length:
         return BAD
     word = CSUM_BLANK | gso
     if gso != 0:
         word |= load16(header + VNET_GSO_SIZE) << SEGMENT_SHIFT
-    _frame_of(f, burst, first, n, length, word)
+    f.offload = word
     if prepare(f) and f.transport == start and _checksum_field(f) == offset:
         return TOO_LONG if longest_part(f) > longest else word
     if gso != 0:
         return BAD
     _fill_in(f, start, start + offset)
+    f.offload, f.parts = 0, 1
     return 0
 
 
@@ -103,20 +102,28 @@ def clear_header(header: int) -> None:
 
 
 @outlined
-def header_of(f: Any, header: int, burst: int, first: int, n: int, length: int, word: int) -> Any:
-    """Write the virtio_net_hdr of a received frame whose word has an offload. False if the frame is not what the word says."""
-    clear_header(header)
+def header_of(f: Any, header: int) -> Any:
+    """Write the virtio_net_hdr of a received frame that has an offload. False if the frame is not what its word says."""
+    word = f.offload
     if word & CSUM_BLANK == 0:
+        clear_header(header)
         store8(header + VNET_FLAGS, DATA_VALID if word & CSUM_VALID else 0)
         return word & GSO == 0
-    _frame_of(f, burst, first, n, length, word & (CSUM_BLANK | GSO | (0xFFFF << SEGMENT_SHIFT)))
+    f.offload = word & (CSUM_BLANK | GSO | (0xFFFF << SEGMENT_SHIFT))
     if not prepare(f):
         return False
+    describe(f, header)
+    return True
+
+
+@compiled
+def describe(f: Any, header: int) -> None:
+    """Write the virtio_net_hdr of a prepared frame."""
+    clear_header(header)
     store8(header + VNET_FLAGS, NEEDS_CSUM)
     store16(header + VNET_CSUM_START, f.transport)
     store16(header + VNET_CSUM_OFFSET, _checksum_field(f))
-    if word & GSO:
-        store8(header + VNET_GSO_TYPE, TYPE_TCPV4 if word & GSO_TCPV4 else TYPE_TCPV6)
-        store16(header + VNET_GSO_SIZE, segment_of(word))
+    if f.offload & GSO:
+        store8(header + VNET_GSO_TYPE, TYPE_TCPV4 if f.offload & GSO_TCPV4 else TYPE_TCPV6)
+        store16(header + VNET_GSO_SIZE, segment_of(f.offload))
         store16(header + VNET_HDR_LEN, f.header_bytes)
-    return True
