@@ -24,7 +24,6 @@ from bench.programs.running import Server, run_client
 ROUND_TRIP = Path(__file__).with_name("round_trip.py")
 WRK_CONNECTIONS, WRK_RESPONSE, WRK_LONGEST_S = 16, 1024, 60
 REDIS_CLIENTS, REDIS_PIPELINE = 10, 16
-LEAST = 100  # of an amount
 
 
 class Reading(NamedTuple):
@@ -44,6 +43,8 @@ class Program(ABC):
     port: int
     first_per_s = 1e4
     """What the first run of a client reckons with."""
+    least = 100
+    """Of an amount."""
     interrupted = False
     """The client goes on until it gets SIGINT."""
 
@@ -106,7 +107,7 @@ class IperfUdp(IperfTcp):
     """iperf3, UDP, payloads of `size` bytes as fast as the client can; counted where they arrive."""
 
     rate, cost = "received_per_s", "cpu_us_per_request"
-    first_per_s = 1e5  # of less than some thousands the server has not told when the client asks
+    first_per_s, least = 1e5, 5000  # of fewer the server may have counted none when the client asks
 
     def __init__(self, size: int, port: int) -> None:
         self.name, self.size, self.port = f"iperf3 UDP {size} B", size, port
@@ -234,7 +235,7 @@ async def once(program: Program, ends: Ends, seconds: float, per_s: float) -> tu
 
     `per_s`: how much of what it sends it is reckoned to send in a second.
     """
-    amount = max(LEAST, round(per_s * seconds))
+    amount = max(program.least, round(per_s * seconds))
     argv = program.client(ends.address, seconds, amount)
     done = await run_client(ends, argv, seconds if program.interrupted else None)
     try:
