@@ -158,9 +158,9 @@ def execute(
     topology = take_topology(argv) or topology
     if not argv:
         fail("exec: which program?", USAGE)
-    pidfd = ask(find_guest(guest, topology))
+    found = ask(find_guest(guest, topology))
     try:
-        raise typer.Exit(run_inside(pidfd, guest, [os.fsencode(word) for word in argv]))
+        raise typer.Exit(run_inside(found, guest, [os.fsencode(word) for word in argv]))
     except ClientError as error:
         fail(str(error), FAILED)
 

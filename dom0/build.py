@@ -17,7 +17,7 @@ from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.nic import LINK_HEADER
 from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, SPLIT_SLOTS
 from hyp.engine import Engine
-from hyp.events import WAIT
+from hyp.events import new_wait
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
@@ -80,8 +80,7 @@ class EngineState:
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
         self._hash_infos = np.zeros(OPS, np.int64)
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
-        self._wait = np.zeros(1, WAIT)
-        self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
+        self._wait = new_wait(epoll, platform.address)
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
         self._spare = list(range(domains, MAX_PORTS))  # for queues that are not their vif's first, in order
         for number in range(MAX_PORTS):

@@ -4,15 +4,13 @@ import importlib
 import time
 from typing import Any
 
-import numpy as np
-
 from domu.device import Device
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import WAIT
+from hyp.events import new_wait
 from hyp.memory import Mapping
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process
@@ -24,8 +22,7 @@ class GuestQueue:
 
     def __init__(self, name: str, number: int, platform: Mapping, upcall: int, epoll: int) -> None:
         self.number, self.upcall = number, upcall
-        self._wait = np.zeros(1, WAIT)
-        self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
+        self._wait = new_wait(epoll, platform.address)
         self.wait = int(self._wait.ctypes.data)
         self.engine = Engine(name if number == 0 else f"{name}.{number}", epoll)
 

@@ -13,6 +13,7 @@ import errno
 import os
 import select
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -63,8 +64,9 @@ def most_of(due: int) -> int:
 
 # --- loops ------------------------------------------------------------------------------------------------------------
 
-WAIT = np.dtype([("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8")])
-"""Private state of a loop's waiting: its upcall, the address of the platform page, and how long it spins just now."""
+WAIT = np.dtype([("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8"), ("never", "i8")])
+"""Private state of a loop's waiting: its upcall, the address of the platform page, how long it spins just now, and 1 in `never` if
+it may not at all, whatever that page says."""
 
 wait_at = record_view(WAIT)
 
@@ -74,7 +76,7 @@ FIRST_SPIN_NS = 4000
 @compiled
 def spin_limit(wait):
     """The longest that a loop may spin, in ns: for what is known to be due within that time it does not sleep."""
-    return load64_once(wait.platform + SPIN_LIMIT_NS)
+    return load64_once(wait.platform + SPIN_LIMIT_NS) if wait.never == 0 else 0
 
 
 @compiled
@@ -120,6 +122,22 @@ def sleep(wait, timeout_ns, counts):
     elif slept > 8 * limit:
         wait.spin_ns >>= 1
     return events
+
+
+_never = False
+
+
+def never_spin() -> None:
+    """No loop that this process makes from now on spins (`new_wait`): it shares its CPU with others, or so its user wants it."""
+    global _never
+    _never = True
+
+
+def new_wait(epoll: int, platform: int) -> "np.ndarray[Any, np.dtype[np.void]]":
+    """A WAIT record, an array of one. `epoll`: the loop's upcall; `platform`: address of the platform page."""
+    wait = np.zeros(1, WAIT)
+    wait[0]["epoll"], wait[0]["platform"], wait[0]["never"] = epoll, platform, _never
+    return wait
 
 
 # --- the hypervisor's table -------------------------------------------------------------------------------------------

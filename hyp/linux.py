@@ -5,6 +5,7 @@ import ctypes
 import errno
 import os
 import signal
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
@@ -124,17 +125,19 @@ def unmount(target: str) -> None:
     _checked(_libc.umount2(os.fsencode(target), _MNT_DETACH))
 
 
-def enter_namespaces(pidfd: int) -> None:
+def enter_namespaces(pidfd: int, without: Collection[str] = ()) -> None:
     """Enter those namespaces of a process in which we are not; its PID namespace is entered by children born from now on.
 
     The working folder stays the one it is, which setns(2) would leave for the root of the mounts that are entered. This process
-    must have one thread. Without privilege it must be of the user that made the user namespace that is entered with them. OSError:
-    ESRCH if the process has ended, EPERM, EINVAL before Linux 5.8.
+    must have one thread, and can start none afterwards unless it does `without` "pid" (a name of NAMESPACES). Without privilege it
+    must be of the user that made the user namespace that is entered with them. OSError: ESRCH if the process has ended, EPERM,
+    EINVAL before Linux 5.8.
     """
     ours = Path("/proc/self/ns")
     theirs = Path(f"/proc/{pid_of(pidfd)}/ns")
     try:
-        flags = [flag for name, flag in NAMESPACES.items() if (ours / name).exists() and not (ours / name).samefile(theirs / name)]
+        there = {name: flag for name, flag in NAMESPACES.items() if name not in without and (ours / name).exists()}
+        flags = [flag for name, flag in there.items() if not (ours / name).samefile(theirs / name)]
     except FileNotFoundError:
         raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH)) from None
     if not flags:
@@ -164,6 +167,17 @@ def _go_back(path: str | None, folder: int) -> None:
             if os.path.samestat(os.stat("."), os.fstat(folder)):
                 return
     os.fchdir(folder)
+
+
+def enter(namespaces: Sequence[int]) -> None:
+    """Enter the namespaces of these descriptors (of /proc/<pid>/ns), in order, but for those in which we are already.
+
+    This process must have one thread. OSError as setns(2) gives it.
+    """
+    ours = [os.stat(path) for path in Path("/proc/self/ns").iterdir()]
+    for fd in namespaces:
+        if not any(os.path.samestat(os.fstat(fd), one) for one in ours):
+            _checked(_libc.setns(fd, 0))
 
 
 def descriptor_of(pidfd: int, fd: int) -> int:

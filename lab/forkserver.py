@@ -7,9 +7,10 @@ the new process becomes the keeper's child. Protocol, on its socket (the frames 
     event  progress {kernel, index, total, seconds}            one was compiled
     event  notice {text}                                       something that its user ought to know
     event  warm {seconds}; or failed {cause}, and the end
-    fork   {name, role, module, config, purposes, title} + descriptors → {pid}, or an error that names the limit met
+    fork   {name, role, module, config, cpus, spins, purposes, title} + descriptors → {pid}, or an error that names the limit met
 
-`purposes` name the descriptors in order; `title` is the command line that ps shows.
+`purposes` name the descriptors in order; `title` is the command line that ps shows; `cpus` is where it may run (None: anywhere),
+and `spins` whether its loops may spin.
 """
 
 import array
@@ -125,8 +126,13 @@ def _become(intermediate: int, args: dict[str, Any], fds: list[int]) -> NoReturn
         keep = sorted({0, 1, 2, *fds})
         for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True):
             os.closerange(low + 1, high)
+        from hyp.events import never_spin
         from hyp.process import run_role
 
+        if args["cpus"] is not None:
+            os.sched_setaffinity(0, args["cpus"])
+        if not args["spins"]:
+            never_spin()
         sockets = dict(zip(args["purposes"], fds, strict=True))
         linux.set_title(*args["title"])
         status = run_role(args["name"], args["role"], args["module"], args["config"], sockets)

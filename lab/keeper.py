@@ -12,7 +12,8 @@ the owner to go, and does not wait for one that does not.
 
 A plan is a list of processes in the order in which they are to be forked::
 
-    {"name", "role", "module", "config", "domain": None or {"domid", "memory"}, "xenstore": None or domid}
+    {"name", "role", "module", "config", "domain": None or {"domid", "memory"}, "xenstore": None or domid,
+     "cpus": None or [CPU numbers], "spins": whether its loops may spin}
 """
 
 import asyncio
@@ -201,7 +202,7 @@ class Keeper:
             sockets["xenstore"] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             near = sockets["xenstore"][0].fileno()
             await self._children["xenstored"].console.call("connect", fds=[near], domid=plan["xenstore"])
-        args = {key: plan[key] for key in ("name", "role", "module", "config")}
+        args = {key: plan[key] for key in ("name", "role", "module", "config", "cpus", "spins")}
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
         reply = await self._forkserver.call("fork", fds=fds, purposes=["console", *sockets], **args)

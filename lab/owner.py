@@ -20,6 +20,7 @@ from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_a
 from hyp.linux import pid_of
 from hyp.process import adopt_socket
 from lab.counters import CounterReader
+from lab.cpus import seats
 from lab.errors import LabError
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
@@ -48,6 +49,7 @@ class Lab:
 
     def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
         self.topology, self.name = topology, str(topology["name"])
+        self.seats = seats(topology, sorted(os.sched_getaffinity(0)))
         self._on_event = on_event or (lambda kind, details: None)
         self._start_limit: asyncio.Timeout
         self._rundir = RunDir(self.name)
@@ -78,7 +80,7 @@ class Lab:
         finally:
             os.close(lock)
         try:
-            info = {"guests": self.topology["guest"]}
+            info = {"guests": self.topology["guest"], "cpu": self.seats.plain()}
             async with asyncio.timeout(None) as self._start_limit:
                 self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
         except BaseException as error:

@@ -7,6 +7,7 @@ from domu.programs.table import PROGRAMS, program_of
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.features import NONE, wanted
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS
+from lab.cpus import busy, seats
 
 ROLES = {
     "hyp": "hyp.monitor.hypervisor",
@@ -43,14 +44,15 @@ def _addresses(table: dict[str, Any]) -> list[str]:
 def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
     name, backing = topology["name"], topology["memory"]["backing"]
+    placed = seats(topology, allowed := sorted(os.sched_getaffinity(0)))
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
-    shared_loops = {"dom0"} | {loop for guest in guests if (loop := PATHS[guest["path"]].shared_loop)}
-    loops = topology["nic"]["engines"] + len(shared_loops) + sum(guest["queues"] for guest in guests)
 
     def process(
         name: str, role: str, module: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None
     ) -> dict[str, Any]:
-        return {"name": name, "role": role, "module": module, "config": config, "domain": domain, "xenstore": xenstore}
+        cpus, may = placed.processes.get(name), placed.spinning is None or name in placed.spinning
+        found = {"name": name, "role": role, "module": module, "config": config, "domain": domain, "xenstore": xenstore}
+        return {**found, "cpus": cpus, "spins": may}
 
     def own(role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
         return process(role, role, ROLES[role], config, domain, xenstore)
@@ -60,7 +62,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     shared = {
         "name": name,
         "memory": {"backing": backing},
-        "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], loops),
+        "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], 0 if placed.spinning else busy(topology), len(allowed)),
         "price": topology["model"]["price"],
     }
     dom0 = {
@@ -73,7 +75,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     processes = [
         own("hyp", shared, None, None),
         own("xenstored", {}, None, None),
-        own("nic", topology["nic"], {"domid": DOMID_NIC, "memory": 0}, None),
+        own("nic", {**topology["nic"], "engine_cpus": placed.engines}, {"domid": DOMID_NIC, "memory": 0}, None),
         own("dom0", dom0, {"domid": DOM0, "memory": topology["dom0"]["memory"]}, DOM0),
     ]
     for guest in guests:

@@ -22,6 +22,7 @@ from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
 from hyp.model.profile import ProfileError, profile
 from hyp.paths import PATHS, dom0_needs, guest_needs
+from lab.cpus import named_cpus
 from lab.demand import shortages
 from lab.errors import LabError
 from lab.topology_tables import (
@@ -33,6 +34,7 @@ from lab.topology_tables import (
     NAME_RULE,
     RENAMED,
     WIRE,
+    Cpu,
     Dom0,
     Guest,
     Memory,
@@ -224,6 +226,22 @@ def _check_iommu(reader: _Reader, memory: Memory | None, guests: dict[int, Guest
             reader.refuse(f"guest[{index}].iommu", f'{guest.iommu!r} takes memory.backing = "posix": a sealed table is not written')
 
 
+def _check_cpu(reader: _Reader, cpu: Cpu | None, nic: Nic | None, guests: list[str]) -> None:
+    """`[cpu]` is about processes that there are."""
+    if cpu is None:
+        return
+    for name in cpu.guests:
+        if name not in guests:
+            reader.refuse(f"cpu.guests.{name}", f"there is no such guest{suggest(name, guests)}")
+    loops = ["hyp", "dom0", "nic", *guests]
+    for name in cpu.spin or ():
+        if name not in loops:
+            reader.refuse("cpu.spin", f"{name!r} has no loop; there are {', '.join(loops)}{suggest(name, loops)}")
+    engines = [part for part in cpu.nic or () if isinstance(part, list)]
+    if engines and nic is not None and len(engines) != nic.engines:
+        reader.refuse("cpu.nic", f"has lists for {len(engines)} engines, and nic.engines is {nic.engines}")
+
+
 def _exact_size(size: int) -> str:
     """A number of bytes as the file may have it: in the largest unit that loses nothing."""
     unit, name = next((u, n) for u, n in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")) if size % u == 0)
@@ -258,6 +276,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
         "nic": reader.table(Nic, {**nic, "wire": wire} if isinstance(nic, dict) else nic, "nic"),
         "dom0": reader.table(Dom0, data.get("dom0", {}), "dom0"),
         "spin": reader.table(Spin, data.get("spin", {}), "spin"),
+        "cpu": reader.table(Cpu, data.get("cpu", {}), "cpu"),
         "model": reader.table(Model, {**model, "price": price or Price()} if isinstance(model, dict) else model, "model"),
     }
     _check_guests(reader, guest_tables, wire)
@@ -266,6 +285,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
     _check_mtu(reader, parts["nic"], guests)
     _check_room(reader, parts["nic"], parts["dom0"], guests)
     _check_iommu(reader, parts["memory"], guests)
+    _check_cpu(reader, parts["cpu"], parts["nic"], [name for _, name in _strings(guest_tables, "guest", "name")])
     # Parts that are not sound stand as their defaults here: what is left to find are a bad name and unknown keys.
     rest = {key: value for key, value in data.items() if key not in parts}
     sound = {key: part for key, part in parts.items() if part is not None}
@@ -373,8 +393,19 @@ def available_memory(root: Path = Path("/")) -> int:
 
 def check_machine(topology: Topology) -> None:
     """Called before anything is spawned: TopologyError, with what is needed and what there is, for all that is short."""
-    if problems := _memory_shortages(topology) + shortages(topology.plain()):
+    if problems := _absent_cpus(topology) + _memory_shortages(topology) + shortages(topology.plain()):
         raise TopologyError(topology.file, problems)
+
+
+def _absent_cpus(topology: Topology) -> list[tuple[str, str]]:
+    """What `[cpu]` names that this process may not use."""
+    allowed = sorted(os.sched_getaffinity(0))
+    listed = ", ".join(map(str, allowed))
+    return [
+        (f"cpu.{key}", f"CPU {cpu} can't be used here; those that can are {listed}")
+        for key, cpu in named_cpus(topology.cpu.model_dump())
+        if cpu not in allowed
+    ]
 
 
 def _memory_shortages(topology: Topology) -> list[tuple[str, str]]:

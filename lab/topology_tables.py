@@ -25,6 +25,7 @@ from hyp.abi.features import OFFLOADS
 from hyp.abi.sizes import DEFAULT_MTU, MAX_ENGINES, MAX_GBPS, MAX_MTU, MAX_PRICE, MAX_QUEUES, MIN_GBPS, PAGE
 from hyp.net.addresses import checked_address, checked_address6, checked_gateway
 from hyp.paths import GRANT_MODES, IOMMU_FRONT_ENDS, PATHS, Attachment
+from lab.cpus import checked_cpus, checked_nic_cpus
 
 RENAMED: Final = {"persistent_grants": 'true is grants = "persistent" now'}
 """Keys that there were, and what takes their place."""
@@ -145,6 +146,7 @@ def _power_of_two(value: int) -> int:
 
 Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
+Cpus = Annotated[list[int], BeforeValidator(checked_cpus)]
 Address = Annotated[str, AfterValidator(checked_address)]
 Address6 = Annotated[str, AfterValidator(checked_address6)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
@@ -241,6 +243,17 @@ class Spin(Table):
     """``[spin]``: how long a loop may look for work before it sleeps, in microseconds."""
 
     limit_us: Annotated[int | Literal["auto"], BeforeValidator(_spin)] = "auto"
+
+
+class Cpu(Table):
+    """``[cpu]``: who runs where, by CPU number, and who may spin (lab/cpus.py). None: who runs where the others are not."""
+
+    hyp: Cpus | None = None
+    dom0: Cpus | None = None
+    nic: Annotated[list[int] | list[list[int]], BeforeValidator(checked_nic_cpus)] | None = None
+    guests: dict[str, Cpus] = {}
+    programs: Cpus | None = None
+    spin: list[str] | None = None
 
 
 class Price(Table):
@@ -446,6 +459,7 @@ class Topology(Table):
     nic: Nic = Nic()
     dom0: Dom0 = Dom0()
     spin: Spin = Spin()
+    cpu: Cpu = Cpu()
     model: Model = Model()
     guests: tuple[Guest, ...] = Field(alias="guest")
     workloads: tuple[Workload, ...] = Field(alias="workload")

@@ -172,7 +172,7 @@ class Runner:
         if HYPERVISOR not in lab.deaths:  # else prices and spinning stay as they are, for whoever goes on without it
             self._price = await lab.call(HYPERVISOR, "price")
             setting = lab.topology["spin"]["limit_us"] if self.spin_us is None else self.spin_us
-            limit_us = spin_limit_us(setting, loops, len(self.cpus))
+            limit_us = spin_limit_us(setting, 0 if lab.seats.spinning else loops, len(self.cpus))
             await lab.call(HYPERVISOR, "spin_limit", limit_us=limit_us)
             self._polls = limit_us > 0
         await self._place(loads, [*peers[:1], *between, "nic", *peers[1:]], placement)
@@ -200,8 +200,13 @@ class Runner:
         return int(self.lab.topology["nic"]["engines"]) > 1 or self._queues(guests) > len(guests)
 
     def placements(self, *loads: Workload) -> list[Placement]:
-        """What can be chosen for these streams; nothing, if each loop has a CPU or all have but one."""
-        if self._loops(loads) <= len(self.cpus) or len(self.cpus) < 2 or self._several_in_one(_guests_in(loads)):
+        """What can be chosen for these streams; nothing, if each loop has a CPU or all have but one, or `[cpu]` has said it."""
+        if (
+            self.lab.seats.said
+            or self._loops(loads) <= len(self.cpus)
+            or len(self.cpus) < 2
+            or self._several_in_one(_guests_in(loads))
+        ):
             return []
         roles = set(self._roles(loads).values())
         return [one for one in Placement if one in roles or one in (Placement.ANYWHERE, Placement.TOGETHER)]
@@ -217,6 +222,9 @@ class Runner:
 
         The scheduler at times puts loops that spin on one CPU, where each waits for the other's time slice to end.
         """
+        if self.lab.seats.said:
+            self._placement = self.lab.seats.text
+            return
         roles = self._roles(loads)
         if self._several_in_one(_guests_in(loads)):
             chosen = Placement.ANYWHERE

@@ -7,7 +7,7 @@ from hyp.abi.platform import PLATFORM_BYTES
 from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER, MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import WAIT, new_eventfd
+from hyp.events import new_eventfd, new_wait
 from hyp.load.frames import TRACKER, TRACKERS, attach_histograms
 from hyp.load.schedule import SCHEDULE
 from hyp.memory import Mapping, private_pages
@@ -47,7 +47,7 @@ class EngineState:
         self._lists = np.zeros((2, CONTEXTS), np.int64)
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
-        self._wait = np.zeros(1, WAIT)
+        self._wait = new_wait(epoll, platform.address)
         self._buffers = private_pages(WIRE_BUFFERS * LARGEST_FRAME_BUFFER)
         self._jumbos = np.zeros(WIRE_BUFFERS * JUMBO_BUFFER, np.uint8)  # memory that costs nothing until there is such a frame
         self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
@@ -61,7 +61,6 @@ class EngineState:
         self.wire[0]["schedule"] = self.schedule.ctypes.data
         self._links["line"] = [line.ctypes.data for line in self._lines]
         self.wire[0]["out"], self.wire[0]["back"] = (self._links[k : k + 1].ctypes.data for k in range(2))
-        self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform.address
         assert platform.size >= PLATFORM_BYTES
         assert BUDGET_FRAMES <= WIRE_BUFFERS  # the sink looks at a whole turn's frames at its end
         assert BATCH <= STAGE  # the generator stages a batch

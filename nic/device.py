@@ -68,6 +68,8 @@ class Nic:
             self._engines.append(state)
         for state in self._engines:
             state.engine.start(run, state.address, mail=MAIL)
+        for state, cpus in zip(self._engines, self._config["engine_cpus"], strict=False):
+            state.engine.pin(cpus)
         await self.wire_mode(wire["mode"], wire.get("gbps", 0.0), wire.get("delay_us", 0))
         await self._hyp.call("nic_ready")
 

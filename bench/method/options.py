@@ -21,6 +21,7 @@ BENCHMARKS = {
     "price": "bench.benchmarks.price",
     "offloads": "bench.benchmarks.offloads",
     "netfront": "bench.benchmarks.netfront",
+    "programs": "bench.benchmarks.programs",
     "tapcalls": "bench.benchmarks.tapcalls",
     "limit": "bench.benchmarks.limit",
 }

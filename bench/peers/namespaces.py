@@ -1,7 +1,8 @@
-"""Makes two network namespaces with a veth pair between them, hands out a UDP socket in each, and ends.
+"""Makes two network namespaces with a veth pair between them, hands out a UDP socket in each and the namespaces, and ends.
 
-``python -m bench.peers.namespaces FD``: the sockets go out on FD, sender's first. The namespaces have no names: they, and the
-pair with them, last as long as the sockets. A socket stays in the namespace in which it was made, whoever holds it.
+``python -m bench.peers.namespaces FD``: one message goes out on FD: both sockets, the sender's first; the user namespace; both
+network namespaces, in the same order. These have no names: they, and the pair with them, last as long as one of those is held. A
+socket stays in the namespace in which it was made, whoever holds it.
 Without privilege both namespaces are in a new user namespace. Sources: network_namespaces(7), ip-link(8).
 """
 
@@ -84,7 +85,8 @@ def main() -> None:
     _set_namespace(second)
     receiver = _socket(1)
     with socket.socket(fileno=int(sys.argv[1])) as out:
-        socket.send_fds(out, [b"+"], [sender.fileno(), receiver.fileno()])
+        user = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        socket.send_fds(out, [b"+"], [sender.fileno(), receiver.fileno(), user, first, second])
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ Most of the receiving half runs in the sender's system call (softirq); what ksof
 """
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import dataclass
 
 from bench.peers.base import PeerError
 from bench.peers.sockets import (
@@ -29,11 +31,24 @@ from bench.peers.sockets import (
 HEADERS = 14 + 20 + 8
 
 
-def make_pair() -> tuple[socket.socket, socket.socket]:
-    """Connected UDP sockets at the two ends of a new veth pair, the sender's first. Pair and namespaces go with the sockets.
+@dataclass(frozen=True)
+class Pair:
+    """The two ends of a new veth pair, the sender's first: connected UDP sockets, and descriptors of their namespaces."""
 
-    PeerError if it cannot be done.
-    """
+    sockets: tuple[socket.socket, socket.socket]
+    user: int
+    networks: tuple[int, int]
+
+    def close(self) -> None:
+        """Let go of all; the pair is gone once nobody holds anything of it."""
+        for one in self.sockets:
+            one.close()
+        for fd in (self.user, *self.networks):
+            os.close(fd)
+
+
+def make_pair() -> Pair:
+    """PeerError if it cannot be done."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         command = [sys.executable, "-m", "bench.peers.namespaces", str(theirs.fileno())]
@@ -45,9 +60,9 @@ def make_pair() -> tuple[socket.socket, socket.socket]:
             raise PeerError("making a veth pair took too long") from None
         if done.returncode:
             raise PeerError((done.stderr.strip().splitlines() or ["it ended without a word"])[-1])
-        _, fds, _, _ = socket.recv_fds(ours, 1, 2)
-        sender, receiver = (socket.socket(fileno=fd) for fd in fds)
-        return sender, receiver
+        _, fds, _, _ = socket.recv_fds(ours, 1, 5)
+        sender, receiver = (socket.socket(fileno=fd) for fd in fds[:2])
+        return Pair((sender, receiver), fds[2], (fds[3], fds[4]))
 
 
 class Veth(SocketPeer):
@@ -62,15 +77,17 @@ class Veth(SocketPeer):
         if shutil.which("ip") is None:
             return "the command ip is not here: apt install iproute2"
         try:
-            for sock in make_pair():
-                sock.close()
+            make_pair().close()
         except PeerError as error:
             return f"needs network namespaces (root, or user namespaces): {error}"
         return None
 
     async def open_sockets(self) -> tuple[socket.socket, socket.socket]:
         """See `make_pair`."""
-        return await asyncio.to_thread(make_pair)
+        pair = await asyncio.to_thread(make_pair)
+        for fd in (pair.user, *pair.networks):
+            os.close(fd)
+        return pair.sockets
 
     def set_depth(self, length: int) -> int:
         """The receiver's buffer limits what is under way; one frame tells what a frame takes of it."""

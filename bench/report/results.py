@@ -13,6 +13,7 @@ from lab.figures import short
 VERSION = 2
 WHO = ("path", "peer", "floor")  # a record has one of these: whose figures it holds
 POINT = (
+    "program",
     "direction",
     "mode",
     "frame",
@@ -55,6 +56,10 @@ METRICS = {
     "notifications_per_frame": Metric("notifications per frame", "", -1),
     "instructions_per_frame": Metric("instructions per frame", "", -1),
     "transactions_per_s": Metric("round trips", "/s", 1),
+    "requests_per_s": Metric("requests", "/s", 1),
+    "received_per_s": Metric("received", "/s", 1),
+    "cpu_us_per_request": Metric("CPU per request, all", "µs", -1),
+    "cpu_ns_per_byte": Metric("CPU per byte, all", "ns", -1),
     "p50_us": Metric("round trip, p50", "µs", -1),
     "p99_us": Metric("round trip, p99", "µs", -1),
     "p999_us": Metric("round trip, p99.9", "µs", -1),

@@ -16,7 +16,7 @@ from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Channel
-from hyp.events import WAIT, new_eventfd
+from hyp.events import new_eventfd, new_wait
 from hyp.memory import Mapping
 from hyp.ram import place_queues
 from hyp.trap import VCPU
@@ -30,8 +30,7 @@ class VirtualCpu:
     """What a trap needs: the trap page, and an upcall of its own for the answers."""
 
     def __init__(self, epoll: int, platform: int, counts: tuple[int, int], hyp: Channel) -> None:
-        self.record, self._wait = np.zeros(1, VCPU), np.zeros(1, WAIT)
-        self._wait[0]["epoll"], self._wait[0]["platform"] = epoll, platform
+        self.record, self._wait = np.zeros(1, VCPU), new_wait(epoll, platform)
         self.record[0]["wait"] = self._wait.ctypes.data
         self.record[0]["counts"], self.record[0]["counts_shared"] = counts
         self._poll, self._wake = select.epoll.fromfd(epoll), new_eventfd()

@@ -27,7 +27,7 @@ from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import WAIT, Upcall, new_eventfd
+from hyp.events import Upcall, new_eventfd, new_wait
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import Domain
@@ -99,9 +99,8 @@ class Emulation:
         engine = Engine("vmm", os.dup(self._upcall.epoll.fileno()))
         self._records = np.zeros(MAX_GUESTS, MACHINE)
         self._vmm = np.zeros(1, VMM)
-        self._wait = np.zeros(1, WAIT)
+        self._wait = new_wait(engine.epoll, self._platform.address)
         self._frame, self._to = FrameMemory(), np.zeros(PIECES_BYTES // 8, np.int64)
-        self._wait[0]["epoll"], self._wait[0]["platform"] = engine.epoll, self._platform.address
         row = self._vmm[0]
         row["machines"], row["wait"] = self._records.ctypes.data, self._wait.ctypes.data
         row["mailbox"], row["platform"] = engine.mailbox, self._platform.address

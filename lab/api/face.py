@@ -98,6 +98,7 @@ class Lab:
         nic: Table | None = None,
         dom0: Table | None = None,
         spin: Table | None = None,
+        cpu: Table | None = None,
         model: Table | None = None,
         on_event: Event | None = say_compiling,
     ) -> None:
@@ -109,7 +110,7 @@ class Lab:
         `on_event(kind, details)` is told of kernels that are compiled ("progress", "warm") and of deaths ("died"), from another
         thread if the lab blocks.
         """
-        tables = {"workload": workloads, "memory": memory, "nic": nic, "dom0": dom0, "spin": spin, "model": model}
+        tables = {"workload": workloads, "memory": memory, "nic": nic, "dom0": dom0, "spin": spin, "cpu": cpu, "model": model}
         self._topology = topology_of(topology, name, guests, tables)
         self._on_event = on_event
         self._open: AsyncLab | None = None

@@ -65,6 +65,8 @@ async def lab_up(topology: dict[str, Any], out: Screen) -> AsyncIterator[Lab]:
         ready = time.monotonic() - start - progress.compiled_s
         guests = ", ".join(f"{guest['name']} ({guest['path']})" for guest in topology["guest"])
         out.print(Text.assemble("topology ", (lab.name, "bold"), f": {compiled}up in {ready:.2f} s: {guests}"))
+        if lab.seats.processes:
+            out.print(f"  placement: {lab.seats.text}")
         try:
             yield lab
         except PeerGone:

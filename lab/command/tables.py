@@ -206,6 +206,8 @@ def status_lines(topology: dict[str, Any]) -> list[str]:
     lines = [f"{topology['name']}: {up if state == 'up' else state}" + (f": {dead}" if dead else "")]
     lines += [f"  {up}"] * (state != "up" and bool(up)) + [f"  log: {topology['log']}", f"  store: {topology['store']}"]
     lines += [f"  {sentence}" for sentence in [*topology["notices"], *topology["cut_off"]]]
+    if (cpu := topology.get("cpu")) and cpu["processes"]:
+        lines.append(f"  placement: {cpu['placement']}")
     guests = {guest["name"]: guest for guest in topology["guests"]}
     wide = max([16, *map(len, guests)])
     for process in topology["processes"]:

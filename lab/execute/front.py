@@ -46,7 +46,8 @@ async def find_guest(guest: str, topology: str | None) -> Machine:
     _check_guest(guest, found[0])
     table = next(one for one in found[0]["guests"] if one["name"] == guest)
     addresses = tuple(table[key].partition("/")[0] for key in ("address", "address6") if table[key])
-    return await _machine_of(guest, RunDir.of(found[0]["name"]), addresses)
+    cpus = found[0]["cpu"]["programs"].get(guest)
+    return await _machine_of(guest, RunDir.of(found[0]["name"]), addresses, cpus)
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ def _check_guest(guest: str, status: dict[str, Any]) -> None:
         raise ClientError(f"{guest} {state}")
 
 
-async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...]) -> Machine:
+async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...], cpus: list[int] | None) -> Machine:
     keeper = await connect(run)
     try:
         living = await keeper.call("pidfds")
@@ -80,7 +81,7 @@ async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...]) -> Ma
         raise ClientError(f"{guest}: {error}") from error
     finally:
         keeper.close()
-    return Machine(int(process), init, lifeline, addresses)
+    return Machine(int(process), init, lifeline, addresses, None if cpus is None else frozenset(cpus))
 
 
 # --- standing for the program ----------------------------------------------------------------------------------------

@@ -65,12 +65,13 @@ def hear(sock: socket.socket) -> tuple[Message, int] | None:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A guest as who runs programs in it needs it: pidfds of the guest's process and of its init, and what keeps init alive
-    (domu/machine.py); and its addresses on the lab's network."""
+    (domu/machine.py); its addresses on the lab's network; the CPUs of programs in it, None: any."""
 
     process: int
     init: int
     lifeline: int
     addresses: tuple[str, ...]
+    cpus: frozenset[int] | None = None
 
     @property
     def fds(self) -> set[int]:
@@ -106,7 +107,8 @@ def nothing(number: int, _: object) -> None:
 def fork(guest: Machine, name: str, argv: list[bytes]) -> socket.socket:
     """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
 
-    `guest` stays the caller's. The program gets all that the caller has (inherited.py).
+    `guest` stays the caller's. The program gets all that the caller has (inherited.py), and of the CPUs
+    that the caller may use those that are the guest's, if there are any.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -157,7 +159,7 @@ class _Supervisor:
             return False
         if self._program == 0:
             os.close(go)
-            _become(argv, mask, may_go, failure)
+            _become(argv, mask, may_go, failure, self._guest.cpus)
         os.close(may_go)
         os.close(failure)
         os.setpgid(self._program, self._program)  # by us: launch.py's group has no number where the program is
@@ -221,13 +223,15 @@ class _Supervisor:
                 os.write(stderr, f"{self._name} is gone\n".encode())
 
 
-def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int) -> NoReturn:
+def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, cpus: frozenset[int] | None) -> NoReturn:
     """In the child: become the program when `may_go` says so; its end before that is the supervisor's. `failure` takes an errno."""
     try:
         signal.set_wakeup_fd(-1)
         linux.die_with_parent()
         if os.read(may_go, 1):
             inherited.give_back()
+            if cpus is not None and (both := os.sched_getaffinity(0) & cpus):
+                os.sched_setaffinity(0, both)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.execvpe(argv[0], argv, inherited.environment)
     except OSError as error:

@@ -160,8 +160,8 @@ def test_more_than_execve_takes_is_told_as_a_shell_does(lab: str) -> None:
     """Of an argument longer than any that could have got here; the same way as for any error of execve's."""
     script = (
         "import asyncio, sys; from lab.execute import front as execute\n"
-        f"pidfd = asyncio.run(execute.find_guest('alice', {lab!r}))\n"
-        "sys.exit(execute.run_inside(pidfd, 'alice', [b'true', b'x' * (32 * 4096)]))"
+        f"found = asyncio.run(execute.find_guest('alice', {lab!r}))\n"
+        "sys.exit(execute.run_inside(found, 'alice', [b'true', b'x' * (32 * 4096)]))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=patient(60), cwd=ROOT)
     assert (done.returncode, done.stderr) == (126, f"alice: true: {os.strerror(errno.E2BIG)}\n")

@@ -73,6 +73,7 @@ def test_defaults(tmp_path: Path) -> None:
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300, "max_queues": 8},
         "spin": {"limit_us": "auto"},
+        "cpu": {"hyp": None, "dom0": None, "nic": None, "guests": {}, "programs": None, "spin": None},
         "model": {"profile": None, "price": dict.fromkeys(OPERATIONS, 0)},
         "guest": [
             {
@@ -92,6 +93,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "rate": None,
                 "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
+                "batches": True,
                 "queues": 1,
             }
         ],
@@ -228,7 +230,7 @@ ONE_KEY = [
     ('name = "lab\\n"', "name", "is not a name"),
     ("name = 1", "name", "must be a valid string, not 1"),
     ("nam = 1", "nam", "is not a key (did you mean 'name'?)"),
-    ("zzz = 1", "zzz", "is not a key; there are name, memory, nic, dom0, spin, model, guest, workload"),
+    ("zzz = 1", "zzz", "is not a key; there are name, memory, nic, dom0, spin, cpu, model, guest, workload"),
     ('file = "other.toml"', "file", "is not a key"),
     ("[[guests]]", "guests", "is not a key (did you mean 'guest'?)"),
     ("memory = 3", "memory", "must be a table ([memory]), not 3"),

@@ -55,6 +55,9 @@ XENSTORE = (
 TOOLS = {
     "ping": Tool(programs("ping"), ("iputils-ping",), ("iputils",), ("iputils",)),
     "iperf3": Tool(programs("iperf3"), ("iperf3",), ("iperf3",), ("iperf3",)),
+    "nginx": Tool(programs("nginx"), ("nginx-light",), ("nginx",), ("nginx",)),
+    "wrk": Tool(programs("wrk"), ("wrk",), ("wrk",), ()),
+    "redis": Tool(programs("redis-server", "redis-benchmark"), ("redis-server", "redis-tools"), ("redis",), ("redis",)),
     "curl": Tool(programs("curl"), ("curl",), ("curl",), ("curl",)),
     "ip": Tool(programs("ip"), ("iproute2",), ("iproute",), ("iproute2",)),
     "util-linux": Tool(

@@ -1,0 +1,212 @@
+"""Unmodified programs between TAP guests of each path, beside a veth pair and a process that pumps two TAPs.
+
+``python -m bench programs [--paths split,bypass,trapped] [--seconds 3]``
+
+Servers stay up; clients run in turns, a slice each. What a slice cost is CPU time, the kernel's included: of the client, from its
+start to its end (wait4(2)); of the server, of every process of the contender (a lab's are all of the lab) and of ksoftirqd from
+before the client to after it (/proc/<pid>/task/*/schedstat). An interrupt's share is in the time of whoever it interrupted.
+"""
+
+import functools
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+
+from bench.method.contenders import probe_of
+from bench.method.estimate import median
+from bench.method.options import Options
+from bench.method.progress import Steps, parts
+from bench.method.samples import Slice
+from bench.method.slices import Contender, Probe
+from bench.method.study import Point, Question, study
+from bench.peers import PeerError
+from bench.programs.ends import Ends, PumpEnds, ends
+from bench.programs.running import Server, softirq_threads
+from bench.programs.suite import Program, once, programs
+from bench.report.results import BenchmarkResult, Row, Series
+from lab.accounting import spent, usages
+from lab.errors import LabError
+
+SLICE_S, TRIAL_S, TRIALS = 0.3, 0.1, 3
+PATHS = ("bypass", "split", "trapped")
+PUMP = PumpEnds.name
+TARGETS: dict[str, tuple[Question, ...]] = {
+    "iperf3 TCP": (
+        Question("bypass", "pump", "gbps", 0.8),
+        Question("bypass", "veth", "gbps", 0.5),
+        Question("split", "pump", "gbps", 0.5),
+        Question("split", "veth", "gbps", 0.35),
+        Question("split", "bypass", "cpu_ns_per_byte", 1.3),
+    ),
+}
+"""What ratios are to be. Of every other program: bypass ÷ split is above 1; and of those in `NEAR_THE_PUMP`, bypass ÷ the pump."""
+NEAR_THE_PUMP = ("redis", "nginx", "TCP round trip")
+PUMP_SHARE = 0.9
+
+TITLE = "Programs"
+ABOUT = (
+    "Unmodified programs between two TAP guests: iperf3, TCP round trips of one byte, nginx asked by wrk (16 connections, 1 kB), "
+    "redis (GET by 10 clients, alone and pipelined). Beside the paths: a veth pair, and the pump, one process that reads frames "
+    "from one TAP and writes them to another, with the same offloads: what any TAP guest is bound by. Servers stay up, clients "
+    "take turns. CPU per byte or request is that of client, server and whatever carries the frames, the kernel's time included."
+)
+
+
+async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
+    """Every program that is here, on every contender that can be had."""
+    async with AsyncExitStack() as stack:
+        live = await _started(result, stack, [path for path in PATHS if path in options.paths])
+        wanted = []
+        for program in programs():
+            if (reason := program.missing()) is None:
+                wanted.append(program)
+            else:
+                result.notes.append(f"{program.name}: left out: {reason}")
+        if live and wanted:
+            await _measure(result, options, progress, stack, live, wanted)
+
+
+async def _started(result: BenchmarkResult, stack: AsyncExitStack, paths: Sequence[str]) -> list[Ends]:
+    """The contenders that can be had, up until `stack` is closed; a note for each that can't."""
+    live = []
+    for one in ends(paths):
+        reason = one.missing()
+        if reason is None:
+            stack.push_async_callback(one.stop)
+            try:
+                await one.start()
+                live.append(one)
+            except (PeerError, LabError) as error:
+                reason = str(error)
+        if reason is not None:
+            result.notes.append(f"{one.name}: left out: {reason}")
+    return live
+
+
+async def _measure(
+    result: BenchmarkResult,
+    options: Options,
+    progress: Steps,
+    stack: AsyncExitStack,
+    live: Sequence[Ends],
+    wanted: Sequence[Program],
+) -> None:
+    notes = list(result.notes)
+    seconds = min(SLICE_S, options.seconds)
+    rounds = replace(options, slice_s=seconds).rounds
+    with probe_of("all") as probe:
+        points = [_point(program, live, stack, probe) for program in wanted]
+        found = functools.partial(_report, result, points, live, notes)
+        (part,) = parts(progress, ["programs"])
+        await study(points, rounds=rounds, seconds=seconds, budget_s=options.budget_s, progress=part, found=found)
+    _plots(result, points, live)
+
+
+def questions(program: Program) -> list[Question]:
+    """What is asked of a program's figures."""
+    if program.name in TARGETS:
+        return list(TARGETS[program.name])
+    near = [Question("bypass", PUMP, program.rate, PUMP_SHARE)] if program.name.startswith(NEAR_THE_PUMP) else []
+    return [Question("bypass", "split", program.rate), *near]
+
+
+def _point(program: Program, live: Sequence[Ends], stack: AsyncExitStack, probe: Probe) -> Point:
+    """All contenders with one program, whose servers are started at the first visit."""
+    runs = [_Runs(program, one, stack) for one in live]
+    names = [one.name for one in live]
+    asked = [one for one in questions(program) if one.of in names and one.to in names]
+    again = "bypass" if "bypass" in names else names[0]
+    where: Row = {"program": program.name, "cores": "all"}
+    return Point(program.name, where, [one.contender() for one in runs], again, probe, asked)
+
+
+class _Runs:
+    """One program on one contender."""
+
+    def __init__(self, program: Program, ends: Ends, stack: AsyncExitStack) -> None:
+        self._program, self._ends, self._stack = program, ends, stack
+        self._server: Server | None = None
+        self._failure = "its server was not started"
+        self._per_s = program.first_per_s
+        self._placement = ends.placements[0]
+
+    def contender(self) -> Contender:
+        """As the method takes it."""
+        return Contender(self._ends.name, self.slice, self._ends.kind, self.prepare)
+
+    async def prepare(self) -> None:
+        """Start the server, which stays; learn from short runs how much fills a slice, and which placement suits best."""
+        try:
+            self._server = await self._program.serve(self._ends)
+            self._stack.callback(self._server.stop)
+            await self._once(TRIAL_S)
+            rates: dict[str, list[float]] = {}
+            for _ in range(TRIALS):
+                for placement in self._ends.placements:
+                    self._placement = placement
+                    rates.setdefault(placement, []).append((await self._once(TRIAL_S)).figures[self._program.rate])
+            self._placement = max(rates, key=lambda placement: median(rates[placement]))
+        except PeerError as error:
+            self._failure = str(error)
+
+    async def slice(self, seconds: float) -> Slice:
+        """A run of the client, and what it cost."""
+        if self._server is None:
+            return Slice(errors=[self._failure])
+        try:
+            return await self._once(seconds)
+        except PeerError as error:
+            return Slice(errors=[str(error)])
+
+    async def _once(self, seconds: float) -> Slice:
+        assert self._server is not None
+        self._ends.place(self._placement, self._server.pid)
+        pids = {**self._ends.processes(), "server": self._server.pid, **softirq_threads()}
+        before = usages(pids)
+        reading, client_ns = await once(self._program, self._ends, seconds, self._per_s)
+        used = spent(usages(pids), before)
+        self._per_s = (reading.moved + reading.lost) / reading.seconds
+        by_process = {**{name: use.cpu_ns for name, use in used.items()}, "client": client_ns}
+        figures = self._program.figures(reading, sum(by_process.values()))
+        unit = 1e3 if self._program.cost == "cpu_us_per_request" else 1.0
+        shares = {name: ns / reading.moved / unit for name, ns in by_process.items()}
+        detail = {"processes": shares, "placement": self._placement}
+        return Slice(figures, detail=detail)
+
+
+def _report(result: BenchmarkResult, points: Sequence[Point], live: Sequence[Ends], notes: Sequence[str]) -> None:
+    """All that is known so far: a record for each program and contender, ratios, and the claims."""
+    result.forget()
+    result.notes += notes
+    for point in points:
+        if not point.samples.taken:
+            continue
+        for one in live:
+            details = point.samples.details(one.name)
+            more: Row = dict(details[-1]) if details else {}
+            metrics = point.samples.metrics(one.name)
+            result.take(point.samples, one.name, {one.kind: one.name}, point.where, metrics, **more)
+        for question in point.questions:
+            result.compare(point.samples, question.of, question.to, question.metric, point.where)
+            result.claims.append(point.claim(question, _claim(point.title, question)))
+
+
+def _claim(program: str, question: Question) -> str:
+    what = "CPU per byte" if question.metric == "cpu_ns_per_byte" else "rate"
+    return f"{program}: {what}, {question.of} ÷ {question.to}"
+
+
+def _plots(result: BenchmarkResult, points: Sequence[Point], live: Sequence[Ends]) -> None:
+    """What each program reaches on each contender, as a multiple of what it reaches on the pump."""
+    names = [one.name for one in live]
+    if PUMP not in names:
+        return
+    rates = {program.name: program.rate for program in programs()}
+    series = Series(
+        "programs", "Programs, beside a process that pumps two TAPs", "program", [p.title for p in points], "÷ pump", "bar"
+    )
+    for name in names:
+        if name != PUMP:
+            found = [point.samples.ratio(name, PUMP, rates[point.title]) for point in points]
+            series.add(name, [one.median for one in found], [one.low for one in found], [one.high for one in found])
+    result.series.append(series)

@@ -1,0 +1,246 @@
+"""Pairs of ends between which programs talk, a client's and a server's: two guests of a lab, a veth pair, the pump's two TAPs.
+
+Whatever carries the frames is up as long as the pair is; `processes` names who that is. `enter` takes a child of one thread to an
+end, where it becomes the program.
+
+A lab is placed as its start places it. Whoever has nobody to do that gets the best of PLACEMENTS for each program, lest a
+comparison be won by the scheduler's luck.
+"""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+from bench.method.contenders import run_name
+from bench.method.slices import Kind
+from bench.peers import PeerError
+from bench.peers.namespaces import ADDRESSES
+from bench.peers.veth import Pair, Veth, make_pair
+from bench.programs.pump import pump
+from domu.netns import can_create
+from hyp import linux
+from hyp.control import close_all
+from lab.owner import ROOT, Lab
+from lab.topology import parse
+
+CLIENT, SERVER = 0, 1
+GUESTS = ("alice", "bob")
+START_S = 30.0
+
+
+ANYWHERE, TOGETHER, APART = "anywhere", "all on one CPU", "the client apart"
+PLACEMENTS: tuple[str, ...] = (ANYWHERE, TOGETHER, APART)
+
+
+class Ends(Protocol):
+    """A contender. `name` and `kind` as of a contender (bench/method/slices.py)."""
+
+    name: str
+    kind: Kind
+    address: str
+    """The server's."""
+    placements: tuple[str, ...]
+    """What there is to choose from."""
+
+    def place(self, placement: str, server: int) -> None:
+        """Let the server, a process, and what carries the frames run where `placement` says, and clients from now on."""
+
+    @staticmethod
+    def missing() -> str | None:
+        """None if it can be had here; else why not."""
+
+    async def start(self) -> None:
+        """Set up. PeerError or LabError, with the reason, if that can't be done."""
+
+    def enter(self, end: int) -> None:
+        """In a child of one thread: go to CLIENT or SERVER."""
+
+    def processes(self) -> dict[str, int]:
+        """Process ids, by name, of what carries frames between the ends; the kernel does where there are none."""
+
+    async def stop(self) -> None:
+        """Everything is gone. May be called at any time, more than once."""
+
+
+class GuestEnds:
+    """Two guests of a lab on one path, with nobody else in it; started as `launch.py run` starts it."""
+
+    kind: Kind = "path"
+    address = "10.97.0.2"
+
+    def __init__(self, path: str) -> None:
+        self.name = path
+        tables = [
+            {"name": name, "path": path, "program": "tap", "address": f"10.97.0.{number}/24"}
+            for number, name in enumerate(GUESTS, 1)
+        ]
+        self.lab = Lab(parse({"name": run_name(path, os.getpid()), "guest": tables}).plain())
+        self.placements: tuple[str, ...] = (self.lab.seats.text,)
+        self._pids: dict[str, int] = {}
+        self._pidfds: list[int] = []
+
+    @staticmethod
+    def missing() -> str | None:
+        """See `Ends`."""
+        return can_create()
+
+    async def start(self) -> None:
+        """See `Ends`."""
+        await self.lab.start()
+        self._pids = await self.lab.pids()
+        self._pidfds = [os.pidfd_open(self._pids[name]) for name in GUESTS]
+
+    def enter(self, end: int) -> None:
+        """See `Ends`."""
+        if (cpus := self.lab.seats.programs.get(GUESTS[end])) is not None:  # as launch.py exec does
+            os.sched_setaffinity(0, cpus)
+        linux.enter_namespaces(self._pidfds[end], without={"pid"})  # else the program could start no thread
+
+    def place(self, placement: str, server: int) -> None:
+        """See `Ends`: it is done."""
+
+    def processes(self) -> dict[str, int]:
+        """See `Ends`."""
+        return self._pids
+
+    async def stop(self) -> None:
+        """See `Ends`."""
+        while self._pidfds:
+            os.close(self._pidfds.pop())
+        if self._pids:
+            self._pids = {}
+            await self.lab.stop()
+
+
+class _Free(ABC):
+    """Ends that nobody else places."""
+
+    placements: tuple[str, ...] = PLACEMENTS
+
+    def __init__(self) -> None:
+        self._cpus = sorted(os.sched_getaffinity(0))
+        self._placed: dict[int, list[int]] = {}  # process → CPUs
+        self._client = self._cpus
+
+    @abstractmethod
+    def processes(self) -> dict[str, int]:
+        """See `Ends`."""
+
+    def place(self, placement: str, server: int) -> None:
+        """See `Ends`."""
+        rest = self._cpus if placement == ANYWHERE else self._cpus[-1:]
+        self._client = self._cpus[:1] if placement == APART else rest
+        for pid in (server, *self.processes().values()):
+            if self._placed.get(pid) != rest:
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(task), rest)
+                self._placed[pid] = rest
+
+    def _seat(self, end: int) -> None:
+        if end == CLIENT:
+            os.sched_setaffinity(0, self._client)
+
+
+class VethEnds(_Free):
+    """A veth pair: what containers on one machine get. The kernel carries the frames, in the programs' own time."""
+
+    name, address = "veth", ADDRESSES[SERVER]
+    kind: Kind = "peer"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pair: Pair | None = None
+
+    @staticmethod
+    def missing() -> str | None:
+        """See `Ends`."""
+        return Veth.missing()
+
+    async def start(self) -> None:
+        """See `Ends`."""
+        self._pair = await asyncio.to_thread(make_pair)
+
+    def enter(self, end: int) -> None:
+        """See `Ends`."""
+        assert self._pair is not None
+        self._seat(end)
+        linux.enter([self._pair.user, self._pair.networks[end]])
+
+    def processes(self) -> dict[str, int]:
+        """See `Ends`."""
+        return {}
+
+    async def stop(self) -> None:
+        """See `Ends`."""
+        if self._pair is not None:
+            self._pair.close()
+            self._pair = None
+
+
+class PumpEnds(_Free):
+    """Two TAPs with the offloads of guests', and one process between them (pump_worker.py): what TAP guests are bound by."""
+
+    name, address = "pump", "10.98.0.2"
+    kind: Kind = "peer"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._process: subprocess.Popen[str] | None = None
+        self._namespaces: list[list[int]] = []
+
+    @staticmethod
+    def missing() -> str | None:
+        """See `Ends`."""
+        return can_create()
+
+    async def start(self) -> None:
+        """See `Ends`."""
+        pump.load()  # else the worker compiles it, in its own time
+        await asyncio.to_thread(self._start)
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            ours.settimeout(START_S)
+            with theirs:
+                command = [sys.executable, "-m", "bench.programs.pump_worker", str(theirs.fileno()), "10.98.0.1/24", "10.98.0.2/24"]
+                self._process = subprocess.Popen(
+                    command, pass_fds=[theirs.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                    start_new_session=True,
+                )  # fmt: skip
+            with suppress(OSError):
+                for _ in (CLIENT, SERVER):
+                    self._namespaces.append(socket.recv_fds(ours, 1, 2)[1])
+        if any(len(fds) != 2 for fds in self._namespaces) or len(self._namespaces) != 2:
+            self._process.kill()
+            raise PeerError(f"the pump did not start: {self._process.communicate()[1].strip() or 'not a word'}")
+
+    def enter(self, end: int) -> None:
+        """See `Ends`."""
+        self._seat(end)
+        linux.enter(self._namespaces[end])
+
+    def processes(self) -> dict[str, int]:
+        """See `Ends`."""
+        assert self._process is not None
+        return {"pump": self._process.pid}
+
+    async def stop(self) -> None:
+        """See `Ends`."""
+        while self._namespaces:
+            close_all(self._namespaces.pop())
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+
+def ends(paths: Sequence[str]) -> list[Ends]:
+    """All contenders, not started: these paths, the pump and veth."""
+    return [*(GuestEnds(path) for path in paths), PumpEnds(), VethEnds()]

@@ -1,0 +1,148 @@
+"""The bench's row with unmodified programs: each gives a figure, contenders are compared, and what is missing is said."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from bench.benchmarks import programs
+from bench.method.options import Options
+from bench.method.progress import Silent
+from bench.peers import PeerError
+from bench.programs import ends, running, suite
+from bench.report.results import BenchmarkResult
+from tests.support.labs import run
+from tests.support.patience import patient
+
+
+def measured(options: Options) -> BenchmarkResult:
+    result = BenchmarkResult(programs.TITLE, programs.ABOUT)
+    run(programs.run(result, options, Silent()))
+    return result
+
+
+async def on_veth(program: suite.Program) -> suite.Reading:
+    """What a short run of a program says."""
+    pair = ends.VethEnds()
+    try:
+        await pair.start()
+        server = await program.serve(pair)
+        try:
+            reading, cpu_ns = await suite.once(program, pair, 0.05, program.first_per_s)
+        finally:
+            server.stop()
+    finally:
+        await pair.stop()
+    assert cpu_ns > 0
+    return reading
+
+
+@pytest.mark.needs("ip", "taps", "iperf3", "nginx", "wrk", "redis")
+@pytest.mark.parametrize("program", suite.programs(), ids=lambda program: program.name)
+def test_each_program_gives_a_figure(program: suite.Program) -> None:
+    assert program.missing() is None
+    reading = asyncio.run(asyncio.wait_for(on_veth(program), patient(20)))
+    assert reading.moved >= 1
+    assert program.figures(reading, 1000).keys() == {program.rate, program.cost}
+
+
+@pytest.mark.usefixtures("warm")
+@pytest.mark.needs("ip", "taps", "iperf3", "redis")
+def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "programs", lambda: [suite.IperfTcp(), suite.Redis(1, 5231)])
+    result = measured(Options(paths=("bypass", "split"), repeat=2, quick=True, seconds=0.1))
+    assert result.notes == []
+    contenders = {("path", "bypass"), ("path", "split"), ("peer", "pump"), ("peer", "veth")}
+    for program, rate in (("iperf3 TCP", "gbps"), ("redis GET", "requests_per_s")):
+        rows = [row for row in result.records if row["program"] == program]
+        assert {(kind, row[kind]) for row in rows for kind in ("path", "peer") if kind in row} == contenders
+        assert all(row["errors"] == [] for row in rows), rows
+        assert all(row[rate]["median"] > 0 for row in rows if row["n"])
+        pump = next(row for row in rows if row.get("peer") == "pump")
+        assert pump["placement"] in ends.PLACEMENTS
+        ours = next(row for row in rows if row.get("path") == "split")
+        assert {"alice", "bob", "dom0", "client", "server"} <= ours["processes"].keys()
+        assert ours["processes"]["dom0"] > 0
+    asked = [(claim.text, claim.target) for claim in result.claims]
+    assert asked == [
+        ("iperf3 TCP: rate, bypass ÷ pump", "≥ 0.8"),
+        ("iperf3 TCP: rate, bypass ÷ veth", "≥ 0.5"),
+        ("iperf3 TCP: rate, split ÷ pump", "≥ 0.5"),
+        ("iperf3 TCP: rate, split ÷ veth", "≥ 0.35"),
+        ("iperf3 TCP: CPU per byte, split ÷ bypass", "≥ 1.3"),
+        ("redis GET: rate, bypass ÷ split", "≥ 1"),
+        ("redis GET: rate, bypass ÷ pump", "≥ 0.9"),
+    ]
+    assert not [name for name in os.listdir("/dev/shm") if name.endswith(f"-{os.getpid()}") or f"-{os.getpid()}." in name]
+
+
+def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(ends, "can_create", lambda: "cannot open /dev/net/tun")
+    assert measured(Options(paths=("bypass",))).notes == [
+        "bypass: left out: cannot open /dev/net/tun",
+        "pump: left out: cannot open /dev/net/tun",
+        "veth: left out: the command ip is not here: apt install iproute2",
+        *(
+            f"{name}: left out: the command iperf3 is not here: apt install iperf3"
+            for name in ("iperf3 TCP", "iperf3 UDP 64 B", "iperf3 UDP 1400 B")
+        ),
+        "nginx, wrk: left out: the command nginx and wrk is not here: apt install nginx-light wrk",
+        *(
+            f"{name}: left out: the command redis-server and redis-benchmark is not here: apt install redis-server redis-tools"
+            for name in ("redis GET", "redis GET, 16 pipelined")
+        ),
+    ]
+
+
+class Here:
+    """Ends that are no namespaces."""
+
+    name, kind, address = "here", "peer", "127.0.0.1"
+
+    def enter(self, end: int) -> None:
+        """Stay."""
+
+
+@pytest.mark.parametrize(
+    ("argv", "interrupt_s", "said"),
+    [
+        (["false"], None, "false on here ended with status 1: not a word"),
+        (["sh", "-c", "echo no route; exit 7"], None, "sh on here ended with status 7: no route"),
+        (["sleep", "1000"], 0.0, "sleep on here ended with status -2"),
+        (["/nowhere/x"], None, "/nowhere/x does not start on here"),
+    ],
+)
+def test_a_client_that_fails_is_named_with_its_words(argv: list[str], interrupt_s: float | None, said: str) -> None:
+    with pytest.raises(PeerError, match=said):
+        asyncio.run(running.run_client(Here(), argv, interrupt_s))  # type: ignore[arg-type]
+
+
+def test_a_client_without_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "LIMIT_S", 0.05)
+    with pytest.raises(PeerError, match="does not come to an end"):
+        asyncio.run(running.run_client(Here(), ["sleep", "1000"]))  # type: ignore[arg-type]
+
+
+def test_a_server_that_ends_or_does_not_listen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(PeerError, match="sh on here ended: it broke"):
+            asyncio.run(running.Server.start(Here(), ["sh", "-c", "echo it broke; exit 1"], port))  # type: ignore[arg-type]
+        monkeypatch.setattr(running, "READY_S", 0.05)
+        with pytest.raises(PeerError, match=f"sleep on here does not listen at {port}"):
+            asyncio.run(running.Server.start(Here(), ["sleep", "1000"], port))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("program", suite.programs(), ids=lambda program: program.name)
+@pytest.mark.parametrize("output", ["", "{}", '"test","rps"\n', "Socket errors: 3"])
+def test_no_figure_is_no_figure(program: suite.Program, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def ended(*_: object) -> running.Done:
+        return running.Done(output, 1)
+
+    monkeypatch.setattr(suite, "run_client", ended)
+    with pytest.raises(PeerError, match="gave no figure"):
+        asyncio.run(suite.once(program, Here(), 0.1, 1.0))  # type: ignore[arg-type]
