@@ -6,6 +6,7 @@ on each drop and fault.
 """
 
 import asyncio
+import functools
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -389,7 +390,7 @@ def test_a_frame_that_is_cut_off_costs_the_vif_and_nobody_else(
                 await until(has_failed, "Dom0 to see it")
                 assert await guest.counts() - before == {"faults_chain": 1}
                 assert (await stream)["sent"] == 20_000
-                await until(lambda number=number: there.has_received(7, 20_000 * number), "all of the stream on the wire")
+                await until(functools.partial(there.has_received, 7, 20_000 * number), "all of the stream on the wire")
             shape = SOUND | {"to": "wire"}
             assert await there.exchange([shape]) == {"wire 0": 12}
 

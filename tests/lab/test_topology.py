@@ -93,7 +93,6 @@ def test_defaults(tmp_path: Path) -> None:
                 "rate": None,
                 "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
-                "batches": True,
                 "queues": 1,
             }
         ],
