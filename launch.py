@@ -334,7 +334,7 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
     """
     from lab.demand import most_descriptors, processes
     from lab.figures import plural
-    from lab.topology_tables import show_size
+    from lab.schema.values import show_size
 
     topology = load_topology(file)
     parts = f"{plural(len(topology.guests), 'guest')}, {plural(len(topology.workloads), 'workload')}, "

@@ -25,30 +25,9 @@ from hyp.paths import PATHS, dom0_needs, guest_needs
 from lab.cpus import named_cpus
 from lab.demand import shortages
 from lab.errors import LabError
-from lab.topology_tables import (
-    GIB,
-    HEADER,
-    KIB,
-    MIB,
-    NAME,
-    NAME_RULE,
-    RENAMED,
-    WIRE,
-    Cpu,
-    Dom0,
-    Guest,
-    Memory,
-    Model,
-    Nic,
-    Price,
-    Spin,
-    Table,
-    Topology,
-    Wire,
-    Workload,
-    show_size,
-    suggest,
-)
+from lab.schema.guest import RENAMED, Guest
+from lab.schema.tables import Cpu, Dom0, Memory, Model, Nic, Price, Spin, Topology, Wire, Workload
+from lab.schema.values import GIB, HEADER, KIB, MIB, NAME, NAME_RULE, WIRE, Table, show_size, suggest
 
 __all__ = [
     "PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "check_workload", "derived_mac", "load",

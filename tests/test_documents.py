@@ -34,7 +34,7 @@ from hyp.monitor import devices, domain, emulation, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
 from lab import keeper
-from lab import topology_tables as tables
+from lab.schema import guest, tables, values
 from nic import crossing, link
 from nic import device as nic_device
 from nic import engine as nic_engine
@@ -73,7 +73,7 @@ def fact(document: str, pattern: str, *values: float) -> Fact:
     return Fact(document, pattern, values)
 
 
-def limits(table: type[tables.Table], key: str) -> tuple[float, ...]:
+def limits(table: type[values.Table], key: str) -> tuple[float, ...]:
     """The least and the most that the schema takes for a key."""
     least = [meta.ge for meta in table.model_fields[key].metadata if hasattr(meta, "ge")]
     most = [meta.le for meta in table.model_fields[key].metadata if hasattr(meta, "le")]
@@ -115,7 +115,7 @@ FACTS = [
     fact(HYPERCALLS, rf"Our front end waits {N} s for each state", split.HANDSHAKE_TIMEOUT_S),
     fact(NETIF, rf"Our own front end waits {N} s for each answer", split.HANDSHAKE_TIMEOUT_S),
     fact(NETIF, rf"`multi-queue-max-queues` {N},", sizes.MAX_QUEUES),
-    fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frames.MIN_TEST_FRAME, nic.MAX_MTU + tables.HEADER),
+    fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frames.MIN_TEST_FRAME, nic.MAX_MTU + values.HEADER),
     fact(NETIF, rf"Bit 14: only the first {N} bytes", frames.COVERED),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
     fact(HYPERCALLS, rf"references below {N} are reserved", grant.NR_RESERVED_ENTRIES),
@@ -164,18 +164,18 @@ FACTS = [
     fact(ADDING, rf"at most {N} in a process; a name has {N} bytes at most", counters.ROWS, counters.NAME_BYTES),
     fact(ADDING, rf"opcode {N} is stop", engine.STOP),
     fact(ADDING, rf"{N} frames under way at most", options.RING if hasattr(options, "RING") else 256),
-    fact(TOPOLOGY, rf"{N} to {N}, which is 14 more", tables.MIN_WORKLOAD_FRAME, tables.MAX_WORKLOAD_FRAME),
+    fact(TOPOLOGY, rf"{N} to {N}, which is 14 more", values.MIN_WORKLOAD_FRAME, values.MAX_WORKLOAD_FRAME),
     fact(TOPOLOGY, rf"a thread of its own\. {N} to {N} \|", 1, nic.MAX_ENGINES),
     fact(TOPOLOGY, rf"before the frame is dropped, in microseconds\. {N} to {N} \|", *limits(tables.Nic, "pause_us")),
     fact(TOPOLOGY, rf"each receive queue\. A power of two, {N} to {N} \|", *limits(tables.Nic, "queue")),
     fact(TOPOLOGY, rf"each receive queue\. A power of two, {N} to {N} \|", nic.MIN_QUEUE, nic.MAX_QUEUE),
-    fact(TOPOLOGY, rf"{N} to {N}, and no longer than", tables.MIN_WORKLOAD_FRAME, tables.MAX_WORKLOAD_FRAME),
+    fact(TOPOLOGY, rf"{N} to {N}, and no longer than", values.MIN_WORKLOAD_FRAME, values.MAX_WORKLOAD_FRAME),
     fact(TOPOLOGY, rf"as fast as they are accepted\. Up to {N} \|", limits(tables.Wire, "pps")[1]),
     fact(TOPOLOGY, rf"0 is no limit\. {N} to {N}\.", sizes.MIN_GBPS, sizes.MAX_GBPS),
     fact(TOPOLOGY, rf"after its last bit was sent, in microseconds\. {N} to {N} \|", *limits(tables.Wire, "delay_us")),
     fact(TOPOLOGY, rf"after its last bit was sent, in microseconds\. 0 to {N} \|", nic_device.MAX_DELAY_US),
     fact(TOPOLOGY, rf"its length and {N} bytes \(preamble 8", link.OVERHEAD),
-    fact(TOPOLOGY, rf"\({N} bytes\), {N} MiB to {N} GiB", sizes.PAGE, tables.MIN_RAM / MIB, tables.MAX_RAM / (1 << 30)),
+    fact(TOPOLOGY, rf"\({N} bytes\), {N} MiB to {N} GiB", sizes.PAGE, values.MIN_RAM / MIB, values.MAX_RAM / (1 << 30)),
     fact(TOPOLOGY, rf"{N} MiB with queues of 256, {N} MiB with 4096", mib(dom0_needs(256)), mib(dom0_needs(4096))),
     fact(TOPOLOGY, rf'with 4096 descriptors `"{N} KiB"`', PATHS["bypass"].ram(4096) / 1024),
     fact(TOPOLOGY, rf"{N} MiB of buffers for each trapped guest's device model", mib(emulation._memory(256))),
@@ -185,7 +185,7 @@ FACTS = [
     fact(MODEL, rf"each is 0 to {N}\.", sizes.MAX_PRICE),
     fact(MODEL, rf"grant copies: up to {N} frames from a guest, {N} to guests", dom0_state.STAGE, dom0_state.FLUSH),
     fact(TOPOLOGY, rf"One for each guest, {N} to {N} of them", 1, sizes.MAX_GUESTS),
-    fact(TOPOLOGY, rf"Largest IP packet, in bytes\. {N} to {N}:", *limits(tables.Guest, "mtu")),
+    fact(TOPOLOGY, rf"Largest IP packet, in bytes\. {N} to {N}:", *limits(guest.Guest, "mtu")),
     fact(BENCH, rf"rounds = S ÷ slice \({N} s\), made even; {N} s unless told otherwise, `--quick` {N} s",
          options.SLICE_S, options.SECONDS, options.QUICK_SECONDS),
     fact(BENCH, rf"\*\*Slices\*\* of at most {N} s", slices.LONGEST_SLICE_S),
@@ -288,7 +288,7 @@ FILE = re.compile(r"\b((?:hyp|nic|dom0|domu|lab|bench|tests|docs|topologies)/[\w
 NAMES_OF_FILE = re.compile(r"`([\w/]+\.py)` ((?:`\w+`(?:, | and )?)+)")
 MODULE = re.compile(r"`((?:hyp|nic|dom0|domu|lab|bench)(?:\.\w+)+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-SCHEMA: dict[str, type[tables.Table]] = {"nic": tables.Nic, "dom0": tables.Dom0}
+SCHEMA: dict[str, type[values.Table]] = {"nic": tables.Nic, "dom0": tables.Dom0}
 
 
 def sources() -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from bench.method.slices import LONGEST_SLICE_S
 from hyp.paths import PATHS
-from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
+from lab.schema.values import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
 
 Cores = Literal["all", "1", "both"]
 

@@ -19,7 +19,7 @@ from hyp.model.operations import OPERATIONS
 from hyp.model.profile import names, profile
 from hyp.paths import GRANT_MODES
 from lab.placement import Placement
-from lab.topology_tables import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
+from lab.schema.values import MAX_WORKLOAD_FRAME, MIN_WORKLOAD_FRAME
 
 MAX_GUESTS = 24
 MAX_ENGINES = 8

@@ -6,8 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lab.schema.values import NAME, NAME_RULE
 from lab.topology import Topology, TopologyError, load, parse
-from lab.topology_tables import NAME, NAME_RULE
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Topology
 Table = Mapping[str, Any]

@@ -21,8 +21,8 @@ from lab.errors import LabError
 from lab.owner import Event, Lab
 from lab.programs import Argv, AsyncProgram
 from lab.reach import consequences
+from lab.schema.values import suggest
 from lab.topology import Topology, TopologyError, check_machine, check_workload
-from lab.topology_tables import suggest
 from lab.workloads import HYPERVISOR, Runner, Workload, WorkloadError, describe
 
 Record = dict[str, Any]

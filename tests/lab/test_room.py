@@ -11,8 +11,8 @@ from hyp.abi.sizes import FRAME_BUFFER, PAGE, SPLIT_SLOTS
 from hyp.paths import PATHS
 from hyp.ram import Ram, place_queues
 from lab.owner import Lab
+from lab.schema.values import MAX_RAM, MIN_RAM
 from lab.topology import TopologyError, load
-from lab.topology_tables import MAX_RAM, MIN_RAM
 from tests.support.labs import run, topology_file, unique
 
 QUEUES = (64, 256, 4096)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hyp.model.operations import OPERATIONS
-from lab import topology_tables
+from lab.schema import guest, tables
 from lab.topology import PATHS, Topology, TopologyError, load
 from tests.support.patience import patient
 
@@ -203,9 +203,8 @@ def test_demo_gives_both_paths_the_same_traffic() -> None:
 
 def test_manual_has_every_key() -> None:
     manual = (ROOT / "docs/topology.md").read_text()
-    tables = topology_tables
     models = (tables.Memory, tables.Nic, tables.Wire, tables.Dom0, tables.Spin, tables.Model)  # prices are in docs/model.md
-    for model in (*models, tables.Guest, tables.Workload):
+    for model in (*models, guest.Guest, tables.Workload):
         for name, field in model.model_fields.items():
             key = field.alias or name
             assert f"`{key}`" in manual or f"[nic.{key}]" in manual, f"{model.__name__}.{key}"

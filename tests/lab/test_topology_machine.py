@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lab import topology
+from lab.schema.tables import Topology
 from lab.topology import TopologyError, check_machine
-from lab.topology_tables import Topology
 from tests.lab.test_topology import ANNA, BERT, MIB, read
 
 
