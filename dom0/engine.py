@@ -48,13 +48,8 @@ from hyp.offload.toeplitz import hashing_at, steer
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING = (
-    1,
-    2,
-    3,
-    4,
-    5,
-)  # the first two with all queues of the vif whose first port it is
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING = 1, 2, 3, 4, 5
+"""The first two are for all queues of the vif whose first port it is."""
 MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing")
 _mail_at = record_view(MAIL)
 PATIENCE = 3

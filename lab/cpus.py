@@ -3,10 +3,10 @@
 The scheduler lets loops that sleep and wake wander, and lays a guest's loop on another CPU than the program that it serves: each
 frame then wakes a CPU that idles. Tried between two TAP guests on two cores, split and bypass in turns, with iperf3 TCP, redis GET
 and round trips: anywhere, all on one CPU, the device or back end apart, loops on one CPU and programs on the other or anywhere,
-each guest on a CPU with its programs; some with loops that spin, too. Spinning beside programs took up to half of the rate. *Each
-guest on a CPU with its programs, what is between guests on the last one*, as machines with one virtual CPU are laid out, was best
-for TCP and no worse than any for redis; a single round trip at a time is faster with all on one CPU. So that is the rule where
-loops and programs outnumber CPUs. Where they don't, the scheduler has room.
+each guest on a CPU with its programs; some with loops that spin, too, which nearly always cost more than it gained, at worst more
+than half of the rate. *Each guest on a CPU with its programs, what is between guests on the last one*, as machines with one virtual
+CPU are laid out, had the best medians for TCP and was about level with the best for redis; a single round trip at a time is faster
+with all on one CPU. So that is the rule where loops and programs outnumber CPUs. Where they don't, the scheduler has room.
 
 Standard library alone: what a topology means is known before anything is loaded.
 """

@@ -1,4 +1,4 @@
-"""Unmodified programs between TAP guests of each path, beside a veth pair and a process that pumps two TAPs.
+"""Unmodified programs between TAP guests of each path, beside a veth pair and a process that pumps two TAPs; and by the wire.
 
 ``python -m bench programs [--paths split,bypass,trapped] [--seconds 3]``
 
@@ -8,7 +8,7 @@ before the client to after it (/proc/<pid>/task/*/schedstat). An interrupt's sha
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
@@ -20,7 +20,7 @@ from bench.method.samples import Slice
 from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
 from bench.peers import PeerError
-from bench.programs.ends import Ends, PumpEnds, ends
+from bench.programs.ends import Ends, PumpEnds, WireEnds, ends
 from bench.programs.running import Server, softirq_threads
 from bench.programs.suite import Program, once, programs
 from bench.report.results import BenchmarkResult, Row, Series
@@ -30,6 +30,7 @@ from lab.errors import LabError
 SLICE_S, TRIAL_S, TRIALS = 0.3, 0.1, 3
 PATHS = ("bypass", "split", "trapped")
 PUMP = PumpEnds.name
+BETWEEN_GUESTS, BY_THE_WIRE = "guest↔guest", "wire↔guest"
 TARGETS: dict[str, tuple[Question, ...]] = {
     "iperf3 TCP": (
         Question("bypass", "pump", "gbps", 0.8),
@@ -40,6 +41,7 @@ TARGETS: dict[str, tuple[Question, ...]] = {
     ),
 }
 """What ratios are to be. Of every other program: bypass ÷ split is above 1; and of those in `NEAR_THE_PUMP`, bypass ÷ the pump."""
+CPU_SHARE = TARGETS["iperf3 TCP"][-1]
 NEAR_THE_PUMP = ("redis", "nginx", "TCP round trip")
 PUMP_SHARE = 0.9
 
@@ -47,15 +49,19 @@ TITLE = "Programs"
 ABOUT = (
     "Unmodified programs between two TAP guests: iperf3, TCP round trips of one byte, nginx asked by wrk (16 connections, 1 kB), "
     "redis (GET by 10 clients, alone and pipelined). Beside the paths: a veth pair, and the pump, one process that reads frames "
-    "from one TAP and writes them to another, with the same offloads: what any TAP guest is bound by. Servers stay up, clients "
-    "take turns. CPU per byte or request is that of client, server and whatever carries the frames, the kernel's time included."
+    "from one TAP and writes them to another, with the same offloads: what any TAP guest is bound by. Between guests both split "
+    "and bypass have one process in between, Dom0 or the NIC; so the same again with the client on a machine beyond the NIC's "
+    "wire, where split has Dom0 and the NIC in between, and bypass the NIC. Servers stay up, clients take turns. CPU per byte or "
+    "request is that of client, server and whatever carries the frames, the kernel's time included."
 )
 
 
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
     """Every program that is here, on every contender that can be had."""
     async with AsyncExitStack() as stack:
-        live = await _started(result, stack, [path for path in PATHS if path in options.paths])
+        paths = [path for path in PATHS if path in options.paths]
+        live = await _started(result, stack, ends(paths))
+        beyond = await _started(result, stack, [WireEnds(path) for path in paths], BY_THE_WIRE)
         wanted = []
         for program in programs():
             if (reason := program.missing()) is None:
@@ -63,13 +69,15 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
             else:
                 result.notes.append(f"{program.name}: left out: {reason}")
         if live and wanted:
-            await _measure(result, options, progress, stack, live, wanted)
+            await _measure(result, options, progress, stack, {BETWEEN_GUESTS: live, BY_THE_WIRE: beyond}, wanted)
 
 
-async def _started(result: BenchmarkResult, stack: AsyncExitStack, paths: Sequence[str]) -> list[Ends]:
+async def _started(
+    result: BenchmarkResult, stack: AsyncExitStack, contenders: Sequence[Ends], where: str = BETWEEN_GUESTS
+) -> list[Ends]:
     """The contenders that can be had, up until `stack` is closed; a note for each that can't."""
     live = []
-    for one in ends(paths):
+    for one in contenders:
         reason = one.missing()
         if reason is None:
             stack.push_async_callback(one.stop)
@@ -79,7 +87,8 @@ async def _started(result: BenchmarkResult, stack: AsyncExitStack, paths: Sequen
             except (PeerError, LabError) as error:
                 reason = str(error)
         if reason is not None:
-            result.notes.append(f"{one.name}: left out: {reason}")
+            name = one.name if where == BETWEEN_GUESTS else f"{one.name}, {where}"
+            result.notes.append(f"{name}: left out: {reason}")
     return live
 
 
@@ -88,36 +97,44 @@ async def _measure(
     options: Options,
     progress: Steps,
     stack: AsyncExitStack,
-    live: Sequence[Ends],
+    live: Mapping[str, Sequence[Ends]],
     wanted: Sequence[Program],
 ) -> None:
     notes = list(result.notes)
     seconds = min(SLICE_S, options.seconds)
     rounds = replace(options, slice_s=seconds).rounds
     with probe_of("all") as probe:
-        points = [_point(program, live, stack, probe) for program in wanted]
+        points = [
+            _point(program, where, contenders, stack, probe)
+            for where, contenders in live.items()
+            if contenders
+            for program in wanted
+        ]
         found = functools.partial(_report, result, points, live, notes)
         (part,) = parts(progress, ["programs"])
         await study(points, rounds=rounds, seconds=seconds, budget_s=options.budget_s, progress=part, found=found)
-    _plots(result, points, live)
+    _plots(result, [point for point in points if point.where["direction"] == BETWEEN_GUESTS], live[BETWEEN_GUESTS])
 
 
-def questions(program: Program) -> list[Question]:
+def questions(program: Program, where: str) -> list[Question]:
     """What is asked of a program's figures."""
+    if where == BY_THE_WIRE:
+        cheaper = [CPU_SHARE] if program.cost == CPU_SHARE.metric else []
+        return [Question("bypass", "split", program.rate), *cheaper]
     if program.name in TARGETS:
         return list(TARGETS[program.name])
     near = [Question("bypass", PUMP, program.rate, PUMP_SHARE)] if program.name.startswith(NEAR_THE_PUMP) else []
     return [Question("bypass", "split", program.rate), *near]
 
 
-def _point(program: Program, live: Sequence[Ends], stack: AsyncExitStack, probe: Probe) -> Point:
+def _point(program: Program, where: str, live: Sequence[Ends], stack: AsyncExitStack, probe: Probe) -> Point:
     """All contenders with one program, whose servers are started at the first visit."""
     runs = [_Runs(program, one, stack) for one in live]
     names = [one.name for one in live]
-    asked = [one for one in questions(program) if one.of in names and one.to in names]
+    asked = [one for one in questions(program, where) if one.of in names and one.to in names]
     again = "bypass" if "bypass" in names else names[0]
-    where: Row = {"program": program.name, "cores": "all"}
-    return Point(program.name, where, [one.contender() for one in runs], again, probe, asked)
+    place: Row = {"program": program.name, "direction": where, "cores": "all"}
+    return Point(f"{program.name}, {where}", place, [one.contender() for one in runs], again, probe, asked)
 
 
 class _Runs:
@@ -174,14 +191,14 @@ class _Runs:
         return Slice(figures, detail=detail)
 
 
-def _report(result: BenchmarkResult, points: Sequence[Point], live: Sequence[Ends], notes: Sequence[str]) -> None:
+def _report(result: BenchmarkResult, points: Sequence[Point], live: Mapping[str, Sequence[Ends]], notes: Sequence[str]) -> None:
     """All that is known so far: a record for each program and contender, ratios, and the claims."""
     result.forget()
     result.notes += notes
     for point in points:
         if not point.samples.taken:
             continue
-        for one in live:
+        for one in live[point.where["direction"]]:
             details = point.samples.details(one.name)
             more: Row = dict(details[-1]) if details else {}
             metrics = point.samples.metrics(one.name)
@@ -202,11 +219,10 @@ def _plots(result: BenchmarkResult, points: Sequence[Point], live: Sequence[Ends
     if PUMP not in names:
         return
     rates = {program.name: program.rate for program in programs()}
-    series = Series(
-        "programs", "Programs, beside a process that pumps two TAPs", "program", [p.title for p in points], "÷ pump", "bar"
-    )
+    titles = [point.where["program"] for point in points]
+    series = Series("programs", "Programs, beside a process that pumps two TAPs", "program", titles, "÷ pump", "bar")
     for name in names:
         if name != PUMP:
-            found = [point.samples.ratio(name, PUMP, rates[point.title]) for point in points]
+            found = [point.samples.ratio(name, PUMP, rates[point.where["program"]]) for point in points]
             series.add(name, [one.median for one in found], [one.low for one in found], [one.high for one in found])
     result.series.append(series)

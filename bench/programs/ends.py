@@ -1,4 +1,5 @@
-"""Pairs of ends between which programs talk, a client's and a server's: two guests of a lab, a veth pair, the pump's two TAPs.
+"""Pairs of ends between which programs talk, a client's and a server's: two guests of a lab, a machine beyond the NIC's wire and a
+guest, a veth pair, the pump's two TAPs.
 
 Whatever carries the frames is up as long as the pair is; `processes` names who that is. `enter` takes a child of one thread to an
 end, where it becomes the program.
@@ -15,7 +16,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from bench.method.contenders import run_name
 from bench.method.slices import Kind
@@ -31,6 +32,7 @@ from lab.topology import parse
 
 CLIENT, SERVER = 0, 1
 GUESTS = ("alice", "bob")
+ADDRESS = ("10.97.0.1/24", "10.97.0.2/24")
 START_S = 30.0
 
 
@@ -72,15 +74,17 @@ class GuestEnds:
     """Two guests of a lab on one path, with nobody else in it; started as `launch.py run` starts it."""
 
     kind: Kind = "path"
-    address = "10.97.0.2"
+    address = ADDRESS[SERVER].split("/")[0]
+    guests: tuple[str, ...] = GUESTS
+    wire: ClassVar[dict[str, str]] = {}
+    """`[nic.wire]` of the topology."""
 
     def __init__(self, path: str) -> None:
         self.name = path
-        tables = [
-            {"name": name, "path": path, "program": "tap", "address": f"10.97.0.{number}/24"}
-            for number, name in enumerate(GUESTS, 1)
-        ]
-        self.lab = Lab(parse({"name": run_name(path, os.getpid()), "guest": tables}).plain())
+        tables = [{"name": name, "path": path, "program": "tap", "address": ADDRESS[GUESTS.index(name)]} for name in self.guests]
+        wire = {"nic": {"wire": self.wire}} if self.wire else {}
+        name = run_name(path + "-wire" if wire else path, os.getpid())
+        self.lab = Lab(parse({"name": name, "guest": tables, **wire}).plain())
         self.placements: tuple[str, ...] = (self.lab.seats.text,)
         self._pids: dict[str, int] = {}
         self._pidfds: list[int] = []
@@ -94,13 +98,14 @@ class GuestEnds:
         """See `Ends`."""
         await self.lab.start()
         self._pids = await self.lab.pids()
-        self._pidfds = [os.pidfd_open(self._pids[name]) for name in GUESTS]
+        self._pidfds = [os.pidfd_open(self._pids[name]) for name in self.guests]
 
     def enter(self, end: int) -> None:
         """See `Ends`."""
+        guest = self.guests.index(GUESTS[end])
         if (cpus := self.lab.seats.programs.get(GUESTS[end])) is not None:  # as launch.py exec does
             os.sched_setaffinity(0, cpus)
-        linux.enter_namespaces(self._pidfds[end], without={"pid"})  # else the program could start no thread
+        linux.enter_namespaces(self._pidfds[guest], without={"pid"})  # else the program could start no thread
 
     def place(self, placement: str, server: int) -> None:
         """See `Ends`: it is done."""
@@ -116,6 +121,50 @@ class GuestEnds:
         if self._pids:
             self._pids = {}
             await self.lab.stop()
+
+
+class WireEnds(GuestEnds):
+    """A guest of a lab on one path, which serves, and a machine beyond the NIC's wire, which asks.
+
+    That machine is the network namespace that the lab is started in, one of its own. Programs there run on any CPU.
+    """
+
+    guests = (GUESTS[SERVER],)
+    wire: ClassVar[dict[str, str]] = {"mode": "tap", "address": ADDRESS[CLIENT]}
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self._network = -1
+
+    @staticmethod
+    def missing() -> str | None:
+        """See `Ends`."""
+        return can_create() or (None if os.geteuid() == 0 else "a machine beyond the wire takes root")
+
+    async def start(self) -> None:
+        """See `Ends`. Whatever this thread starts meanwhile is in the namespace, too."""
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            linux.unshare(linux.CLONE_NEWNET)
+            self._network = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            await super().start()
+        finally:
+            linux.enter([home])
+            os.close(home)
+
+    def enter(self, end: int) -> None:
+        """See `Ends`."""
+        if end == SERVER:
+            super().enter(end)
+        else:
+            linux.enter([self._network])
+
+    async def stop(self) -> None:
+        """See `Ends`."""
+        await super().stop()
+        if self._network >= 0:
+            os.close(self._network)
+            self._network = -1
 
 
 class _Free(ABC):

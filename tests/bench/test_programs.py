@@ -56,24 +56,34 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
     assert result.notes == []
     contenders = {("path", "bypass"), ("path", "split"), ("peer", "pump"), ("peer", "veth")}
     for program, rate in (("iperf3 TCP", "gbps"), ("redis GET", "requests_per_s")):
+        assert {row["path"] for row in result.records if row["direction"] == programs.BY_THE_WIRE} == {"bypass", "split"}
         rows = [row for row in result.records if row["program"] == program]
         assert {(kind, row[kind]) for row in rows for kind in ("path", "peer") if kind in row} == contenders
         assert all(row["errors"] == [] for row in rows), rows
         assert all(row[rate]["median"] > 0 for row in rows if row["n"])
         pump = next(row for row in rows if row.get("peer") == "pump")
         assert pump["placement"] in ends.PLACEMENTS
-        ours = next(row for row in rows if row.get("path") == "split")
-        assert {"alice", "bob", "dom0", "client", "server"} <= ours["processes"].keys()
+        ours, beyond = (
+            next(row for row in rows if row.get("path") == "split" and row["direction"] == where)
+            for where in (programs.BETWEEN_GUESTS, programs.BY_THE_WIRE)
+        )
+        assert {"alice", "bob", "dom0", "nic", "client", "server"} <= ours["processes"].keys()
         assert ours["processes"]["dom0"] > 0
+        assert {"bob", "dom0", "nic", "client", "server"} <= beyond["processes"].keys()
+        assert "alice" not in beyond["processes"]
+        assert beyond["processes"]["nic"] > 0
     asked = [(claim.text, claim.target) for claim in result.claims]
     assert asked == [
-        ("iperf3 TCP: rate, bypass ÷ pump", "≥ 0.8"),
-        ("iperf3 TCP: rate, bypass ÷ veth", "≥ 0.5"),
-        ("iperf3 TCP: rate, split ÷ pump", "≥ 0.5"),
-        ("iperf3 TCP: rate, split ÷ veth", "≥ 0.35"),
-        ("iperf3 TCP: CPU per byte, split ÷ bypass", "≥ 1.3"),
-        ("redis GET: rate, bypass ÷ split", "≥ 1"),
-        ("redis GET: rate, bypass ÷ pump", "≥ 0.9"),
+        ("iperf3 TCP, guest↔guest: rate, bypass ÷ pump", "≥ 0.8"),
+        ("iperf3 TCP, guest↔guest: rate, bypass ÷ veth", "≥ 0.5"),
+        ("iperf3 TCP, guest↔guest: rate, split ÷ pump", "≥ 0.5"),
+        ("iperf3 TCP, guest↔guest: rate, split ÷ veth", "≥ 0.35"),
+        ("iperf3 TCP, guest↔guest: CPU per byte, split ÷ bypass", "≥ 1.3"),
+        ("redis GET, guest↔guest: rate, bypass ÷ split", "≥ 1"),
+        ("redis GET, guest↔guest: rate, bypass ÷ pump", "≥ 0.9"),
+        ("iperf3 TCP, wire↔guest: rate, bypass ÷ split", "≥ 1"),
+        ("iperf3 TCP, wire↔guest: CPU per byte, split ÷ bypass", "≥ 1.3"),
+        ("redis GET, wire↔guest: rate, bypass ÷ split", "≥ 1"),
     ]
     assert not [name for name in os.listdir("/dev/shm") if name.endswith(f"-{os.getpid()}") or f"-{os.getpid()}." in name]
 
@@ -85,6 +95,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
         "bypass: left out: cannot open /dev/net/tun",
         "pump: left out: cannot open /dev/net/tun",
         "veth: left out: the command ip is not here: apt install iproute2",
+        "bypass, wire↔guest: left out: cannot open /dev/net/tun",
         *(
             f"{name}: left out: the command iperf3 is not here: apt install iperf3"
             for name in ("iperf3 TCP", "iperf3 UDP 64 B", "iperf3 UDP 1400 B")
