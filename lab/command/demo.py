@@ -148,7 +148,8 @@ def _against(records: list[dict[str, Any]], programs: dict[str, Any], out: Scree
         heading(
             out,
             "\nWhere bypass is not better here:",
-            " real programs and round trips between guests are bound by wake-ups and TAPs",
+            " between guests either path has one process in between, Dom0 or the NIC, and programs are\n"
+            "  bound by wake-ups and TAPs; `python -m bench programs` has the same by the wire",
         )
         for line in lines:
             out.print(f"  {line}")
