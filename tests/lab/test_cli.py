@@ -415,5 +415,15 @@ def test_results_that_cannot_be_written_are_an_error_after_they_were_shown(tmp_p
 
 def test_each_command_has_one_line_in_the_help() -> None:
     lines = launch("--help", env={**os.environ, "COLUMNS": "80"}).stdout.partition("Commands:\n")[2].splitlines()
-    assert [line.split()[0] for line in lines if line] == ["demo", "run", "exec", "status", "stop", "check", "clean", "store"]
+    assert [line.split()[0] for line in lines if line] == [
+        "demo",
+        "run",
+        "exec",
+        "forward",
+        "status",
+        "stop",
+        "check",
+        "clean",
+        "store",
+    ]
     assert all(line.endswith((".", "?")) and not line.endswith("...") and line[2] != " " for line in lines if line)

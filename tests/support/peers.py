@@ -74,6 +74,7 @@ class Bench:
     ) -> None:  # fmt: skip
         self._config: dict[str, Any] = {
             "engines": engines,
+            "engine_cpus": [],
             "pause_us": pause_us,
             "mtu": mtu,
             "wire": {"mac": WIRE_MAC, "mode": wire},
