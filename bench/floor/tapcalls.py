@@ -15,6 +15,7 @@ import numpy as np
 
 from domu.device import BURST
 from domu.netns import INTERFACE, Addresses, create
+from hyp.abi.io_uring import OP_READV, OP_WRITEV
 from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import clock_ns, record_view, sys_readv, sys_writev
 from hyp.control import Channel
@@ -22,7 +23,7 @@ from hyp.kernels import entry, i64
 from hyp.linux import die_with_parent, set_name
 from hyp.process import adopt_socket
 from hyp.uring.batch import Batches, outcome, run_batch, set_request, uring_at
-from hyp.uring.ring import OP_READV, OP_WRITEV, Ring, why_plain
+from hyp.uring.ring import Ring, why_plain
 
 OPERATIONS = {"read": OP_READV, "write": OP_WRITEV}
 _MAC = "02:00:00:00:00:01"

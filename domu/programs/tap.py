@@ -41,6 +41,7 @@ from domu.netns import Addresses, Tap, create
 from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
 from hyp.abi.features import SG
 from hyp.abi.fragment import GSO, MORE, OFFLOAD_MASK
+from hyp.abi.io_uring import OP_WRITEV
 from hyp.abi.nic import MAX_FRAME
 from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import clock_ns, load16, load64, record_view, sys_readv, sys_writev
@@ -53,7 +54,7 @@ from hyp.offload.frame import FrameMemory, add_piece, begin_frame, frame_at
 from hyp.offload.vnet import IOVEC_BYTES, TOO_LONG, clear_header, has_offload, header_of, set_iovec, word_of
 from hyp.process import Process
 from hyp.uring.batch import NOT_DONE, Batches, outcome, run_batch, set_request, uring_at
-from hyp.uring.ring import OP_WRITEV, Ring, why_plain
+from hyp.uring.ring import Ring, why_plain
 
 TAP = np.dtype(
     [

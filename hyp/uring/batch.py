@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from hyp.abi.io_uring import CQE_BYTES, ENTER_GETEVENTS, FIXED_FILE, NOWAIT, SQE_BYTES, SYS_ENTER
 from hyp.atomics import load32, load32_acquire, load64, record_view, store32_release, store64, sys_syscall, u32_add, u32_sub
 from hyp.kernels import compiled
-from hyp.uring.ring import CQE_BYTES, ENTER_GETEVENTS, FIXED_FILE, NOWAIT, SQE_BYTES, SYS_ENTER, Ring
+from hyp.uring.ring import Ring
 
 URING = np.dtype(
     [

@@ -10,12 +10,17 @@ import os
 import struct
 from typing import Final
 
-SYS_SETUP, SYS_ENTER, SYS_REGISTER = 425, 426, 427  # on every architecture
-OP_NOP, OP_READV, OP_WRITEV = 0, 1, 2
-FIXED_FILE: Final = 1  # sqe.flags: the descriptor is an index into those registered
-NOWAIT: Final = 8  # sqe.rw_flags: RWF_NOWAIT of linux/fs.h
-ENTER_GETEVENTS: Final = 1
-SQE_BYTES, CQE_BYTES = 64, 16
+from hyp.abi.io_uring import (
+    CQE_BYTES,
+    ENTER_GETEVENTS,
+    FIXED_FILE,
+    NOWAIT,
+    OP_WRITEV,
+    SQE_BYTES,
+    SYS_ENTER,
+    SYS_REGISTER,
+    SYS_SETUP,
+)
 
 _OFF_SQ_RING, _OFF_SQES = 0, 0x10000000
 _FEAT_SINGLE_MMAP: Final = 1

@@ -69,7 +69,7 @@ def busy_loops(monkeypatch: pytest.MonkeyPatch, topology: dict[str, Any]) -> int
     """How many loops the plan counts, by which it decides on spinning."""
     seen: list[int] = []
 
-    def limit(setting: Any, loops: int) -> int:
+    def limit(setting: Any, loops: int, cpus: int | None = None) -> int:
         seen.append(loops)
         return 0
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from hyp.abi.io_uring import OP_READV, OP_WRITEV
 from hyp.kernels import entry, i64
 from hyp.uring.batch import NOT_DONE, Batches, outcome, run_batch, set_request, uring_at
-from hyp.uring.ring import OP_READV, OP_WRITEV, Ring, why_plain
+from hyp.uring.ring import Ring, why_plain
 
 ENTRIES = 8
 WORDS = np.arange(1, ENTRIES + 1, dtype=np.int64)
