@@ -126,7 +126,9 @@ class Bystanders:
 
             async def arrived(stream: int = stream, sent: int = int(sent["sent"])) -> bool:
                 report = await lab.call("carl", "received", stream=stream)
-                assert report["lost"] == report["duplicated"] == report["corrupt"] == 0, report
+                rows = (await lab.counters()).read()
+                named = {name: {what: n for what, n in row.items() if n and what.startswith("drop_")} for name, row in rows.items()}
+                assert report["lost"] == report["duplicated"] == report["corrupt"] == 0, (report, named)
                 return bool(report["frames"] == sent)
 
             await until(arrived, "anna's frames")
