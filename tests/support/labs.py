@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -110,11 +111,14 @@ def staying_up(file: Path, **options: Any) -> "Iterator[tuple[subprocess.Popen[s
 
 @contextmanager
 def machine_of_its_own() -> Iterator[list[str]]:
-    """A /dev/shm of one's own, hence no topologies but one's own: for what is about all that there are.
+    """A /dev/shm and a place for run folders of one's own, hence no topologies but one's own: for what is about all that there are.
 
-    Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise.
+    Yields what a command line must begin with to be run there. Such commands see the same files and processes otherwise. Were the
+    place everybody's, `clean` there would take the folders of those that live here for what dead ones have left.
     """
-    with _namespace("--mount", "mount -t tmpfs -o mode=1777 tmpfs /dev/shm") as within:
+    place().mkdir(mode=0o700, parents=True, exist_ok=True)
+    own_place = f"mount -t tmpfs -o mode=700 tmpfs {shlex.quote(str(place()))}"
+    with _namespace("--mount", f"mount -t tmpfs -o mode=1777 tmpfs /dev/shm && {own_place}") as within:
         yield within
 
 
