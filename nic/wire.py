@@ -90,7 +90,8 @@ def outbound(e, sender, f):
     if w.linked != 0:
         k = link_at(w.out)
         copy_frame(room_for_frame(k), frame, length, f.head0, f.head1)
-        launch(k, clock_ns(), length, SENT)  # the frame may be younger than the batch
+        e.now = clock_ns()  # the frame may be younger than the batch
+        launch(k, e.now, length, SENT)
     else:
         slot = w.next & (WIRE_BUFFERS - 1)
         buffer = buffer_for(w, slot, length)
@@ -122,7 +123,8 @@ def _outbound_parts(e, sender, f):
         else:
             write_part(f, sender.part, e.to, 1)
         if w.linked != 0:
-            launch(link_at(w.out), clock_ns(), length, SENT)
+            e.now = clock_ns()
+            launch(link_at(w.out), e.now, length, SENT)
         else:
             store64(w.lengths + 8 * slot, length if length <= LARGEST_FRAME_BUFFER else -length)
             w.next += 1

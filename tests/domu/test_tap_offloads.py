@@ -133,7 +133,7 @@ def test_what_is_sent_arrives(lab: str, case: tuple[int, int]) -> None:
     exchange(lab, one, other)
     wait_until(lambda: counters(lab, one)["tx_bytes"] - before["tx_bytes"] >= 2 * BYTES, "the counters to be published")
     after = counters(lab, one)
-    assert after["drops"] == {}
+    assert after["drops"] == before["drops"]  # some may be of what others' kernels said to everybody while this one started
     each = (after["tx_bytes"] - before["tx_bytes"]) / (after["tx_frames"] - before["tx_frames"])
     if GUESTS[one - 1][1] == "all":
         assert each > 1514, "frames, acknowledgements among them, are no longer than without segmentation offload"
@@ -147,5 +147,6 @@ def test_jumbo_frames(tmp_path_factory: pytest.TempPathFactory) -> None:
     with _up(tmp_path_factory, "tapjumbo", 9000) as lab:
         jumbo = [number for number, (_, offloads) in enumerate(GUESTS, 1) if "sg" in SETS[offloads]]
         for one, other in zip(jumbo, [*jumbo[1:], jumbo[0]], strict=True):
+            before = counters(lab, one)
             exchange(lab, one, other)
-            assert counters(lab, one)["drops"] == {}
+            assert counters(lab, one)["drops"] == before["drops"]
