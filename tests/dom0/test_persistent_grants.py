@@ -137,7 +137,7 @@ def test_mapped_pages_are_mapped_and_unmapped_for_each_frame_sent(tmp_path: Path
     """A map and an unmap each, two hypercalls and a flush a batch, to send; grant copies to receive; nothing stays mapped."""
 
     async def main() -> None:
-        text = f'[[guest]]\nname = "anna"\n{MAPPED}[[guest]]\nname = "bert"\n{MAPPED}'
+        text = f'[nic]\npause_us = 1_000_000\n[[guest]]\nname = "anna"\n{MAPPED}[[guest]]\nname = "bert"\n{MAPPED}'
         async with running(tmp_path, "mapped", text) as runner:
             for sender, receiver in WAYS:
                 await stream(runner, sender, receiver)
