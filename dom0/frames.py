@@ -96,7 +96,7 @@ def _parts_for(t, p, k, f):
 
 
 @compiled
-def _put_part(e, p, k, t, f, parts, part):
+def _put_part(e, p, k, t, f, part):
     """Pass a frame, or one part of it, on to `t`. DELIVERED, PAUSE (`e.wanted` fragments more must have room), or a drop's name."""
     if t.active == 0:
         return DROP_DOWN
@@ -107,7 +107,7 @@ def _put_part(e, p, k, t, f, parts, part):
         t.stalled, t.waited_for = 0, 0
         post_chain(e, t, p, k)
         return DELIVERED
-    whole = parts == 1
+    whole = f.offload & GSO == 0 or _takes(t, f)  # one with GSO may be of a single part, and is a part to who does not accept it
     length = f.length if whole else part_length(f, part)
     offload = f.offload if whole else CSUM_BLANK
     if not whole and not _takes_blank(t, f):
@@ -142,7 +142,7 @@ def put_frame(e, p, k, t):
     f, result = frame_at(e.frame), DELIVERED
     parts = _parts_for(t, p, k, f)
     while p.part < parts and result == DELIVERED:  # the guest may be another one since the last time, and take fewer
-        result = _put_part(e, p, k, t, f, parts, p.part)
+        result = _put_part(e, p, k, t, f, p.part)
         if result == PAUSE:
             result = await_receiver(e, p, t)
             if result == PAUSE:
@@ -160,7 +160,7 @@ def put_copy(e, p, k, t):
     f, part, result = frame_at(e.frame), 0, DELIVERED
     parts = _parts_for(t, p, k, f)
     while part < parts and result == DELIVERED:
-        result = _put_part(e, p, k, t, f, parts, part)
+        result = _put_part(e, p, k, t, f, part)
         if result == PAUSE:
             result = DROP_QUEUE_FULL
         _count_part(e, parts, part, result)

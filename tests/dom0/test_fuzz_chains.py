@@ -74,8 +74,9 @@ SWEEP = [[SOUND | {"trouble": trouble, "kind": kind}, SOUND] for trouble in TROU
 SWEEP += [
     [SOUND | {"to": to, "kind": kind}] for to in (*RECEIVERS, "wire", "bert") for kind in ("raw", "tcp4", "tcp6", "udp4", "udp6")
 ]
+SWEEP += [[SOUND | {"to": to, "kind": kind, "parts": 1}] for to in (*RECEIVERS, "wire") for kind in ("tcp4", "tcp6")]
 SWEEP += [[SOUND | {"gso": 9000}]]
-"""Each trouble, with a sound frame behind it, and each kind of frame to each guest."""
+"""Each trouble, with a sound frame behind it; each kind of frame to each guest; one that is to be segmented, and is one segment."""
 
 
 def content_of(shape: dict[str, Any], to: bytes, sender: bytes) -> tuple[bytes, int, int]:
