@@ -19,7 +19,7 @@ Limits and answers are those of Linux's xen-netback (hash.c), but for BUFFER_OVE
 table is in the guest's memory and may change at any time: it is copied once, and then judged.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -114,11 +114,8 @@ class HashControl:
         if octets > KEY_BYTES:
             return CTRL_STATUS_BUFFER_OVERFLOW
         key = np.zeros(octets, np.uint8)
-        if octets:
-            with mapped(self._grants, gref, 0) as page:
-                if page < 0:
-                    return CTRL_STATUS_INVALID_PARAMETER
-                fetch(key, page)
+        if not self._fetched(key, gref):
+            return CTRL_STATUS_INVALID_PARAMETER
         self._key = key.tobytes()
         return CTRL_STATUS_SUCCESS
 
@@ -134,15 +131,21 @@ class HashControl:
         if first + count > len(self._mapping):
             return CTRL_STATUS_INVALID_PARAMETER
         table = np.zeros(count, np.uint32)
-        if count:
-            with mapped(self._grants, gref, 0) as page:
-                if page < 0:
-                    return CTRL_STATUS_INVALID_PARAMETER
-                fetch(table, page)
+        if not self._fetched(table, gref):
+            return CTRL_STATUS_INVALID_PARAMETER
         if (table >= self._queues).any():
             return CTRL_STATUS_INVALID_PARAMETER
         self._mapping[first : first + count] = table
         return CTRL_STATUS_SUCCESS
+
+    def _fetched(self, array: "np.ndarray[tuple[int], np.dtype[Any]]", gref: int) -> bool:
+        """Fill `array` from a granted page; nothing needs no grant. False: not granted."""
+        if not array.size:
+            return True
+        with mapped(self._grants, gref, 0) as page:
+            if page >= 0:
+                fetch(array, page)
+            return page >= 0
 
     async def _apply(self) -> None:
         """Let the engine choose queues by what is wished for now."""

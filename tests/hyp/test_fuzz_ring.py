@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hyp.abi.ring import REQ_EVENT, REQ_PROD, RSP_EVENT, RSP_PROD
 from hyp.ring import PROTOCOL_FAULT
-from tests.hyp.test_ring import (
+from tests.support.fuzz import TIERS, fuzz
+from tests.support.rings import (
     ARM_REQ,
     ARM_RSP,
     FREE,
@@ -26,7 +27,6 @@ from tests.hyp.test_ring import (
     WRAP,
     Pair,
 )
-from tests.support.fuzz import TIERS, fuzz
 
 INPUTS: Final = 100
 WORDS: Final = {"req_prod": REQ_PROD, "req_event": REQ_EVENT, "rsp_prod": RSP_PROD, "rsp_event": RSP_EVENT}
