@@ -94,6 +94,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "offloads": ["sg", "csum", "tso"],
                 "iommu": "persistent",
                 "queues": 1,
+                "trunk": False,
             }
         ],
         "workload": [],
