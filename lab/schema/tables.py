@@ -191,6 +191,7 @@ class Topology(Table):
     """A sound topology, every default filled in."""
 
     name: Annotated[str, AfterValidator(checked_name)]
+    confined: bool = False
     memory: Memory = Memory()
     nic: Nic = Nic()
     dom0: Dom0 = Dom0()
