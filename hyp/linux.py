@@ -103,6 +103,13 @@ def set_dumpable() -> None:
     _prctl(_PR_SET_DUMPABLE, 1)
 
 
+def be_root() -> None:
+    """Be root of the user namespace that this process is in. It has to have CAP_SETUID and CAP_SETGID there. OSError."""
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    set_dumpable()
+
+
 def no_new_privileges() -> None:
     """Let nothing that is executed have more than this process has (setuid bits, file capabilities)."""
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)

@@ -93,7 +93,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     for guest in guests:
         program, domid = program_of(guest["program"]), guest["domid"]
         features = wanted(guest["offloads"]) if program.offloads else NONE
-        confinement = _confinement(name, guest) if topology["confined"] or guest["confined"] else None
+        confinement = _confinement(name, guest) if guest["confined"] else None
         config = {**guest, "confinement": confinement, "queue": topology["nic"]["queue"], "features": int(features), "hosts": hosts}
         processes.append(process(guest["name"], "domu", program.module, config, {"domid": domid, "memory": guest["memory"]}, domid))
     return processes

@@ -2,22 +2,25 @@
 
 The fork server (lab/forkserver.py) does it, in this order, before the first line of the guest's own runs::
 
-    enter       in the process that forks the guest's: the uid of the guest's own, if the topology is root's; then a user namespace in
-                which that is root, and in it PID, mount, IPC, network and UTS namespaces
-    furnish     in the guest's process, PID 1 there: mounts that follow the host's, with /proc, /dev/shm and hidden folders of its own
-    (prepare    of the guest's program, which needs more than a guest may have later: a TAP, domu/programs/tap.py)
-    seal        limits, Landlock, no capabilities (programs in a TAP guest: those of a network's administrator), no_new_privs, seccomp
+    enter       in the process that forks the guest's: a user namespace, whose root is nobody outside but, if the topology is
+                root's, a uid of the guest's own, else the topology's user; in it PID, mount, IPC, network and UTS namespaces
+    furnish     in the guest's process, PID 1 there: mounts that follow the host's, but a /proc, a /dev/shm of its own, and nothing
+                in the lab's folders
+    (prepare    of the guest's program, if it needs more than a guest may have later: a TAP, domu/programs/tap.py)
+    seal        limits, capabilities (none; programs in a TAP guest: those of a network's administrator), no_new_privs, Landlock,
+                seccomp
 
-`seal` is inherited: by threads, by a program that the guest starts. A program that `launch.py exec` brings into a TAP guest is sealed by
-who brings it (lab/execute/supervisor.py). What the kernel refuses is an error that names it, and the guest does not start: there is no
-confinement by half.
+`seal` is inherited: by threads, by a program that the guest starts. A program that `launch.py exec` brings into a TAP guest is
+sealed by who brings it (lab/execute/supervisor.py). What the kernel refuses is an error that names it, and the guest does not
+start: there is no confinement by half.
 """
 
+import contextlib
 import errno
 import os
 import resource
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +36,9 @@ FIRST_UID, UIDS = 0x4000_0000, 1 << 29
 """Where uids of guests are: beyond all that distributions give to users and containers."""
 _PLAIN = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/sbin", "/sys", "/usr")
-_DEVICES = ("/dev/full", "/dev/null", "/dev/ptmx", "/dev/pts", "/dev/random", "/dev/tty", "/dev/urandom", "/dev/zero")
+_DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "ptmx", "pts", "random", "tty", "urandom", "zero"))
 _NETWORK_ADMIN = (0, 1, 3, 5, 6, 7, 10, 12, 13)
-"""capabilities(7): CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN, NET_RAW, in the guest's namespaces."""
+"""In the guest's namespaces: CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN, NET_RAW."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +94,52 @@ def enter(spec: Confinement) -> None:
         syscalls.library()  # while its file can be read
     except RuntimeError as error:
         raise SetupError("filter system calls (seccomp)", str(error)) from None
-    if spec.uid is not None:
-        with step("take a uid of the guest's own"):
-            os.setgroups([])
-            os.setresgid(spec.uid, spec.uid, spec.uid)
-            os.setresuid(spec.uid, spec.uid, spec.uid)
     uid, gid, remedy = os.getuid(), os.getgid(), user_namespace_remedy()
-    with step("create namespaces of its own (user, PID, mount, IPC, network, UTS)", dict.fromkeys((errno.EPERM, errno.ENOSPC), remedy)):
-        linux.set_dumpable()
-        own = linux.CLONE_NEWUSER | linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWNET
-        linux.unshare(own | linux.CLONE_NEWUTS)
-    become_root(uid, gid)
+    own = (
+        linux.CLONE_NEWUSER | linux.CLONE_NEWPID | linux.CLONE_NEWNS | linux.CLONE_NEWIPC | linux.CLONE_NEWNET | linux.CLONE_NEWUTS
+    )
+    what = "create namespaces of its own (user, PID, mount, IPC, network, UTS)"
+    if spec.uid is None:
+        with step(what, dict.fromkeys((errno.EPERM, errno.ENOSPC), remedy)):
+            linux.unshare(own)
+        become_root(uid, gid)
+        return
+    with step(what, dict.fromkeys((errno.EPERM, errno.ENOSPC), remedy)):  # by root, whom distributions let have more in them
+        os.setgroups([])
+        with _mapper(spec.uid):
+            linux.unshare(own)
+    with step("take a uid of the guest's own"):
+        linux.be_root()
+
+
+@contextlib.contextmanager
+def _mapper(uid: int) -> Iterator[None]:
+    """Inside, this process enters a user namespace; at the end root in it is `uid` outside, and nobody else is anybody. OSError.
+
+    Only a process that has stayed outside may say so.
+    """
+    me, (reader, writer) = os.readlink("/proc/self"), os.pipe()  # by the number that /proc knows us by
+    helper = os.fork()
+    if helper == 0:
+        try:
+            os.close(writer)
+            if os.read(reader, 1):
+                for kind in ("uid", "gid"):
+                    Path(f"/proc/{me}/{kind}_map").write_text(f"0 {uid} 1")
+            os._exit(0)
+        except OSError as error:
+            os._exit(error.errno or errno.EPERM)
+        finally:
+            os._exit(errno.EPERM)
+    os.close(reader)
+    try:
+        yield
+        os.write(writer, b"!")
+    finally:
+        os.close(writer)
+        code = os.waitstatus_to_exitcode(os.waitpid(helper, 0)[1])
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def furnish(spec: Confinement) -> None:
@@ -126,8 +164,7 @@ def seal(spec: Confinement) -> None:
 def seal_program(readable: Iterable[str]) -> None:
     """`seal`, of a program in a TAP guest's namespaces, in which this process is; as their root."""
     with step("be the guest's root"):
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+        linux.be_root()
     _seal(readable, _NETWORK_ADMIN, network=True)
 
 
@@ -185,5 +222,3 @@ def confinement_of(config: dict[str, object]) -> Confinement | None:
     if not isinstance(table, dict):
         return None
     return Confinement(table["uid"], tuple(table["hidden"]), tuple(table["readable"]), network=bool(table["network"]))
-
-

@@ -1,10 +1,10 @@
 """The system calls that a confined guest may make: an allow-list, enforced by seccomp, by way of libseccomp.
 
-Any other is ENOSYS, which libraries know how to do without. What isn't on the list, and why: what reaches into other processes (ptrace,
-process_vm_readv, pidfd_getfd, kcmp), makes namespaces and mounts, has kernel surface that no guest needs (bpf, perf_event_open,
-userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory), or passes this list by (io_uring).
-Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest needs (of AF_UNIX
-pairs only: a socket in the file system is nobody's but its host's), no hole in memory that others have mapped.
+Any other is ENOSYS, which libraries know how to do without. What isn't on the list, and why: what reaches into other processes
+(ptrace, process_vm_readv, pidfd_getfd, kcmp), makes namespaces and mounts, has kernel surface that no guest needs (bpf,
+perf_event_open, userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory), or passes this
+list by (io_uring). Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest
+needs (of AF_UNIX pairs only: a socket in the file system is nobody's but its host's), no hole in memory that others have mapped.
 
 Source of the rest: the system calls that moby's default profile allows unprivileged containers.
 """
@@ -34,7 +34,7 @@ setrlimit setsid setsockopt setuid shutdown sigaltstack signalfd signalfd4 socke
 sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create
 timerfd_gettime timerfd_settime times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid
 write writev fstat fstatfs
-""".split()
+"""
 _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 2, 10, 16, 17
 _ADVICE = (*range(5), 8, *range(10, 24), 25)  # of madvise(2): all but MADV_REMOVE, MADV_HWPOISON and what only root has
 _NO_HOLE = (0, 1)  # of fallocate(2): FALLOC_FL_KEEP_SIZE at most
@@ -68,7 +68,7 @@ def restrict(*, network: bool) -> None:
         for value in values:
             allow(name, seccomp.Arg(argument, seccomp.EQ, value))
 
-    for name in _PLAIN:
+    for name in _PLAIN.split():
         allow(name)
     allow("clone", seccomp.Arg(0, seccomp.MASKED_EQ, sum(NAMESPACES.values()), 0))
     allow_each("madvise", 2, _ADVICE)
