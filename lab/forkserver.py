@@ -9,8 +9,8 @@ the new process becomes the keeper's child. Protocol, on its socket (the frames 
     event  warm {seconds}; or failed {cause}, and the end
     fork   {name, role, module, config, cpus, spins, purposes, title} + descriptors → {pid}, or an error that names the limit met
 
-A confined guest (domu/confinement/confine.py) is told so in its `config`. `purposes` name the descriptors in order; `title` is the command line that ps shows; `cpus` is where it may run (None: anywhere),
-and `spins` whether its loops may spin.
+`purposes` name the descriptors in order; `title` is the command line that ps shows; `cpus` is where it may run (None: anywhere),
+and `spins` whether its loops may spin. A guest whose `config` says so is confined (domu/confinement/confine.py).
 """
 
 import array

@@ -1,4 +1,4 @@
-"""Confined guests do their work, and nothing else: of each kind of program, one that tries; bystanders' streams arrive whole meanwhile."""
+"""Confined guests do their work, and nothing else: of each kind of program one that tries, beside bystanders that stream."""
 
 import asyncio
 import errno

@@ -72,6 +72,7 @@ def test_defaults(tmp_path: Path) -> None:
             },
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300, "max_queues": 8},
+        "confined": False,
         "spin": {"limit_us": "auto"},
         "cpu": {"hyp": None, "dom0": None, "nic": None, "guests": {}, "programs": None, "spin": None},
         "model": {"profile": None, "price": dict.fromkeys(OPERATIONS, 0)},
@@ -95,6 +96,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "iommu": "persistent",
                 "queues": 1,
                 "trunk": False,
+                "confined": False,
             }
         ],
         "workload": [],

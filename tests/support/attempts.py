@@ -13,7 +13,6 @@ import signal
 import socket
 import struct
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -136,5 +135,4 @@ if __name__ == "__main__":
         for start in range(0, len(outcome), 1500):
             _tell_store(str(start // 1500), outcome[start : start + 1500])
         _tell_store("end", "")
-        while True:
-            time.sleep(60)
+        signal.pause()
