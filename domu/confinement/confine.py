@@ -29,14 +29,16 @@ from domu.netns import become_root, user_namespace_remedy
 from hyp import linux
 from hyp.net.steps import SetupError, step
 
-SHM, SHM_BYTES = "/dev/shm", 16 << 20
-DATA_BYTES, PROCESSES, FILE_BYTES, QUEUE_BYTES = 256 << 20, 128, 64 << 20, 1 << 16
-"""Of a process, beyond what it is born with; of the guest, threads counted; of a file; of message queues."""
+SHM, SHM_BYTES, SHM_FILES = "/dev/shm", 16 << 20, 1024
+DATA_BYTES, SPACE_BYTES = 256 << 20, 4 << 30
+"""Of a process, beyond what it is born with: private memory, and all its addresses, as page tables take memory, too."""
+PROCESSES, DESCRIPTORS, FILE_BYTES, QUEUE_BYTES, SIGNALS = 128, 1024, 64 << 20, 1 << 16, 1024
+"""Of the guest, threads counted; of a process; of a file; of message queues; signals that wait."""
 FIRST_UID, UIDS = 0x4000_0000, 1 << 29
 """Where uids of guests are: beyond all that distributions give to users and containers."""
 _PLAIN = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 _SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/sbin", "/sys", "/usr")
-_DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "ptmx", "pts", "random", "tty", "urandom", "zero"))
+_DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))  # no ptmx: they are numbered
 _NETWORK_ADMIN = (0, 1, 3, 5, 6, 7, 10, 12, 13)
 """In the guest's namespaces: CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN, NET_RAW."""
 
@@ -149,7 +151,7 @@ def furnish(spec: Confinement) -> None:
     with step("have a /proc of its own"):
         linux.mount("proc", "/proc", "proc", _PLAIN)
     with step(f"have a {SHM} of its own"):
-        linux.mount("tmpfs", SHM, "tmpfs", _PLAIN, f"mode=1777,size={SHM_BYTES}")
+        linux.mount("tmpfs", SHM, "tmpfs", _PLAIN, f"mode=1777,size={SHM_BYTES},nr_inodes={SHM_FILES}")
     for folder in spec.hidden:
         if os.path.isdir(folder):  # as this user sees it
             with step(f"hide {folder}"):
@@ -191,16 +193,19 @@ def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bo
 
 def _limit() -> None:
     """Limits of this process and its descendants; and the first to go when memory runs out."""
-    used = next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:"))
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    data, space = (int(status[name].split()[0]) << 10 for name in ("VmData", "VmSize"))
     for what, most in (
-        (resource.RLIMIT_DATA, (used << 10) + DATA_BYTES),
+        (resource.RLIMIT_DATA, data + DATA_BYTES),
+        (resource.RLIMIT_AS, space + SPACE_BYTES),
         (resource.RLIMIT_NPROC, PROCESSES),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_MSGQUEUE, QUEUE_BYTES),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NICE, 0),
         (resource.RLIMIT_RTPRIO, 0),
-        (resource.RLIMIT_NOFILE, 1024),
+        (resource.RLIMIT_NOFILE, DESCRIPTORS),
+        (resource.RLIMIT_SIGPENDING, SIGNALS),
     ):
         _, hard = resource.getrlimit(what)
         most = most if hard == resource.RLIM_INFINITY else min(most, hard)
