@@ -72,6 +72,7 @@ RIGHTS: dict[str, Callable[[], str | None]] = {
     "mounts": _mounts,
     "confinement": _confinement,
     "pyxs": lambda: None if importlib.util.find_spec("pyxs") else "pyxs is not in this environment: `make setup`",
+    "atheris": lambda: None if importlib.util.find_spec("atheris") else "atheris is not made for this Python or machine",
     "venv": lambda: None if (Path(__file__).parents[2] / ".venv/bin/python").exists() else "there is no .venv to go on in",
 }
 """What a machine gives or doesn't: None, or the reason for a skip."""
