@@ -168,8 +168,7 @@ class Keeper:
     def held(self, suffix: str) -> Answer:
         """Keys of held regions that end in `suffix`, and fds: the regions, read-only."""
         keys = [key for key in self._held if key.endswith(suffix)]
-        fds = [os.open(f"/proc/self/fd/{self._held[key]}", os.O_RDONLY | os.O_CLOEXEC) for key in keys]
-        return Answer(keys, fds=fds, close=fds)
+        return Answer(keys, fds=[self._held[key] for key in keys])
 
     async def ask_down(self) -> None:
         """`down` for a client: the owner is asked to go, which is how it ends in order; one that does not go is not waited for."""
