@@ -33,7 +33,7 @@ from hyp.model.price import PRICES
 from hyp.monitor import devices, domain, emulation, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
-from lab import keeper
+from lab.keeper import keeper
 from lab.schema import guest, tables, values
 from nic import crossing, link
 from nic import device as nic_device
