@@ -48,8 +48,11 @@ class Region:
     shm_name: str | None
 
     def readonly_fd(self) -> int:
-        """A new descriptor that allows reading only (the caller closes it)."""
-        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        """A new descriptor that allows reading only (the caller closes it).
+
+        BlockingIOError if somebody who has it holds a lease on it, for which an open(2) would wait.
+        """
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def map(self) -> "Mapping":
         """Map it for reading and writing."""

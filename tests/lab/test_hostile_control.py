@@ -1,8 +1,10 @@
 """Guests that turn on those who serve their sockets: keeper, hypervisor, xenstored. Nothing of others' stops."""
 
+import asyncio
 import json
 import os
 import re
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -215,3 +217,55 @@ def test_a_guest_turns_on_those_who_serve_it(tmp_path: Path, monkeypatch: pytest
 
 async def gone(world: World, count: int) -> bool:
     return len(world.lab.deaths) == count and not list(Path("/dev/shm").glob(f"xbl.*.{world.lab.name}.m[ai][lk]*.ram"))
+
+
+def test_requests_that_wait_for_a_dom0_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that guests may ask at a time, of a Dom0 that does not read; one of them dies. Then it goes on, and serves everybody."""
+
+    async def main() -> None:
+        async with hostile_lab(tmp_path, monkeypatch, "hostilestop") as world:
+            await world.well()
+            for who in HOSTILE:
+                await world.tell(who, "ask", op="upcall_create", args={}, times=1)
+            dom0 = world.runner.pids["dom0"]
+            os.kill(dom0, signal.SIGSTOP)
+            asking = {}
+            for who in HOSTILE:  # more than a socket has room for
+                asking[who] = asyncio.ensure_future(world.tell(who, "ask", op="context_open", args={"upcall": 0}, times=200))
+                await world.lab.call("hyp", "registrations", name="anna")
+            record = await world.runner.run(workload("stream", "anna", "carl", 200, frames=500))  # past Dom0
+            check(record)
+            world.runner.lab._consoles["mike"].tell("end", status=3)
+            await until(lambda: gone(world, 1), "its end")
+            before = spent(world.runner.pids["hyp"])
+            for _ in range(100):
+                assert (await world.lab.call("anna", "time_registration", size=4096, rounds=1))["register"]
+            for _ in range(5):
+                record = await world.runner.run(workload("stream", "anna", "carl", 200, frames=500))
+            assert spent(world.runner.pids["hyp"]) - before < 100, "it waits, and does not look again and again"
+            os.kill(dom0, signal.SIGCONT)
+            for who, came in asking.items():
+                if who != "mike":
+                    opened = (await came)["came"]
+                    assert opened.pop("ok", 0) == (1 if who == "mallory" else 0)
+                    assert set(opened) <= {"EBUSY", "EPERM", "ETIMEDOUT"}
+            asking["mike"].cancel()
+            await world.well()
+
+            async def known() -> bool:
+                return "mike" not in await world.dom0.directory("/local/domain/0/backend") and not await has(world, 6)
+
+            await until(known, "Dom0 to have been told of the death")
+
+    run(main())
+
+
+async def has(world: World, domid: int) -> bool:
+    """Domain 0 still has nodes of this domain."""
+    return str(domid) in await world.dom0.directory("/local/domain")
+
+
+def spent(pid: int) -> int:
+    """Clock ticks that a process has used, its threads' included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
