@@ -8,6 +8,7 @@ import math
 import os
 from typing import Any
 
+from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import NIC_OFFERS, unoffered
 from hyp.abi.nic import LINK_HEADER, PAGE, mac_to_int
@@ -247,6 +248,7 @@ class Nic:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Be the NIC until the keeper says stop."""
+    lost_memory.guard()
     nic = Nic(process, config)
     await nic.start()
     process.ready()

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+from hyp import lost_memory
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, Refused, close_all, describe
 from hyp.grants import release_mapper
@@ -126,6 +127,7 @@ class Hypervisor:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper ends the topology."""
+    lost_memory.guard()
     hypervisor = Hypervisor(process, config)
     system = hypervisor.system
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)
