@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from hyp.abi.domids import DOM0, DOMID_NIC
-from hyp.control import Channel, PeerGone, Refused, close_all
+from hyp.control import Channel, ControlError, Refused, close_all
 from hyp.grants import release_mapper
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
@@ -66,11 +66,10 @@ class Hypervisor:
         if domid == DOMID_NIC:
             self.system.devices.nic_gone()
         await self.system.emulation.detach(domid)
-        for number in list(domain.contexts):
-            try:
-                await self.system.devices.close_context(domain, number)
-            except (Refused, PeerGone) as error:
-                log.warning("context %d of domain %d: %s", number, domid, error)
+        try:
+            await self.system.devices.close_contexts(domain)
+        except ControlError as error:
+            log.warning("contexts of domain %d: %s", domid, error)
         if domain.iommu is not None:
             domain.iommu.clear()
             await self.system.devices.shootdown()
