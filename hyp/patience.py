@@ -1,17 +1,17 @@
 """How long a full receiver may hold up its senders: a context of the NIC, a vif of Dom0's bridge. Compiled.
 
-A frame for a receiver without buffers waits, and with it whatever is behind it in its queue: of the same sender, of all senders of an
-engine (a crossing), of all split guests (the physical function's queues). So that a receiver that is merely slow loses nothing, and one
-that drips buffers holds up nobody for long, each receiver has a *patience*, in ns:
+A frame for a receiver without buffers waits, and with it whatever is behind it in its queue: of the same sender, of all senders of
+an engine (a crossing), of all split guests (the physical function's queues). So that a receiver that is merely slow loses nothing,
+and one that drips buffers holds up nobody for long, each receiver has a *patience*, in ns:
 
 * at most `pause_us`, which it begins with;
 * time in which somebody waits for it is taken off, however many wait;
-* a frame that it takes gives it `pause_us` / 64; a 64th of that if the queue in which the next one waits is shared, and has had frames
-  for others since it waited last.
+* a frame that it takes gives it `pause_us` / 64; a 64th of that if the queue in which the next one waits is shared, and has had
+  frames for others since it waited last.
 
 Out of patience, its frames drop by name (DROP_NO_BUFFER) until it posts a buffer; those behind them go on. It is its owner's: who
-opens a new context, or connects again, begins with what was left. The physical function, which is platform and has no patience to lose,
-may hold up its senders for `TRUSTED` × `pause_us` each time.
+opens a new context, or connects again, begins with what was left. The physical function, which is platform and has no patience to
+lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
 
 Fields of a receiver: `patience`; `full_since`, since when somebody has waited for it that is not yet taken off, 0: nobody does;
 `taken`, its RX_FRAMES when frames were last counted for it; `stalled`, out of patience and nothing posted since.

@@ -4,8 +4,8 @@ A context's life: `open_context` (toolstack allows, doorbell page and eventfds a
 memory → `start_context` → traffic, in which nothing of this file takes part → `close_context`
 (the NIC's engine lets go of it first).
 
-A number is given out again once its context is closed. So whatever travels or waits while that may happen says which *generation* of
-the number it means, never the number alone: what the NIC is asked here, and frames on their way to an engine (nic/crossing.py).
+A number is given out again once its context is closed. So whatever travels or waits while that may happen says which *generation*
+of the number it means, never the number alone: what the NIC is asked here, and frames on their way to an engine (nic/crossing.py).
 """
 
 import asyncio
@@ -131,8 +131,8 @@ class Devices:
             fds = (domain.ram.fd, iommu, region.fd, context.completion_fd)
             try:
                 created = await self.call(
-                    "context_create", fds=fds, context=number, generation=context.generation, name=domain.name, memory=domain.memory, mac=mac,
-                    privileged=domain.domid == DOM0, passthrough=passthrough, first=first, queue=queue,
+                    "context_create", fds=fds, context=number, generation=context.generation, name=domain.name,
+                    memory=domain.memory, mac=mac, privileged=domain.domid == DOM0, passthrough=passthrough, first=first, queue=queue,
                 )  # fmt: skip
             finally:
                 os.close(iommu)
