@@ -139,6 +139,7 @@ class EngineState:
         record["scratch"], record["max_frame"] = scratch, mtu + LINK_HEADER
         record["counts"], record["counts_shared"] = counts
         record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
+        self.ports["patience"] = pause_us * 1000
         self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
         record["posted"] = self._posted.ctypes.data
         view = self.views[0]

@@ -96,7 +96,7 @@ class Hypervisor:
             steps.append(("its channel", domain.channel.close))
         steps += [
             ("its emulated device", lambda: self.system.emulation.detach(domid)),
-            *((f"context {number}", partial(devices.close_context, domain, number)) for number in domain.contexts),
+            ("its contexts", partial(devices.close_contexts, domain)),
             ("its translations", lambda: self._clear_translations(domain)),
             ("its event channels", lambda: self.system.events.close_all(domid)),
             *(
