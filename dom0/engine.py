@@ -1,19 +1,23 @@
 """Dom0's engine: one compiled loop that owns the vifs' rings and the uplink's queues. One call is one life, its sleeps included.
 
-A round, for each port in turn: take frames in (unless some still wait) → learn and look up → pass on → copy what goes
-to guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a deadline,
-then its frame drops.
+A round, for each port in turn: take frames in (unless some still wait) → check and learn the source, look up the destination → pass
+on → copy what goes to guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a
+deadline, then its frame drops.
+
+A vif's frames have the address that the toolstack gave its guest as their source; others drop as `spoofed`. A *trunk*, the uplink
+or a vif with ``trunk = true``, may have other stations behind it, whose addresses are learnt; no guest's is among those. A frame
+for an address that nobody is known to have goes to trunks only.
 """
 
 from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
 from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.multicast import hears
-from dom0.netback import drop_waiting, tell_guest
+from dom0.netback import drop_staged, tell_guest
 from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
 from dom0.persistent import enter_pages, release_pages
-from dom0.state import STAGE, UPLINK, engine_at, give_buffer, member_of, port_of, staged_of
+from dom0.state import STAGE, UPLINK, engine_at, member_of, port_of, staged_of
 from dom0.uplink import (
     completions_to_wait_for,
     post_frame,
@@ -30,6 +34,7 @@ from hyp.abi.counters import (
     DROP_NO_ROUTE,
     DROP_QUEUE_FULL,
     DROP_SAME_PORT,
+    DROP_SPOOFED,
     INTERRUPTS,
     REPLICATED,
 )
@@ -101,11 +106,14 @@ def _queue_for(e, first, s):
 
 @compiled
 def _flood(e, p, s):
-    """Pass the frame on to every vif but its own, and to the uplink. A flooded copy never pauses anybody."""
+    """Pass the frame on to every port but its own; if it is for one station, to trunks. A flooded copy never pauses anybody."""
     copies, destination = 0, destination_of(load64(s.addr))
+    group = destination & GROUP_BIT
     for number in range(e.port_count):
         t = port_of(e, number)
-        if number == t.vif and number != p.vif and t.active != 0 and (t.filters == 0 or hears(t, destination)):
+        if number != t.vif or number == p.vif or t.active == 0 or (group == 0 and t.trunk == 0):
+            continue
+        if t.filters == 0 or hears(t, destination):
             copies += 1
             if t.queues > 1:
                 t = _queue_for(e, t, s)
@@ -133,10 +141,11 @@ def _put_special(e, p, s, t):
 
 @compiled
 def _pass_on(e, p, s):
-    """Learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
+    """Check, learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
     head0, head1 = load64(s.addr), load64(s.addr + 8)
-    destination = destination_of(head0)
-    learn(e.fdb, source_of(head0, head1), p.vif, e.now)
+    destination, source = destination_of(head0), source_of(head0, head1)
+    if source != p.mac and (p.trunk == 0 or (not learn(e.fdb, source, p.vif, e.now) and p.number != UPLINK)):
+        return DROP_SPOOFED
     if destination & GROUP_BIT:
         return _flood(e, p, s)
     number = whereabouts(e.fdb, destination, e.now, e.ageing_ns)
@@ -237,12 +246,7 @@ def _publish(e):
 def _remove_port(e, number):
     p = port_of(e, number)
     p.active = 0
-    drop_waiting(p)
-    for k in range(p.staged - p.answers, p.staged):
-        s = staged_of(p, k)
-        if number != UPLINK and s.buffer >= 0 and s.posted == 0:
-            give_buffer(e, s.buffer)
-    p.staged, p.next, p.answers, p.pause_until = 0, 0, 0, 0
+    drop_staged(e, p)
     for other in range(e.port_count):
         if port_of(e, other).pause_for == number:  # nobody waits for who has its number next
             port_of(e, other).pause_until = 0

@@ -18,6 +18,8 @@ PORT = np.dtype(
         ("queues", "i8"),  # how many these are: of a vif's first port
         ("active", "i8"),
         ("domid", "i8"),
+        ("mac", "i8"),  # the guest's, as the toolstack gave it
+        ("trunk", "i8"),  # 1: there may be other stations behind the port, as there are behind the uplink
         ("tx_ring", "i8"),  # RING records (hyp/ring.py), as the back end
         ("rx_ring", "i8"),
         ("features", "i8"),  # what may be handed to it as it is (hyp/abi/features.py)

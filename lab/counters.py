@@ -1,33 +1,35 @@
 """Reading the counters of all processes of a topology."""
 
+import os
+import weakref
+
 from hyp.abi.counters import COUNTERS_BYTES, read_rows
 from hyp.control import close_all
-from hyp.memory import Mapping
 
 
 class CounterReader:
-    """Maps the counters of all processes; they stay readable when their writers are stopped or dead."""
+    """Reads the counters of all processes; they stay readable when their writers are stopped or dead.
 
-    def __init__(self, pages: dict[str, Mapping]) -> None:
-        self._pages = pages
+    They are read as files and not mapped: a guest can cut its counters off, and who touches a mapping of what is not there any more
+    is killed (SIGBUS). What is missing counts as zero.
+    """
+
+    def __init__(self, fds: dict[str, int]) -> None:
+        self._fds = fds
+        weakref.finalize(self, close_all, list(fds.values()))
 
     @classmethod
     def adopt(cls, keys: list[str], fds: list[int]) -> "CounterReader":
-        """A reader of what the keeper's operation `held` gave for ".counters". Closes the descriptors."""
-        names = [key.removesuffix(".counters") for key in keys]
-        try:
-            return cls({name: Mapping(fd, COUNTERS_BYTES, writable=False) for name, fd in zip(names, fds, strict=True)})
-        finally:
-            close_all(fds)
+        """A reader of what the keeper's operation `held` gave for ".counters"; the descriptors are the reader's."""
+        return cls({key.removesuffix(".counters"): fd for key, fd in zip(keys, fds, strict=True)})
+
+    def _pages(self) -> dict[str, bytes]:
+        return {name: os.pread(fd, COUNTERS_BYTES, 0).ljust(COUNTERS_BYTES, b"\0") for name, fd in self._fds.items()}
 
     def raw(self) -> list[bytes]:
         """All that is counted, as it lies in memory: equal to what it was before if nothing was counted in between."""
-        return [bytes(page.array.data) for page in self._pages.values()]
+        return list(self._pages().values())
 
     def read(self) -> dict[str, dict[str, int]]:
         """``{"process/row": {column: count}}``."""
-        return {
-            f"{process}/{row}": counts
-            for process, page in self._pages.items()
-            for row, counts in read_rows(page.array.data).items()
-        }
+        return {f"{process}/{row}": counts for process, page in self._pages().items() for row, counts in read_rows(page).items()}
