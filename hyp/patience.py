@@ -51,7 +51,7 @@ def waits_on(e, r):
 
 @compiled
 def wait_ends(e, r, shared):
-    """Somebody begins to wait for `r`, in a queue that is `shared` or not. Returns when that is over (ns); 0: it is over already."""
+    """Somebody begins to wait for `r`, in a queue that is `shared` or not. Returns when that is over (ns); 0: it is already."""
     taken = load64(r.counts + 8 * RX_FRAMES)
     earned = min(taken - r.taken, MOST_TAKEN) * (e.pause_ns >> (SHARED if shared != 0 else OWN))
     r.patience, r.taken = min(r.patience + earned, e.pause_ns), taken

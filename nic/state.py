@@ -173,7 +173,7 @@ GATE_BYTES = GATE.itemsize
 
 BUDGET_FRAMES = 256
 BUDGET_BYTES = 128 * 1024
-"""What one queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts)."""
+"""What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts)."""
 
 STAGE = 64
 STAGED = np.dtype([("frame", "i8"), ("length", "i8"), ("head1", "i8")])

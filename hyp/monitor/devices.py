@@ -139,7 +139,8 @@ class Devices:
             try:
                 created = await self.call(
                     "context_create", fds=fds, context=number, generation=context.generation, name=domain.name,
-                    memory=domain.memory, mac=mac, privileged=domain.domid == DOM0, passthrough=passthrough, first=first, queue=queue,
+                    memory=domain.memory, mac=mac, privileged=domain.domid == DOM0, passthrough=passthrough,
+                    first=first, queue=queue,
                 )  # fmt: skip
             finally:
                 os.close(iommu)

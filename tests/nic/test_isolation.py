@@ -1,4 +1,4 @@
-"""What one guest does with its own queues, memory and calls is no other guest's affair: the NIC. Bystanders exchange verified traffic."""
+"""What one guest does with its own queues and calls is no other guest's affair: the NIC. Bystanders exchange verified frames."""
 
 import asyncio
 import threading
