@@ -128,6 +128,7 @@ def run(
     repeat: Annotated[int, typer.Option(help="Rounds of slices; takes the place of --seconds.")] = 0,
     quick: Annotated[bool, typer.Option(help="Few points and short slices: to try things, not to cite.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 1,
+    attacks: Annotated[str, typer.Option(help="isolation: which attacks, comma-separated; all unless told otherwise.")] = "",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write results.json to this file, too.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report; default: bench-results/<time>.")] = None,
 ) -> None:
@@ -143,7 +144,7 @@ def run(
         time_each = seconds if seconds is not None else (QUICK_SECONDS if quick else SECONDS)
         options = Options(
             paths=_listed(paths), frames=sizes, cores=cast(Cores, cores), seconds=time_each, repeat=repeat, quick=quick,
-            peers=_listed(peers), slice_s=QUICK_SLICE_S if quick else SLICE_S, seed=seed,
+            peers=_listed(peers), slice_s=QUICK_SLICE_S if quick else SLICE_S, seed=seed, attacks=_listed(attacks),
             budget_s=budget if budget is not None else QUICK_BUDGET_S if quick or repeat else BUDGET_S,
         )  # fmt: skip
         _writable(json_out, folder)

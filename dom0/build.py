@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dom0.bridge import ENTRY, FDB_SLOTS
+from dom0.bridge import ENTRY, FDB_SLOTS, add_static
 from dom0.control.upcall import ControlUpcall
 from dom0.engine import ADD_PORT, ENTER_PAGES, REMOVE_PORT, SET_HASHING, SET_RATE
 from dom0.multicast import MOST_GROUPS
@@ -14,7 +14,7 @@ from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGE
 from dom0.uplink import receive_buffer
 from hyp.abi.grant import COPY_BYTES
 from hyp.abi.netif import NR_SLOTS_MIN
-from hyp.abi.nic import LINK_HEADER
+from hyp.abi.nic import LINK_HEADER, mac_to_int
 from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, SPLIT_SLOTS
 from hyp.engine import Engine
 from hyp.events import new_wait
@@ -139,11 +139,22 @@ class EngineState:
         record["scratch"], record["max_frame"] = scratch, mtu + LINK_HEADER
         record["counts"], record["counts_shared"] = counts
         record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
+        self.ports["patience"] = pause_us * 1000
         self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
         record["posted"] = self._posted.ctypes.data
         view = self.views[0]
         view["ram"], view["ram_bytes"], view["present"] = ram.address, ram.size, 1
         self._keep_pair = (ram, pair)
+
+    def add_guest(self, mac: str, number: int, *, trunk: bool = False) -> None:
+        """A guest has `mac`, behind port `number`, which is the UPLINK unless it is split; before the engine runs.
+
+        `trunk`: there may be other stations behind its vif. RuntimeError if the bridge's table cannot have it.
+        """
+        if not add_static(int(self._fdb.ctypes.data), mac_to_int(mac), number):
+            raise RuntimeError(f"the bridge's table has no place for {mac}: too many guests' addresses hash alike")
+        if number != UPLINK:
+            self.ports[number]["mac"], self.ports[number]["trunk"] = mac_to_int(mac), trunk
 
     def post_receive_buffers(self) -> None:
         """Fill the uplink's receive queue."""
@@ -151,7 +162,7 @@ class EngineState:
 
     async def add_uplink(self, counts: tuple[int, int], features: int) -> None:
         """Make the NIC port 0 of the bridge. `features`: those accepted."""
-        self.ports[UPLINK]["features"] = features
+        self.ports[UPLINK]["features"], self.ports[UPLINK]["trunk"] = features, 1
         self.ports[UPLINK]["counts"], self.ports[UPLINK]["counts_shared"] = counts
         await self.engine.post(ADD_PORT, port=UPLINK)
 
@@ -199,6 +210,8 @@ class EngineState:
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["failed"] = domid, 0
+        first = self.ports[int(port["vif"])]
+        port["mac"], port["trunk"] = first["mac"], first["trunk"]
         port["hashing"] = port["hash_info"] = 0
         port["tx_ring"], port["rx_ring"] = queue.rings
         port["tx_event_fd"], port["rx_event_fd"] = queue.events

@@ -10,8 +10,10 @@ from dom0.control.upcall import ControlUpcall
 from dom0.engine import MAIL, run
 from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
 from dom0.rate import configured_rate
+from dom0.state import UPLINK
 from dom0.toolstack import Toolstack
 from dom0.vifs import Cause, Vif
+from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import CSUM, SG, TSO4, TSO6
 from hyp.abi.nic import PAGE
@@ -56,11 +58,14 @@ class DriverDomain:
         self._store = await XenstoreClient.open(adopt_socket(self._process.sockets["xenstore"]))
         await self._hyp.call("toolstack_ready")
         await create_dom0(self._store)
-        served = [guest for guest in self._config["guests"] if PATHS[guest["path"]].attachment is Attachment.VIF]
-        for guest in self._config["guests"]:
+        guests = self._config["guests"]
+        served = [guest for guest in guests if PATHS[guest["path"]].attachment is Attachment.VIF]
+        for guest in guests:
             await self._create(guest, with_vif=guest in served)
-        await self._start_engine()
-        for number, guest in enumerate(served, 1):
+        numbers = {int(guest["domid"]): number for number, guest in enumerate(served, UPLINK + 1)}  # of split guests' ports
+        await self._start_engine(numbers)
+        for guest in served:
+            number = numbers[int(guest["domid"])]
             vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, int(self._config["max_queues"]))
             self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
         self._spawn(self._check_ports())
@@ -90,7 +95,7 @@ class DriverDomain:
             for vif, _ in self._vifs.values():
                 vif.check_port()
 
-    async def _start_engine(self) -> None:
+    async def _start_engine(self, ports: dict[int, int]) -> None:
         info = await self._hyp.call("domain_info")
         memory = int(info.value["memory"])
         ram = Ram(Mapping.adopt(info.fds[0], memory))
@@ -115,6 +120,8 @@ class DriverDomain:
         counts = self._counters.row("bridge")
         ageing_s, pause_us, mtu = float(self._config["ageing_s"]), int(self._config["pause_us"]), int(self._config["mtu"])
         self._state.configure(ram, pair, rx_pool, pool, scratch, counts, ageing_s, pause_us, mtu)
+        for guest in self._config["guests"]:
+            self._state.add_guest(str(guest["mac"]), ports.get(int(guest["domid"]), UPLINK), trunk=bool(guest["trunk"]))
         self._state.post_receive_buffers()
         self._engine.start(run, self._state.address, mail=MAIL)
         await self._state.add_uplink(uplink_counts, features)
@@ -142,6 +149,7 @@ class DriverDomain:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Be Dom0 until the keeper says stop."""
+    lost_memory.guard()
     domain = DriverDomain(process, config)
     await domain.start()
     process.ready()

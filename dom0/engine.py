@@ -1,19 +1,23 @@
 """Dom0's engine: one compiled loop that owns the vifs' rings and the uplink's queues. One call is one life, its sleeps included.
 
-A round, for each port in turn: take frames in (unless some still wait) → learn and look up → pass on → copy what goes
-to guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a deadline,
-then its frame drops.
+A round, for each port in turn: take frames in (unless some still wait) → check and learn the source, look up the destination → pass
+on → copy what goes to guests in one hypercall → post what goes to the NIC → answer. A port whose receiver is full pauses up to a
+deadline, then its frame drops.
+
+A vif's frames have the address that the toolstack gave its guest as their source; others drop as `spoofed`. A *trunk*, the uplink
+or a vif with ``trunk = true``, may have other stations behind it, whose addresses are learnt; no guest's is among those. A frame
+for an address that nobody is known to have goes to trunks only.
 """
 
 from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
 from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.multicast import hears
-from dom0.netback import drop_waiting, tell_guest
-from dom0.netback_rx import flush_copies, flush_is_full, has_room, queue_copy
+from dom0.netback import drop_staged, tell_guest
+from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
 from dom0.persistent import enter_pages, release_pages
-from dom0.state import STAGE, UPLINK, engine_at, give_buffer, member_of, port_of, staged_of
+from dom0.state import STAGE, UPLINK, engine_at, member_of, port_of, staged_of
 from dom0.uplink import (
     completions_to_wait_for,
     post_frame,
@@ -30,6 +34,7 @@ from hyp.abi.counters import (
     DROP_NO_ROUTE,
     DROP_QUEUE_FULL,
     DROP_SAME_PORT,
+    DROP_SPOOFED,
     INTERRUPTS,
     REPLICATED,
 )
@@ -45,6 +50,7 @@ from hyp.model.price import charge
 from hyp.offload.flow import queue_of
 from hyp.offload.frame import frame_at, one_piece
 from hyp.offload.toeplitz import hashing_at, steer
+from hyp.patience import begin_patience
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
@@ -52,6 +58,8 @@ ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING = 1, 2, 3, 4, 5
 """The first two are for all queues of the vif whose first port it is."""
 MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing")
 _mail_at = record_view(MAIL)
+FLOOD_BUDGET = 2 * STAGE
+"""Copies of flooded frames for which a port's turn ends: the other ports wait for each of them."""
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
 
@@ -65,7 +73,7 @@ def _put(e, s, t):
     if t.number == UPLINK:
         if not uplink_has_room(e, 1):
             return PAUSE
-        t.stalled, t.waited_for = 0, 0
+        had_room(e, t)
         post_frame(e, t, s.buffer, s.gpa, s.length)
         s.posted = 1
         return DELIVERED
@@ -98,11 +106,14 @@ def _queue_for(e, first, s):
 
 @compiled
 def _flood(e, p, s):
-    """Pass the frame on to every vif but its own, and to the uplink. A flooded copy never pauses anybody."""
+    """Pass the frame on to every port but its own; if it is for one station, to trunks. A flooded copy never pauses anybody."""
     copies, destination = 0, destination_of(load64(s.addr))
+    group = destination & GROUP_BIT
     for number in range(e.port_count):
         t = port_of(e, number)
-        if number == t.vif and number != p.vif and t.active != 0 and (t.filters == 0 or hears(t, destination)):
+        if number != t.vif or number == p.vif or t.active == 0 or (group == 0 and t.trunk == 0):
+            continue
+        if t.filters == 0 or hears(t, destination):
             copies += 1
             if t.queues > 1:
                 t = _queue_for(e, t, s)
@@ -113,6 +124,7 @@ def _flood(e, p, s):
     if copies == 0:
         return DROP_NO_ROUTE
     count(e.counts, REPLICATED, copies - 1)
+    e.flooded += copies
     return DELIVERED
 
 
@@ -129,10 +141,11 @@ def _put_special(e, p, s, t):
 
 @compiled
 def _pass_on(e, p, s):
-    """Learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
+    """Check, learn, look up, deliver one frame. DELIVERED, PAUSE, or a drop's name."""
     head0, head1 = load64(s.addr), load64(s.addr + 8)
-    destination = destination_of(head0)
-    learn(e.fdb, source_of(head0, head1), p.vif, e.now)
+    destination, source = destination_of(head0), source_of(head0, head1)
+    if source != p.mac and (p.trunk == 0 or (not learn(e.fdb, source, p.vif, e.now) and p.number != UPLINK)):
+        return DROP_SPOOFED
     if destination & GROUP_BIT:
         return _flood(e, p, s)
     number = whereabouts(e.fdb, destination, e.now, e.ageing_ns)
@@ -141,6 +154,8 @@ def _pass_on(e, p, s):
     if number == p.vif:
         return DROP_SAME_PORT
     t = port_of(e, number)
+    if number != p.towards:
+        p.towards, p.shared = number, 1 if p.number == UPLINK else 0
     if s.slots != 0 or t.queues > 1:
         return _put_special(e, p, s, t)
     result = _put(e, s, t)
@@ -149,9 +164,9 @@ def _pass_on(e, p, s):
 
 @compiled
 def _forward(e, p):
-    """Pass the port's staged frames on. Returns how many slots these are."""
-    done = 0
-    while p.next < p.staged:
+    """Pass the port's staged frames on, as far as its turn goes. Returns how many slots these are."""
+    done, e.flooded = 0, 0
+    while p.next < p.staged and e.flooded < FLOOD_BUDGET:
         s = staged_of(p, p.next)
         if s.length > 0:
             result = DELIVERED if s.slots == 0 else judge_frame(e, p, p.next)
@@ -161,7 +176,8 @@ def _forward(e, p):
                 break
             if result != DELIVERED:
                 count(p.counts, result, 1)
-        p.pause_until = 0
+        if p.pause_until != 0:
+            p.pause_until, p.shared = 0, 0
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
     return done
@@ -230,12 +246,10 @@ def _publish(e):
 def _remove_port(e, number):
     p = port_of(e, number)
     p.active = 0
-    drop_waiting(p)
-    for k in range(p.staged - p.answers, p.staged):
-        s = staged_of(p, k)
-        if number != UPLINK and s.buffer >= 0 and s.posted == 0:
-            give_buffer(e, s.buffer)
-    p.staged, p.next, p.answers, p.pause_until = 0, 0, 0, 0
+    drop_staged(e, p)
+    for other in range(e.port_count):
+        if port_of(e, other).pause_for == number:  # nobody waits for who has its number next
+            port_of(e, other).pause_until = 0
     if p.tx_refs != 0:
         release_pages(e, p)
     commit(p.counts, p.counts_shared)
@@ -246,6 +260,7 @@ def _add_vif(e, first):
     for k in range(first.queues):
         q = member_of(e, first, k)
         q.active = 1
+        begin_patience(q)
         e.port_count = max(e.port_count, q.number + 1)
 
 

@@ -19,7 +19,7 @@ A frame that becomes several counts as one where it was taken in, and in SEGMENT
 """
 
 from dom0.netback_chains import give_up
-from dom0.netback_rx import flush_copies, flush_is_full, has_room, pages_for, queue_frame
+from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, pages_for, queue_frame
 from dom0.state import UPLINK, staged_of
 from dom0.uplink import post_chain, uplink_has_room
 from hyp.abi.counters import (
@@ -40,6 +40,7 @@ from hyp.counters import count
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import add_piece, begin_frame, frame_at
 from hyp.offload.segments import blank_in_place, finish_in_place, longest_part, needed_features, part_length, prepare
+from hyp.patience import lose_patience, platform_wait_ends, wait_ends, waits_on
 
 DELIVERED, PAUSE = 0, -1
 WHOLE = -1
@@ -104,7 +105,7 @@ def _put_part(e, p, k, t, f, part):
         e.wanted = f.count
         if not uplink_has_room(e, f.count):
             return PAUSE
-        t.stalled, t.waited_for = 0, 0
+        had_room(e, t)
         post_chain(e, t, p, k)
         return DELIVERED
     whole = f.offload & GSO == 0 or _takes(t, f)  # one with GSO may be of a single part, and is a part to who does not accept it
@@ -170,15 +171,19 @@ def put_copy(e, p, k, t):
 
 @compiled
 def await_receiver(e, p, t):
-    """Port `t` has no room for `e.wanted` fragments: PAUSE until p's deadline, then a drop's name, at once while `t` is stalled."""
-    if t.stalled == 0:
-        t.waited_for = e.wanted if t.waited_for == 0 else min(t.waited_for, e.wanted)
+    """Port `t` has no room for `e.wanted` fragments: PAUSE while it may hold up who waits (hyp/patience.py), then a drop's name."""
+    if t.stalled != 0:
+        return DROP_NO_BUFFER
+    if p.pause_until == 0 or p.pause_for != t.number:
+        p.pause_until = platform_wait_ends(e) if t.number == UPLINK else wait_ends(e, t, p.shared)
+        p.pause_for = t.number
         if p.pause_until == 0:
-            p.pause_until = e.now + e.pause_ns
-            count(p.counts, PAUSES, 1)
-            p.dirty = 1
-            return PAUSE
-        if e.now < p.pause_until:
-            return PAUSE
-        t.stalled = 1
-    return DROP_NO_BUFFER
+            return DROP_NO_BUFFER
+        count(p.counts, PAUSES, 1)
+        p.dirty = 1
+    elif e.now >= p.pause_until:
+        lose_patience(t)
+        return DROP_NO_BUFFER
+    t.waited_for = e.wanted if t.waited_for == 0 else min(t.waited_for, e.wanted)
+    waits_on(e, t)
+    return PAUSE

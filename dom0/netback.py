@@ -9,7 +9,7 @@ A vif whose pages are mapped (dom0/persistent.py) differs in the copy only: it i
 """
 
 from dom0.persistent import release_pages
-from dom0.state import OWES_RX, OWES_TX, member_of, port_of, staged_of
+from dom0.state import OWES_RX, OWES_TX, give_buffer, member_of, port_of, staged_of
 from hyp.abi.counters import (
     DROP_DOWN,
     EVENTS,
@@ -43,8 +43,8 @@ from hyp.model.price import charge, charge_bytes
 
 
 @outlined
-def drop_waiting(p):
-    """Drop what a port has taken in and not passed on. Its buffers stay its own."""
+def drop_staged(e, p):
+    """Drop what a vif's port has taken in and not passed on, and take its buffers back, but for those that the NIC has."""
     frames, k = 0, p.next
     while k < p.staged:
         s = staged_of(p, k)
@@ -52,12 +52,16 @@ def drop_waiting(p):
         k += max(s.slots, 1)
     count(p.counts, DROP_DOWN, frames)
     count(p.counts, SEGMENTED, 1 if p.part > 0 else 0)  # the frame itself is what was passed on of it
-    p.next, p.part = p.staged, 0
+    for k in range(p.staged - p.answers, p.staged):
+        s = staged_of(p, k)
+        if s.buffer >= 0 and s.posted == 0:
+            give_buffer(e, s.buffer)
+    p.staged, p.next, p.answers, p.part, p.pause_until = 0, 0, 0, 0, 0
 
 
 @outlined
 def fail_port(e, p, column):
-    """The guest broke the protocol: its vif, all queues of it, is out of service, and lets go of the guest's pages.
+    """The guest broke the protocol: its vif, all queues of it, is out of service, and holds neither Dom0's buffers nor its pages.
 
     Nobody else notices. As Linux's xenvif_fatal_tx_err, which takes the whole interface down.
     """
@@ -65,7 +69,7 @@ def fail_port(e, p, column):
     first = port_of(e, p.vif)
     for k in range(first.queues):
         q = member_of(e, first, k)
-        drop_waiting(q)
+        drop_staged(e, q)
         q.failed = 1
         q.active = 0
         q.dirty = 1

@@ -37,6 +37,7 @@ from hyp.counters import count
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import piece_addr, piece_length, set_piece, write_whole
 from hyp.offload.segments import segment_of, write_part
+from hyp.patience import note_posted
 from hyp.ring import (
     PROTOCOL_FAULT,
     next_request_slot,
@@ -55,8 +56,15 @@ def has_room(e, p, n):
         fail_port(e, p, FAULTS_PROTOCOL)
         return False
     if ready >= n:
-        p.stalled, p.waited_for = 0, 0
+        had_room(e, p)
     return ready >= n
+
+
+@compiled
+def had_room(e, p):
+    """Port `p` takes the frame that is for it: nobody waits for it."""
+    p.waited_for = 0
+    note_posted(p, e.now, True)
 
 
 @compiled

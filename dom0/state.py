@@ -18,6 +18,8 @@ PORT = np.dtype(
         ("queues", "i8"),  # how many these are: of a vif's first port
         ("active", "i8"),
         ("domid", "i8"),
+        ("mac", "i8"),  # the guest's, as the toolstack gave it
+        ("trunk", "i8"),  # 1: there may be other stations behind the port, as there are behind the uplink
         ("tx_ring", "i8"),  # RING records (hyp/ring.py), as the back end
         ("rx_ring", "i8"),
         ("features", "i8"),  # what may be handed to it as it is (hyp/abi/features.py)
@@ -29,8 +31,15 @@ PORT = np.dtype(
         ("next", "i8"),
         ("part", "i8"),  # of the next frame: how many of the frames that it is for its receiver have been passed on
         ("pause_until", "i8"),
+        ("pause_for", "i8"),  # the port that it waits for
+        ("towards", "i8"),  # the vif that its last frame was for
+        ("shared", "i8"),  # it is the uplink, and has had frames for others since it waited last
         ("waited_for", "i8"),  # as a receiver: some port pauses until it has room for so many fragments; 0: none does
-        ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it has room
+        # as a receiver that holds others up (hyp/patience.py)
+        ("stalled", "i8"),  # a pause for it ran out, so drop at once until it has room
+        ("patience", "i8"),  # for how long it still may, in ns
+        ("full_since", "i8"),
+        ("taken", "i8"),
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
         ("next_written", "i8"),  # the next port in the list that ENGINE.written heads, 0: none
@@ -138,6 +147,7 @@ ENGINE = np.dtype(
         ("mail", "i8"),
         ("counts", "i8"),
         ("counts_shared", "i8"),
+        ("flooded", "i8"),  # copies of flooded frames in this turn
         ("pause_ns", "i8"),
         ("now", "i8"),
         ("idle_since", "i8"),

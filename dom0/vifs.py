@@ -229,10 +229,10 @@ class Vif:
         self._log.info(f"disconnected: {why}")
 
     async def _fatal(self, number: int, text: str) -> None:
-        """The front end can't be served: say why, and close."""
+        """The front end can't be served: give back what it holds of ours, whether the store answers or not; say why, and close."""
         self._log.warning(text)
-        await tell_error(self._store, self._back, number, text)
         await self._disconnect("see above")
+        await tell_error(self._store, self._back, number, text)
         await self._switch(CLOSING)
 
     # -- xenstore --

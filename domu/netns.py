@@ -62,7 +62,7 @@ def create(mac: str, addresses: Addresses, mtu: int) -> Tap:
             "create it before any thread is started (importing numpy starts some, unless OPENBLAS_NUM_THREADS=1)",
         )
     _enter()
-    fd = open_tap(INTERFACE, {errno.EPERM: _user_namespace_remedy()})
+    fd = open_tap(INTERFACE, {errno.EPERM: user_namespace_remedy()})
     try:
         _configure(octets, addresses, mtu)
     except BaseException:
@@ -110,19 +110,23 @@ def _enter() -> None:
             if not isinstance(error.__cause__, PermissionError):
                 raise
     uid, gid = os.geteuid(), os.getegid()
-    remedy = _user_namespace_remedy()
-    remedies = dict.fromkeys((errno.EPERM, errno.ENOSPC, errno.EUSERS), remedy)
+    remedies = dict.fromkeys((errno.EPERM, errno.ENOSPC, errno.EUSERS), user_namespace_remedy())
     with step("create a user namespace", remedies):
         linux.unshare(linux.CLONE_NEWUSER | linux.CLONE_NEWNET)
+    become_root(uid, gid)
+
+
+def become_root(uid: int, gid: int) -> None:
+    """Be root of the new user namespace that this process is in, outside of which it is `uid` and `gid`. SetupError."""
     undumpable = "the process changed its user and is not dumpable: prctl(PR_SET_DUMPABLE, 1) first"
-    with step("become root of the user namespace", {errno.EACCES: undumpable, errno.EPERM: remedy}):
+    with step("become root of the user namespace", {errno.EACCES: undumpable, errno.EPERM: user_namespace_remedy()}):
         # user_namespaces(7): without privilege outside, setgroups must be given up before gid_map can be written
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
 
 
-def _user_namespace_remedy() -> str:
+def user_namespace_remedy() -> str:
     """What keeps ordinary users from creating user namespaces on this machine, and how to allow it."""
     switches = (
         ("user/max_user_namespaces", "0", "15000"),

@@ -25,7 +25,10 @@ NAMESPACES = {
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 4096, 16384, 1 << 19
 _MNT_DETACH = 2
 
-_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_GET_NAME, _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER = 1, 15, 16, 29, 36
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_GET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 16, 24
+_PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 29, 36, 38, 47
+_PR_CAP_AMBIENT_CLEAR_ALL = 4
+_CAPABILITY_VERSION = 0x20080522
 _CLONE_PIDFD = 0x1000
 _SYS_CLONE3, _SYS_PIDFD_GETFD = 435, 438  # on every architecture
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -93,6 +96,42 @@ def die_with_parent() -> None:
 def adopt_orphans() -> None:
     """Become the parent of all descendants whose own parent ends."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def set_dumpable() -> None:
+    """Own one's files in /proc again, after a change of the user."""
+    _prctl(_PR_SET_DUMPABLE, 1)
+
+
+def be_root() -> None:
+    """Be root of the user namespace that this process is in. It has to have CAP_SETUID and CAP_SETGID there. OSError."""
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    set_dumpable()
+
+
+def no_new_privileges() -> None:
+    """Let nothing that is executed have more than this process has (setuid bits, file capabilities)."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def drop_from_bounding_set(capability: int) -> bool:
+    """Never have this capability again, whatever is executed. False: there is none of that number. OSError EPERM."""
+    try:
+        _prctl(_PR_CAPBSET_DROP, capability)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def set_capabilities(mask: int) -> None:
+    """Have these capabilities, bit n for number n, and hand down none but by what is executed. OSError EPERM."""
+    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+    low, high = mask & 0xFFFF_FFFF, mask >> 32
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    _checked(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)))  # effective, permitted, inheritable: twice
 
 
 def unshare(flags: int) -> None:

@@ -13,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from hyp.ownfiles import private_file
 SHM = Path("/dev/shm")
 BACKINGS = ("posix", "sealed")
 _SEAL_FUTURE_WRITE = getattr(fcntl, "F_SEAL_FUTURE_WRITE", 0x10)
+told_of_mappings: list[Callable[[int, int, int, mmap.mmap], None]] = []
+"""Called with (address, size, descriptor, the map) of each mapping that this process makes: hyp/lost_memory.py."""
 MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
 
 
@@ -93,6 +96,8 @@ class Mapping:
         self.size = size
         self.array = np.frombuffer(self._map, np.uint8)
         self.address = int(self.array.ctypes.data)
+        for tell in told_of_mappings:
+            tell(self.address, size, fd, self._map)
 
     @classmethod
     def adopt(cls, fd: int, size: int, *, writable: bool = True) -> "Mapping":

@@ -10,28 +10,26 @@ from hyp.control import close_all
 class CounterReader:
     """Reads the counters of all processes; they stay readable when their writers are stopped or dead.
 
-    They are read, not mapped: a guest can cut its own short, which is nobody else's end that way. What it has cut off is 0.
+    They are read as files and not mapped: a guest can cut its counters off, and who touches a mapping of what is not there any more
+    is killed (SIGBUS). What is missing counts as zero.
     """
 
-    def __init__(self, files: dict[str, int]) -> None:
-        self._files = files
-        self._closed = weakref.finalize(self, close_all, list(files.values()))
+    def __init__(self, fds: dict[str, int]) -> None:
+        self._fds = fds
+        weakref.finalize(self, close_all, list(fds.values()))
 
     @classmethod
     def adopt(cls, keys: list[str], fds: list[int]) -> "CounterReader":
-        """A reader of what the keeper's operation `held` gave for ".counters". The descriptors are its own from here on."""
-        return cls(dict(zip((key.removesuffix(".counters") for key in keys), fds, strict=True)))
+        """A reader of what the keeper's operation `held` gave for ".counters"; the descriptors are the reader's."""
+        return cls({key.removesuffix(".counters"): fd for key, fd in zip(keys, fds, strict=True)})
+
+    def _pages(self) -> dict[str, bytes]:
+        return {name: os.pread(fd, COUNTERS_BYTES, 0).ljust(COUNTERS_BYTES, b"\0") for name, fd in self._fds.items()}
 
     def raw(self) -> list[bytes]:
         """All that is counted, as it lies in memory: equal to what it was before if nothing was counted in between."""
-        return [self._read(fd) for fd in self._files.values()]
+        return list(self._pages().values())
 
     def read(self) -> dict[str, dict[str, int]]:
         """``{"process/row": {column: count}}``."""
-        return {
-            f"{process}/{row}": counts for process, fd in self._files.items() for row, counts in read_rows(self._read(fd)).items()
-        }
-
-    @staticmethod
-    def _read(fd: int) -> bytes:
-        return os.pread(fd, COUNTERS_BYTES, 0).ljust(COUNTERS_BYTES, b"\0")
+        return {f"{process}/{row}": counts for process, page in self._pages().items() for row, counts in read_rows(page).items()}

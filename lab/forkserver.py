@@ -10,24 +10,29 @@ the new process becomes the keeper's child. Protocol, on its socket (the frames 
     fork   {name, role, module, config, cpus, spins, purposes, title} + descriptors → {pid}, or an error that names the limit met
 
 `purposes` name the descriptors in order: sockets, and `output`, which is to be standard output and error. `title` is the command
-line that ps shows; `cpus` is where it may run (None: anywhere), and `spins` whether its loops may spin.
+line that ps shows; `cpus` is where it may run (None: anywhere), and `spins` whether its loops may spin. A guest whose `config` says
+so is confined (domu/confinement/confine.py).
 """
 
 import array
 import errno
 import importlib
 import os
+import select
 import socket
 import struct
 import sys
 import time
 import traceback
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import msgpack
 
+from domu.confinement.confine import Confinement, confinement_of, enter, furnish, seal
 from hyp import limits, linux
 from hyp.control import MAX_FDS, MAX_MESSAGE, close_all, describe
+from hyp.net.steps import SetupError
 
 _FORKED = struct.Struct("<ii")  # what the child tells: the grandchild's pid, or the error that there is none for
 
@@ -104,24 +109,30 @@ def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
 
 def _fork_once_more(writer: int, args: dict[str, Any], fds: list[int]) -> NoReturn:
     """In the child: fork the grandchild, tell its pid or why there is none, exit."""
-    intermediate = os.getpid()
+    confinement, refusal, me = confinement_of(args["config"]), None, os.pidfd_open(os.getpid())
+    if confinement is not None:
+        try:
+            enter(confinement)
+        except SetupError as error:  # the grandchild tells
+            refusal = error
     try:
         grandchild = os.fork()
     except OSError as error:
         os.write(writer, _FORKED.pack(0, error.errno or errno.ECHILD))
         os._exit(0)
     if grandchild == 0:
-        _become(intermediate, args, fds)
+        _become(me, args, fds, confinement, refusal)
     os.write(writer, _FORKED.pack(grandchild, 0))
     os._exit(0)
 
 
-def _become(intermediate: int, args: dict[str, Any], fds: list[int]) -> NoReturn:
-    """In the grandchild: wait to be adopted, keep only one's own descriptors, run the role, exit."""
+def _become(
+    parent: int, args: dict[str, Any], fds: list[int], confinement: Confinement | None, refusal: SetupError | None
+) -> NoReturn:
+    """In the grandchild: wait to be adopted, keep only one's own descriptors, run the role, exit. `parent`: a pidfd."""
     status = 1
     try:
-        while os.getppid() == intermediate:  # it is exiting; then the keeper is the parent, and its death must be ours
-            os.sched_yield()
+        select.select([parent], [], [])  # it is exiting; then the keeper is the parent, and its death must be ours
         linux.die_with_parent()
         sockets = dict(zip(args["purposes"], fds, strict=True))
         if (output := sockets.pop("output", None)) is not None:
@@ -141,9 +152,30 @@ def _become(intermediate: int, args: dict[str, Any], fds: list[int]) -> NoReturn
         if not args["spins"]:
             never_spin()
         linux.set_title(*args["title"])
+        if confinement is not None:
+            _confine(confinement, refusal, args, fds[0])
         status = run_role(args["name"], args["role"], args["module"], args["config"], sockets)
     except BaseException:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(status)
+
+
+def _confine(confinement: Confinement, refusal: SetupError | None, args: dict[str, Any], console: int) -> None:
+    """Confine the guest that this process is, its program's preparations made. What is refused is told to the keeper."""
+    module, config = importlib.import_module(args["module"]), args["config"]
+    try:
+        if refusal is not None:
+            raise refusal
+        from hyp.kernels import store  # here, as in `_load`
+
+        cache = () if store.folder is None else (str(store.folder),)
+        furnish(replace(confinement, hidden=(*confinement.hidden, *cache)))
+        if hasattr(module, "prepare"):
+            config["prepared"] = module.prepare(args["name"], config)
+        seal(confinement)
+    except (SetupError, OSError) as error:
+        cause = f"it cannot be confined: {error}"[:MAX_CAUSE]
+        socket.socket(fileno=console).send(msgpack.packb({"op": "failed", "args": {"cause": cause}}))
+        raise

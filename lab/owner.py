@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,6 +47,9 @@ def compiling(details: Mapping[str, Any]) -> str:
 class Lab:
     """One topology, up as long as this object is open: ``async with Lab(topology) as lab``."""
 
+    modules: Sequence[str] = MODULES
+    """What its fork server loads."""
+
     def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
         self.topology, self.name = topology, str(topology["name"])
         self.seats = seats(topology, sorted(os.sched_getaffinity(0)))
@@ -65,6 +68,10 @@ class Lab:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop()
 
+    def processes(self) -> list[dict[str, Any]]:
+        """What the keeper is to start: `lab.plan.plan` of the topology."""
+        return plan(self.topology)
+
     async def start(self) -> None:
         """Start the keeper and boot everything. LabError names what could not start; then nothing is left behind."""
         limits.raise_descriptor_limit()
@@ -82,7 +89,7 @@ class Lab:
         try:
             info = {"guests": self.topology["guest"], "cpu": self.seats.plain()}
             async with asyncio.timeout(None) as self._start_limit:
-                self.timings = (await self.channel.call("boot", plan=plan(self.topology), info=info)).value
+                self.timings = (await self.channel.call("boot", plan=self.processes(), info=info)).value
         except BaseException as error:
             log_text = self._rundir.log_tail()
             await self.stop()
@@ -96,7 +103,7 @@ class Lab:
         ours, theirs = socketpair()
         with theirs, open(self._rundir.log_path, "wb") as log:
             theirs.setblocking(True)
-            command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *MODULES]
+            command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *self.modules]
             with limits.told_of_processes("the keeper"):
                 self._keeper = subprocess.Popen(
                     command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -1,13 +1,16 @@
 """The plan: which processes a topology has, in the order in which the keeper forks them, and what each is told."""
 
 import os
+from pathlib import Path
 from typing import Any
 
+from domu.confinement.confine import uid_of
 from domu.programs.table import PROGRAMS, program_of
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.features import NONE, wanted
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS
 from lab.cpus import busy, seats
+from lab.rundir import place, short_place
 
 ROLES = {
     "hyp": "hyp.monitor.hypervisor",
@@ -39,6 +42,15 @@ def spin_limit_us(setting: int | str, loops: int, cpus: int | None = None) -> in
 def _addresses(table: dict[str, Any]) -> list[str]:
     """Those that a guest, or the wire, has."""
     return [table[key] for key in ("address", "address6") if table[key]]
+
+
+def _confinement(topology: str, guest: dict[str, Any]) -> dict[str, Any]:
+    """What the process of a confined guest is told (domu/confinement/confine.py)."""
+    own = guest["program"]
+    hidden = sorted({str(place()), str(short_place())})
+    readable = [str(Path(__file__).parent.parent), *([own["cwd"]] if isinstance(own, dict) and own["cwd"] else [])]
+    uid = uid_of(topology, guest["domid"]) if os.getuid() == 0 else None
+    return {"uid": uid, "hidden": hidden, "readable": readable, "network": program_of(own).addressed}
 
 
 def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,6 +93,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     for guest in guests:
         program, domid = program_of(guest["program"]), guest["domid"]
         features = wanted(guest["offloads"]) if program.offloads else NONE
-        config = {**guest, "queue": topology["nic"]["queue"], "features": int(features), "hosts": hosts}
+        confinement = _confinement(name, guest) if guest["confined"] else None
+        config = {**guest, "confinement": confinement, "queue": topology["nic"]["queue"], "features": int(features), "hosts": hosts}
         processes.append(process(guest["name"], "domu", program.module, config, {"domid": domid, "memory": guest["memory"]}, domid))
     return processes

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from domu.confinement.confine import lacking
 from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
 from hyp.model.profile import ProfileError, profile
@@ -198,6 +199,13 @@ def _check_room(reader: _Reader, nic: Nic | None, dom0: Dom0 | None, guests: dic
             reader.refuse(f"guest[{index}].memory", f"{_exact_size(guest.memory)} is too small for {what}: {_needed(need)}")
 
 
+def _check_confined(reader: _Reader, memory: Memory | None, guests: dict[int, Guest], everybody: bool) -> None:
+    """Who can truncate its memory is not confined."""
+    if memory is not None and memory.backing != "sealed":
+        for key in ["confined"] * everybody + [f"guest[{index}].confined" for index, guest in guests.items() if guest.confined]:
+            reader.refuse(key, f'takes memory.backing = "sealed", not "{memory.backing}"')
+
+
 def _check_iommu(reader: _Reader, memory: Memory | None, guests: dict[int, Guest]) -> None:
     """Who maps by hypercalls writes the table on its own thread, which a sealed one does not allow."""
     for index, guest in guests.items():
@@ -264,6 +272,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
     _check_mtu(reader, parts["nic"], guests)
     _check_room(reader, parts["nic"], parts["dom0"], guests)
     _check_iommu(reader, parts["memory"], guests)
+    _check_confined(reader, parts["memory"], guests, data.get("confined") is True)
     _check_cpu(reader, parts["cpu"], parts["nic"], [name for _, name in _strings(guest_tables, "guest", "name")])
     # Parts that are not sound stand as their defaults here: what is left to find are a bad name and unknown keys.
     rest = {key: value for key, value in data.items() if key not in parts}
@@ -372,7 +381,7 @@ def available_memory(root: Path = Path("/")) -> int:
 
 def check_machine(topology: Topology) -> None:
     """Called before anything is spawned: TopologyError, with what is needed and what there is, for all that is short."""
-    if problems := _absent_cpus(topology) + _memory_shortages(topology) + shortages(topology.plain()):
+    if problems := [*_absent_cpus(topology), *_memory_shortages(topology), *shortages(topology.plain()), *_unconfined(topology)]:
         raise TopologyError(topology.file, problems)
 
 
@@ -385,6 +394,13 @@ def _absent_cpus(topology: Topology) -> list[tuple[str, str]]:
         for key, cpu in named_cpus(topology.cpu.model_dump())
         if cpu not in allowed
     ]
+
+
+def _unconfined(topology: Topology) -> list[tuple[str, str]]:
+    """Guests that are to be confined where the kernel, or what is installed, has not all that it takes."""
+    keys = ["confined"] if topology.confined else []
+    keys += [f"guest[{index}].confined" for index, guest in enumerate(topology.guests) if guest.confined]
+    return [(keys[0], f"guests cannot be confined here: {reason}")] if keys and (reason := lacking()) else []
 
 
 def _memory_shortages(topology: Topology) -> list[tuple[str, str]]:

@@ -35,6 +35,7 @@ class EngineState:
     def __init__(self, index: int, crossings: Crossings, page: Mapping, platform: Mapping, shootdown_fd: int, epoll: int) -> None:
         self.engine = Engine(f"nic{index}", epoll)
         self._record = np.zeros(1, ENGINE)
+        self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         self.trackers = np.zeros(TRACKERS, TRACKER)
@@ -75,19 +76,20 @@ class EngineState:
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
         record["shootdown_fd"] = shootdown_fd
-        self.address = int(self._record.ctypes.data)
 
     def clear(self, number: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
         """Forget all about context `number`, which no engine serves; returns its record."""
         record = self.contexts[number : number + 1]
         record[:] = 0
         record["number"], record["head1"], record["members"] = number, -1, self._members[number].ctypes.data
+        record["clock"] = self._record["now"].ctypes.data
         return record
 
     def attach_tap(self, fd: int) -> None:
         """The wire leads to the host, by a TAP with descriptor `fd`. The first engine reads it."""
         self._tap = TapMemory()
         reads = int(self._record[0]["index"]) == 0
+        self.wire[0]["shared"] = reads
         self._tap.attach(self.wire[0], fd, reads=reads)
         if reads:
             self.engine.wake_on(fd)
@@ -96,7 +98,7 @@ class EngineState:
         """Set what comes from the topology, and the rows that count."""
         index = int(self._record[0]["index"])
         self._record[0]["max_frame"] = mtu + LINK_HEADER
-        self._record[0]["pause_ns"] = pause_us * 1000
+        self._record[0]["pause_ns"] = self.pause_ns = pause_us * 1000
         self._record[0]["counts"], self._record[0]["counts_shared"] = counters.row(f"engine{index}")
         self.wire[0]["counts"], self.wire[0]["counts_shared"] = counters.row(f"wire{index}")
         self.wire[0]["mac"] = mac_to_int(wire_mac)

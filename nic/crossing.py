@@ -7,8 +7,12 @@ that finds the ring full sets `wanted`, and the consumer wakes it when it has ma
 
        0 prod, 64 cons, 128 prod_event (consumer's), 192 wanted (set by the producer, cleared by the consumer), then slots
 
-    slot: 0 context that it is for, or FLOOD, 8 origin (the context that sent it), 16 length, 24 head0, 32 head1, 40 offload word,
-          64.. the frame, in one piece
+    slot: 0 context that it is for, or FLOOD, 8 generation, 16 length, 24 head0, 32 head1, 40 offload word, 64.. the frame, in one
+          piece
+
+A context may be closed while frames for it wait, and its number be somebody else's when they are taken out. So a slot has the
+context's generation, and what that context isn't there for any more drops (DROP_DOWN). Of a FLOOD it is that of the first of its
+sender's contexts, which gets no copy.
 """
 
 from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES
@@ -19,6 +23,7 @@ from hyp.events import notify_if
 from hyp.kernels import compiled
 from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr
 from hyp.offload.segments import prepare
+from hyp.patience import waits_on
 from nic.deliver import copy_frame
 from nic.link import is_congested, link_at
 from nic.queues import buffers_for
@@ -26,7 +31,7 @@ from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 
 CROSSING_SLOTS = 64
 PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256
-SLOT_CONTEXT, SLOT_ORIGIN, SLOT_LENGTH, SLOT_HEAD0, SLOT_HEAD1, SLOT_OFFLOAD, SLOT_FRAME = 0, 8, 16, 24, 32, 40, 64
+SLOT_CONTEXT, SLOT_GENERATION, SLOT_LENGTH, SLOT_HEAD0, SLOT_HEAD1, SLOT_OFFLOAD, SLOT_FRAME = 0, 8, 16, 24, 32, 40, 64
 SLOT_BYTES = SLOT_FRAME + MAX_FRAME + 1 + 64  # 64 more than a multiple of the page and the line that is its head: so that slots
 # spread over the cache sets. What no frame has reached takes no memory
 CROSSING_BYTES = FIRST_SLOT + CROSSING_SLOTS * SLOT_BYTES
@@ -46,7 +51,7 @@ def slot_of(ring: int, index: int) -> int:
 
 
 @compiled
-def cross(e, consumer, context, origin, f):
+def cross(e, consumer, context, generation, f):
     """Put a frame into the crossing to engine `consumer`. DELIVERED, or PAUSE if the crossing is full."""
     ring = crossing(e, e.index, consumer)
     prod = load64(ring + PROD)
@@ -54,7 +59,7 @@ def cross(e, consumer, context, origin, f):
         return PAUSE
     slot = slot_of(ring, prod)
     store64(slot + SLOT_CONTEXT, context)
-    store64(slot + SLOT_ORIGIN, origin)
+    store64(slot + SLOT_GENERATION, generation)
     store64(slot + SLOT_LENGTH, f.length)
     store64(slot + SLOT_HEAD0, f.head0)
     store64(slot + SLOT_HEAD1, f.head1)
@@ -84,10 +89,10 @@ def crossed_frame(e, slot):
 
 
 @compiled
-def cross_or_pause(e, sender, consumer, context, origin, f):
-    """`cross`, with a full crossing turned into a pause of `sender`, then into a drop."""
-    result = cross(e, consumer, context, origin, f)
-    return await_crossing(e, sender, consumer) if result == PAUSE else result
+def cross_or_pause(e, sender, r, f):
+    """`cross` to context `r`, with a full crossing turned into a pause of `sender`, then into a drop."""
+    result = cross(e, r.engine, r.number, r.generation, f)
+    return await_crossing(e, sender, r.engine) if result == PAUSE else result
 
 
 @compiled
@@ -104,16 +109,21 @@ def await_crossing(e, sender, consumer):
 @compiled
 def is_paused(e, sender):
     """True while `sender` need not be tried: its deadline lies ahead and the receiver, crossing or wire it waits for is full."""
-    if sender.pause_until == 0 or e.now >= sender.pause_until:
+    if sender.pause_until == 0:
         return False
     if sender.pause_for < 0:
+        if e.now >= sender.pause_until:
+            return False
         if sender.pause_for == FOR_WIRE:
             return is_congested(link_at(wire_at(e.wire).out), e.now)
         ring = crossing(e, e.index, -1 - sender.pause_for)
         return load64(ring + PROD) - load64_acquire(ring + CONS) >= CROSSING_SLOTS
     r = context_of(e, sender.pause_for)
     wanted = max(sender.pause_need, 1)
-    return r.active != 0 and buffers_for(r, wanted) < wanted
+    if r.active == 0 or buffers_for(r, wanted) >= wanted:
+        return False
+    waits_on(e, r)
+    return e.now < sender.pause_until
 
 
 @compiled

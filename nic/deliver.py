@@ -25,6 +25,7 @@ from hyp.iommu import NO_TRANSLATION, READ, WRITE
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import is_simple, piece_addr, set_piece, write_whole
 from hyp.offload.segments import needed_features, part_length, write_part
+from hyp.patience import lose_patience, platform_wait_ends, wait_ends
 from nic.queues import (
     NO_WINDOW,
     buffers_for,
@@ -244,17 +245,20 @@ def _put_parts(e, sender, r, f):
 
 @compiled
 def await_receiver(e, sender, r):
-    """Context `r` is full: PAUSE until the sender's deadline, then a drop's name, at once while `r` is stalled."""
-    if r.stalled == 0:
-        sender.pause_need = e.wanted
+    """Context `r` is full: PAUSE while it may hold up who waits for it (hyp/patience.py), then a drop's name."""
+    if r.stalled != 0:
+        return DROP_NO_BUFFER
+    sender.pause_need = e.wanted
+    if sender.pause_until == 0 or sender.pause_for != r.number:  # a sender may change its frame while it waits
+        sender.pause_until = platform_wait_ends(e) if r.privileged != 0 else wait_ends(e, r, sender.shared)
+        sender.pause_for = r.number
         if sender.pause_until == 0:
-            sender.pause_until = e.now + e.pause_ns
-            sender.pause_for = r.number
-            count(e.counts, PAUSES, 1)
-            return PAUSE
-        if e.now < sender.pause_until:
-            return PAUSE
-        r.stalled = 1
+            return DROP_NO_BUFFER
+        count(e.counts, PAUSES, 1)
+        return PAUSE
+    if e.now < sender.pause_until:
+        return PAUSE
+    lose_patience(r)
     return DROP_NO_BUFFER
 
 

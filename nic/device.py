@@ -8,6 +8,7 @@ import math
 import os
 from typing import Any
 
+from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import NIC_OFFERS, unoffered
 from hyp.abi.nic import LINK_HEADER, PAGE, mac_to_int
@@ -36,6 +37,9 @@ class Nic:
         self._config, self._process = config, process
         self._engines: list[EngineState] = []
         self._mappings: dict[int, list[Mapping]] = {}
+        self._names: dict[int, str] = {}  # of the contexts' domains
+        self._generations: dict[int, int] = {}  # of the contexts that there are
+        self._patience: dict[str, int] = {}  # that the last context of a domain left
         self._started: set[int] = set()
         self._setup = asyncio.Lock()  # a guest's calls may overtake each other; what they do to a context must not
         self._filters: dict[int, int] = {}  # MAC → context
@@ -79,6 +83,7 @@ class Nic:
         self,
         fds: list[int],
         context: int,
+        generation: int,
         name: str,
         memory: int,
         mac: str,
@@ -102,6 +107,7 @@ class Nic:
         self._mappings[context] = [ram, iommu, doorbell]
         for index, state in enumerate(self._engines):
             record = state.clear(context)
+            record["generation"], record["patience"] = generation, self._patience.get(name, state.pause_ns)
             record["first"], record["queue"] = first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
             record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)
@@ -111,18 +117,18 @@ class Nic:
             record["counts"], record["counts_shared"] = counts, shared
         for fd in (ram_fd, iommu_fd, doorbell_fd):
             os.close(fd)
+        self._generations[context], self._names[context] = generation, name
         return {"features": int(NIC_OFFERS)}
 
     async def context_start(
-        self, context: int, features: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int
+        self, context: int, generation: int, features: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int
     ) -> None:
         """Serve a context from now on; its driver uses `features`. Refused if it has been started before, or is gone."""
         if wrong := unoffered(NIC_OFFERS, features):
             raise Refused("EINVAL", f"context {context}: features {wrong:#x} have not been offered")
         queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size, "features": features}
         async with self._setup:
-            if context not in self._mappings:
-                raise Refused("ENODEV", f"there is no context {context}")
+            self._check(context, generation)
             if context in self._started:
                 raise Refused("EBUSY", f"context {context} has been started already")
             record = self._engines[0].contexts[context]
@@ -143,17 +149,22 @@ class Nic:
         records = self._engines[0].contexts
         return sum(int(records[number]["first"]) == first for number in self._started)
 
-    async def context_destroy(self, context: int) -> None:
+    def _check(self, context: int, generation: int) -> None:
+        """Refused, if context `context` is none, or another one than was meant."""
+        if self._generations.get(context) != generation:
+            raise Refused("ENODEV", f"there is no generation {generation} of context {context}")
+
+    async def context_destroy(self, context: int, generation: int) -> None:
         """Let go of a context: no engine touches anything of it when this returns."""
         async with self._setup:
-            if context not in self._mappings:
-                return
+            self._check(context, generation)
             for state in self._engines:
                 await state.engine.post(STOP_CONTEXT, context=context)
             self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
             os.close(int(self._engines[0].contexts[context]["completion_fd"]))
             self._started.discard(context)
-            del self._mappings[context]
+            self._patience[self._names[context]] = int(self._engines[self._owner(context)].contexts[context]["patience"])
+            del self._mappings[context], self._generations[context], self._names[context]
 
     async def filter_change(self, context: int, add: list[int], remove: list[int]) -> None:
         """Give MAC addresses to a context, take others away."""
@@ -247,6 +258,7 @@ class Nic:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Be the NIC until the keeper says stop."""
+    lost_memory.guard()
     nic = Nic(process, config)
     await nic.start()
     process.ready()

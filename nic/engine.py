@@ -10,7 +10,7 @@ A batch:
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
 
-from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, TX_BYTES
+from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SEGMENTED, TX_BYTES
 from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
 from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, DMA_BYTE_PRICE, EPOCH, SHOOTDOWN_REQUEST
 from hyp.atomics import (
@@ -32,11 +32,12 @@ from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, notify_if, passed, sleep, spin_limit, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.model.price import charge_bytes
+from hyp.patience import begin_patience
 from nic.crossing import (
     CONS,
     FLOOD,
     SLOT_CONTEXT,
-    SLOT_ORIGIN,
+    SLOT_GENERATION,
     arm_crossing,
     crossed,
     crossed_frame,
@@ -101,6 +102,7 @@ def _dma_of(c):
 def _start_context(e, number):
     c = context_of(e, number)
     c.active = 1
+    begin_patience(c)
     first = context_of(e, c.first)
     store64(first.members + 8 * c.queue, number)
     first.queues = c.queue + 1
@@ -118,9 +120,26 @@ def _forget_routes(e):
 
 
 @compiled
+def _free_waiting(e, number):
+    """A context goes: nobody waits for it any more, nor for who has its number next."""
+    for k in range(e.active):
+        _free_one(context_of(e, load64(e.order + 8 * k)), number)
+    for producer in range(e.engines):
+        _free_one(gate_at(e.gates + producer * GATE_BYTES), number)
+    _free_one(wire_at(e.wire), number)
+
+
+@compiled
+def _free_one(sender, number):
+    if sender.pause_for == number:
+        sender.pause_until = 0
+
+
+@compiled
 def _stop_context(e, number):
     c = context_of(e, number)
     c.active = 0
+    _free_waiting(e, number)
     first = context_of(e, c.first)
     if c.queue < first.queues and load64(first.members + 8 * c.queue) == number:
         first.queues = c.queue
@@ -163,6 +182,15 @@ def _take_mail(e):
 
 
 @compiled
+def _put_crossed(e, gate, r, generation, f):
+    """Deliver a frame that was for generation `generation` of context `r`. DELIVERED, PAUSE, or a drop's name."""
+    if r.active != 0 and r.generation == generation:
+        return put_or_pause(e, gate, r, f)
+    count(e.counts, SEGMENTED, 1 if gate.part > 0 else 0)  # the frame itself is what was delivered of it
+    return DROP_DOWN
+
+
+@compiled
 def _serve_crossing(e, producer):
     """Deliver what engine `producer` put into our crossing. Returns the number of frames done."""
     ring, gate = crossing(e, producer, e.index), gate_at(e.gates + producer * GATE_BYTES)
@@ -175,14 +203,18 @@ def _serve_crossing(e, producer):
         slot = slot_of(ring, cons)
         number, f = load64(slot + SLOT_CONTEXT), crossed_frame(e, slot)
         result = DELIVERED
+        if number != gate.towards:
+            gate.towards, gate.shared = number, 1
         if number == FLOOD:
-            flood_crossed(e, load64(slot + SLOT_ORIGIN), f)
+            flood_crossed(e, load64(slot + SLOT_GENERATION), f)
+            waiting, e.flooded = waiting - e.flooded, 0
         else:
-            r = context_of(e, number)
-            result = put_or_pause(e, gate, r, f) if r.active != 0 else DROP_DOWN
+            result = _put_crossed(e, gate, context_of(e, number), load64(slot + SLOT_GENERATION), f)
         if result == PAUSE:
             break
-        gate.pause_until, gate.part = 0, 0
+        if gate.pause_until != 0:
+            gate.pause_until, gate.shared = 0, 0
+        gate.part = 0
         if result != DELIVERED:
             count(e.counts, result, 1)
         cons += 1

@@ -80,28 +80,32 @@ AHEAD_BYTES = 256
 
 @compiled
 def _flood_here(e, origin, f):
-    """Deliver to every guest's context of this engine but `origin`'s. Returns the number of deliveries tried.
+    """Deliver to the contexts of this engine, but not to those of the guest whose first has generation `origin`. Returns how many.
 
     Of a guest with several contexts it is the one that the frame belongs to, of whichever engine that is: there it is delivered.
     """
     tried = 0
     for k in range(e.active):
         r = context_of(e, load64(e.order + 8 * k))
-        if r.first != origin and r.active != 0 and receiver_of(e, r.first, f).number == r.number:
+        if context_of(e, r.first).generation != origin and r.active != 0 and receiver_of(e, r.first, f).number == r.number:
             tried += 1
             result = put_broadcast(e, r, f)
             if result != DELIVERED:
                 count(r.counts, result, 1)
                 touch(e, r)
+    e.flooded += tried
     return tried
 
 
 @outlined
 def flood(e, origin, f):
-    """A broadcast or multicast frame of the guest whose first context is `origin` to all others. Never pauses."""
+    """A broadcast or multicast frame of the guest whose first context has generation `origin` to all others. Never pauses."""
     count(e.counts, REPLICATED, _flood_here(e, origin, f))
     for consumer in range(e.engines):
-        if consumer != e.index and cross(e, consumer, FLOOD, origin, f) == PAUSE:
+        if consumer == e.index:
+            continue
+        e.flooded += 1
+        if cross(e, consumer, FLOOD, origin, f) == PAUSE:
             count(e.counts, REPLICATED, 1)
             count(e.counts, DROP_QUEUE_FULL, 1)
 
@@ -123,7 +127,7 @@ def _route(e, c, head0, head1):
     """
     if not _is_alike(head0, head1, c.head0, c.head1):
         c.head0, c.head1 = head0, head1 & SOURCE_MASK
-        destination = destination_of(head0)
+        destination, c.shared = destination_of(head0), c.privileged
         if source_of(head0, head1) != c.mac and c.privileged == 0:
             c.route = SPOOFED
         else:
@@ -148,13 +152,13 @@ def _switch(e, c, f):
             await_wire(e, c)
             return PAUSE
         if route == FLOODED and c.part == 0:
-            flood(e, c.first, f)
+            flood(e, context_of(e, c.first).generation, f)
         return outbound(e, c, f)
     if route == c.first:
         return DROP_SAME_PORT
     r = receiver_of(e, route, f)
     if r.mine == 0 and r.active != 0:
-        return cross_or_pause(e, c, r.engine, r.number, c.first, f)
+        return cross_or_pause(e, c, r, f)
     return put_or_pause(e, c, r, f)
 
 
@@ -252,7 +256,9 @@ def _send_one(e, c):
             return 0, 0
         if result != DELIVERED:
             status = STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED
-    c.pause_until, c.part = 0, 0
+    if c.pause_until != 0:
+        c.pause_until, c.shared = 0, 0
+    c.part = 0
     if result != DELIVERED:
         count(c.counts, result, 1)
     c.sq_cons = u32_add(c.sq_cons, n - 1)
@@ -328,7 +334,8 @@ def _send_run(e, c, n, room):
     else:
         return 0, 0
     if done > 0:
-        c.pause_until = 0
+        if c.pause_until != 0:
+            c.pause_until, c.shared = 0, 0
         c.sq_cons = u32_add(c.sq_cons, done - 1)
         if flags != 0:
             complete_send(e, c, STATUS_OK)
@@ -344,12 +351,12 @@ def serve_sends(e, c):
         return 0
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
-    limit = min(waiting, BUDGET_FRAMES)
+    limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
     done, sent, total, most = 0, 0, 0, limit
-    while done < limit and total < BUDGET_BYTES and c.active != 0:
+    while done < limit and total < room and c.active != 0:
         frames, octets = 0, 0
         if c.part == 0:
-            frames, octets = _send_run(e, c, min(limit - done, most), BUDGET_BYTES - total)
+            frames, octets = _send_run(e, c, min(limit - done, most), room - total)
         most = 2 * frames + 1  # so that a receiver whose buffers end each run has no more than that staged in vain
         if frames > 0:
             done += frames
@@ -359,6 +366,8 @@ def serve_sends(e, c):
                 break
             done += taken
             frames = 1
+            if e.flooded > 0:  # its copies are its sender's turn, too
+                limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
         sent += frames
         total += octets
     end_outbound(e)

@@ -14,6 +14,7 @@ CONTEXT = np.dtype(
     [
         # set by the control plane before the context starts
         ("number", "i8"),
+        ("generation", "i8"),  # of the number: no two contexts of a topology have the same one
         ("active", "i8"),  # 1 while the engine serves it
         ("mine", "i8"),  # this engine owns its queues (every engine knows every context)
         ("engine", "i8"),  # which engine does
@@ -50,12 +51,18 @@ CONTEXT = np.dtype(
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
         ("pause_need", "i8"),  # buffers that the context it waits for must have posted
+        ("shared", "i8"),  # it is the physical function, and has had frames for others since it waited last
         ("part", "i8"),  # of the frame at the head of the queue: how many of its segments have been passed on
         ("head0", "i8"),  # the addresses of its last frame, as the header's first word and the low half of its second
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
         ("route", "i8"),
         ("first", "i8"),  # the first of the contexts that are one guest's queues: the switch knows them all by it; often itself
-        ("stalled", "i8"),  # as a receiver: a pause for it ran out, so drop at once until it posts a buffer
+        # as a receiver that holds senders up (hyp/patience.py)
+        ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
+        ("patience", "i8"),  # for how long it still may, in ns
+        ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
+        ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
+        ("clock", "i8"),  # address of its engine's `now`
         ("moved", "i8"),  # bytes read and written that have been charged for
         ("dirty", "i8"),  # in this batch's list of contexts to publish
         ("failed", "i8"),
@@ -88,6 +95,7 @@ WIRE = np.dtype(
         ("pause_until", "i8"),  # of the generator; on a linked wire: of the oldest frame that has come in
         ("pause_for", "i8"),
         ("pause_need", "i8"),
+        ("shared", "i8"),  # frames come from the host, for anybody: 1 then
         ("part", "i8"),
         ("last_ns", "i8"),
         ("dirty", "i8"),
@@ -140,6 +148,7 @@ ENGINE = np.dtype(
         ("shootdowns", "i8"),  # shootdown_request as last seen
         ("heed_again", "i8"),  # it was new at the last boundary
         ("shootdown_fd", "i8"),
+        ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("pause_ns", "i8"),
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch
         ("idle_since", "i8"),
@@ -149,13 +158,22 @@ ENGINE = np.dtype(
     ]
 )
 
-GATE = np.dtype([("pause_until", "i8"), ("pause_for", "i8"), ("pause_need", "i8"), ("part", "i8")])
+GATE = np.dtype(
+    [
+        ("pause_until", "i8"),
+        ("pause_for", "i8"),
+        ("pause_need", "i8"),
+        ("part", "i8"),
+        ("towards", "i8"),  # the context that the last frame was for
+        ("shared", "i8"),  # there have been frames for others since it waited last
+    ]
+)
 """A sender without a queue of its own: frames that arrive from another engine wait here for a full receiver."""
 GATE_BYTES = GATE.itemsize
 
 BUDGET_FRAMES = 256
 BUDGET_BYTES = 128 * 1024
-"""What one queue may send in its turn; then the next one's turn comes (fair service among contexts)."""
+"""What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts)."""
 
 STAGE = 64
 STAGED = np.dtype([("frame", "i8"), ("length", "i8"), ("head1", "i8")])

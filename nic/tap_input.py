@@ -36,7 +36,8 @@ def serve_tap(e):
             break
         if w.tap_got > 0 and (is_paused(e, w) or not _pass_on(e, w)):
             break
-        moved += 1
+        moved += 1 + e.flooded
+        e.flooded = 0
     return moved
 
 

@@ -70,7 +70,7 @@ def inbound(e, w, destination, f):
     if r.active == 0:
         return DROP_NO_ROUTE
     if r.mine == 0:
-        return cross_or_pause(e, w, r.engine, r.number, WIRE_ORIGIN, f)
+        return cross_or_pause(e, w, r, f)
     return put_or_pause(e, w, r, f)
 
 
@@ -228,7 +228,7 @@ def _reflect(e, w, buffer, length, head0, head1):
     result = DROP_NO_ROUTE
     if r.active != 0:  # a reflected frame belongs to nobody's sending queue, so it does not pause anybody
         if r.mine == 0:
-            result = cross(e, r.engine, r.number, WIRE_ORIGIN, f)
+            result = cross(e, r.engine, r.number, r.generation, f)
             if result == PAUSE:
                 result = DROP_QUEUE_FULL
         else:
@@ -349,7 +349,7 @@ def _land(e, w, frame, length, kind):
     r = receiver_of(e, 0 if number == NO_CONTEXT else number, f)
     if r.active == 0:
         return DROP_NO_ROUTE
-    result = cross(e, r.engine, r.number, WIRE_ORIGIN, f) if r.mine == 0 else put(e, r, f, 0)
+    result = cross(e, r.engine, r.number, r.generation, f) if r.mine == 0 else put(e, r, f, 0)
     if result != PAUSE:
         return result
     if kind == REFLECTED:

@@ -272,8 +272,8 @@ OF_NIC, OF_DESCRIPTOR, OF_COMPLETION = re.split(r"^(?=Descriptor|Completion)", n
     (trap.__doc__, r"^    ([A-Z_]+) +(\d+)  ", REGISTERS),
     (platform.__doc__, r"^ +(\d+) u64 (\w+)", PLATFORM | HINTS | {"epoch": platform.EPOCH}),
     (crossing.__doc__, r"(\d+) (prod|cons|prod_event|wanted)\b", CROSSING),
-    (crossing.__doc__, r"(\d+) (context|origin|length|head0|head1)\b", {
-        "context": crossing.SLOT_CONTEXT, "origin": crossing.SLOT_ORIGIN, "length": crossing.SLOT_LENGTH,
+    (crossing.__doc__, r"(\d+) (context|generation|length|head0|head1)\b", {
+        "context": crossing.SLOT_CONTEXT, "generation": crossing.SLOT_GENERATION, "length": crossing.SLOT_LENGTH,
         "head0": crossing.SLOT_HEAD0, "head1": crossing.SLOT_HEAD1,
     }),
     (link.__doc__, r"(\d+) (arrival|length|kind)\b", {

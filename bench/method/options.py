@@ -23,6 +23,7 @@ BENCHMARKS = {
     "netfront": "bench.benchmarks.netfront",
     "programs": "bench.benchmarks.programs",
     "tapcalls": "bench.benchmarks.tapcalls",
+    "isolation": "bench.benchmarks.isolation",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""
@@ -57,6 +58,7 @@ class Options:
     slice_s: float = SLICE_S
     seed: int = 1
     budget_s: float = 0.0  # for what is undecided when every point has had its time
+    attacks: tuple[str, ...] = ()  # of the benchmark of that name; none: all
 
     def __post_init__(self) -> None:
         _known("path", self.paths, tuple(PATHS))
@@ -91,7 +93,20 @@ class Options:
 
     def plain(self) -> dict[str, Any]:
         """For JSON, with what follows from it."""
-        names = ("paths", "frames", "cores", "seconds", "repeat", "quick", "peers", "slice_s", "seed", "rounds", "budget_s")
+        names = (
+            "paths",
+            "frames",
+            "cores",
+            "seconds",
+            "repeat",
+            "quick",
+            "peers",
+            "slice_s",
+            "seed",
+            "rounds",
+            "budget_s",
+            "attacks",
+        )
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 
 

@@ -13,6 +13,7 @@ from lab.figures import short
 VERSION = 2
 WHO = ("path", "peer", "floor")  # a record has one of these: whose figures it holds
 POINT = (
+    "attack",
     "program",
     "direction",
     "mode",
@@ -69,6 +70,8 @@ METRICS = {
     "after_warm_s": Metric("then", "s", -1),
     "switches": Metric("context switches", "a slice", -1),
     "fairness": Metric("Jain's fairness", "", 1),
+    "bystanders": Metric("bystanders, attacked ÷ undisturbed", "", 1),
+    "calls": Metric("their set-up calls, the same", "", 1),
 }
 
 

@@ -3,10 +3,10 @@
 Each connection is an AF_UNIX stream socket, and the domain it speaks for was decided by whoever made the socket.
 Everything happens on the loop's thread, asyncio's or uvloop's.
 
-What a client can cost the others is bounded: one read, of a message's size at most, per turn of the loop; no further
-requests from a client that leaves its replies unread; and a guest whose unread output passes a limit is disconnected.
-An event that waits unsent already is not queued again. Domain 0 is not disconnected for being slow, as any guest could
-then cause it: beyond the limit its watches fire for the watched path as a whole.
+What a client can cost the others is bounded. Of the time each has an equal share, in small turns (dom0/xenstore/turns.py). A
+client's turn is its requests, one by one, and what these cause: before the events of one are out, for however many watches, the
+next is not looked at. Of memory: its quota (dom0/xenstore/tree.py), and what a connection may hold (dom0/xenstore/connection.py). A
+guest that makes Domain 0's transactions fail has to wait (dom0/xenstore/credit.py).
 """
 
 import asyncio
@@ -18,69 +18,49 @@ import socket
 import stat
 import struct
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from itertools import islice
+from collections.abc import Iterator
 
-from dom0.xenstore.store import Session, Store
-from dom0.xenstore.tree import Event, StoreError, Watcher, domain_path
-from hyp.abi import xs_wire
-from hyp.abi.xs_wire import Message, MessageType, WireError
+from dom0.xenstore.connection import Connection
+from dom0.xenstore.credit import Credit
+from dom0.xenstore.requests import answer
+from dom0.xenstore.store import Store
+from dom0.xenstore.tree import Change, Event, Watcher
+from dom0.xenstore.turns import Turns, Worker
+from hyp.abi.xs_wire import WireError
 
 log = logging.getLogger(__name__)
 
-READ_SIZE = xs_wire.HEADER.size + xs_wire.PAYLOAD_MAX
-PAUSE_BYTES = 64 << 10  # unread output at which a client's requests have to wait
-OUTPUT_LIMIT = 256 << 10  # unread output that ends a guest's connection
 CONNECTIONS_MAX = 512  # beyond it a listening socket takes no more
-_IOV = 64
-_OK = b"OK\0"
 _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
-_EventKey = tuple[str, str]
 
 
-class Connection:
-    """One client: its socket, its session of the store, and what it has not read yet."""
+class _Telling(Worker):
+    """Tells watches of changes, one at a time."""
 
-    def __init__(self, domid: int, sock: socket.socket, session: Session) -> None:
-        self.domid, self.sock, self.session = domid, sock, session
-        self.decoder = xs_wire.Decoder()
-        self.unread = 0  # bytes
-        self.closed = False
-        self.reading = self.writing = False  # what the loop watches the socket for
-        self._queue: deque[tuple[bytes, _EventKey | None]] = deque()
-        self._events: set[_EventKey] = set()
+    def __init__(self, server: "Xenstored", changes: deque[Change]) -> None:
+        self._server, self.changes = server, changes
+        self._events: Iterator[Event | None] = iter(())
 
-    @property
-    def congested(self) -> bool:
-        return self.unread > PAUSE_BYTES
+    def work(self) -> bool:
+        """A step. False if all have been told."""
+        for event in self._events:
+            if event is not None:
+                self._server.tell(event)
+            return True
+        self._events = self._server.store.events(self.changes)
+        return bool(self.changes)
 
-    def send(self, message: bytes, key: _EventKey | None = None) -> None:
-        """Queue a message; one with a `key` that waits already is dropped."""
-        if key is not None:
-            if key in self._events:
-                return
-            self._events.add(key)
-        self._queue.append((message, key))
-        self.unread += len(message)
 
-    def flush(self) -> None:
-        """Send what the socket takes. Raises OSError if the peer is gone."""
-        while self._queue:
-            try:
-                sent = self.sock.sendmsg([message for message, _ in islice(self._queue, _IOV)])
-            except (BlockingIOError, InterruptedError):
-                return
-            self._sent(sent)
+class _Client(Worker):
+    """Serves a connection's requests."""
 
-    def _sent(self, count: int) -> None:
-        self.unread -= count
-        while count:
-            message, key = self._queue.popleft()
-            if key is not None:
-                self._events.discard(key)
-            if count < len(message):
-                self._queue.appendleft((message[count:], None))
-            count -= min(count, len(message))
+    def __init__(self, server: "Xenstored", connection: Connection) -> None:
+        self._server, self.connection = server, connection
+        self._telling = _Telling(server, connection.changes)
+
+    def work(self) -> bool:
+        """Tell a watch, also when the client has gone; or answer a request."""
+        return self._telling.work() or self._server.serve_request(self.connection)
 
 
 class Xenstored:
@@ -89,8 +69,12 @@ class Xenstored:
     def __init__(self, store: Store | None = None) -> None:
         self.store = store if store is not None else Store()
         self.connections: dict[Watcher, Connection] = {}
-        self.disconnects: Counter[str] = Counter()  # by cause: closed, malformed, overflow, error, removed, released
+        self.disconnects: Counter[str] = Counter()  # by cause: closed, malformed, error, removed, released
+        self.turns = Turns(self._flush_all)
         self._loop = asyncio.get_running_loop()
+        self._clients: dict[Connection, _Client] = {}
+        self._credit = Credit()
+        self._own = _Telling(self, deque())  # of what no request has caused
         self._unflushed: set[Connection] = set()
         self._listeners: list[tuple[socket.socket, str]] = []
         self._expected: dict[int, list[socket.socket]] = {}  # connections of domains that are not introduced yet
@@ -102,6 +86,7 @@ class Xenstored:
         sock.setblocking(False)
         connection = Connection(domid, sock, self.store.connect(domid))
         self.connections[connection.session] = connection
+        self._clients[connection] = _Client(self, connection)
         self._watch_socket(connection)
         return connection
 
@@ -121,7 +106,7 @@ class Xenstored:
         self.store.introduce(domid)
         for sock in self._expected.pop(domid, []):
             self.add_connection(domid, sock)
-        self._deliver()
+        self._tell_all()
 
     def release(self, domid: int) -> None:
         """A domain is gone: end its connections, remove what was its own, fire @releaseDomain.
@@ -133,7 +118,8 @@ class Xenstored:
         self.store.release(domid)
         for connection in [c for c in self.connections.values() if c.domid == domid]:
             self._disconnect(connection, "released", "its domain was released")
-        self._deliver()
+        self._credit.forget(domid)
+        self._tell_all()
 
     async def serve_unix(self, path: str, domid: int = 0) -> None:
         """Listen on a Unix socket (mode 0600); whoever connects speaks for `domid`. Returns once it listens.
@@ -196,34 +182,39 @@ class Xenstored:
 
     def _readable(self, connection: Connection) -> None:
         try:
-            received = connection.sock.recv(READ_SIZE)
-        except (BlockingIOError, InterruptedError):
-            return
+            there = connection.receive()
         except OSError as error:
             self._disconnect(connection, "error", f"receiving: {error}")
             return
-        if received:
-            self._serve(connection, received)
+        if there:
+            self._ready(connection)
         else:
-            partial = connection.decoder.partial
-            self._disconnect(connection, "closed", f"closed by the client, {partial} bytes into a message")
+            self._disconnect(connection, "closed", f"closed by the client, {connection.partial} bytes into a message")
 
-    def _writable(self, connection: Connection) -> None:
-        self._flush(connection)
-        if not connection.closed and not connection.congested:
-            self._serve(connection, b"")  # requests that had to wait
+    def _ready(self, connection: Connection) -> None:
+        """It may have requests: it is in line for them."""
+        connection.paused = False
+        if not connection.closed:
+            self.turns.ready(self._clients[connection])
+        if not connection.closed:
+            self._watch_socket(connection)
 
     def _flush(self, connection: Connection) -> None:
+        congested = connection.congested
         try:
             connection.flush()
         except OSError as error:
             self._disconnect(connection, "error", f"sending: {error}")
+            return
+        if congested and not connection.congested:  # requests had to wait
+            self._ready(connection)
         else:
             self._watch_socket(connection)
 
     def _watch_socket(self, connection: Connection) -> None:
-        """Read unless congested, write if there is something left to write."""
-        reading, writing = not connection.congested, connection.unread > 0
+        """Read unless a request may wait, write if there is something left to write."""
+        waits = connection.congested or connection.paused or self._clients[connection].waiting
+        reading, writing = not waits, connection.unread > 0
         if reading != connection.reading:
             if reading:
                 self._loop.add_reader(connection.sock, self._readable, connection)
@@ -231,7 +222,7 @@ class Xenstored:
                 self._loop.remove_reader(connection.sock)
         if writing != connection.writing:
             if writing:
-                self._loop.add_writer(connection.sock, self._writable, connection)
+                self._loop.add_writer(connection.sock, self._flush, connection)
             else:
                 self._loop.remove_writer(connection.sock)
         connection.reading, connection.writing = reading, writing
@@ -240,7 +231,8 @@ class Xenstored:
         if connection.closed:
             return
         connection.closed = True
-        self.connections.pop(connection.session, None)
+        del self.connections[connection.session]
+        client = self._clients.pop(connection)
         self._unflushed.discard(connection)
         self._loop.remove_reader(connection.sock)
         self._loop.remove_writer(connection.sock)
@@ -249,212 +241,54 @@ class Xenstored:
         self.disconnects[cause] += 1
         expected = cause in ("closed", "removed", "released")
         log.log(logging.INFO if expected else logging.WARNING, "domain %d disconnected: %s", connection.domid, text)
+        self.turns.ready(client)  # of what it has done others are still to be told
 
-    # Requests.
+    # Turns.
 
-    def _serve(self, connection: Connection, received: bytes) -> None:
-        """Answer the requests that are complete; while the replies are not taken, the rest waits in the decoder."""
-        left = True
-        while left and not connection.closed and not connection.congested:
-            left = self._serve_until_congested(connection, received)
-            received = b""
-            self._flush_all()
-
-    def _serve_until_congested(self, connection: Connection, received: bytes) -> bool:
-        """True if requests may be left."""
+    def serve_request(self, connection: Connection) -> bool:
+        """Answer a request. False if there is none, or it has to wait: for the client to read, or for its domain's credit."""
+        if connection.closed or connection.congested or connection.paused:
+            return False
+        if (wait_s := self._credit.wait_s(connection.domid)) > 0:
+            connection.paused = True
+            self._loop.call_later(wait_s, self._ready, connection)
+            self._unflushed.add(connection)
+            return False
         try:
-            for message in connection.decoder.feed(received):
-                self._send(connection, self._answer(connection, message))
-                self._queue_events()
-                if connection.closed or connection.congested:
-                    return True
+            message = connection.request()
         except WireError as error:
             self._disconnect(connection, "malformed", str(error))
-        return False
-
-    def _answer(self, connection: Connection, message: Message) -> bytes:
-        """The reply to one request, packed."""
-        request = _REQUESTS.get(message.type)
-        try:
-            if message.type in _FOR_DOM0 and connection.domid != 0:  # before anything else: whatever it says
-                raise StoreError("EACCES", domain_path(connection.domid), "for Domain 0")
-            if request is None:
-                raise StoreError("ENOSYS", f"request {message.type}")
-            payload = request(self, connection.session, message)
-            type_ = message.type
-        except StoreError as error:
-            type_, payload = MessageType.ERROR, error.name.encode() + b"\0"
-        except WireError:
-            type_, payload = MessageType.ERROR, b"EINVAL\0"
-        if len(payload) > xs_wire.PAYLOAD_MAX:
-            type_, payload = MessageType.ERROR, b"E2BIG\0"
-        return xs_wire.pack(type_, message.req_id, message.tx_id, payload)
-
-    def _deliver(self) -> None:
-        self._queue_events()
-        self._flush_all()
-
-    def _queue_events(self) -> None:
-        for event in self.store.events():
-            connection = self.connections.get(event.watch.session)
-            if connection is not None:
-                self._send_event(connection, event)
-
-    def _send_event(self, connection: Connection, event: Event) -> None:
-        path, token = event.path, event.watch.token
-        if connection.domid == 0 and connection.unread > OUTPUT_LIMIT:
-            path = event.watch.path.removeprefix(event.watch.prefix)
-        payload = xs_wire.join([path, token])
-        self._send(connection, xs_wire.pack(MessageType.WATCH_EVENT, 0, 0, payload), (path, token))
-
-    def _send(self, connection: Connection, message: bytes, key: _EventKey | None = None) -> None:
-        if connection.closed:
-            return
-        connection.send(message, key)
+            return False
+        if message is None:
+            self._unflushed.add(connection)  # it may be read from again
+            return False
+        connection.send(answer(connection.session, message, self))
         self._unflushed.add(connection)
-        if connection.domid != 0 and connection.unread > OUTPUT_LIMIT:
-            self._disconnect(connection, "overflow", f"{connection.unread} B of replies and events unread")
+        for domid in self.store.blamed:
+            self._credit.debit(domid)
+        self.store.blamed.clear()
+        connection.changes.extend(self.store.tree.changes)
+        self.store.tree.changes.clear()
+        return True
+
+    def tell(self, event: Event) -> None:
+        """Let a watch's client know."""
+        watch = event.watch
+        connection = self.connections.get(watch.session)
+        if connection is not None:
+            connection.send_event(event.path, watch.token, watch.path.removeprefix(watch.prefix))
+            self._unflushed.add(connection)
+
+    def _tell_all(self) -> None:
+        """Tell watches of what has changed outside of a request."""
+        self._own.changes.extend(self.store.tree.changes)
+        self.store.tree.changes.clear()
+        if self._own.changes:
+            self.turns.ready(self._own)
 
     def _flush_all(self) -> None:
         while self._unflushed:
             self._flush(self._unflushed.pop())
-
-    # One method a request: each returns the payload of its reply.
-
-    def _directory(self, session: Session, message: Message) -> bytes:
-        (path,) = _strings(message, 1)
-        return xs_wire.join(session.directory(path, message.tx_id))
-
-    def _directory_part(self, session: Session, message: Message) -> bytes:
-        path, offset = _strings(message, 2)
-        node = session.node(path, message.tx_id)
-        head = f"{node.generation}\0".encode()
-        rest = xs_wire.join(node.children)[xs_wire.parse_number(offset) :] + b"\0"  # an empty string ends the list
-        room = xs_wire.PAYLOAD_MAX - len(head)
-        if len(rest) > room:
-            rest = rest[: rest.rfind(b"\0", 0, room) + 1]
-        return head + rest
-
-    def _read(self, session: Session, message: Message) -> bytes:
-        (path,) = _strings(message, 1)
-        return session.read(path, message.tx_id)
-
-    def _write(self, session: Session, message: Message) -> bytes:
-        path, nul, value = message.payload.partition(b"\0")
-        if not nul:
-            raise WireError("no value")
-        session.write(xs_wire.text(path), value, message.tx_id)
-        return _OK
-
-    def _mkdir(self, session: Session, message: Message) -> bytes:
-        (path,) = _strings(message, 1)
-        session.mkdir(path, message.tx_id)
-        return _OK
-
-    def _rm(self, session: Session, message: Message) -> bytes:
-        (path,) = _strings(message, 1)
-        session.rm(path, message.tx_id)
-        return _OK
-
-    def _get_perms(self, session: Session, message: Message) -> bytes:
-        (path,) = _strings(message, 1)
-        return xs_wire.join(str(permission) for permission in session.get_perms(path, message.tx_id))
-
-    def _set_perms(self, session: Session, message: Message) -> bytes:
-        path, *permissions = _strings(message, 2, at_least=True)
-        session.set_perms(path, [xs_wire.parse_permission(p) for p in permissions], message.tx_id)
-        return _OK
-
-    def _watch(self, session: Session, message: Message) -> bytes:
-        path, token, *_ = _strings(message, 2, at_least=True)
-        session.watch(path, token)
-        return _OK
-
-    def _unwatch(self, session: Session, message: Message) -> bytes:
-        path, token, *_ = _strings(message, 2, at_least=True)
-        session.unwatch(path, token)
-        return _OK
-
-    def _reset_watches(self, session: Session, message: Message) -> bytes:
-        session.reset()
-        return _OK
-
-    def _transaction_start(self, session: Session, message: Message) -> bytes:
-        if message.tx_id:
-            raise StoreError("EBUSY", domain_path(session.domid), "transactions do not nest")
-        return f"{session.transaction_start()}\0".encode()
-
-    def _transaction_end(self, session: Session, message: Message) -> bytes:
-        (outcome,) = _strings(message, 1)
-        if outcome not in ("T", "F"):
-            raise WireError(f"transaction ends in {outcome[:16]!r}")
-        session.transaction_end(message.tx_id, outcome == "T")
-        return _OK
-
-    def _introduce(self, session: Session, message: Message) -> bytes:
-        # The ring's frame and event channel that follow the domain id are not used: a domain has a socket instead.
-        domid, *_ = _strings(message, 3, at_least=True)
-        self.introduce(xs_wire.parse_domid(domid))
-        return _OK
-
-    def _release(self, session: Session, message: Message) -> bytes:
-        (domid,) = _strings(message, 1)
-        self.release(xs_wire.parse_domid(domid))
-        return _OK
-
-    def _resume(self, session: Session, message: Message) -> bytes:
-        (domid,) = _strings(message, 1)
-        if not self.store.is_introduced(xs_wire.parse_domid(domid)):
-            raise StoreError("ENOENT", domain_path(int(domid)))
-        return _OK
-
-    def _get_domain_path(self, session: Session, message: Message) -> bytes:
-        (domid,) = _strings(message, 1)
-        return xs_wire.join([domain_path(xs_wire.parse_domid(domid))])
-
-    def _is_domain_introduced(self, session: Session, message: Message) -> bytes:
-        (domid,) = _strings(message, 1)
-        return b"T\0" if self.store.is_introduced(xs_wire.parse_domid(domid)) else b"F\0"
-
-    def _control(self, session: Session, message: Message) -> bytes:
-        raise StoreError("EINVAL", "control", "no commands")
-
-
-_REQUESTS: dict[int, Callable[[Xenstored, Session, Message], bytes]] = {
-    MessageType.CONTROL: Xenstored._control,
-    MessageType.DIRECTORY: Xenstored._directory,
-    MessageType.DIRECTORY_PART: Xenstored._directory_part,
-    MessageType.READ: Xenstored._read,
-    MessageType.WRITE: Xenstored._write,
-    MessageType.MKDIR: Xenstored._mkdir,
-    MessageType.RM: Xenstored._rm,
-    MessageType.GET_PERMS: Xenstored._get_perms,
-    MessageType.SET_PERMS: Xenstored._set_perms,
-    MessageType.WATCH: Xenstored._watch,
-    MessageType.UNWATCH: Xenstored._unwatch,
-    MessageType.RESET_WATCHES: Xenstored._reset_watches,
-    MessageType.TRANSACTION_START: Xenstored._transaction_start,
-    MessageType.TRANSACTION_END: Xenstored._transaction_end,
-    MessageType.INTRODUCE: Xenstored._introduce,
-    MessageType.RELEASE: Xenstored._release,
-    MessageType.RESUME: Xenstored._resume,
-    MessageType.GET_DOMAIN_PATH: Xenstored._get_domain_path,
-    MessageType.IS_DOMAIN_INTRODUCED: Xenstored._is_domain_introduced,
-}
-
-
-_FOR_DOM0 = frozenset({MessageType.CONTROL, MessageType.INTRODUCE, MessageType.RELEASE, MessageType.RESUME, MessageType.SET_TARGET})
-
-
-def _strings(message: Message, count: int, *, at_least: bool = False) -> Sequence[str]:
-    """The strings of a request. Raises WireError unless there are `count` of them (or more, with `at_least`)."""
-    payload = message.payload
-    if message.type == MessageType.DIRECTORY_PART and not payload.endswith(b"\0"):
-        payload += b"\0"  # xenstore.txt has the offset end with the message
-    strings = xs_wire.split(payload)
-    if len(strings) < count or (len(strings) > count and not at_least):
-        raise WireError(f"{len(strings)} strings where {count} are due")
-    return strings
 
 
 def _bind(listener: socket.socket, path: str) -> None:

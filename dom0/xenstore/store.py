@@ -8,6 +8,7 @@ Semantics: Xen's docs/misc/xenstore.txt. Errors per case are those of Xen's xens
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -39,12 +40,14 @@ class Store:
     def __init__(self, quota: Quota = DEFAULT_QUOTA) -> None:
         self.quota = quota
         self.tree = Tree()
-        self.watches: dict[str, list[Watch]] = {}
+        self.watches: dict[str, dict[Watch, None]] = {}  # in their order
+        self.blamed: set[int] = set()
+        """Guests that made transactions of Domain 0's fail; whoever looks after that takes them out."""
         self.sessions: set[Session] = set()
         self._introduced: set[int] = {0}
         self._generations = itertools.count(1)
         dom0 = (Permission(0, Access.NONE),)
-        self.tree.put("/", Node(b"", dom0, (), self.next_generation()))
+        self.tree.put("/", Node(b"", dom0, (), self.next_generation()), 0)
         self.toolstack = self.connect(0)
         for path in ("/tool", domain_path(0)):
             self.toolstack.mkdir(path)
@@ -88,8 +91,11 @@ class Store:
         if domid not in self._introduced:
             raise StoreError("ENOENT", domain_path(domid))
         self._introduced.remove(domid)
-        for session in [s for s in self.sessions if s.domid == domid]:
-            session.close()
+        for session in list(self.sessions):
+            if session.domid == domid:
+                session.close()
+            for transaction in session.transactions.values():
+                transaction.release(domid)
         for path in list(self.tree.nodes):
             node = self.tree.get(path)
             if node is None:
@@ -98,26 +104,35 @@ class Store:
                 self.toolstack.rm(path)
             elif any(permission.domid == domid for permission in node.permissions):
                 kept = tuple(p for p in node.permissions if p.domid != domid)
-                self.tree.put(path, replace(node, permissions=kept, generation=self.next_generation()))
+                self.tree.put(path, replace(node, permissions=kept, generation=self.next_generation()), 0)
         self.tree.changed(Change(xs_wire.RELEASE_SPECIAL, None))
 
-    def events(self) -> Iterator[Event]:
-        """Hand out, once and in order, what watches are to be told. A session may be closed while this is iterated."""
-        while self.tree.changes:
-            change = self.tree.changes.popleft()
-            for watch in self._concerned(change):
-                if watch.live and (change.only is watch or self._may_hear(watch.session.domid, change)):
-                    yield Event(watch, change.path.removeprefix(watch.prefix))
+    def events(self, changes: deque[Change]) -> Iterator[Event | None]:
+        """What watches are to be told of `changes`, in their order; each is taken out. None: nothing yet, after some work.
 
-    def _concerned(self, change: Change) -> list[Watch]:
+        Anything may happen while this is iterated.
+        """
+        while changes:
+            change = changes.popleft()
+            for watch in self._concerned(change):
+                if watch is None or not watch.live:
+                    yield None
+                elif change.only is watch or self._may_hear(watch.session.domid, change):
+                    yield Event(watch, change.path.removeprefix(watch.prefix))
+                else:
+                    yield None
+
+    def _concerned(self, change: Change) -> Iterator[Watch | None]:
+        """Watches on the path and on those above it; None after each path."""
         if change.only is not None:
-            return [change.only]
-        found = list(self.watches.get(change.path, ()))
-        path = change.path
-        while not change.exact and path.startswith("/") and path != "/":
+            yield change.only
+            return
+        path, above = change.path, True
+        while above:
+            yield from list(self.watches.get(path, ()))
+            yield None
+            above = not change.exact and path.startswith("/") and path != "/"
             path = parent_of(path)
-            found += self.watches.get(path, ())
-        return found
 
     def _may_hear(self, domid: int, change: Change) -> bool:
         """Whether it could read the node before or after, or see it come and go in its parent."""
@@ -150,6 +165,8 @@ class Session:
         """RESET_WATCHES: drop all watches and transactions."""
         for watch in list(self.watches.values()):
             self._drop(watch)
+        for transaction in self.transactions.values():
+            transaction.close()
         self.transactions.clear()
 
     # Nodes.
@@ -179,7 +196,7 @@ class Session:
         if node is None:
             self._create(tree, path, value)
         else:
-            tree.put(path, replace(node, value=value, generation=self.store.next_generation()))
+            tree.put(path, replace(node, value=value, generation=self.store.next_generation()), self.domid)
         tree.changed(Change(path, node))
 
     def mkdir(self, path: str, tx: int = 0) -> None:
@@ -202,13 +219,15 @@ class Session:
         doomed = self._subtree(tree, path, node)
         name = path.rpartition("/")[2]
         children = tuple(child for child in parent.children if child != name)
-        tree.put(parent_of(path), replace(parent, children=children, generation=self.store.next_generation()))
+        tree.put(parent_of(path), replace(parent, children=children, generation=self.store.next_generation()), self.domid)
         for below, gone in doomed:
-            tree.put(below, None)
+            tree.put(below, None, self.domid)
             tree.changed(Change(below, gone, exact=below != path))
 
     def set_perms(self, path: str, permissions: list[Permission], tx: int = 0) -> None:
         """Replace a node's permissions; for its owner or Domain 0.
+
+        What a guest gives to a domain that there isn't is given to nobody, so that no later one of that number has it.
 
         ENOENT; EPERM if an owner gives it away; ENOSPC for too many; EINVAL for none, or for a guest to own the root.
         """
@@ -224,7 +243,9 @@ class Session:
             raise StoreError("EACCES", path, "not the owner")
         if self.domid and permissions[0].domid != node.owner:
             raise StoreError("EPERM", path, "only Domain 0 changes an owner")
-        tree.put(path, replace(node, permissions=tuple(permissions), generation=self.store.next_generation()))
+        if self.domid:
+            permissions = [one for k, one in enumerate(permissions) if k == 0 or self.store.is_introduced(one.domid)]
+        tree.put(path, replace(node, permissions=tuple(permissions), generation=self.store.next_generation()), self.domid)
         tree.changed(Change(path, node))
 
     # Watches.
@@ -242,7 +263,7 @@ class Session:
             raise StoreError("E2BIG", path, "too many watches")
         prefix = absolute[: len(absolute) - len(path)]
         watch = self.watches[path, token] = Watch(self, absolute, token, prefix)
-        self.store.watches.setdefault(absolute, []).append(watch)
+        self.store.watches.setdefault(absolute, {})[watch] = None
         self.store.tree.changed(Change(absolute, None, only=watch))
 
     def unwatch(self, path: str, token: str) -> None:
@@ -268,8 +289,15 @@ class Session:
         transaction = self.transactions.pop(tx, None)
         if transaction is None:
             raise StoreError("ENOENT", domain_path(self.domid), f"no transaction {tx}")
-        if commit:
-            transaction.commit(self.domid, self._quota)
+        try:
+            if commit:
+                transaction.commit(self.domid, self._quota)
+        except StoreError as error:
+            if error.name == "EAGAIN" and self.domid == 0:
+                self.store.blamed |= transaction.spoilers - {0}
+            raise
+        finally:
+            transaction.close()
 
     # Below: paths and permissions.
 
@@ -280,7 +308,7 @@ class Session:
         watch.live = False
         del self.watches[watch.path.removeprefix(watch.prefix), watch.token]
         others = self.store.watches[watch.path]
-        others.remove(watch)
+        del others[watch]
         if not others:
             del self.store.watches[watch.path]
 
@@ -334,10 +362,10 @@ class Session:
                 raise StoreError("ENOSPC", path, "too many nodes")
         name = missing[-1].rpartition("/")[2]
         children = (*ancestor.children, name)
-        tree.put(at, replace(ancestor, children=children, generation=self.store.next_generation()))
+        tree.put(at, replace(ancestor, children=children, generation=self.store.next_generation()), self.domid)
         for index, new in enumerate(missing):
             below = () if index == 0 else (missing[index - 1].rpartition("/")[2],)
-            tree.put(new, Node(value if index == 0 else b"", permissions, below, self.store.next_generation()))
+            tree.put(new, Node(value if index == 0 else b"", permissions, below, self.store.next_generation()), self.domid)
 
     def _subtree(self, tree: Tree | Transaction, path: str, node: Node) -> list[tuple[str, Node]]:
         """A node and all below it, parents first."""

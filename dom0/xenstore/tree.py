@@ -119,13 +119,17 @@ class Tree:
         self.nodes: dict[str, Node] = {}
         self.owned: Counter[int] = Counter()
         self.changes: deque[Change] = deque()
+        self.seen: dict[str, set[Transaction]] = {}
+        """Which open transactions have seen a path."""
 
     def get(self, path: str) -> Node | None:
         """The node at a path, or None."""
         return self.nodes.get(path)
 
-    def put(self, path: str, node: Node | None) -> None:
-        """Set the node at a path; None removes it."""
+    def put(self, path: str, node: Node | None, domid: int) -> None:
+        """Set the node at a path, for domain `domid`; None removes it."""
+        for transaction in self.seen.get(path, ()):
+            transaction.spoilers.add(domid)
         before = self.nodes.pop(path, None) if node is None else self.nodes.get(path)
         if before is not None:
             self.owned[before.owner] -= 1
@@ -143,7 +147,7 @@ class Tree:
 
 
 class Transaction:
-    """What one transaction has seen of the tree, and would put in its place."""
+    """What one transaction has seen of the tree, and would put in its place. Whoever has one has to `close` it."""
 
     def __init__(self, tree: Tree, limit: int | None) -> None:
         self._tree, self._limit = tree, limit
@@ -151,6 +155,9 @@ class Transaction:
         self._written: dict[str, Node | None] = {}
         self._owned: Counter[int] = Counter()
         self._changes: dict[str, Change] = {}
+        self._void = False
+        self.spoilers: set[int] = set()
+        """Domains that have since written what it has seen."""
 
     def get(self, path: str) -> Node | None:
         """The node at a path as this transaction sees it. ENOSPC if it touches too many."""
@@ -160,9 +167,10 @@ class Transaction:
             if self._limit is not None and len(self._seen) >= self._limit:
                 raise StoreError("ENOSPC", path, "transaction touches too many nodes")
             self._seen[path] = self._tree.get(path)
+            self._tree.seen.setdefault(path, set()).add(self)
         return self._seen[path]
 
-    def put(self, path: str, node: Node | None) -> None:
+    def put(self, path: str, node: Node | None, domid: int) -> None:
         """Set the node at a path, for this transaction; None removes it. ENOSPC as `get`."""
         before = self.get(path)
         if before is not None:
@@ -183,11 +191,26 @@ class Transaction:
 
     def commit(self, domid: int, quota: Quota | None) -> None:
         """Make it so. Raises EAGAIN upon a conflict, ENOSPC if `domid` would end up with more nodes than its quota."""
+        if self._void:
+            raise StoreError("EAGAIN", domain_path(domid), "a domain that it has written of has been released")
         for path, node in self._seen.items():
             if self._tree.get(path) is not node:
                 raise StoreError("EAGAIN", path)
         if quota is not None and self._owned[domid] > 0 and self.nodes_owned(domid) > quota.nodes:
             raise StoreError("ENOSPC", domain_path(domid), "too many nodes")
         for path, node in self._written.items():
-            self._tree.put(path, node)
+            self._tree.put(path, node, domid)
         self._tree.changes.extend(self._changes.values())
+
+    def release(self, domid: int) -> None:
+        """A domain is gone: what it was given here, or owns, must not come to the next one of that number."""
+        for node in self._written.values():
+            self._void |= node is not None and any(permission.domid == domid for permission in node.permissions)
+
+    def close(self) -> None:
+        """It has ended, one way or another."""
+        for path in self._seen:
+            others = self._tree.seen[path]
+            others.discard(self)
+            if not others:
+                del self._tree.seen[path]

@@ -353,12 +353,16 @@ class TapProgram:
         """Nothing to end: whoever runs a program in the guest ends it when the guest is gone (lab/execute)."""
 
 
+def prepare(name: str, config: dict[str, Any]) -> tuple[Tap, Machine]:
+    """What takes more than a confined guest may have, and one thread. The machine is furnished while the guest boots."""
+    keys = ("address", "address6", "link_local", "gateway", "gateway6")
+    tap = create(str(config["mac"]), Addresses(**{key: config[key] for key in keys}), int(config["mtu"]))
+    return tap, Machine(name, config["hosts"])
+
+
 async def main(process: Process, config: dict[str, Any]) -> None:
     """The guest process's role."""
-    keys = ("address", "address6", "link_local", "gateway", "gateway6")
-    addresses = Addresses(**{key: config[key] for key in keys})
-    tap = create(str(config["mac"]), addresses, int(config["mtu"]))  # while there is one thread
-    machine = Machine(process.name, config["hosts"])  # furnished while the guest boots
+    tap, machine = config.get("prepared") or prepare(process.name, config)
 
     def program(guest: Guest) -> TapProgram:
         machine.serve(process)

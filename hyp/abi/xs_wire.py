@@ -139,17 +139,27 @@ class Decoder:
 
     def feed(self, data: bytes) -> Iterator[Message]:
         """Yield each message that `data` completes. Raises WireError at the first impossible length."""
+        self.add(data)
+        while (message := self.take()) is not None:
+            yield message
+
+    def add(self, data: bytes) -> None:
+        """More of the stream."""
         self._buffer += data
-        while len(self._buffer) >= HEADER.size:
-            type_, req_id, tx_id, length = HEADER.unpack_from(self._buffer)
-            if length > PAYLOAD_MAX:
-                raise WireError(f"message of type {type_} claims {length} bytes of payload, more than {PAYLOAD_MAX}")
-            end = HEADER.size + length
-            if len(self._buffer) < end:
-                return
-            payload = bytes(self._buffer[HEADER.size : end])
-            del self._buffer[:end]
-            yield Message(type_, req_id, tx_id, payload)
+
+    def take(self) -> Message | None:
+        """The next message that is complete. Raises WireError if its length is impossible."""
+        if len(self._buffer) < HEADER.size:
+            return None
+        type_, req_id, tx_id, length = HEADER.unpack_from(self._buffer)
+        if length > PAYLOAD_MAX:
+            raise WireError(f"message of type {type_} claims {length} bytes of payload, more than {PAYLOAD_MAX}")
+        end = HEADER.size + length
+        if len(self._buffer) < end:
+            return None
+        payload = bytes(self._buffer[HEADER.size : end])
+        del self._buffer[:end]
+        return Message(type_, req_id, tx_id, payload)
 
     @property
     def partial(self) -> int:

@@ -1,18 +1,22 @@
 """The hypervisor's side of the NIC: contexts, their descriptors, and the shootdown of translations.
 
 A context's life: `open_context` (toolstack allows, doorbell page and eventfds are made, NIC creates it) → the guest registers
-memory → `context_start` → traffic, in which nothing of this file takes part → `close_context`
+memory → `start_context` → traffic, in which nothing of this file takes part → `close_context`
 (the NIC's engine lets go of it first).
+
+A number is given out again once its context is closed. So whatever travels or waits while that may happen says which *generation*
+of the number it means, never the number alone: what the NIC is asked here, and frames on their way to an engine (nic/crossing.py).
 """
 
 import asyncio
+import itertools
 import os
 from contextlib import ExitStack
 from typing import Any
 
 from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, PAGE
-from hyp.control import Channel, Refused, Reply
+from hyp.control import Channel, PeerGone, Refused, Reply
 from hyp.events import Upcall, new_eventfd, raise_event
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
@@ -38,6 +42,7 @@ class Devices:
         self._shootdowns: list[tuple[Shootdown, asyncio.Future[None]]] = []
         self._contexts: dict[int, Domain] = {}
         self._kept: dict[int, tuple[str, int]] = {}  # number → the domain that has had it, and for which of its queues
+        self._generations = itertools.count(1)
         loop.add_reader(self._past_batch.epoll.fileno(), self._check_shootdowns)
 
     # -- engines --
@@ -81,10 +86,11 @@ class Devices:
 
     def _check_shootdowns(self) -> None:
         self._past_batch.epoll.poll(0)
-        over = [(wait, future) for wait, future in self._shootdowns if wait.is_over()]
-        self._shootdowns = [item for item in self._shootdowns if item not in over]
-        for _, future in over:
-            if not future.done():
+        waiting, self._shootdowns = self._shootdowns, []
+        for wait, future in waiting:
+            if not wait.is_over():
+                self._shootdowns.append((wait, future))
+            elif not future.done():
                 future.set_result(None)
 
     # -- contexts --
@@ -103,7 +109,7 @@ class Devices:
             raise Refused("EPERM", f"the toolstack gives {who} {queues} queues: there is no queue {queue}")
         if queue != len(opened):
             raise Refused("EINVAL", f"{who} asks for queue {queue}, and has opened {len(opened)}: they are opened in their order")
-        if not all(context.ready and not context.closing for context in domain.contexts.values()):
+        if not all(context.ready and context.closing is None for context in domain.contexts.values()):
             # It would belong to one that is perhaps no more
             raise Refused("EBUSY", f"{who} has a context that is being opened or closed")
         if domain.dying:
@@ -119,7 +125,9 @@ class Devices:
             made.callback(region.close)
             doorbell_fd = new_eventfd()
             made.callback(os.close, doorbell_fd)
-            context = Context(number, mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue)
+            context = Context(
+                number, next(self._generations), mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue
+            )  # fmt: skip
             made.pop_all()
         self._contexts[number] = domain
         domain.contexts[number] = context
@@ -130,34 +138,70 @@ class Devices:
             fds = (domain.ram.fd, iommu, region.fd, context.completion_fd)
             try:
                 created = await self.call(
-                    "context_create", fds=fds, context=number, name=domain.name, memory=domain.memory, mac=mac,
-                    privileged=domain.domid == DOM0, passthrough=passthrough, first=first, queue=queue,
+                    "context_create", fds=fds, context=number, generation=context.generation, name=domain.name,
+                    memory=domain.memory, mac=mac, privileged=domain.domid == DOM0, passthrough=passthrough,
+                    first=first, queue=queue,
                 )  # fmt: skip
             finally:
                 os.close(iommu)
             context.features, context.ready = int(created.value["features"]), True
-            if domain.contexts.get(number) is not context or context.closing:
+            if domain.contexts.get(number) is not context or context.closing is not None:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
             raise_event(context.completion_fd)
         except BaseException:
-            if not context.closing:  # else who closes it releases it, when the NIC has let go: its number is not free before
+            if context.closing is None:  # else who closes it releases it, when the NIC has let go: its number is not free before
                 self._release(domain, context)
             raise
         return context
 
+    async def start_context(self, domain: Domain, number: int, **what: Any) -> None:
+        """Let the NIC serve a context of `domain`. Refused if it is just being opened or closed."""
+        context = domain.contexts[number]
+        if context.closing is not None or not context.ready:
+            raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}): context {number} is being opened or closed")
+        await self.call("context_start", context=number, generation=context.generation, **what)
+
     async def close_context(self, domain: Domain, number: int) -> None:
-        """Take a context away, and before it those of later queues; the NIC's engine is past it when this returns."""
+        """Take a context away, and before it those of later queues; the NIC's engine is past it when this returns.
+
+        There is one close of a context under way: another one is refused (EBUSY).
+        """
+        going = self._with_later_queues(domain, number)
+        if any(one.closing is not None for one in going):
+            raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}): context {number} is being closed already")
+        # The calls are not the caller's: it may be cancelled, and the number stays taken until the NIC has answered
+        closing = asyncio.get_running_loop().create_task(self._close(domain, going))
+        for one in going:
+            one.closing = closing
+        await asyncio.shield(closing)
+
+    async def close_contexts(self, domain: Domain) -> None:
+        """Take all contexts of a domain that opens no more away; waits for what is being closed already."""
+        while domain.contexts:
+            number, context = min(domain.contexts.items(), key=lambda item: item[1].queue)
+            closing = next((one.closing for one in self._with_later_queues(domain, number) if one.closing is not None), None)
+            if closing is None:
+                await self.close_context(domain, context.number)
+            else:
+                await asyncio.wait({closing})
+                closing.result()
+
+    @staticmethod
+    def _with_later_queues(domain: Domain, number: int) -> list[Context]:
+        """A context and those of the domain's later queues, the last one first; none if there is no such context."""
         context = domain.contexts.get(number)
         if context is None:
-            return
-        going = sorted((one for one in domain.contexts.values() if one.queue >= context.queue), key=lambda one: -one.queue)
+            return []
+        return sorted((one for one in domain.contexts.values() if one.queue >= context.queue), key=lambda one: -one.queue)
+
+    async def _close(self, domain: Domain, going: list[Context]) -> None:
         for one in going:
-            one.closing = True
-        for one in going:
-            if domain.contexts.get(one.number) is one:  # else another call has closed it, and its number may be somebody's
+            try:
                 if self.nic is not None and not self.nic.closed.done():
-                    await self.call("context_destroy", context=one.number)
-                self._release(domain, one)
+                    await self.call("context_destroy", context=one.number, generation=one.generation)
+            except PeerGone:
+                pass  # nobody uses it any more
+            self._release(domain, one)
 
     def _release(self, domain: Domain, context: Context) -> None:
         """Let go of everything a context had; nothing happens if that was done already."""

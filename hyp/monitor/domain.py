@@ -32,6 +32,7 @@ class Context:
     """A NIC context granted to a domain. `doorbell_fd` wakes the NIC, `completion_fd` wakes the domain."""
 
     number: int
+    generation: int  # of the number, which is somebody else's afterwards: no two contexts of a topology have the same
     mac: str
     doorbell: Region
     doorbell_fd: int
@@ -42,7 +43,7 @@ class Context:
     queue: int = 0  # which of the domain's contexts it is: they are queues of one device, with one MAC address
     features: int = 0  # offered by the NIC
     ready: bool = False  # the NIC has made it
-    closing: bool = False
+    closing: "asyncio.Task[None] | None" = None  # the one close that is under way
 
 
 @dataclass(slots=True)

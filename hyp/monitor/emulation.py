@@ -266,11 +266,10 @@ class Emulation:
         """Let go of everything that a machine has; the loop does not serve it."""
         domain = machine.domain
         domain.dying = True
-        for number in list(domain.contexts):
-            try:
-                await self._devices.close_context(domain, number)
-            except ControlError as error:
-                log.warning("context %d of %s: %s", number, domain.name, error)
+        try:
+            await self._devices.close_contexts(domain)
+        except ControlError as error:
+            log.warning("contexts of %s: %s", domain.name, error)
         if domain.iommu is not None:
             domain.iommu.clear()
             await self._devices.shootdown()

@@ -145,7 +145,7 @@ async def context_open(system: System, domain: Domain, upcall: Upcall, queue: in
 @hypercall(Callers.EVERY_DOMAIN, context=own_context, features=CONTEXT_FEATURES, **QUEUES)
 async def context_start(system: System, domain: Domain, context: int, **what: Any) -> None:
     """Set the queues' places (IOVA, in registered memory) and sizes, and the features accepted; the NIC serves them from now on."""
-    await system.devices.call("context_start", context=context, **what)
+    await system.devices.start_context(domain, context, **what)
 
 
 @hypercall(Callers.EVERY_DOMAIN, context=own_context)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
 
+from hyp import lost_memory
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, Refused, close_all, describe
 from hyp.grants import release_mapper
@@ -95,7 +96,7 @@ class Hypervisor:
             steps.append(("its channel", domain.channel.close))
         steps += [
             ("its emulated device", lambda: self.system.emulation.detach(domid)),
-            *((f"context {number}", partial(devices.close_context, domain, number)) for number in domain.contexts),
+            ("its contexts", partial(devices.close_contexts, domain)),
             ("its translations", lambda: self._clear_translations(domain)),
             ("its event channels", lambda: self.system.events.close_all(domid)),
             *(
@@ -126,6 +127,7 @@ class Hypervisor:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper ends the topology."""
+    lost_memory.guard()
     hypervisor = Hypervisor(process, config)
     system = hypervisor.system
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)

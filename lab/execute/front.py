@@ -6,8 +6,10 @@ import select
 import signal
 import socket
 import sys
+from dataclasses import replace
 from typing import Any
 
+from domu.confinement import syscalls
 from domu.programs.table import program_of, those
 from hyp.control import ControlError, close_all
 from lab.command.clients import ClientError, connect, living
@@ -47,7 +49,14 @@ async def find_guest(guest: str, topology: str | None) -> Machine:
     table = next(one for one in found[0]["guests"] if one["name"] == guest)
     addresses = tuple(table[key].partition("/")[0] for key in ("address", "address6") if table[key])
     cpus = found[0]["cpu"]["programs"].get(guest)
-    return await _machine_of(guest, RunDir.of(found[0]["name"]), addresses, cpus)
+    machine = await _machine_of(guest, RunDir.of(found[0]["name"]), addresses, cpus)
+    if not table["confined"]:
+        return machine
+    try:
+        syscalls.library()  # while its file can be read
+    except RuntimeError as error:
+        raise ClientError(f"{guest} is confined, and {error}") from None
+    return replace(machine, confined=True)
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:

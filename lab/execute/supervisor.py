@@ -14,6 +14,7 @@ Messages on the socket to launch.py are `Message`: up, what happens to the progr
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -21,9 +22,12 @@ import socket
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import NoReturn
 
+from domu.confinement.confine import seal_program
 from hyp import linux
+from hyp.net.steps import SetupError
 from lab.execute import inherited
 
 
@@ -65,13 +69,14 @@ def hear(sock: socket.socket) -> tuple[Message, int] | None:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A guest as who runs programs in it needs it: pidfds of the guest's process and of its init, and what keeps init alive
-    (domu/machine.py); its addresses on the lab's network; the CPUs of programs in it, None: any."""
+    (domu/machine.py); its addresses on the lab's network; the CPUs of programs in it, None: any; if programs in it are confined."""
 
     process: int
     init: int
     lifeline: int
     addresses: tuple[str, ...]
     cpus: frozenset[int] | None = None
+    confined: bool = False
 
     @property
     def fds(self) -> set[int]:
@@ -159,7 +164,7 @@ class _Supervisor:
             return False
         if self._program == 0:
             os.close(go)
-            _become(argv, mask, may_go, failure, self._guest.cpus)
+            _become(argv, mask, may_go, failure, self._guest)
         os.close(may_go)
         os.close(failure)
         os.setpgid(self._program, self._program)  # by us: launch.py's group has no number where the program is
@@ -223,18 +228,24 @@ class _Supervisor:
                 os.write(stderr, f"{self._name} is gone\n".encode())
 
 
-def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, cpus: frozenset[int] | None) -> NoReturn:
+def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, guest: Machine) -> NoReturn:
     """In the child: become the program when `may_go` says so; its end before that is the supervisor's. `failure` takes an errno."""
     try:
         signal.set_wakeup_fd(-1)
         linux.die_with_parent()
         if os.read(may_go, 1):
             inherited.give_back()
-            if cpus is not None and (both := os.sched_getaffinity(0) & cpus):
+            if guest.cpus is not None and (both := os.sched_getaffinity(0) & guest.cpus):
                 os.sched_setaffinity(0, both)
+            if guest.confined:
+                seal_program([str(Path(__file__).parents[2])])
+                linux.die_with_parent()  # anew, as somebody else
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.execvpe(argv[0], argv, inherited.environment)
     except OSError as error:
         os.write(failure, (error.errno or 0).to_bytes(4, "little"))
+    except SetupError as error:
+        os.write(2, f"the program cannot be confined: {error}\n".encode())
+        os.write(failure, errno.EPERM.to_bytes(4, "little"))
     finally:
         os._exit(127)

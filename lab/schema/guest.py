@@ -75,6 +75,8 @@ class Guest(Table):
     iommu: str = "persistent"
     queues: Queues = 1
     batches: bool = True
+    trunk: bool = False
+    confined: bool = False
 
     @field_validator("batches")
     @classmethod
@@ -165,7 +167,7 @@ class Guest(Table):
             raise ValueError(f"{grants!r} is none of {', '.join(GRANT_MODES)}{suggest(grants, GRANT_MODES)}")
         return grants
 
-    @field_validator("grants", "rate")
+    @field_validator("grants", "rate", "trunk")
     @classmethod
     def _on_split_only(cls, wanted: Any, info: Info) -> Any:
         path = info.data.get("path")

@@ -191,6 +191,7 @@ class Topology(Table):
     """A sound topology, every default filled in."""
 
     name: Annotated[str, AfterValidator(checked_name)]
+    confined: bool = False
     memory: Memory = Memory()
     nic: Nic = Nic()
     dom0: Dom0 = Dom0()
@@ -208,7 +209,10 @@ class Topology(Table):
 
     def plain(self) -> dict[str, Any]:
         """The same as dicts, lists, strings, numbers and None, keyed as in the file ("guest", "workload", "from")."""
-        return self.model_dump(mode="json", by_alias=True)
+        tables = self.model_dump(mode="json", by_alias=True)
+        for guest in tables["guest"]:
+            guest["confined"] |= self.confined
+        return tables
 
     def shared_memory_bytes(self) -> int:
         """About how many bytes of shared memory it needs: all RAM and what goes with it. Rather too many."""

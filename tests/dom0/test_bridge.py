@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from dom0.bridge import ENTRY, FDB_SLOTS, NO_PORT, PROBES, forget_port, learn, whereabouts
+from dom0.bridge import ENTRY, FDB_SLOTS, NO_PORT, PROBES, add_static, forget_port, learn, whereabouts
 from hyp.abi.nic import BROADCAST, mac_to_int
 from hyp.kernels import entry, i64, void
 
@@ -14,9 +14,9 @@ START = 1_000_000_000_000
 SEED = 9413523
 
 
-@entry(void(i64, i64, i64, i64))
-def do_learn(fdb: int, mac: int, port: int, now: int) -> None:
-    learn(fdb, mac, port, now)
+@entry(i64(i64, i64, i64, i64))
+def do_learn(fdb: int, mac: int, port: int, now: int) -> int:
+    return 1 if learn(fdb, mac, port, now) else 0
 
 
 @entry(i64(i64, i64, i64, i64))
@@ -50,8 +50,11 @@ class Table:
         self.address = int(self.entries.ctypes.data)
         self.now = START
 
-    def learn(self, mac: int, port: int) -> None:
-        do_learn(self.address, mac, port, self.now)
+    def learn(self, mac: int, port: int) -> bool:
+        return bool(do_learn(self.address, mac, port, self.now))
+
+    def add_static(self, mac: int, port: int) -> bool:
+        return bool(add_static(self.address, mac, port))
 
     def __getitem__(self, mac: int) -> int:
         return int(do_look_up(self.address, mac, self.now, AGEING))
@@ -106,7 +109,7 @@ def test_a_station_is_forgotten_when_it_was_silent_for_long(table: Table) -> Non
 
 @pytest.mark.parametrize("mac", [BROADCAST, mac_to_int("33:33:00:00:00:01"), mac_to_int("01:80:c2:00:00:00"), 0])
 def test_group_addresses_and_zero_are_nobodys(table: Table, mac: int) -> None:
-    table.learn(mac, 5)
+    assert not table.learn(mac, 5)
     assert table[mac] == NO_PORT
     assert not table.entries["mac"].any()
 
@@ -141,6 +144,32 @@ def test_a_flood_of_invented_addresses_stays_in_the_table(table: Table) -> None:
     table.now = START + 300_000
     table.learn(anna, 1)
     assert table[anna] == 1, "a station that speaks is found, whoever filled the table before"
+    table.check()
+
+
+def test_a_static_address_stays_where_it_is(table: Table) -> None:
+    """Whoever claims it, whatever else is learnt, however long it is silent, and when its port goes away."""
+    anna, bert = mac_to_int("02:00:00:00:00:01"), mac_to_int("02:00:00:00:00:02")
+    table.learn(anna, 3)
+    assert table.add_static(anna, 1)
+    assert table.add_static(bert, 2)
+    assert not table.add_static(anna, 2)
+    assert table.learn(anna, 1)
+    assert not table.learn(anna, 0)
+    learn_many(table.address, 0x1234_5678_9ABC, 200_000, 6, START)
+    table.forget(1)
+    table.now += 10 * AGEING
+    assert [table[mac] for mac in (anna, bert)] == [1, 2]
+    table.check()
+
+
+def test_a_table_full_of_static_addresses_has_no_place_and_says_so(table: Table) -> None:
+    given = [mac for mac in range(2, 4 * FDB_SLOTS, 2) if table.add_static(mac, 1)]
+    refused = sorted(set(range(2, 4 * FDB_SLOTS, 2)) - set(given))
+    assert refused
+    assert table.learn(refused[0], 0)
+    assert table[refused[0]] == NO_PORT
+    assert all(table[mac] == 1 for mac in given)
     table.check()
 
 

@@ -36,7 +36,7 @@ def perms(*strings: str) -> list[Permission]:
 
 def fired(store: Store) -> list[tuple[str, str]]:
     """(path, token) of everything watches are to be told."""
-    return [(event.path, event.watch.token) for event in store.events()]
+    return [(event.path, event.watch.token) for event in store.events(store.tree.changes) if event is not None]
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def test_a_closed_session_hears_nothing_even_of_what_had_happened(guest: Session
 def test_events_stop_for_a_session_closed_between_two_of_them(guest: Session, store: Store) -> None:
     for token in ("1", "2", "3"):
         guest.watch("a", token)
-    events = store.events()
+    events = (event for event in store.events(store.tree.changes) if event is not None)
     next(events)
     guest.close()
     assert list(events) == []
@@ -450,6 +450,37 @@ def test_the_next_domain_with_an_id_inherits_nothing(store: Store, guest: Sessio
     check_invariants(store)
 
 
+def test_what_a_transaction_has_given_a_domain_does_not_come_to_the_next_one(store: Store, other: Session, dom0: Session) -> None:
+    """Xen's advisory XSA-322, by way of transactions that are open when the domain goes: of a guest's and of Domain 0's."""
+    other.mkdir("inbox")
+    for session, path, owner in ((other, "inbox", "n6"), (dom0, "/tool/theirs", "n0")):
+        tx = session.transaction_start()
+        session.mkdir(path, tx)
+        session.set_perms(path, perms(owner, "b5"), tx)
+        store.release(GUEST)
+        store.introduce(GUEST)
+        refused("EAGAIN", session.transaction_end, tx, True)
+    tx = dom0.transaction_start()
+    dom0.mkdir("/tool/owned", tx)
+    dom0.set_perms("/tool/owned", perms("n5"), tx)
+    store.release(GUEST)
+    refused("EAGAIN", dom0.transaction_end, tx, True)
+    store.introduce(GUEST)
+    refused("EACCES", store.connect(GUEST).directory, "/local/domain/6/inbox")
+    check_invariants(store)
+
+
+def test_what_a_guest_gives_to_a_domain_that_is_not_there_is_nobodys(store: Store, other: Session, dom0: Session) -> None:
+    other.mkdir("inbox")
+    other.set_perms("inbox", perms("n6", "b5", "b7"))
+    assert [str(one) for one in other.get_perms("inbox")] == ["n6", "b5"]
+    dom0.mkdir("/tool/prepared")
+    dom0.set_perms("/tool/prepared", perms("n0", "r7"))  # the toolstack's: before the domain there are its nodes
+    store.introduce(7)
+    refused("EACCES", store.connect(7).directory, "/local/domain/6/inbox")
+    assert store.connect(7).directory("/tool/prepared") == ()
+
+
 # Anything at all: only StoreError, and the books stay in order.
 
 
@@ -522,7 +553,7 @@ def test_any_sequence_keeps_the_books_in_order(steps: list[Step]) -> None:
         error = attempt(run_step, store, sessions, each)
         assert error in xs_wire.ERROR_NAMES | {""}
         assert not error or store.tree.nodes == before, "a refused operation changes nothing"
-        list(store.events())
+        list(store.events(store.tree.changes))
         check_invariants(store)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bench.isolation.loops import job_at
 from hyp import iommu
 from hyp.abi.domids import DOMID_NIC
 from hyp.abi.nic import DESC_SIGNALED, MAX_LONE_FRAME, PAGE
@@ -42,7 +43,7 @@ from hyp.verbs import (
     ring_sends,
     send_room,
 )
-from tests.support.drivers import STOPPED, compose, job_at
+from tests.support.drivers import STOPPED, compose
 from tests.support.guests import WAIT_S, WIRE_MAC, Guest, Loop, eventually
 from tests.support.patience import effort, patient
 from tests.support.peers import Bench, bench_of

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.isolation.loops import post_garbage, scribble
 from hyp.abi.nic import (
     DESC_SIGNALED,
     MAX_LONE_FRAME,
@@ -20,7 +21,7 @@ from hyp.abi.nic import (
     STATUS_OK,
 )
 from hyp.abi.trap import ANSWERED, SEQUENCE
-from tests.support.drivers import head_words, post_garbage, scribble
+from tests.support.drivers import head_words
 from tests.support.guests import WIRE_MAC, WRAP, Guest, Loop, eventually
 from tests.support.peers import Bench, well
 from tests.support.trapped_guests import faults_and_drops, of, trap, trapped

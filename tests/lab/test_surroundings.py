@@ -154,7 +154,7 @@ for _ in range(50): s.send(bytes.fromhex("ffffffffffff02000000aaaa88b5") + bytes
 
 
 @pytest.mark.needs("taps")
-@pytest.mark.parametrize("path", tiered(["bypass", "trapped"], ["bypass"]))  # Dom0, as Xen's, takes any source address
+@pytest.mark.parametrize("path", tiered(["bypass", "trapped", "cdna", "split"], ["split"]))
 def test_drops_of_the_guest_with_the_longest_name(tmp_path: Path, warm: None, path: str) -> None:
     """50 frames with somebody else's source address: all of them are told, wherever they are counted."""
     text = f'[[guest]]\nname = "{LONG}"\npath = "{path}"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'

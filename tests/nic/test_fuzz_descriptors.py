@@ -191,6 +191,7 @@ def run_away(bench: Bench, guilty: Guest, other: Guest, queue: str, ahead: int) 
     before = bench.of(guilty).get("faults_protocol", 0)
     guilty.words[queue] = (int(guilty.words[queue]) + ahead) % WRAP
     guilty.kick()
+    bench.sync()
     other.send(other.frame(guilty.mac))  # which has the NIC look at the receive queue
     assert other.sent(1) == [STATUS_DROPPED]
     assert faults_and_drops(bench, other).get("drop_down") == 1

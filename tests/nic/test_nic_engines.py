@@ -101,6 +101,23 @@ def test_a_turn_is_limited_in_bytes_too() -> None:
         assert last < 3 * BUDGET_FRAMES + 4 * large, f"the light sender's last frame came as number {last}"
 
 
+def test_copies_of_a_flooded_frame_are_its_senders_turn() -> None:
+    with bench_of(10, queue=1024, memory=16 << 20) as (bench, light, heavy, *others):
+        sink = bench.guest(queue=2048, memory=32 << 20)
+        sink.post_buffers(4 * BUDGET_FRAMES)
+        for guest, count, mac in ((light, 2 * BUDGET_FRAMES, sink.mac), (heavy, 2 * BUDGET_FRAMES, BROADCAST_MAC)):
+            guest.write(guest.tx_pool, guest.frame(mac))
+            for _ in range(count):
+                guest.post(guest.tx_pool, 64, DESC_SIGNALED)
+        for guest in (light, heavy):
+            guest.words["sq_prod"] = guest.q["sq_prod"]
+        light.kick()
+        order = [frame[6:12] for _, frame in sink.take(4 * BUDGET_FRAMES)]
+        last = max(k for k, source in enumerate(order) if source == header(light.mac, light.mac)[:6])
+        copies = len(others) + 1  # of each of the heavy one's
+        assert last < 2 * BUDGET_FRAMES + 4 * (BUDGET_FRAMES // copies + 1), f"the light sender's last frame came as number {last}"
+
+
 # --- several engines -------------------------------------------------------------------------------------------------
 
 

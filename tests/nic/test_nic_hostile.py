@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.isolation.loops import flip, post_garbage, scribble
 from hyp.abi.nic import (
     MAX_LONE_FRAME,
     MIN_FRAME,
@@ -20,7 +21,7 @@ from hyp.abi.nic import (
 )
 from hyp.control import Refused
 from hyp.ram import register
-from tests.support.drivers import FINISHED, compose, flip, head_words, header, post_garbage, scribble
+from tests.support.drivers import FINISHED, compose, head_words, header
 from tests.support.guests import BROADCAST_MAC, WIRE_MAC, WRAP, Guest, Loop, eventually
 from tests.support.peers import DEFAULT_RAM, Bench, bench_of, well
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from bench.isolation.loops import flip
 from hyp.abi.nic import (
     DESC_SIGNALED,
     MAX_LONE_FRAME,
@@ -23,7 +24,7 @@ from hyp.abi.nic import (
 from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES
 from nic.wire import WIRE_BUFFERS
-from tests.support.drivers import flip, head_words, header
+from tests.support.drivers import head_words, header
 from tests.support.guests import (
     HOSTILE_ADDRESSES,
     JUST_BELOW_WRAP,

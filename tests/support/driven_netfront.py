@@ -58,7 +58,7 @@ QUEUES = 4
 CONTROL_REF = split.FIRST_REF + QUEUES * QUEUE_REFS
 """Grant of the control ring's page; the next one is that of the page for tables."""
 KEPT = 128
-"""Of a page that is tampered with: where a test places the frame's Ethernet header, whose source address the bridge believes."""
+"""Of a page that is tampered with: where a test places the frame's Ethernet header, whose source address the bridge checks."""
 CTRL_SLOTS = ring_size(CTRL_SLOT_BYTES)
 
 

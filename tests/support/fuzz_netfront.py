@@ -167,11 +167,12 @@ class Poster:
             await asyncio.to_thread(sleep_until_event, self._epoll, 100_000_000)
 
     async def transmit(
-        self, entries: list[list[int]], frames: list[list[Any]], requests: list[list[int]], queue: int = 0
+        self, entries: list[list[int]], frames: list[list[Any]], requests: list[list[int]], queue: int = 0, source: str = ""
     ) -> list[Any]:
+        source = source or self._mac
         for at, length, to, stream, sequence in frames:
             whole = length >= LEAST_TEST_FRAME
-            content = compose(to, self._mac, length, stream, sequence) if whole else header(to, self._mac) + bytes(length)
+            content = compose(to, source, length, stream, sequence) if whole else header(to, source) + bytes(length)
             self._ram[at : at + length] = np.frombuffer(content[:length], np.uint8)
         self._write_entries(entries)
         ring = self._queues[queue].rings["tx"]

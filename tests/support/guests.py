@@ -8,7 +8,7 @@ Three kinds:
   front end does and reports a wake-up that got lost;
 * `Loop(scribble, guest, guest.job(...))` and the like: hostile, compiled, at full speed, in a thread.
 
-The compiled ones are in tests/support/drivers.py.
+The compiled ones are in tests/support/drivers.py and bench/isolation/loops.py.
 """
 
 import os
@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from bench.isolation.loops import JOB
 from hyp.abi.nic import CQE, DESC, DESC_MORE, DESC_SIGNALED, DOORBELL, PAGE, STATUS_OK
 from hyp.control import Channel, Reply, close_all
 from hyp.kernels import Entry
 from hyp.load.frames import TRACKER, TRACKERS, tracker_report
 from hyp.memory import Mapping
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
-from tests.support.drivers import JOB, compose, exchange, fence, head_words, sleep_until_event
+from tests.support.drivers import compose, exchange, fence, head_words, sleep_until_event
 from tests.support.patience import patient
 
 if TYPE_CHECKING:

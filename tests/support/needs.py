@@ -48,6 +48,12 @@ def _taps() -> str | None:
     return netns.can_create()
 
 
+def _confinement() -> str | None:
+    from domu.confinement.confine import lacking
+
+    return lacking()
+
+
 def _mounts() -> str | None:
     if (reason := _reason("util-linux")) is not None:  # unshare, and mount
         return reason
@@ -64,7 +70,9 @@ RIGHTS: dict[str, Callable[[], str | None]] = {
     "ipv6": lambda: None if Path("/proc/sys/net/ipv6").exists() else "there is no IPv6 here",
     "taps": _taps,
     "mounts": _mounts,
+    "confinement": _confinement,
     "pyxs": lambda: None if importlib.util.find_spec("pyxs") else "pyxs is not in this environment: `make setup`",
+    "atheris": lambda: None if importlib.util.find_spec("atheris") else "atheris is not made for this Python or machine",
     "venv": lambda: None if (Path(__file__).parents[2] / ".venv/bin/python").exists() else "there is no .venv to go on in",
 }
 """What a machine gives or doesn't: None, or the reason for a skip."""

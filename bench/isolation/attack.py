@@ -1,0 +1,73 @@
+"""What an attack is. All that there are: catalogue.py.
+
+An attack is a function that is handed the `Attacker` (bench/isolation/attacker.py) and goes on until it is told to be calm. It runs
+in a thread of the hostile guest. What an honest guest does that takes as much of the machine is its *control*: the bystanders'
+rate beside the attack is held against their rate beside that, so that what is measured is what the attack does, and not that one
+more process wants a CPU.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from hyp.paths import PATHS
+
+Run = Callable[[Any], None]
+"""``run(attacker)``, with an `Attacker` (attacker.py)."""
+
+
+class Door(StrEnum):
+    """What is abused."""
+
+    RINGS = "rings and descriptors"
+    FRAMES = "frames"
+    CALLS = "hypercalls, store, console"
+    MEMORY = "memory and descriptors of files"
+
+
+class Control(StrEnum):
+    """What an honest guest does meanwhile that takes as much of the machine as the attack."""
+
+    QUIET = "quiet"
+    BUSY = "computes"
+    SENDS = "sends frames"
+    CALLS = "makes calls"
+    READS = "reads from the store"
+
+
+@dataclass(frozen=True, slots=True)
+class Attack:
+    """One row. `paths`: on which it can be tried at all."""
+
+    name: str
+    about: str
+    door: Door
+    control: Control
+    run: Run
+    paths: frozenset[str]
+    sent_to: bool
+    """Somebody honest sends frames to the attacker meanwhile."""
+
+
+ATTACKS: Final[dict[str, Attack]] = {}
+"""By name: what has entered itself so far."""
+
+
+def attack(
+    about: str,
+    door: Door,
+    control: Control = Control.BUSY,
+    *,
+    paths: Collection[str] = tuple(PATHS),
+    sent_to: bool = False,
+) -> Callable[[Run], Run]:
+    """Enter a function into the catalogue, under its own name in words."""
+
+    def enter(run: Run) -> Run:
+        name = run.__name__.replace("_", " ")
+        assert name not in ATTACKS, name
+        ATTACKS[name] = Attack(name, about, door, control, run, frozenset(paths), sent_to)
+        return run
+
+    return enter

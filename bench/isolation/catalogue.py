@@ -1,0 +1,18 @@
+"""All attacks, by name, in the order of the table: what the bench, the tests and the fuzzing read."""
+
+from typing import Final
+
+from bench.isolation import calls, descriptors, frames, memory
+from bench.isolation.attack import ATTACKS as ENTERED
+from bench.isolation.attack import Attack
+
+MODULES: Final = (descriptors, frames, calls, memory)
+"""Where they have entered themselves from."""
+ATTACKS: Final[dict[str, Attack]] = {
+    name: one for module in MODULES for name, one in ENTERED.items() if one.run.__module__ == module.__name__
+}
+
+
+def on(path: str) -> list[Attack]:
+    """Those that can be tried on a path."""
+    return [one for one in ATTACKS.values() if path in one.paths]

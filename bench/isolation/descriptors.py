@@ -1,0 +1,338 @@
+"""Attacks by rings and descriptors: indices, lengths, addresses, chains, and memory that changes under the device's eyes."""
+
+import threading
+from typing import Final
+
+import numpy as np
+
+from bench.isolation import loops
+from bench.isolation.attack import Control, Door, attack
+from bench.isolation.attacker import Attacker
+from bench.isolation.drivers import WRAP, RingDriver
+from hyp.abi.netif import EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, TXF_EXTRA_INFO, TXF_MORE_DATA
+from hyp.abi.nic import PAGE
+
+FRAME: Final = 200
+SPLIT: Final = ("split",)
+
+
+def _frame(a: Attacker, length: int = FRAME) -> bytes:
+    """A sound frame to the wire's side, which nobody takes for a test frame."""
+    return (a.header("02:00:00:00:77:77", kind=b"\x08\x00") + bytes(length))[:length]
+
+
+def _keep_sending(a: Attacker, lengths: list[int], *, at: int = 0, more: bool = False) -> None:
+    """Sends of these lengths from a page of one's own, again and again."""
+    number = 0
+    a.driver.write(a.driver.page(0), _frame(a))
+    while a.goes_on():
+        for _ in range(min(a.driver.room(), 32)):
+            a.driver.send(a.driver.page(number) + at, lengths[number % len(lengths)], more=more)
+            number += 1
+        a.driver.publish()
+
+
+def _keep_addressing(a: Attacker, addresses: list[int]) -> None:
+    """Sends from, and buffers at, these addresses."""
+    number = 0
+    while a.goes_on():
+        for _ in range(min(a.driver.room(), 16)):
+            a.driver.send(addresses[number % len(addresses)], FRAME)
+            number += 1
+        for _ in range(a.driver.drain()):
+            a.driver.post(addresses[number % len(addresses)])
+            number += 1
+        a.driver.publish()
+
+
+# --- indices ----------------------------------------------------------------------------------------------------------
+
+
+@attack("its producer indices run ahead of its rings: by one, by far, by half the range", Door.RINGS, Control.QUIET)
+def index_ahead(a: Attacker) -> None:
+    for ahead in (1, a.driver.slots + 1, 1000, WRAP // 2):
+        for receives in (False, True):
+            a.driver.claim(ahead, receives=receives)
+            a.goes_on()
+    a.rest()
+
+
+@attack("its producer indices run backwards", Door.RINGS, Control.QUIET)
+def index_behind(a: Attacker) -> None:
+    for behind in (1, 7, a.driver.slots):
+        for receives in (True, False):
+            a.driver.claim(-behind, receives=receives)
+            a.goes_on()
+    a.rest()
+
+
+@attack("claims new indices without end, with nothing behind them", Door.RINGS)
+def indices_without_end(a: Attacker) -> None:
+    ahead = 0
+    while a.goes_on():
+        ahead += a.driver.slots // 2
+        a.driver.claim(ahead)
+
+
+@attack("sends a whole ring and never takes an answer", Door.RINGS)
+def never_reaping(a: Attacker) -> None:
+    a.driver.write(a.driver.page(0), _frame(a))
+    for _ in range(a.driver.room()):
+        a.driver.send(a.driver.page(0), FRAME)
+    a.driver.publish()
+    while a.goes_on():
+        a.driver.notify()
+
+
+# --- chains -----------------------------------------------------------------------------------------------------------
+
+
+@attack("a chain that has no end", Door.RINGS)
+def endless_chain(a: Attacker) -> None:
+    _keep_sending(a, [FRAME], more=True)
+
+
+@attack("chains of more fragments than one may have, ended and not", Door.RINGS)
+def overlong_chain(a: Attacker) -> None:
+    while a.goes_on():
+        if a.driver.room() >= 60:
+            for k in range(60):
+                a.driver.send(a.driver.page(k), 64, more=k < 59)
+            a.driver.publish()
+
+
+@attack("chains whose fragments are all the same page", Door.RINGS)
+def looping_chain(a: Attacker) -> None:
+    a.driver.write(a.driver.page(0), _frame(a))
+    while a.goes_on():
+        if a.driver.room() >= 18:
+            for k in range(17):
+                a.driver.send(a.driver.page(0), 2000, more=k < 16)
+            a.driver.publish()
+
+
+@attack("fragments of zero bytes, alone and in chains", Door.RINGS)
+def zero_length(a: Attacker) -> None:
+    number = 0
+    while a.goes_on():
+        for _ in range(min(a.driver.room(), 16)):
+            a.driver.send(a.driver.page(number), 0, more=number % 3 == 0)
+            number += 1
+        a.driver.publish()
+
+
+@attack("a header that is spread over two fragments", Door.RINGS)
+def header_in_two(a: Attacker) -> None:
+    a.driver.write(a.driver.page(0), _frame(a))
+    while a.goes_on():
+        if a.driver.room() >= 8:
+            for length in (1, 5, 13):
+                a.driver.send(a.driver.page(0), FRAME if isinstance(a.driver, RingDriver) else length, more=True)
+                a.driver.send(a.driver.page(0), FRAME - length)
+            a.driver.publish()
+
+
+@attack("extra infos without end, of types that there are and are not", Door.RINGS, paths=SPLIT)
+def endless_extras(a: Attacker) -> None:
+    driver = a.driver
+    assert isinstance(driver, RingDriver)
+    while a.goes_on():
+        if driver.room() >= 40:
+            driver.send(driver.page(0), FRAME, flags=TXF_EXTRA_INFO)
+            for kind in range(20):
+                driver.extra(kind % (EXTRA_TYPE_HASH + 3), kind, more=True)
+            driver.extra(EXTRA_TYPE_GSO, 0)
+            driver.publish()
+
+
+# --- lengths and addresses --------------------------------------------------------------------------------------------
+
+
+@attack("frames longer than any may be, in one piece", Door.RINGS)
+def overlong_length(a: Attacker) -> None:
+    _keep_sending(a, [4097, 0xFFFF, 1 << 16, (1 << 31) - 1, 1 << 31, WRAP - 1])
+
+
+@attack("lengths that leave the page, or RAM, behind their address", Door.RINGS)
+def offset_and_length(a: Attacker) -> None:
+    _keep_sending(a, [4000, 4096, 60_000], at=PAGE - 16)
+
+
+@attack("addresses whose sum with the length wraps around", Door.RINGS)
+def address_overflow(a: Attacker) -> None:
+    _keep_addressing(a, [(1 << 64) - 32, (1 << 63) - 16, -8, (1 << 44) - 1, (1 << 52) + a.driver.page(0)])
+
+
+@attack("pages that it has not granted or registered", Door.RINGS)
+def page_not_granted(a: Attacker) -> None:
+    driver, number = a.driver, 0
+    if not isinstance(driver, RingDriver):
+        free = driver.size - 64 * PAGE
+        return _keep_addressing(a, [free + k * PAGE for k in range(32)])
+    while a.goes_on():
+        for _ in range(min(driver.room(), 16)):
+            driver.request([0, 1, 7, 1500, 2047, 2048, 65_535, WRAP - 1][number % 8], 0, FRAME, number=number % 256)
+            number += 1
+        driver.publish()
+    return None
+
+
+@attack(
+    "addresses and grants of memory that is somebody else's: beyond its RAM, for another domain, of another's number", Door.RINGS
+)
+def somebody_elses(a: Attacker) -> None:
+    driver = a.driver
+    beyond = [driver.size + k * PAGE for k in range(16)] + [driver.size * k for k in range(1, 16)]
+    if isinstance(driver, RingDriver):
+        driver.table["domid"][300:] = [k % 5 for k in range(len(driver.table) - 300)]
+    _keep_addressing(a, beyond)
+
+
+@attack("pages that may only be read, as receive buffers", Door.RINGS, sent_to=True)
+def read_only_buffers(a: Attacker) -> None:
+    driver = a.driver
+    while a.goes_on():
+        for k in range(driver.drain()):
+            driver.post(driver.page(k))
+            if isinstance(driver, RingDriver):
+                driver.grant(int(driver.buffers[(driver.posted - 1) % len(driver.buffers)]["gref"]), driver.page(k), writable=False)
+        driver.publish()
+
+
+@attack("one receive buffer, posted again and again, while it is read", Door.RINGS, sent_to=True)
+def buffer_reused(a: Attacker) -> None:
+    seed = 0
+    while a.goes_on():
+        for _ in range(a.driver.drain()):
+            a.driver.post(a.driver.buffer(0))
+        seed += 1
+        a.driver.memory[a.driver.buffer(0) : a.driver.buffer(0) + 64] = seed & 255
+        a.driver.publish()
+
+
+@attack("receive buffers of no length, or of more than there is", Door.RINGS, sent_to=True)
+def senseless_buffers(a: Attacker) -> None:
+    number = 0
+    while a.goes_on():
+        for _ in range(a.driver.drain()):
+            number += 1
+            a.driver.post(a.driver.buffer(number), (0, 1, 63, 1 << 20, WRAP - 1)[number % 5])
+        a.driver.publish()
+
+
+@attack("the same request number, and one that there is not, in every request", Door.RINGS)
+def duplicate_numbers(a: Attacker) -> None:
+    driver, number = a.driver, 0
+    a.driver.write(driver.page(0), _frame(a))
+    if isinstance(driver, RingDriver):
+        driver.grant(10, driver.page(0), writable=False)
+    while a.goes_on():
+        for _ in range(min(driver.room(), 16)):
+            number += 1
+            if isinstance(driver, RingDriver):
+                driver.request(10, 0, FRAME, number=(7, 0xFFFF)[number & 1])
+            else:
+                driver.send(driver.page(0), FRAME)
+        driver.publish()
+
+
+# --- a second thread --------------------------------------------------------------------------------------------------
+
+
+@attack("takes the pages' grants or registrations away while they are used", Door.RINGS)
+def revoked_in_flight(a: Attacker) -> None:
+    frames = [_frame(a)] * 32
+    while a.goes_on():
+        a.send_all(frames)
+        a.driver.revoke()
+
+
+@attack("rewrites slots and descriptors after they were published", Door.RINGS)
+def rewritten_after_the_check(a: Attacker) -> None:
+    frames, seed = [_frame(a)] * 16, 0
+    while a.goes_on():
+        a.send_all(frames)
+        for _ in range(8):
+            seed += 1
+            a.driver.rewrite(seed)
+
+
+@attack("writes answers, completions and the other side's indices itself", Door.RINGS)
+def forged_answers(a: Attacker) -> None:
+    frames, seed = [_frame(a)] * 8, 0
+    while a.goes_on():
+        a.send_all(frames)
+        seed += 1
+        a.driver.forge(seed)
+        a.driver.notify()
+
+
+@attack("changes a frame's source address to and fro while it is read", Door.RINGS)
+def header_rewritten(a: Attacker) -> None:
+    victim, other = a.macs["anna"], a.macs["bert"]
+    first = a.driver.page(0)
+    head0, head1 = head_words_of(other, a.mac)
+    other0, other1 = head_words_of(other, victim)
+    a.driver.write(first, a.header(other) + bytes(64))
+    row = a.driver.job[0]
+    for name, value in (("head0", head0), ("head1", head1), ("other0", other0), ("other1", other1), ("first", first), ("stop", 0)):
+        row[name] = value
+    flipping = threading.Thread(target=loops.flip, args=(int(a.driver.job.ctypes.data),))
+    flipping.start()
+    try:
+        while a.goes_on():
+            for _ in range(min(a.driver.room(), 16)):
+                a.driver.send(first, 64)
+            a.driver.publish()
+    finally:
+        row["stop"] = 1
+        flipping.join()
+
+
+def head_words_of(to: str, source: str) -> tuple[int, int]:
+    """A header to an address from another, as two words, the second with two bytes of nothing behind it."""
+    raw = b"".join(bytes(int(part, 16) for part in mac.split(":")) for mac in (to, source)) + b"\x88\xb5\0\0"
+    return int.from_bytes(raw[:8], "little", signed=True), int.from_bytes(raw[8:16], "little", signed=True)
+
+
+@attack("descriptors and requests of every kind, rewritten as they are read, at full speed", Door.RINGS)
+def garbage(a: Attacker) -> None:
+    a.loop(loops.post_ring_garbage if isinstance(a.driver, RingDriver) else loops.post_garbage)
+
+
+@attack("random words all over its rings, queues, pools and doorbells, at full speed", Door.RINGS)
+def scribble(a: Attacker) -> None:
+    first = min(at for at, _ in a.driver.shared())
+    last = max(at + size for at, size in a.driver.shared())
+    if isinstance(a.driver, RingDriver):
+        a.loop(loops.scribble_memory, first=first, size=last - first)
+    else:
+        a.loop(loops.scribble, first=first, size=last - first)
+
+
+@attack("rings its doorbell, or sends its event, without end", Door.RINGS)
+def doorbell_storm(a: Attacker) -> None:
+    while a.goes_on():
+        a.driver.notify()
+
+
+# --- offloads ---------------------------------------------------------------------------------------------------------
+
+
+@attack("frames to be cut into segments of 1, 47 or 65,535 bytes, with headers that say anything", Door.RINGS)
+def segment_nonsense(a: Attacker) -> None:
+    noise = np.random.default_rng(1)
+    frames = [a.header("02:00:00:00:77:77", kind=b"\x08\x00") + noise.bytes(1400) for _ in range(8)]
+    frames += [a.header("02:00:00:00:77:77", kind=b"\x08\x00") + b"\x45" + bytes(8) + b"\x06" + noise.bytes(1400) for _ in range(8)]
+    number = 0
+    while a.goes_on():
+        number += 1
+        a.send_all(frames, segment=(1, 47, 48, 1000, 65_535)[number % 5])
+
+
+@attack("flags that there are not, or that were not agreed upon", Door.RINGS)
+def unknown_flags(a: Attacker) -> None:
+    number, frames = 0, [_frame(a)] * 8
+    while a.goes_on():
+        number += 1
+        a.send_all(frames, flags=(1 << (number % 16)) & ~TXF_MORE_DATA)

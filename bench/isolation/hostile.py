@@ -1,0 +1,96 @@
+"""The hostile guest's role: it boots and connects as any other, and then does what its console says. Its own program never runs.
+
+Operations of its console:
+
+attack {name, macs, streams}   begin an attack of the catalogue; answers when it has been tried once. `macs`: of the others, by
+                               name; `streams`: those that the bystanders exchange
+control {name, macs, sent_to}  begin what an honest guest does in its place (`Control`); `sent_to`: it takes what it is sent
+calm {}                        end it: {"attempts", "got": {what the attacker was told: how often}, "error"}
+canaries {headers}             how many canaries there are in this guest's RAM, and how many frames with one of these headers
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from bench.isolation import loops
+from bench.isolation.attack import Control
+from bench.isolation.attacker import Attacker
+from bench.isolation.catalogue import ATTACKS
+from domu.guest import Guest
+from hyp.process import Process, adopt_socket
+from hyp.xenstore.client import XenstoreClient
+
+NOBODY = "02:00:00:00:77:77"
+HONEST_FRAME = 64
+
+
+class Hostile:
+    """What the console offers."""
+
+    def __init__(self, process: Process, attacker: Attacker) -> None:
+        self._attacker = attacker
+        for op in (self.attack, self.control, attacker.calm, attacker.canaries):
+            process.serve(op.__name__, op)
+
+    async def attack(self, name: str, macs: dict[str, str], streams: list[int]) -> None:
+        a = self._attacker
+        a.macs, a.streams = macs, streams
+        await a.begin(lambda: ATTACKS[name].run(a))
+
+    async def control(self, name: str, macs: dict[str, str], sent_to: bool) -> None:
+        a = self._attacker
+        a.macs = macs
+        honest: dict[Control, Callable[[], Any]] = {
+            Control.QUIET: (lambda: receive(a)) if sent_to else a.rest,
+            Control.BUSY: lambda: a.loop(loops.compute),
+            Control.SENDS: lambda: send(a),
+            Control.CALLS: lambda: call(a),
+            Control.READS: lambda: read(a),
+        }
+        await a.begin(honest[Control(name)])
+
+
+# --- what an honest guest does ----------------------------------------------------------------------------------------
+
+
+def receive(a: Attacker) -> None:
+    """Take what is sent."""
+    number = 0
+    while a.goes_on() and a.rest(0.001):
+        for _ in range(a.driver.drain()):
+            a.driver.post(a.driver.buffer(number))
+            number += 1
+        a.driver.publish()
+
+
+def send(a: Attacker) -> None:
+    """As many frames as attacks by frames send, in the same way."""
+    frame = (a.header(NOBODY) + bytes(HONEST_FRAME))[:HONEST_FRAME]
+    while a.goes_on():
+        a.send_all([frame] * 32)
+
+
+def call(a: Attacker) -> None:
+    """A hypercall after the other."""
+    while a.goes_on():
+        a.call("domain_info")
+
+
+def read(a: Attacker) -> None:
+    """A node of the store after the other."""
+    while a.goes_on():
+        a.ask("read", a.home("name"))
+
+
+async def main(process: Process, config: dict[str, Any]) -> None:
+    """The guest process's role."""
+    guest = Guest(process, config)
+    await guest.boot()
+    await guest.connect()
+    store = next((one for one in guest.device.keep if isinstance(one, XenstoreClient)), None)
+    if store is None:
+        store = await XenstoreClient.open(adopt_socket(process.sockets["xenstore"]))
+    hostile = Hostile(process, Attacker(process, guest, store))
+    process.ready()
+    await process.stopped.wait()
+    del hostile

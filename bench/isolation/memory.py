@@ -1,0 +1,167 @@
+"""Attacks by what a guest holds descriptors of: its memory, its counters, its grant table, its wake-ups, its log."""
+
+import ctypes
+import fcntl
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from bench.isolation.attack import Control, Door, attack
+from bench.isolation.attacker import Attacker
+from bench.isolation.calls import _upcall_of as upcall_of
+from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.nic import PAGE
+from hyp.control import close_all
+
+FALLOC_FL_KEEP_SIZE: Final = 1
+FALLOC_FL_PUNCH_HOLE: Final = 2
+SEALS: Final = {"grow": 4, "shrink": 2, "write": 8, "future write": 16, "seal": 1}
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def own_regions(a: Attacker) -> list[int]:
+    """Descriptors of RAM, counters, platform page, and of the grant table if there is one, with their numbers kept."""
+    a.call("domain_info", keep=True)
+    fds = [int(fd) for fd in a.kept[-3:]]
+    if a.path == "split" and a.call("gnttab_setup", keep=True, frames=4) is not None:
+        fds.append(int(a.kept[-1]))
+    return fds
+
+
+def _try(a: Attacker, what: Callable[[], Any]) -> None:
+    """Do it, and count how it is refused."""
+    a.goes_on()
+    try:
+        what()
+    except OSError as error:
+        a.got[str(error.strerror)] += 1
+
+
+def _sends_and_receives(a: Attacker) -> None:
+    """Let the device touch the memory, while there is any."""
+    try:
+        for k in range(min(a.driver.room(), 16)):
+            a.driver.send(a.driver.page(k), 200)
+        for k in range(16):
+            a.driver.post(a.driver.buffer(k))
+        a.driver.publish()
+    except Exception as error:
+        a.got[type(error).__name__] += 1
+
+
+@attack("cuts its own RAM, counters and grant table off while the others use them", Door.MEMORY, Control.QUIET, sent_to=True)
+def truncated_memory(a: Attacker) -> None:
+    fds = own_regions(a)
+    notify = a.driver.notify
+    for k in range(min(a.driver.room(), 16)):
+        a.driver.send(a.driver.page(k), 200)
+    a.driver.publish()
+    for fd in fds:
+        _try(a, lambda fd=fd: os.ftruncate(fd, 0))  # type: ignore[misc]
+    while a.rest(0.001):
+        notify()
+
+
+@attack("punches holes into its RAM, again and again, so that its pages have to be made anew", Door.MEMORY, sent_to=True)
+def punched_memory(a: Attacker) -> None:
+    ram = own_regions(a)[0]
+    first, size = a.driver.tx_pool // PAGE * PAGE, a.driver.size - a.driver.tx_pool // PAGE * PAGE
+    while a.goes_on():
+        if libc.fallocate(ram, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ctypes.c_long(first), ctypes.c_long(size)):
+            a.got[os.strerror(ctypes.get_errno())] += 1
+            if not a.rest(0.001):
+                return
+        for _ in range(a.driver.drain()):
+            a.driver.post(a.driver.buffer(a.attempts))
+        for k in range(min(a.driver.room(), 16)):
+            a.driver.send(a.driver.page(k), 200)
+        a.driver.publish()
+
+
+@attack("seals its RAM, counters and grant table against changes, then asks for contexts and tables", Door.MEMORY, Control.CALLS)
+def sealed_memory(a: Attacker) -> None:
+    for fd in own_regions(a):
+        for seal in SEALS.values():
+            _try(a, lambda fd=fd, seal=seal: fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seal))  # type: ignore[misc]
+    while a.goes_on(9):
+        a.calls(
+            [("context_open", {"upcall": 0})] * 4
+            + [("gnttab_setup", {"frames": 4})] * 4
+            + [("mr_register", {"addr": 0, "length": PAGE, "writable": True})]
+        )
+
+
+@attack("takes leases and locks on what others have to open or map", Door.MEMORY, Control.QUIET)
+def leases_and_locks(a: Attacker) -> None:
+    signal_before = signal.SIG_IGN
+    for fd in own_regions(a):
+        for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK):
+            _try(a, lambda fd=fd, kind=kind: fcntl.fcntl(fd, fcntl.F_SETLEASE, kind))  # type: ignore[misc]
+        _try(a, lambda fd=fd: fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB))  # type: ignore[misc]
+        try:
+            reopened = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        except OSError as error:
+            a.got[str(error.strerror)] += 1
+            continue
+        a.kept.append(reopened)
+        _try(a, lambda fd=reopened: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK))  # type: ignore[misc]
+    del signal_before
+    a.rest()
+
+
+@attack("reads and fills the eventfds and upcalls that it holds, and changes their flags", Door.MEMORY, sent_to=True)
+def swallowed_wakeups(a: Attacker) -> None:
+    row = a.driver
+    fds = [int(row.q["doorbell_fd"])] if hasattr(row, "q") else [int(row.front[name]) for name in ("tx_event_fd", "rx_event_fd")]
+    fds.append(upcall_of(a.guest))
+    number = 0
+    while a.goes_on(len(fds)):
+        for fd in fds:
+            for change in (lambda fd=fd: os.read(fd, 8), lambda fd=fd: os.write(fd, (2**64 - 2).to_bytes(8, "little"))):
+                try:
+                    os.set_blocking(fd, False)
+                    change()
+                except OSError as error:
+                    a.got[str(error.strerror)] += 1
+        for _ in range(a.driver.drain()):
+            a.driver.post(a.driver.buffer(number))
+            number += 1
+        a.driver.publish()
+
+
+@attack("writes all over its counters", Door.MEMORY)
+def scribbled_counters(a: Attacker) -> None:
+    _, counters, *_ = own_regions(a)
+    noise = os.urandom(COUNTERS_BYTES)
+    while a.goes_on():
+        _try(a, lambda: os.pwrite(counters, noise, 0))
+
+
+@attack("prints without end: long lines, markup, escape sequences, lines in others' names", Door.MEMORY, Control.BUSY)
+def flooded_log(a: Attacker) -> None:
+    lines = b"dom0: [bold red]out of memory\x1b[2J\x1b]0;x\x07\nhyp: Traceback (most recent call last)\n" + b"z" * 4000 + b"\n"
+    out = sys.stdout.fileno()
+    while a.goes_on():
+        try:
+            os.write(out, lines * 8)
+        except OSError as error:
+            a.got[str(error.strerror)] += 1
+            a.rest(0.001)
+
+
+@attack("opens, reads and closes every descriptor that it has been given", Door.MEMORY, Control.QUIET)
+def own_descriptors_misused(a: Attacker) -> None:
+    numbers = [int(name) for name in os.listdir("/proc/self/fd")]
+    for fd in numbers:
+        if fd <= 2:
+            continue
+        for what in (
+            lambda fd=fd: os.ftruncate(fd, 1 << 40),
+            lambda fd=fd: os.pread(fd, 1, 1 << 50),
+            lambda fd=fd: fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND),
+        ):
+            _try(a, what)
+    close_all([])
+    a.rest()

@@ -1,0 +1,208 @@
+"""Confined guests do their work, and nothing else: of each kind of program one that tries, beside bystanders that stream."""
+
+import asyncio
+import errno
+import json
+import os
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from domu.confinement import syscalls
+from domu.confinement.confine import DATA_BYTES, FIRST_UID, PROCESSES, SHM_BYTES, lacking
+from hyp import linux
+from hyp.kernels import store
+from hyp.xenstore.client import XenstoreClient, XenstoreError
+from lab import owner
+from lab.plan import MODULES
+from lab.plan import plan as honest_plan
+from lab.programs import run_in_guest
+from lab.rundir import place
+from lab.topology import TopologyError
+from lab.workloads import Runner
+from tests.lab.test_paths import check, running
+from tests.support import attempts
+from tests.support.labs import ROOT, run, topology, until, workload
+from tests.support.xenstored_process import forked, succeeded
+
+pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("confinement", "taps")]
+
+ROLE = "tests.support.confined_guest"
+GUESTS = "".join(
+    f'[[guest]]\nname = "{name}"\npath = "{path}"\n{more}'
+    for name, path, more in (
+        ("anna", "split", ""),
+        ("carl", "bypass", ""),
+        ("mallory", "bypass", "confined = true\n"),
+        ("tess", "split", 'confined = true\nprogram = "tap"\naddress = "10.0.0.1/24"\n'),
+        ("ulla", "bypass", 'confined = true\nprogram = "tap"\naddress = "10.0.0.2/24"\n'),
+        ("owen", "bypass", "confined = true\nprogram = {{ argv = {argv} }}\n"),
+    )
+)
+OWEN = 6
+HARMLESS = {"EPERM", "EACCES", "ENOSYS", "ESRCH", "ENOENT"}
+
+
+def interpreter() -> str:
+    """A Python that any user can run."""
+    return "/usr/bin/python3"
+
+
+def judge(found: dict[str, Any]) -> None:
+    """Nothing was to be had."""
+    bombs = {name: found.pop(name) for name in ("filled", "memory", "processes")}
+    assert bombs["filled"] <= SHM_BYTES
+    assert 0 <= bombs["memory"] < 3 * DATA_BYTES  # beyond what its starter had
+    assert 0 < bombs["processes"] < PROCESSES
+    assert found.pop("shm") == []
+    hidden = {name for name, outcome in found.items() if name.startswith("list ") and outcome == "[]"}
+    had = {name: outcome for name, outcome in found.items() if outcome not in HARMLESS and name not in hidden}
+    had = {name: outcome for name, outcome in had.items() if not (name.startswith("write ") and outcome == "EROFS")}
+    assert had == {}
+
+
+@asynccontextmanager
+async def confined_lab(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, wanted: dict[str, Any]) -> AsyncIterator[Runner]:
+    def plan(tables: dict[str, Any]) -> list[dict[str, Any]]:
+        processes = honest_plan(tables)
+        for process in processes:
+            process["module"] = ROLE if process["name"] == "mallory" else process["module"]
+        return processes
+
+    program = folder / "attempts.py"
+    program.write_text(Path(attempts.__file__).read_text())
+    argv = json.dumps([interpreter(), str(program), json.dumps(wanted), "--store"])
+    monkeypatch.setattr(owner, "plan", plan)
+    monkeypatch.setattr(owner, "MODULES", [*MODULES, ROLE])
+    text = 'memory.backing = "sealed"\n' + GUESTS.replace("{{", "{").replace("}}", "}").replace("{argv}", argv)
+    async with running(folder, name, text) as runner:
+        yield runner
+
+
+async def by_owen(runner: Runner) -> dict[str, Any]:
+    """What came of the own program's attempts."""
+    with runner.lab._rundir.socket_address(runner.lab.store_path) as address:
+        dom0 = await XenstoreClient.connect(address)
+    async with dom0:
+        home = f"/local/domain/{OWEN}/data/attempts"
+
+        async def ended() -> bool:
+            try:
+                return "end" in await dom0.directory(home)
+            except XenstoreError:
+                return False
+
+        await until(ended, "owen's attempts")
+        parts = sorted(int(name) for name in await dom0.directory(home) if name != "end")
+        outcome: dict[str, Any] = json.loads("".join([await dom0.read(f"{home}/{k}") for k in parts]))
+        return outcome
+
+
+def test_a_confined_guest_that_tries_gets_nothing_and_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    open_to_all = tempfile.TemporaryDirectory(dir="/tmp")  # as pytest's are not; an own program is started in its topology's folder
+    os.chmod(open_to_all.name, 0o755)
+    secret = tmp_path / "secret"
+    secret.write_text("canary")
+    os.chmod(secret, 0o600)
+    folders = [str(place()), *([str(store.folder)] if store.folder else [])]
+    wanted: dict[str, Any] = {"pids": [], "files": [str(secret), "/etc/shadow"], "folders": folders, "sockets": []}
+    wanted["fixed"] = ["/etc", "/tmp", str(ROOT)]
+
+    async def main() -> None:
+        async with confined_lab(Path(open_to_all.name), monkeypatch, "confined", wanted) as runner:
+            done = asyncio.Event()
+
+            async def stream() -> int:
+                streams = 0
+                while not done.is_set():
+                    record = await runner.run(workload("stream", "anna", "carl", 200, frames=20_000))
+                    check(record)
+                    assert (record["frames"], record["lost"]) == (20_000, 0)
+                    streams += 1
+                return streams
+
+            streams = asyncio.create_task(stream())
+            rundir = runner.lab._rundir
+            pids = [runner.pids[name] for name in ("anna", "hyp")]
+            what = {**wanted, "pids": pids, "sockets": [str(rundir.socket_path), str(rundir.store_path)]}
+            judge(await runner.lab.call("mallory", "attempt", what=what))
+            assert await runner.lab.call("mallory", "memory") == {"shrink": "EPERM", "grow": "EPERM", "punch": "ENOSYS"}
+            contexts = await runner.lab.call("mallory", "hypercalls", other=1, contexts=5)
+            assert sorted(contexts.values()).count("done") <= 1, contexts  # its own context
+            status, output = await run_in_guest(runner.lab, "tess", "ping -c 2 -i 0.2 10.0.0.2")
+            assert status == 0, output
+            program = [interpreter(), "-", json.dumps(what)]
+            status, output = await run_in_guest(runner.lab, "tess", program, stdin=Path(attempts.__file__).read_text())
+            assert status == 0, output
+            judge(json.loads(output))
+            judge(await by_owen(runner))
+            done.set()
+            assert await streams > 0
+            if os.geteuid() == 0:
+                uids = {os.stat(f"/proc/{runner.pids[name]}").st_uid for name in ("mallory", "tess", "ulla", "owen")}
+                assert len(uids) == 4
+                assert min(uids) >= FIRST_UID
+
+    with open_to_all:
+        run(main())
+    assert secret.read_text() == "canary"
+
+
+def test_confined_takes_sealed_memory(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match=r"confined: takes memory.backing = \"sealed\""):
+        topology(tmp_path, "posix", 'confined = true\n[[guest]]\nname = "anna"\npath = "split"\n')
+    text = 'confined = true\nmemory.backing = "sealed"\n[[guest]]\nname = "anna"\npath = "split"\n'
+    assert topology(tmp_path, "sealed", text)["guest"][0]["confined"]
+
+
+def in_a_child(body: Callable[[], object]) -> str:
+    """What `body` says, in a process of its own."""
+    reader, writer = os.pipe()
+    pid = forked(lambda: os.write(writer, str(body()).encode()))
+    os.close(writer)
+    with open(reader) as pipe:
+        said = pipe.read()
+    assert succeeded(pid)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("call", "named"),
+    [
+        ("landlock_create_ruleset", "give up files (Landlock)"),
+        ("unshare", "create namespaces of its own"),
+        ("mount", "have mounts of its own"),
+        ("capset", "give up capabilities"),
+        ("seccomp", "filter system calls (seccomp)"),
+    ],
+)
+def test_what_the_kernel_refuses_is_named(call: str, named: str) -> None:
+    """A filter around the lab, as a container's, lets it not be done: there is no confinement by half."""
+
+    def body() -> str | None:
+        seccomp = syscalls.library()
+        around = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
+        around.add_rule(seccomp.ERRNO(errno.EPERM), call)
+        if call == "seccomp":  # libseccomp has prctl(2) for it, too
+            around.add_rule(seccomp.ERRNO(errno.EPERM), "prctl", seccomp.Arg(0, seccomp.EQ, 22))
+        around.load()
+        return lacking()
+
+    assert named in in_a_child(body)
+
+
+@pytest.mark.needs("root")
+def test_who_is_not_root_can_confine_too() -> None:
+    def body() -> str | None:
+        syscalls.library()
+        os.setgroups([])
+        os.setresgid(12345, 12345, 12345)
+        os.setresuid(12345, 12345, 12345)
+        linux.set_dumpable()
+        return lacking()
+
+    assert in_a_child(body) == "None"

@@ -1,0 +1,108 @@
+"""What one guest does with its own queues and calls is no other guest's affair: the NIC. Bystanders exchange verified frames."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hyp.abi.nic import STATUS_OK
+from hyp.control import Refused
+from tests.support.guests import WRAP, Guest, eventually
+from tests.support.peers import bench_of, well
+
+# --- a number that is somebody else's by now -------------------------------------------------------------------------
+
+
+def test_frames_that_wait_for_a_context_never_reach_who_has_its_number_next() -> None:
+    with bench_of(4, engines=2, pause_us=60_000_000) as (bench, anna, bert, carl, dora):
+        # In the crossing to the engine of bert and dora: a frame for dora, who has no buffer, and behind it some for bert
+        anna.send(anna.frame(dora.mac), *(anna.frame(bert.mac, sequence=k) for k in range(5)))
+        assert anna.sent(6) == [STATUS_OK] * 6
+        bert.call("context_close", context=bert.context)
+        emil = bench.guest()
+        assert emil.context == bert.context
+        emil.post_buffers(8)
+        dora.post_buffers(1)
+        assert dora.take(1) == [(STATUS_OK, anna.frame(dora.mac))]
+        anna.send(anna.frame(emil.mac, sequence=7))
+        assert emil.take(1) == [(STATUS_OK, anna.frame(emil.mac, sequence=7))]
+        bench.at_rest(7)
+        assert bench.drops() == {"drop_down": 5}
+        well(bench, carl, emil)
+
+
+def test_a_context_is_closed_once_however_often_it_is_asked_for() -> None:
+    with bench_of(2) as (bench, anna, bert):
+        mallory, victim = bench.domain(), bench.domain()
+
+        async def attack() -> list[Any]:
+            context = (await mallory.hyp.call("context_open", upcall=mallory.upcall)).value["context"]
+            calls = [mallory.hyp.call("context_close", context=context) for _ in range(62)]
+            *closed, opened = await asyncio.gather(*calls, _open_when_free(victim, context), return_exceptions=True)
+            assert isinstance(opened, int), opened
+            return closed
+
+        for _ in range(10):
+            refused = [result for result in bench.run(attack()) if isinstance(result, BaseException)]
+            assert len(refused) == 61
+            assert {error.name for error in refused if isinstance(error, Refused)} <= {"EBUSY", "ENODEV"}
+            assert len(bench.nic._mappings) == 3, "the victim's context has gone"
+            bench.run(_close_all(victim))
+        well(bench, anna, bert)
+
+
+async def _open_when_free(guest: Guest, number: int) -> int:
+    """Open and close contexts until one has the number; it stays open."""
+    while (context := int((await guest.hyp.call("context_open", upcall=guest.upcall)).value["context"])) != number:
+        await guest.hyp.call("context_close", context=context)
+    return context
+
+
+async def _close_all(guest: Guest) -> None:
+    for number in list(guest.bench.hypervisor.system.domains[guest.domid].contexts):
+        await guest.hyp.call("context_close", context=number)
+
+
+# --- a receiver that holds others up ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def dripping(guest: Guest) -> Iterator[None]:
+    """`guest` posts one buffer every 15 ms, less than the 20 ms that a sender waits, and takes what comes."""
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.015):
+            guest.post_buffers(1)
+            guest.q["rcq_cons"] = (int(guest.q["rcq_cons"]) + guest.waiting()) % WRAP
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_who_drips_buffers_holds_up_no_other_engines_frames() -> None:
+    with bench_of(4, engines=2, pause_us=20_000) as (bench, anna, mallory, carl, bert), dripping(mallory):
+        flood = carl.traffic(mallory.mac, 1 << 40, stream=5)
+        eventually(lambda: bench.count("drop_no_buffer") or bench.sync(), "a frame for who drips has been dropped")
+        well(bench, anna, bert, 20_000)  # which would take five minutes, a crossing's frames a drip
+        assert flood.stop()
+
+
+def test_who_drips_buffers_holds_up_nobody_behind_the_physical_function() -> None:
+    with bench_of(2, pause_us=20_000) as (bench, bert, mallory), dripping(mallory):
+        uplink = bench.physical_function()
+        bert.post_buffers(40)
+        for k in range(200):
+            uplink.send(uplink.frame(mallory.mac), uplink.frame(bert.mac, sequence=k))
+            uplink.sent(2)
+            assert bert.take(1) == [(STATUS_OK, uplink.frame(bert.mac, sequence=k))]
+            bert.post_buffers(1)
+        bench.sync()
+        assert bench.count("pauses") < 100, "each frame but the first ones waited"
+        assert set(bench.drops()) == {"drop_no_buffer"}
