@@ -175,6 +175,7 @@ async def driven_lab(
     more: str = "",
     carl: str = "",
     roles: dict[str, str] | None = None,
+    text: str = LAB,
 ) -> AsyncIterator[Bert]:
     """carl is honest, anna too unless `roles` give her a module, bert does what he is told. The bridge knows where the wire is.
 
@@ -190,7 +191,7 @@ async def driven_lab(
 
     monkeypatch.setattr(owner, "plan", plan)
     monkeypatch.setattr(owner, "MODULES", [*MODULES, *modules.values()])
-    async with running(tmp_path, name, LAB.replace("{more}", more).replace("{carl}", carl)) as runner:
+    async with running(tmp_path, name, text.replace("{more}", more).replace("{carl}", carl)) as runner:
         with runner.lab._rundir.socket_address(runner.lab.store_path) as address:
             dom0 = await XenstoreClient.connect(address)
         async with dom0:
