@@ -110,13 +110,23 @@ class Runner:
     async def _all(self, loads: Sequence[Workload]) -> list[dict[str, Any]]:
         """Run them at a time; when everything is at rest, what was received of each."""
         numbered = await self._numbered(loads)
+        await self._expect(numbered, expected=True)
         jobs = [self._trips(load, stream) if load["kind"] == "rr" else self._send(load, stream) for load, stream in numbered]
         sent = await asyncio.gather(*jobs)
         await self._settled()
-        return [
+        reports = [
             report if load["kind"] == "rr" else await self._received(load, stream, report)
             for (load, stream), report in zip(numbered, sent, strict=True)
         ]
+        await self._expect(numbered, expected=False)
+        return reports
+
+    async def _expect(self, numbered: Sequence[tuple[Workload, int]], *, expected: bool) -> None:
+        """Tell each stream's receiver whom it comes from, so that nobody else's frames are taken for it; or that it is over."""
+        for load, stream in numbered:
+            if load["kind"] != "rr":
+                process, op = ("nic", "wire_expect") if load["to"] == WIRE else (load["to"], "expect")
+                await self.lab.call(process, op, stream=stream, mac=self._mac(load["from"]) if expected else None)
 
     async def _numbered(self, loads: Sequence[Workload]) -> list[tuple[Workload, int]]:
         """A stream number for each: such that those of one sender have a queue each, if it has so many."""

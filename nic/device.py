@@ -16,7 +16,7 @@ from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
 from hyp.control import Handler, Refused, close_all
 from hyp.counters import CounterPage
-from hyp.load.frames import MIN_TEST_FRAME, tracker_report
+from hyp.load.frames import MIN_TEST_FRAME, keep_for, tracker_report
 from hyp.load.schedule import MAX_RATE
 from hyp.memory import Mapping
 from hyp.process import Process
@@ -49,7 +49,7 @@ class Nic:
             "context_destroy": self.context_destroy, "filter_change": self.filter_change,
         }  # fmt: skip
         self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
-        for handler in (self.wire_mode, self.wire_generate, self.wire_report, self.threads, self.pin):
+        for handler in (self.wire_mode, self.wire_generate, self.wire_expect, self.wire_report, self.threads, self.pin):
             process.serve(handler.__name__, handler)
 
     async def start(self) -> None:
@@ -225,6 +225,11 @@ class Nic:
         await engine.post(
             GENERATE, mac=mac_to_int(mac), length=frame, frames=count, nanoseconds=int(seconds * 1e9), pps=pps, stream=stream
         )
+
+    def wire_expect(self, stream: int, mac: str | None) -> None:
+        """The stream comes from `mac`, and nobody else's frames spoil what the wire knows of it; None: that was it."""
+        for state in self._engines:
+            keep_for(state.trackers, stream, 0 if mac is None else mac_to_int(mac))
 
     def wire_report(self, stream: int) -> dict[str, Any]:
         """What the wire has seen of a stream, what the generator still has to send, summed over the engines, and how late it is."""

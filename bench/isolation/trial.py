@@ -30,6 +30,8 @@ ATTACKER, VICTIM = "bench.isolation.hostile", "bench.isolation.victim"
 FRAME = 200
 SENT_TO_PPS = 20_000
 REST_S = 5.0
+PAUSE_US = 200_000
+"""How long who sends waits for a bystander that has its turn on the CPU yet to come: longer than a scheduler lets it wait."""
 CALLS_S = 0.05
 
 
@@ -65,7 +67,7 @@ class Trial:
         cpu: dict[str, Any] = {"hyp": ours, "dom0": ours, "nic": ours, "spin": []}
         cpu["guests"] = {one: ours if one in HONEST[:3] else theirs for one in names}
         guests = [{"name": one, "path": path} for one in names]
-        plain = topology(name, (), others=guests, memory={"backing": backing}, cpu=cpu, **more)
+        plain = topology(name, (), others=guests, memory={"backing": backing}, cpu=cpu, nic={"pause_us": PAUSE_US}, **more)
         self.lab = AttackedLab(plain)
         self.macs = {guest["name"]: guest["mac"] for guest in plain["guest"]} | {"wire": plain["nic"]["wire"]["mac"]}
         self._streams = itertools.cycle(range(1, HEADER_ONLY - 3, 3))
@@ -122,6 +124,16 @@ class Trial:
 
     async def _bystanders(self, stream: int, seconds: float, sent_to: str | None) -> Slice:
         """Streams both ways between anna and bert; carl's calls; dave's frames to the attacker."""
+        try:
+            for sender, receiver, number in ((ONE, OTHER, stream), (OTHER, ONE, stream + 1)):
+                await self.lab.call(receiver, "expect", stream=number, mac=self.macs[sender])
+            sent = await asyncio.wait_for(asyncio.gather(*self._work(stream, seconds, sent_to)), seconds + REST_S + 30)
+        except (ControlError, TimeoutError) as error:
+            self.broken = f"the bystanders stand still: {str(error) or type(error).__name__}"
+            return Slice(errors=[self.broken])
+        return await self._received(stream, sent)
+
+    def _work(self, stream: int, seconds: float, sent_to: str | None) -> list[Any]:
         job = {"frame": FRAME, "seconds": seconds}
         work = [
             self.lab.call(ONE, "send_stream", mac=self.macs[OTHER], stream=stream, **job),
@@ -129,15 +141,8 @@ class Trial:
             self.lab.call(CANARIES, "calls", seconds=min(CALLS_S, seconds)),
         ]
         if sent_to is not None:
-            work.append(
-                self.lab.call(SENDER, "send_stream", mac=sent_to, frame=FRAME, stream=stream + 2, seconds=seconds, pps=SENT_TO_PPS)
-            )
-        try:
-            sent = await asyncio.wait_for(asyncio.gather(*work), seconds + REST_S + 30)
-        except (ControlError, TimeoutError) as error:
-            self.broken = f"the bystanders stand still: {str(error) or type(error).__name__}"
-            return Slice(errors=[self.broken])
-        return await self._received(stream, sent)
+            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 2, pps=SENT_TO_PPS, **job))
+        return work
 
     async def _received(self, stream: int, sent: Sequence[dict[str, Any]]) -> Slice:
         """Wait until what was sent is there, or nothing comes any more."""

@@ -130,6 +130,8 @@ class CLab(Lab):
             return await self._send(domid, **args)
         if op == "received":
             return (await self._jobs.run(domid, f"report --stream {args['stream']}"))["received"]
+        if op == "expect":  # it takes frames for what they say they are
+            return None
         if op == "pin":
             return os.sched_setaffinity((await self.pids())[process], args["cpus"])
         if op == "end_job":

@@ -30,6 +30,7 @@ from hyp.load.frames import (
     TRACKER,
     TRACKERS,
     attach_histograms,
+    keep_for,
     report_of_all,
     write_test_frame,
 )
@@ -133,7 +134,7 @@ class Traffic:
         self._loops = [Loop(queue, device, guest.counters, mtu) for queue, device in zip(guest.running, guest.devices, strict=True)]
         self._mac = mac_to_int(guest.device.mac)
         self._frame = np.zeros(LARGEST + 1, np.uint8)
-        for handler in (self.send_stream, self.round_trips, self.end_job, self.received, self.sent, self.queue):
+        for handler in (self.send_stream, self.round_trips, self.end_job, self.expect, self.received, self.sent, self.queue):
             guest.process.serve(handler.__name__, handler)
 
     def start(self) -> None:
@@ -172,6 +173,11 @@ class Traffic:
     async def end_job(self) -> None:
         """End the present jobs, if there are any; answers when they have ended, with what was under way."""
         await asyncio.gather(*(loop.end_job() for loop in self._loops))
+
+    def expect(self, stream: int, mac: str | None) -> None:
+        """The stream comes from `mac`, and nobody else's frames spoil what is known of it; None: that was it."""
+        for loop in self._loops:
+            keep_for(loop.trackers, stream, 0 if mac is None else mac_to_int(mac))
 
     def received(self, stream: int) -> dict[str, Any]:
         """What this guest has received of a stream."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import CHECKED, CORRUPT, DUPLICATED, FOREIGN, LOST
+from hyp.abi.nic import MAC_MASK
 from hyp.atomics import clock_ns, load8, load16, load64, memzero, record_view, store8, store64
 from hyp.counters import count
 from hyp.kernels import compiled
@@ -53,10 +54,13 @@ TRACKER = np.dtype(
         ("stamped", "i8"),  # good frames that carried the time at which they were due: their latency is in the histogram
         ("longest_ns", "i8"),  # the longest of them
         ("histogram", "i8"),  # address of the slot's; 0: this receiver keeps none
+        ("source", "i8"),  # the MAC address that its stream comes from, if it is kept for that stream (`keep_for`); 0: anybody's
     ]
 )
-"""What a receiver knows of one stream. A frame of another stream starts it afresh."""
-_PRIVATE = ("stamped", "longest_ns", "histogram")  # not in a report as they are
+"""What a receiver knows of one stream. A frame of another stream starts it afresh, unless it is kept for one."""
+_PRIVATE = ("stamped", "longest_ns", "histogram", "source")  # not in a report as they are
+NOBODY = -1
+"""A source that no frame has."""
 
 TRACKER_BYTES = TRACKER.itemsize
 TRACKERS = 64
@@ -123,6 +127,13 @@ def is_test_frame(addr: int, length: int) -> bool:
 
 
 @compiled
+def is_strangers(trackers: int, addr: int, stream: int) -> bool:
+    """True if the frame's stream would get a tracker that is kept for another stream, or for the same from another source."""
+    t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
+    return t.source != 0 and (t.stream != stream or t.source != load64(addr + 6) & MAC_MASK)
+
+
+@compiled
 def stream_tracker(trackers: int, stream: int, now_ns: int) -> Any:
     """The TRACKER record of a stream of which something has arrived now; another stream's is begun afresh."""
     t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
@@ -172,10 +183,12 @@ def verify(trackers: int, row: int, addr: int, length: int, now_ns: int) -> bool
 
 @compiled
 def look_at(trackers: int, row: int, addr: int, length: int, now_ns: int) -> int:
-    """`verify` of what may be none of this layout: GOOD, BAD, or NO_TEST_FRAME, which is accounted for nowhere."""
+    """`verify` of what may be none of this layout, or a stranger's: GOOD, BAD, or NO_TEST_FRAME, which is accounted for nowhere."""
     if not is_test_frame(addr, length):
         return NO_TEST_FRAME
     stream = load16(addr + STREAM)
+    if is_strangers(trackers, addr, stream):
+        return NO_TEST_FRAME
     checked = covered(length, stream)
     if checked == length:
         count(row, CHECKED, 1)
@@ -201,6 +214,20 @@ def _record_latency(t, ns) -> None:
 
 Trackers = np.ndarray[tuple[int], np.dtype[np.void]]
 _SUMS = ("frames", "bytes", "lost", "duplicated", "corrupt")
+
+
+def keep_for(trackers: Trackers, stream: int, source: int) -> None:
+    """From now on the stream's tracker, afresh, is for frames of it from `source` alone; 0: for anybody's frames of any stream.
+
+    So nobody else can spoil what is known of it, whatever stream he says his frames are of.
+    """
+    row = trackers[stream % TRACKERS]
+    if source != 0:
+        row["source"] = NOBODY  # while it is changed under the loop that uses it
+        for name in ("next", "window", "frames", "bytes", "lost", "duplicated", "corrupt"):
+            row[name] = 0
+        row["stream"] = stream
+    row["source"] = source
 
 
 def attach_histograms(trackers: Trackers) -> Counts:

@@ -20,7 +20,7 @@ from hyp.abi.fragment import CSUM_BLANK, GSO_TCPV4, SEGMENT_SHIFT
 from hyp.atomics import load8, load16, load64, store8, store16, store64
 from hyp.counters import count
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import HEADER_ONLY, account, is_test_frame, stream_tracker, verify
+from hyp.load.frames import HEADER_ONLY, account, is_strangers, is_test_frame, stream_tracker, verify
 from hyp.offload.checksum import folded, sum_bytes, swap16
 
 ETHERTYPE_IPV4 = 0x0008  # 0x0800 as a little-endian load sees it
@@ -143,6 +143,9 @@ def verify_tcp(trackers: int, row: int, addr: int, length: int, blank: int, now_
     """
     stream, units, unit = _host16(addr + TCP), _host16(addr + TCP + 14), _host16(addr + TCP + 18)
     frame, payload = _host32(addr + TCP + 8), length - PAYLOAD
+    if is_strangers(trackers, addr, stream):
+        count(row, FOREIGN, 1)
+        return False
     t = stream_tracker(trackers, stream, now_ns)
     offset = (_host32(addr + TCP + 4) - frame * units * unit) & 0xFFFF_FFFF
     sound = unit >= 8 and unit & 7 == 0 and units > 0 and load8(addr + IP) == 0x45 and load8(addr + TCP + 12) == 5 << 4

@@ -59,4 +59,4 @@ async def drip(bert: Bert) -> None:
     while True:
         await bert.call("post", entries=[[RX_REF, GTF_PERMIT_ACCESS, 0, bert._pools["rx"]]], requests=[[0, RX_REF]])
         await bert.call("received", count=1, frames=[[bert._pools["rx"], bert.macs["dora"], 64, 300, 0]])
-        await asyncio.sleep(0.75 * PAUSE_S)
+        await asyncio.sleep(0.75 * PAUSE_S)  # not for anything: this is the attack
