@@ -13,6 +13,7 @@ from dom0.rate import configured_rate
 from dom0.state import UPLINK
 from dom0.toolstack import Toolstack
 from dom0.vifs import Cause, Vif
+from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import CSUM, SG, TSO4, TSO6
 from hyp.abi.nic import PAGE
@@ -148,6 +149,7 @@ class DriverDomain:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Be Dom0 until the keeper says stop."""
+    lost_memory.guard()
     domain = DriverDomain(process, config)
     await domain.start()
     process.ready()

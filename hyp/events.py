@@ -12,6 +12,7 @@ while that adapts, then sleep. `passed` and `notify_if` are the hold-off: whethe
 import errno
 import os
 import select
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -205,11 +206,16 @@ class EventChannels:
 
     limit: int = MAX_EVENT_PORTS
     _ports: dict[tuple[int, int], Port] = field(default_factory=dict)
+    _open: Counter[int] = field(default_factory=Counter)  # how many of each domain
+
+    def count(self, domid: int) -> int:
+        """How many ports a domain has open."""
+        return self._open[domid]
 
     def alloc_unbound(self, domid: int, remote: int, upcall: Upcall) -> int:
         """A port that `remote` may bind to (EVTCHNOP_alloc_unbound)."""
         number = self._free_number(domid)
-        self._ports[domid, number] = Port(domid, number, remote, upcall)
+        self._add(Port(domid, number, remote, upcall))
         return number
 
     def bind_interdomain(self, domid: int, remote: int, remote_port: int, upcall: Upcall) -> int:
@@ -218,15 +224,16 @@ class EventChannels:
         if theirs is None or theirs.remote != domid or theirs.peer is not None:
             raise EventError(errno.EINVAL, f"domain {domid}: port {remote_port} of domain {remote} is not open to it")
         ours = Port(domid, self._free_number(domid), remote, upcall)
-        ours.notifier, theirs.notifier = new_eventfd(), new_eventfd()
         try:
+            ours.notifier = new_eventfd()
+            theirs.notifier = new_eventfd()
             theirs.upcall.deliver(ours.notifier, theirs.number)
             ours.upcall.deliver(theirs.notifier, ours.number)
-        except EventError:
+        except OSError:
             self._disconnect(ours, theirs)
             raise
         ours.peer, theirs.peer = theirs, ours
-        self._ports[domid, ours.number] = ours
+        self._add(ours)
         raise_event(ours.notifier)
         raise_event(theirs.notifier)
         return ours.number
@@ -245,6 +252,7 @@ class EventChannels:
     def close(self, domid: int, number: int) -> None:
         """Close a port; the other end falls back to unbound (EVTCHNOP_close)."""
         port = self._ports.pop((domid, self._port(domid, number).number))
+        self._open[domid] -= 1
         peer = port.peer
         if peer is not None:
             self._disconnect(port, peer)
@@ -254,6 +262,10 @@ class EventChannels:
         """Close every port of a domain that ended; the other ends fall back to unbound."""
         for owner, number in [key for key in self._ports if key[0] == domid]:
             self.close(owner, number)
+
+    def _add(self, port: Port) -> None:
+        self._ports[port.domid, port.number] = port
+        self._open[port.domid] += 1
 
     @staticmethod
     def _disconnect(one: Port, other: Port) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from hyp import linux
 
+RESERVED_DESCRIPTORS = 256
+
 
 class TooFew(OSError):
     """A process, thread or descriptor could not be had; the message names the limits that there are."""
@@ -50,6 +52,19 @@ def raise_descriptor_limit() -> int:
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return descriptor_limit()
+
+
+def lower_descriptor_limit() -> None:
+    """Let this process, a guest, have `RESERVED_DESCRIPTORS` fewer than the others, for good.
+
+    A user's descriptors under way in sockets are counted together, and who may have no more open may send no more: a guest that
+    parks as many as it can leaves room for others'. (Root is exempt from it.)
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard < 2 * RESERVED_DESCRIPTORS:
+        return
+    lower = hard - RESERVED_DESCRIPTORS
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, lower), lower))
 
 
 def descriptor_limit() -> int:

@@ -2,7 +2,8 @@
 
 ``posix``   a POSIX shared-memory object ``/xbl.<uid>.<topology>.<owner>.<purpose>``, mode 0600, to be seen in /dev/shm while the
             topology lives. Isolation is by convention: a process of the same user can open it for writing.
-``sealed``  a memfd whose size is sealed, so that nobody can shrink memory that another process reads (SIGBUS).
+``sealed``  a memfd whose size is sealed, so that nobody can shrink memory that another process reads (SIGBUS); and its seals, too,
+            so that a guest cannot forbid others to map its own RAM.
 
 Creation reserves the memory, so that a full /dev/shm is an error here and not a SIGBUS later.
 """
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,9 @@ from hyp.ownfiles import private_file
 
 SHM = Path("/dev/shm")
 BACKINGS = ("posix", "sealed")
+_SEAL_FUTURE_WRITE = getattr(fcntl, "F_SEAL_FUTURE_WRITE", 0x10)
+told_of_mappings: list[Callable[[int, int, int, mmap.mmap], None]] = []
+"""Called with (address, size, descriptor, the map) of each mapping that this process makes: hyp/lost_memory.py."""
 MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
 
 
@@ -46,17 +51,23 @@ class Region:
     shm_name: str | None
 
     def readonly_fd(self) -> int:
-        """A new descriptor that allows reading only (the caller closes it)."""
-        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+        """A new descriptor that allows reading only (the caller closes it).
+
+        BlockingIOError if somebody who has it holds a lease on it, for which an open(2) would wait.
+        """
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
 
     def map(self) -> "Mapping":
         """Map it for reading and writing."""
         return Mapping(self.fd, self.size)
 
     def seal_writes(self) -> None:
-        """Allow no *new* writable mapping (`sealed` only): what the owner mapped before is the only writer."""
+        """Allow no *new* writable mapping (`sealed` only): what the owner mapped before is the only writer.
+
+        Of a region that was made with `one_writer`.
+        """
         if self.shm_name is None:
-            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_FUTURE_WRITE if hasattr(fcntl, "F_SEAL_FUTURE_WRITE") else 0x10)
+            fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEAL_FUTURE_WRITE | fcntl.F_SEAL_SEAL)
 
     def close(self) -> None:
         """Close the descriptor and take the name away. Mappings stay."""
@@ -85,6 +96,8 @@ class Mapping:
         self.size = size
         self.array = np.frombuffer(self._map, np.uint8)
         self.address = int(self.array.ctypes.data)
+        for tell in told_of_mappings:
+            tell(self.address, size, fd, self._map)
 
     @classmethod
     def adopt(cls, fd: int, size: int, *, writable: bool = True) -> "Mapping":
@@ -108,8 +121,11 @@ def private_pages(size: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
     return np.frombuffer(mmap.mmap(-1, size, flags), np.uint8)
 
 
-def create_region(backing: str, topology: str, owner: str, purpose: str, size: int) -> Region:
-    """A new, zeroed, reserved region of at least `size` bytes (whole pages). SharedMemoryError if there is no room."""
+def create_region(backing: str, topology: str, owner: str, purpose: str, size: int, *, one_writer: bool = False) -> Region:
+    """A new, zeroed, reserved region of at least `size` bytes (whole pages). SharedMemoryError if there is no room.
+
+    `one_writer`: `seal_writes` will be called, before anybody else gets it.
+    """
     size = -(-size // PAGE) * PAGE
     name = f"{owner}.{purpose}"
     try:
@@ -127,7 +143,8 @@ def create_region(backing: str, topology: str, owner: str, purpose: str, size: i
             os.ftruncate(fd, size)
             os.posix_fallocate(fd, 0, size)
             if backing == "sealed":
-                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+                last = 0 if one_writer else fcntl.F_SEAL_SEAL
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | last)
         except OSError:
             region.close()
             raise

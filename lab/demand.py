@@ -3,8 +3,8 @@
 Descriptors, with G guests and E engines of the NIC; what depends on a guest's path is in `hyp.paths` (`takes`, and `further`
 for each queue beyond the first):
 
-    keeper     27 + 8 G (+ 1)       a console, a pidfd, both ends of two sockets, RAM and counters, of each guest; the counters of
-                                    the device models
+    keeper     27 + 10 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints and the log of
+                                    that, of each guest; the counters of the device models
     forkserver 4
     hyp        28 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
@@ -31,6 +31,7 @@ from dataclasses import fields
 from typing import Any
 
 from domu.programs.table import program_of
+from hyp.abi.sizes import GUEST_EVENTS
 from hyp.limits import descriptor_limit, process_limits
 from hyp.paths import PATHS, Takes
 
@@ -45,7 +46,7 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     guests, engines = topology["guest"], topology["nic"]["engines"]
     takes, emulates = [_takes(guest) for guest in guests], _emulates(topology)
     found = {
-        "keeper": 27 + 8 * len(guests) + emulates,
+        "keeper": 27 + 10 * len(guests) + emulates,
         "forkserver": 4,
         "hyp": 28 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 15 + len(guests),
@@ -92,7 +93,7 @@ def threads(topology: Mapping[str, Any]) -> dict[str, int]:
 def most_descriptors(topology: Mapping[str, Any]) -> tuple[str, int]:
     """The process that needs the most descriptors, and how many it must be allowed."""
     found = descriptors(topology)
-    found["keeper"] += len(topology["guest"]) + _SYSTEM  # opened for a client that asks for all counters
+    found["hyp"] += GUEST_EVENTS * len(topology["guest"])  # what guests may make it open
     name = max(found, key=lambda one: found[one])
     return name, found[name] + SPARE
 

@@ -1,7 +1,7 @@
 """The warm fork server: imports everything and loads all compiled code once, then forks a process in milliseconds.
 
 It has one task (a process with threads could not enter a user namespace) and no state. It forks twice, so that
-the new process becomes the keeper's child. Protocol, on its socket (the frames of hyp/control.py, served one at a time)::
+the new process becomes the keeper's child. Protocol, on its socket (the frames of hyp/control/, served one at a time)::
 
     event  compiling {kernels, kept}                           how many there are to compile, before that begins; for the cache?
     event  progress {kernel, index, total, seconds}            one was compiled
@@ -9,8 +9,9 @@ the new process becomes the keeper's child. Protocol, on its socket (the frames 
     event  warm {seconds}; or failed {cause}, and the end
     fork   {name, role, module, config, cpus, spins, purposes, title} + descriptors → {pid}, or an error that names the limit met
 
-`purposes` name the descriptors in order; `title` is the command line that ps shows; `cpus` is where it may run (None: anywhere),
-and `spins` whether its loops may spin. A guest whose `config` says so is confined (domu/confinement/confine.py).
+`purposes` name the descriptors in order: sockets, and `output`, which is to be standard output and error. `title` is the command
+line that ps shows; `cpus` is where it may run (None: anywhere), and `spins` whether its loops may spin. A guest whose `config` says
+so is confined (domu/confinement/confine.py).
 """
 
 import array
@@ -133,17 +134,23 @@ def _become(
     try:
         select.select([parent], [], [])  # it is exiting; then the keeper is the parent, and its death must be ours
         linux.die_with_parent()
+        sockets = dict(zip(args["purposes"], fds, strict=True))
+        if (output := sockets.pop("output", None)) is not None:
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            fds.remove(output)
         keep = sorted({0, 1, 2, *fds})
         for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True):
             os.closerange(low + 1, high)
         from hyp.events import never_spin
         from hyp.process import run_role
 
+        if args["role"] == "domu":
+            limits.lower_descriptor_limit()
         if args["cpus"] is not None:
             os.sched_setaffinity(0, args["cpus"])
         if not args["spins"]:
             never_spin()
-        sockets = dict(zip(args["purposes"], fds, strict=True))
         linux.set_title(*args["title"])
         if confinement is not None:
             _confine(confinement, refusal, args, fds[0])

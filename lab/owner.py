@@ -227,10 +227,11 @@ class Lab:
         return CounterReader.adopt(reply.value, reply.fds)
 
 
-async def open_console(keeper: Channel, process: str) -> Channel:
-    """A control channel of our own to a process, by way of the keeper."""
+async def open_console(keeper: Channel, process: str, *, takes_fds: bool = False) -> Channel:
+    """A control channel of our own to a process, by way of the keeper. `takes_fds`: also a guest's, for which we may wait."""
     reply = await keeper.call("console", name=process)
-    return Channel(adopt_socket(reply.fds[0]), name=process)
+    guest = reply.value["role"] == "domu" and not takes_fds
+    return Channel(adopt_socket(reply.fds[0]), name=process, untrusted=guest)
 
 
 async def finished(future: "asyncio.Future[Any]") -> None:

@@ -12,7 +12,8 @@ and `clean` find it under any XDG_RUNTIME_DIR.
     <place>/<name>/.xen-bypass-lab   the marker: the lab made this folder, for the topology of this name
     <place>/<name>/keeper.sock       where `status`, `exec` and others connect
     <place>/<name>/xenstored.sock    where `store`, Xen's tools and others connect, as Domain 0
-    <place>/<name>/log               what the processes print
+    <place>/<name>/log               what the lab's processes print
+    <place>/<name>/<guest>.log       what a guest prints (lab/keeper/output.py)
 
 `place` is ``$XDG_RUNTIME_DIR/xen-bypass-lab`` if that variable names a folder that is this user's, else
 ``/tmp/xen-bypass-lab-<uid>``. It is made by whoever starts a topology and by nobody who looks.
@@ -102,6 +103,10 @@ class RunDir:
             return cls(name, _recorded(lock, name))
         finally:
             os.close(lock)
+
+    def guest_log(self, guest: str) -> Path:
+        """The last of what a guest printed; what it printed before is beside it, under this name with ".1" behind it."""
+        return self.path / f"{guest}.log"
 
     # -- the lock --
 

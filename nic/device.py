@@ -8,12 +8,13 @@ import math
 import os
 from typing import Any
 
+from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import NIC_OFFERS, unoffered
 from hyp.abi.nic import LINK_HEADER, PAGE, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
-from hyp.control import Handler, Refused
+from hyp.control import Handler, Refused, close_all
 from hyp.counters import CounterPage
 from hyp.load.frames import MIN_TEST_FRAME, tracker_report
 from hyp.load.schedule import MAX_RATE
@@ -96,10 +97,14 @@ class Nic:
         fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd.
         """
         ram_fd, iommu_fd, doorbell_fd, completion_fd = fds
-        ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
-        iommu = Mapping(iommu_fd, memory // PAGE * 8, writable=False)
+        try:
+            ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
+            iommu = Mapping(iommu_fd, memory // PAGE * 8, writable=False)
+            counts, shared = self._counters.row(f"ctx{context}:{name}")
+        except Exception:  # the guest has cut its RAM short, or we are out of something
+            close_all(fds)
+            raise
         self._mappings[context] = [ram, iommu, doorbell]
-        counts, shared = self._counters.row(f"ctx{context}:{name}")
         for index, state in enumerate(self._engines):
             record = state.clear(context)
             record["generation"], record["patience"] = generation, self._patience.get(name, state.pause_ns)
@@ -253,6 +258,7 @@ class Nic:
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Be the NIC until the keeper says stop."""
+    lost_memory.guard()
     nic = Nic(process, config)
     await nic.start()
     process.ready()

@@ -27,13 +27,14 @@ from domu.programs import traffic_loop
 from hyp import control, engine, events, grants
 from hyp.abi import counters, fragment, grant, netif, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
+from hyp.control import channel, outbox, words
 from hyp.load import frames, histogram
 from hyp.model.operations import OPERATIONS
 from hyp.model.price import PRICES
 from hyp.monitor import devices, domain, emulation, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
-from lab import keeper
+from lab.keeper import keeper, output
 from lab.schema import guest, tables, values
 from nic import crossing, link
 from nic import device as nic_device
@@ -91,7 +92,16 @@ TOPOLOGY, BENCH, MODEL, NETIF = "docs/topology.md", "docs/bench.md", "docs/model
 
 FACTS = [
     fact(HYPERCALLS, rf"bytes of a packet \| {N} \({N} KiB\)", control.MAX_MESSAGE, control.MAX_MESSAGE / 1024),
-    fact(HYPERCALLS, rf"descriptors with a packet \| {N} \|", control.MAX_FDS),
+    fact(HYPERCALLS, rf"descriptors with a packet \| {N};", control.MAX_FDS),
+    fact(HYPERCALLS, rf"the socket's buffer, and {N} beyond it", control.MAX_UNSENT),
+    fact(HYPERCALLS, rf"one request, or {N} ms", channel.TURN_S * 1000),
+    fact(HYPERCALLS, rf"for {N} s this user had more of them under way", outbox.REFS_S),
+    fact(HYPERCALLS, rf"at most, and with ports {N} of a guest", sizes.GUEST_EVENTS),
+    fact(HYPERCALLS, rf"a guest {N} upcalls and ports together", sizes.GUEST_EVENTS),
+    fact(HYPERCALLS, rf"names the cause, cut to {N} characters", words.MAX_WORDS),
+    fact(HYPERCALLS, rf"cut likewise, and {N} of them at most", keeper.MAX_NOTICES),
+    fact(HYPERCALLS, rf"keeps the last {N} MiB at least", output.KEPT_BYTES / (1 << 20)),
+    fact(HYPERCALLS, rf"What comes faster than {N} MiB/s", output.RATE / (1 << 20)),
     fact(HYPERCALLS, rf"requests under way in one direction \| {N} \|", control.MAX_PENDING),
     fact(HYPERCALLS, rf"counters page \({N} B, read-write\), platform page \({N} B",
          counters.COUNTERS_BYTES, platform.PLATFORM_BYTES),

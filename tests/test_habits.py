@@ -50,7 +50,7 @@ def test_the_rules_see_what_they_are_about(line: str, wrong: bool) -> None:
     assert bool(list(offences(line))) == wrong
 
 
-SLEEPS = {"labs.py", "guests.py", "test_paths.py", "test_peers.py"}
+SLEEPS = {"labs.py", "guests.py", "test_isolation.py", "test_paths.py", "test_peers.py"}
 """Where a condition is polled for, once for all tests; and where a time passes in which nothing is to happen."""
 
 

@@ -32,6 +32,8 @@ DOM0_SCRATCH: Final = 192  # and pages to make frames in: one for each operation
 MAX_GUESTS: Final = 64  # ports of the bridge beside the uplink, and emulated devices
 MAX_ENGINES: Final = 8
 MAX_QUEUES: Final = 8  # of a guest: pairs of rings of its vif, or contexts of the NIC
+GUEST_EVENTS: Final = 40
+"""Upcalls and event-channel ports of a guest, together: each is a descriptor of the hypervisor's. 8 queues need 8 and 17."""
 MIN_GBPS: Final = 0.001  # bit rates that the wire can be given
 MAX_GBPS: Final = 1000.0
 

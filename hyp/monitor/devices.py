@@ -11,6 +11,7 @@ of the number it means, never the number alone: what the NIC is asked here, and 
 import asyncio
 import itertools
 import os
+from contextlib import ExitStack
 from typing import Any
 
 from hyp.abi.domids import DOM0
@@ -19,7 +20,7 @@ from hyp.control import Channel, PeerGone, Refused, Reply
 from hyp.events import Upcall, new_eventfd, raise_event
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
-from hyp.monitor.domain import Context, Domain
+from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
 
 SETUP_TIMEOUT_S = 20.0
 
@@ -41,6 +42,7 @@ class Devices:
         self._shootdowns: list[tuple[Shootdown, asyncio.Future[None]]] = []
         self._contexts: dict[int, Domain] = {}
         self._generations = itertools.count(1)
+        self._kept: dict[int, tuple[str, int]] = {}  # number → the domain that has had it, and for which of its queues
         loop.add_reader(self._past_batch.epoll.fileno(), self._check_shootdowns)
 
     # -- engines --
@@ -98,7 +100,7 @@ class Devices:
 
         They are opened in their order, and lie on different engines of the NIC, as far as there are so many.
         """
-        mac, passthrough, queues = await self._policy_for(domain)
+        mac, passthrough, queues = await self.policy_for(domain, emulated=domain.device_model)
         # Checked after the wait: another call of the same guest, or its end, may have come in between.
         who, opened = f"domain {domain.domid} ({domain.name})", sorted(context.queue for context in domain.contexts.values())
         if queue in opened:
@@ -115,13 +117,17 @@ class Devices:
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
         first = min(domain.contexts, key=lambda number: domain.contexts[number].queue, default=None)
-        number = self._free_number(domain, None if first is None else first + queue)
+        number = self._free_number(domain, queue, None if first is None else first + queue)
         first = number if first is None else first
         engine = number % len(self._engine_upcalls)
-        region = create_region(self.backing, self.topology, domain.name, f"doorbell{number}", PAGE)
-        context = Context(
-            number, next(self._generations), mac, region, new_eventfd(), new_eventfd(), engine, upcall, passthrough, queue
-        )  # fmt: skip
+        with ExitStack() as made:  # what there is of it, if not all can be had
+            region = create_region(self.backing, self.topology, domain.name, f"doorbell{number}", PAGE)
+            made.callback(region.close)
+            doorbell_fd = new_eventfd()
+            made.callback(os.close, doorbell_fd)
+            generation = next(self._generations)
+            context = Context(number, generation, mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue)
+            made.pop_all()
         self._contexts[number] = domain
         domain.contexts[number] = context
         try:
@@ -209,31 +215,46 @@ class Devices:
         os.close(context.completion_fd)
         context.doorbell.close()
 
-    async def _policy_for(self, domain: Domain) -> tuple[str, bool, int]:
-        """What `domain` may have, once all are there: its contexts' MAC address, whether the IOMMU lets them pass, how many."""
+    async def policy_for(self, domain: Domain, *, emulated: bool) -> tuple[str, bool, int]:
+        """What `domain` may have, once all are there: its contexts' MAC address, whether the IOMMU lets them pass, how many.
+
+        Of an `emulated` NIC, the context of its device model. Refused, if the toolstack gives it none.
+        """
         try:
             async with asyncio.timeout(SETUP_TIMEOUT_S):
                 await asyncio.shield(self.nic_ready)
                 if domain.domid == DOM0:
                     return "00:00:00:00:00:00", False, 1
                 await asyncio.shield(self.toolstack_ready)
-                return await self._authorize(domain)
+                return await self._authorize(domain, "emulation_authorize" if emulated else "context_authorize")
         except TimeoutError:
             raise Refused("ETIMEDOUT", f"NIC and toolstack did not answer for {SETUP_TIMEOUT_S:g} s") from None
 
-    async def _authorize(self, domain: Domain) -> tuple[str, bool, int]:
+    async def _authorize(self, domain: Domain, question: str) -> tuple[str, bool, int]:
         if self.toolstack is None:
             raise Refused("ENODEV", "Dom0's toolstack is gone")
-        question = "emulation_authorize" if domain.device_model else "context_authorize"
         reply = await self.toolstack.call(question, domid=domain.domid)
         return str(reply.value["mac"]), bool(reply.value["passthrough"]), int(reply.value["queues"])
 
-    def _free_number(self, domain: Domain, like: int | None = None) -> int:
-        """A context nobody has; on the engine that would have context `like`, if there is one."""
+    def forget(self, name: str) -> None:
+        """The numbers that were kept for domain `name`, which is no more, and for its device model, are anybody's."""
+        self._kept = {number: owner for number, owner in self._kept.items() if owner[0].removesuffix(DEVICE_MODEL) != name}
+
+    def _free_number(self, domain: Domain, queue: int, like: int | None = None) -> int:
+        """The context that is kept for a domain's queue, or else one that nobody has, and which is kept for it from now on.
+
+        That bounds what is named by both, such as rows of counters, however often a guest opens and closes. A new one is on the
+        engine that would have context `like`, if there is such a one.
+        """
         if domain.domid == DOM0:
             return 0
-        engines = len(self._engine_upcalls)
-        free = [number for number in range(1, CONTEXTS) if number not in self._contexts]
-        if free:
-            return next((number for number in free if like is not None and (number - like) % engines == 0), free[0])
-        raise Refused("ENOSPC", f"all {CONTEXTS} contexts of the NIC are taken")
+        engines, owner = len(self._engine_upcalls), (domain.name, queue)
+        for number, kept_for in self._kept.items():
+            if kept_for == owner and number not in self._contexts:
+                return number
+        free = [number for number in range(1, CONTEXTS) if number not in self._contexts and number not in self._kept]
+        if not free:
+            raise Refused("ENOSPC", f"all {CONTEXTS} contexts of the NIC are taken")
+        found = next((number for number in free if like is not None and (number - like) % engines == 0), free[0])
+        self._kept[found] = owner
+        return found

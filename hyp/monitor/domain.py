@@ -1,6 +1,7 @@
 """A domain as the hypervisor knows it: its memory, its upcalls, its registrations with the IOMMU, its device contexts."""
 
 import asyncio
+import logging
 from dataclasses import dataclass, field
 
 from hyp.abi.counters import COUNTERS_BYTES
@@ -10,8 +11,11 @@ from hyp.events import Upcall
 from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region
 
+log = logging.getLogger(__name__)
+
 MAX_UPCALLS = 16
 MAX_REGISTRATIONS = 4096
+DEVICE_MODEL = ".vmm"  # behind a guest's name: its device model's
 
 
 @dataclass(slots=True)
@@ -57,14 +61,15 @@ class Domain:
     contexts: dict[int, Context] = field(default_factory=dict)
     iommu: IommuTable | None = None
     dying: bool = False
+    opening: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its calls at a time asks toolstack and NIC for a device
     device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/monitor/emulation.py); `domid` is its guest's
     _regions: dict[str, Region] = field(default_factory=dict)
     _next_key: int = 1
 
-    def region(self, purpose: str, size: int) -> Region:
+    def region(self, purpose: str, size: int, *, one_writer: bool = False) -> Region:
         """The domain's region for `purpose`, made at the first call."""
         if purpose not in self._regions:
-            self._regions[purpose] = create_region(self.backing, self.topology, self.name, purpose, size)
+            self._regions[purpose] = create_region(self.backing, self.topology, self.name, purpose, size, one_writer=one_writer)
         return self._regions[purpose]
 
     @property
@@ -82,7 +87,7 @@ class Domain:
 
     def iommu_region(self) -> Region:
         """The domain's IOMMU table, made (and mapped by the hypervisor) at the first call."""
-        region = self.region("iommu", self.pages * 8)
+        region = self.region("iommu", self.pages * 8, one_writer=True)
         if self.iommu is None:
             self.iommu = IommuTable(Mapping(region.fd, region.size), self.pages)
             region.seal_writes()
@@ -104,10 +109,11 @@ class Domain:
         return dict(self._regions)
 
     def close(self) -> None:
-        """Let go of everything the domain had."""
-        for upcall in self.upcalls:
-            upcall.close()
-        for region in self._regions.values():
-            region.close()
+        """Let go of everything the domain had, each for itself."""
+        for close in [one.close for one in self.upcalls] + [one.close for one in self._regions.values()]:
+            try:
+                close()
+            except OSError as error:
+                log.error("domain %d (%s): %s", self.domid, self.name, error)
         self._regions.clear()
         self.upcalls.clear()

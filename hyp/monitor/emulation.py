@@ -30,7 +30,7 @@ from hyp.engine import Engine
 from hyp.events import Upcall, new_eventfd, new_wait
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
-from hyp.monitor.domain import Domain
+from hyp.monitor.domain import DEVICE_MODEL, Domain
 from hyp.monitor.machine import MACHINE, post_all_buffers
 from hyp.monitor.vmm import MAIL, START_MACHINE, STOP_MACHINE, VMM, run
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
@@ -93,7 +93,11 @@ class Emulation:
         """Start the loop. Its counters are held like a domain's."""
         topology, backing = self._devices.topology, self._devices.backing
         self._region = create_region(backing, topology, "hyp", "counters", COUNTERS_BYTES)
-        await self._hold("hyp.counters", self._region.fd)
+        readonly = self._region.readonly_fd()
+        try:
+            await self._hold("hyp.counters", readonly)
+        finally:
+            os.close(readonly)
         self._counters = CounterPage(self._region.map())
         self._upcall = Upcall()
         engine = Engine("vmm", os.dup(self._upcall.epoll.fileno()))
@@ -147,6 +151,8 @@ class Emulation:
             raise Refused("EBUSY", f"domain {domid} ({guest.name}) has an emulated device already")
         self._attaching.add(domid)
         try:
+            await self._devices.policy_for(guest, emulated=True)  # before anything is made for it
+            self._must_live(guest)
             await self._running()
             machine, pair = await self._open(guest, interrupts, answers, queues)
         finally:
@@ -192,13 +198,15 @@ class Emulation:
         entries = max(queues["sq_size"], queues["rq_size"])
         machine = self._pseudo_domain(guest, interrupts, answers, _memory(entries))
         try:
-            pair = await self._connect(guest, machine, entries)
-            # From here on nothing is waited for: the guest is there until it is in the table
-            self._must_live(guest)
-            self._set_up(guest, machine, queues)
+            self._records[machine.number : machine.number + 1] = 0
+            # First what the guest can make fail, which costs little
             self._upcall.deliver(machine.trap_fd, guest.domid)
             answers.deliver(machine.answer_fd, guest.domid)
             interrupts.deliver(machine.interrupt_fd, guest.domid)
+            self._set_up(guest, machine, queues)
+            pair = await self._connect(guest, machine, entries)
+            # From here on nothing is waited for: the guest is there until it is in the table
+            self._must_live(guest)
         except BaseException:
             await self._release(machine)
             raise
@@ -208,7 +216,7 @@ class Emulation:
     def _pseudo_domain(self, guest: Domain, interrupts: Upcall, answers: Upcall, memory: int) -> Machine:
         if not self._free:
             raise Refused("ENOSPC", f"all {MAX_GUESTS} emulated devices are taken")
-        domain = Domain(guest.domid, f"{guest.name}.vmm", guest.topology, guest.backing, memory, device_model=True)
+        domain = Domain(guest.domid, f"{guest.name}{DEVICE_MODEL}", guest.topology, guest.backing, memory, device_model=True)
         domain.upcalls.append(self._upcall)
         near, far = socketpair()
         domain.channel = Channel(near, self._calls(domain), name=domain.name)
@@ -225,7 +233,6 @@ class Emulation:
         uplink = self._counters.row(f"uplink{guest.domid}:{guest.name}")
         pair = await open_queue_pair(channel, 0, entries, uplink[0])
         machine.ram, machine.pair = ram, pair
-        self._records[machine.number : machine.number + 1] = 0
         row = self._records[machine.number]
         row["qp"], row["own_ram"], row["uplink"], row["uplink_shared"] = pair.address, ram.address, *uplink
         row["frame"], row["to"] = self._frame.address, self._to.ctypes.data

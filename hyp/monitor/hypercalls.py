@@ -7,10 +7,11 @@ operation runs (hyp/monitor/dispatch.py). What only a table can know, such as wh
 from functools import partial
 from typing import Any
 
+from hyp.abi.domids import DOM0
 from hyp.abi.features import EMULATION_OFFERS
 from hyp.abi.nic import CONTEXTS, MAX_ENGINES, PAGE
 from hyp.abi.platform import ENGINE_BYTES
-from hyp.abi.sizes import MAX_QUEUES
+from hyp.abi.sizes import GUEST_EVENTS, MAX_QUEUES
 from hyp.control import Answer, Handler, Refused
 from hyp.events import MAX_EVENT_PORTS, Upcall
 from hyp.grants import ACTIVE_BYTES_PER_REF, REFS_PER_FRAME
@@ -39,6 +40,13 @@ PORT = Integer(1, MAX_EVENT_PORTS - 1)
 CONTEXT_FEATURES = accepted_features(lambda call: call.domain.contexts[call.checked["context"]].features)
 EMULATION_FEATURES = accepted_features(lambda call: EMULATION_OFFERS)
 
+
+def _room_for_event(system: System, domain: Domain) -> None:
+    """Refused if a guest has all the upcalls and ports that it may have: they are descriptors of the hypervisor's."""
+    if domain.domid != DOM0 and len(domain.upcalls) + system.events.count(domain.domid) >= GUEST_EVENTS:
+        raise Refused("ENOSPC", f"domain {domain.domid} ({domain.name}) has all its {GUEST_EVENTS} upcalls and event-channel ports")
+
+
 # --- operations of every domain ---------------------------------------------------------------------------------------
 
 
@@ -55,6 +63,7 @@ def upcall_create(system: System, domain: Domain) -> Answer:
     """A new upcall: where events of one engine arrive. fds: its epoll descriptor."""
     if len(domain.upcalls) >= MAX_UPCALLS:
         raise Refused("ENOSPC", f"domain {domain.domid} ({domain.name}) has all its {MAX_UPCALLS} upcalls")
+    _room_for_event(system, domain)
     domain.upcalls.append(Upcall())
     return Answer({"upcall": len(domain.upcalls) - 1}, fds=[domain.upcalls[-1].epoll.fileno()])
 
@@ -62,12 +71,14 @@ def upcall_create(system: System, domain: Domain) -> Answer:
 @hypercall(Callers.EVERY_DOMAIN, remote=domain_number, upcall=own_upcall)
 def evtchn_alloc_unbound(system: System, domain: Domain, remote: int, upcall: Upcall) -> dict[str, int]:
     """A port that domain `remote` may bind to."""
+    _room_for_event(system, domain)
     return {"port": system.events.alloc_unbound(domain.domid, remote, upcall)}
 
 
 @hypercall(Callers.EVERY_DOMAIN, remote=domain_number, remote_port=PORT, upcall=own_upcall)
 def evtchn_bind_interdomain(system: System, domain: Domain, remote: int, remote_port: int, upcall: Upcall) -> Answer:
     """Bind to a port of `remote`. fds: the eventfd by which this side notifies."""
+    _room_for_event(system, domain)
     port = system.events.bind_interdomain(domain.domid, remote, remote_port, upcall)
     return Answer({"port": port}, fds=[system.events.notifier(domain.domid, port)])
 
@@ -94,7 +105,11 @@ def evtchn_close(system: System, domain: Domain, port: int) -> None:
 def gnttab_setup(system: System, domain: Domain, frames: int) -> Answer:
     """The grant table (version 1) of `frames` pages, made at the first call. fds: the table (read-write)."""
     domain.region("active", frames * REFS_PER_FRAME * ACTIVE_BYTES_PER_REF)
-    table = domain.region("gnttab", frames * PAGE)
+    try:
+        table = domain.region("gnttab", frames * PAGE)
+    except OSError:
+        domain.drop_region("active")  # its size is that of this call
+        raise
     return Answer({"refs": table.size // PAGE * REFS_PER_FRAME}, fds=[table.fd])
 
 
@@ -121,7 +136,8 @@ async def mr_deregister(system: System, domain: Domain, key: int) -> None:
 @hypercall(Callers.EVERY_DOMAIN, upcall=own_upcall, queue=Default(Integer(0, MAX_QUEUES - 1), 0))
 async def context_open(system: System, domain: Domain, upcall: Upcall, queue: int) -> Answer:
     """A NIC context for one queue, if Dom0's toolstack allows it. fds: doorbell page (read-write), eventfd that wakes the NIC."""
-    context = await system.devices.open_context(domain, upcall, queue)
+    async with domain.opening:
+        context = await system.devices.open_context(domain, upcall, queue)
     value = {"context": context.number, "mac": context.mac, "features": context.features}
     return Answer(value, fds=[context.doorbell.fd, context.doorbell_fd])
 

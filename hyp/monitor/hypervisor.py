@@ -4,10 +4,13 @@ The keeper, over the console channel, creates and destroys domains; a domain's h
 """
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
+from hyp import lost_memory
 from hyp.abi.domids import DOM0, DOMID_NIC
-from hyp.control import Channel, ControlError, Refused, close_all
+from hyp.control import Channel, Refused, close_all, describe
 from hyp.grants import release_mapper
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
@@ -39,62 +42,92 @@ class Hypervisor:
             close_all(fds)
             raise Refused("EEXIST", f"domain {domid} exists")
         domain = Domain(domid, name, self.system.topology, self.system.backing, memory)
+        held: dict[str, int] = {}
         try:
-            held = {f"{name}.counters": domain.counters.fd}
+            # Read-only, and opened before the guest has them: nothing of a guest's is opened later, as it may hold a lease on that
+            held[f"{name}.counters"] = domain.counters.readonly_fd()
             if domid != DOMID_NIC:
-                held[f"{name}.ram"] = domain.ram.fd
+                held[f"{name}.ram"] = domain.ram.readonly_fd()
+            self._connect(domain, fds[0])
+            for key, fd in held.items():
+                await self._hold(key, fd)
         except OSError:
             close_all(fds)
             domain.close()
             raise
-        self.system.domains[domid] = domain
-        handlers = calls_for(self.system, domain)
-        domain.channel = Channel(adopt_socket(fds[0]), handlers, name=f"domain {domid} ({name})", generation=self.system.generation)
-        if domid == DOMID_NIC:
+        finally:
+            close_all(list(held.values()))
+
+    def _connect(self, domain: Domain, fd: int) -> None:
+        """Enter a domain into the table, and serve its socket."""
+        self.system.domains[domain.domid] = domain
+        guest = domain.domid not in (DOM0, DOMID_NIC)
+        domain.channel = Channel(
+            adopt_socket(fd), calls_for(self.system, domain), name=f"domain {domain.domid} ({domain.name})",
+            generation=self.system.generation, untrusted=guest,
+        )  # fmt: skip
+        if domain.domid == DOMID_NIC:
             self.system.devices.nic = domain.channel
-        elif domid == DOM0:
+        elif domain.domid == DOM0:
             self.system.devices.toolstack = domain.channel
-        for key, fd in held.items():
-            await self._hold(key, fd)
 
     async def domain_destroy(self, domid: int) -> None:
-        """End a domain that died: nothing of it stays reachable. The NIC's death is no domain's end but is noted here."""
+        """End a domain that died: nothing of it stays reachable. The NIC's death is no domain's end but is noted here.
+
+        What fails in it, by whatever the dead has done to its memory, is logged, and the rest goes on.
+        """
         domain = self.system.domains.get(domid)
         if domain is None or domain.dying:
             return
         domain.dying = True
-        if domid == DOMID_NIC:
-            self.system.devices.nic_gone()
-        await self.system.emulation.detach(domid)
-        try:
-            await self.system.devices.close_contexts(domain)
-        except ControlError as error:
-            log.warning("contexts of domain %d: %s", domid, error)
+        for what, step in self._steps(domain):
+            try:
+                under_way = step()
+                if isinstance(under_way, Awaitable):
+                    await under_way
+            except Exception as error:
+                log.error("the end of domain %d (%s): %s: %s", domid, domain.name, what, describe(error)[1])
+
+    def _steps(self, domain: Domain) -> list[tuple[str, Callable[[], Any]]]:
+        """What ends a domain, in this order: who uses something of it lets go before it is taken away."""
+        domid, devices = domain.domid, self.system.devices
+        steps: list[tuple[str, Callable[[], Any]]] = [("what waits for it", devices.nic_gone)] if domid == DOMID_NIC else []
+        if domain.channel is not None:  # it may have left a child that goes on calling
+            steps.append(("its channel", domain.channel.close))
+        steps += [
+            ("its emulated device", lambda: self.system.emulation.detach(domid)),
+            ("its contexts", partial(devices.close_contexts, domain)),
+            ("its translations", lambda: self._clear_translations(domain)),
+            ("its event channels", lambda: self.system.events.close_all(domid)),
+            *(
+                (f"grants of domain {other.domid} ({other.name})", partial(self._release_pins, other, domid))
+                for other in self.system.domains.values()
+            ),
+            ("its RAM at the keeper", lambda: self._process.console.call("let_go", key=f"{domain.name}.ram")),  # not its counters
+            ("its memory", domain.close),
+            ("its contexts' numbers", lambda: devices.forget(domain.name)),
+            ("its place", lambda: self.system.domains.pop(domid)),
+        ]
+        if domid not in (DOM0, DOMID_NIC) and devices.toolstack is not None:
+            steps.append(("Dom0", partial(devices.toolstack.tell, "domain_gone", domid=domid)))
+        return steps
+
+    async def _clear_translations(self, domain: Domain) -> None:
         if domain.iommu is not None:
             domain.iommu.clear()
             await self.system.devices.shootdown()
-        self.system.events.close_all(domid)
-        self._release_pins(domid)
-        if domain.channel is not None:
-            domain.channel.close()
-        await self._process.console.call("let_go", key=f"{domain.name}.ram")  # its counters outlive it
-        domain.close()
-        del self.system.domains[domid]
-        toolstack = self.system.devices.toolstack
-        if domid not in (DOM0, DOMID_NIC) and toolstack is not None:
-            toolstack.tell("domain_gone", domid=domid)
 
-    def _release_pins(self, mapper: int) -> None:
-        """A dead domain's grant pins are given back, wherever they are."""
-        for domain in self.system.domains.values():
-            regions = domain.regions()
-            if "active" in regions:
-                gnttab, active = regions["gnttab"], regions["active"]
-                release_mapper(gnttab.map(), active.map(), mapper)
+    @staticmethod
+    def _release_pins(domain: Domain, mapper: int) -> None:
+        """The grant pins that a dead domain has in another one's table are given back."""
+        regions = domain.regions()
+        if "active" in regions and "gnttab" in regions:
+            release_mapper(regions["gnttab"].map(), regions["active"].map(), mapper)
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper ends the topology."""
+    lost_memory.guard()
     hypervisor = Hypervisor(process, config)
     system = hypervisor.system
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)

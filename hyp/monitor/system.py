@@ -25,7 +25,7 @@ class System:
         self.topology, self.backing, self.generation = topology, backing, generation
         self.domains: dict[int, Domain] = {}
         self.events = EventChannels()
-        self.platform = create_region(backing, topology, "hyp", "platform", PLATFORM_BYTES)
+        self.platform = create_region(backing, topology, "hyp", "platform", PLATFORM_BYTES, one_writer=True)
         self.platform_page = self.platform.map()
         self.platform.seal_writes()
         self.platform_page.words("<u8", GENERATION, 1)[0] = generation

@@ -81,6 +81,8 @@ class _Look:
             raise ClientError(f"topology {run.name}: its keeper does not answer ({error})") from error
         finally:
             keeper.close()
+        for guest in self.status["guests"]:
+            guest["log"] = str(run.guest_log(guest["name"]))
         self.status["cut_off"] = consequences(self.status["guests"], self.status["processes"])
 
     def _take_pids(self, names: list[str], pidfds: list[int]) -> None:

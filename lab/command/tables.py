@@ -1,5 +1,6 @@
 """What a person sees of the results: rich tables."""
 
+import os.path
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -205,6 +206,7 @@ def status_lines(topology: dict[str, Any]) -> list[str]:
     up = f"up {duration(topology['up_s'])}" if topology.get("up_s") is not None else ""
     lines = [f"{topology['name']}: {up if state == 'up' else state}" + (f": {dead}" if dead else "")]
     lines += [f"  {up}"] * (state != "up" and bool(up)) + [f"  log: {topology['log']}", f"  store: {topology['store']}"]
+    lines += [f"  guests print to: {os.path.dirname(topology['log'])}/<guest>.log"] * bool(topology["guests"])
     lines += [f"  {sentence}" for sentence in [*topology["notices"], *topology["cut_off"]]]
     if (cpu := topology.get("cpu")) and cpu["processes"]:
         lines.append(f"  placement: {cpu['placement']}")

@@ -81,7 +81,7 @@ async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...], cpus:
         close_all(list(found.values()))
         if process is None:
             raise ClientError(f"{guest} is gone")
-        console = await open_console(keeper, guest)
+        console = await open_console(keeper, guest, takes_fds=True)
         try:
             init, lifeline = (await console.call("machine")).fds
         finally:

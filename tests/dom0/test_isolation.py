@@ -1,4 +1,4 @@
-"""What one guest does with its own rings, memory and calls is no other guest's affair: Dom0. Bystanders exchange verified traffic."""
+"""What one guest does with its own rings and calls is no other guest's affair: Dom0. Bystanders exchange verified frames."""
 
 import asyncio
 from pathlib import Path
@@ -28,7 +28,6 @@ def test_who_drips_buffers_holds_up_nobody_behind_the_uplink(tmp_path: Path, mon
             flood = {"mac": bert.macs[DRIVEN], "frame": 64, "stream": 300, "seconds": 3600.0}
             flooding = asyncio.create_task(bert.lab.call("dora", "send_stream", **flood))
             counters = await bert.runner.lab.counters()
-
 
             async def held_up() -> bool:
                 return counters.read()["dom0/uplink"]["pauses"] >= 3

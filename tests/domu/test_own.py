@@ -27,7 +27,8 @@ BYSTANDER = '[[guest]]\nname = "bert"\npath = "bypass"\n'
 
 
 def log_of(lab: Lab) -> str:
-    return lab._rundir.log_path.read_text(errors="replace")
+    """What the guest has printed."""
+    return lab._rundir.guest_log("mine").read_text(errors="replace")
 
 
 @pytest.mark.usefixtures("warm")

@@ -4,15 +4,23 @@ import array
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 import tempfile
+import threading
 from collections.abc import Awaitable
 from typing import Any
 
 import msgpack
 import pytest
 
-from hyp.control import MAX_FDS, MAX_MESSAGE, MAX_PENDING, Channel, PeerGone, Reply, socketpair
-from tests.support.control_ends import attack, close, ended, receive, run, send, still_serves
+from hyp.control import MAX_FDS, MAX_MESSAGE, MAX_PENDING, MAX_UNSENT, Channel, PeerGone, Refused, Reply, socketpair
+from hyp.control.descriptors import hang_up
+from hyp.control.errors import MAX_NAME, MAX_REASON
+from hyp.control.words import MAX_WORDS, printable
+from tests.support.control_ends import Server, attack, close, ended, lingering, receive, run, send, still_serves
+from tests.support.labs import ROOT
+from tests.support.patience import patient
 
 pytestmark = pytest.mark.usefixtures("settled", "no_descriptor_is_left")
 
@@ -155,24 +163,188 @@ def test_an_empty_packet_with_descriptors() -> None:
     run(main())
 
 
-def test_a_peer_that_never_reads_is_dropped() -> None:
+def test_a_peer_that_never_reads_is_not_read_until_it_does() -> None:
     async def main() -> None:
-        _, hostile, sock, bystander = await attack()
+        _, hostile, sock, bystander = await attack(guarded=True)
         big = msgpack.packb({"id": 1, "op": "slow", "args": {"value": b"x" * 10_000}})
-        for _ in range(1000):
-            if hostile.closed.done():
-                break
+        sent, turns_full = 0, 0
+        while turns_full < 100:
             try:
                 sock.send(big)
-            except (BlockingIOError, BrokenPipeError):
-                pass
+                sent, turns_full = sent + 1, 0
+            except BlockingIOError:
+                turns_full += 1
             await asyncio.sleep(0)
-        assert "does not read" in await ended(hostile)
+            if sent % 50 == 0:
+                await still_serves(bystander)
+        assert sent < 10 * (MAX_UNSENT + MAX_PENDING), "its requests wait in its own socket"
+        assert len(hostile._outbox) <= MAX_UNSENT + MAX_PENDING
+        for _ in range(sent):
+            assert len(msgpack.unpackb(await receive(sock))["ok"]) == 10_000
+        await still_serves(bystander)
+        close(hostile, bystander)
+        sock.close()
+
+    run(main())
+
+
+def test_a_peer_that_never_reads_keeps_none_of_our_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        _, hostile, sock, bystander = await attack()
+        sends = 0
+        send_fds = socket.send_fds
+
+        def counted(*args: Any) -> int:
+            nonlocal sends
+            sends += args[0] is hostile._sock
+            return send_fds(*args)
+
+        monkeypatch.setattr(socket, "send_fds", counted)
+        calls = [asyncio.ensure_future(hostile.call("whatever", value=b"x" * 50_000)) for _ in range(50)]
+        for _ in range(20):
+            await still_serves(bystander)
+        assert 0 < sends < 10, "what waits for room asks for it again and again"
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        assert len(hostile._outbox) == 0, "nobody waits for it any more"
+        close(hostile, bystander)
+        sock.close()
+
+    run(main())
+
+
+def sendmsg(sock: socket.socket, packet: bytes, fds: list[int]) -> None:
+    sock.sendmsg([packet], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+
+
+def test_nobody_takes_descriptors_from_a_peer_that_has_none_to_send() -> None:
+    async def main() -> None:
+        _, hostile, sock, bystander = await attack(guarded=True)
+        try:
+            sendmsg(sock, msgpack.packb({"id": 1, "op": "add", "args": {"a": 1, "b": 1}}), [0])
+        except PermissionError:  # by the kernel
+            await send(sock, msgpack.packb({"id": 1, "op": "add", "args": {"a": 1, "b": 1}}))
+            assert msgpack.unpackb(await receive(sock))["ok"] == 2
+            close(hostile)
+        else:
+            assert "descriptors" in await ended(hostile)
         await still_serves(bystander)
         close(bystander)
         sock.close()
 
     run(main())
+
+
+@pytest.mark.parametrize("packet", [b"", b"\xc1", msgpack.packb({"id": 1, "op": "add", "args": {"a": 1, "b": 1}})])
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_descriptor_whose_close_lasts_holds_nobody_up(packet: bytes, before: int) -> None:
+    """Sent before the socket was guarded, which the kernel does not undo: as where it cannot refuse any."""
+
+    async def main() -> None:
+        server = Server()
+        ours, theirs = socketpair()
+        ours2, theirs2 = socketpair()
+        server.channel(ours2)
+        bystander = Channel(theirs2, name="the hypervisor")
+        with lingering() as fd:
+            for _ in range(before):
+                theirs.send(msgpack.packb({"id": 1, "op": "add", "args": {"a": 1, "b": 1}}))
+            sendmsg(theirs, packet, [fd])
+            os.close(fd)
+            held = os.dup(ours.fileno())  # as the keeper has it
+            hostile = server.guarded(ours)
+            assert "descriptors" in await ended(hostile)
+            await still_serves(bystander)
+            hang_up(socket.socket(fileno=held))
+            await still_serves(bystander)
+        while any(thread.name == "closing" for thread in threading.enumerate()):  # its peer is gone: it ends
+            await asyncio.sleep(0)
+        close(bystander)
+        theirs.close()
+
+    run(main())
+
+
+PARKING = """
+import asyncio, os, resource, socket, sys
+sys.path.insert(0, sys.argv[1])
+from hyp.control import Channel, Refused
+from hyp.control.channel import socketpair
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+if os.getuid() == 0:
+    os.setgroups([])
+    os.setresgid(54322, 54322, 54322)
+    os.setresuid(54322, 54322, 54322)
+
+def take(fds):
+    os.close(fds[0])
+    return 1
+
+async def main():
+    parked, _there = socketpair()
+    while True:
+        try:
+            socket.send_fds(parked, [b"x"], [0] * 30)
+        except OSError as error:
+            print("parked", error.strerror, flush=True)
+            break
+    ours, theirs = socketpair()
+    peer = Channel(theirs, {"takes": take, "add": lambda: 2}, takes_fds=frozenset({"takes"}))
+    channel = Channel(ours)
+    calls = [asyncio.ensure_future(channel.call("takes", fds=[0])), asyncio.ensure_future(channel.call("add"))]
+    await asyncio.wait(calls)
+    print(calls[0].exception().name, calls[0].exception(), calls[1].result().value, flush=True)
+    call = asyncio.ensure_future(channel.call("takes", fds=[0]))
+    await asyncio.sleep(0.05)  # it is being tried again
+    parked.close()
+    _there.close()
+    print((await call).value, peer.closed.done(), channel.closed.done(), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_descriptors_parked_under_way_end_no_channel() -> None:
+    command = [sys.executable, "-c", PARKING, str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), cwd="/")
+    assert done.returncode == 0, done.stderr
+    parked, refused, taken = done.stdout.splitlines()
+    assert parked == "parked Too many references: cannot splice"
+    assert refused.startswith("ETOOMANYREFS takes: not sent to peer: this user has more descriptors under way")
+    assert refused.endswith(" 2"), "what came behind it was sent"
+    assert taken == "1 False False", "one that was tried again"
+
+
+def test_a_message_that_is_too_long_is_its_callers_error() -> None:
+    async def main() -> None:
+        _, hostile, sock, bystander = await attack()
+        long = b"x" * MAX_MESSAGE
+        with pytest.raises(Refused, match=r"whatever: a message of \d+ bytes to the guest is too long") as error:
+            await hostile.call("whatever", value=long)
+        assert error.value.name == "EMSGSIZE"
+        hostile.tell("whatever", value=long)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_MESSAGE)
+        await send(sock, msgpack.packb({"id": 1, "op": "twice", "args": {"value": b"x" * 100_000}}))
+        assert msgpack.unpackb(await receive(sock))["error"][0] == "EMSGSIZE"
+        await send(sock, msgpack.packb({"id": 2, "op": "refuse", "args": {"name": "x" * 150_000}}))
+        name, text = msgpack.unpackb(await receive(sock))["error"]
+        assert name == "x" * MAX_NAME
+        assert text == "because of " + "x" * (MAX_REASON - 11)
+        await still_serves(bystander)
+        close(hostile, bystander)
+        sock.close()
+
+    run(main())
+
+
+def test_what_a_peer_says_is_cut_and_shows_what_it_is() -> None:
+    assert printable("a\x1b[2Kb\nc\rd\u202e") == "a\\x1b[2Kb\\nc\\rd\\u202e"
+    assert printable("größe 1 µs") == "größe 1 µs"
+    assert printable("x" * 200_000) == "x" * (MAX_WORDS - 1) + "…"
+    assert len(printable("\U0010ffff" * 200_000)) == MAX_WORDS
+    assert printable(b"\xff" * 60_000) == "<bytes>"
+    assert printable({"a": [1] * 1000}) == "<dict>"
 
 
 def test_ten_thousand_requests_at_once_hold_nobody_up() -> None:

@@ -206,7 +206,7 @@ def test_sealed_memory_has_no_name() -> None:
 
 
 def test_after_sealing_writes_the_owners_mapping_is_the_only_writer() -> None:
-    region = create_region("sealed", TOPOLOGY, "hyp", "platform", PAGE)
+    region = create_region("sealed", TOPOLOGY, "hyp", "platform", PAGE, one_writer=True)
     owner = region.map()
     region.seal_writes()
     reopened = os.open(f"/proc/self/fd/{region.fd}", os.O_RDWR)

@@ -4,8 +4,10 @@ import asyncio
 import gc
 import os
 import socket
+import struct
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvloop
@@ -14,6 +16,8 @@ from hyp.control import MAX_MESSAGE, Answer, Channel, Refused, socketpair
 from tests.support.patience import patient
 
 WAIT_S = 20.0
+LINGER_S = 600
+"""More than any test may take."""
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -42,7 +46,7 @@ class Server:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """What can be called, by name."""
-        names = ("add", "fail", "refuse", "slow", "note", "sizes", "file", "gated")
+        names = ("add", "fail", "refuse", "slow", "note", "sizes", "file", "gated", "twice")
         return {name: getattr(self, name) for name in names}
 
     def add(self, a: int, b: int) -> int:
@@ -65,6 +69,9 @@ class Server:
         self.running -= 1
         return value
 
+    def twice(self, value: bytes) -> bytes:
+        return 2 * value
+
     def note(self, value: int) -> None:
         self.events.append(value)
 
@@ -84,6 +91,10 @@ class Server:
         """Its end of a connection."""
         return Channel(sock, self.handlers(), name="the guest", generation=5, takes_fds=frozenset({"sizes"}))
 
+    def guarded(self, sock: socket.socket) -> Channel:
+        """The same for a peer that is not trusted, and has no descriptors to send."""
+        return Channel(sock, self.handlers(), name="the guest", generation=5, untrusted=True)
+
 
 def serve() -> tuple[Server, Channel, Channel]:
     """A server, its channel, and a client's channel to it."""
@@ -92,11 +103,11 @@ def serve() -> tuple[Server, Channel, Channel]:
     return server, server.channel(ours), Channel(theirs, {"echo": lambda value: value}, name="the hypervisor")
 
 
-async def attack() -> tuple[Server, Channel, socket.socket, Channel]:
+async def attack(*, guarded: bool = False) -> tuple[Server, Channel, socket.socket, Channel]:
     """A server with a hostile peer on a raw socket, and its channel to that; and a bystander's channel to the same server."""
     server = Server()
     ours, theirs = socketpair()
-    hostile = server.channel(ours)
+    hostile = server.guarded(ours) if guarded else server.channel(ours)
     ours2, theirs2 = socketpair()
     server.channel(ours2)
     return server, hostile, theirs, Channel(theirs2, name="the hypervisor")
@@ -129,6 +140,23 @@ async def receive(sock: socket.socket) -> bytes:
             return sock.recv(MAX_MESSAGE)
         except BlockingIOError:
             await asyncio.sleep(0)
+
+
+@contextmanager
+def lingering() -> Iterator[int]:
+    """A descriptor whose last close takes `LINGER_S`: a TCP socket with data that its peer does not take."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sock = socket.create_connection(listener.getsockname())
+        peer, _ = listener.accept()
+        with peer:
+            sock.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    sock.send(bytes(1 << 16))
+            sock.setblocking(True)  # else the close would not wait
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, LINGER_S))
+            fd = sock.detach()
+            yield fd
 
 
 def close(*channels: Channel) -> None:

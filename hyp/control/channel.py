@@ -1,26 +1,12 @@
-"""The control protocol: msgpack maps over a Unix SOCK_SEQPACKET socket, descriptors by SCM_RIGHTS (docs/hypercalls.md).
-
-One message a packet, both directions alike::
-
-    request  {"id": n, "op": name, "args": {...}}
-    reply    {"id": n, "gen": g, "ok": value}  or  {"id": n, "gen": g, "error": [errno name, message]}
-    event    {"op": name, "args": {...}}                     no id: no reply
-
-`gen` is the answering side's generation (the hypervisor counts its starts), so that a client can tell a restarted peer. The
-end of the socket is the peer's end: calls under way fail with `PeerGone`, later ones at once.
-
-An untrusted peer can: send anything (a message that is no such map ends the channel), send descriptors (closed unless the
-operation takes them), never read (a full socket buffer ends the channel), and send fast (no more than `MAX_PENDING` of its
-requests are under way; further packets stay in the socket).
-"""
+"""One end of a control socket: our calls, the peer's requests, the end."""
 
 import array
 import asyncio
 import errno
 import logging
-import os
 import reprlib
 import socket
+import time
 from collections.abc import Awaitable, Callable, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,28 +14,18 @@ from typing import Any
 import msgpack
 
 from hyp import limits
+from hyp.control.descriptors import brings_descriptors, close_all, hang_up, refuse_descriptors
+from hyp.control.errors import PeerGone, Refused, describe
+from hyp.control.outbox import Outbox
+from hyp.control.words import printable
 
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE = 160 * 1024
 MAX_FDS = 250  # the kernel's own limit is 253
 MAX_PENDING = 64
-
-
-class ControlError(Exception):
-    """Base of what a call can raise."""
-
-
-class PeerGone(ControlError):
-    """The other side closed its socket, died, or broke the protocol."""
-
-
-class Refused(ControlError):
-    """The other side answered with an error: `name` as in errno (``"EINVAL"``), and a sentence that says why."""
-
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
+MAX_UNSENT = 64
+TURN_S = 0.0005
 
 
 @dataclass(slots=True)
@@ -90,7 +66,10 @@ class _Inbox:
 
 
 class Channel:
-    """One end of a control socket. `handlers` serves the peer's requests; `call` makes ours."""
+    """One end of a control socket. `handlers` serves the peer's requests; `call` makes ours.
+
+    `untrusted`: the peer is a guest, or speaks for one. Nothing that it does costs more than this channel.
+    """
 
     def __init__(
         self,
@@ -100,72 +79,108 @@ class Channel:
         name: str = "peer",
         generation: int = 0,
         takes_fds: Set[str] = frozenset(),
+        untrusted: bool = False,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         sock.setblocking(False)
+        if untrusted:
+            refuse_descriptors(sock)
         self.name, self.generation = name, generation
         self._sock, self._handlers, self._takes_fds, self._on_close = sock, handlers or {}, takes_fds, on_close
+        self._untrusted = untrusted
         self._loop = asyncio.get_running_loop()
         self._inbox = _Inbox()
+        self._outbox = Outbox(sock, self._end, self._pause_or_go_on)
         self._next_id = 1
         self.closed = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)
 
-    # -- our calls --
+    # -- sending --
 
     async def call(self, op: str, /, *, fds: Sequence[int] = (), **args: Any) -> Reply:
-        """Ask the peer; waits for its answer. `Refused` if it refuses, `PeerGone` if it goes."""
+        """Ask the peer; waits for its answer. `Refused` if it refuses, or we cannot send that; `PeerGone` if it goes."""
         if self.closed.done():
             raise PeerGone(f"{self.name} is gone; {op} was not sent")
         number, self._next_id = self._next_id, self._next_id + 1
+        packet = self._packed({"id": number, "op": op, "args": args}, op)
         future: asyncio.Future[Reply] = self._loop.create_future()
+
+        def not_sent(error: OSError) -> None:
+            if not future.done():
+                future.set_exception(self._not_sent(op, error))
+
         self._inbox.calls[number] = future
+        letter = self._outbox.send(packet, fds, not_sent)
         try:
-            await self._send_patiently({"id": number, "op": op, "args": args}, fds)
             return await future
         finally:
             self._inbox.calls.pop(number, None)
-            if future.done() and not future.cancelled():
-                future.exception()  # fetched here too, for a call that could not even be sent
+            if letter is not None:
+                self._outbox.withdraw(letter)
 
     def tell(self, op: str, /, **args: Any) -> None:
         """Send an event; nothing comes back. Nothing happens if the peer is gone."""
-        self._send_or_end({"op": op, "args": args}, ())
+        if self.closed.done():
+            return
+        try:
+            packet = self._packed({"op": op, "args": args}, op)
+        except Refused as error:
+            log.error("%s", error)
+        else:
+            self._outbox.send(packet, (), lambda error: log.error("%s", self._not_sent(op, error)))
 
     def close(self) -> None:
         """End the channel; calls under way raise `PeerGone`."""
         self._end("closed here")
 
-    # -- sending --
+    def _answer(self, op: str, number: int | None, result: Any = None, error: Exception | None = None) -> None:
+        """Reply to a request that was served with `result`, or `error`; close what was handed out."""
+        answer = result if isinstance(result, Answer) else Answer(result)
 
-    async def _send_patiently(self, message: dict[str, Any], fds: Sequence[int]) -> None:
-        """Our own requests wait for room in the socket: they come from trusted code, which may burst."""
-        packet = msgpack.packb(message)
-        while not self.closed.done():
-            try:
-                socket.send_fds(self._sock, [packet], list(fds))
-                return
-            except BlockingIOError:
-                await asyncio.sleep(0.001)
-            except OSError as error:
-                self._end(str(error))
-        raise PeerGone(f"{self.name} is gone")
+        def instead(why: Exception) -> bytes:
+            reply = {"id": number, "gen": self.generation, "error": describe(why)}
+            return bytes(msgpack.packb(reply))
 
-    def _send_or_end(self, message: dict[str, Any], fds: Sequence[int]) -> None:
-        if self.closed.done():
-            return
         try:
-            socket.send_fds(self._sock, [msgpack.packb(message)], list(fds))
-        except BlockingIOError:
-            self._end("does not read its replies")
-        except OSError as error:
-            self._end(str(error))
+            if number is None or self.closed.done():
+                return
+            if error is None:
+                try:
+                    packet = self._packed({"id": number, "gen": self.generation, "ok": answer.value}, op)
+                except Exception as wrong:  # it is too long, or nothing that can be packed
+                    error = wrong
+            if error is not None:
+                self._outbox.send(instead(error), (), lambda why: None)
+            else:
+                self._outbox.send(packet, answer.fds, lambda why: instead(self._not_sent(op, why)))
+        finally:
+            close_all(answer.close)
+            self._pause_or_go_on()
+
+    def _packed(self, message: dict[str, Any], op: str) -> bytes:
+        packet = bytes(msgpack.packb(message))
+        if len(packet) > MAX_MESSAGE:
+            raise Refused(
+                "EMSGSIZE", f"{op}: a message of {len(packet)} bytes to {self.name} is too long, by the limit of {MAX_MESSAGE}"
+            )
+        return packet
+
+    def _not_sent(self, op: str, error: OSError) -> Refused:
+        name, reason = describe(error)
+        if name == "ETOOMANYREFS":
+            reason = "this user has more descriptors under way in sockets than one process can have open (ulimit -n)"
+        return Refused(name, f"{op}: not sent to {self.name}: {reason}")
 
     # -- receiving --
 
     def _readable(self) -> None:
-        for _ in range(16):
-            if self.closed.done() or self._inbox.paused:
+        """Serve the peer for one turn: one packet, and more while they take no longer than `TURN_S` together."""
+        until = 0.0
+        while not self.closed.done() and not self._inbox.paused:
+            now = time.monotonic()
+            if until == 0.0:
+                until = now + TURN_S
+            elif now > until:
                 return
             try:
                 packet, fds, lacking = self._receive()
@@ -184,11 +199,13 @@ class Channel:
                 else:
                     self._dispatch(packet, fds)
             except Exception as error:  # anything an untrusted packet can provoke ends this channel alone
-                self._end(f"broke the protocol: {error}")
+                self._end(f"broke the protocol: {printable(str(error))}")
                 return
 
     def _receive(self) -> tuple[bytes | None, list[int], bool]:
         """The next packet (None at the end), its descriptors, and if this process could not take them, being at its limit."""
+        if self._untrusted and brings_descriptors(self._sock):
+            raise OSError(errno.EPERM, "it sent descriptors, and nobody takes any from it")
         fds = array.array("i")
         space = socket.CMSG_SPACE(MAX_FDS * fds.itemsize)
         packet, ancillary, flags, _ = self._sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
@@ -209,7 +226,7 @@ class Channel:
         if "op" not in message:
             self._take_reply({"id": message["id"], "error": refusal}, [])
         elif isinstance(message.get("id"), int):
-            self._send_or_end({"id": message["id"], "gen": self.generation, "error": refusal}, ())
+            self._answer(str(message["op"]), message["id"], error=Refused(*refusal))
 
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
         try:
@@ -230,7 +247,7 @@ class Channel:
             close_all(fds)
         elif "error" in message:
             name, text = message["error"]
-            future.set_exception(Refused(str(name), str(text)))
+            future.set_exception(Refused(printable(name, 40), printable(text)))
             close_all(fds)
         else:
             future.set_result(Reply(message.get("ok"), fds, int(message.get("gen", 0))))
@@ -239,22 +256,6 @@ class Channel:
         op, args, number = message["op"], message.get("args", {}), message.get("id")
         if not isinstance(op, str) or not isinstance(args, dict) or not (number is None or isinstance(number, int)):
             raise ValueError("op, args or id has the wrong type")
-        task = self._loop.create_task(self._serve(op, args, number, fds))
-        self._inbox.tasks.add(task)
-        task.add_done_callback(self._served)
-        if len(self._inbox.tasks) >= MAX_PENDING:
-            self._inbox.paused = True
-            self._loop.remove_reader(self._sock.fileno())
-
-    def _served(self, task: asyncio.Task[None]) -> None:
-        self._inbox.tasks.discard(task)
-        if self._inbox.paused and not self.closed.done():
-            self._inbox.paused = False
-            self._loop.add_reader(self._sock.fileno(), self._readable)
-
-    async def _serve(self, op: str, args: dict[str, Any], number: int | None, fds: list[int]) -> None:
-        reply: dict[str, Any] = {"id": number, "gen": self.generation}
-        answer = Answer()
         try:
             handler = self._handlers.get(op)
             if handler is None:
@@ -262,19 +263,47 @@ class Channel:
             if op in self._takes_fds:
                 args, fds = {**args, "fds": fds}, []
             result = handler(**args)
-            if isinstance(result, Awaitable):
-                result = await result
-            answer = result if isinstance(result, Answer) else Answer(result)
-            reply["ok"] = answer.value
         except Exception as error:
-            reply["error"] = describe(error)
-            if reply["error"][0] == "EFAULT":
-                log.exception("%s: operation %s failed", self.name, op)
+            self._failed(op, number, error)
+            return
         finally:
             close_all(fds)
-        if number is not None:
-            self._send_or_end(reply, answer.fds if "error" not in reply else ())
-        close_all(answer.close)
+        if isinstance(result, Awaitable):
+            task = self._loop.create_task(self._finish(op, number, result))
+            self._inbox.tasks.add(task)
+            task.add_done_callback(self._finished)
+            self._pause_or_go_on()
+        else:
+            self._answer(op, number, result)
+
+    async def _finish(self, op: str, number: int | None, under_way: Awaitable[Any]) -> None:
+        try:
+            result = await under_way
+        except Exception as error:
+            self._failed(op, number, error)
+        else:
+            self._answer(op, number, result)
+
+    def _failed(self, op: str, number: int | None, error: Exception) -> None:
+        if describe(error)[0] == "EFAULT":
+            log.error("%s: operation %s failed", self.name, printable(op), exc_info=error)
+        self._answer(op, number, error=error)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._inbox.tasks.discard(task)
+        self._pause_or_go_on()
+
+    def _pause_or_go_on(self) -> None:
+        """Read the peer's packets, unless it has as many requests under way as it may have, or leaves our replies unread."""
+        unread = self._untrusted and len(self._outbox) >= MAX_UNSENT
+        paused = unread or len(self._inbox.tasks) >= MAX_PENDING
+        if paused == self._inbox.paused or self.closed.done():
+            return
+        self._inbox.paused = paused
+        if paused:
+            self._loop.remove_reader(self._sock.fileno())
+        else:
+            self._loop.add_reader(self._sock.fileno(), self._readable)
 
     # -- the end --
 
@@ -282,37 +311,12 @@ class Channel:
         if self.closed.done():
             return
         self.closed.set_result(reason)
+        self._outbox.close()
         if not self._inbox.paused:
             self._loop.remove_reader(self._sock.fileno())
-        self._sock.close()
+        hang_up(self._sock)
         for future in self._inbox.calls.values():
             if not future.done():
                 future.set_exception(PeerGone(f"{self.name} is gone ({reason})"))
         if self._on_close is not None:
             self._on_close()
-
-
-def describe(error: Exception) -> list[str]:
-    """An exception as ``[errno name, message]`` for a reply. What is nobody's fault but ours is EFAULT."""
-    if isinstance(error, Refused):
-        return [error.name, str(error)]
-    if isinstance(error, PeerGone):
-        return ["ENOTCONN", str(error)]
-    if isinstance(error, TimeoutError):
-        return ["ETIMEDOUT", str(error) or "it took too long"]
-    if isinstance(error, OSError) and error.errno == errno.EMFILE:
-        return ["EMFILE", limits.descriptor_reason()]
-    if isinstance(error, OSError) and error.errno:
-        return [errno.errorcode.get(error.errno, "EIO"), error.strerror or str(error)]
-    if isinstance(error, (ValueError, TypeError, KeyError, LookupError)):
-        return ["EINVAL", f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)]
-    return ["EFAULT", f"{type(error).__name__}: {error}"]
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors, each of which is the caller's: one that was closed before may be somebody else's by now."""
-    for fd in fds:
-        try:
-            os.close(fd)
-        except OSError:
-            pass

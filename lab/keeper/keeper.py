@@ -22,21 +22,28 @@ import functools
 import os
 import signal
 import socket
-import sys
-import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from hyp import limits, linux
+from hyp import linux
 from hyp.control import Answer, Channel, Handler, Refused, close_all, socketpair
-from hyp.memory import sweep
-from lab import forkserver
+from hyp.control.descriptors import hang_up, refuse_descriptors
+from hyp.control.words import printable
+from lab.keeper.output import Output
 from lab.rundir import RunDir
 
 STOP_TIMEOUT_S = 3.0
 OWNER_TIMEOUT_S = 5.0
+MAX_NOTICES = 4
+"""Of a process: what more it wants to say is in nobody's interest."""
+MAX_CLIENTS = 64
+REAPED = 64
+"""Processes that are reaped before others get a turn: a guest can make any number of orphans, which are all ours."""
 TITLE = "xen-bypass-lab"
 """What the command line of every process of a topology begins with, then the topology's name, then the process's."""
+
+GUEST = "domu"
+"""The role of those whom nobody trusts."""
 
 
 @dataclass(slots=True)
@@ -58,7 +65,7 @@ class Child:
     @property
     def is_done(self) -> bool:
         """A guest whose program has ended with status 0: it has done its work, perhaps before the others were ready. No death."""
-        return self.role == "domu" and self.ready.done() and self.ended.done() and self.ended.result() == 0
+        return self.role == GUEST and self.ready.done() and self.ended.done() and self.ended.result() == 0
 
 
 class Keeper:
@@ -69,7 +76,8 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._children: dict[str, Child] = {}
         self._held: dict[str, int] = {}
-        self._exits: dict[int, int] = {}
+        self._exits: dict[int, int] | None = None  # of unknown processes, while one is being forked
+        self._outputs: list[Output] = []
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
         self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
@@ -168,8 +176,7 @@ class Keeper:
     def held(self, suffix: str) -> Answer:
         """Keys of held regions that end in `suffix`, and fds: the regions, read-only."""
         keys = [key for key in self._held if key.endswith(suffix)]
-        fds = [os.open(f"/proc/self/fd/{self._held[key]}", os.O_RDONLY | os.O_CLOEXEC) for key in keys]
-        return Answer(keys, fds=fds, close=fds)
+        return Answer(keys, fds=[self._held[key] for key in keys])
 
     async def ask_down(self) -> None:
         """`down` for a client: the owner is asked to go, which is how it ends in order; one that does not go is not waited for."""
@@ -188,29 +195,46 @@ class Keeper:
         with contextlib.suppress(BlockingIOError):
             sock, _ = listener.accept()
             self._clients = {client for client in self._clients if not client.closed.done()}
-            self._clients.add(Channel(sock, self._handlers(), name="a client"))
+            if len(self._clients) >= MAX_CLIENTS:
+                sock.close()
+                return
+            self._clients.add(Channel(sock, self._handlers(), name="a client", untrusted=True))
 
     # -- spawning --
 
     async def _spawn(self, plan: dict[str, Any]) -> None:
         console, far = socketpair()
+        guest = plan["role"] == GUEST
         sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
         if plan["domain"] is not None:
             sockets["hypercalls"] = socketpair()
+            if guest:
+                refuse_descriptors(sockets["hypercalls"][0])
             await self._create_domain(plan, sockets["hypercalls"][0])
         if plan["xenstore"] is not None:
             sockets["xenstore"] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            refuse_descriptors(sockets["xenstore"][0])
             near = sockets["xenstore"][0].fileno()
             await self._children["xenstored"].console.call("connect", fds=[near], domid=plan["xenstore"])
         args = {key: plan[key] for key in ("name", "role", "module", "config", "cpus", "spins")}
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
-        reply = await self._forkserver.call("fork", fds=fds, purposes=["console", *sockets], **args)
+        output = [self._output(plan["name"])] if guest else []
+        self._exits = {}
+        reply = await self._forkserver.call(
+            "fork", fds=fds + output, purposes=["console", *sockets, *["output"] * len(output)], **args
+        )  # fmt: skip
         far.close()
+        close_all(output)
         self._add(plan, int(reply.value["pid"]), console, sockets)
         if plan["role"] == "xenstored":
             with self._rundir.listen_store() as listener:
                 await self._children[plan["name"]].console.call("listen", fds=[listener.fileno()])
+
+    def _output(self, guest: str) -> int:
+        """The guest's end of the pipe for what it prints; the caller closes it."""
+        self._outputs.append(Output(self._rundir.guest_log(guest)))
+        return self._outputs[-1].hand_over()
 
     async def _create_domain(self, plan: dict[str, Any], near: socket.socket) -> None:
         domain = plan["domain"]
@@ -234,11 +258,13 @@ class Keeper:
         }
         if plan["role"] == "hyp":  # nobody else has anything to be held
             handlers |= {"hold": self._hold, "let_go": self._let_go}
-        channel = Channel(console, handlers, name=name, takes_fds=frozenset({"hold"}))
+        holds = frozenset({"hold"} if plan["role"] == "hyp" else ())
+        channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=plan["role"] == GUEST)
         child = Child(name, plan["role"], domid, pid, os.pidfd_open(pid), channel, ready, ended, sockets=sockets)
         self._children[name] = child
-        if pid in self._exits:
-            self._ended(child, self._exits.pop(pid))
+        exits, self._exits = self._exits or {}, None
+        if pid in exits:
+            self._ended(child, exits[pid])
 
     def _hold(self, key: str, fds: list[int]) -> None:
         if len(fds) != 1:
@@ -269,16 +295,18 @@ class Keeper:
             await asyncio.sleep(0)  # for what the ended said last
 
     def _failed(self, name: str, cause: str) -> None:
-        self._children[name].failure = cause
+        self._children[name].failure = printable(cause)
 
     def _noticed(self, name: str, text: str) -> None:
-        self._children[name].notices.append(text)
-        self._owner.tell("notice", text=text)
+        notices = self._children[name].notices
+        if len(notices) < MAX_NOTICES:
+            notices.append(printable(text))
+            self._owner.tell("notice", text=notices[-1])
 
     # -- deaths --
 
     def _reap(self) -> None:
-        while True:
+        for _ in range(REAPED):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -291,8 +319,9 @@ class Keeper:
                 self._forkserver_died(describe_exit(code))
             elif child is not None:
                 self._loop.call_soon(self._ended, child, code)  # after a last message that may be in its console
-            else:
+            elif self._exits is not None:
                 self._exits[pid] = code
+        self._loop.call_soon(self._reap)  # there may be more
 
     def _ended(self, child: Child, code: int) -> None:
         if child.ended.done():
@@ -316,10 +345,12 @@ class Keeper:
         """What only the dead process could answer is to fail for its peers: end their sockets, which live in our hands too."""
         serves = {"hyp": "hypercalls", "xenstored": "xenstore"}.get(dead.role)
         for child in self._children.values():
-            for purpose, ends in child.sockets.items():
+            ends_of = child.sockets
+            for purpose, ends in list(ends_of.items()):
                 if purpose == serves or child is dead:
                     for end in ends:
-                        end.close()
+                        hang_up(end)
+                    ends_of.pop(purpose)
 
     # -- the end --
 
@@ -329,11 +360,13 @@ class Keeper:
             self._down = self._loop.create_task(self._take_down())
 
     async def _take_down(self) -> None:
-        guests = [child for child in self._children.values() if child.role == "domu"]
-        others = [child for child in self._children.values() if child.role not in ("domu", "hyp")]
+        guests = [child for child in self._children.values() if child.role == GUEST]
+        others = [child for child in self._children.values() if child.role not in (GUEST, "hyp")]
         hypervisor = [child for child in self._children.values() if child.role == "hyp"]
         for group in (guests, others, hypervisor):
             await self._stop(group)
+        for output in self._outputs:
+            output.close()
         self._forkserver.close()
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._forkserver_pid, signal.SIGKILL)
@@ -368,75 +401,3 @@ def describe_exit(code: int) -> str:
     if code < 0:
         return f"died (signal {-code})"
     return f"died (status {code})" if code else "ended"
-
-
-def start_forkserver(modules: list[str], topology: str) -> tuple[int, socket.socket]:
-    """Fork the fork server (it begins to load at once); returns its pid and our end of its socket."""
-    ours, theirs = socketpair()
-    with limits.told_of_processes("the fork server"):
-        pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            keep = theirs.fileno()
-            os.closerange(3, keep)
-            os.closerange(keep + 1, 1 << 20)
-            linux.set_title(TITLE, topology, "forkserver")
-            forkserver.serve(theirs, modules)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(status)
-    theirs.close()
-    return pid, ours
-
-
-async def keep(owner: socket.socket, rundir: RunDir, listener: socket.socket, forked: tuple[int, socket.socket]) -> None:
-    """Be the keeper of one topology until it is gone."""
-    keeper = Keeper(owner, rundir, *forked)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(listener.fileno(), keeper.accept, listener)
-    await keeper.gone.wait()
-    loop.remove_reader(listener.fileno())
-
-
-def main(argv: list[str]) -> int:
-    """``python -m lab.keeper NAME OWNER_FD MODULE...``: started by launch.py, which holds the other end of OWNER_FD.
-
-    It also inherits the descriptor of the topology's lock, and holds it by being alive.
-    """
-    name, owner_fd, modules = argv[0], int(argv[1]), argv[2:]
-    linux.set_name("keeper-stub")
-    linux.set_title(TITLE, name, "keeper-stub")
-    isolated = linux.new_pid_namespace()
-    if isolated:
-        with limits.told_of_processes("the keeper"):
-            pid = os.fork()
-        if pid != 0:
-            os.close(owner_fd)
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            _, status = os.waitpid(pid, 0)
-            return 0 if os.waitstatus_to_exitcode(status) == 0 else 1
-        linux.die_with_parent()
-    else:
-        linux.adopt_orphans()
-    linux.set_name("keeper")
-    linux.set_title(TITLE, name, "keeper")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    forked = start_forkserver(modules, name)
-    rundir = RunDir.of(name)
-    listener = rundir.listen()
-    with asyncio.Runner() as runner:  # not uvloop, which keeps SIGCHLD to itself: PID 1 reaps whoever is adopted
-        runner.run(keep(socket.socket(fileno=owner_fd), rundir, listener, forked))
-    sweep(name)
-    rundir.remove()
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except limits.TooFew as error:
-        sys.exit(str(error))

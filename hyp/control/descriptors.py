@@ -1,0 +1,68 @@
+"""Descriptors that come in sockets: closing them, and not taking them.
+
+The last close of a descriptor can take as long as who made it chose: that of a TCP socket with data unsent and SO_LINGER, of a
+file on a file system of a process's. Descriptors that wait in a socket are closed by who receives them, with or without room for
+them, or by who closes the socket, and that holds up a loop. So where nothing is to be received the socket refuses them
+(SO_PASSRIGHTS, since Linux 6.16: the sender gets EPERM); where the kernel does not know that, or a packet came before, a packet
+that carries some is seen without being received (MSG_PEEK), and its socket closed by a thread that nobody waits for: one for each
+such socket.
+"""
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Sequence
+
+_SO_PASSRIGHTS = 83  # asm-generic/socket.h
+_LONGEST_LOOK = 1  # a packet's descriptors are seen with its first byte
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors, each of which is the caller's: one that was closed before may be somebody else's by now."""
+    for fd in fds:
+        try:
+            os.close(fd)
+        except OSError:
+            pass
+
+
+def refuse_descriptors(sock: socket.socket) -> None:
+    """Let the kernel refuse all that are sent to this socket from now on, if it can."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def brings_descriptors(sock: socket.socket, size: int = _LONGEST_LOOK) -> bool:
+    """True if what would be received next carries descriptors. Receives nothing; OSError as recv(2).
+
+    `size`: how much would be received, of a stream, where one call takes what several have sent.
+    """
+    _, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    return bool(flags & socket.MSG_CTRUNC)
+
+
+def hang_up(sock: socket.socket) -> None:
+    """End a connection for both sides, whoever else holds copies of the socket, and close it; never waits."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    if _is_empty(sock):
+        sock.close()
+        return
+    try:
+        threading.Thread(target=sock.close, name="closing", daemon=True).start()
+    except RuntimeError:  # no more threads
+        sock.close()
+
+
+def _is_empty(sock: socket.socket) -> bool:
+    """Nothing is left in a socket that has been shut down.
+
+    With SO_PASSCRED a packet brings its sender's credentials, for which there is no room here: so one of no bytes is not the end.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        packet, _, flags, _ = sock.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except OSError:
+        return True
+    return not packet and not flags & socket.MSG_CTRUNC

@@ -1,0 +1,139 @@
+"""Memory that its owner takes away: a guest can cut its own short, and who touches what is not there any more gets SIGBUS.
+
+With POSIX shared memory (hyp/memory.py) nothing keeps a guest from `ftruncate` of its own RAM. It must cost the guest its device
+and nobody else, so a process that maps others' memory has a handler for SIGBUS, compiled, which
+
+1. finds the address among the regions that are guarded here (`TABLE`); one that is none of them is a fault of ours, and goes to
+   whoever had the signal before (faulthandler, which tells where, and then the default action);
+2. maps zeroed private memory over *all* of the region, in one call, so that the access is tried again and succeeds, nothing of it
+   faults twice, and the process's mappings do not become more;
+3. marks the region as lost and writes to an eventfd, by which the process's event loop learns of it.
+
+What the guest does from then on nobody sees, and what a device reads is zeros: empty descriptors, rings that ran backwards, grants
+that are not there. So its device fails, or serves nothing, by the checks that any guest's passes. Nothing of this is on the data
+path.
+
+The handler is called with no argument of ours, so the table is at an address that every process knows. All of it is
+async-signal-safe: loads and stores, mmap(2), write(2), sigaction(2).
+"""
+
+import asyncio
+import ctypes
+import logging
+import mmap
+import os
+import signal
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+
+from hyp.atomics import load64, store64, sys_syscall, sys_write
+from hyp.events import new_eventfd
+from hyp.kernels import i64, operation
+from hyp.memory import told_of_mappings
+
+log = logging.getLogger(__name__)
+
+TABLE: Final = 0x5EAD_0000_0000
+"""Address of the table: a header of as many bytes as an entry has, then ENTRIES entries."""
+ENTRIES: Final = 4096
+ENTRY: Final = np.dtype([("start", "<i8"), ("end", "<i8"), ("lost", "<i8"), ("spare", "<i8")])
+ENTRY_BYTES: Final = 32
+EVENTFD, USED, BEFORE, ONE = 0, 8, 16, 24
+"""In the header: descriptor to write to; entries in use, at most; what handled the signal before; the 1 to be written."""
+TABLE_BYTES: Final = (ENTRIES + 1) * ENTRY_BYTES
+SI_ADDR: Final = 16  # in siginfo_t, on 64-bit machines
+SIGBUS: Final = 7
+SYS_MMAP: Final = {"x86_64": 9, "aarch64": 222}.get(os.uname().machine, -1)
+SYS_RT_SIGACTION: Final = {"x86_64": 13, "aarch64": 134}.get(os.uname().machine, -1)
+READ_WRITE: Final = 3  # PROT_READ | PROT_WRITE
+IN_ITS_PLACE: Final = 0x32 | 0x4000  # MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_NORESERVE
+FIXED_NOREPLACE: Final = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
+SA_SIGINFO, SA_ONSTACK, SA_NODEFER = 4, 0x0800_0000, 0x4000_0000
+KERNEL_SIGACTION_BYTES: Final = 32
+
+_names: list[str] = [""] * ENTRIES
+_table: Any = None
+_before: Any = None
+
+
+@operation(i64(i64, i64, i64))
+def _handle(signal_number: int, siginfo: int, context: int) -> int:
+    """The handler: (int, siginfo_t *, void *)."""
+    address = load64(siginfo + SI_ADDR)
+    for k in range(load64(TABLE + USED)):
+        entry = TABLE + (k + 1) * ENTRY_BYTES
+        start, end = load64(entry), load64(entry + 8)
+        if start <= address < end:
+            if sys_syscall(SYS_MMAP, start, end - start, READ_WRITE, IN_ITS_PLACE, -1, 0) == start:
+                store64(entry + 16, 1)
+                sys_write(load64(TABLE + EVENTFD), TABLE + ONE, 8)
+                return 0
+            break
+    sys_syscall(SYS_RT_SIGACTION, SIGBUS, load64(TABLE + BEFORE), 0, 8, 0, 0)
+    return 0
+
+
+class _Sigaction(ctypes.Structure):
+    """glibc's struct sigaction."""
+
+    _fields_ = (("handler", ctypes.c_void_p), ("mask", ctypes.c_ulong * 16), ("flags", ctypes.c_int), ("restorer", ctypes.c_void_p))
+
+
+def guard(told: Callable[[str], None] | None = None) -> None:
+    """From now on lost memory is replaced in this process. `told`: called on the event loop with the region's name; logged anyway.
+
+    Once a process. OSError if the kernel has no place for the table.
+    """
+    global _table, _before
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    found = libc.mmap(TABLE, TABLE_BYTES, READ_WRITE, FIXED_NOREPLACE, -1, 0)
+    if found != TABLE:
+        raise OSError(ctypes.get_errno(), "no place for the table of guarded memory")
+    memory: Any = (ctypes.c_char * TABLE_BYTES).from_address(TABLE)
+    header = np.frombuffer(memory, np.int64, 4)
+    _before = ctypes.create_string_buffer(KERNEL_SIGACTION_BYTES)
+    if libc.syscall(ctypes.c_long(SYS_RT_SIGACTION), ctypes.c_long(SIGBUS), None, _before, ctypes.c_long(8)) != 0:
+        raise OSError(ctypes.get_errno(), "SIGBUS cannot be handled")
+    told_fd = new_eventfd()
+    header[:] = [told_fd, 0, ctypes.addressof(_before), 1]
+    action = _Sigaction(_handle.address, (ctypes.c_ulong * 16)(), SA_SIGINFO | SA_ONSTACK | SA_NODEFER, None)
+    if libc.sigaction(signal.SIGBUS, ctypes.byref(action), None) != 0:
+        raise OSError(ctypes.get_errno(), "SIGBUS cannot be handled")
+    _table = np.frombuffer(memory, ENTRY, ENTRIES, ENTRY_BYTES)
+    told_of_mappings.append(_enter)
+    asyncio.get_running_loop().add_reader(told_fd, _look, told_fd, told)
+
+
+def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
+    """Which regions were lost."""
+    os.eventfd_read(told_fd)
+    for k in np.flatnonzero(_table["lost"]):
+        _table[k]["lost"] = 0
+        log.warning("%s was cut off by its owner: zeros are in its place, and its device serves nothing any more", _names[k])
+        if told is not None:
+            told(_names[k])
+
+
+def _enter(start: int, size: int, fd: int, mapped: mmap.mmap) -> None:
+    """Guard a mapping of `fd` for as long as it is there."""
+    free = np.flatnonzero(_table["end"] == 0)
+    if len(free) == 0:
+        log.error("no place is left in the table of guarded memory")
+        return
+    k = int(free[0])
+    _names[k] = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)"))
+    _table[k] = (start, 0, 0, 0)
+    _table[k]["end"] = start + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    header: Any = (ctypes.c_long * 4).from_address(TABLE)
+    header[USED // 8] = max(header[USED // 8], k + 1)
+    weakref.finalize(mapped, _leave, k)
+
+
+def _leave(place: int) -> None:
+    """The mapping is about to go."""
+    _table[place] = (0, 0, 0, 0)

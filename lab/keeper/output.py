@@ -1,0 +1,78 @@
+"""What a guest prints: its standard output and error are a pipe, and what comes out of it a log of its own, of bounded size.
+
+A guest may print anything, as fast as it can: control characters, lines that look like others', gigabytes. So it never has a file
+that others write to or read from. The keeper reads its pipe, `TURN_BYTES` at a time and no faster than `RATE`, and keeps the last
+`KEPT_BYTES` at least: the log, and the one before it under the name with ".1" behind it. A guest that prints faster waits in its
+own write(2). The lab shows nothing of it on a terminal.
+
+The pipe lives as long as somebody has its end: the guest, and programs that it has left behind.
+"""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+KEPT_BYTES = 1 << 20
+TURN_BYTES = 1 << 16
+RATE = 8 << 20
+"""Bytes a second."""
+
+
+class Output:
+    """One guest's. `close` when the topology ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._size = path, 0
+        self._loop = asyncio.get_running_loop()
+        self._log = self._open()
+        self._pipe, self._guests_end = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._pipe, False)
+        self._loop.add_reader(self._pipe, self._readable)
+
+    def hand_over(self) -> int:
+        """The guest's end, which the caller closes once the guest has it."""
+        return self._guests_end
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def _readable(self) -> None:
+        try:
+            printed = os.read(self._pipe, TURN_BYTES)
+        except BlockingIOError:
+            return
+        self._loop.remove_reader(self._pipe)
+        if not printed:
+            self._close()
+            return
+        with contextlib.suppress(OSError):  # a full disk costs the guest its words
+            self._keep(printed)
+        self._loop.call_later(len(printed) / RATE, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._pipe >= 0:
+            self._loop.add_reader(self._pipe, self._readable)
+
+    def _keep(self, printed: bytes) -> None:
+        if self._size + len(printed) > KEPT_BYTES:
+            os.close(self._log)
+            os.replace(self._path, before := self._path.with_name(f"{self._path.name}.1"))
+            self._log = self._open()
+            self._size = os.write(
+                self._log, f"[what came before is in {before.name}, and what came before that is gone]\n".encode()
+            )
+        self._size += os.write(self._log, printed)
+
+    def close(self) -> None:
+        """Take what waits in the pipe, and end."""
+        if self._pipe >= 0:
+            self._loop.remove_reader(self._pipe)
+            with contextlib.suppress(OSError):
+                self._keep(os.read(self._pipe, TURN_BYTES))
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._pipe)
+        os.close(self._log)
+        self._pipe = self._log = -1

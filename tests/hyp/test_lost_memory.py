@@ -1,0 +1,75 @@
+"""A region that its owner cuts short: who maps it reads zeros, is told, and goes on; what is not guarded is a fault as ever."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.patience import patient
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = """
+import asyncio, ctypes, faulthandler, mmap, os, sys, threading
+import numpy as np
+from hyp import lost_memory
+from hyp.memory import Mapping, create_region
+
+faulthandler.enable()
+told = []
+
+async def main():
+    lost_memory.guard(told.append)
+    mine, others = (create_region("posix", f"lost{os.getpid()}", owner, "ram", 8 * 4096) for owner in ("anna", "bert"))
+    try:
+        a, b = Mapping(mine.fd, mine.size), Mapping(others.fd, others.size)
+        gone = Mapping(mine.fd, mine.size)
+        del gone  # its place in the table can be had again
+        a.array[:], b.array[:] = 7, 9
+        os.ftruncate(mine.fd, 4096)
+        readers = [threading.Thread(target=lambda: sums.append(int(a.array.sum()))) for _ in range(4)]
+        sums = []
+        for reader in readers: reader.start()
+        for reader in readers: reader.join()
+        while not told: await asyncio.sleep(0)
+        assert set(sums) <= {0, 7 * 4096}, sums  # who had read the first page already
+        assert int(a.array.sum()) == 0  # all of it is gone, not what was cut off alone
+        a.array[5 * 4096] = 1  # and can be written
+        assert int(b.array.sum()) == 9 * b.size
+        assert told == [f"xbl.{os.getuid()}.lost{os.getpid()}.anna.ram"], told
+        if sys.argv[1] == "unguarded":
+            from hyp import memory
+            memory.told_of_mappings.clear()
+            c = Mapping(others.fd, others.size)
+            os.ftruncate(others.fd, 0)
+            print("last words", flush=True)
+            c.array[0]
+    finally:
+        mine.close(); others.close()
+
+asyncio.run(main())
+print("alive")
+"""
+
+
+def run(what: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, what], cwd=ROOT, capture_output=True, text=True, timeout=patient(60)
+    )  # fmt: skip
+
+
+def test_what_is_cut_off_is_zeros_to_others() -> None:
+    done = run("guarded")
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+    assert "was cut off by its owner" in done.stderr
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_fault_of_our_own_is_told_as_ever() -> None:
+    done = run("unguarded")
+    assert done.returncode == -signal.SIGBUS
+    assert done.stdout == "last words\n"
+    assert "Fatal Python error: Bus error" in done.stderr
+    for name in Path("/dev/shm").glob("xbl.*.lost*.*.ram"):  # it could not put them away
+        name.unlink()
