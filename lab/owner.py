@@ -47,9 +47,6 @@ def compiling(details: Mapping[str, Any]) -> str:
 class Lab:
     """One topology, up as long as this object is open: ``async with Lab(topology) as lab``."""
 
-    modules: Sequence[str] = MODULES
-    """What its fork server loads."""
-
     def __init__(self, topology: dict[str, Any], on_event: Event | None = None) -> None:
         self.topology, self.name = topology, str(topology["name"])
         self.seats = seats(topology, sorted(os.sched_getaffinity(0)))
@@ -67,6 +64,10 @@ class Lab:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.stop()
+
+    def modules(self) -> Sequence[str]:
+        """What its fork server is to load."""
+        return MODULES
 
     def processes(self) -> list[dict[str, Any]]:
         """What the keeper is to start: `lab.plan.plan` of the topology."""
@@ -103,7 +104,7 @@ class Lab:
         ours, theirs = socketpair()
         with theirs, open(self._rundir.log_path, "wb") as log:
             theirs.setblocking(True)
-            command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *self.modules]
+            command = [sys.executable, "-m", "lab.keeper", self.name, str(theirs.fileno()), *self.modules()]
             with limits.told_of_processes("the keeper"):
                 self._keeper = subprocess.Popen(
                     command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,

@@ -36,7 +36,9 @@ CALLS_S = 0.05
 class AttackedLab(Lab):
     """A lab in which some guests are hostile, and one is full of canaries."""
 
-    modules = (*MODULES, ATTACKER, VICTIM)
+    def modules(self) -> list[str]:
+        """See `Lab.modules`."""
+        return [*MODULES, ATTACKER, VICTIM]
 
     def processes(self) -> list[dict[str, Any]]:
         """See `Lab.processes`."""

@@ -41,8 +41,8 @@ class Devices:
         self._past_batch = Upcall()  # engines signal here that they are past a batch
         self._shootdowns: list[tuple[Shootdown, asyncio.Future[None]]] = []
         self._contexts: dict[int, Domain] = {}
-        self._generations = itertools.count(1)
         self._kept: dict[int, tuple[str, int]] = {}  # number → the domain that has had it, and for which of its queues
+        self._generations = itertools.count(1)
         loop.add_reader(self._past_batch.epoll.fileno(), self._check_shootdowns)
 
     # -- engines --
@@ -125,8 +125,9 @@ class Devices:
             made.callback(region.close)
             doorbell_fd = new_eventfd()
             made.callback(os.close, doorbell_fd)
-            generation = next(self._generations)
-            context = Context(number, generation, mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue)
+            context = Context(
+                number, next(self._generations), mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue
+            )  # fmt: skip
             made.pop_all()
         self._contexts[number] = domain
         domain.contexts[number] = context

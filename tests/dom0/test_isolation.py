@@ -1,4 +1,4 @@
-"""What one guest does with its own rings and calls is no other guest's affair: Dom0. Bystanders exchange verified frames."""
+"""What one guest does with its own rings and memory is no other guest's affair: Dom0. Bystanders exchange verified traffic."""
 
 import asyncio
 from pathlib import Path
