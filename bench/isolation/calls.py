@@ -1,9 +1,12 @@
 """Attacks through the doors of the control plane: hypercalls, event channels, the store, the console."""
 
+import ctypes
 import itertools
 import os
 import select
 import socket
+import struct
+import threading
 from typing import Any, Final
 
 import msgpack
@@ -100,7 +103,7 @@ def event_storm(a: Attacker) -> None:
 
 @attack("has two thousand pollers wait upon the upcall that others notify", Door.CALLS, Control.QUIET, sent_to=True)
 def pollers_on_its_upcall(a: Attacker) -> None:
-    epoll = _upcall_of(a.guest)
+    epoll = upcall_of(a.guest)
     try:
         for _ in range(2000):
             poller = select.epoll()
@@ -118,7 +121,33 @@ def pollers_on_its_upcall(a: Attacker) -> None:
         a.rest(0.001)
 
 
-def _upcall_of(guest: Guest) -> int:
+@attack("polls its upcall ten thousand times at once, which who notifies it pays for", Door.CALLS, Control.QUIET, sent_to=True)
+def duplicate_polls(a: Attacker) -> None:
+    places, libc = 10_000, ctypes.CDLL(None, use_errno=True)
+    one = struct.pack("<ihh", upcall_of(a.guest), select.POLLIN, 0)
+    polled = ctypes.create_string_buffer(one * places)
+
+    def poll() -> None:
+        while a.goes_on():
+            if libc.poll(polled, places, 10) < 0:
+                a.got[os.strerror(ctypes.get_errno())] += 1
+                return
+
+    threads = [threading.Thread(target=poll) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    number = 0
+    while a.goes_on(0):
+        for _ in range(a.driver.drain()):
+            a.driver.post(a.driver.buffer(number))
+            number += 1
+        a.driver.publish()
+        a.rest(0.001)
+    for thread in threads:
+        thread.join()
+
+
+def upcall_of(guest: Guest) -> int:
     """Descriptor of the first upcall."""
     return int(array_at(guest.wait, WAIT, 1)[0]["epoll"])
 

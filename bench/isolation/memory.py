@@ -10,14 +10,14 @@ from typing import Any, Final
 
 from bench.isolation.attack import Control, Door, attack
 from bench.isolation.attacker import Attacker
-from bench.isolation.calls import _upcall_of as upcall_of
+from bench.isolation.calls import upcall_of
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
-from hyp.control import close_all
 
 FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 SEALS: Final = {"grow": 4, "shrink": 2, "write": 8, "future write": 16, "seal": 1}
+SIG_IGN: Final = 1
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -95,7 +95,7 @@ def sealed_memory(a: Attacker) -> None:
 
 @attack("takes leases and locks on what others have to open or map", Door.MEMORY, Control.QUIET)
 def leases_and_locks(a: Attacker) -> None:
-    signal_before = signal.SIG_IGN
+    libc.signal(signal.SIGIO, SIG_IGN)  # which tells that a lease is to be given up
     for fd in own_regions(a):
         for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK):
             _try(a, lambda fd=fd, kind=kind: fcntl.fcntl(fd, fcntl.F_SETLEASE, kind))  # type: ignore[misc]
@@ -107,7 +107,6 @@ def leases_and_locks(a: Attacker) -> None:
             continue
         a.kept.append(reopened)
         _try(a, lambda fd=reopened: fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK))  # type: ignore[misc]
-    del signal_before
     a.rest()
 
 
@@ -163,5 +162,4 @@ def own_descriptors_misused(a: Attacker) -> None:
             lambda fd=fd: fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND),
         ):
             _try(a, what)
-    close_all([])
     a.rest()
