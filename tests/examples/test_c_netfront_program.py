@@ -206,8 +206,10 @@ def test_outside_of_a_topology_it_says_so(program: Path) -> None:
     assert done.stderr.startswith("c_netfront: descriptor 3 should be the hypercall socket: ")
 
 
-def log_of(lab: Lab) -> str:
-    return lab._rundir.log_path.read_text(errors="replace")
+def log_of(lab: Lab, name: str = "cc") -> str:
+    """What the guest has printed."""
+    log = lab._rundir.guest_log(name)
+    return log.read_text(errors="replace") if log.exists() else ""
 
 
 def test_a_job_on_the_command_line_ends_the_program(program: Path, tmp_path: Path) -> None:
@@ -228,6 +230,11 @@ def test_a_job_on_the_command_line_ends_the_program(program: Path, tmp_path: Pat
 
             await until(ended, "its end")
             assert lab.deaths == {}
+
+            async def reported() -> bool:
+                return '{"job": "send"' in log_of(lab)
+
+            await until(reported, "its report")
             report = json.loads(next(line for line in log_of(lab).splitlines() if line.startswith('{"job": "send"')))
             assert (report["error"], report["sent"], report["device"]["tx_okay"]) == (None, 700, 700)
 
@@ -250,7 +257,11 @@ def test_in_a_guest_that_will_not_do_it_says_so(program: Path, tmp_path: Path, p
             await asyncio.to_thread(gate.write_text, "go\n")
             if said:
                 assert "ended with status 1" in await lab.death_of({"cc"})
-                assert said in log_of(lab)
+
+                async def printed() -> bool:
+                    return said in log_of(lab)
+
+                await until(printed, "its words")
                 return
 
             async def reported() -> bool:

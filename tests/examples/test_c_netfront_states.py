@@ -250,7 +250,7 @@ def test_it_is_told_to_end_in_the_middle(program: Path, tmp_path: Path) -> None:
         os.kill(fronts.pid("cc"), signal.SIGTERM)
 
         async def reported() -> bool:
-            return f'"id": {number}, "stream": {stream}, "error": null' in fronts.log()
+            return f'"id": {number}, "stream": {stream}, "error": null' in fronts.printed()
 
         await until(reported, "its report")
 
@@ -299,7 +299,11 @@ def test_a_new_job_ends_the_one_before(program: Path, tmp_path: Path) -> None:
         await until(sends, "it to send")
         second = await fronts.tell("cc", "report")
         await fronts.report("cc", second)
-        assert f'"id": {first}, "stream": {stream}' in fronts.log()
+
+        async def told() -> bool:
+            return f'"id": {first}, "stream": {stream}' in fronts.printed()
+
+        await until(told, "the first one's report")
         await works(fronts)
 
     of(program, "next", tmp_path, body)
@@ -318,7 +322,7 @@ def test_a_job_that_is_none_is_answered(program: Path, tmp_path: Path) -> None:
         await fronts.tell("cc", "report " + "--stream 1 " * 200)
 
         async def said_so() -> bool:
-            return "the job is too long" in fronts.log()
+            return "the job is too long" in fronts.printed()
 
         await until(said_so, "what is wrong with a long job")
         await works(fronts)

@@ -94,9 +94,10 @@ class Netfronts:
         assert len(children) == 1, children
         return int(children[0])
 
-    def log(self) -> str:
-        """The topology's log."""
-        return self.lab._rundir.log_path.read_text(errors="replace")
+    def printed(self, name: str = "cc") -> str:
+        """What a guest has printed."""
+        log = self.lab._rundir.guest_log(name)
+        return log.read_text(errors="replace") if log.exists() else ""
 
     async def arrived(self, name: str, stream: int, frames: int) -> Report:
         """Wait until so many frames (of TCP's, units) of a stream have arrived, whole and once each; what the receiver says."""
