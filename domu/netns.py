@@ -78,21 +78,7 @@ def can_create() -> str | None:
 
 def tried(question: Callable[[Tap], str | None]) -> str | None:
     """What `question` says of a TAP made for it in a child, or why there can be none. None: there is nothing to complain of."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            answer = question(create("02:00:00:00:00:01", Addresses("10.0.0.1/24"), 1500))
-            os.write(writer, (answer or "").encode()[:4096])
-        except BaseException as error:
-            os.write(writer, (str(error) or repr(error)).encode()[:4096])
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        reason = pipe.read().decode(errors="replace")
-    _, status = os.waitpid(child, 0)
-    return reason or (None if status == 0 else f"the child that tried ended with wait status {status}")
+    return linux.asked_of_a_child(lambda: question(create("02:00:00:00:00:01", Addresses("10.0.0.1/24"), 1500)))
 
 
 # --- the namespace ---------------------------------------------------------------------------------------------------

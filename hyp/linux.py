@@ -5,7 +5,7 @@ import ctypes
 import errno
 import os
 import signal
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
@@ -132,6 +132,27 @@ def set_capabilities(mask: int) -> None:
     low, high = mask & 0xFFFF_FFFF, mask >> 32
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
     _checked(_libc.capset(header, (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)))  # effective, permitted, inheritable: twice
+
+
+def asked_of_a_child(question: Callable[[], str | None]) -> str | None:
+    """What `question` says in a child of one thread, or why it could not; None: there is nothing to complain of.
+
+    For what a process can try only by doing it: namespaces, devices, filters.
+    """
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, (question() or "").encode()[:4096])
+        except BaseException as error:
+            os.write(writer, (str(error) or repr(error)).encode()[:4096])
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        reason = pipe.read().decode(errors="replace")
+    _, status = os.waitpid(child, 0)
+    return reason or (None if status == 0 else f"the child that tried ended with wait status {status}")
 
 
 def unshare(flags: int) -> None:

@@ -24,5 +24,7 @@ def trial(path: str, names: Sequence[str], backing: str = "posix") -> Trial:
 
 
 async def harm(one: Trial, name: str) -> list[str]:
-    """What an attack does to the others: lost and corrupt frames, leaks, deaths. How fast they are is the bench's."""
-    return (await one.slice(ATTACKS[name], SLICE_S, attacked=True)).errors
+    """What an attack does to the others: lost and corrupt frames, leaks, deaths; or that it was none. Their rate is the bench's."""
+    found = await one.slice(ATTACKS[name], SLICE_S, attacked=True)
+    tried = found.detail.get("attempts") or found.detail.get("got")
+    return [*found.errors, *([] if tried else ["it was not tried"]), *filter(None, [found.detail.get("error")])]

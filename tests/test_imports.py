@@ -1,6 +1,7 @@
 """The architecture's import rule: hyp ← nic, dom0, domu ← lab ← bench ← launch.py, and no circle, not even for types."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,3 +130,10 @@ def test_nothing_needs_what_is_not_in_the_repository() -> None:
         text = path.read_text(errors="replace")
         wrong += [f"{path.relative_to(ROOT)}: {what}" for what in beside if what in text]
     assert wrong == []
+
+
+def test_every_package_is_installed() -> None:
+    """pip takes those that are listed, and no others."""
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    there = {".".join(path.parent.relative_to(ROOT).parts) for top in MAY_IMPORT for path in (ROOT / top).rglob("__init__.py")}
+    assert there == listed - {"lab.topologies"}

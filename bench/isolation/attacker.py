@@ -39,6 +39,7 @@ class Attacker:
         self.macs: dict[str, str] = {}
         self.streams: list[int] = []
         self.attempts, self.got = 0, Counter[str]()
+        self._posted = 0
         self.kept: list[Any] = []
         """What the attack holds on to, until the guest ends."""
         self._calm, self._begun = threading.Event(), threading.Event()
@@ -138,6 +139,13 @@ class Attacker:
         else:
             time.sleep(0)
         return room
+
+    def take_what_comes(self) -> None:
+        """Be done with what was received, and post as many buffers, as an honest driver does."""
+        for _ in range(self.driver.drain()):
+            self.driver.post(self.driver.buffer(self._posted))
+            self._posted += 1
+        self.driver.publish()
 
     # -- for the role --
 

@@ -112,12 +112,8 @@ def pollers_on_its_upcall(a: Attacker) -> None:
             a.attempts += 1
     except OSError as error:
         a.got[str(error.strerror)] += 1
-    number = 0
     while a.goes_on(0):
-        for _ in range(a.driver.drain()):
-            a.driver.post(a.driver.buffer(number))
-            number += 1
-        a.driver.publish()
+        a.take_what_comes()
         a.rest(0.001)
 
 
@@ -136,12 +132,8 @@ def duplicate_polls(a: Attacker) -> None:
     threads = [threading.Thread(target=poll) for _ in range(2)]
     for thread in threads:
         thread.start()
-    number = 0
     while a.goes_on(0):
-        for _ in range(a.driver.drain()):
-            a.driver.post(a.driver.buffer(number))
-            number += 1
-        a.driver.publish()
+        a.take_what_comes()
         a.rest(0.001)
     for thread in threads:
         thread.join()

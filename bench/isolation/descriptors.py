@@ -271,8 +271,8 @@ def forged_answers(a: Attacker) -> None:
 def header_rewritten(a: Attacker) -> None:
     victim, other = a.macs["anna"], a.macs["bert"]
     first = a.driver.page(0)
-    head0, head1 = head_words_of(other, a.mac)
-    other0, other1 = head_words_of(other, victim)
+    head0, head1 = _head_words(a, other, a.mac)
+    other0, other1 = _head_words(a, other, victim)
     a.driver.write(first, a.header(other) + bytes(64))
     row = a.driver.job[0]
     for name, value in (("head0", head0), ("head1", head1), ("other0", other0), ("other1", other1), ("first", first), ("stop", 0)):
@@ -289,10 +289,10 @@ def header_rewritten(a: Attacker) -> None:
         flipping.join()
 
 
-def head_words_of(to: str, source: str) -> tuple[int, int]:
+def _head_words(a: Attacker, to: str, source: str) -> tuple[int, int]:
     """A header to an address from another, as two words, the second with two bytes of nothing behind it."""
-    raw = b"".join(bytes(int(part, 16) for part in mac.split(":")) for mac in (to, source)) + b"\x88\xb5\0\0"
-    return int.from_bytes(raw[:8], "little", signed=True), int.from_bytes(raw[8:16], "little", signed=True)
+    raw = a.header(to, source) + bytes(2)
+    return int.from_bytes(raw[:8], "little", signed=True), int.from_bytes(raw[8:], "little", signed=True)
 
 
 @attack("descriptors and requests of every kind, rewritten as they are read, at full speed", Door.RINGS)

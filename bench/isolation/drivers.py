@@ -18,6 +18,7 @@ from domu.frontends.bypass import BYPASS
 from domu.frontends.cdna import CDNA_FRONT
 from domu.frontends.split_state import NETFRONT, RX_REF, RX_SLOTS, TX_REF, TX_SLOTS
 from domu.guest import Guest
+from hyp.abi.fragment import CSUM_BLANK, GSO_TCPV4
 from hyp.abi.grant import GRANT_ENTRY, GTF_PERMIT_ACCESS, GTF_READONLY
 from hyp.abi.netif import (
     EXTRA_FLAG_MORE,
@@ -41,7 +42,8 @@ from hyp.verbs import QP
 Call = Callable[..., dict[str, Any] | None]
 """A hypercall, by name and arguments: its value, or None if it was refused."""
 WRAP: Final = 1 << 32
-_CSUM_BLANK, _GSO_TCPV4 = 1 << 2, 1 << 4  # in a descriptor's flags (hyp/abi/fragment.py)
+TO_BE_CUT: Final = (CSUM_BLANK | GSO_TCPV4) >> 32
+"""In a descriptor's flags."""
 
 
 def array_at(address: int, dtype: Any, count: int) -> Any:
@@ -153,7 +155,7 @@ class QueueDriver(_Memory):
 
     def send(self, addr: int, length: int, *, more: bool = False, segment: int = 0, flags: int = 0) -> None:
         index = int(self.q["sq_prod"])
-        offload = _CSUM_BLANK | _GSO_TCPV4 if segment else 0
+        offload = TO_BE_CUT if segment else 0
         word = flags | offload | (DESC_MORE if more else DESC_SIGNALED)
         self.sq[index % self.slots] = (addr % (1 << 64), length % WRAP, word, segment)
         self.q["sq_prod"] = (index + 1) % WRAP
@@ -211,7 +213,7 @@ class CdnaDriver(QueueDriver):
         self._front = int(device.record[0]["front"])
 
     def send(self, addr: int, length: int, *, more: bool = False, segment: int = 0, flags: int = 0) -> None:
-        offload = _CSUM_BLANK | _GSO_TCPV4 if segment else 0
+        offload = TO_BE_CUT if segment else 0
         word = (length % WRAP) | (flags | offload | (DESC_MORE if more else 0)) << 32 | segment << 48
         loops.cdna_enqueue(self._front, _signed(addr), _signed(word), 0)
 

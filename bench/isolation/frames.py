@@ -115,10 +115,9 @@ def random_contents(a: Attacker) -> None:
 
 @attack("frames longer than the network takes", Door.FRAMES, Control.SENDS)
 def beyond_the_mtu(a: Attacker) -> None:
-    frames = [(a.header(a.macs["anna"]) + bytes(1400))[:length] for length in (1400,)] * 2
     long = a.header(a.macs["anna"], kind=b"\x08\x00") + bytes(2030)
     while a.goes_on():
-        a.send_all([*frames, long, long[:1519], long[:2000]])
+        a.send_all([long[:1400], long[:1519], long[:2000], long])
 
 
 # --- not taking what comes --------------------------------------------------------------------------------------------

@@ -55,12 +55,8 @@ class Hostile:
 
 def receive(a: Attacker) -> None:
     """Take what is sent."""
-    number = 0
     while a.goes_on() and a.rest(0.001):
-        for _ in range(a.driver.drain()):
-            a.driver.post(a.driver.buffer(number))
-            number += 1
-        a.driver.publish()
+        a.take_what_comes()
 
 
 def send(a: Attacker) -> None:

@@ -39,18 +39,6 @@ def _try(a: Attacker, what: Callable[[], Any]) -> None:
         a.got[str(error.strerror)] += 1
 
 
-def _sends_and_receives(a: Attacker) -> None:
-    """Let the device touch the memory, while there is any."""
-    try:
-        for k in range(min(a.driver.room(), 16)):
-            a.driver.send(a.driver.page(k), 200)
-        for k in range(16):
-            a.driver.post(a.driver.buffer(k))
-        a.driver.publish()
-    except Exception as error:
-        a.got[type(error).__name__] += 1
-
-
 @attack("cuts its own RAM, counters and grant table off while the others use them", Door.MEMORY, Control.QUIET, sent_to=True)
 def truncated_memory(a: Attacker) -> None:
     fds = own_regions(a)
@@ -73,11 +61,9 @@ def punched_memory(a: Attacker) -> None:
             a.got[os.strerror(ctypes.get_errno())] += 1
             if not a.rest(0.001):
                 return
-        for _ in range(a.driver.drain()):
-            a.driver.post(a.driver.buffer(a.attempts))
         for k in range(min(a.driver.room(), 16)):
             a.driver.send(a.driver.page(k), 200)
-        a.driver.publish()
+        a.take_what_comes()
 
 
 @attack("seals its RAM, counters and grant table against changes, then asks for contexts and tables", Door.MEMORY, Control.CALLS)
@@ -115,7 +101,6 @@ def swallowed_wakeups(a: Attacker) -> None:
     row = a.driver
     fds = [int(row.q["doorbell_fd"])] if hasattr(row, "q") else [int(row.front[name]) for name in ("tx_event_fd", "rx_event_fd")]
     fds.append(upcall_of(a.guest))
-    number = 0
     while a.goes_on(len(fds)):
         for fd in fds:
             for change in (lambda fd=fd: os.read(fd, 8), lambda fd=fd: os.write(fd, (2**64 - 2).to_bytes(8, "little"))):
@@ -124,10 +109,7 @@ def swallowed_wakeups(a: Attacker) -> None:
                     change()
                 except OSError as error:
                     a.got[str(error.strerror)] += 1
-        for _ in range(a.driver.drain()):
-            a.driver.post(a.driver.buffer(number))
-            number += 1
-        a.driver.publish()
+        a.take_what_comes()
 
 
 @attack("writes all over its counters", Door.MEMORY)

@@ -66,28 +66,18 @@ def uid_of(topology: str, domid: int) -> int:
 
 
 def lacking() -> str | None:
-    """What keeps guests from being confined here; None: nothing. Tries it in a child."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            spec = Confinement(FIRST_UID if os.geteuid() == 0 else None, (), (), network=False)
-            enter(spec)
-            grandchild = os.fork()
-            if grandchild == 0:
-                furnish(spec)
-                seal(spec)
-                os._exit(0)
-            os._exit(1 if os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]) else 0)
-        except BaseException as error:
-            os.write(writer, (str(error) or repr(error)).encode()[:4096])
-        finally:
-            os._exit(1)
-    os.close(writer)
-    with open(reader, "rb") as pipe:
-        reason = pipe.read().decode(errors="replace")
-    _, status = os.waitpid(child, 0)
-    return reason or (None if status == 0 else f"the child that tried ended with wait status {status}")
+    """What keeps guests from being confined here; None: nothing. Tries it in a child, and in a child of that, which is PID 1."""
+
+    def give_up() -> None:
+        furnish(spec)
+        seal(spec)
+
+    def tried() -> str | None:
+        enter(spec)
+        return linux.asked_of_a_child(give_up)
+
+    spec = Confinement(FIRST_UID if os.geteuid() == 0 else None, (), (), network=False)
+    return linux.asked_of_a_child(tried)
 
 
 def enter(spec: Confinement) -> None:

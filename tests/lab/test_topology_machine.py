@@ -8,7 +8,7 @@ import pytest
 from lab import topology
 from lab.schema.tables import Topology
 from lab.topology import TopologyError, check_machine
-from tests.lab.test_topology import ANNA, BERT, MIB, read
+from tests.support.topologies import ANNA, BERT, MIB, read
 
 
 def test_estimate_grows_with_all_ram_and_engines(tmp_path: Path) -> None:
