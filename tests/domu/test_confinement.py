@@ -102,6 +102,7 @@ async def by_owen(runner: Runner) -> dict[str, Any]:
         return outcome
 
 
+@pytest.mark.needs("ping")
 def test_a_confined_guest_that_tries_gets_nothing_and_harms_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_to_all = tempfile.TemporaryDirectory(dir="/tmp")  # as pytest's are not; an own program is started in its topology's folder
     os.chmod(open_to_all.name, 0o755)
