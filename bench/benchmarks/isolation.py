@@ -157,10 +157,10 @@ def _line(name: str, paths: Sequence[str], by: dict[tuple[str, str], Row]) -> li
 
 
 def _cell(row: Row | None) -> str:
-    """ "✓ 0.98"; "✗ 12 lost"; "? 0.93"; "–": it cannot be tried there."""
+    """ "✓ 0.98"; "✗ 12 lost"; "? 0.93"; "✗ no figure": nothing arrived, the errors say why; "–": it cannot be tried there."""
     if row is None:
         return "–"
     mark = {True: "✓", False: "✗", None: "?"}[row["contained"]]
     counts = [f"{row[name]} {name}" for name in COUNTS if row[name]]
     figure: Any = row["bystanders"]
-    return f"{mark} {', '.join(counts) or (short(figure['median']) if figure else 'stood still')}"
+    return f"{mark} {', '.join(counts) or (short(figure['median']) if figure else 'no figure')}"

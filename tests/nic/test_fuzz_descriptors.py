@@ -194,6 +194,7 @@ def run_away(bench: Bench, guilty: Guest, other: Guest, queue: str, ahead: int) 
     bench.sync()
     other.send(other.frame(guilty.mac))  # which has the NIC look at the receive queue
     assert other.sent(1) == [STATUS_DROPPED]
+    bench.sync()  # counts are published after the completion
     assert faults_and_drops(bench, other).get("drop_down") == 1
     assert bench.of(guilty)["faults_protocol"] == before + 1 == 1
 
