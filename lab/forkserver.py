@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 import msgpack
 
-from domu.confinement.confine import Confinement, confinement_of, enter, furnish, seal
+from domu.confinement.confine import ENVIRONMENT, Confinement, confinement_of, enter, furnish, seal
 from hyp import limits, linux
 from hyp.control import MAX_FDS, MAX_MESSAGE, close_all, describe
 from hyp.net.steps import SetupError
@@ -175,6 +175,7 @@ def _confine(confinement: Confinement, refusal: SetupError | None, args: dict[st
         if hasattr(module, "prepare"):
             config["prepared"] = module.prepare(args["name"], config)
         seal(confinement)
+        os.environ.update(ENVIRONMENT)
     except (SetupError, OSError) as error:
         cause = f"it cannot be confined: {error}"[:MAX_CAUSE]
         socket.socket(fileno=console).send(msgpack.packb({"op": "failed", "args": {"cause": cause}}))

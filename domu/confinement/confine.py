@@ -30,6 +30,8 @@ from hyp import linux
 from hyp.net.steps import SetupError, step
 
 SHM, SHM_BYTES, SHM_FILES = "/dev/shm", 16 << 20, 1024
+ENVIRONMENT = {"TMPDIR": SHM}
+"""What programs are told: they have no other place for temporary files."""
 DATA_BYTES, SPACE_BYTES = 256 << 20, 4 << 30
 """Of a process, beyond what it is born with: private memory, and all its addresses, as page tables take memory, too."""
 PROCESSES, DESCRIPTORS, FILE_BYTES, QUEUE_BYTES, SIGNALS = 128, 1024, 64 << 20, 1 << 16, 1024

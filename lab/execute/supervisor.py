@@ -25,7 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import NoReturn
 
-from domu.confinement.confine import seal_program
+from domu.confinement.confine import ENVIRONMENT, seal_program
 from hyp import linux
 from hyp.net.steps import SetupError
 from lab.execute import inherited
@@ -239,6 +239,7 @@ def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, guest:
                 os.sched_setaffinity(0, both)
             if guest.confined:
                 seal_program([str(Path(__file__).parents[2])])
+                inherited.environment.update((os.fsencode(name), os.fsencode(value)) for name, value in ENVIRONMENT.items())
                 linux.die_with_parent()  # anew, as somebody else
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             os.execvpe(argv[0], argv, inherited.environment)

@@ -136,6 +136,8 @@ def test_a_confined_guest_that_tries_gets_nothing_and_harms_nobody(tmp_path: Pat
             assert sorted(contexts.values()).count("done") <= 1, contexts  # its own context
             status, output = await run_in_guest(runner.lab, "tess", "ping -c 2 -i 0.2 10.0.0.2")
             assert status == 0, output
+            status, output = await run_in_guest(runner.lab, "tess", "mktemp")
+            assert (status, output.startswith("/dev/shm/")) == (0, True), output  # programs have a place for temporary files
             program = [interpreter(), "-", json.dumps(what)]
             status, output = await run_in_guest(runner.lab, "tess", program, stdin=Path(attempts.__file__).read_text())
             assert status == 0, output
