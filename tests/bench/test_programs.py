@@ -53,7 +53,8 @@ def test_each_program_gives_a_figure(program: suite.Program) -> None:
 def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "programs", lambda: [suite.IperfTcp(), suite.Redis(1, 5231)])
     result = measured(Options(paths=("bypass", "split"), repeat=2, quick=True, seconds=0.1))
-    assert result.notes == []
+    # How steady the machine is is not the test's: of two rounds there may be no figure, and the note says why
+    assert [note for note in result.notes if "no slice was in a steady regime" not in note] == []
     contenders = {("path", "bypass"), ("path", "split"), ("peer", "pump"), ("peer", "veth")}
     for program, rate in (("iperf3 TCP", "gbps"), ("redis GET", "requests_per_s")):
         assert {row["path"] for row in result.records if row["direction"] == programs.BY_THE_WIRE} == {"bypass", "split"}

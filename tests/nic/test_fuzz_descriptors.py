@@ -28,7 +28,7 @@ from hyp.abi.nic import (
 )
 from tests.support.drivers import header
 from tests.support.fuzz import TIERS, fuzz
-from tests.support.guests import BROADCAST_MAC, JUST_BELOW_WRAP, NOBODY, WIRE_MAC, WRAP, Guest, completed
+from tests.support.guests import BROADCAST_MAC, JUST_BELOW_WRAP, NOBODY, WIRE_MAC, WRAP, Guest, completed, eventually
 from tests.support.peers import Bench, bench_of
 
 INPUTS: Final = 60
@@ -191,8 +191,9 @@ def run_away(bench: Bench, guilty: Guest, other: Guest, queue: str, ahead: int) 
     before = bench.of(guilty).get("faults_protocol", 0)
     guilty.words[queue] = (int(guilty.words[queue]) + ahead) % WRAP
     guilty.kick()
-    bench.sync()
-    other.send(other.frame(guilty.mac))  # which has the NIC look at the receive queue
+    if queue == "sq_prod":  # else nothing but a frame has the NIC look at it
+        eventually(lambda: bench.of(guilty).get("faults_protocol") == before + 1, "the context to fail")
+    other.send(other.frame(guilty.mac))
     assert other.sent(1) == [STATUS_DROPPED]
     bench.sync()  # counts are published after the completion
     assert faults_and_drops(bench, other).get("drop_down") == 1
