@@ -33,9 +33,7 @@ something from them is in `Device.told`, and is told while the device is detache
 
 import contextlib
 
-import numpy as np
-
-from domu.device import DEVICE, DEVICE_BYTES, FAILED, Device, Operations, Record, device_at, set_operations
+from domu.device import DEVICE_BYTES, FAILED, Device, Operations, Record, device_at, set_operations
 from hyp.atomics import memcpy
 from hyp.engine import Engine
 from hyp.kernels import compiled, i64, operation

@@ -18,7 +18,6 @@ from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram
 
-
 log = logging.getLogger(__name__)
 
 

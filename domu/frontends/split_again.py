@@ -40,7 +40,7 @@ from domu.frontends.split_state import (
     write_request,
 )
 from hyp.abi.counters import DROP_DOWN, FAULTS_GRANT, RESENT
-from hyp.abi.netif import RX_SLOT_BYTES, TXF_EXTRA_INFO, TXF_MORE_DATA, TX_SLOT_BYTES
+from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES, TXF_EXTRA_INFO, TXF_MORE_DATA
 from hyp.atomics import load64, store64, u32_sub
 from hyp.counters import commit, count
 from hyp.grants import end_access

@@ -29,7 +29,6 @@ of them.
 | the program has frames that it does not release | their pages stay its own; the ring has so many requests less until it does |
 """
 
-import asyncio
 import contextlib
 import logging
 import os
