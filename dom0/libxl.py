@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import uuid4
 
-from dom0.rate import Rate
+from dom0.rate import Rate, node_rate
 from hyp.abi.domids import DOM0
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path
@@ -122,6 +122,15 @@ async def create_vif(store: XenstoreClient, domid: int, handle: int, mac: str, r
             )
 
     await store.retry(create)
+
+
+async def renew_vif(store: XenstoreClient, domid: int, handle: int, mac: str) -> None:
+    """Make a device of a running guest anew, as nobody serves it any more: `create_vif`, with the rate that it has now."""
+    try:
+        rate = node_rate(await store.read(f"{backend_path(DOM0, VIF, domid, handle)}/rate"))
+    except (XenstoreError, ValueError):  # there is none, or it says nothing
+        rate = None
+    await create_vif(store, domid, handle, mac, rate)
 
 
 async def destroy_domain(store: XenstoreClient, domid: int, vm: str) -> None:

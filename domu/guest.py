@@ -1,10 +1,12 @@
 """A guest: its RAM, its upcall, its network device by whichever path."""
 
 import importlib
+import logging
 import time
 from typing import Any
 
 from domu.device import Device
+from domu.exchange import lose
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.control import Channel
@@ -15,6 +17,8 @@ from hyp.memory import Mapping
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram
+
+log = logging.getLogger(__name__)
 
 
 class GuestQueue:
@@ -36,10 +40,12 @@ class Guest:
 
     devices: list[Device]
     """One for each queue that front end and back end have agreed on."""
+    queues: list[GuestQueue]
 
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self.process, self.config = process, config
-        self.hyp: Channel = process.hypercalls()
+        self.devices, self.queues = [], []
+        self.hyp: Channel = process.hypercalls({"device_lost": self._device_lost})
         process.serve("threads", self.threads)
         process.serve("time_registration", self.time_registration)
         process.serve("pin", self.pin)
@@ -66,6 +72,12 @@ class Guest:
         through_iommu = path.attachment is Attachment.CONTEXT
         front_end = importlib.import_module(IOMMU_FRONT_ENDS[self.config["iommu"]] if through_iommu else path.front_end)
         self.devices = await front_end.connect(self)
+
+    async def _device_lost(self, cause: str) -> None:
+        """The hypervisor: nobody serves the device any more, nor will; `cause` says who has died."""
+        log.warning("the network device is lost: %s", cause)
+        for queue, device in zip(self.running, self.devices, strict=True):
+            await lose(device, queue.engine)
 
     @property
     def device(self) -> Device:
