@@ -8,7 +8,8 @@ from typing import Any
 from dom0.build import EngineState
 from dom0.control.upcall import ControlUpcall
 from dom0.engine import MAIL, run
-from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
+from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain, destroy_vif
+from dom0.moves import Moves
 from dom0.rate import configured_rate
 from dom0.state import UPLINK
 from dom0.toolstack import Toolstack
@@ -62,13 +63,49 @@ class DriverDomain:
         served = [guest for guest in guests if PATHS[guest["path"]].attachment is Attachment.VIF]
         for guest in guests:
             await self._create(guest, with_vif=guest in served)
-        numbers = {int(guest["domid"]): number for number, guest in enumerate(served, UPLINK + 1)}  # of split guests' ports
-        await self._start_engine(numbers)
+        # A port for each guest, as any may become split; those that are come first, so that the engine looks at no others
+        self._ports = {
+            int(guest["domid"]): k for k, guest in enumerate(sorted(guests, key=lambda one: one not in served), UPLINK + 1)
+        }
+        await self._start_engine({int(guest["domid"]): self._ports[int(guest["domid"])] for guest in served})
         for guest in served:
-            number = numbers[int(guest["domid"])]
-            vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, int(self._config["max_queues"]))
-            self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
+            self._serve(guest)
         self._spawn(self._check_ports())
+        moves = Moves(self._hyp, self._state, self._toolstack, self)
+        for name, handler in moves.handlers().items():
+            self._process.serve(name, handler)
+
+    def _serve(self, guest: dict[str, Any], *, routed: bool = True) -> Vif:
+        number = self._ports[int(guest["domid"])]
+        most = int(self._config["max_queues"])
+        vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, most, routed=routed)
+        self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
+        return vif
+
+    # -- a guest that changes its path (dom0/moves.py) --
+
+    async def make_vif(self, domid: int) -> Vif:
+        """The nodes of a guest's device, and its vif, which gets no frames before it is given the guest's address."""
+        guest = self._toolstack.guest(domid)
+        self._state.admit(self._ports[domid], str(guest["mac"]), trunk=bool(guest["trunk"]))
+        vif = self._serve(guest, routed=False)
+        await create_vif(self._store, domid, 0, str(guest["mac"]), configured_rate(guest["rate"]) if guest["rate"] else None)
+        return vif
+
+    async def take_vif(self, domid: int) -> None:
+        """Take it away, with its nodes."""
+        vif, life = self._vifs.pop(domid)
+        vif.wake(Cause.GONE)
+        await asyncio.wait({life})
+        await destroy_vif(self._store, domid, 0)
+
+    def vif(self, domid: int) -> Vif:
+        """The vif that a guest has."""
+        return self._vifs[domid][0]
+
+    def uplink_port(self) -> int:
+        """The bridge's port to the NIC."""
+        return UPLINK
 
     async def _create(self, guest: dict[str, Any], *, with_vif: bool) -> None:
         """What xl does before a domain runs: its nodes, its device's, and its introduction to xenstored."""

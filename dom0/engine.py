@@ -9,7 +9,7 @@ or a vif with ``trunk = true``, may have other stations behind it, whose address
 for an address that nobody is known to have goes to trunks only.
 """
 
-from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
+from dom0.bridge import NO_PORT, forget_port, learn, move_static, whereabouts
 from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.multicast import hears
@@ -54,9 +54,9 @@ from hyp.patience import begin_patience
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING = 1, 2, 3, 4, 5
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING, ROUTE, NOTHING = 1, 2, 3, 4, 5, 6, 7
 """The first two are for all queues of the vif whose first port it is."""
-MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing")
+MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing", "mac")
 _mail_at = record_view(MAIL)
 FLOOD_BUDGET = 2 * STAGE
 """Copies of flooded frames for which a port's turn ends: the other ports wait for each of them."""
@@ -288,6 +288,8 @@ def _take_mail(e):
             set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
         elif mail.opcode == SET_HASHING:
             port_of(e, mail.port).hashing = mail.hashing
+        elif mail.opcode == ROUTE:
+            move_static(e.fdb, mail.mac, mail.port)
         elif mail.opcode == ENTER_PAGES and port_of(e, mail.port).active != 0:
             enter_pages(port_of(e, mail.port), mail.pages, mail.count)
         e.mail += 1

@@ -133,6 +133,16 @@ async def renew_vif(store: XenstoreClient, domid: int, handle: int, mac: str) ->
     await create_vif(store, domid, handle, mac, rate)
 
 
+async def destroy_vif(store: XenstoreClient, domid: int, handle: int) -> None:
+    """Both ends of a device whose guest goes on without it."""
+    for path in (
+        f"/libxl/{domid}/device/{VIF}/{handle}",
+        frontend_path(domid, VIF, handle),
+        backend_path(DOM0, VIF, domid, handle),
+    ):
+        await _remove(store, path)
+
+
 async def destroy_domain(store: XenstoreClient, domid: int, vm: str) -> None:
     """What is left of a domain that is gone: its back ends here, and its home if nobody has removed it yet."""
     for path in (f"{_HOME}/{DOM0}/backend/{VIF}/{domid}", f"{_HOME}/{domid}", f"/libxl/{domid}", vm):

@@ -66,12 +66,15 @@ class Vif:
         guest: Mapping[str, Any],
         number: int,
         max_queues: int,
+        *,
+        routed: bool = True,
     ) -> None:
+        """`routed`: frames for the guest are for this vif; else not before `take_address`, as it still has another device."""
         self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
         self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
         self._front = frontend_path(self.who.domid, VIF, 0)
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
-        self._grants, self._max_queues = str(guest["grants"]), max_queues
+        self._grants, self._max_queues, self._routed = str(guest["grants"]), max_queues, routed
         self.back = CLOSED  # the state that we are in, and have told last
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
@@ -102,6 +105,13 @@ class Vif:
         """Let it look."""
         self._causes.add(cause)
         self._woken.set()
+
+    async def take_address(self) -> None:
+        """Frames for the guest are for this vif from now on. RuntimeError if it is not connected."""
+        if self._connection is None:
+            raise RuntimeError(f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
+        self._routed = True
+        await self._connection.take_address()
 
     def check_port(self) -> None:
         """Let it look if the engine has taken its port out of service."""
@@ -205,7 +215,7 @@ class Vif:
             wishes = await read_wishes(
                 self._store, self._front, grants=self._grants, max_queues=self._max_queues
             )  # fmt: skip
-            await connection.open(self._counters, wishes, await self._rate())
+            await connection.open(self._counters, wishes, await self._rate(), routed=self._routed)
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False

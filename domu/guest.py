@@ -3,9 +3,10 @@
 import importlib
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from domu.device import Device
+from domu.device import Behind, Device
 from domu.exchange import lose
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
@@ -15,8 +16,9 @@ from hyp.engine import Engine
 from hyp.events import new_wait
 from hyp.memory import Mapping
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
-from hyp.process import Process
+from hyp.process import Process, adopt_socket
 from hyp.ram import Ram
+from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class Guest:
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self.process, self.config = process, config
         self.devices, self.queues = [], []
+        self._places: dict[int, list[tuple[int, int]]] = {}  # in RAM, of each device that has been connected
+        self._store: XenstoreClient | None = None
         self.hyp: Channel = process.hypercalls({"device_lost": self._device_lost})
         process.serve("threads", self.threads)
         process.serve("time_registration", self.time_registration)
@@ -68,10 +72,33 @@ class Guest:
 
     async def connect(self) -> None:
         """Let the front end of this guest's path set the device up."""
-        path = PATHS[self.config["path"]]
+        self.devices = await self.connect_on(str(self.config["path"]))
+
+    async def connect_on(self, name: str) -> list[Device]:
+        """Let the front end of a path set a device up, of which `release` gives everything back."""
+        path = PATHS[name]
         through_iommu = path.attachment is Attachment.CONTEXT
         front_end = importlib.import_module(IOMMU_FRONT_ENDS[self.config["iommu"]] if through_iommu else path.front_end)
-        self.devices = await front_end.connect(self)
+        with self.ram.noting() as places:
+            devices: list[Device] = await front_end.connect(self)
+        for device in devices:
+            if device.behind is not None:
+                self._places[id(devices[0].behind)] = places
+        return devices
+
+    async def release(self, behind: "Sequence[Behind | None]") -> None:
+        """Close what is behind a device, queue by queue, and have its memory back."""
+        for one in reversed(behind):
+            if one is not None:
+                await one.close()
+        for place, length in self._places.pop(id(behind[0]), []):
+            self.ram.free(place, length)
+
+    async def xenstore(self) -> XenstoreClient:
+        """This guest's connection to the store."""
+        if self._store is None:
+            self._store = await XenstoreClient.open(adopt_socket(self.process.sockets["xenstore"]))
+        return self._store
 
     async def _device_lost(self, cause: str) -> None:
         """The hypervisor: nobody serves the device any more, nor will; `cause` says who has died."""

@@ -22,6 +22,7 @@ from hyp.process import adopt_socket
 from lab.counters import CounterReader
 from lab.cpus import seats
 from lab.errors import LabError
+from lab.move import move
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
 
@@ -228,6 +229,14 @@ class Lab:
         if console is None or console.closed.done():
             console = self._consoles[process] = await open_console(self.channel, process)
         return (await console.call(op, **args)).value
+
+    async def move(self, guest: str, path: str) -> float:
+        """Move a guest to another path while it runs; for how many seconds it sent nothing. ControlError if it stays."""
+        domid = next(k for k, one in enumerate(self.topology["guest"], 1) if one["name"] == guest)
+        pause_s = await move(self.call, guest, domid, path)
+        await self.keeper("moved", guest=guest, path=path)
+        self.topology["guest"][domid - 1]["path"] = path
+        return pause_s
 
     async def keeper(self, op: str, /, **args: Any) -> Reply:
         """An operation of the keeper."""

@@ -57,13 +57,14 @@ from nic.switch import enter, forget
 from nic.tap_input import serve_tap
 from nic.wire import link_wire, serve_wire, wire_due
 
-START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO = 1, 2, 3, 4, 5, 6, 7
+START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8
 MAIL = mail_record(
     "context", "mac", "mode", "fs_per_byte", "delay_ns",
     "length", "frames", "nanoseconds", "pps", "stream",
 )  # fmt: skip
 """What the operations take: START_CONTEXT, RESUME_CONTEXT, STOP_CONTEXT a context; FILTER a MAC address and who has it; WIRE_MODE
-mode, rate and delay; GENERATE a destination, and from `length` on; GO nothing: all that a dead NIC served has been resumed."""
+mode, rate and delay; GENERATE a destination, and from `length` on; GO nothing: all that a dead NIC served has been resumed;
+NOTHING nothing."""
 _mail_at = record_view(MAIL)
 CROSSING_BUDGET = 32
 PATIENCE = 3

@@ -61,6 +61,7 @@ CONTEXT = np.dtype(
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
         ("patience", "i8"),  # for how long it still may, in ns
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
+        ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
         ("clock", "i8"),  # address of its engine's `now`
         ("moved", "i8"),  # bytes read and written that have been charged for

@@ -337,6 +337,15 @@ class Devices:
         os.close(context.completion_fd)
         context.doorbell.close()
 
+    async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:
+        """Wait until what is under way of the domain's contexts has arrived: "sent", what they have posted, or "arriving".
+
+        Returns the contexts' numbers, in the order of queues, and how many receive completions each has been given.
+        """
+        contexts = sorted(domain.contexts.values(), key=lambda one: one.queue)
+        given = [await self.call("context_settle", context=one.number, generation=one.generation, what=what) for one in contexts]
+        return {"contexts": [one.number for one in contexts], "received": [int(reply.value["received"]) for reply in given]}
+
     async def policy_for(self, domain: Domain, *, emulated: bool) -> tuple[str, bool, int]:
         """What `domain` may have, once all are there: its contexts' MAC address, whether the IOMMU lets them pass, how many.
 
