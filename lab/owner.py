@@ -58,6 +58,7 @@ class Lab:
         self.deaths: dict[str, str] = {}  # process → cause; for good, and not of those that are restarted
         self._death = asyncio.Event()
         self._restarted_times: dict[str, int] = {}
+        self._ends: dict[str, str] = {}  # the same of all that have died
         self._restart = asyncio.Event()
         self.timings: dict[str, float] = {}
 
@@ -195,6 +196,7 @@ class Lab:
             await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
 
     def _died(self, name: str, role: str, cause: str, restarting: bool = False) -> None:
+        self._ends[name] = cause
         if not restarting:
             self.deaths[name] = cause
             self._death.set()
@@ -204,6 +206,15 @@ class Lab:
         self._restarted_times[name] = restarts
         self._restart.set()
         self._on_event("restarted", {"name": name, "role": role, "restarts": restarts, "seconds": seconds})
+
+    async def end_of(self, name: str, before: int) -> str:
+        """Wait until a process that was restarted `before` times has died, and its successor is ready if there is to be one.
+
+        Returns the cause.
+        """
+        with contextlib.suppress(LabError):
+            await self.restarted(name, before + 1)
+        return self._ends[name]
 
     def restarts(self, name: str) -> int:
         """How often process `name` has been restarted."""
