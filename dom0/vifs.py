@@ -131,6 +131,8 @@ class Vif:
                 await self._back_written()
             elif cause is Cause.RATE:
                 await self._rate_written()
+            elif self._registered and await self._is_made_anew():  # both ends at once, and this one's event came first
+                await self._back_written()
             elif self._registered:
                 await self._follow(await self._front_state())
         except XenstoreError as error:
@@ -155,7 +157,7 @@ class Vif:
         elif not self._registered:
             if online:  # whatever its state: ours may have come after the toolstack's
                 await self._probe()
-        elif told is INITIALISING and self.back is not INITIALISING:
+        elif self._anew(told):
             await self._disconnect("the toolstack has made it anew")
             await self._probe()
         else:
@@ -164,6 +166,13 @@ class Vif:
                 self.back = CONNECTED if self._connection else CLOSING  # that is what its node says now
             if withdrawn or not online:
                 await self._follow(await self._front_state(), withdrawn=True)
+
+    def _anew(self, told: XenbusState | None) -> bool:
+        """The toolstack has made the device anew: its node's state is not one that we have told."""
+        return told is INITIALISING and self.back is not INITIALISING
+
+    async def _is_made_anew(self) -> bool:
+        return self._anew(await read_state(self._store, self._back))
 
     async def _probe(self) -> None:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
