@@ -1,14 +1,21 @@
-"""The Dom0 process: driver domain (uplink, bridge, a vif per split guest) and toolstack."""
+"""The Dom0 process: driver domain (uplink, bridge, a vif per split guest) and toolstack.
+
+One that was started in the place of a dead one (docs/faults.md) finds the guests' nodes in the store. It makes their devices
+anew, as a toolstack does with a device that nobody serves; front ends that know what that means reconnect
+(domu/frontends/split_follow.py). Until all that were connected have, or RECONNECT_S have passed, no frame moves in its engine:
+one for a guest that has yet to come back would be dropped. What it must not do again is what the guests have from the dead one:
+their homes, and that xenstored knows them."""
 
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from dom0.build import EngineState
 from dom0.control.upcall import ControlUpcall
 from dom0.engine import MAIL, run
-from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
+from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain, renew_vif, vm_path
 from dom0.rate import configured_rate
 from dom0.state import UPLINK
 from dom0.toolstack import Toolstack
@@ -25,7 +32,7 @@ from hyp.memory import Mapping
 from hyp.paths import PATHS, Attachment
 from hyp.process import Process, adopt_socket
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
-from hyp.xenstore.client import XenstoreClient
+from hyp.xenstore.client import XenstoreClient, XenstoreError
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +40,8 @@ UPLINK_TAKES = SG | CSUM | TSO4 | TSO6
 """Features of the NIC's that the uplink accepts."""
 LOOK_S = 0.2
 """How often to look whether the engine has taken a port out of service, which it can't tell."""
+RECONNECT_S = 0.5
+"""How long nothing moves in a Dom0 that was started again because a guest that was connected has not come back yet."""
 
 
 class DriverDomain:
@@ -58,23 +67,65 @@ class DriverDomain:
         self._store = await XenstoreClient.open(adopt_socket(self._process.sockets["xenstore"]))
         await self._hyp.call("toolstack_ready")
         await create_dom0(self._store)
-        guests = self._config["guests"]
-        served = [guest for guest in guests if PATHS[guest["path"]].attachment is Attachment.VIF]
-        for guest in guests:
-            await self._create(guest, with_vif=guest in served)
-        numbers = {int(guest["domid"]): number for number, guest in enumerate(served, UPLINK + 1)}  # of split guests' ports
-        await self._start_engine(numbers)
-        for guest in served:
-            number = numbers[int(guest["domid"])]
-            vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, int(self._config["max_queues"]))
-            self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
+        served = [guest for guest in self._config["guests"] if PATHS[guest["path"]].attachment is Attachment.VIF]
+        self._numbers = {int(guest["domid"]): number for number, guest in enumerate(served, UPLINK + 1)}  # of split guests' ports
+        again = int(self._config.get("restarts", 0)) > 0
+        if again:
+            guests = await self._find_guests()
+        else:
+            guests = self._config["guests"]
+            for guest in guests:
+                await self._create(guest)
+        await self._start_engine(self._numbers, held=again)
+        if again:
+            await self._reconnect(guests)
+        else:
+            for guest in guests:
+                self._serve(guest)
         self._spawn(self._check_ports())
 
-    async def _create(self, guest: dict[str, Any], *, with_vif: bool) -> None:
+    def _serve(self, guest: dict[str, Any]) -> Vif | None:
+        """Follow the front end of a guest that has one."""
+        if (number := self._numbers.get(int(guest["domid"]))) is None:
+            return None
+        vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, int(self._config["max_queues"]))
+        self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
+        return vif
+
+    async def _find_guests(self) -> list[dict[str, Any]]:
+        """The guests that a dead Dom0 has left, those that live; what there is of others is removed."""
+        found = []
+        for guest in self._config["guests"]:
+            domid = int(guest["domid"])
+            with suppress(XenstoreError):  # it was gone before
+                vm = await vm_path(self._store, domid)
+                if domid in self._config["gone"]:
+                    await destroy_domain(self._store, domid, vm)
+                else:
+                    self._domains[domid] = vm
+                    found.append(guest)
+        return found
+
+    async def _reconnect(self, guests: list[dict[str, Any]]) -> None:
+        """Make the guests' devices anew; the engine goes on once those that were connected are again."""
+
+        async def renew(guest: dict[str, Any]) -> None:
+            domid = int(guest["domid"])
+            in_use = domid in self._numbers and await renew_vif(self._store, domid, 0, str(guest["mac"]))
+            vif = self._serve(guest)
+            if vif is not None and in_use:
+                await vif.connected.wait()
+
+        waiting = [self._spawn(renew(guest)) for guest in guests]
+        if waiting:
+            await asyncio.wait(waiting, timeout=RECONNECT_S)
+        await self._state.go()
+
+    async def _create(self, guest: dict[str, Any]) -> None:
         """What xl does before a domain runs: its nodes, its device's, and its introduction to xenstored."""
         domid = int(guest["domid"])
         self._domains[domid] = await create_domain(self._store, guest)
-        if with_vif:
+        if domid in self._numbers:
             await create_vif(self._store, domid, 0, str(guest["mac"]), configured_rate(guest["rate"]) if guest["rate"] else None)
         await self._store.introduce(domid)
 
@@ -95,7 +146,7 @@ class DriverDomain:
             for vif, _ in self._vifs.values():
                 vif.check_port()
 
-    async def _start_engine(self, ports: dict[int, int]) -> None:
+    async def _start_engine(self, ports: dict[int, int], *, held: bool) -> None:
         info = await self._hyp.call("domain_info")
         memory = int(info.value["memory"])
         ram = Ram(Mapping.adopt(info.fds[0], memory))
@@ -105,7 +156,7 @@ class DriverDomain:
         number, epoll = int(upcall.value["upcall"]), upcall.fds[0]
         self._engine = Engine("dom0", epoll)
         domains = 1 + max((int(guest["domid"]) for guest in self._config["guests"]), default=0)
-        self._state = EngineState(self._engine, number, epoll, platform, domains)
+        self._state = EngineState(self._engine, number, epoll, platform, domains, held=held)
         control = await self._hyp.call("upcall_create")
         self._state.control = ControlUpcall(int(control.value["upcall"]), control.fds[0])
         entries = int(self._config["queue"])

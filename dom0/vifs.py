@@ -73,6 +73,7 @@ class Vif:
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
         self._grants, self._max_queues = str(guest["grants"]), max_queues
         self.back = CLOSED  # the state that we are in, and have told last
+        self.connected = asyncio.Event()  # has been, at least once
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
         self._causes: set[Cause] = set()
@@ -223,6 +224,7 @@ class Vif:
             await self._fatal(errno.EIO, f"connecting: {error}")
             return False
         self._connection = connection
+        self.connected.set()
         early = " at Initialised, which Linux's netback would have ignored" if front is INITIALISED else ""
         self._log.info(f"connected{early}")
         return True

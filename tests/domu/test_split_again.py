@@ -1,6 +1,5 @@
 """A split device that the toolstack makes anew under its running program, in a living Dom0: the program doesn't notice."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,9 @@ def test_streams_go_on(tmp_path: Path, more: str, frame: int) -> None:
     async def main() -> None:
         async with lab_of(tmp_path, "anew", LAB.format(more=more)) as lab, store_of(lab) as store:
             mac = macs(lab)
-            streams = [await Stream(lab, *ends, number).start(frame) for number, ends in enumerate((("anna", "bert"), ("bert", "carl")), 1)]
+            streams = [
+                await Stream(lab, *ends, number).start(frame) for number, ends in enumerate((("anna", "bert"), ("bert", "carl")), 1)
+            ]
             for _ in range(times):
                 for domid, name in ((1, "anna"), (2, "bert")):
                     await renew_vif(store, domid, 0, mac[name])
