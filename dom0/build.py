@@ -8,7 +8,7 @@ import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS, add_static
 from dom0.control.upcall import ControlUpcall
-from dom0.engine import ADD_PORT, ENTER_PAGES, NOTHING, REMOVE_PORT, ROUTE, SET_HASHING, SET_RATE
+from dom0.engine import ADD_PORT, ENTER_PAGES, GO, NOTHING, REMOVE_PORT, ROUTE, SET_HASHING, SET_RATE
 from dom0.multicast import MOST_GROUPS
 from dom0.rate import UNLIMITED, Rate
 from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGED, UPLINK, engine_at
@@ -65,7 +65,8 @@ class EngineState:
 
     control: ControlUpcall
 
-    def __init__(self, engine: Engine, upcall: int, epoll: int, platform: Mapping, domains: int) -> None:
+    def __init__(self, engine: Engine, upcall: int, epoll: int, platform: Mapping, domains: int, *, held: bool = False) -> None:
+        """`held`: no frame moves until `go`."""
         self.engine, self.upcall = engine, upcall
         self._record = np.zeros(1, ENGINE)
         self.ports = np.zeros(MAX_PORTS, PORT)
@@ -100,6 +101,7 @@ class EngineState:
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["frame"] = self._frame.address
+        record["held"] = held
         record["view_count"], record["free_count"], record["mailbox"] = domains, DOM0_BUFFERS, engine.mailbox
         self._keep = platform
 
@@ -171,6 +173,10 @@ class EngineState:
         self.ports[UPLINK]["features"], self.ports[UPLINK]["trunk"] = features, 1
         self.ports[UPLINK]["counts"], self.ports[UPLINK]["counts_shared"] = counts
         await self.engine.post(ADD_PORT, port=UPLINK)
+
+    async def go(self) -> None:
+        """Let frames move from now on."""
+        await self.engine.post(GO)
 
     def _join(self, numbers: list[int]) -> None:
         """These ports are one to the bridge, under the number of the first."""

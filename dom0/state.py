@@ -153,6 +153,7 @@ ENGINE = np.dtype(
         ("now", "i8"),
         ("idle_since", "i8"),
         ("wait", "i8"),
+        ("held", "i8"),  # 1: nothing moves but mail, as guests of a Dom0 that died have yet to reconnect
     ]
 )
 

@@ -76,6 +76,7 @@ class Vif:
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
         self._grants, self._max_queues, self._routed = str(guest["grants"]), max_queues, routed
         self.back = CLOSED  # the state that we are in, and have told last
+        self.connected = asyncio.Event()  # has been, at least once
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
         self._causes: set[Cause] = set()
@@ -141,6 +142,8 @@ class Vif:
                 await self._back_written()
             elif cause is Cause.RATE:
                 await self._rate_written()
+            elif self._registered and await self._is_made_anew():  # both ends at once, and this one's event came first
+                await self._back_written()
             elif self._registered:
                 await self._follow(await self._front_state())
         except XenstoreError as error:
@@ -165,7 +168,7 @@ class Vif:
         elif not self._registered:
             if online:  # whatever its state: ours may have come after the toolstack's
                 await self._probe()
-        elif told is INITIALISING and self.back is not INITIALISING:
+        elif self._anew(told):
             await self._disconnect("the toolstack has made it anew")
             await self._probe()
         else:
@@ -174,6 +177,13 @@ class Vif:
                 self.back = CONNECTED if self._connection else CLOSING  # that is what its node says now
             if withdrawn or not online:
                 await self._follow(await self._front_state(), withdrawn=True)
+
+    def _anew(self, told: XenbusState | None) -> bool:
+        """The toolstack has made the device anew: its node's state is not one that we have told."""
+        return told is INITIALISING and self.back is not INITIALISING
+
+    async def _is_made_anew(self) -> bool:
+        return self._anew(await read_state(self._store, self._back))
 
     async def _probe(self) -> None:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
@@ -224,6 +234,7 @@ class Vif:
             await self._fatal(errno.EIO, f"connecting: {error}")
             return False
         self._connection = connection
+        self.connected.set()
         early = " at Initialised, which Linux's netback would have ignored" if front is INITIALISED else ""
         self._log.info(f"connected{early}")
         return True

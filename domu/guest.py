@@ -1,5 +1,6 @@
 """A guest: its RAM, its upcall, its network device by whichever path."""
 
+import asyncio
 import importlib
 import logging
 import time
@@ -15,7 +16,7 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import new_wait
 from hyp.memory import Mapping
-from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
+from hyp.paths import CUT_OFF, IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process, adopt_socket
 from hyp.ram import Ram
 from hyp.xenstore.client import XenstoreClient
@@ -49,7 +50,7 @@ class Guest:
         self.devices, self.queues = [], []
         self._places: dict[int, list[tuple[int, int]]] = {}  # in RAM, of each device that has been connected
         self._store: XenstoreClient | None = None
-        self.hyp: Channel = process.hypercalls({"device_lost": self._device_lost})
+        self.hyp: Channel = process.hypercalls({"daemon_lost": self._daemon_lost}, on_close=self._hypervisor_gone)
         process.serve("threads", self.threads)
         process.serve("time_registration", self.time_registration)
         process.serve("pin", self.pin)
@@ -100,11 +101,16 @@ class Guest:
             self._store = await XenstoreClient.open(adopt_socket(self.process.sockets["xenstore"]))
         return self._store
 
-    async def _device_lost(self, cause: str) -> None:
-        """The hypervisor: nobody serves the device any more, nor will; `cause` says who has died."""
-        log.warning("the network device is lost: %s", cause)
+    async def _daemon_lost(self, role: str) -> None:
+        """A daemon is dead for good: the device is lost if it needs that one."""
+        if PATHS[str(self.config["path"])].cut_off_by.get(role) != CUT_OFF:
+            return
+        log.warning("%s is dead for good: the network device is out of service", role)
         for queue, device in zip(self.running, self.devices, strict=True):
             await lose(device, queue.engine)
+
+    def _hypervisor_gone(self) -> None:
+        self._losing = asyncio.get_running_loop().create_task(self._daemon_lost("hyp"))
 
     @property
     def device(self) -> Device:

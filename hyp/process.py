@@ -54,9 +54,15 @@ class Process:
         """Tell the keeper why this process cannot do its work."""
         self.console.tell("failed", cause=cause)
 
-    def hypercalls(self, handlers: dict[str, Handler] | None = None, takes_fds: frozenset[str] = frozenset()) -> Channel:
+    def hypercalls(
+        self,
+        handlers: dict[str, Handler] | None = None,
+        takes_fds: frozenset[str] = frozenset(),
+        on_close: Callable[[], None] | None = None,
+    ) -> Channel:
         """The channel to the hypervisor on the socket this process was born with; `handlers` serves what it asks of us."""
-        return Channel(adopt_socket(self.sockets["hypercalls"]), handlers, name="the hypervisor", takes_fds=takes_fds)
+        sock = adopt_socket(self.sockets["hypercalls"])
+        return Channel(sock, handlers, name="the hypervisor", takes_fds=takes_fds, on_close=on_close)
 
     def _channel(self, sock: socket.socket, name: str, on_close: Callable[[], None] | None = None) -> Channel:
         return Channel(sock, self._handlers, name=name, takes_fds=self._takes_fds, on_close=on_close)

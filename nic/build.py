@@ -108,7 +108,8 @@ class EngineState:
         record["frame"], record["turned"] = (memory.address for memory in self._frames)
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
-        record["shootdown_fd"], record["held"] = shootdown_fd, kept.resumed
+        record["shootdown_fd"], record["held"], record["drained_fd"] = shootdown_fd, kept.resumed, new_eventfd()
+        self.drained_fd = int(record["drained_fd"])
         record["epoch"] = page.words("<u8", EPOCH, 1)[0]
 
     def clear(self, number: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":

@@ -4,9 +4,11 @@ It trusts the hypervisor, which it shares the machine with, and nothing that a d
 """
 
 import asyncio
+import logging
 import math
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 from hyp import lost_memory
@@ -23,15 +25,31 @@ from hyp.memory import Mapping
 from hyp.patience import GRACE_NS
 from hyp.process import Process
 from nic.build import Crossings, EngineState
-from nic.engine import FILTER, GENERATE, GO, MAIL, NOTHING, RESUME_CONTEXT, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
+from nic.engine import (
+    DRAIN_CONTEXT,
+    FILTER,
+    GENERATE,
+    GO,
+    MAIL,
+    NOTHING,
+    RESUME_CONTEXT,
+    START_CONTEXT,
+    STOP_CONTEXT,
+    WIRE_MODE,
+    run,
+)
 from nic.kept import Kept, kept_bytes
 from nic.switch import MAX_FILTERS
 from nic.tap import open_wire
 from nic.wire import REFLECT, SINK, TAP
 
+log = logging.getLogger(__name__)
+
 WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK, "tap": TAP}
 MAX_DELAY_US = 1_000_000
 SETTLE_S = 1.0
+DRAIN_S = 1.0
+"""How long a context that is to go may take to send what has been posted: a receiver that has no buffers is waited for."""
 
 
 def is_before(index: int, other: int) -> bool:
@@ -193,10 +211,12 @@ class Nic:
         if self._generations.get(context) != generation:
             raise Refused("ENODEV", f"there is no generation {generation} of context {context}")
 
-    async def context_destroy(self, context: int, generation: int) -> None:
-        """Let go of a context: no engine touches anything of it when this returns."""
+    async def context_destroy(self, context: int, generation: int, drain: bool) -> None:
+        """Let go of a context: no engine touches anything of it when this returns. `drain`: first send what has been posted."""
         async with self._setup:
             self._check(context, generation)
+            if drain and context in self._started:
+                await self._drain(context)
             for state in self._engines:
                 await state.engine.post(STOP_CONTEXT, context=context)
             self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
@@ -226,6 +246,21 @@ class Nic:
             raise Refused("ETIMEDOUT", f"context {context}: what is under way has not arrived within {SETTLE_S:g} s") from None
         self._check(context, generation)
         return {"received": int(record["rcq_prod"])}
+
+    async def _drain(self, context: int) -> None:
+        state = self._engines[self._owner(context)]
+        drained = asyncio.Event()
+        asyncio.get_running_loop().add_reader(state.drained_fd, drained.set)
+        try:
+            await state.engine.post(DRAIN_CONTEXT, context=context)
+            async with asyncio.timeout(DRAIN_S):
+                await drained.wait()
+        except TimeoutError:
+            log.warning("context %d had frames to send for longer than %g s: they are lost", context, DRAIN_S)
+        finally:
+            asyncio.get_running_loop().remove_reader(state.drained_fd)
+            with suppress(BlockingIOError):
+                os.eventfd_read(state.drained_fd)
 
     async def filter_change(self, context: int, add: list[int], remove: list[int]) -> None:
         """Give MAC addresses to a context, take others away."""

@@ -48,6 +48,7 @@ CONTEXT = np.dtype(
         ("rcq_prod", "i8"),
         ("rcq_told", "i8"),
         ("waits", "i8"),  # batches that a notification has been held back
+        ("draining", "i8"),  # 1: it goes once all that its driver has posted is sent, and that is to be told
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
         ("pause_need", "i8"),  # buffers that the context it waits for must have posted
@@ -149,6 +150,7 @@ ENGINE = np.dtype(
         ("shootdowns", "i8"),  # shootdown_request as last seen
         ("heed_again", "i8"),  # it was new at the last boundary
         ("shootdown_fd", "i8"),
+        ("drained_fd", "i8"),
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("pause_ns", "i8"),
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch

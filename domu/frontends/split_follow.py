@@ -12,7 +12,7 @@ end::
 
 Both states are read at each event, and what is to be done follows from them alone: a back end that dies once more on the way,
 however far it was, is one that was made anew. Nothing is waited for with a limit: while there is no back end, our program sleeps,
-and who has given it up says so (`device_lost`, domu/guest.py).
+and who has given it up says so (`daemon_lost`, domu/guest.py).
 
 Who owns what meanwhile: from Initialising on the rings are ours alone in the loop's stead (domu/exchange.py); from InitWait on no
 back end is behind them either, and only then are they written. Event channels are kept: the end of the other side has unbound

@@ -52,7 +52,7 @@ class Count(IntEnum):
     DROP_DOWN = 25  # the device it was for is closed or failed
     DROP_SAME_PORT = 26  # a bridge never sends a frame back to its port
     DROP_TAP = 27  # the kernel did not take the frame from the TAP
-    LOST = 28  # receiver: sequence numbers never seen
+    LOST = 28  # receiver: sequence numbers never seen; Dom0's uplink: frames that a Dom0 which died had not taken from the NIC
     CORRUPT = 29  # receiver: checksum wrong
     DUPLICATED = 30  # receiver: sequence number seen twice
     CHECKED = 31  # receiver: frames whose whole payload was checksummed

@@ -296,7 +296,10 @@ class Devices:
         await asyncio.shield(closing)
 
     async def close_contexts(self, domain: Domain) -> None:
-        """Take all contexts of a domain that opens no more away; waits for what is being closed already."""
+        """Take all contexts of a domain that opens no more away; waits for what is being closed already.
+
+        Of Dom0's what has been posted is sent first: it has answered for those frames, which are its guests'.
+        """
         while domain.contexts:
             number, context = min(domain.contexts.items(), key=lambda item: item[1].queue)
             closing = next((one.closing for one in self._with_later_queues(domain, number) if one.closing is not None), None)
@@ -317,7 +320,8 @@ class Devices:
     async def _close(self, domain: Domain, going: list[Context]) -> None:
         for one in going:
             try:
-                await self.call("context_destroy", context=one.number, generation=one.generation)
+                drain = domain.domid == DOM0
+                await self.call("context_destroy", context=one.number, generation=one.generation, drain=drain)
             except Refused as error:
                 if error.name not in ("ENODEV", "ETIMEDOUT"):  # there is no NIC, hence nobody who uses it
                     raise

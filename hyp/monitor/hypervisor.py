@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 from hyp import lost_memory
+from hyp.abi.counters import place_of, read_rows
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, Refused, close_all, describe
 from hyp.grants import release_mapper
+from hyp.memory import Region
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
 from hyp.monitor.hypercalls import calls_for
@@ -19,6 +21,9 @@ from hyp.monitor.system import System
 from hyp.process import Process, adopt_socket
 
 log = logging.getLogger(__name__)
+
+UPLINK_CONTEXT = "ctx0:dom0"
+"""The row in which the NIC counts for Dom0's context."""
 
 
 class Hypervisor:
@@ -58,8 +63,22 @@ class Hypervisor:
         await self._destroy(domid)
         domain = Domain(domid, name, self.system.topology, self.system.backing, memory)
         if counters is not None:
+            self._count_lost(counters)
             domain.take_over(counters, "counters")
         await self._create(domain, fds)
+
+    def _count_lost(self, counters: Region) -> None:
+        """The frames that the NIC has given to Dom0s which did not take them: `lost` of the uplink's row.
+
+        What one had taken of its receive queue in the turn in which it died is not among them: at most what is staged at a time.
+        """
+        if DOMID_NIC not in self.system.domains:
+            return
+        given = read_rows(self.system.domains[DOMID_NIC].counters.map().array).get(UPLINK_CONTEXT)
+        page = counters.map()
+        taken = read_rows(page.array).get("uplink")
+        if given is not None and taken is not None:
+            page.words("<i8", place_of(page.array, "uplink", "lost"), 1)[0] = max(given["rx_frames"] - taken["rx_frames"], 0)
 
     async def _create(self, domain: Domain, fds: list[int]) -> None:
         held: dict[str, int] = {}

@@ -1,5 +1,7 @@
 """``launch.py move``: a guest of a running topology changes its path."""
 
+from typing import Any
+
 from hyp.control import Channel, ControlError
 from lab.command.clients import ClientError, connect, the_one
 from lab.move import move
@@ -11,7 +13,7 @@ async def move_guest(topology: str | None, guest: str, path: str) -> str:
     run = the_one(topology)
     keeper, consoles = await connect(run), dict[str, Channel]()
 
-    async def call(process: str, op: str, /, **args: object) -> object:
+    async def call(process: str, op: str, /, **args: Any) -> Any:
         if process not in consoles:
             consoles[process] = await open_console(keeper, process)
         return (await consoles[process].call(op, **args)).value
