@@ -1,4 +1,4 @@
-"""What Python 3.11 has no function for in Linux: prctl, unshare, setns, mount, pidfd, clone flags, holes in files, what ps shows."""
+"""What Python 3.11 has no function for: prctl, unshare, setns, mount, pidfd, clone flags, holes in files, what ps shows."""
 
 import contextlib
 import ctypes

@@ -18,23 +18,25 @@ transactions that have not ended, and conflict credit die with the connections t
              [DOMAINS, [domid, ...]]                                           who is introduced
 
 *A record is what one request has changed*, and a transaction's commit is one request. It is written before the request is
-answered, by one pwrite: so what was answered is there, and of a request that was not it is there as a whole or not at all. A process
-that is killed has written a record's beginning at most. Its length or CRC says so: it and what would be behind it are cut off.
+answered, by one pwrite: so what was answered is there, and of a request that was not it is there as a whole or not at all. A
+process that is killed has written a record's beginning at most. Its length or CRC says so: it and what would be behind it are cut
+off.
 
-*Compaction* needs no second place. Its beginning is a position B in the same log; from there on every record brings besides its own
-change some nodes as they are now (`NODE`). When all nodes that there were at B have come or been changed, the records from B on say
-everything: `begin` is set to B by one write of 8 bytes, and what is before is given back, a piece with each record. Read from the
-old `begin` or from B, it is the same tree at any time between: a node's last record is right, whoever wrote it. What a node that has
-not come yet is changed by is applied to an empty one, which its NODE record, with all its children in their order, completes.
+*Compaction* needs no second place. Its beginning is a position B in the same log; from there on every record brings besides its
+own change some nodes as they are now (`NODE`). When all nodes that there were at B have come or been changed, the records from B
+on say everything: `begin` is set to B by one write of 8 bytes, and what is before is given back, a piece with each record. Read
+from the old `begin` or from B, it is the same tree at any time between: a node's last record is right, whoever wrote it. What a
+node that has not come yet is changed by is applied to an empty one, which its NODE record, with all its children in their order,
+completes.
 
-*Who writes pays*: a record of n bytes brings PACE * n bytes of nodes, or STEP, and gives back as much. So a guest that writes without end
-compacts in its own turns (turns.py), and nobody waits for a compaction; and there is a bound: begun at GROWTH times the tree, or LEAST,
-it is done when half as much as the tree has been written besides. The tree is bounded by quotas (tree.py).
+*Who writes pays*: a record of n bytes brings PACE * n bytes of nodes, or STEP, and gives back as much. So a guest that writes
+without end compacts in its own turns (turns.py), and nobody waits for a compaction; and there is a bound: begun at GROWTH times
+the tree, or LEAST, it is done when half as much as the tree has been written besides. The tree is bounded by quotas (tree.py).
 
-*Memory is full*: xenstored goes on without a journal, and says so in its log. `begin` is 0 then, and the memory is given back. Requests
-are not refused: what takes rights away from a dead domain must never fail, and who has filled the memory would have stopped
-everybody's set-up. Every RETRY records it is tried to begin again, which ends with a `begin` that counts. A xenstored that finds
-0 there does not start: it would have an old tree, or half of one.
+*Memory is full*: xenstored goes on without a journal, and says so in its log. `begin` is 0 then, and the memory is given back.
+Requests are not refused: what takes rights away from a dead domain must never fail, and who has filled the memory would have
+stopped everybody's set-up. Every RETRY records it is tried to begin again, which ends with a `begin` that counts. A xenstored that
+finds 0 there does not start: it would have an old tree, or half of one.
 
 =========================  ===================================================================================
 killed                     the next one has

@@ -8,7 +8,8 @@ client's turn is its requests, one by one, and what these cause: before the even
 next is not looked at. Of memory: its quota (dom0/xenstore/tree.py), and what a connection may hold (dom0/xenstore/connection.py). A
 guest that makes Domain 0's transactions fail has to wait (dom0/xenstore/credit.py).
 
-What a request has changed is in the journal before it is answered (dom0/xenstore/journal.py): the next xenstored has it, if this one dies.
+What a request has changed is in the journal before it is answered (dom0/xenstore/journal.py): the next xenstored has it, if this
+one dies.
 """
 
 import asyncio

@@ -47,7 +47,6 @@ from hyp.atomics import store64
 from hyp.grants import grant_access
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
-from hyp.process import adopt_socket
 from hyp.ring import RING, attach_front, push_requests, ring_at, sring_init
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import (
@@ -154,7 +153,7 @@ async def connect(guest: "Guest") -> list[Device]:
 
     There are as many as the guest has and the back end takes. XenbusError, told in the store too, if it fails.
     """
-    store = await XenstoreClient.open(adopt_socket(guest.process.sockets["xenstore"]))
+    store = await XenstoreClient.lasting(guest.process.store_socket)
     front = frontend_path(guest.domid, "vif", 0)
     try:
         return await _connect(guest, store, front)

@@ -1,8 +1,8 @@
 """xenstore's client, for asyncio. Paths are absolute, or relative to the home of the domain that its socket speaks for.
 
 Requests may be made from many tasks at once. A client that is `lasting` goes on when xenstored dies and is started again
-(hyp/xenstore/link.py): requests take longer, watches fire once more, and a transaction fails as by a conflict, with EAGAIN, though it
-may have been committed if that was at its end.
+(hyp/xenstore/link.py): requests take longer, watches fire once more, and a transaction fails as by a conflict, with EAGAIN, though
+it may have been committed if that was at its end.
 """
 
 import asyncio
@@ -159,7 +159,7 @@ class XenstoreClient(_Nodes):
 
     @classmethod
     async def lasting(cls, again: Again) -> "XenstoreClient":
-        """A client that outlasts xenstored: `again` gives its first socket, and the next one when xenstored has died. Raises OSError."""
+        """A client that outlasts xenstored: `again` gives its first socket, and the next one when that has died. Raises OSError."""
         sock = await again()
         sock.setblocking(False)
         return cls(await asyncio.open_unix_connection(sock=sock), again)

@@ -14,9 +14,9 @@ What becomes of requests that were not answered, for all that anybody knows done
 Watches end with the connection. The owner's `registrations` make them again, before all else: each fires once then, as a new one
 does, so that nobody misses what happened between.
 
-States: *there* → *between* (end of file) → *there* …, and *lost* at last: there is no next socket within AGAIN_S, `again` says that
-there will be none, FRUITLESS sockets in a row have brought nothing, what came is no message, or the owner closes it. A link that is lost
-stays lost; what waits fails with ConnectionError.
+States: *there* → *between* (end of file) → *there* …, and *lost* at last: there is no next socket within AGAIN_S, `again` says
+that there will be none, FRUITLESS sockets in a row have brought nothing, what came is no message, or the owner closes it. A link
+that is lost stays lost; what waits fails with ConnectionError.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType, WireError
 
 AGAIN_S = 15.0
-"""How long the next socket is waited for. The keeper gives up before (lab/keeper/restarts.py), and says so."""
+"""How long the next socket is waited for. A keeper that gives up says so before."""
 FRUITLESS = 5
 
 Again = Callable[[], Awaitable[socket.socket]]
@@ -67,8 +67,12 @@ class _Request:
 
 
 class Link:
-    """`told(message)` gets what is no reply; `registrations(asked)` gives requests that make all watches again but those in `asked`,
-    which are the `about` of requests that are sent again; `ended(cause)` is called once it is lost."""
+    """One client's.
+
+    `told(message)` gets what is no reply; `registrations(asked)` gives requests, each with who takes its reply, that make all
+    watches again but those in `asked`, which are the `about` of requests that are sent again anyway; `ended(cause)` is called
+    once it is lost.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The store's journal: whatever it is cut to, and wherever a compaction is interrupted, the tree is that of the last whole record."""
+"""The store's journal: wherever it is cut off, or a compaction is interrupted, the tree is that of the last whole record."""
 
 import os
 import random
@@ -197,7 +197,7 @@ def test_cut_at_every_byte() -> None:
                 assert restored(w.file, steps) == following
                 continue
             for cut in range(w.file.lengths[steps]):
-                assert restored(w.file, steps, cut) in (state, following)  # following: torn in what pads it, or in a snapshot's part
+                assert restored(w.file, steps, cut) in (state, following)  # following: torn in a snapshot's part
         assert switched >= 2
 
 
