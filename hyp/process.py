@@ -35,8 +35,8 @@ class Process:
     def __init__(self, name: str, role: str, sockets: dict[str, int]) -> None:
         self.name, self.role, self.sockets = name, role, sockets
         self.stopped = asyncio.Event()
-        self._handlers: dict[str, Handler] = {"stop": self.stopped.set, "attach": self._attach, "store": self._store}
-        self._takes_fds: set[str] = {"attach", "store"}
+        self._handlers: dict[str, Handler] = {"stop": self.stopped.set, "attach": self._attach, "xenstore": self._store}
+        self._takes_fds: set[str] = {"attach", "xenstore"}
         self._store_came = asyncio.Event()
         self._store_is_gone = False
         self._clients: set[Channel] = set()

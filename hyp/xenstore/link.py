@@ -15,7 +15,7 @@ Watches end with the connection. The owner's `registrations` make them again, be
 does, so that nobody misses what happened between.
 
 States: *there* → *between* (end of file) → *there* …, and *lost* at last: there is no next socket within AGAIN_S, `again` says
-that there will be none, FRUITLESS sockets in a row have brought nothing, what came is no message, or the owner closes it. A link
+that there will be none, FRUITLESS of them in a row have brought nothing, what came is no message, or the owner closes it. A link
 that is lost stays lost; what waits fails with ConnectionError.
 """
 
@@ -32,7 +32,8 @@ from hyp.abi.xs_wire import Message, MessageType, WireError
 
 AGAIN_S = 15.0
 """How long the next socket is waited for. A keeper that gives up says so before."""
-FRUITLESS = 5
+FRUITLESS = 16
+"""So often requests are sent over a new socket that ends before anything has come: who listens wants no more clients, then."""
 
 Again = Callable[[], Awaitable[socket.socket]]
 """The next socket, connected; OSError if there will be none."""
@@ -145,7 +146,7 @@ class Link:
         try:
             while True:
                 cause, brought = await self._receive(reader)
-                fruitless = 0 if brought else fruitless + 1
+                fruitless = 0 if brought else fruitless + bool(self._requests)
                 self._let_go(writer)
                 if self._again is None or fruitless >= FRUITLESS:
                     return

@@ -1,9 +1,7 @@
 """`launch.py store`: look into and write the store of a running topology, as Domain 0. Output as Xen's xenstore-* tools have it."""
 
-import asyncio
 import contextlib
 import itertools
-import socket
 from collections.abc import AsyncIterator, Sequence
 
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
@@ -14,20 +12,8 @@ from lab.command.clients import ClientError, the_one
 async def store_of(topology: str | None) -> AsyncIterator[XenstoreClient]:
     """A client of a running topology's store, whatever becomes of its xenstored. ClientError if there is none, or it refuses."""
     run = the_one(topology)
-
-    async def again() -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX)
-        sock.setblocking(False)
-        try:
-            with run.socket_address(run.store_path) as address:
-                await asyncio.get_running_loop().sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
     try:
-        client = await XenstoreClient.lasting(again)
+        client = await XenstoreClient.lasting(run.store_socket)
     except OSError as error:
         raise ClientError(f"topology {run.name}: its xenstored does not answer ({error.strerror})") from error
     async with client:

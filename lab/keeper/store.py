@@ -8,8 +8,8 @@
 
 When xenstored has died all streams are ended, for nobody knows how far they were read. `serve` brings the next one what it lacks:
 the listening socket; who has gone for good meanwhile, so that no later domain of that number has any of its rights; a new stream
-of each domain that lives, whose other end goes to the domain's process over its console (`store`, hyp/process.py), and to no other.
-What a guest does with it is its own affair: one that does not read its console is told no more than its channel holds.
+of each domain that lives, whose other end goes to the domain's process over its console (`xenstore`, hyp/process.py), and to no
+other. What a guest does with it is its own affair: one that does not read its console is told no more than its channel holds.
 
 `give_up`: there will be none. Everybody is told, and who waits at the listening socket sees its end.
 """
@@ -82,7 +82,7 @@ class StoreKeeping:
             os.unlink(self._rundir.store_path)
         for child in children:
             if child.plan["xenstore"] is not None:
-                child.console.tell("store")
+                child.console.tell("xenstore")
 
     def close(self) -> None:
         """Stop listening."""
@@ -102,6 +102,6 @@ def _replace(child: Child, pair: Pair) -> None:
     if child.ended.done():
         old = (*old, *child.sockets.pop("xenstore"))
     else:
-        child.console.tell("store", fds=[pair[1].fileno()])
+        child.console.tell("xenstore", fds=[pair[1].fileno()])
     for end in old:
         hang_up(end)
