@@ -186,7 +186,7 @@ class Journal:
         self._file.write(len(MAGIC), _BEGIN.pack(snapshot.begin))
         self._begin, self._tree_bytes, self._snapshot = snapshot.begin, snapshot.bytes, None
         if self._lost:
-            log.warning("xenstored: the journal is whole again")
+            log.warning("the journal is whole again")
             self._lost = 0
 
     def _give_back(self, room: int) -> None:
@@ -198,7 +198,7 @@ class Journal:
     def _lose(self, error: OSError) -> None:
         """No room for a record."""
         if not self._lost:
-            log.error("xenstored: no journal is kept (%s): if it dies before there is one, it is not started again", error.strerror)
+            log.error("no journal is kept (%s): if xenstored dies before there is one, it is not started again", error.strerror)
         self._lost, self._snapshot = self._lost or 1, None
         self._file.write(len(MAGIC), _BEGIN.pack(0))  # in a page that is there
         self._file.cut(BODY)

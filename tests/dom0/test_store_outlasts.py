@@ -1,17 +1,22 @@
 """Clients that outlast xenstored, beside a real one that is killed at any moment: what was answered is there, nobody hangs."""
 
 import asyncio
+import os
 import random
+import signal
 import socket
 import time
 
 import pytest
 
+from hyp.abi import xs_wire
+from hyp.abi.xs_wire import MessageType
 from hyp.xenstore import link
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusState, switch_state, wait_for_state
+from tests.dom0.test_xenstored_fairness import hammer
 from tests.support.patience import patient
-from tests.support.xenstored_process import Kept, fails, kept
+from tests.support.xenstored_process import Kept, fails, forked, kept
 
 ROUNDS = 25
 GUESTS = (5, 6, 7)
@@ -163,7 +168,7 @@ def test_there_will_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main(kept: Kept, how: str) -> None:
         calls = 0
         guest = await kept.client(5)
-        sock = await guest_socket(kept)
+        sock = await kept.stream(5)
 
         async def again() -> socket.socket:
             nonlocal calls
@@ -196,13 +201,6 @@ def test_there_will_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
             asyncio.run(limited(main(made, how)))
 
 
-async def guest_socket(kept: Kept) -> socket.socket:
-    queue: asyncio.Queue[socket.socket] = asyncio.Queue()
-    kept._queues[queue] = 5
-    kept._bring(queue)
-    return await queue.get()
-
-
 def test_an_idle_client_outlasts_any_number() -> None:
     async def main(kept: Kept) -> None:
         guest = await kept.client(5)
@@ -212,4 +210,38 @@ def test_an_idle_client_outlasts_any_number() -> None:
         assert await guest.is_introduced(5)
 
     with kept([5]) as made:
+        asyncio.run(limited(main(made)))
+
+
+def test_guests_that_write_without_end_make_the_journal_no_longer_than_their_quotas_allow() -> None:
+    """Nor do they keep others from being served; killed in the midst of it, compactions included, each tree is whole."""
+    value, names = "v" * 2000, [f"{k}{'x' * 300}" for k in range(900)]
+    requests = b"".join(xs_wire.pack(MessageType.WRITE, 1, 0, f"{name}\0{value}".encode()) for name in names)
+    requests += xs_wire.pack(MessageType.RM, 1, 0, names[0].encode() + b"\0")
+    bound = 6 * len(GUESTS) * len(requests)
+
+    async def main(kept: Kept) -> None:
+        dom0, most = await kept.client(0), 0
+        for _ in range(3):
+            pids = []
+            for domid in GUESTS:
+                with await kept.stream(domid) as sock:
+                    pids.append(forked(lambda sock=sock: hammer(sock, requests)))  # type: ignore[misc]
+            begin, count = kept.length(), 0
+            while kept.length() < begin + 2 * bound:
+                await dom0.write("/tool/count", f"{count}")
+                count += 1
+                most = max(most, kept.memory())
+            kept.kill()
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            assert await dom0.read("/tool/count") == f"{count - 1}"
+            for domid in GUESTS:
+                home = f"/local/domain/{domid}"
+                whole = {len(await dom0.read(f"{home}/{name}")) for name in await dom0.directory(home)}
+                assert whole == {len(value)}
+        assert most < bound
+
+    with kept(GUESTS) as made:
         asyncio.run(limited(main(made)))

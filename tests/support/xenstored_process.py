@@ -91,7 +91,7 @@ class Served:
 async def _server(control: socket.socket, ends: list[tuple[int, socket.socket]], path: str) -> None:
     lines: list[str] = []
     _log_to(lines)
-    server = Xenstored()
+    server = Xenstored(journal=Journal(MemoryFile(os.memfd_create("journal"))))
     for domid in {domid for domid, _ in ends} - {0}:
         server.introduce(domid)
     for domid, sock in ends:
@@ -189,10 +189,25 @@ class Kept:
 
     async def client(self, domid: int) -> XenstoreClient:
         """A client that outlasts xenstored."""
+        return await XenstoreClient.lasting(self._register(domid).get)
+
+    async def stream(self, domid: int) -> socket.socket:
+        """A stream of a domain's that does not."""
+        return await self._register(domid).get()
+
+    def _register(self, domid: int) -> "asyncio.Queue[socket.socket]":
         queue: asyncio.Queue[socket.socket] = asyncio.Queue()
         self._queues[queue] = domid
         self._bring(queue)
-        return await XenstoreClient.lasting(queue.get)
+        return queue
+
+    def length(self) -> int:
+        """How far the journal has come, holes included."""
+        return os.fstat(self.journal).st_size
+
+    def memory(self) -> int:
+        """Bytes that it takes."""
+        return os.fstat(self.journal).st_blocks * 512
 
     def _bring(self, queue: "asyncio.Queue[socket.socket]") -> None:
         ours, theirs = socket.socketpair()
