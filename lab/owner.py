@@ -56,7 +56,7 @@ class Lab:
         self._consoles: dict[str, Channel] = {}
         self.deaths: dict[str, str] = {}  # process → cause; for good, and not of those that are restarted
         self._death = asyncio.Event()
-        self._restarts: dict[str, int] = {}
+        self._restarted_times: dict[str, int] = {}
         self._restart = asyncio.Event()
         self.timings: dict[str, float] = {}
 
@@ -200,13 +200,17 @@ class Lab:
         self._on_event("died", {"name": name, "role": role, "cause": cause, "restarting": restarting})
 
     def _restarted(self, name: str, role: str, restarts: int, seconds: float) -> None:
-        self._restarts[name] = restarts
+        self._restarted_times[name] = restarts
         self._restart.set()
         self._on_event("restarted", {"name": name, "role": role, "restarts": restarts, "seconds": seconds})
 
+    def restarts(self, name: str) -> int:
+        """How often process `name` has been restarted."""
+        return self._restarted_times.get(name, 0)
+
     async def restarted(self, name: str, times: int = 1) -> None:
         """Wait until process `name` has been restarted so many times, and is ready again. LabError if it is dead for good."""
-        while self._restarts.get(name, 0) < times:
+        while self.restarts(name) < times:
             if name in self.deaths:
                 raise LabError(f"{name} {self.deaths[name]}")
             self._restart.clear()

@@ -98,7 +98,14 @@ class Hypervisor:
         """
         if domid == DOM0:
             self.system.devices.toolstack_gone()
+        if domid in (DOM0, DOMID_NIC):
+            self._tell_guests("daemon_lost", role="dom0" if domid == DOM0 else "nic")
         await self._destroy(domid)
+
+    def _tell_guests(self, event: str, **args: Any) -> None:
+        for domain in self.system.domains.values():
+            if domain.domid not in (DOM0, DOMID_NIC) and domain.channel is not None:
+                domain.channel.tell(event, **args)
 
     async def _destroy(self, domid: int) -> None:
         domain = self.system.domains.get(domid)
