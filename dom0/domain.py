@@ -32,7 +32,7 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.memory import Mapping
 from hyp.paths import PATHS, Attachment
-from hyp.process import Process, adopt_socket
+from hyp.process import Process
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
 from hyp.xenstore.client import XenstoreClient, XenstoreError
 
@@ -74,7 +74,7 @@ class DriverDomain:
 
     async def start(self) -> None:
         """The guests' nodes first, so that each finds them; then the uplink; vifs connect as their guests come."""
-        self._store = await XenstoreClient.open(adopt_socket(self._process.sockets["xenstore"]))
+        self._store = await XenstoreClient.lasting(self._process.store_socket)
         await self._hyp.call("toolstack_ready")
         await create_dom0(self._store)
         served = [guest for guest in self._config["guests"] if _is_split(guest)]

@@ -17,7 +17,7 @@ from hyp.engine import Engine
 from hyp.events import new_wait
 from hyp.memory import Mapping
 from hyp.paths import CUT_OFF, IOMMU_FRONT_ENDS, PATHS, Attachment
-from hyp.process import Process, adopt_socket
+from hyp.process import Process
 from hyp.ram import Ram
 from hyp.xenstore.client import XenstoreClient
 
@@ -98,7 +98,7 @@ class Guest:
     async def xenstore(self) -> XenstoreClient:
         """This guest's connection to the store."""
         if self._store is None:
-            self._store = await XenstoreClient.open(adopt_socket(self.process.sockets["xenstore"]))
+            self._store = await XenstoreClient.lasting(self.process.store_socket)
         return self._store
 
     async def _daemon_lost(self, role: str) -> None:
