@@ -75,7 +75,7 @@ reconnect:
 #ifdef OFFERS_READ_APART
     :: back_state == INIT_WAIT -> assert(offers); break
 #else
-    :: atomic { back_state == INIT_WAIT -> assert(offers); break } /* state and offers, by one transaction */
+    :: atomic { back_state == INIT_WAIT -> assert(offers && connected_to == 0); break } /* state and offers, by one transaction */
 #endif
     :: else -> atomic { watch_front -> watch_front = 0 }
     od;
@@ -84,7 +84,7 @@ reconnect:
     do
     :: atomic { watch_front -> watch_front = 0 };
         if
-        :: back_state == CONNECTED -> break
+        :: atomic { back_state == CONNECTED -> assert(connected_to == rings || connected_to == 0); break } /* 0: Dom0 has died */
         :: else
         fi;
 #ifndef NO_OWN_STATE_CHECK
@@ -94,8 +94,10 @@ reconnect:
         fi
 #endif
     od;
-#ifndef NO_FIRST_EVENT
-    watch_front = 1; /* a watch fires when it is set: what came since is looked at */
+#ifdef NO_FIRST_EVENT
+    watch_front = 0;
+#else
+    watch_front = 1; /* another watch, which fires when it is set: what came since is looked at */
 #endif
 #ifdef NO_RESEND
     again = next;
@@ -178,7 +180,11 @@ end_serving:
     do
     :: atomic { watch_back_own -> watch_back_own = 0; told = back_state };
         if
-        :: told == INITIALISING && back != INITIALISING -> connected_to = 0; probe()
+        :: told == INITIALISING && back != INITIALISING ->
+#ifndef NO_DISCONNECT
+            connected_to = 0;
+#endif
+            probe()
         :: else
         fi
     :: atomic { back != CLOSED && watch_back_other -> watch_back_other = 0 };
@@ -190,9 +196,7 @@ end_serving:
             back = CONNECTED;
             switch_back(CONNECTED)
         :: front_seen == INITIALISING && back == CONNECTED ->
-#ifndef NO_DISCONNECT
             connected_to = 0;
-#endif
             back = CLOSING;
             switch_back(CLOSING);
             switch_back(CLOSED);
