@@ -10,9 +10,10 @@
      2. the new device is connected, its receive buffers are posted
      3. the address is switched: to bypass, in the NIC first and then in the bridge; to split, in the bridge first; and in
         between all that was looked up before is waited for, in engines and in Dom0's queues
-     4. the old device is drained: all that it was to send has left the NIC, which on the split path is more than that it has been
-        answered; nobody holds a frame for it; the guest takes what it has received
-     5. only now the guest sends by the new device, and takes what that has received
+     4. once nobody holds a frame for the old device the guest takes what that has received, and then what the new one has: without waiting
+        for 5, since frames that nobody takes hold up Dom0's queue to the NIC, and what the guest has sent is in it
+     5. once all that the guest has sent by the old device has left the NIC, which on the split path is more than that it has been answered,
+        the guest sends by the new one
    Each queue here is a ring that other models are about; messages order all else.
 
    Holds: each stream arrives whole, once, in its order; the move comes to its end. */
@@ -39,11 +40,12 @@ chan dom0_send = [RING] of { byte };
 
 byte nic_owner = OLD, bridge_owner = OLD;
 bit connected[2];
-bit sends_stopped, drained;
+bit sends_stopped, receives_drained, sends_drained;
 bit nic_holds, nic_sends, bridge_holds, bridge_takes, dom0_sends; /* a frame is on its way there */
 byte sent, left = 1, expected = 1, expected_local = LOCAL + 1;
 
-#define fits(path) (nfull(receive[path]) || !connected[path])
+#define has_room(queue) (len(queue) < RING)
+#define fits(path) (has_room(receive[path]) || !connected[path])
 
 inline deliver(path, frame)
 {
@@ -62,14 +64,14 @@ proctype wire()
         atomic {
             if
             :: to == BYPASS && fits(BYPASS) -> deliver(BYPASS, k); k++
-            :: to == SPLIT && nfull(dom0_receive) -> dom0_receive!k; k++
-            :: (to == BYPASS && !fits(BYPASS)) || (to == SPLIT && full(dom0_receive))
+            :: to == SPLIT && has_room(dom0_receive) -> dom0_receive!k; k++
+            :: (to == BYPASS && !fits(BYPASS)) || (to == SPLIT && !has_room(dom0_receive))
             fi;
             nic_holds = 0
         };
         if
         :: nic_owner == BYPASS && fits(BYPASS)
-        :: nic_owner == SPLIT && nfull(dom0_receive)
+        :: nic_owner == SPLIT && has_room(dom0_receive)
         :: k > FRAMES -> break
         fi
     :: else -> break
@@ -83,7 +85,7 @@ proctype from_uplink()
 
 end:
     do
-    :: atomic { nempty(dom0_receive) -> bridge_takes = 1; to = bridge_owner };
+    :: atomic { len(dom0_receive) > 0 -> bridge_takes = 1; to = bridge_owner };
         atomic {
             if
             :: to == BYPASS -> assert(false) /* drop_same_port */
@@ -108,14 +110,14 @@ proctype neighbour()
         atomic {
             if
             :: to == SPLIT && fits(SPLIT) -> deliver(SPLIT, k); k++
-            :: to == BYPASS && nfull(dom0_send) -> dom0_send!k; k++
-            :: (to == SPLIT && !fits(SPLIT)) || (to == BYPASS && full(dom0_send))
+            :: to == BYPASS && has_room(dom0_send) -> dom0_send!k; k++
+            :: (to == SPLIT && !fits(SPLIT)) || (to == BYPASS && !has_room(dom0_send))
             fi;
             bridge_holds = 0
         };
         if
         :: bridge_owner == SPLIT && fits(SPLIT)
-        :: bridge_owner == BYPASS && nfull(dom0_send)
+        :: bridge_owner == BYPASS && has_room(dom0_send)
         :: k > LOCAL + FRAMES -> break
         fi
     :: else -> break
@@ -205,12 +207,13 @@ proctype mover()
 #ifdef SWITCHED_UNCONNECTED
     connected[NEW] = 1;
 #endif
+    receives_drained = 1;
     /* the old device's sends: answered, and gone from the NIC */
     empty(send[OLD]);
 #ifndef NO_SEND_DRAIN
     left == sent + 1;
 #endif
-    drained = 1
+    sends_drained = 1
 }
 
 inline take(path)
@@ -223,14 +226,14 @@ inline take(path)
         frame = 0 }
 }
 
-#define post(path) atomic { sent < FRAMES && nfull(send[path]) -> sent++; send[path]!sent }
+#define post(path, may) atomic { (may) && sent < FRAMES && has_room(send[path]) -> sent++; send[path]!sent }
 
 proctype guest()
 {
     byte frame;
 
     do
-    :: post(OLD)
+    :: post(OLD, true)
     :: take(OLD)
     :: break
     od;
@@ -238,12 +241,16 @@ proctype guest()
     do
     :: take(OLD)
 #ifdef SENDS_AT_ONCE
-    :: connected[NEW] -> post(NEW)
+    :: post(NEW, connected[NEW])
 #endif
 #ifdef RECEIVES_AT_ONCE
-    :: connected[NEW] -> take(NEW)
+    :: take(NEW)
 #endif
-    :: drained -> break
+#ifdef DRAINED_TOGETHER
+    :: receives_drained && sends_drained -> break
+#else
+    :: receives_drained -> break
+#endif
     od;
 #ifndef NO_LAST_LOOK
     do
@@ -252,7 +259,7 @@ proctype guest()
     od;
 #endif
     do
-    :: post(NEW)
+    :: post(NEW, sends_drained)
     :: take(NEW)
     :: sent == FRAMES && left == FRAMES + 1 && expected == FRAMES + 1 && expected_local == LOCAL + FRAMES + 1 -> break
     od
