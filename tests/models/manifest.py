@@ -134,7 +134,7 @@ MODELS = (
             Seed("OFFERS_READ_APART", "the front end reads InitWait and offers by one transaction", FAULTS),
             Seed("NO_FRONT_RESET", "a new Dom0 sets the front end's state back with the back end's", FAULTS),
             Seed("NO_OWN_STATE_CHECK", "a front end that waits for Connected looks at its own state, too", FAULTS),
-            Seed("NO_FIRST_EVENT", "a watch fires when it is set", "dom0/xenstore/server.py:_watch"),
+            Seed("NO_FIRST_EVENT", "a watch fires when it is set", "dom0/xenstore/requests.py:_watch"),
             Seed("NO_RESEND", "requests without an answer are sent again", FAULTS),
             Seed("NO_DRAIN", "the NIC empties a dead Dom0's send queue before that is let go", FAULTS),
         ),
@@ -167,5 +167,6 @@ MODELS = (
             Seed("DRAINED_TOGETHER", "the same, to split", FAULTS, ("TO_SPLIT",),
                  superfluous="the guest's own context sends: nobody's frame for the guest can be in front of its sends"),
         ),
+        ("FRAMES=2",),
     ),
 )  # fmt: skip
