@@ -3,7 +3,6 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,15 +57,17 @@ def check(model: str, defines: tuple[str, ...] = (), *, ltl: bool = False, short
 
 
 def _read(model: str, report: str) -> Outcome:
-    number: Callable[[str], str] = lambda pattern: found.group(1) if (found := re.search(pattern, report)) else ""  # noqa: E731
-    if "errors: " not in report or "Search not completed" in report and not _VIOLATED.search(report):
-        raise ModelError(f"{model}: the search did not end: {report.strip()[-600:]}")
-    if "max search depth too small" in report or "out of memory" in report:
-        raise ModelError(f"{model}: the search left something out")
     violated = _VIOLATED.search(report)
+    if violated is None and ("errors: 0" not in report or "Search not completed" in report or "too small" in report):
+        raise ModelError(f"{model}: the search did not end: {report.strip()[-600:]}")
     return Outcome(
-        states=int(float(number(r"([\d.e+]+) states, stored"))),
-        depth=int(violated.group(2)) if violated else int(number(r"depth reached (\d+)")),
-        seconds=float(number(r"elapsed time ([\d.]+)") or 0),
+        states=int(float(_number(r"([\d.e+]+) states, stored", report))),
+        depth=int(violated.group(2) if violated else _number(r"depth reached (\d+)", report)),
+        seconds=float(_number(r"elapsed time ([\d.]+)", report)),
         violation=violated.group(1) if violated else "",
     )
+
+
+def _number(pattern: str, report: str) -> str:
+    found = re.search(pattern, report)
+    return found.group(1) if found else "0"

@@ -19,7 +19,7 @@
 #define PROCESSES (ENGINES + 2)
 
 #define REQUEST 0
-#define TO_HYP 1 /* the eventfd of engines that are past a batch; of one alone there is one for each, which wakes as well */
+#define TO_HYP 1 /* each engine has an eventfd of its own for that it is past a batch; here it is one, which wakes as well */
 #define ENTRY(page) (2 + (page))
 #define PAGE(page) (5 + (page))
 #define EPOCH(engine) (8 + (engine))
@@ -145,7 +145,6 @@ inline look(page)
     od
 }
 
-#ifndef NO_HYP
 /* The hypervisor's loop: it begins shootdowns, and looks at those under way whenever it is woken. */
 proctype hypervisor()
 {
@@ -208,7 +207,6 @@ proctype hypervisor()
     :: page == PAGES && taken_away[0] && taken_away[PAGES - 1] -> break
     od
 }
-#endif
 
 #ifdef STRICT
 /* dma_unmap, _flush */

@@ -1,7 +1,7 @@
 """What is checked, and what each barrier, look and order in a model stands for in the code.
 
-A *seed* takes one of them away by a macro of the model; the checker must then find a violation. What it does not find is in here too, with
-the reason (`superfluous`): such a seed must hold.
+A *seed* takes one of them away by a macro of the model; the checker must then find a violation. What it does not find is in here
+too, with the reason (`superfluous`): such a seed must hold.
 """
 
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """A bug: `macro` takes `what` away. `code` is where that is: ``file:function``, several with a space between; a document if it is to be built."""
+    """A bug: `macro` takes `what` away. `code`: ``file:function`` where that is, several with a space between; FAULTS: it is to be built."""
 
     macro: str
     what: str
@@ -47,6 +47,21 @@ ON_TSO = "a store does not overtake an older one on x86; the compiler and other 
 FAULTS = "docs/models.md"
 """What is said there of a protocol that is still to be built."""
 
+MOVES = tuple(
+    Seed(macro, what, FAULTS, defines)
+    for defines in ((), ("TO_SPLIT",))
+    for macro, what in (
+        ("SENDS_AT_ONCE", "the new device sends only when the old one's sends have left"),
+        ("RECEIVES_AT_ONCE", "what the new device received comes after all of the old one's"),
+        ("NO_LAST_LOOK", "the old receive queue is emptied once nobody holds a frame for it"),
+        ("NO_QUIESCE_NIC", "engines are past the batch in which they looked the address up"),
+        ("NO_QUIESCE_BRIDGE", "Dom0 is past the round in which it looked the address up"),
+        ("NO_EMPTY_QUEUE", "Dom0's queue is empty between the two switches"),
+        ("WRONG_ORDER", "to bypass the NIC is switched before the bridge; to split the bridge before the NIC"),
+        ("SWITCHED_UNCONNECTED", "the new device is connected before the switch"),
+    )
+)
+
 MODELS = (
     Model(
         "holdoff", "Xen's ring: requests, responses, and the hold-off of notifications",
@@ -62,7 +77,7 @@ MODELS = (
             Seed("NO_RELEASE_PUBLISH", "slots before the producer index", "hyp/ring.py:_publish", PSO),
             Seed("NO_RELEASE_PUBLISH", "the same, on x86 alone", "hyp/ring.py:_publish", superfluous=ON_TSO),
             Seed("NOTIFY_IF_EQUAL", "a batch that goes beyond the event index notifies", "hyp/events.py:passed"),
-            Seed("NO_TELL_BEFORE_SLEEP", "events owed are sent before sleep", "dom0/engine.py:_tell_guests dom0/netback.py:owe_event"),
+            Seed("NO_TELL_BEFORE_SLEEP", "events owed are sent before sleep", "dom0/engine.py:run dom0/netback.py:tell_guest"),
         ),
     ),
     Model(
@@ -70,7 +85,7 @@ MODELS = (
         (Variant(), Variant(PSO), Variant(ltl=True)),
         (
             Seed("NO_FENCE_TELL", "fence between sq_prod and the look at sq_event", "hyp/verbs.py:_tell"),
-            Seed("NO_FENCE_ARM_SENDS", "fence between scq_event and the look at the completion queue", "domu/frontends/bypass.py:arm_queues"),
+            Seed("NO_FENCE_ARM_SENDS", "fence between scq_event and the look at completions", "domu/frontends/bypass.py:arm_queues"),
             Seed("NO_FENCE_ARM_NIC", "fence between sq_event and the look at sq_prod", "nic/engine.py:_arm"),
             Seed("NO_FENCE_PUBLISH", "fence between completions and the look at scq_event", "nic/engine.py:_publish"),
             Seed("NO_RECHECK_ARM_SENDS", "look at the completion queue before sleep", "hyp/verbs.py:sends_completed"),
@@ -99,7 +114,7 @@ MODELS = (
             Seed("NO_WAIT", "deregistration waits", "hyp/monitor/devices.py:shootdown"),
             Seed("NO_RELEASE_EPOCH", "a batch's accesses before the next epoch", "nic/engine.py:_begin_batch", PSO),
             Seed("NO_RELEASE_EPOCH", "the same, on x86 alone", "nic/engine.py:_begin_batch", superfluous=ON_TSO),
-            Seed("NO_FENCE_FLUSH", "strict: fence between cleared entries and the look at the epoch", "hyp/monitor/dma.py:_flush", ("STRICT",)),
+            Seed("NO_FENCE_FLUSH", "strict: fence between cleared entries and epoch", "hyp/monitor/dma.py:_flush", ("STRICT",)),
             Seed("NO_WAIT", "strict: unmapping waits", "hyp/monitor/dma.py:dma_unmap", ("STRICT",)),
         ),
     ),
@@ -112,7 +127,7 @@ MODELS = (
             Seed("SCAN_RECEIVES_FROM_CHECKPOINT", "they are looked for from rq_prod - size on, not from the checkpoint", FAULTS),
             Seed("NO_KICK", "each completion queue is kicked once", FAULTS),
             Seed("NO_DOORBELL_SCAN", "all doorbells are looked at before the first sleep", FAULTS),
-            Seed("NO_CHECKPOINT_AT_RECOVERY", "what was recovered is stored before the first batch", FAULTS, ("KILLS=2", "FRAMES=3")),
+            Seed("NO_CHECKPOINT_AT_RECOVERY", "what was recovered is stored at once", FAULTS, ("KILLS=2", "FRAMES=3")),
             Seed("NO_REAP", "the dead NIC's stores are in memory before the next one looks", FAULTS),
             Seed("CHECKPOINT_FIRST", "delivery and completions before the checkpoint", "nic/engine.py:_checkpoint"),
             Seed("COMPLETE_FIRST", "delivery before the send's completion", "nic/send.py:_send_run"),
@@ -146,20 +161,8 @@ MODELS = (
             Variant(("FRAMES=2",)), Variant(("TO_SPLIT", "FRAMES=2")),
             Variant(long=True), Variant(("TO_SPLIT",), long=True),
         ),
-        tuple(
-            Seed(macro, what, FAULTS, defines)
-            for defines in ((), ("TO_SPLIT",))
-            for macro, what in (
-                ("SENDS_AT_ONCE", "the new device sends only when the old one's sends have left"),
-                ("RECEIVES_AT_ONCE", "what the new device received comes after all of the old one's"),
-                ("NO_LAST_LOOK", "the old receive queue is emptied once nobody holds a frame for it"),
-                ("NO_QUIESCE_NIC", "engines are past the batch in which they looked the address up"),
-                ("NO_QUIESCE_BRIDGE", "Dom0 is past the round in which it looked the address up"),
-                ("NO_EMPTY_QUEUE", "Dom0's queue is empty between the two switches"),
-                ("WRONG_ORDER", "of NIC and bridge, who receives by the new path is switched last"),
-                ("SWITCHED_UNCONNECTED", "the new device is connected before the switch"),
-            )
-        ) + (
+        (
+            *MOVES,
             Seed("NO_SEND_DRAIN", "what Dom0 has answered has left the NIC before the new device sends", FAULTS),
             Seed("NO_SEND_DRAIN", "the same, to split", FAULTS, ("TO_SPLIT",),
                  superfluous="one engine takes one frame after the other: a send that is completed is in front of all later ones"),
