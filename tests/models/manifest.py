@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """A bug: `macro` takes `what` away. `code`: ``file:function`` where that is, several with a space between; FAULTS: it is to be built."""
+    """A bug: `macro` takes `what` away. `code`: ``file:function`` where that is, several with spaces between; FAULTS: to be built."""
 
     macro: str
     what: str
@@ -85,7 +85,7 @@ MODELS = (
         (Variant(), Variant(PSO), Variant(ltl=True)),
         (
             Seed("NO_FENCE_TELL", "fence between sq_prod and the look at sq_event", "hyp/verbs.py:_tell"),
-            Seed("NO_FENCE_ARM_SENDS", "fence between scq_event and the look at completions", "domu/frontends/bypass.py:arm_queues"),
+            Seed("NO_FENCE_ARM_SENDS", "fence between scq_event and the look at the queue", "domu/frontends/bypass.py:arm_queues"),
             Seed("NO_FENCE_ARM_NIC", "fence between sq_event and the look at sq_prod", "nic/engine.py:_arm"),
             Seed("NO_FENCE_PUBLISH", "fence between completions and the look at scq_event", "nic/engine.py:_publish"),
             Seed("NO_RECHECK_ARM_SENDS", "look at the completion queue before sleep", "hyp/verbs.py:sends_completed"),
