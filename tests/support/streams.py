@@ -82,6 +82,11 @@ class Stream:
                 await asyncio.sleep(0.005)
         return report
 
+    def job(self) -> "asyncio.Future[Any]":
+        """The sender's, if it is a guest."""
+        assert self._job is not None
+        return self._job
+
     async def goes_on(self, frames: int = 100) -> None:
         """Wait until that many more have arrived."""
         await self.arrived((await self.report())["frames"] + frames)
