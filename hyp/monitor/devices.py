@@ -66,6 +66,7 @@ class Devices:
         self.nic_ready: asyncio.Future[None] = loop.create_future()
         self.toolstack_ready: asyncio.Future[None] = loop.create_future()
         self.nic: Channel | None = None
+        self.ending = False  # the topology goes down: who goes is not waited for
         self.toolstack: Channel | None = None
         self._engine_regions: list[Region] = []
         self._engine_pages: list[Mapping] = []
@@ -114,7 +115,10 @@ class Devices:
 
     def nic_closed(self) -> None:
         """The NIC's channel has ended: it is dead, or as good as that. Whether there will be another one the keeper says."""
-        self.nic_ready = _pending_anew(self.nic_ready)
+        if self.ending:
+            self.nic_gone()
+        else:
+            self.nic_ready = _pending_anew(self.nic_ready)
 
     def nic_restarts(self, nic: Channel) -> None:
         """Another NIC is about to start, in the place of one that has been reaped."""
@@ -191,7 +195,10 @@ class Devices:
 
     def toolstack_closed(self) -> None:
         """The toolstack's channel has ended: who wants to know something of it waits for the next one."""
-        self.toolstack_ready = _pending_anew(self.toolstack_ready)
+        if self.ending:
+            self.toolstack_gone()
+        else:
+            self.toolstack_ready = _pending_anew(self.toolstack_ready)
 
     def toolstack_gone(self) -> None:
         """There will be no other one."""

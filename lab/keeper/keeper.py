@@ -433,6 +433,9 @@ class Keeper:
     async def _take_down(self) -> None:
         for restart in self._restarting:
             restart.cancel()
+        for child in self._children.values():
+            if child.role == "hyp" and not child.ended.done():
+                child.console.tell("going_down")
         guests = [child for child in self._children.values() if child.role == GUEST]
         others = [child for child in self._children.values() if child.role not in (GUEST, "hyp")]
         hypervisor = [child for child in self._children.values() if child.role == "hyp"]
