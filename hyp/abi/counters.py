@@ -76,6 +76,7 @@ class Count(IntEnum):
     FAULTS_CHAIN = 49  # too many fragments, an empty one, the last one missing, or no header in the first
     FAULTS_OFFLOAD = 50  # an offload not accepted, or headers or a segment size with which it can't be done
     CREDIT_WAITS = 51  # a vif with a rate began to wait for credit
+    NOTIFY_NS = 52  # CPU time that notifying it took beyond what is fair: further ones are put off (hyp/events.py)
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -115,6 +116,7 @@ SEGMENTED: Final = int(Count.SEGMENTED)
 FAULTS_CHAIN: Final = int(Count.FAULTS_CHAIN)
 FAULTS_OFFLOAD: Final = int(Count.FAULTS_OFFLOAD)
 CREDIT_WAITS: Final = int(Count.CREDIT_WAITS)
+NOTIFY_NS: Final = int(Count.NOTIFY_NS)
 LOST: Final = int(Count.LOST)
 CORRUPT: Final = int(Count.CORRUPT)
 DUPLICATED: Final = int(Count.DUPLICATED)

@@ -117,6 +117,7 @@ class Devices:
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
         first = min(domain.contexts, key=lambda number: domain.contexts[number].queue, default=None)
+        fresh = (domain.name, queue) not in self._kept.values()
         number = self._free_number(domain, queue, None if first is None else first + queue)
         first = number if first is None else first
         engine = number % len(self._engine_upcalls)
@@ -140,7 +141,7 @@ class Devices:
                 created = await self.call(
                     "context_create", fds=fds, context=number, generation=context.generation, name=domain.name,
                     memory=domain.memory, mac=mac, privileged=domain.domid == DOM0, passthrough=passthrough,
-                    first=first, queue=queue,
+                    first=first, queue=queue, fresh=fresh,
                 )  # fmt: skip
             finally:
                 os.close(iommu)
