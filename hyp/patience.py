@@ -10,8 +10,8 @@ and one that drips buffers holds up nobody for long, each receiver has a *patien
   frames for others since it waited last.
 
 Out of patience, its frames drop by name (DROP_NO_BUFFER) until it posts a buffer; those behind them go on. It is its owner's: who
-opens a new context, or connects again, begins with what was left, and a new domain of the same name or number with all. The physical
-function, which is platform and has no patience to lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
+opens a new context, or connects again, begins with what was left, and a new domain of the same name or number with all. The
+physical function, which is platform and has no patience to lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
 
 Fields of a receiver: `patience`; `full_since`, since when somebody has waited for it that is not yet taken off, 0: nobody does;
 `taken`, its RX_FRAMES when frames were last counted for it; `stalled`, out of patience and nothing posted since.
