@@ -16,6 +16,7 @@ from hyp.abi.grant import COPY_BYTES
 from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.nic import LINK_HEADER, mac_to_int
 from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, SPLIT_SLOTS
+from hyp.control.debt import Debt
 from hyp.engine import Engine
 from hyp.events import DEBT, NOTIFIER, new_wait
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
@@ -82,6 +83,7 @@ class EngineState:
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self._wait = new_wait(epoll, platform.address)
         self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), np.zeros(1, NOTIFIER)
+        self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
         self._spare = list(range(domains, MAX_PORTS))  # for queues that are not their vif's first, in order
         for number in range(MAX_PORTS):
@@ -250,3 +252,8 @@ class EngineState:
     def forget_guest(self, number: int) -> None:
         """Who has port `number` next, which has no vif now, is another guest: it begins with all patience and without debts."""
         self.ports[number]["patience"], self._debts[number] = self._record[0]["pause_ns"], 0
+        self._control_debts[number] = Debt()
+
+    def debt_of(self, number: int) -> Debt:
+        """What the guest behind port `number` owes the control plane for notifications."""
+        return self._control_debts[number]

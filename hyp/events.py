@@ -20,8 +20,10 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import NOTIFICATIONS, NOTIFY_NS, SPIN_NS, SUPPRESSED, WAKEUPS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, notify, record_view, thread_cpu_ns, u32_sub
+from hyp.control.debt import Debt
 from hyp.counters import count
 from hyp.kernels import compiled, outlined
 
@@ -76,10 +78,9 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 #   or is preempted in between blames the waiter for less, and nobody for what he did not cause.
 #
 # The debt is a domain's at one notifier: its contexts on one engine, its queues of a vif share one, and it begins with none.
+# Notifications by Python, and messages by sockets, whose peers can do the same: hyp/control/debt.py.
 
 FAIR_NS = 25_000
-DEARNESS = 20
-CREDIT_NS = 200_000_000
 FRESH_NS = 500_000
 
 NOTIFIER = np.dtype([("cpu", "i8"), ("at", "i8")])
@@ -225,7 +226,9 @@ class EventError(OSError):
 class Upcall:
     """Where the events of one engine of a domain arrive: an epoll descriptor that the hypervisor fills."""
 
-    def __init__(self) -> None:
+    def __init__(self, debt: Debt | None = None) -> None:
+        """`debt`: its domain's, with the hypervisor."""
+        self._debt = debt or Debt()
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
 
     def deliver(self, eventfd: int, port: int) -> None:
@@ -236,6 +239,18 @@ class Upcall:
             raise EventError(errno.EBADF, f"port {port}: the waiter is gone") from None
         except OSError as error:
             raise EventError(error.errno, f"port {port}: the waiter's upcall takes no events ({error.strerror})") from error
+
+    def check(self) -> None:
+        """EventError if its events are too dear just now."""
+        if (wait_s := self._debt.wait_s()) > 0:
+            raise EventError(
+                errno.EBUSY, f"to notify who has the upcall is too dear, for {wait_s:.1f} s: is it polled many times over?"
+            )
+
+    def wake(self, eventfd: int) -> None:
+        """Set pending, at the expense of who has the upcall."""
+        with self._debt.pays():
+            raise_event(eventfd)
 
     def forget(self, eventfd: int) -> None:
         """The inverse of `deliver`; nothing happens if it is gone already."""
@@ -293,6 +308,8 @@ class EventChannels:
         theirs = self._ports.get((remote, remote_port))
         if theirs is None or theirs.remote != domid or theirs.peer is not None:
             raise EventError(errno.EINVAL, f"domain {domid}: port {remote_port} of domain {remote} is not open to it")
+        theirs.upcall.check()
+        upcall.check()
         ours = Port(domid, self._free_number(domid), remote, upcall)
         try:
             ours.notifier = new_eventfd()
@@ -304,8 +321,8 @@ class EventChannels:
             raise
         ours.peer, theirs.peer = theirs, ours
         self._add(ours)
-        raise_event(ours.notifier)
-        raise_event(theirs.notifier)
+        theirs.upcall.wake(ours.notifier)
+        ours.upcall.wake(theirs.notifier)
         return ours.number
 
     def notifier(self, domid: int, number: int) -> int:

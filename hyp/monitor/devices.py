@@ -17,7 +17,7 @@ from typing import Any
 from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, PAGE
 from hyp.control import Channel, PeerGone, Refused, Reply
-from hyp.events import Upcall, new_eventfd, raise_event
+from hyp.events import Upcall, new_eventfd
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
@@ -114,6 +114,7 @@ class Devices:
             raise Refused("EBUSY", f"{who} has a context that is being opened or closed")
         if domain.dying:
             raise Refused("ESRCH", f"{who} has ended")
+        upcall.check()
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
         first = min(domain.contexts, key=lambda number: domain.contexts[number].queue, default=None)
@@ -148,7 +149,7 @@ class Devices:
             context.features, context.ready = int(created.value["features"]), True
             if domain.contexts.get(number) is not context or context.closing is not None:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
-            raise_event(context.completion_fd)
+            upcall.wake(context.completion_fd)
         except BaseException:
             if context.closing is None:  # else who closes it releases it, when the NIC has let go: its number is not free before
                 self._release(domain, context)

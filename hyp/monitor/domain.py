@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
+from hyp.control.debt import Debt
 from hyp.events import Upcall
 from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region
@@ -62,6 +63,7 @@ class Domain:
     iommu: IommuTable | None = None
     dying: bool = False
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its calls at a time asks toolstack and NIC for a device
+    debt: Debt = field(default_factory=Debt)  # for notifications of the hypervisor's own
     device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/monitor/emulation.py); `domid` is its guest's
     _regions: dict[str, Region] = field(default_factory=dict)
     _next_key: int = 1

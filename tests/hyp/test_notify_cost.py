@@ -11,10 +11,9 @@ import pytest
 
 from bench.isolation.pollers import polled_many_times
 from hyp.abi.counters import COLUMNS, NOTIFICATIONS, NOTIFY_NS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.atomics import clock_ns, cpu_relax, load64, store64, thread_cpu_ns
 from hyp.events import (
-    CREDIT_NS,
-    DEARNESS,
     DEBT,
     FAIR_NS,
     NOTIFIER,

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from bench.isolation.pollers import polled_many_times
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.abi.nic import STATUS_OK
-from hyp.events import CREDIT_NS, DEARNESS
-from tests.support.guests import WRAP, Guest, eventually, fence
+from tests.support.drivers import fence
+from tests.support.guests import WRAP, Guest, eventually
 from tests.support.patience import patient
 from tests.support.peers import Bench, bench_of, well
 from tests.support.trapped_guests import of, trapped
