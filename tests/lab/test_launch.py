@@ -216,3 +216,11 @@ def test_help_and_usage() -> None:
     assert launch("run").returncode == 2
     assert launch("frobnicate").returncode == 2
     assert launch("run", "/no/such/file.toml").returncode == 2
+
+
+@pytest.mark.long
+@pytest.mark.needs("confinement", "taps")
+def test_the_demo_with_confined_guests() -> None:
+    done = launch("demo", "--confined", "--seconds", "0.05")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "HTTP" in done.stdout
