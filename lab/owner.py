@@ -22,6 +22,7 @@ from hyp.process import adopt_socket
 from lab.counters import CounterReader
 from lab.cpus import seats
 from lab.errors import LabError
+from lab.move import move
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
 
@@ -35,7 +36,7 @@ END_TIMEOUT_S = 10.0
 
 Event = Callable[[str, dict[str, Any]], None]
 """``event(kind, details)``: kinds ``compiling`` (so many kernels; are they kept?), ``progress`` (a kernel was compiled), ``notice``
-(a text), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+(a text), ``warm``, ``died`` (is it ``restarting``?), ``restarted``, ``asked_to_stop`` (by a client)."""
 
 
 def compiling(details: Mapping[str, Any]) -> str:
@@ -54,8 +55,11 @@ class Lab:
         self._start_limit: asyncio.Timeout
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
-        self.deaths: dict[str, str] = {}  # process → cause
+        self.deaths: dict[str, str] = {}  # process → cause; for good, and not of those that are restarted
         self._death = asyncio.Event()
+        self._restarted_times: dict[str, int] = {}
+        self._ends: dict[str, str] = {}  # the same of all that have died
+        self._restart = asyncio.Event()
         self.timings: dict[str, float] = {}
 
     async def __aenter__(self) -> "Lab":
@@ -114,6 +118,7 @@ class Lab:
             **{kind: self._passed_on(kind) for kind in ("compiling", "progress", "notice")},
             "warm": self._warm,
             "died": self._died,
+            "restarted": self._restarted,
             "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
         }
         self.channel = Channel(ours, handlers, name="the keeper")
@@ -190,10 +195,42 @@ class Lab:
             mac = next(guest["mac"] for guest in self.topology["guest"] if guest["name"] == wire["to"])
             await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
 
-    def _died(self, name: str, role: str, cause: str) -> None:
-        self.deaths[name] = cause
-        self._death.set()
-        self._on_event("died", {"name": name, "role": role, "cause": cause})
+    def _died(self, name: str, role: str, cause: str, restarting: bool = False) -> None:
+        self._ends[name] = cause
+        if not restarting:
+            self.deaths[name] = cause
+            self._death.set()
+        self._on_event("died", {"name": name, "role": role, "cause": cause, "restarting": restarting})
+
+    def _restarted(self, name: str, role: str, restarts: int, seconds: float) -> None:
+        self._restarted_times[name] = restarts
+        self._restart.set()
+        self._on_event("restarted", {"name": name, "role": role, "restarts": restarts, "seconds": seconds})
+
+    async def end_of(self, name: str, before: int) -> str:
+        """Wait until a process that was restarted `before` times has died, and its successor is ready if there is to be one.
+
+        Returns the cause.
+        """
+        with contextlib.suppress(LabError):
+            await self.restarted(name, before + 1)
+        return self._ends[name]
+
+    def restarts(self, name: str) -> int:
+        """How often process `name` has been restarted."""
+        return self._restarted_times.get(name, 0)
+
+    async def restarted(self, name: str, times: int = 1) -> None:
+        """Wait until process `name` has been restarted so many times, and is ready again. LabError if it is dead for good."""
+        while self.restarts(name) < times:
+            if name in self.deaths:
+                raise LabError(f"{name} {self.deaths[name]}")
+            self._restart.clear()
+            self._death.clear()
+            waits = [asyncio.ensure_future(event.wait()) for event in (self._restart, self._death)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     # -- talking to processes --
 
@@ -203,6 +240,14 @@ class Lab:
         if console is None or console.closed.done():
             console = self._consoles[process] = await open_console(self.channel, process)
         return (await console.call(op, **args)).value
+
+    async def move(self, guest: str, path: str) -> float:
+        """Move a guest to another path while it runs; for how many seconds it sent nothing. ControlError if it stays."""
+        domid = next(k for k, one in enumerate(self.topology["guest"], 1) if one["name"] == guest)
+        pause_s = await move(self.call, guest, domid, path)
+        await self.keeper("moved", guest=guest, path=path)
+        self.topology["guest"][domid - 1]["path"] = path
+        return pause_s
 
     async def keeper(self, op: str, /, **args: Any) -> Reply:
         """An operation of the keeper."""

@@ -18,7 +18,7 @@ from bench.isolation.attack import Control
 from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
 from domu.guest import Guest
-from hyp.process import Process, adopt_socket
+from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
 
 NOBODY = "02:00:00:00:77:77"
@@ -95,7 +95,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     await guest.connect()
     store = next((one for one in guest.device.keep if isinstance(one, XenstoreClient)), None)
     if store is None:
-        store = await XenstoreClient.open(adopt_socket(process.sockets["xenstore"]))
+        store = await XenstoreClient.lasting(process.store_socket)
     hostile = Hostile(process, Attacker(process, guest, store))
     process.ready()
     await process.stopped.wait()

@@ -7,6 +7,9 @@ What a client can cost the others is bounded. Of the time each has an equal shar
 client's turn is its requests, one by one, and what these cause: before the events of one are out, for however many watches, the
 next is not looked at. Of memory: its quota (dom0/xenstore/tree.py), and what a connection may hold (dom0/xenstore/connection.py). A
 guest that makes Domain 0's transactions fail has to wait (dom0/xenstore/credit.py).
+
+What a request has changed is in the journal before it is answered (dom0/xenstore/journal.py): the next xenstored has it, if this
+one dies.
 """
 
 import asyncio
@@ -22,6 +25,7 @@ from collections.abc import Iterator
 
 from dom0.xenstore.connection import Connection
 from dom0.xenstore.credit import Credit
+from dom0.xenstore.journal import Journal
 from dom0.xenstore.requests import answer
 from dom0.xenstore.store import Store
 from dom0.xenstore.tree import Change, Event, Watcher
@@ -68,8 +72,12 @@ class _Client(Worker):
 class Xenstored:
     """The server. Create and use it on a running event loop."""
 
-    def __init__(self, store: Store | None = None) -> None:
-        self.store = store if store is not None else Store()
+    def __init__(self, store: Store | None = None, journal: Journal | None = None) -> None:
+        self.store = store if store is not None else Store(saved=journal.saved if journal else None)
+        self.journal = journal
+        if journal is not None:
+            journal.follow(self.store.tree.nodes, self.store.introduced)
+            self._record()
         self.connections: dict[Watcher, Connection] = {}
         self.disconnects: Counter[str] = Counter()  # by cause: closed, malformed, error, removed, released
         self.turns = Turns(self._flush_all)
@@ -108,6 +116,7 @@ class Xenstored:
     def introduce(self, domid: int) -> None:
         """A domain exists: create its home, fire @introduceDomain, serve whom it `expect`ed. Raises StoreError EINVAL or EEXIST."""
         self.store.introduce(domid)
+        self._record(domains=True)
         for sock in self._expected.pop(domid, []):
             self.add_connection(domid, sock)
         self._tell_all()
@@ -120,6 +129,7 @@ class Xenstored:
         for sock in self._expected.pop(domid, []):
             hang_up(sock)
         self.store.release(domid)
+        self._record(domains=True)
         for connection in [c for c in self.connections.values() if c.domid == domid]:
             self._disconnect(connection, "released", "its domain was released")
         self._credit.forget(domid)
@@ -275,7 +285,9 @@ class Xenstored:
         if message is None:
             self._unflushed.add(connection)  # it may be read from again
             return False
-        connection.send(answer(connection.session, message, self))
+        reply = answer(connection.session, message, self)
+        self._record()
+        connection.send(reply)
         self._unflushed.add(connection)
         for domid in self.store.blamed:
             self._credit.debit(domid)
@@ -283,6 +295,13 @@ class Xenstored:
         connection.changes.extend(self.store.tree.changes)
         self.store.tree.changes.clear()
         return True
+
+    def _record(self, *, domains: bool = False) -> None:
+        """Let the journal know what has changed since the last time, `domains` introduced or released included."""
+        puts = self.store.tree.puts
+        if self.journal is not None and (puts or domains):
+            self.journal.commit(puts, domains=domains)
+        puts.clear()
 
     def tell(self, event: Event) -> None:
         """Let a watch's client know."""

@@ -230,9 +230,9 @@ def keep_for(trackers: Trackers, stream: int, source: int) -> None:
     row["source"] = source
 
 
-def attach_histograms(trackers: Trackers) -> Counts:
-    """Give every tracker a histogram of latencies: (`TRACKERS`, `BUCKETS`) counts, which the caller keeps as long."""
-    histograms = np.zeros((TRACKERS, BUCKETS), np.int64)
+def attach_histograms(trackers: Trackers, histograms: Counts | None = None) -> Counts:
+    """Give every tracker a histogram of latencies: (`TRACKERS`, `BUCKETS`) counts, `histograms` or new ones, kept by the caller."""
+    histograms = np.zeros((TRACKERS, BUCKETS), np.int64) if histograms is None else histograms
     trackers["histogram"] = int(histograms.ctypes.data) + np.arange(TRACKERS) * HISTOGRAM_BYTES
     return histograms
 
@@ -248,7 +248,7 @@ def tracker_report(trackers: Trackers, stream: int, histograms: Counts | None = 
         return {**dict.fromkeys(names, 0), "stream": stream}
     report: dict[str, Any] = {name: int(row[name]) for name in names}
     if histograms is not None and int(row["stamped"]) > 0:
-        report["latency"] = summary(histograms[stream % TRACKERS], int(row["longest_ns"]))
+        report["latency"] = summary(histograms[stream % TRACKERS].copy(), int(row["longest_ns"]))  # its loop goes on counting
     return report
 
 

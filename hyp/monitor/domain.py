@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
@@ -10,7 +11,7 @@ from hyp.control import Channel
 from hyp.control.debt import Debt
 from hyp.events import Upcall
 from hyp.iommu import IommuTable
-from hyp.memory import Mapping, Region, create_region
+from hyp.memory import Mapping, Region, create_region, create_sparse
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,10 @@ class Context:
     upcall: Upcall
     passthrough: bool  # the IOMMU lets it through
     queue: int = 0  # which of the domain's contexts it is: they are queues of one device, with one MAC address
+    fresh: bool = True  # the domain has had none before for that queue
     features: int = 0  # offered by the NIC
     ready: bool = False  # the NIC has made it
+    started: dict[str, Any] | None = None  # with what the driver had it started
     closing: "asyncio.Task[None] | None" = None  # the one close that is under way
 
 
@@ -73,6 +76,12 @@ class Domain:
         if purpose not in self._regions:
             self._regions[purpose] = create_region(self.backing, self.topology, self.name, purpose, size, one_writer=one_writer)
         return self._regions[purpose]
+
+    def kept(self, size: int) -> Region:
+        """Memory of the domain's process that the next one of the domain finds as it was left; made at the first call."""
+        if "kept" not in self._regions:
+            self._regions["kept"] = create_sparse(self.topology, self.name, "kept", size)
+        return self._regions["kept"]
 
     @property
     def ram(self) -> Region:
@@ -105,6 +114,14 @@ class Domain:
         """Close and unlink one region, if it exists."""
         if purpose in self._regions:
             self._regions.pop(purpose).close()
+
+    def give_up(self, purpose: str) -> Region:
+        """A region that is not to end with the domain, but is another one's from now on."""
+        return self._regions.pop(purpose)
+
+    def take_over(self, region: Region, purpose: str) -> None:
+        """Have a region that was another domain's."""
+        self._regions[purpose] = region
 
     def regions(self) -> dict[str, Region]:
         """All regions by purpose."""
