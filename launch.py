@@ -116,6 +116,7 @@ def default(context: typer.Context) -> None:
 def demo(
     seconds: Annotated[float, typer.Option(help="Length of each measurement; there are three of each.")] = 0.4,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    confined: Annotated[bool, typer.Option("--confined", help="Confine all guests (docs/isolation.md).")] = False,
 ) -> None:
     """Split and bypass side by side, the proof, real programs."""
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S):
@@ -123,7 +124,7 @@ def demo(
     check_output(json_out)
     from lab.command.demo import run_demo
 
-    drive(lambda: run_demo(seconds, json_out))
+    drive(lambda: run_demo(seconds, json_out, confined=confined))
 
 
 @app.command()

@@ -17,8 +17,9 @@ from hyp.abi.grant import COPY_BYTES
 from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.nic import LINK_HEADER, mac_to_int
 from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, SPLIT_SLOTS
+from hyp.control.debt import Debt
 from hyp.engine import Engine
-from hyp.events import new_wait
+from hyp.events import DEBT, NOTIFIER, new_wait
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
@@ -84,6 +85,8 @@ class EngineState:
         self._hash_infos = np.zeros(OPS, np.int64)
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self._wait = new_wait(epoll, platform.address)
+        self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), np.zeros(1, NOTIFIER)
+        self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
         self._spare = list(range(domains, MAX_PORTS))  # for queues that are not their vif's first, in order
         for number in range(MAX_PORTS):
@@ -97,7 +100,7 @@ class EngineState:
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
             "pending": self._pending, "copy_counts": self._copy_counts, "wait": self._wait,
-            "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
+            "notifier": self._notifier, "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["frame"] = self._frame.address
@@ -225,8 +228,10 @@ class EngineState:
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["failed"] = domid, 0
-        first = self.ports[int(port["vif"])]
-        port["mac"], port["trunk"] = first["mac"], first["trunk"]
+        vif = int(port["vif"])
+        first = self.ports[vif]
+        port["mac"], port["trunk"], port["patience"] = first["mac"], first["trunk"], first["patience"]
+        port["debt"] = self._debts[vif : vif + 1].ctypes.data
         port["hashing"] = port["hash_info"] = 0
         port["tx_ring"], port["rx_ring"] = queue.rings
         port["tx_event_fd"], port["rx_event_fd"] = queue.events
@@ -265,5 +270,15 @@ class EngineState:
         await self.engine.post(REMOVE_PORT, port=number)
         first = self.ports[number]
         further = self._members[number][1 : int(first["queues"])].tolist()
+        first["patience"] = min(int(self.ports[one]["patience"]) for one in [number, *further])
         self._spare = sorted(further + self._spare)
         self._join([number])
+
+    def forget_guest(self, number: int) -> None:
+        """Who has port `number` next, which has no vif now, is another guest: it begins with all patience and without debts."""
+        self.ports[number]["patience"], self._debts[number] = self._record[0]["pause_ns"], 0
+        self._control_debts[number] = Debt()
+
+    def debt_of(self, number: int) -> Debt:
+        """What the guest behind port `number` owes the control plane for notifications."""
+        return self._control_debts[number]

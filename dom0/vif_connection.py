@@ -265,7 +265,9 @@ class Connection:
         event_fd = await self._bind(wishes.control[1], upcall.number)
         state, number = self._state, self._who.number
         mappings = StaticMappings(state, number, grants, possible=wishes.grants != "persistent")
-        control = ControlRing(ring, event_fd, mappings, HashControl(state, number, grants, len(wishes.queues)))
+        control = ControlRing(
+            ring, event_fd, state.debt_of(number), mappings, HashControl(state, number, grants, len(wishes.queues))
+        )
         upcall.join(control.woken)
         self._held.callback(upcall.leave, control.woken)
         self._held.callback(control.close)

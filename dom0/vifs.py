@@ -102,6 +102,7 @@ class Vif:
                 self._store.forget(watch)
             await asyncio.wait(pumps)
             await self._disconnect("its domain is gone")
+            self._state.forget_guest(self.who.number)
 
     def wake(self, cause: Cause) -> None:
         """Let it look."""

@@ -10,8 +10,8 @@ and one that drips buffers holds up nobody for long, each receiver has a *patien
   frames for others since it waited last.
 
 Out of patience, its frames drop by name (DROP_NO_BUFFER) until it posts a buffer; those behind them go on. It is its owner's: who
-opens a new context, or connects again, begins with what was left. The physical function, which is platform and has no patience to
-lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
+opens a new context, or connects again, begins with what was left, and a new domain of the same name or number with all. The
+physical function, which is platform and has no patience to lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
 
 A device to which its guest is just moving has a *grace*: until then all wait for it that there are, and it is not charged, as it is
 the toolstack that lets it wait (dom0/moves.py).

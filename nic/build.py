@@ -9,7 +9,7 @@ from hyp.abi.platform import EPOCH, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import new_eventfd, new_wait
+from hyp.events import DEBT, NOTIFIER, new_eventfd, new_wait
 from hyp.load.frames import attach_histograms
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
@@ -75,6 +75,7 @@ class EngineState:
         self._record = np.zeros(1, ENGINE)
         self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
+        self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), np.zeros(1, NOTIFIER)
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]
         self.wire, self.schedule = out.wire, out.schedule
@@ -101,8 +102,8 @@ class EngineState:
         record = self._record[0]
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
-            "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "kick_fds": crossings.kicks,
-            "stage": self._stage, "to": self._to,
+            "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "notifier": self._notifier,
+            "kick_fds": crossings.kicks, "stage": self._stage, "to": self._to,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["frame"], record["turned"] = (memory.address for memory in self._frames)
@@ -112,11 +113,18 @@ class EngineState:
         self.drained_fd = int(record["drained_fd"])
         record["epoch"] = page.words("<u8", EPOCH, 1)[0]
 
-    def clear(self, number: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
-        """Forget all about context `number`, which no engine serves; returns its record."""
+    def clear(self, number: int, first: int = -1, *, fresh: bool = True) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+        """Forget all about context `number`, which no engine serves; returns its record.
+
+        What its guest owes for notifications is kept with the `first` of its contexts, and forgotten only of a `fresh` guest.
+        """
+        first = number if first < 0 else first
+        if fresh and number == first:
+            self._debts[first] = 0
         record = self.contexts[number : number + 1]
         record[:] = 0
         record["number"], record["head1"], record["members"] = number, -1, self._members[number].ctypes.data
+        record["debt"] = self._debts[first : first + 1].ctypes.data
         record["clock"] = self._record["now"].ctypes.data
         return record
 

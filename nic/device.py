@@ -127,9 +127,11 @@ class Nic:
         passthrough: bool,
         first: int,
         queue: int,
+        fresh: bool,
     ) -> dict[str, int]:
         """Map what a context needs; answers what the device offers it. It is number `queue` of those whose first is `first`.
 
+        `fresh`: its domain has had no context for that queue yet.
         fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd. The same is answered once more to who
         asks again, because the NIC has died over the first answer.
         """
@@ -145,8 +147,10 @@ class Nic:
             close_all(fds)
             raise
         self._mappings[context] = [ram, iommu, doorbell]
+        if fresh and queue == 0:  # a domain before it may have had the name
+            self._patience.pop(name, None)
         for index, state in enumerate(self._engines):
-            record = state.clear(context)
+            record = state.clear(context, first, fresh=fresh)
             record["generation"], record["patience"] = generation, self._patience.get(name, state.pause_ns)
             record["first"], record["queue"] = first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)

@@ -9,6 +9,7 @@ calm {}                        end it: {"attempts", "got": {what the attacker wa
 canaries {headers}             how many canaries there are in this guest's RAM, and how many frames with one of these headers
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,7 @@ class Hostile:
         honest: dict[Control, Callable[[], Any]] = {
             Control.QUIET: (lambda: receive(a)) if sent_to else a.rest,
             Control.BUSY: lambda: a.loop(loops.compute),
+            Control.NOTIFIED: lambda: be_notified(a),
             Control.SENDS: lambda: send(a),
             Control.CALLS: lambda: call(a),
             Control.READS: lambda: read(a),
@@ -57,6 +59,14 @@ def receive(a: Attacker) -> None:
     """Take what is sent."""
     while a.goes_on() and a.rest(0.001):
         a.take_what_comes()
+
+
+def be_notified(a: Attacker) -> None:
+    """Compute, and take what is sent, notified each time."""
+    computing = threading.Thread(target=a.loop, args=(loops.compute,))
+    computing.start()
+    a.be_notified()
+    computing.join()
 
 
 def send(a: Attacker) -> None:

@@ -30,7 +30,9 @@ from dom0.xenstore.requests import answer
 from dom0.xenstore.store import Store
 from dom0.xenstore.tree import Change, Event, Watcher
 from dom0.xenstore.turns import Turns, Worker
+from hyp.abi.domids import DOM0
 from hyp.abi.xs_wire import WireError
+from hyp.control.descriptors import hang_up, refuse_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +94,8 @@ class Xenstored:
     def add_connection(self, domid: int, sock: socket.socket) -> Connection:
         """Serve `sock`, a connected AF_UNIX stream socket, as domain `domid`. The socket is the server's from here."""
         sock.setblocking(False)
+        if domid != DOM0:
+            refuse_descriptors(sock)
         connection = Connection(domid, sock, self.store.connect(domid))
         self.connections[connection.session] = connection
         self._clients[connection] = _Client(self, connection)
@@ -123,7 +127,7 @@ class Xenstored:
         Raises StoreError EINVAL for Domain 0, ENOENT if it is not introduced.
         """
         for sock in self._expected.pop(domid, []):
-            sock.close()
+            hang_up(sock)
         self.store.release(domid)
         self._record(domains=True)
         for connection in [c for c in self.connections.values() if c.domid == domid]:
@@ -166,7 +170,7 @@ class Xenstored:
                     os.unlink(path)
         self._listeners.clear()
         for sock in [sock for socks in self._expected.values() for sock in socks]:
-            sock.close()
+            hang_up(sock)
         self._expected.clear()
         for connection in list(self.connections.values()):
             self._disconnect(connection, "removed", "the server ends")
@@ -216,15 +220,24 @@ class Xenstored:
         except OSError as error:
             self._disconnect(connection, "error", f"sending: {error}")
             return
+        if connection.unread and not connection.held and (wait_s := connection.debt.wait_s()) > 0:
+            connection.held = True
+            self._loop.call_later(wait_s, self._release_held, connection)
         if congested and not connection.congested:  # requests had to wait
             self._ready(connection)
         else:
             self._watch_socket(connection)
 
+    def _release_held(self, connection: Connection) -> None:
+        """It has paid off what it owed."""
+        connection.held = False
+        if not connection.closed:
+            self._flush(connection)
+
     def _watch_socket(self, connection: Connection) -> None:
         """Read unless a request may wait, write if there is something left to write."""
         waits = connection.congested or connection.paused or self._clients[connection].waiting
-        reading, writing = not waits, connection.unread > 0
+        reading, writing = not waits, connection.unread > 0 and not connection.held
         if reading != connection.reading:
             if reading:
                 self._loop.add_reader(connection.sock, self._readable, connection)
@@ -246,7 +259,7 @@ class Xenstored:
         self._unflushed.discard(connection)
         self._loop.remove_reader(connection.sock)
         self._loop.remove_writer(connection.sock)
-        connection.sock.close()
+        hang_up(connection.sock)
         connection.session.close()
         self.disconnects[cause] += 1
         expected = cause in ("closed", "removed", "released")

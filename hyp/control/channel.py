@@ -90,7 +90,7 @@ class Channel:
         self._untrusted = untrusted
         self._loop = asyncio.get_running_loop()
         self._inbox = _Inbox()
-        self._outbox = Outbox(sock, self._end, self._pause_or_go_on)
+        self._outbox = Outbox(sock, self._end, self._pause_or_go_on, untrusted=untrusted)
         self._next_id = 1
         self.closed = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)

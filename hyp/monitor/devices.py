@@ -32,7 +32,7 @@ from typing import Any
 from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, PAGE
 from hyp.control import Channel, PeerGone, Refused, Reply
-from hyp.events import Upcall, new_eventfd, raise_event
+from hyp.events import Upcall, new_eventfd
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
@@ -155,7 +155,7 @@ class Devices:
                 await self._ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
         except Refused as error:  # its memory is cut off, for instance: its own affair
             log.error("context %d of domain %d (%s) cannot go on: %s", context.number, domain.domid, domain.name, error)
-        raise_event(context.completion_fd)
+        context.upcall.wake(context.completion_fd)
 
     async def _ask(self, op: str, /, fds: tuple[int, ...] = (), **args: Any) -> Reply:
         """A request to a NIC that is not ready yet."""
@@ -226,8 +226,10 @@ class Devices:
             raise Refused("EBUSY", f"{who} has a context that is being opened or closed")
         if domain.dying:
             raise Refused("ESRCH", f"{who} has ended")
+        upcall.check()
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
+        fresh = (domain.name, queue) not in self._kept.values()
         number = self._free_number(domain, queue, self._first(domain) + queue if domain.contexts else None)
         engine = number % len(self._engine_upcalls)
         with ExitStack() as made:  # what there is of it, if not all can be had
@@ -236,7 +238,7 @@ class Devices:
             doorbell_fd = new_eventfd()
             made.callback(os.close, doorbell_fd)
             context = Context(
-                number, next(self._generations), mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue
+                number, next(self._generations), mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue, fresh
             )  # fmt: skip
             made.pop_all()
         self._contexts[number] = domain
@@ -248,7 +250,7 @@ class Devices:
             context.features, context.ready = int(created.value["features"]), True
             if domain.contexts.get(number) is not context or context.closing is not None:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
-            raise_event(context.completion_fd)
+            upcall.wake(context.completion_fd)
         except BaseException:
             if context.closing is None:  # else who closes it releases it, when the NIC has let go: its number is not free before
                 self._release(domain, context)
@@ -263,6 +265,7 @@ class Devices:
                 "context_create", fds=(domain.ram.fd, iommu, context.doorbell.fd, context.completion_fd), context=context.number,
                 generation=context.generation, name=domain.name, memory=domain.memory, mac=context.mac,
                 privileged=domain.domid == DOM0, passthrough=context.passthrough, first=self._first(domain), queue=context.queue,
+                fresh=context.fresh,
             )  # fmt: skip
         finally:
             os.close(iommu)
