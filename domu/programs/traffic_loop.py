@@ -193,7 +193,7 @@ def _send_stream(p, d):
             note_lag(s, p.now)
         p.job = DRAINING
         return 0
-    if p.length > d.room:
+    if p.units != 0 or p.length > d.room:
         return send_long(p, d)
     want = frames_due(s, p.now, min(BURST, p.left))
     if want == 0:

@@ -68,7 +68,7 @@ async def all_there(streams: list[Stream], kills: int, frame: int) -> None:
     tiered(
         [
             ('grants = "copy"', 64), ('grants = "map"', 1500), ('grants = "persistent"', 1500), ("queues = 2", 64),
-            ("", MTU), ("", 30_000), ("offloads = false", 9000), ('rate = "80Mb/s"', 200),
+            ("", MTU), ("", 30_000), ("offloads = []", 9000), ('rate = "80Mb/s"', 200),
             ('queues = 2\ngrants = "persistent"', 30_000),
         ],
         [('grants = "copy"', 64), ('queues = 2\ngrants = "persistent"', 30_000)],
