@@ -214,6 +214,18 @@ def take_topology(argv: list[str]) -> str | None:
 
 
 @app.command()
+def move(
+    guest: Annotated[str, typer.Argument(help="A guest on path split or bypass.")],
+    path: Annotated[str, typer.Option(help="split or bypass: where it is to go.")],
+    topology: Annotated[str | None, typer.Option(help="Which topology, if several are running.")] = None,
+) -> None:
+    """Move a running guest to the other path, under whatever traffic it has (docs/faults.md)."""
+    from lab.command.move import move_guest
+
+    print(ask(move_guest(topology, guest, path)))
+
+
+@app.command()
 def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
     """What is running, who is cut off, and what guests move."""
     from hyp.limits import raise_descriptor_limit

@@ -9,7 +9,7 @@ or a vif with ``trunk = true``, may have other stations behind it, whose address
 for an address that nobody is known to have goes to trunks only.
 """
 
-from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
+from dom0.bridge import NO_PORT, forget_port, learn, move_static, whereabouts
 from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.multicast import hears
@@ -54,9 +54,9 @@ from hyp.patience import begin_patience
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING = 1, 2, 3, 4, 5
-"""The first two are for all queues of the vif whose first port it is."""
-MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing")
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING, GO, ROUTE, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8
+"""The first two are for all queues of the vif whose first port it is. GO: an engine that was `held` begins."""
+MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing", "mac")
 _mail_at = record_view(MAIL)
 FLOOD_BUDGET = 2 * STAGE
 """Copies of flooded frames for which a port's turn ends: the other ports wait for each of them."""
@@ -210,6 +210,8 @@ def _serve_port(e, p):
 
 @compiled
 def _round(e):
+    if e.held != 0:
+        return 0
     moved = 0
     e.first = e.first + 1 if e.first + 1 < e.port_count else 0
     for k in range(e.port_count):
@@ -286,8 +288,12 @@ def _take_mail(e):
             _remove_vif(e, port_of(e, mail.port))
         elif mail.opcode == SET_RATE:
             set_rate(e, mail.port, mail.credit_bytes, mail.window_ns)
+        elif mail.opcode == GO:
+            e.held = 0
         elif mail.opcode == SET_HASHING:
             port_of(e, mail.port).hashing = mail.hashing
+        elif mail.opcode == ROUTE:
+            move_static(e.fdb, mail.mac, mail.port)
         elif mail.opcode == ENTER_PAGES and port_of(e, mail.port).active != 0:
             enter_pages(port_of(e, mail.port), mail.pages, mail.count)
         e.mail += 1
@@ -303,6 +309,8 @@ def _arm(e):
     Returns (something to do, ns to sleep or −1, whether the NIC was asked for that of a send).
     """
     ready, deadline, credit_at = mail_waiting(e.mailbox, e.mail) > 0, -1, -1
+    if e.held != 0:
+        return ready, -1, False
     for number in range(e.port_count):
         p = port_of(e, number)
         if p.active != 0 and p.pause_until != 0:

@@ -39,6 +39,7 @@ PORT = np.dtype(
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it has room
         ("patience", "i8"),  # for how long it still may, in ns
         ("full_since", "i8"),
+        ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
@@ -152,6 +153,7 @@ ENGINE = np.dtype(
         ("now", "i8"),
         ("idle_since", "i8"),
         ("wait", "i8"),
+        ("held", "i8"),  # 1: nothing moves but mail, as guests of a Dom0 that died have yet to reconnect
     ]
 )
 

@@ -36,7 +36,7 @@ from hyp.abi.netif import (
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
-from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, read_state, switch_state, tell_error
+from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, parse_state, read_state, tell_error
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +66,18 @@ class Vif:
         guest: Mapping[str, Any],
         number: int,
         max_queues: int,
+        *,
+        routed: bool = True,
     ) -> None:
+        """`routed`: frames for the guest are for this vif; else not before `take_address`, as it still has another device."""
         self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
         self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
         self._front = frontend_path(self.who.domid, VIF, 0)
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
-        self._grants, self._max_queues = str(guest["grants"]), max_queues
+        self._grants, self._max_queues, self._routed = str(guest["grants"]), max_queues, routed
         self.back = CLOSED  # the state that we are in, and have told last
+        self.connected = asyncio.Event()  # has been, at least once
+        self._node: XenbusState | None = None  # what its node said when we last read or wrote it
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
         self._causes: set[Cause] = set()
@@ -103,6 +108,13 @@ class Vif:
         self._causes.add(cause)
         self._woken.set()
 
+    async def take_address(self) -> None:
+        """Frames for the guest are for this vif from now on. RuntimeError if it is not connected."""
+        if self._connection is None:
+            raise RuntimeError(f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
+        self._routed = True
+        await self._connection.take_address()
+
     def check_port(self) -> None:
         """Let it look if the engine has taken its port out of service."""
         if self._connection is not None and self._connection.failed:
@@ -131,6 +143,8 @@ class Vif:
                 await self._back_written()
             elif cause is Cause.RATE:
                 await self._rate_written()
+            elif self._registered and await self._is_made_anew():  # both ends at once, and this one's event came first
+                await self._back_written()
             elif self._registered:
                 await self._follow(await self._front_state())
         except XenstoreError as error:
@@ -148,14 +162,15 @@ class Vif:
 
     async def _back_written(self) -> None:
         """The toolstack makes a device, with `online` 1; takes it back by `online` 0 and Closing; or removes its nodes."""
-        told, online = await read_state(self._store, self._back), await self._is_online()
+        self._node = told = await read_state(self._store, self._back)
+        online = await self._is_online()
         if told is None:
             await self._disconnect("the toolstack has removed it")
             self._registered, self.back = False, CLOSED
         elif not self._registered:
             if online:  # whatever its state: ours may have come after the toolstack's
                 await self._probe()
-        elif told is INITIALISING and self.back is not INITIALISING:
+        elif self._anew(told):
             await self._disconnect("the toolstack has made it anew")
             await self._probe()
         else:
@@ -165,6 +180,13 @@ class Vif:
             if withdrawn or not online:
                 await self._follow(await self._front_state(), withdrawn=True)
 
+    def _anew(self, told: XenbusState | None) -> bool:
+        """The toolstack has made the device anew: its node's state is not one that we have told."""
+        return told is INITIALISING and self.back is not INITIALISING
+
+    async def _is_made_anew(self) -> bool:
+        return self._anew(await read_state(self._store, self._back))
+
     async def _probe(self) -> None:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
         self._registered, self.back = True, INITIALISING
@@ -173,13 +195,7 @@ class Vif:
         if self._grants == "persistent":
             offers[FEATURE_PERSISTENT] = 1
         offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}
-
-        async def write(transaction: Transaction) -> None:
-            for name, value in offers.items():
-                await transaction.write(f"{self._back}/{name}", str(value))
-
-        await self._store.retry(write)
-        await self._switch(INIT_WAIT)
+        await self._switch(INIT_WAIT, offers)
         self.wake(Cause.FRONT)  # it may be there already
 
     async def _follow(self, front: XenbusState, *, withdrawn: bool = False) -> None:
@@ -205,7 +221,7 @@ class Vif:
             wishes = await read_wishes(
                 self._store, self._front, grants=self._grants, max_queues=self._max_queues
             )  # fmt: skip
-            await connection.open(self._counters, wishes, await self._rate())
+            await connection.open(self._counters, wishes, await self._rate(), routed=self._routed)
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False
@@ -214,6 +230,7 @@ class Vif:
             await self._fatal(errno.EIO, f"connecting: {error}")
             return False
         self._connection = connection
+        self.connected.set()
         early = " at Initialised, which Linux's netback would have ignored" if front is INITIALISED else ""
         self._log.info(f"connected{early}")
         return True
@@ -260,13 +277,26 @@ class Vif:
                 raise
             return False
 
-    async def _switch(self, state: XenbusState) -> None:
-        """Tell our state; once, as it may be watched for."""
+    async def _switch(self, state: XenbusState, nodes: Mapping[str, int] | None = None) -> None:
+        """Tell our state, and `nodes` with it; once, as it may be watched for.
+
+        Not over what the toolstack has written since we last looked, in the middle of what we did: of that there is an event.
+        """
         if state is self.back:
             return
-        self.back = state
+        self.back, node = state, f"{self._back}/state"
+
+        async def write(transaction: Transaction) -> bool:
+            if parse_state(await transaction.read(node)) is not self._node:
+                return False
+            for name, value in (nodes or {}).items():
+                await transaction.write(f"{self._back}/{name}", str(value))
+            await transaction.write(node, str(int(state)))
+            return True
+
         try:
-            await switch_state(self._store, self._back, state)
+            if await self._store.retry(write):
+                self._node = state
         except XenstoreError as error:
             if error.name != "ENOENT":  # removed meanwhile, of which there is a watch's event
                 raise

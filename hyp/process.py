@@ -56,9 +56,15 @@ class Process:
         """Tell the keeper why this process cannot do its work."""
         self.console.tell("failed", cause=cause)
 
-    def hypercalls(self, handlers: dict[str, Handler] | None = None, takes_fds: frozenset[str] = frozenset()) -> Channel:
+    def hypercalls(
+        self,
+        handlers: dict[str, Handler] | None = None,
+        takes_fds: frozenset[str] = frozenset(),
+        on_close: Callable[[], None] | None = None,
+    ) -> Channel:
         """The channel to the hypervisor on the socket this process was born with; `handlers` serves what it asks of us."""
-        return Channel(adopt_socket(self.sockets["hypercalls"]), handlers, name="the hypervisor", takes_fds=takes_fds)
+        sock = adopt_socket(self.sockets["hypercalls"])
+        return Channel(sock, handlers, name="the hypervisor", takes_fds=takes_fds, on_close=on_close)
 
     async def store_socket(self) -> socket.socket:
         """The stream to xenstored that this process was born with, or the keeper has brought last; waits for the next one.

@@ -50,7 +50,7 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
         "forkserver": 4,
         "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 16 + len(guests),
-        "nic": 22 + 6 * engines + (topology["nic"]["wire"]["mode"] == "tap") + sum(one.nic for one in takes),
+        "nic": 22 + 7 * engines + (topology["nic"]["wire"]["mode"] == "tap") + sum(one.nic for one in takes),
         "dom0": 26 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }

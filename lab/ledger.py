@@ -100,7 +100,8 @@ def _links(snapshot: Snapshot) -> list[Equation]:
         sent, took = (sum(snapshot[row]["tx_frames"] for row in rows) for rows in (near, far))
         found.append(Equation(f"{near[0]} to {far[0]}", sent, took))
         sent, took = (sum(snapshot[row]["rx_frames"] for row in rows) for rows in (far, near))
-        found.append(Equation(f"{far[0]} to {near[0]}", sent, took))
+        lost = sum(snapshot[row]["lost"] for row in near)  # with a Dom0 that died
+        found.append(Equation(f"{far[0]} to {near[0]}", sent, took + lost))
     for row, counts in snapshot.items():
         if row.endswith("/tap"):
             device = snapshot[row.removesuffix("tap") + "device"]

@@ -1,5 +1,7 @@
 """Allocates an engine's private state and keeps it alive. Control plane; runs before the engine starts."""
 
+import itertools
+
 import numpy as np
 
 from hyp.abi.nic import CONTEXTS, LINK_HEADER, mac_to_int
@@ -11,6 +13,7 @@ from hyp.events import new_eventfd, new_wait
 from hyp.load.frames import attach_histograms
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
+from nic.crossing import CONS, CROSSING_BYTES, CROSSING_SLOTS, FIRST_SLOT, PROD, SLOT_BYTES, SLOT_CONTEXT
 from nic.kept import Kept
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS
 from nic.tap import TapMemory
@@ -23,7 +26,36 @@ class Crossings:
     def __init__(self, engines: int, kept: Kept) -> None:
         self.engines = engines
         self.kicks = np.array([new_eventfd() for _ in range(engines)], np.int64)
+        self._memory = kept.crossings
         self.address = int(kept.crossings.ctypes.data)
+
+    def under_way(self, context: int | None = None) -> dict[tuple[int, int], int]:
+        """By producer and consumer, behind which frame the last one is that is in their crossing now, where there are some.
+
+        Counted are all that were ever put there; of those for `context` alone, if it is given.
+        """
+        found = {}
+        for producer, consumer in itertools.permutations(range(self.engines), 2):
+            prod, cons = self._indices(producer, consumer)
+            for index in range(prod - 1, cons - 1, -1):
+                if (
+                    context is None
+                    or self._word(producer, consumer, FIRST_SLOT + SLOT_CONTEXT + (index % CROSSING_SLOTS) * SLOT_BYTES) == context
+                ):
+                    found[producer, consumer] = index + 1
+                    break
+        return found
+
+    def taken(self, producer: int, consumer: int) -> int:
+        """How many of them have been taken out."""
+        return self._indices(producer, consumer)[1]
+
+    def _indices(self, producer: int, consumer: int) -> tuple[int, int]:
+        return self._word(producer, consumer, PROD), self._word(producer, consumer, CONS)
+
+    def _word(self, producer: int, consumer: int, at: int) -> int:
+        at += (producer * self.engines + consumer) * CROSSING_BYTES
+        return int(self._memory[at : at + 8].view(np.int64)[0])
 
 
 class EngineState:
@@ -76,7 +108,8 @@ class EngineState:
         record["frame"], record["turned"] = (memory.address for memory in self._frames)
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
-        record["shootdown_fd"], record["held"] = shootdown_fd, kept.resumed
+        record["shootdown_fd"], record["held"], record["drained_fd"] = shootdown_fd, kept.resumed, new_eventfd()
+        self.drained_fd = int(record["drained_fd"])
         record["epoch"] = page.words("<u8", EPOCH, 1)[0]
 
     def clear(self, number: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":

@@ -52,18 +52,19 @@ from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
 from nic.resume import resume
 from nic.send import flood_crossed, serve_sends
-from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, wire_at
+from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
 from nic.switch import enter, forget
 from nic.tap_input import serve_tap
 from nic.wire import link_wire, serve_wire, wire_due
 
-START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO = 1, 2, 3, 4, 5, 6, 7
+START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO, DRAIN_CONTEXT, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8, 9
 MAIL = mail_record(
     "context", "mac", "mode", "fs_per_byte", "delay_ns",
     "length", "frames", "nanoseconds", "pps", "stream",
 )  # fmt: skip
-"""What the operations take: START_CONTEXT, RESUME_CONTEXT, STOP_CONTEXT a context; FILTER a MAC address and who has it; WIRE_MODE
-mode, rate and delay; GENERATE a destination, and from `length` on; GO nothing: all that a dead NIC served has been resumed."""
+"""What the operations take: START_CONTEXT, RESUME_CONTEXT, DRAIN_CONTEXT, STOP_CONTEXT a context; FILTER a MAC address and who has
+it; WIRE_MODE mode, rate and delay; GENERATE a destination, and from `length` on; GO nothing: all that a dead NIC served has been
+resumed; NOTHING nothing."""
 _mail_at = record_view(MAIL)
 CROSSING_BUDGET = 32
 PATIENCE = 3
@@ -175,6 +176,9 @@ def _take_mail(e):
             _start_context(e, m.context)
         elif m.opcode == GO:
             e.held = 0
+        elif m.opcode == DRAIN_CONTEXT:
+            context_of(e, m.context).draining = 1
+            touch(e, context_of(e, m.context))
         elif m.opcode == STOP_CONTEXT:
             _stop_context(e, m.context)
         elif m.opcode == FILTER:
@@ -278,6 +282,9 @@ def _publish(e, idle):
             held += 1
         else:
             c.dirty = 0
+        if c.draining != 0 and posted_sends(c) == 0:
+            c.draining = 0
+            notify(e.drained_fd)
         octets += _dma_of(c)
         _checkpoint(e, c)
         commit(c.counts, c.counts_shared)

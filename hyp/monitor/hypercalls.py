@@ -202,6 +202,15 @@ async def filter_change(system: System, domain: Domain, context: int, add: list[
     await system.devices.change_filters(context, add, remove)
 
 
+@hypercall(Callers.DOM0, domid=domain_number, sent=boolean)
+async def contexts_settle(system: System, domain: Domain, domid: int, sent: bool) -> dict[str, list[int]]:
+    """Wait until what a domain's contexts have posted has left the NIC (`sent`), or what is under way to them has arrived.
+
+    Answers `contexts`, their numbers, and `received`, the completions of their receive queues, modulo 2^32.
+    """
+    return await system.devices.settle(system.domains[domid], "sent" if sent else "arriving")
+
+
 @hypercall(Callers.DOM0, limit_us=Integer(0, MAX_SPIN_US))
 def spin_limit(system: System, domain: Domain, limit_us: int) -> None:
     """Set how long loops may spin before they sleep, in µs (0: never)."""

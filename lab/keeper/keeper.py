@@ -86,6 +86,7 @@ class Keeper:
             "console": self.console,
             "held": self.held,
             "pidfds": self.pidfds,
+            "moved": self.moved,
         }
         return {**handlers, "boot": self.boot, "down": self.down} if owner else {**handlers, "down": self.ask_down}
 
@@ -144,6 +145,16 @@ class Keeper:
             state = "degraded"
         up_s = None if self._up_since is None else self._loop.time() - self._up_since
         return {**self._info, "state": state, "up_s": up_s, "dead": dead, "notices": notices, "processes": children}
+
+    def moved(self, guest: str, path: str) -> None:
+        """A guest has changed its path: what it is said to be on, and what whoever is started again is told. Refused (ESRCH)."""
+        tables = [self._info["guests"], *(child.plan["config"].get("guests", []) for child in self._children.values())]
+        tables.append([child.plan["config"] for child in self._children.values() if child.role == GUEST])
+        found = [table for of in tables for table in of if table.get("name") == guest]
+        if not found:
+            raise Refused("ESRCH", f"there is no guest named {guest!r} in topology {self._rundir.name!r}")
+        for table in found:
+            table["path"] = path
 
     def pidfds(self) -> Answer:
         """Names of the living processes, and fds: their pidfds."""
@@ -422,6 +433,9 @@ class Keeper:
     async def _take_down(self) -> None:
         for restart in self._restarting:
             restart.cancel()
+        for child in self._children.values():
+            if child.role == "hyp" and not child.ended.done():
+                child.console.tell("going_down")
         guests = [child for child in self._children.values() if child.role == GUEST]
         others = [child for child in self._children.values() if child.role not in (GUEST, "hyp")]
         hypervisor = [child for child in self._children.values() if child.role == "hyp"]
