@@ -125,7 +125,7 @@ def run(
     budget: Annotated[
         float | None, typer.Option(help=f"Seconds to go on with what is undecided, at most; {BUDGET_S:g} unless told otherwise.")
     ] = None,
-    repeat: Annotated[int, typer.Option(help="Rounds of slices; takes the place of --seconds.")] = 0,
+    repeat: Annotated[int, typer.Option("--repeat", "--rounds", help="Rounds of slices; takes the place of --seconds.")] = 0,
     quick: Annotated[bool, typer.Option(help="Few points and short slices: to try things, not to cite.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 1,
     attacks: Annotated[str, typer.Option(help="isolation: which attacks, comma-separated; all unless told otherwise.")] = "",

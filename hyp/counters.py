@@ -28,6 +28,7 @@ class CounterPage:
     def __init__(self, shared: Mapping) -> None:
         self._shared = shared
         self._private = np.zeros((ROWS, COLUMNS), np.int64)
+        self._ours: set[int] = set()  # rows that this process counts in
 
     def row(self, name: str) -> tuple[int, int]:
         """Address of the private and of the shared row `name`. The same name gives the same row.
@@ -42,5 +43,8 @@ class CounterPage:
             there = bytes(self._shared.array[at : at + NAME_BYTES]).rstrip(b"\0")
             if there in (encoded, b""):
                 self._shared.array[at : at + len(encoded)] = np.frombuffer(encoded, np.uint8)
+                if there and index not in self._ours:  # who had the page before has counted already
+                    self._private[index] = self._shared.words("<i8", at + NAME_BYTES, COLUMNS)
+                self._ours.add(index)
                 return int(self._private[index].ctypes.data), self._shared.address + at
         raise LookupError(f"no counters row is left for {name}")

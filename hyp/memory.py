@@ -5,7 +5,8 @@
 ``sealed``  a memfd whose size is sealed, so that nobody can shrink memory that another process reads (SIGBUS); and its seals, too,
             so that a guest cannot forbid others to map its own RAM.
 
-Creation reserves the memory, so that a full /dev/shm is an error here and not a SIGBUS later.
+Creation reserves the memory, so that a full /dev/shm is an error here and not a SIGBUS later. (What is shared with nobody, and only
+outlives a process, is a memfd without a reservation: `create_sparse`.)
 """
 
 import contextlib
@@ -87,12 +88,12 @@ class Mapping:
 
     __slots__ = ("_map", "address", "array", "size")
 
-    def __init__(self, fd: int, size: int, *, writable: bool = True) -> None:
+    def __init__(self, fd: int, size: int, *, writable: bool = True, populate: bool = True) -> None:
         have = os.fstat(fd).st_size
         if have < size:
             raise SharedMemoryError(errno.EINVAL, f"a region of {have} bytes cannot be mapped as {size}")
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED | MAP_POPULATE, protection)
+        self._map = mmap.mmap(fd, size, mmap.MAP_SHARED | (MAP_POPULATE if populate else 0), protection)
         self.size = size
         self.array = np.frombuffer(self._map, np.uint8)
         self.address = int(self.array.ctypes.data)
@@ -100,10 +101,10 @@ class Mapping:
             tell(self.address, size, fd, self._map)
 
     @classmethod
-    def adopt(cls, fd: int, size: int, *, writable: bool = True) -> "Mapping":
+    def adopt(cls, fd: int, size: int, *, writable: bool = True, populate: bool = True) -> "Mapping":
         """Map a descriptor that was received, and close it: the mapping is what keeps the memory."""
         try:
-            return cls(fd, size, writable=writable)
+            return cls(fd, size, writable=writable, populate=populate)
         finally:
             os.close(fd)
 
@@ -158,6 +159,18 @@ def create_region(backing: str, topology: str, owner: str, purpose: str, size: i
         reason = f"region {name} of topology {topology}: {size} bytes cannot be had ({cause}); /dev/shm has {free} free"
         raise SharedMemoryError(code, reason) from error
     return region
+
+
+def create_sparse(topology: str, owner: str, purpose: str, size: int) -> Region:
+    """A new, zeroed region that takes memory only where it is touched: a process's own, which others only hold for the next one.
+
+    In no folder, whatever the backing, and its size is sealed; `Mapping` maps it with `populate` False.
+    """
+    name = f"{owner}.{purpose}"
+    fd = os.memfd_create(f"xbl.{topology}.{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return Region(name, size, fd, None)
 
 
 def objects(topology: str | None = None) -> list[str]:

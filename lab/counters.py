@@ -2,9 +2,12 @@
 
 import os
 import weakref
+from collections.abc import Callable
 
-from hyp.abi.counters import COUNTERS_BYTES, read_rows
+from hyp.abi.counters import COUNTERS_BYTES, place_of, read_rows
 from hyp.control import close_all
+
+Follower = Callable[[], int]
 
 
 class CounterReader:
@@ -25,6 +28,11 @@ class CounterReader:
 
     def _pages(self) -> dict[str, bytes]:
         return {name: os.pread(fd, COUNTERS_BYTES, 0).ljust(COUNTERS_BYTES, b"\0") for name, fd in self._fds.items()}
+
+    def follow(self, process: str, row: str, column: str) -> Follower:
+        """A function that reads one count, and nothing else, as often as one likes. LookupError if there is no such row."""
+        at, fd = place_of(self._pages()[process], row, column), self._fds[process]
+        return lambda: int.from_bytes(os.pread(fd, 8, at).ljust(8, b"\0"), "little", signed=True)
 
     def raw(self) -> list[bytes]:
         """All that is counted, as it lies in memory: equal to what it was before if nothing was counted in between."""

@@ -6,10 +6,10 @@ for each queue beyond the first):
     keeper     27 + 10 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints and the log of
                                     that, of each guest; the counters of the device models
     forkserver 4
-    hyp        29 + 4 E (+ 6)       (with device models) its loop's upcall and counters
+    hyp        30 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
     xenstored  15 + G               the socket at which it listens; a socket of each guest
-    nic        21 + 6 E (+ 1)       its engines; the TAP of a wire to the host
+    nic        22 + 6 E (+ 1)       its engines; the TAP of a wire to the host
                + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
     dom0       26                   its own context, the upcall of control rings
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
@@ -48,9 +48,9 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     found = {
         "keeper": 27 + 10 * len(guests) + emulates,
         "forkserver": 4,
-        "hyp": 29 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
+        "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 15 + len(guests),
-        "nic": 21 + 6 * engines + (topology["nic"]["wire"]["mode"] == "tap") + sum(one.nic for one in takes),
+        "nic": 22 + 6 * engines + (topology["nic"]["wire"]["mode"] == "tap") + sum(one.nic for one in takes),
         "dom0": 26 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }

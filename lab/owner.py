@@ -35,7 +35,7 @@ END_TIMEOUT_S = 10.0
 
 Event = Callable[[str, dict[str, Any]], None]
 """``event(kind, details)``: kinds ``compiling`` (so many kernels; are they kept?), ``progress`` (a kernel was compiled), ``notice``
-(a text), ``warm``, ``died``, ``asked_to_stop`` (by a client)."""
+(a text), ``warm``, ``died`` (is it ``restarting``?), ``restarted``, ``asked_to_stop`` (by a client)."""
 
 
 def compiling(details: Mapping[str, Any]) -> str:
@@ -54,8 +54,10 @@ class Lab:
         self._start_limit: asyncio.Timeout
         self._rundir = RunDir(self.name)
         self._consoles: dict[str, Channel] = {}
-        self.deaths: dict[str, str] = {}  # process → cause
+        self.deaths: dict[str, str] = {}  # process → cause; for good, and not of those that are restarted
         self._death = asyncio.Event()
+        self._restarted_times: dict[str, int] = {}
+        self._restart = asyncio.Event()
         self.timings: dict[str, float] = {}
 
     async def __aenter__(self) -> "Lab":
@@ -114,6 +116,7 @@ class Lab:
             **{kind: self._passed_on(kind) for kind in ("compiling", "progress", "notice")},
             "warm": self._warm,
             "died": self._died,
+            "restarted": self._restarted,
             "asked_to_stop": lambda: self._on_event("asked_to_stop", {}),
         }
         self.channel = Channel(ours, handlers, name="the keeper")
@@ -190,10 +193,32 @@ class Lab:
             mac = next(guest["mac"] for guest in self.topology["guest"] if guest["name"] == wire["to"])
             await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
 
-    def _died(self, name: str, role: str, cause: str) -> None:
-        self.deaths[name] = cause
-        self._death.set()
-        self._on_event("died", {"name": name, "role": role, "cause": cause})
+    def _died(self, name: str, role: str, cause: str, restarting: bool = False) -> None:
+        if not restarting:
+            self.deaths[name] = cause
+            self._death.set()
+        self._on_event("died", {"name": name, "role": role, "cause": cause, "restarting": restarting})
+
+    def _restarted(self, name: str, role: str, restarts: int, seconds: float) -> None:
+        self._restarted_times[name] = restarts
+        self._restart.set()
+        self._on_event("restarted", {"name": name, "role": role, "restarts": restarts, "seconds": seconds})
+
+    def restarts(self, name: str) -> int:
+        """How often process `name` has been restarted."""
+        return self._restarted_times.get(name, 0)
+
+    async def restarted(self, name: str, times: int = 1) -> None:
+        """Wait until process `name` has been restarted so many times, and is ready again. LabError if it is dead for good."""
+        while self.restarts(name) < times:
+            if name in self.deaths:
+                raise LabError(f"{name} {self.deaths[name]}")
+            self._restart.clear()
+            self._death.clear()
+            waits = [asyncio.ensure_future(event.wait()) for event in (self._restart, self._death)]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     # -- talking to processes --
 

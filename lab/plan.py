@@ -19,6 +19,8 @@ ROLES = {
     "dom0": "dom0.domain",
 }
 """The modules of all roles but the guests', which are those of their programs."""
+RESTARTED = {"nic", "dom0"}
+"""Roles that are started again when they die. Not the hypervisor: nobody else knows what its domains have."""
 MODULES = list(
     dict.fromkeys(
         [
@@ -60,14 +62,22 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
 
     def process(
-        name: str, role: str, module: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None
+        name: str,
+        role: str,
+        module: str,
+        config: dict[str, Any],
+        domain: dict[str, int] | None,
+        xenstore: int | None,
+        *,
+        restart: bool,
     ) -> dict[str, Any]:
         cpus, may = placed.processes.get(name), placed.spinning is None or name in placed.spinning
         found = {"name": name, "role": role, "module": module, "config": config, "domain": domain, "xenstore": xenstore}
-        return {**found, "cpus": cpus, "spins": may}
+        return {**found, "cpus": cpus, "spins": may, "restart": restart}
 
     def own(role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
-        return process(role, role, ROLES[role], config, domain, xenstore)
+        restart = role in RESTARTED and topology["supervisor"]["restart"]
+        return process(role, role, ROLES[role], config, domain, xenstore, restart=restart)
 
     named = [*guests, {**topology["nic"]["wire"], "name": "wire"}]
     hosts = {address.partition("/")[0]: table["name"] for table in named for address in _addresses(table)}
@@ -95,5 +105,6 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         features = wanted(guest["offloads"]) if program.offloads else NONE
         confinement = _confinement(name, guest) if guest["confined"] else None
         config = {**guest, "confinement": confinement, "queue": topology["nic"]["queue"], "features": int(features), "hosts": hosts}
-        processes.append(process(guest["name"], "domu", program.module, config, {"domid": domid, "memory": guest["memory"]}, domid))
+        domain = {"domid": domid, "memory": guest["memory"]}
+        processes.append(process(guest["name"], "domu", program.module, config, domain, domid, restart=guest["restart"]))
     return processes

@@ -3,18 +3,16 @@
 import numpy as np
 
 from hyp.abi.nic import CONTEXTS, LINK_HEADER, mac_to_int
-from hyp.abi.platform import PLATFORM_BYTES
-from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER, MAX_QUEUES
+from hyp.abi.platform import EPOCH, PLATFORM_BYTES
+from hyp.abi.sizes import MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import new_eventfd, new_wait
-from hyp.load.frames import TRACKER, TRACKERS, attach_histograms
-from hyp.load.schedule import SCHEDULE
-from hyp.memory import Mapping, private_pages
+from hyp.load.frames import attach_histograms
+from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
-from nic.crossing import CROSSING_BYTES
-from nic.link import LINE_BYTES, LINK
-from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE
+from nic.kept import Kept
+from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS
 from nic.tap import TapMemory
 from nic.wire import BATCH, WIRE_BUFFERS
 
@@ -22,46 +20,49 @@ from nic.wire import BATCH, WIRE_BUFFERS
 class Crossings:
     """The rings between the engines of one NIC, and the eventfds that wake an engine for them."""
 
-    def __init__(self, engines: int) -> None:
+    def __init__(self, engines: int, kept: Kept) -> None:
         self.engines = engines
-        self._memory = np.zeros(engines * engines * CROSSING_BYTES if engines > 1 else 8, np.uint8)
         self.kicks = np.array([new_eventfd() for _ in range(engines)], np.int64)
-        self.address = int(self._memory.ctypes.data)
+        self.address = int(kept.crossings.ctypes.data)
 
 
 class EngineState:
     """Everything that one engine's kernel works on: `address` is its argument."""
 
-    def __init__(self, index: int, crossings: Crossings, page: Mapping, platform: Mapping, shootdown_fd: int, epoll: int) -> None:
+    def __init__(
+        self,
+        index: int,
+        crossings: Crossings,
+        kept: Kept,
+        page: Mapping,
+        platform: Mapping,
+        shootdown_fd: int,
+        epoll: int,
+    ) -> None:
         self.engine = Engine(f"nic{index}", epoll)
         self._record = np.zeros(1, ENGINE)
         self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
-        self.trackers = np.zeros(TRACKERS, TRACKER)
-        self.histograms = attach_histograms(self.trackers)
-        self.wire = np.zeros(1, WIRE)
-        self.schedule = np.zeros(1, SCHEDULE)
-        self._links = np.zeros(2, LINK)
-        self._lines = np.zeros((2, LINE_BYTES), np.uint8)  # memory that costs nothing until a frame is on a link
+        out = kept.wires[index]
+        self.wire, self.schedule = out.wire, out.schedule
+        self.trackers, self.histograms = out.trackers, attach_histograms(out.trackers, out.histograms)
         self._stage = np.zeros(STAGE, STAGED)
         self._lists = np.zeros((2, CONTEXTS), np.int64)
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
         self._wait = new_wait(epoll, platform.address)
-        self._buffers = private_pages(WIRE_BUFFERS * LARGEST_FRAME_BUFFER)
-        self._jumbos = np.zeros(WIRE_BUFFERS * JUMBO_BUFFER, np.uint8)  # memory that costs nothing until there is such a frame
-        self._lengths = np.zeros(WIRE_BUFFERS, np.int64)
-        self._keep = (crossings, page, platform)
+        self._keep = (crossings, kept, page, platform)
         for number in range(CONTEXTS):
             self.clear(number)
         self._frames = [FrameMemory(), FrameMemory()]
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
-        self.wire[0]["buffers"], self.wire[0]["jumbos"] = self._buffers.ctypes.data, self._jumbos.ctypes.data
-        self.wire[0]["lengths"] = self._lengths.ctypes.data
-        self.wire[0]["schedule"] = self.schedule.ctypes.data
-        self._links["line"] = [line.ctypes.data for line in self._lines]
-        self.wire[0]["out"], self.wire[0]["back"] = (self._links[k : k + 1].ctypes.data for k in range(2))
+        row = self.wire[0]
+        for name in ("buffers", "jumbos", "lengths", "schedule"):
+            row[name] = getattr(out, name).ctypes.data
+        out.links["line"] = [line.ctypes.data for line in out.lines]
+        row["out"], row["back"] = (out.links[k : k + 1].ctypes.data for k in range(2))
+        row["pause_until"] = 0  # whom it waited for it looks for again
         assert platform.size >= PLATFORM_BYTES
         assert BUDGET_FRAMES <= WIRE_BUFFERS  # the sink looks at a whole turn's frames at its end
         assert BATCH <= STAGE  # the generator stages a batch
@@ -75,7 +76,8 @@ class EngineState:
         record["frame"], record["turned"] = (memory.address for memory in self._frames)
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
-        record["shootdown_fd"] = shootdown_fd
+        record["shootdown_fd"], record["held"] = shootdown_fd, kept.resumed
+        record["epoch"] = page.words("<u8", EPOCH, 1)[0]
 
     def clear(self, number: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
         """Forget all about context `number`, which no engine serves; returns its record."""

@@ -21,7 +21,8 @@ from hyp.load.schedule import MAX_RATE
 from hyp.memory import Mapping
 from hyp.process import Process
 from nic.build import Crossings, EngineState
-from nic.engine import FILTER, GENERATE, MAIL, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
+from nic.engine import FILTER, GENERATE, GO, MAIL, RESUME_CONTEXT, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
+from nic.kept import Kept, kept_bytes
 from nic.switch import MAX_FILTERS
 from nic.tap import open_wire
 from nic.wire import REFLECT, SINK, TAP
@@ -55,16 +56,19 @@ class Nic:
     async def start(self) -> None:
         """Register with the hypervisor and start the engines."""
         engines = int(self._config["engines"])
-        reply = await self._hyp.call("nic_register", engines=engines)
-        counters_fd, platform_fd, *rest = reply.fds
+        reply = await self._hyp.call("nic_register", engines=engines, kept=kept_bytes(engines))
+        counters_fd, platform_fd, kept_fd, *rest = reply.fds
         self._counters = CounterPage(Mapping.adopt(counters_fd, COUNTERS_BYTES))
         platform = Mapping.adopt(platform_fd, PLATFORM_BYTES, writable=False)
-        crossings = Crossings(engines)
+        memory = Mapping.adopt(kept_fd, kept_bytes(engines), populate=False)
+        kept = Kept(memory, engines, resumed=self._config.get("restarts", 0) > 0)
+        crossings, self._settings = Crossings(engines, kept), kept.settings
         wire = self._config["wire"]
         tap = open_wire(wire, int(self._config["mtu"])) if wire["mode"] == "tap" else -1
         for index in range(engines):
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
-            state = EngineState(index, crossings, Mapping.adopt(page_fd, ENGINE_BYTES), platform, shootdown_fd, epoll)
+            page = Mapping.adopt(page_fd, ENGINE_BYTES)
+            state = EngineState(index, crossings, kept, page, platform, shootdown_fd, epoll)
             state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"], self._config["mtu"])
             state.engine.wake_on(int(crossings.kicks[index]))
             if tap >= 0:
@@ -74,8 +78,14 @@ class Nic:
             state.engine.start(run, state.address, mail=MAIL)
         for state, cpus in zip(self._engines, self._config["engine_cpus"], strict=False):
             state.engine.pin(cpus)
-        await self.wire_mode(wire["mode"], wire.get("gbps", 0.0), wire.get("delay_us", 0))
-        await self._hyp.call("nic_ready")
+        if kept.resumed:
+            self._gbps, self._delay_us = float(kept.settings[0]), int(kept.settings[1])
+        else:
+            await self.wire_mode(wire["mode"], wire.get("gbps", 0.0), wire.get("delay_us", 0))
+        await self._hyp.call("nic_ready")  # in which contexts are handed over, if there are any
+        if kept.resumed:
+            for state in self._engines:
+                await state.engine.post(GO)
 
     # -- the hypervisor's operations --
 
@@ -94,8 +104,12 @@ class Nic:
     ) -> dict[str, int]:
         """Map what a context needs; answers what the device offers it. It is number `queue` of those whose first is `first`.
 
-        fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd.
+        fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd. The same is answered once more to who
+        asks again, because the NIC has died over the first answer.
         """
+        if self._generations.get(context) == generation:
+            close_all(fds)
+            return {"features": int(NIC_OFFERS)}
         ram_fd, iommu_fd, doorbell_fd, completion_fd = fds
         try:
             ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
@@ -121,9 +135,22 @@ class Nic:
         return {"features": int(NIC_OFFERS)}
 
     async def context_start(
-        self, context: int, generation: int, features: int, sq: int, scq: int, rq: int, rcq: int, sq_size: int, rq_size: int
+        self,
+        context: int,
+        generation: int,
+        resume: bool,
+        features: int,
+        sq: int,
+        scq: int,
+        rq: int,
+        rcq: int,
+        sq_size: int,
+        rq_size: int,
     ) -> None:
-        """Serve a context from now on; its driver uses `features`. Refused if it has been started before, or is gone."""
+        """Serve a context from now on; its driver uses `features`. Refused if it has been started before, or is gone.
+
+        `resume`: a NIC that died has served it, so go on where that one stopped.
+        """
         if wrong := unoffered(NIC_OFFERS, features):
             raise Refused("EINVAL", f"context {context}: features {wrong:#x} have not been offered")
         queues = {"sq": sq, "scq": scq, "rq": rq, "rcq": rcq, "sq_size": sq_size, "rq_size": rq_size, "features": features}
@@ -142,7 +169,7 @@ class Nic:
             if mac and queue == 0:
                 await self._filter(mac, context)
             for state in self._engines:
-                await state.engine.post(START_CONTEXT, context=context)
+                await state.engine.post(RESUME_CONTEXT if resume else START_CONTEXT, context=context)
 
     def _queues(self, first: int) -> int:
         """How many of a guest's contexts have been started."""
@@ -205,6 +232,7 @@ class Nic:
         if (mode == "tap") != (self._config["wire"]["mode"] == "tap"):
             raise Refused("EINVAL", 'whether the wire leads to the host (mode "tap") is the topology\'s to say')
         self._gbps, self._delay_us = gbps, delay_us
+        self._settings[:] = gbps, delay_us
         fs_per_byte = math.ceil(8_000_000 * len(self._engines) / gbps) if gbps else 0
         for state in self._engines:
             await state.engine.post(WIRE_MODE, mode=WIRE_MODES[mode], fs_per_byte=fs_per_byte, delay_ns=delay_us * 1000)

@@ -50,19 +50,20 @@ from nic.crossing import (
 from nic.deliver import put_or_pause
 from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
+from nic.resume import resume
 from nic.send import flood_crossed, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, wire_at
 from nic.switch import enter, forget
 from nic.tap_input import serve_tap
 from nic.wire import link_wire, serve_wire, wire_due
 
-START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE = 1, 2, 3, 4, 5
+START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO = 1, 2, 3, 4, 5, 6, 7
 MAIL = mail_record(
     "context", "mac", "mode", "fs_per_byte", "delay_ns",
     "length", "frames", "nanoseconds", "pps", "stream",
 )  # fmt: skip
-"""What the operations take: START_CONTEXT and STOP_CONTEXT a context; FILTER a MAC address and who has it; WIRE_MODE mode, rate and
-delay; GENERATE a destination, and from `length` on."""
+"""What the operations take: START_CONTEXT, RESUME_CONTEXT, STOP_CONTEXT a context; FILTER a MAC address and who has it; WIRE_MODE
+mode, rate and delay; GENERATE a destination, and from `length` on; GO nothing: all that a dead NIC served has been resumed."""
 _mail_at = record_view(MAIL)
 CROSSING_BUDGET = 32
 PATIENCE = 3
@@ -165,7 +166,16 @@ def _take_mail(e):
         if m.opcode == STOP:
             stop = True
         elif m.opcode == START_CONTEXT:
+            if context_of(e, m.context).mine != 0:
+                _checkpoint(e, context_of(e, m.context))  # there is one of who had the number before
             _start_context(e, m.context)
+        elif m.opcode == RESUME_CONTEXT:
+            if context_of(e, m.context).mine != 0:
+                resume(e, context_of(e, m.context))
+                _checkpoint(e, context_of(e, m.context))  # from the old one on, the next death's completions may be too many
+            _start_context(e, m.context)
+        elif m.opcode == GO:
+            e.held = 0
         elif m.opcode == STOP_CONTEXT:
             _stop_context(e, m.context)
         elif m.opcode == FILTER:
@@ -373,6 +383,8 @@ def _idle(e):
 @compiled
 def _round(e):
     """Steps 3 to 5. Returns the number of frames moved."""
+    if e.held != 0:
+        return 0
     moved = serve_wire(e) if wire_at(e.wire).linked != 0 else 0
     for producer in range(e.engines):
         if producer != e.index:

@@ -155,6 +155,7 @@ ENGINE = np.dtype(
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
         ("kick_fds", "i8"),  # by engine: its eventfd for crossings, i8 each
         ("gates", "i8"),  # by engine: a GATE for what arrives from it
+        ("held", "i8"),  # 1: contexts of a NIC that died are still being handed over, so nothing moves but mail
     ]
 )
 

@@ -24,6 +24,7 @@ BENCHMARKS = {
     "programs": "bench.benchmarks.programs",
     "tapcalls": "bench.benchmarks.tapcalls",
     "isolation": "bench.benchmarks.isolation",
+    "chaos": "bench.benchmarks.chaos",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""

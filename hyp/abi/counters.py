@@ -143,4 +143,13 @@ def read_rows(page: Any) -> dict[str, dict[str, int]]:
     return {row["name"].decode("ascii", "replace"): dict(zip(_COLUMNS, row["count"].tolist(), strict=False)) for row in named}
 
 
+def place_of(page: Any, row: str, column: str) -> int:
+    """Where in a counters page the count of a row's column is. LookupError if there is no such row."""
+    for index in range(ROWS):
+        at = index * ROW_BYTES
+        if bytes(page[at : at + NAME_BYTES]).rstrip(b"\0") == row.encode():
+            return at + NAME_BYTES + 8 * int(Count[column.upper()])
+    raise LookupError(f"no row {row}")
+
+
 _COLUMNS = tuple(column.name.lower() for column in sorted(Count))

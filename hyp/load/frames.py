@@ -230,9 +230,9 @@ def keep_for(trackers: Trackers, stream: int, source: int) -> None:
     row["source"] = source
 
 
-def attach_histograms(trackers: Trackers) -> Counts:
-    """Give every tracker a histogram of latencies: (`TRACKERS`, `BUCKETS`) counts, which the caller keeps as long."""
-    histograms = np.zeros((TRACKERS, BUCKETS), np.int64)
+def attach_histograms(trackers: Trackers, histograms: Counts | None = None) -> Counts:
+    """Give every tracker a histogram of latencies: (`TRACKERS`, `BUCKETS`) counts, `histograms` or new ones, kept by the caller."""
+    histograms = np.zeros((TRACKERS, BUCKETS), np.int64) if histograms is None else histograms
     trackers["histogram"] = int(histograms.ctypes.data) + np.arange(TRACKERS) * HISTOGRAM_BYTES
     return histograms
 

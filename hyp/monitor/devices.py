@@ -4,14 +4,29 @@ A context's life: `open_context` (toolstack allows, doorbell page and eventfds a
 memory → `start_context` → traffic, in which nothing of this file takes part → `close_context`
 (the NIC's engine lets go of it first).
 
+The NIC may die and be started again (docs/faults.md): what its contexts are made of is ours, and is handed to the next one, which
+sees from the queues themselves how far the dead one was. Until it is ready, calls to the NIC wait (`call`), and what was under
+way is asked of the next one. Each operation is recorded here once the NIC has carried it out, so that nothing is done twice:
+
+    NIC                        nic_ready      calls
+    ------------------------   ------------   ------------------------------------------------------
+    not there yet              pending        wait, at most SETUP_TIMEOUT_S
+    ready                      done           go to it
+    channel closed             pending        wait; those under way too, and then go to the next one
+    given up                   ENODEV         refused
+    next one: `nic_restarts`   pending        wait
+    next one: `nic_resumes`    done           contexts and filters have been handed over before
+
 A number is given out again once its context is closed. So whatever travels or waits while that may happen says which *generation*
 of the number it means, never the number alone: what the NIC is asked here, and frames on their way to an engine (nic/crossing.py).
 """
 
 import asyncio
 import itertools
+import logging
 import os
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 from hyp.abi.domids import DOM0
@@ -22,7 +37,24 @@ from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
 
+log = logging.getLogger(__name__)
+
 SETUP_TIMEOUT_S = 20.0
+
+
+def _pending_anew(ready: "asyncio.Future[None]") -> "asyncio.Future[None]":
+    """What takes the place of `ready` when who was ready has gone: nothing, if that was said already, or there will be nobody."""
+    if ready.done() and ready.exception() is None:
+        return asyncio.get_running_loop().create_future()
+    return ready
+
+
+def _refuse(ready: "asyncio.Future[None]", why: Refused) -> "asyncio.Future[None]":
+    """`ready`, or what takes its place, when there will be nobody any more: whoever waits for it is refused."""
+    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future() if ready.done() else ready
+    refused.set_exception(why)
+    refused.exception()  # there may be nobody to hear of it
+    return refused
 
 
 class Devices:
@@ -38,6 +70,8 @@ class Devices:
         self._engine_regions: list[Region] = []
         self._engine_pages: list[Mapping] = []
         self._engine_upcalls: list[Upcall] = []
+        self._engine_past: list[int] = []
+        self._filters: dict[int, int] = {}  # MAC address → context, of those that the toolstack has set
         self._past_batch = Upcall()  # engines signal here that they are past a batch
         self._shootdowns: list[tuple[Shootdown, asyncio.Future[None]]] = []
         self._contexts: dict[int, Domain] = {}
@@ -47,23 +81,81 @@ class Devices:
 
     # -- engines --
 
-    def add_engine(self, page: Region, upcall: Upcall) -> int:
-        """Take up one engine of the NIC; returns the eventfd by which it says that it is past a batch."""
-        self._engine_regions.append(page)
-        self._engine_pages.append(Mapping(page.fd, page.size, writable=False))
-        self._engine_upcalls.append(upcall)
-        eventfd = new_eventfd()
-        self._past_batch.deliver(eventfd, len(self._engine_pages))
-        return eventfd
+    def engine(self, index: int, page: Region) -> tuple[int, int]:
+        """Engine `index` of the NIC, taken up at the first call; returns its upcall's epoll descriptor and the eventfd by which it
+        says that it is past a batch.
+        """
+        if index == len(self._engine_pages):
+            self._engine_regions.append(page)
+            self._engine_pages.append(Mapping(page.fd, page.size, writable=False))
+            self._engine_upcalls.append(Upcall())
+            self._engine_past.append(new_eventfd())
+            self._past_batch.deliver(self._engine_past[index], len(self._engine_pages))
+        return self._engine_upcalls[index].epoll.fileno(), self._engine_past[index]
 
     def engine_page(self, index: int) -> int:
         """A read-only descriptor of an engine's page, for who waits for its epoch. The caller closes it."""
         return self._engine_regions[index].readonly_fd()
 
     async def call(self, op: str, /, fds: tuple[int, ...] = (), **args: Any) -> Reply:
-        """A request to the NIC."""
-        if self.nic is None:
-            raise Refused("ENODEV", "the NIC is gone")
+        """A request to the NIC, of which nothing is left if the NIC dies over it: the next one is asked then.
+
+        Refused (ENODEV, ETIMEDOUT) if there is no NIC, or not soon.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(SETUP_TIMEOUT_S):
+                    await asyncio.shield(self.nic_ready)
+            except TimeoutError:
+                raise Refused("ETIMEDOUT", f"the NIC was not there for {SETUP_TIMEOUT_S:g} s") from None
+            assert self.nic is not None  # else nic_ready has raised
+            with suppress(PeerGone):
+                return await self.nic.call(op, fds=fds, **args)
+
+    def nic_closed(self) -> None:
+        """The NIC's channel has ended: it is dead, or as good as that. Whether there will be another one the keeper says."""
+        self.nic_ready = _pending_anew(self.nic_ready)
+
+    def nic_restarts(self, nic: Channel) -> None:
+        """Another NIC is about to start, in the place of one that has been reaped."""
+        self._nothing_uses_translations()
+        if self.nic is not None:
+            self.nic.close()
+        self.nic_closed()
+        self.nic = nic
+
+    async def nic_resumes(self) -> None:
+        """The NIC's engines run: hand the contexts over that there are, with what was set up for them; then calls may go on."""
+        if not self.nic_ready.done():
+            for number, domain in sorted(self._contexts.items(), key=lambda item: self._place(*item)):
+                await self._hand_over(domain, domain.contexts[number])
+            for number in set(self._filters.values()):
+                macs = [mac for mac, owner in self._filters.items() if owner == number]
+                await self._ask("filter_change", context=number, add=macs, remove=[])
+        if not self.nic_ready.done():
+            self.nic_ready.set_result(None)
+
+    @staticmethod
+    def _place(number: int, domain: Domain) -> int:
+        """Contexts of one domain in the order of their queues."""
+        return domain.contexts[number].queue
+
+    async def _hand_over(self, domain: Domain, context: Context) -> None:
+        """Let a new NIC go on with a context, as far as its domain had come with it."""
+        if not context.ready:  # whoever opens it asks again
+            return
+        try:
+            await self._create(domain, context, self._ask)
+            if context.started is not None:
+                what = context.started
+                await self._ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
+        except Refused as error:  # its memory is cut off, for instance: its own affair
+            log.error("context %d of domain %d (%s) cannot go on: %s", context.number, domain.domid, domain.name, error)
+        raise_event(context.completion_fd)
+
+    async def _ask(self, op: str, /, fds: tuple[int, ...] = (), **args: Any) -> Reply:
+        """A request to a NIC that is not ready yet."""
+        assert self.nic is not None
         return await self.nic.call(op, fds=fds, **args)
 
     async def shootdown(self) -> None:
@@ -77,8 +169,12 @@ class Devices:
             await future
 
     def nic_gone(self) -> None:
-        """The NIC died: whatever waited for it is over."""
+        """The NIC died, and there will be no other one: whatever waited for it is over."""
         self.nic = None
+        self._nothing_uses_translations()
+        self.nic_ready = _refuse(self.nic_ready, Refused("ENODEV", "the NIC is gone"))
+
+    def _nothing_uses_translations(self) -> None:
         for _, future in self._shootdowns:
             if not future.done():
                 future.set_result(None)
@@ -92,6 +188,15 @@ class Devices:
                 self._shootdowns.append((wait, future))
             elif not future.done():
                 future.set_result(None)
+
+    def toolstack_closed(self) -> None:
+        """The toolstack's channel has ended: who wants to know something of it waits for the next one."""
+        self.toolstack_ready = _pending_anew(self.toolstack_ready)
+
+    def toolstack_gone(self) -> None:
+        """There will be no other one."""
+        self.toolstack = None
+        self.toolstack_ready = _refuse(self.toolstack_ready, Refused("ENODEV", "Dom0's toolstack is gone"))
 
     # -- contexts --
 
@@ -116,9 +221,7 @@ class Devices:
             raise Refused("ESRCH", f"{who} has ended")
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
-        first = min(domain.contexts, key=lambda number: domain.contexts[number].queue, default=None)
-        number = self._free_number(domain, queue, None if first is None else first + queue)
-        first = number if first is None else first
+        number = self._free_number(domain, queue, self._first(domain) + queue if domain.contexts else None)
         engine = number % len(self._engine_upcalls)
         with ExitStack() as made:  # what there is of it, if not all can be had
             region = create_region(self.backing, self.topology, domain.name, f"doorbell{number}", PAGE)
@@ -134,16 +237,7 @@ class Devices:
         try:
             self._engine_upcalls[engine].deliver(context.doorbell_fd, number)
             upcall.deliver(context.completion_fd, number)
-            iommu = domain.iommu_region().readonly_fd()
-            fds = (domain.ram.fd, iommu, region.fd, context.completion_fd)
-            try:
-                created = await self.call(
-                    "context_create", fds=fds, context=number, generation=context.generation, name=domain.name,
-                    memory=domain.memory, mac=mac, privileged=domain.domid == DOM0, passthrough=passthrough,
-                    first=first, queue=queue,
-                )  # fmt: skip
-            finally:
-                os.close(iommu)
+            created = await self._create(domain, context, self.call)
             context.features, context.ready = int(created.value["features"]), True
             if domain.contexts.get(number) is not context or context.closing is not None:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
@@ -154,12 +248,38 @@ class Devices:
             raise
         return context
 
+    async def _create(self, domain: Domain, context: Context, ask: Callable[..., Awaitable[Reply]]) -> Reply:
+        """Let the NIC map what a context is made of; `ask` asks it."""
+        iommu = domain.iommu_region().readonly_fd()
+        try:
+            return await ask(
+                "context_create", fds=(domain.ram.fd, iommu, context.doorbell.fd, context.completion_fd), context=context.number,
+                generation=context.generation, name=domain.name, memory=domain.memory, mac=context.mac,
+                privileged=domain.domid == DOM0, passthrough=context.passthrough, first=self._first(domain), queue=context.queue,
+            )  # fmt: skip
+        finally:
+            os.close(iommu)
+
+    @staticmethod
+    def _first(domain: Domain) -> int:
+        """The number of a domain's context for its first queue."""
+        return min(domain.contexts, key=lambda number: domain.contexts[number].queue)
+
     async def start_context(self, domain: Domain, number: int, **what: Any) -> None:
         """Let the NIC serve a context of `domain`. Refused if it is just being opened or closed."""
         context = domain.contexts[number]
         if context.closing is not None or not context.ready:
             raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}): context {number} is being opened or closed")
-        await self.call("context_start", context=number, generation=context.generation, **what)
+        await self.call("context_start", context=number, generation=context.generation, resume=False, **what)
+        context.started = what
+
+    async def change_filters(self, context: int, add: list[int], remove: list[int]) -> None:
+        """Give MAC addresses to a context, take others away."""
+        await self.call("filter_change", context=context, add=add, remove=remove)
+        for mac in remove:
+            if self._filters.get(mac) == context:
+                del self._filters[mac]
+        self._filters.update(dict.fromkeys(add, context))
 
     async def close_context(self, domain: Domain, number: int) -> None:
         """Take a context away, and before it those of later queues; the NIC's engine is past it when this returns.
@@ -197,10 +317,10 @@ class Devices:
     async def _close(self, domain: Domain, going: list[Context]) -> None:
         for one in going:
             try:
-                if self.nic is not None and not self.nic.closed.done():
-                    await self.call("context_destroy", context=one.number, generation=one.generation)
-            except PeerGone:
-                pass  # nobody uses it any more
+                await self.call("context_destroy", context=one.number, generation=one.generation)
+            except Refused as error:
+                if error.name not in ("ENODEV", "ETIMEDOUT"):  # there is no NIC, hence nobody who uses it
+                    raise
             self._release(domain, one)
 
     def _release(self, domain: Domain, context: Context) -> None:
@@ -209,6 +329,7 @@ class Devices:
             return
         domain.contexts.pop(context.number)
         self._contexts.pop(context.number, None)
+        self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context.number}
         if self._engine_upcalls:
             self._engine_upcalls[context.engine].forget(context.doorbell_fd)
         context.upcall.forget(context.completion_fd)
@@ -226,16 +347,17 @@ class Devices:
                 await asyncio.shield(self.nic_ready)
                 if domain.domid == DOM0:
                     return "00:00:00:00:00:00", False, 1
-                await asyncio.shield(self.toolstack_ready)
                 return await self._authorize(domain, "emulation_authorize" if emulated else "context_authorize")
         except TimeoutError:
             raise Refused("ETIMEDOUT", f"NIC and toolstack did not answer for {SETUP_TIMEOUT_S:g} s") from None
 
     async def _authorize(self, domain: Domain, question: str) -> tuple[str, bool, int]:
-        if self.toolstack is None:
-            raise Refused("ENODEV", "Dom0's toolstack is gone")
-        reply = await self.toolstack.call(question, domid=domain.domid)
-        return str(reply.value["mac"]), bool(reply.value["passthrough"]), int(reply.value["queues"])
+        while True:
+            await asyncio.shield(self.toolstack_ready)
+            assert self.toolstack is not None  # else toolstack_ready has raised
+            with suppress(PeerGone):  # the next one is asked
+                reply = await self.toolstack.call(question, domid=domain.domid)
+                return str(reply.value["mac"]), bool(reply.value["passthrough"]), int(reply.value["queues"])
 
     def forget(self, name: str) -> None:
         """The numbers that were kept for domain `name`, which is no more, and for its device model, are anybody's."""

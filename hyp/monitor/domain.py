@@ -3,13 +3,14 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
 from hyp.events import Upcall
 from hyp.iommu import IommuTable
-from hyp.memory import Mapping, Region, create_region
+from hyp.memory import Mapping, Region, create_region, create_sparse
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Context:
     queue: int = 0  # which of the domain's contexts it is: they are queues of one device, with one MAC address
     features: int = 0  # offered by the NIC
     ready: bool = False  # the NIC has made it
+    started: dict[str, Any] | None = None  # with what the driver had it started
     closing: "asyncio.Task[None] | None" = None  # the one close that is under way
 
 
@@ -71,6 +73,12 @@ class Domain:
         if purpose not in self._regions:
             self._regions[purpose] = create_region(self.backing, self.topology, self.name, purpose, size, one_writer=one_writer)
         return self._regions[purpose]
+
+    def kept(self, size: int) -> Region:
+        """Memory of the domain's process that the next one of the domain finds as it was left; made at the first call."""
+        if "kept" not in self._regions:
+            self._regions["kept"] = create_sparse(self.topology, self.name, "kept", size)
+        return self._regions["kept"]
 
     @property
     def ram(self) -> Region:
@@ -103,6 +111,14 @@ class Domain:
         """Close and unlink one region, if it exists."""
         if purpose in self._regions:
             self._regions.pop(purpose).close()
+
+    def give_up(self, purpose: str) -> Region:
+        """A region that is not to end with the domain, but is another one's from now on."""
+        return self._regions.pop(purpose)
+
+    def take_over(self, region: Region, purpose: str) -> None:
+        """Have a region that was another domain's."""
+        self._regions[purpose] = region
 
     def regions(self) -> dict[str, Region]:
         """All regions by purpose."""

@@ -35,6 +35,7 @@ from hyp.monitor.system import System
 
 MAX_GRANT_FRAMES = 16
 MAX_SPIN_US = 1000
+MAX_KEPT = 1 << 30
 
 PORT = Integer(1, MAX_EVENT_PORTS - 1)
 CONTEXT_FEATURES = accepted_features(lambda call: call.domain.contexts[call.checked["context"]].features)
@@ -198,7 +199,7 @@ def foreign_view(system: System, domain: Domain, domid: int) -> Answer:
 @hypercall(Callers.DOM0, context=Integer(0, CONTEXTS - 1), add=mac_list, remove=mac_list)
 async def filter_change(system: System, domain: Domain, context: int, add: list[int], remove: list[int]) -> None:
     """Program the MAC filters of any context."""
-    await system.devices.call("filter_change", context=context, add=add, remove=remove)
+    await system.devices.change_filters(context, add, remove)
 
 
 @hypercall(Callers.DOM0, limit_us=Integer(0, MAX_SPIN_US))
@@ -210,24 +211,23 @@ def spin_limit(system: System, domain: Domain, limit_us: int) -> None:
 # --- operations of the NIC --------------------------------------------------------------------------------------------
 
 
-@hypercall(Callers.NIC, engines=Integer(1, MAX_ENGINES))
-def nic_register(system: System, domain: Domain, engines: int) -> Answer:
-    """fds: counters, platform page (read-only), then per engine: its page, its upcall, the eventfd of shootdowns."""
+@hypercall(Callers.NIC, engines=Integer(1, MAX_ENGINES), kept=Integer(PAGE, MAX_KEPT))
+def nic_register(system: System, domain: Domain, engines: int, kept: int) -> Answer:
+    """fds: counters, platform page (read-only), `kept` bytes of memory, then per engine: its page, its upcall, the eventfd of
+    shootdowns. All of these outlive the NIC's process: the next one gets the same, and goes on with what is in them.
+    """
     platform = system.platform.readonly_fd()
-    fds = [domain.counters.fd, platform]
+    fds = [domain.counters.fd, platform, domain.kept(kept).fd]
     for index in range(engines):
         page = domain.region(f"engine{index}", ENGINE_BYTES)
-        upcall = Upcall()
-        domain.upcalls.append(upcall)
-        fds += [page.fd, upcall.epoll.fileno(), system.devices.add_engine(page, upcall)]
+        fds += [page.fd, *system.devices.engine(index, page)]
     return Answer({}, fds=fds, close=[platform])
 
 
 @hypercall(Callers.NIC)
-def nic_ready(system: System, domain: Domain) -> None:
-    """The NIC takes contexts from now on."""
-    if not system.devices.nic_ready.done():
-        system.devices.nic_ready.set_result(None)
+async def nic_ready(system: System, domain: Domain) -> None:
+    """The NIC takes contexts from now on. One that was started again is given those that there are before it is answered."""
+    await system.devices.nic_resumes()
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

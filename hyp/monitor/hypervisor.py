@@ -33,6 +33,9 @@ class Hypervisor:
             self.system.devices, self.system.platform_page, lambda domain: calls_for(self.system, domain), self._hold
         )
 
+        devices = self.system.devices
+        self._closed = {DOMID_NIC: devices.nic_closed, DOM0: devices.toolstack_closed}
+
     async def _hold(self, key: str, fd: int) -> None:
         await self._process.console.call("hold", key=key, fds=[fd])
 
@@ -41,13 +44,30 @@ class Hypervisor:
         if domid in self.system.domains:
             close_all(fds)
             raise Refused("EEXIST", f"domain {domid} exists")
+        await self._create(Domain(domid, name, self.system.topology, self.system.backing, memory), fds)
+
+    async def domain_restart(self, domid: int, name: str, memory: int, fds: list[int]) -> None:
+        """A daemon's process has been reaped, and another one is about to be forked; fds: as for `domain_create`.
+
+        The NIC's domain goes on, with all that it has. Dom0's ends, as any domain's that died, and begins anew; its counters go on.
+        """
+        if domid == DOMID_NIC:
+            self._connect(self.system.domains[domid], fds[0])
+            return
+        counters = self.system.domains[domid].give_up("counters") if domid in self.system.domains else None
+        await self._destroy(domid)
         domain = Domain(domid, name, self.system.topology, self.system.backing, memory)
+        if counters is not None:
+            domain.take_over(counters, "counters")
+        await self._create(domain, fds)
+
+    async def _create(self, domain: Domain, fds: list[int]) -> None:
         held: dict[str, int] = {}
         try:
             # Read-only, and opened before the guest has them: nothing of a guest's is opened later, as it may hold a lease on that
-            held[f"{name}.counters"] = domain.counters.readonly_fd()
-            if domid != DOMID_NIC:
-                held[f"{name}.ram"] = domain.ram.readonly_fd()
+            held[f"{domain.name}.counters"] = domain.counters.readonly_fd()
+            if domain.domid != DOMID_NIC:
+                held[f"{domain.name}.ram"] = domain.ram.readonly_fd()
             self._connect(domain, fds[0])
             for key, fd in held.items():
                 await self._hold(key, fd)
@@ -64,10 +84,10 @@ class Hypervisor:
         guest = domain.domid not in (DOM0, DOMID_NIC)
         domain.channel = Channel(
             adopt_socket(fd), calls_for(self.system, domain), name=f"domain {domain.domid} ({domain.name})",
-            generation=self.system.generation, untrusted=guest,
+            generation=self.system.generation, untrusted=guest, on_close=self._closed.get(domain.domid),
         )  # fmt: skip
         if domain.domid == DOMID_NIC:
-            self.system.devices.nic = domain.channel
+            self.system.devices.nic_restarts(domain.channel)
         elif domain.domid == DOM0:
             self.system.devices.toolstack = domain.channel
 
@@ -76,6 +96,18 @@ class Hypervisor:
 
         What fails in it, by whatever the dead has done to its memory, is logged, and the rest goes on.
         """
+        if domid == DOM0:
+            self.system.devices.toolstack_gone()
+        if domid in (DOM0, DOMID_NIC):
+            self._tell_guests("daemon_lost", role="dom0" if domid == DOM0 else "nic")
+        await self._destroy(domid)
+
+    def _tell_guests(self, event: str, **args: Any) -> None:
+        for domain in self.system.domains.values():
+            if domain.domid not in (DOM0, DOMID_NIC) and domain.channel is not None:
+                domain.channel.tell(event, **args)
+
+    async def _destroy(self, domid: int) -> None:
         domain = self.system.domains.get(domid)
         if domain is None or domain.dying:
             return
@@ -131,6 +163,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     hypervisor = Hypervisor(process, config)
     system = hypervisor.system
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)
+    process.serve("domain_restart", hypervisor.domain_restart, takes_fds=True)
     process.serve("domain_destroy", hypervisor.domain_destroy)
     process.serve("spin_limit", system.set_spin_limit)
     process.serve("price", system.set_price)

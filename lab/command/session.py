@@ -51,7 +51,10 @@ class Progress:
         elif kind == "notice":
             self._out.print(details["text"])
         elif kind == "died":
-            self._out.print(f"{details['name']} {details['cause']}", style="bold red")
+            more = ": it is started again" if details["restarting"] else ""
+            self._out.print(f"{details['name']} {details['cause']}{more}", style="bold red")
+        elif kind == "restarted":
+            self._out.print(f"{details['name']} is there again, after {details['seconds']:.2f} s")
         elif kind == "asked_to_stop":  # by `launch.py stop`: as if it had been told so itself
             signal.raise_signal(signal.SIGTERM)
 

@@ -5,15 +5,19 @@ topology's lock, both ends of every domain's sockets as long as both sides live,
 hands it. It has no other knowledge: what
 processes there are and what they are told comes in the plan.
 
-States: starting → up (degraded, once a process has died) → going down → gone. Starting fails as a whole when one process fails:
-the plan's caller gets its name and cause. After that a process that ends is reported to the owner (launch.py) and, for a domain,
-to the hypervisor. The owner's socket closing, however the owner ended, takes the topology down; a client that wants it down asks
-the owner to go, and does not wait for one that does not.
+States: starting → up (degraded, once a process is dead for good) → going down → gone. Starting fails as a whole when one process
+fails: the plan's caller gets its name and cause. After that a process that ends is reported to the owner (launch.py), and either
+another one is forked in its place (`restart` in the plan, `Restarts` permitting; docs/faults.md) or, for a domain, the hypervisor
+is told that it is no more. The owner's socket closing, however the owner ended, takes the topology down; a client that wants it
+down asks the owner to go, and does not wait for one that does not.
 
 A plan is a list of processes in the order in which they are to be forked::
 
     {"name", "role", "module", "config", "domain": None or {"domid", "memory"}, "xenstore": None or domid,
-     "cpus": None or [CPU numbers], "spins": whether its loops may spin}
+     "cpus": None or [CPU numbers], "spins": whether its loops may spin, "restart": whether it is started again when it dies}
+
+Who is started again finds in its config what nobody else has: `restarts`, how often there was one before it, and `gone`, the
+domains that have ended for good.
 """
 
 import asyncio
@@ -22,14 +26,15 @@ import functools
 import os
 import signal
 import socket
-from dataclasses import dataclass, field
 from typing import Any
 
 from hyp import linux
-from hyp.control import Answer, Channel, Handler, Refused, close_all, socketpair
+from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.control.descriptors import hang_up, refuse_descriptors
 from hyp.control.words import printable
+from lab.keeper.child import GUEST, Child, describe_exit
 from lab.keeper.output import Output
+from lab.keeper.restarts import READY_S, Restarts
 from lab.rundir import RunDir
 
 STOP_TIMEOUT_S = 3.0
@@ -42,31 +47,6 @@ REAPED = 64
 TITLE = "xen-bypass-lab"
 """What the command line of every process of a topology begins with, then the topology's name, then the process's."""
 
-GUEST = "domu"
-"""The role of those whom nobody trusts."""
-
-
-@dataclass(slots=True)
-class Child:
-    """One process of the topology."""
-
-    name: str
-    role: str
-    domid: int | None
-    pid: int
-    pidfd: int
-    console: Channel
-    ready: asyncio.Future[None]
-    ended: asyncio.Future[int]
-    failure: str | None = None
-    notices: list[str] = field(default_factory=list)  # what its user ought to know
-    sockets: dict[str, tuple[socket.socket, socket.socket]] = field(default_factory=dict)  # purpose → server's end, its own
-
-    @property
-    def is_done(self) -> bool:
-        """A guest whose program has ended with status 0: it has done its work, perhaps before the others were ready. No death."""
-        return self.role == GUEST and self.ready.done() and self.ended.done() and self.ended.result() == 0
-
 
 class Keeper:
     """Forks, holds, reaps, ends."""
@@ -78,6 +58,9 @@ class Keeper:
         self._held: dict[str, int] = {}
         self._exits: dict[int, int] | None = None  # of unknown processes, while one is being forked
         self._outputs: list[Output] = []
+        self._restarts = Restarts()
+        self._restarting: set[asyncio.Task[None]] = set()
+        self._forking = asyncio.Lock()  # one at a time, so that an exit is told from those of unknown processes
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
         self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
@@ -145,8 +128,11 @@ class Keeper:
 
     def status(self) -> dict[str, Any]:
         """State ("starting", "up", "degraded", "going down"), since when it is up, what has died since, notices, and processes."""
-        children = [{"name": c.name, "role": c.role, "domid": c.domid, "state": self._state(c)} for c in self._children.values()]
-        dead = [f"{c.name} {self._state(c)}" for c in self._children.values() if c.ended.done() and not c.is_done]
+        children = [
+            {"name": c.name, "role": c.role, "domid": c.domid, "state": c.state, "restarts": c.restarts}
+            for c in self._children.values()
+        ]
+        dead = [f"{c.name} {c.state}" for c in self._children.values() if c.ended.done() and not (c.is_done or c.restarting)]
         dead += [self._forkserver_death] if self._forkserver_death else []
         notices = [text for c in self._children.values() for text in c.notices]
         state = self._info["state"]
@@ -163,10 +149,8 @@ class Keeper:
         return Answer([child.name for child in living], fds=[child.pidfd for child in living])
 
     async def console(self, name: str) -> Answer:
-        """fds: one end of a new control socket, whose other end the process `name` serves."""
-        child = self._children.get(name)
-        if child is None or child.ended.done():
-            raise Refused("ESRCH", f"there is no living process named {name!r} in topology {self._rundir.name!r}")
+        """fds: one end of a new control socket, whose other end process `name` serves; the next one, if it is being restarted."""
+        child = await self._living(name)
         ours, theirs = socketpair()
         with theirs:
             await child.console.call("attach", fds=[theirs.fileno()])
@@ -202,7 +186,16 @@ class Keeper:
 
     # -- spawning --
 
-    async def _spawn(self, plan: dict[str, Any]) -> None:
+    async def _living(self, name: str) -> Child:
+        """The process of that name; waited for while it is being restarted. Refused (ESRCH) if there is none."""
+        while (child := self._children.get(name)) is not None and child.ended.done() and child.restarting:
+            await asyncio.wait({child.succeeded})
+        if child is None or child.ended.done():
+            raise Refused("ESRCH", f"there is no living process named {name!r} in topology {self._rundir.name!r}")
+        return child
+
+    async def _spawn(self, plan: dict[str, Any], restarts: int = 0) -> Child:
+        """Fork a process of the plan; the `restarts`-th of those that take the place of a dead one."""
         console, far = socketpair()
         guest = plan["role"] == GUEST
         sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
@@ -210,47 +203,61 @@ class Keeper:
             sockets["hypercalls"] = socketpair()
             if guest:
                 refuse_descriptors(sockets["hypercalls"][0])
-            await self._create_domain(plan, sockets["hypercalls"][0])
+            await self._create_domain(plan, sockets["hypercalls"][0], again=restarts > 0 and not guest)
         if plan["xenstore"] is not None:
             sockets["xenstore"] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             refuse_descriptors(sockets["xenstore"][0])
             near = sockets["xenstore"][0].fileno()
-            await self._children["xenstored"].console.call("connect", fds=[near], domid=plan["xenstore"])
+            await (await self._living("xenstored")).console.call("connect", fds=[near], domid=plan["xenstore"])
         args = {key: plan[key] for key in ("name", "role", "module", "config", "cpus", "spins")}
+        if restarts > 0:
+            gone = [c.domid for c in self._children.values() if c.ended.done() and not c.restarting and c.domid is not None]
+            args["config"] = {**args["config"], "restarts": restarts, "gone": gone}
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
         output = [self._output(plan["name"])] if guest else []
-        self._exits = {}
-        reply = await self._forkserver.call(
-            "fork", fds=fds + output, purposes=["console", *sockets, *["output"] * len(output)], **args
-        )  # fmt: skip
+        async with self._forking:
+            self._exits = {}
+            reply = await self._forkserver.call(
+                "fork", fds=fds + output, purposes=["console", *sockets, *["output"] * len(output)], **args
+            )  # fmt: skip
+            child = self._add(plan, int(reply.value["pid"]), console, sockets, restarts)
         far.close()
         close_all(output)
-        self._add(plan, int(reply.value["pid"]), console, sockets)
         if plan["role"] == "xenstored":
             with self._rundir.listen_store() as listener:
-                await self._children[plan["name"]].console.call("listen", fds=[listener.fileno()])
+                await child.console.call("listen", fds=[listener.fileno()])
+        return child
 
     def _output(self, guest: str) -> int:
         """The guest's end of the pipe for what it prints; the caller closes it."""
         self._outputs.append(Output(self._rundir.guest_log(guest)))
         return self._outputs[-1].hand_over()
 
-    async def _create_domain(self, plan: dict[str, Any], near: socket.socket) -> None:
+    async def _create_domain(self, plan: dict[str, Any], near: socket.socket, *, again: bool) -> None:
+        """Let the hypervisor create a domain; `again`: let it resume that of a daemon which has died."""
         domain = plan["domain"]
         hypervisor = self._children["hyp"]
-        await self._or_failure(hypervisor.ready)
+        if not hypervisor.ready.done():
+            await self._or_failure(hypervisor.ready)
         await hypervisor.console.call(
-            "domain_create", fds=[near.fileno()], domid=domain["domid"], name=plan["name"], memory=domain["memory"]
+            "domain_restart" if again else "domain_create",
+            fds=[near.fileno()],
+            domid=domain["domid"],
+            name=plan["name"],
+            memory=domain["memory"],
         )
 
     def _add(
-        self, plan: dict[str, Any], pid: int, console: socket.socket, sockets: dict[str, tuple[socket.socket, socket.socket]]
-    ) -> None:
-        domid = plan["domain"]["domid"] if plan["domain"] else None
-        ready: asyncio.Future[None] = self._loop.create_future()
-        ended: asyncio.Future[int] = self._loop.create_future()
+        self,
+        plan: dict[str, Any],
+        pid: int,
+        console: socket.socket,
+        sockets: dict[str, tuple[socket.socket, socket.socket]],
+        restarts: int,
+    ) -> Child:
         name = plan["name"]
+        ready: asyncio.Future[None] = self._loop.create_future()
         handlers: dict[str, Handler] = {
             "ready": lambda: None if ready.done() else ready.set_result(None),
             "failed": lambda cause: self._failed(name, cause),
@@ -260,11 +267,15 @@ class Keeper:
             handlers |= {"hold": self._hold, "let_go": self._let_go}
         holds = frozenset({"hold"} if plan["role"] == "hyp" else ())
         channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=plan["role"] == GUEST)
-        child = Child(name, plan["role"], domid, pid, os.pidfd_open(pid), channel, ready, ended, sockets=sockets)
-        self._children[name] = child
+        futures = ready, self._loop.create_future(), self._loop.create_future()
+        child = Child(plan, pid, os.pidfd_open(pid), channel, *futures, restarts=restarts, sockets=sockets)
+        before, self._children[name] = self._children.get(name), child
+        if before is not None:
+            before.forget()
         exits, self._exits = self._exits or {}, None
         if pid in exits:
             self._ended(child, exits[pid])
+        return child
 
     def _hold(self, key: str, fds: list[int]) -> None:
         if len(fds) != 1:
@@ -330,9 +341,49 @@ class Keeper:
         self._drop_sockets(child)
         if self._down is not None or self._info.get("state") != "up":
             return
+        child.restarting = child.plan["restart"] and not child.is_done and self._may_restart(child.name)
         if not child.is_done:
-            self._owner.tell("died", name=child.name, role=child.role, cause=self._state(child))
-        self._bury(child)
+            self._owner.tell("died", name=child.name, role=child.role, cause=child.state, restarting=child.restarting)
+        if child.restarting:
+            task = self._loop.create_task(self._restart(child))
+            self._restarting.add(task)
+            task.add_done_callback(self._restarting.discard)
+        else:
+            self._bury(child)
+
+    def _may_restart(self, name: str) -> bool:
+        return self._forkserver_death is None and self._restarts.may(name, self._loop.time())
+
+    async def _restart(self, dead: Child) -> None:
+        """Fork another one in the place of a dead process, and wait until it is ready, or has died in its turn."""
+        since = self._loop.time()
+        try:
+            if dead.role == GUEST:
+                await self._clear_away(dead)
+            new = await self._spawn(dead.plan, dead.restarts + 1)
+            outcomes: list[asyncio.Future[Any]] = [new.ready, new.ended]
+            await asyncio.wait(outcomes, timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
+            if new.ready.done() and not new.ended.done():
+                self._owner.tell(
+                    "restarted", name=new.name, role=new.role, restarts=new.restarts, seconds=self._loop.time() - since
+                )
+            elif not new.ended.done():
+                new.failure = f"it was not ready within {READY_S:g} s"
+                signal.pidfd_send_signal(new.pidfd, signal.SIGKILL)
+        except (ControlError, OSError) as error:
+            if self._down is None:
+                dead.restarting, dead.failure = False, f"{dead.state}; it could not be started again: {error}"
+                self._owner.tell("died", name=dead.name, role=dead.role, cause=dead.state, restarting=False)
+                self._bury(dead)
+        finally:
+            if not dead.succeeded.done():
+                dead.succeeded.set_result(None)
+
+    async def _clear_away(self, guest: Child) -> None:
+        """Let go of a dead guest's domain, so that there can be one of the same name and number."""
+        await self._children["hyp"].console.call("domain_destroy", domid=guest.domid)
+        await (await self._living("xenstored")).console.call("release", domid=guest.domid)
+        await (await self._living("dom0")).console.call("domain_again", domid=guest.domid)
 
     def _bury(self, child: Child) -> None:
         """Tell who keeps something of a domain that its process has ended."""
@@ -360,6 +411,8 @@ class Keeper:
             self._down = self._loop.create_task(self._take_down())
 
     async def _take_down(self) -> None:
+        for restart in self._restarting:
+            restart.cancel()
         guests = [child for child in self._children.values() if child.role == GUEST]
         others = [child for child in self._children.values() if child.role not in (GUEST, "hyp")]
         hypervisor = [child for child in self._children.values() if child.role == "hyp"]
@@ -388,16 +441,3 @@ class Keeper:
         still = [child.ended for child in running if not child.ended.done()]
         if still:
             await asyncio.wait(still, timeout=STOP_TIMEOUT_S)
-
-    @staticmethod
-    def _state(child: Child) -> str:
-        if child.ended.done():
-            return f"died ({child.failure})" if child.failure else describe_exit(child.ended.result())
-        return "ready" if child.ready.done() else "starting"
-
-
-def describe_exit(code: int) -> str:
-    """How a process ended: "died (signal 9)", "died (status 1)", "ended"."""
-    if code < 0:
-        return f"died (signal {-code})"
-    return f"died (status {code})" if code else "ended"

@@ -24,11 +24,17 @@ class Output:
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, 0
+        with contextlib.suppress(FileNotFoundError):  # of a guest that was there before, and was started again
+            os.replace(path, self._before)
         self._loop = asyncio.get_running_loop()
         self._log = self._open()
         self._pipe, self._guests_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._pipe, False)
         self._loop.add_reader(self._pipe, self._readable)
+
+    @property
+    def _before(self) -> Path:
+        return self._path.with_name(f"{self._path.name}.1")
 
     def hand_over(self) -> int:
         """The guest's end, which the caller closes once the guest has it."""
@@ -57,10 +63,10 @@ class Output:
     def _keep(self, printed: bytes) -> None:
         if self._size + len(printed) > KEPT_BYTES:
             os.close(self._log)
-            os.replace(self._path, before := self._path.with_name(f"{self._path.name}.1"))
+            os.replace(self._path, self._before)
             self._log = self._open()
             self._size = os.write(
-                self._log, f"[what came before is in {before.name}, and what came before that is gone]\n".encode()
+                self._log, f"[what came before is in {self._before.name}, and what came before that is gone]\n".encode()
             )
         self._size += os.write(self._log, printed)
 

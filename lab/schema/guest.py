@@ -76,6 +76,7 @@ class Guest(Table):
     queues: Queues = 1
     batches: bool = True
     trunk: bool = False
+    restart: bool = False
     confined: bool = False
 
     @field_validator("batches")

@@ -123,6 +123,12 @@ class Spin(Table):
     limit_us: Annotated[int | Literal["auto"], BeforeValidator(checked_spin)] = "auto"
 
 
+class Supervisor(Table):
+    """``[supervisor]``: whether the lab's own processes are started again when they die (docs/faults.md)."""
+
+    restart: bool = True
+
+
 class Cpu(Table):
     """``[cpu]``: who runs where, by CPU number, and who may spin (lab/cpus.py). None: who runs where the others are not."""
 
@@ -196,6 +202,7 @@ class Topology(Table):
     nic: Nic = Nic()
     dom0: Dom0 = Dom0()
     spin: Spin = Spin()
+    supervisor: Supervisor = Supervisor()
     cpu: Cpu = Cpu()
     model: Model = Model()
     guests: tuple[Guest, ...] = Field(alias="guest")

@@ -49,7 +49,7 @@ OF_DOM0_ONLY: dict[str, set[str]] = {
     "filter_change": {"context", "add", "remove"},
     "spin_limit": {"limit_us"},
 }
-OF_THE_NIC: dict[str, set[str]] = {"nic_register": {"engines"}, "nic_ready": set()}
+OF_THE_NIC: dict[str, set[str]] = {"nic_register": {"engines", "kept"}, "nic_ready": set()}
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "hypercalls.md").read_text()
 MEMORY = 16 * PAGE
@@ -233,6 +233,7 @@ def test_what_is_right_passes() -> None:
                 call(system, ANNA, "mr_deregister", key=key)
             assert call(system, ANNA, "gnttab_setup", frames=16).value == {"refs": 16 * 512}
             assert call(system, DOM0, "foreign_view", domid=ANNA).value == {"memory": MEMORY, "refs": 16 * 512}
+            system.devices.nic_gone()
             with pytest.raises(Refused, match="the NIC is gone") as refused:
                 await call(system, DOM0, "filter_change", context=1, add=["02:00:00:00:00:01"], remove=[])
             assert refused.value.name == "ENODEV"

@@ -161,7 +161,8 @@ def test_kill_9_of_everything_at_once_is_swept_by_launch(tmp_path: Path) -> None
 @pytest.mark.parametrize("victim", tiered(["hyp", "dom0", "nic", "xenstored", "dora"], ["dom0", "dora"]))
 def test_kill_9_of_any_process_leaves_nothing(tmp_path: Path, victim: str) -> None:
     name = unique(f"kill-{victim}")
-    with staying_up(topology_file(tmp_path, f"kill-{victim}", GUESTS)) as (process, lines):
+    text = "[supervisor]\nrestart = false\n" + GUESTS
+    with staying_up(topology_file(tmp_path, f"kill-{victim}", text)) as (process, lines):
         os.kill(pids_of(name)[victim], signal.SIGKILL)
         wait_until(lambda: any(f"{victim} died" in line for line in lines), f"the death of {victim} to be reported")
         shown = launch("status")

@@ -44,6 +44,7 @@ def test_defaults(tmp_path: Path) -> None:
             },
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300, "max_queues": 8},
+        "supervisor": {"restart": True},
         "confined": False,
         "spin": {"limit_us": "auto"},
         "cpu": {"hyp": None, "dom0": None, "nic": None, "guests": {}, "programs": None, "spin": None},
@@ -68,6 +69,7 @@ def test_defaults(tmp_path: Path) -> None:
                 "iommu": "persistent",
                 "queues": 1,
                 "trunk": False,
+                "restart": False,
                 "confined": False,
             }
         ],

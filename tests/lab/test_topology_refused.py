@@ -18,7 +18,7 @@ ONE_KEY = [
     ('name = "lab\\n"', "name", "is not a name"),
     ("name = 1", "name", "must be a valid string, not 1"),
     ("nam = 1", "nam", "is not a key (did you mean 'name'?)"),
-    ("zzz = 1", "zzz", "is not a key; there are name, confined, memory, nic, dom0, spin, cpu, model, guest, workload"),
+    ("zzz = 1", "zzz", "is not a key; there are name, confined, memory, nic, dom0, spin, supervisor, cpu, model, guest, workload"),
     ('file = "other.toml"', "file", "is not a key"),
     ("[[guests]]", "guests", "is not a key (did you mean 'guest'?)"),
     ("memory = 3", "memory", "must be a table ([memory]), not 3"),

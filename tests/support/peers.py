@@ -28,7 +28,6 @@ from hyp import linux
 from hyp.abi.counters import COUNTERS_BYTES, DROPS, read_rows
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, Reply, close_all, socketpair
-from hyp.events import Upcall
 from hyp.kernels import load_all
 from hyp.memory import Mapping, Region
 from hyp.monitor.hypervisor import Hypervisor
@@ -132,13 +131,14 @@ class Bench:
     async def _start(self) -> None:
         self.hypervisor = Hypervisor(_HypervisorProcess(), self._hypervisor_config)  # type: ignore[arg-type]
         self.devices = self.hypervisor.system.devices
-        add_engine, self._shootdown_fds = self.devices.add_engine, list[int]()
+        engine, self._shootdown_fds = self.devices.engine, list[int]()
 
-        def add(page: Region, upcall: Upcall) -> int:
-            self._shootdown_fds.append(add_engine(page, upcall))
-            return self._shootdown_fds[-1]
+        def taken_up(index: int, page: Region) -> tuple[int, int]:
+            found = engine(index, page)
+            self._shootdown_fds.append(found[1])
+            return found
 
-        self.devices.add_engine = add  # type: ignore[method-assign]
+        self.devices.engine = taken_up  # type: ignore[method-assign]
         (hypercalls, nic_hypercalls), (console, nic_console) = self._ends
         ready = asyncio.get_running_loop().create_future()
         self.console = Channel(console, {"ready": lambda: ready.set_result(None)}, name="the NIC")
