@@ -175,6 +175,7 @@ def _take_mail(e):
         elif m.opcode == RESUME_CONTEXT:
             if context_of(e, m.context).mine != 0:
                 resume(e, context_of(e, m.context))
+                _checkpoint(e, context_of(e, m.context))  # from the old one on, the next death's completions may be too many
             _start_context(e, m.context)
         elif m.opcode == GO:
             e.held = 0

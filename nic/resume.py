@@ -12,9 +12,9 @@ engine may have left completions behind a gap, which no driver has looked at; th
 would make the driver see them all.
 
 *Sends.* A turn takes no more than a ring of descriptors, and each batch has one turn, so no more completions than that can have
-been written since the checkpoint; each has the index of the descriptor that it is for. Descriptors after the last completion are
-sent again: what had been delivered of them is there twice, at most what the dead engine did in one batch, and what the driver had
-posted without asking for completions.
+been written since the checkpoint, if what is found here is stored as one before the first batch; each has the index of the
+descriptor that it is for. Descriptors after the last completion are sent again: what had been delivered of them is there twice,
+at most what the dead engine did in one batch, and what the driver had posted without asking for completions.
 
 A driver that wrote into its own queues or its doorbell page gets what it has made of them: wrong indices, and its context fails as
 that of any other driver that breaks the protocol.
@@ -85,3 +85,4 @@ def resume(e, c):
     _unwrite_beyond(c)
     c.sq_prod, c.rq_prod = c.sq_cons, c.rq_cons
     c.scq_told, c.rcq_told = c.scq_prod, c.rcq_prod
+    c.sq_armed = -1  # whatever the dead engine wrote last
