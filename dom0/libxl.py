@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import uuid4
 
-from dom0.rate import Rate
+from dom0.rate import Rate, node_rate
 from hyp.abi.domids import DOM0
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
-from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path
+from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, read_state
 
 VIF: Final = "vif"
 _HOME: Final = "/local/domain"
@@ -122,6 +122,35 @@ async def create_vif(store: XenstoreClient, domid: int, handle: int, mac: str, r
             )
 
     await store.retry(create)
+
+
+async def renew_vif(store: XenstoreClient, domid: int, handle: int, mac: str) -> bool:
+    """Make a device of a running guest anew, as nobody serves it any more: `create_vif`, with the rate that it has now.
+
+    Whether it was in use.
+    """
+    in_use = await read_state(store, frontend_path(domid, VIF, handle)) is XenbusState.CONNECTED
+    try:
+        rate = node_rate(await store.read(f"{backend_path(DOM0, VIF, domid, handle)}/rate"))
+    except (XenstoreError, ValueError):  # there is none, or it says nothing
+        rate = None
+    await create_vif(store, domid, handle, mac, rate)
+    return in_use
+
+
+async def vm_path(store: XenstoreClient, domid: int) -> str:
+    """What `create_domain` returned. Raises XenstoreError ENOENT if there is no such domain."""
+    return await store.read(f"{_HOME}/{domid}/vm")
+
+
+async def destroy_vif(store: XenstoreClient, domid: int, handle: int) -> None:
+    """Both ends of a device whose guest goes on without it."""
+    for path in (
+        f"/libxl/{domid}/device/{VIF}/{handle}",
+        frontend_path(domid, VIF, handle),
+        backend_path(DOM0, VIF, domid, handle),
+    ):
+        await _remove(store, path)
 
 
 async def destroy_domain(store: XenstoreClient, domid: int, vm: str) -> None:

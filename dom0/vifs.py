@@ -66,13 +66,17 @@ class Vif:
         guest: Mapping[str, Any],
         number: int,
         max_queues: int,
+        *,
+        routed: bool = True,
     ) -> None:
+        """`routed`: frames for the guest are for this vif; else not before `take_address`, as it still has another device."""
         self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
         self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
         self._front = frontend_path(self.who.domid, VIF, 0)
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
-        self._grants, self._max_queues = str(guest["grants"]), max_queues
+        self._grants, self._max_queues, self._routed = str(guest["grants"]), max_queues, routed
         self.back = CLOSED  # the state that we are in, and have told last
+        self.connected = asyncio.Event()  # has been, at least once
         self._node: XenbusState | None = None  # what its node said when we last read or wrote it
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
@@ -98,11 +102,19 @@ class Vif:
                 self._store.forget(watch)
             await asyncio.wait(pumps)
             await self._disconnect("its domain is gone")
+            self._state.forget_guest(self.who.number)
 
     def wake(self, cause: Cause) -> None:
         """Let it look."""
         self._causes.add(cause)
         self._woken.set()
+
+    async def take_address(self) -> None:
+        """Frames for the guest are for this vif from now on. RuntimeError if it is not connected."""
+        if self._connection is None:
+            raise RuntimeError(f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
+        self._routed = True
+        await self._connection.take_address()
 
     def check_port(self) -> None:
         """Let it look if the engine has taken its port out of service."""
@@ -132,6 +144,8 @@ class Vif:
                 await self._back_written()
             elif cause is Cause.RATE:
                 await self._rate_written()
+            elif self._registered and await self._is_made_anew():  # both ends at once, and this one's event came first
+                await self._back_written()
             elif self._registered:
                 await self._follow(await self._front_state())
         except XenstoreError as error:
@@ -157,7 +171,7 @@ class Vif:
         elif not self._registered:
             if online:  # whatever its state: ours may have come after the toolstack's
                 await self._probe()
-        elif told is INITIALISING and self.back is not INITIALISING:
+        elif self._anew(told):
             await self._disconnect("the toolstack has made it anew")
             await self._probe()
         else:
@@ -166,6 +180,13 @@ class Vif:
                 self.back = CONNECTED if self._connection else CLOSING  # that is what its node says now
             if withdrawn or not online:
                 await self._follow(await self._front_state(), withdrawn=True)
+
+    def _anew(self, told: XenbusState | None) -> bool:
+        """The toolstack has made the device anew: its node's state is not one that we have told."""
+        return told is INITIALISING and self.back is not INITIALISING
+
+    async def _is_made_anew(self) -> bool:
+        return self._anew(await read_state(self._store, self._back))
 
     async def _probe(self) -> None:
         """A new device: say what is on offer, then wait for the front end, however long it takes."""
@@ -201,7 +222,7 @@ class Vif:
             wishes = await read_wishes(
                 self._store, self._front, grants=self._grants, max_queues=self._max_queues
             )  # fmt: skip
-            await connection.open(self._counters, wishes, await self._rate())
+            await connection.open(self._counters, wishes, await self._rate(), routed=self._routed)
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False
@@ -210,6 +231,7 @@ class Vif:
             await self._fatal(errno.EIO, f"connecting: {error}")
             return False
         self._connection = connection
+        self.connected.set()
         early = " at Initialised, which Linux's netback would have ignored" if front is INITIALISED else ""
         self._log.info(f"connected{early}")
         return True

@@ -24,8 +24,13 @@ Where there are more loops than cores, and so nobody may spin, a front end may l
 waits: with fewer frames it is woken by `arm` or `tx_pending`, one of which comes before every sleep.
 
 Every operation returns −1 once the device has failed (the other side broke the protocol, or is gone).
+
+What is behind a device may change while the program runs (domu/exchange.py), always between two rounds of its loop. So a program
+reads the record's fields whenever it needs them, or asks to be told (`Device.told`).
 """
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -69,8 +74,11 @@ DEVICE = np.dtype(
         ("scheduled", "i8"),  # 1: a hypervisor schedules the program, so that its wake-ups are domain switches
         ("interrupts", "i8"),  # a QP record whose completions reach the guest as events that have a price; 0: none
         ("features", "i8"),  # what device and front end agreed on (hyp/abi/features.py)
+        ("behind_arm", "i8"),  # `arm` of what is behind the device, where that is not to be called for all (domu/exchange.py)
+        ("next", "i8"),  # address of the record that the loop is to have in the place of this one (domu/exchange.py)
     ]
 )
+DEVICE_BYTES = DEVICE.itemsize
 device_at = record_view(DEVICE)
 
 
@@ -175,17 +183,45 @@ class Operations:
     arm: Operation
 
 
+Record = np.ndarray[tuple[int], np.dtype[np.void]]
+
+
+class Behind(Protocol):
+    """A front end's hold on one queue of what it has connected, for who exchanges it (domu/move.py)."""
+
+    def adopt(self, device: "Device", record: Record, counts: tuple[int, int]) -> None:
+        """It is behind `device` from now on, as `record`, and counts in this row."""
+
+    async def close(self) -> None:
+        """Give it all back; no loop drives it any more. Of several queues the last one is closed first."""
+
+
 @dataclass(slots=True)
 class Device:
-    """A connected device: `record` is its DEVICE; `keep` holds what the record points at."""
+    """A connected device: `record` is its DEVICE, whose address never changes; `keep` holds what the record points at."""
 
     mac: str
-    record: "np.ndarray[tuple[int], np.dtype[np.void]]"
+    record: Record
     keep: list[Any] = field(default_factory=list)
+    told: list[Callable[[Record], None]] = field(default_factory=list)
+    """Called with the record of what will be behind the device, while nothing is."""
+    lost: bool = False
+    """It has failed for good."""
+    coming: Record | None = None
+    """What the loop has been given last to take up; `changing` is held while it has not."""
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    behind: Behind | None = None
+    """None: it cannot be given back, nor exchanged for another path's."""
 
     @property
     def address(self) -> int:
         return int(self.record.ctypes.data)
+
+
+def set_operations(row: Any, operations: Operations) -> None:
+    """Let a DEVICE record have these operations."""
+    for name in ("tx_reserve", "tx_commit", "tx_pending", "rx_poll", "rx_release", "arm"):
+        row[f"op_{name}"] = getattr(operations, name).address
 
 
 def new_device(
@@ -195,8 +231,7 @@ def new_device(
     record = np.zeros(1, DEVICE)
     bursts = np.zeros((2, BURST * FRAME_BYTES // 8), np.int64)
     row = record[0]
-    for name in ("tx_reserve", "tx_commit", "tx_pending", "rx_poll", "rx_release", "arm"):
-        row[f"op_{name}"] = getattr(operations, name).address
+    set_operations(row, operations)
     row["front"], row["mac"], row["room"], row["wait"], row["features"] = front, mac_word, room, wait, features
     row["fragment_room"], row["fragment_align"], row["max_fragments"] = room, 1, MAX_FRAGMENTS
     row["counts"], row["counts_shared"] = counts

@@ -29,7 +29,7 @@ POSTED, TAKEN, REPLY_FD, MESSAGES = 0, 64, 128, 192
 MAILBOX_BYTES = MESSAGES + MAIL_SLOTS * MESSAGE_BYTES
 
 STOP = 0
-"""The one opcode that every engine knows; the others are the engine's own, from 1 on."""
+"""The one opcode that every engine knows; the others are the engine's own, from 1 on. (A program's: domu/exchange.py, too.)"""
 
 
 def mail_record(*words: str) -> "np.dtype[np.void]":
@@ -153,8 +153,13 @@ class Engine:
             os.eventfd_write(self._kick, 1)
         await future
 
+    @property
+    def running(self) -> bool:
+        """It has been started, and has not ended."""
+        return self._ended is not None and not self._ended.done()
+
     def _must_run(self) -> None:
-        if self._ended is None or self._ended.done():
+        if not self.running:
             raise RuntimeError(f"engine {self.name} does not run")
 
     async def stop(self) -> Any:

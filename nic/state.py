@@ -28,6 +28,7 @@ CONTEXT = np.dtype(
         ("iommu_pages", "i8"),
         ("doorbell", "i8"),
         ("completion_fd", "i8"),
+        ("debt", "i8"),  # DEBT record (hyp/events.py) of its guest on this engine
         ("sq", "i8"),
         ("scq", "i8"),
         ("rq", "i8"),
@@ -48,6 +49,7 @@ CONTEXT = np.dtype(
         ("rcq_prod", "i8"),
         ("rcq_told", "i8"),
         ("waits", "i8"),  # batches that a notification has been held back
+        ("draining", "i8"),  # 1: it goes once all that its driver has posted is sent, and that is to be told
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
         ("pause_need", "i8"),  # buffers that the context it waits for must have posted
@@ -61,6 +63,7 @@ CONTEXT = np.dtype(
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
         ("patience", "i8"),  # for how long it still may, in ns
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
+        ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
         ("clock", "i8"),  # address of its engine's `now`
         ("moved", "i8"),  # bytes read and written that have been charged for
@@ -148,11 +151,13 @@ ENGINE = np.dtype(
         ("shootdowns", "i8"),  # shootdown_request as last seen
         ("heed_again", "i8"),  # it was new at the last boundary
         ("shootdown_fd", "i8"),
+        ("drained_fd", "i8"),
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("pause_ns", "i8"),
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch
         ("idle_since", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
+        ("notifier", "i8"),  # a NOTIFIER record
         ("kick_fds", "i8"),  # by engine: its eventfd for crossings, i8 each
         ("gates", "i8"),  # by engine: a GATE for what arrives from it
         ("held", "i8"),  # 1: contexts of a NIC that died are still being handed over, so nothing moves but mail

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domu.device import Device, Operations, device_at, frame_addr, frame_word, set_frame
+from domu.device import Device, Operations, device_at, frame_addr, frame_word, set_frame, set_operations
 from domu.frontends import bypass
 from domu.frontends.bypass import BYPASS, arm, buffer_of, count_received, count_sent, hand_over, tx_pending
 from hyp.abi.counters import COPIED_BYTES, COPIES
@@ -132,8 +132,7 @@ async def connect(guest: "Guest") -> list[Device]:
     for name in BYPASS.names or ():
         front[0][name] = of_bypass[0][name]
     front[0]["own_tx"], front[0]["own_rx"] = own[0].ctypes.data, own[1].ctypes.data
-    for name in ("tx_reserve", "tx_commit", "tx_pending", "rx_poll", "rx_release", "arm"):
-        registered[f"op_{name}"] = getattr(OPERATIONS, name).address
+    set_operations(registered, OPERATIONS)
     registered["front"] = front.ctypes.data
     device.keep += [front, own]
     return [device]

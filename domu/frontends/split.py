@@ -11,18 +11,17 @@ read or change a page out of turn; such a guest trusts it not to. The back end's
 
 Set-up (XenBus), as Linux's netfront has it: wait for the back end's InitWait → rings in RAM, granted (and both pools, if
 persistent) → event channels → all nodes in one transaction → Connected → the back end Connected → receive requests posted.
-A back end that closes is followed: Closed, and the device is out of service.
+What becomes of the back end's state afterwards: domu/frontends/split_follow.py.
 """
 
-import asyncio
 import errno
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domu.device import Device, device_at, new_device
+from domu.device import Device, Record, device_at, new_device
+from domu.frontends.split_follow import ConnectedQueue, Following, max_queues, notifiers, tell_connected
 from domu.frontends.split_rings import OPERATIONS
 from domu.frontends.split_state import BACKEND, NETFRONT, POLLED, QUEUE_REFS, netfront_at, post_receive, tell
 from domu.frontends.split_state import FIRST_REF as FIRST_REF
@@ -35,7 +34,6 @@ from hyp.abi.grant import ENTRY_BYTES, PAGE_BYTES
 from hyp.abi.netif import (
     FEATURE_PERSISTENT,
     FEATURE_SPLIT_EVENT_CHANNELS,
-    MAX_QUEUES_NODE,
     NR_SLOTS_MIN,
     NUM_QUEUES_NODE,
     RX_SLOT_BYTES,
@@ -44,28 +42,23 @@ from hyp.abi.netif import (
 from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import COLOURED_FRAME
 from hyp.atomics import store64
-from hyp.grants import grant_access
+from hyp.grants import end_access, grant_access
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
-from hyp.process import adopt_socket
 from hyp.ring import RING, attach_front, push_requests, ring_at, sring_init
-from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
+from hyp.xenstore.client import XenstoreClient
 from hyp.xenstore.xenbus import (
     XenbusError,
     XenbusState,
     frontend_path,
     offered_features,
-    read_state,
     says_one,
-    switch_state,
     tell_error,
     wait_for_state,
 )
 
 if TYPE_CHECKING:
     from domu.guest import Guest, GuestQueue
-
-log = logging.getLogger(__name__)
 
 GRANT_FRAMES = 4  # at least
 HANDSHAKE_TIMEOUT_S = 30.0
@@ -101,6 +94,14 @@ def _grant_pools(front: int) -> None:
 
 
 @entry(void(i64))
+def _revoke_all(front: int) -> None:
+    """Revoke all that has been granted for a queue."""
+    f = netfront_at(front)
+    for ref in range(f.tx_ref - 2, f.tx_ref - 2 + QUEUE_REFS):
+        end_access(f.table, ref)
+
+
+@entry(void(i64))
 def _post_all_receives(device: int) -> None:
     """Ask for a frame in every receive page."""
     d = device_at(device)
@@ -116,16 +117,17 @@ class _Memory:
 
     def __init__(self, guest: "Guest", table: Mapping, queue: int = 0) -> None:
         self.record = np.zeros(1, NETFRONT)
-        self._rings = np.zeros(2, RING)
-        self._lists = np.zeros((2, TX_SLOTS), np.int64)
+        self.rings = np.zeros(2, RING)
+        self._lists = np.zeros((3, TX_SLOTS), np.int64)
+        self.busy = self._lists[1]
         self._polled = np.zeros(RX_SLOTS, POLLED)
         self._table = table
         self.ring_pages = guest.ram.allocate(2 * PAGE_BYTES)
         row = self.record[0]
         row["awaited"] = 1
         row["tx_ref"], row["rx_ref"] = TX_REF + queue * QUEUE_REFS, RX_REF + queue * QUEUE_REFS
-        row["tx_ring"], row["rx_ring"] = (int(self._rings[k : k + 1].ctypes.data) for k in range(2))
-        row["free"], row["busy"] = (int(self._lists[k].ctypes.data) for k in range(2))
+        row["tx_ring"], row["rx_ring"] = (int(self.rings[k : k + 1].ctypes.data) for k in range(2))
+        row["free"], row["busy"], row["infos"] = (int(self._lists[k].ctypes.data) for k in range(3))
         row["polled"], row["table"], row["ram"] = self._polled.ctypes.data, table.address, guest.ram.address
         row["tx_pool"] = guest.ram.allocate(TX_SLOTS * PAGE_BYTES)
         row["rx_pool"] = guest.ram.allocate(RX_SLOTS * PAGE_BYTES)
@@ -154,7 +156,7 @@ async def connect(guest: "Guest") -> list[Device]:
 
     There are as many as the guest has and the back end takes. XenbusError, told in the store too, if it fails.
     """
-    store = await XenstoreClient.open(adopt_socket(guest.process.sockets["xenstore"]))
+    store = await guest.xenstore()
     front = frontend_path(guest.domid, "vif", 0)
     try:
         return await _connect(guest, store, front)
@@ -167,7 +169,7 @@ async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> list[De
     back = await _backend_path(store, front)
     await wait_for_state(store, back, [XenbusState.INIT_WAIT], HANDSHAKE_TIMEOUT_S)
     mac = await store.read(f"{front}/mac")
-    own = guest.queues[: await _max_queues(store, back)]
+    own = guest.queues[: await max_queues(store, back)]
     table = await _grant_table(guest, len(own))
     channels = 2 if await says_one(store, f"{back}/{FEATURE_SPLIT_EVENT_CHANNELS}") else 1
     queues = [await _make_queue(guest, table, queue, channels) for queue in own]
@@ -185,33 +187,36 @@ async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> list[De
     nodes |= {accepts: 1 for feature, (_, accepts) in NETIF_NODES.items() if feature & features}
     if not features & CSUM:
         nodes[NO_CSUM_OFFLOAD] = 1
-
-    async def write(transaction: Transaction) -> None:
-        for name, value in nodes.items():
-            await transaction.write(f"{front}/{name}", str(value))
-
-    await store.retry(write)
-    await switch_state(store, front, XenbusState.CONNECTED)
+    await tell_connected(store, front, nodes)
     await _until_connected(store, back)
-    watch = await store.watch(f"{back}/state", "follow")
-    memories = [queue.memory for queue in queues]
-    following = asyncio.get_running_loop().create_task(_follow(store, watch, front, back, memories))
-    devices = [await _device(guest, queue, mac, features & ~CSUM6) for queue in queues]
-    for device, memory in zip(devices, memories, strict=True):
-        device.keep += [following, memory, store]
-        _post_all_receives(device.address)
-    return devices
+    connected = [await _device(guest, queue, mac, features & ~CSUM6) for queue in queues]
+    for one in connected:
+        _post_all_receives(one.device.address)
+    following = Following(guest.hyp, store, front, back, nodes, features, connected)
+    await following.begin()
+    for queue, one in zip(queues, connected, strict=True):
+        one.device.keep += [following, queue.memory, store]
+        one.device.behind = VifBehind(following, one)
+    return [one.device for one in connected]
 
 
-async def _max_queues(store: XenstoreClient, back: str) -> int:
-    """How many queues the back end takes: 1, if it does not say."""
-    try:
-        text = await store.read(f"{back}/{MAX_QUEUES_NODE}")
-    except XenstoreError as error:
-        if error.name != "ENOENT":
-            raise
-        return 1
-    return max(int(text), 1) if text.isascii() and text.isdigit() else 1
+class VifBehind:
+    """A queue of a connected vif that can be given back (domu/move.py)."""
+
+    def __init__(self, following: Following, queue: ConnectedQueue) -> None:
+        self._following, self._queue = following, queue
+
+    def adopt(self, device: Device, record: Record, counts: tuple[int, int]) -> None:
+        """Follow the back end for `device`, and count in its row."""
+        self._queue.device = device
+        for one in (record, self._queue.attached):
+            one[0]["counts"], one[0]["counts_shared"] = counts
+
+    async def close(self) -> None:
+        """Close the device with its first queue, and revoke what was granted for each."""
+        if self._queue.guest.number == 0:
+            await self._following.close()
+        _revoke_all(int(self._queue.front.ctypes.data))
 
 
 async def _grant_table(guest: "Guest", queues: int) -> Mapping:
@@ -229,18 +234,19 @@ async def _make_queue(guest: "Guest", table: Mapping, queue: "GuestQueue", chann
     return _Queue(queue, memory, [int(reply.value["port"]) for reply in made])
 
 
-async def _device(guest: "Guest", queue: _Queue, mac: str, features: int) -> Device:
+async def _device(guest: "Guest", queue: _Queue, mac: str, features: int) -> ConnectedQueue:
     """The device upon a queue that the back end has connected."""
-    notifiers = [(await guest.hyp.call("evtchn_notifier", port=port)).fds[0] for port in queue.ports]
-    record = queue.memory.record[0]
-    record["tx_event_fd"], record["rx_event_fd"] = notifiers[0], notifiers[-1]
+    event_fds = await notifiers(guest.hyp, queue.ports)
+    memory = queue.memory
+    record = memory.record[0]
+    record["tx_event_fd"], record["rx_event_fd"] = event_fds[0], event_fds[-1]
     counts = guest.counters.row(queue.guest.row("device"))
     device = new_device(
         OPERATIONS, queue.memory.address, mac, mac_to_int(mac), COLOURED_FRAME, counts, queue.guest.wait, features
     )  # fmt: skip
     row = device.record[0]
     row["fragment_room"], row["fragment_align"], row["max_fragments"] = PAGE_BYTES, PAGE_BYTES, NR_SLOTS_MIN
-    return device
+    return ConnectedQueue(queue.guest, device, memory.record, memory.busy, memory.rings[:1], queue.ports, event_fds)
 
 
 def acceptable(wanted: int, offered: int) -> int:
@@ -260,20 +266,6 @@ async def _until_connected(store: XenstoreClient, back: str) -> None:
         raise XenbusError(
             back, seen, wanted, "the back end refuses; the reason is in its log, and under error/ in its domain's home"
         )
-
-
-async def _follow(store: XenstoreClient, watch: Watch, front: str, back: str, memories: list["_Memory"]) -> None:
-    """When the back end closes, or is removed, the front end does: xenbus_frontend_closed."""
-    try:
-        async for _ in watch:
-            if await read_state(store, back) in (XenbusState.CLOSING, XenbusState.CLOSED, None):
-                for memory in memories:
-                    memory.record[0]["failed"] = 1
-                log.warning("%s has closed: the device is out of service", back)
-                await switch_state(store, front, XenbusState.CLOSED)
-                return
-    except XenstoreError:
-        return  # the store is gone, or our nodes are: nobody is left to be told
 
 
 async def _backend_path(store: XenstoreClient, front: str) -> str:

@@ -8,7 +8,7 @@ that this driver doesn't know, is none: its buffers are shown to the program as 
 """
 
 from domu.device import FAILED, frame_addr, frame_word
-from domu.frontends.split_state import RX_SLOTS, fail, keep_polled, polled, send_page, take_back
+from domu.frontends.split_state import BEHIND, RX_SLOTS, fail, keep_polled, next_free, polled, send_page, take_back
 from hyp.abi.counters import TX_BYTES
 from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO, GSO_TCPV4, GSO_TCPV6, LENGTH_MASK, MORE, SEGMENT_SHIFT
 from hyp.abi.grant import PAGE_BYTES
@@ -27,7 +27,7 @@ from hyp.abi.netif import (
     TXF_EXTRA_INFO,
     TXF_MORE_DATA,
 )
-from hyp.atomics import load64_once, store32, store64, u32_add
+from hyp.atomics import load64, load64_once, store32, store64, u32_add
 from hyp.counters import count
 from hyp.kernels import compiled, outlined
 from hyp.offload.segments import segment_of
@@ -50,19 +50,27 @@ def send_frame(d, f, k, n):
         length += word & LENGTH_MASK
         count_of += 1
         more = word & MORE
-    first = frame_word(d.tx, k)
+    first, number = frame_word(d.tx, k), next_free(f)
     send_page(f, ring, grant, frame_addr(d.tx, k), length, _send_flags(first, count_of))
     if first & GSO:
-        slot = next_request(ring)
         kind = GSO_TYPE_TCPV4 if first & GSO_TCPV4 else GSO_TYPE_TCPV6
-        store64(slot, EXTRA_TYPE_GSO | (segment_of(first) << 16) | (kind << 32))
-        store32(slot + 8, 0)
-        f.extras += 1
+        send_info(f, ring, number, EXTRA_TYPE_GSO | (segment_of(first) << 16) | (kind << 32))
     for j in range(k + 1, k + count_of):
-        flags = TXF_MORE_DATA if j < k + count_of - 1 else 0
+        flags, number = TXF_MORE_DATA if j < k + count_of - 1 else 0, next_free(f)
         send_page(f, ring, grant, frame_addr(d.tx, j), frame_word(d.tx, j) & LENGTH_MASK, flags)
+        store64(f.busy + 8 * number, load64(f.busy + 8 * number) | BEHIND)
     count(d.counts, TX_BYTES, length)
     return count_of
+
+
+@compiled
+def send_info(f, ring, number, info):
+    """Write the extra info behind request `number`, and remember it."""
+    slot = next_request(ring)
+    store64(slot, info)
+    store32(slot + 8, 0)
+    store64(f.infos + 8 * number, info)
+    f.extras += 1
 
 
 @compiled

@@ -26,6 +26,7 @@ from domu.frontends.split_state import (
     netfront_at,
     polled,
     post_receive,
+    put_free,
     send_page,
     take_back,
     tell,
@@ -35,7 +36,7 @@ from hyp.abi.fragment import LENGTH_MASK, MORE
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import RSP_NULL
 from hyp.abi.sizes import COLOUR_BYTES, COLOURS
-from hyp.atomics import load32_once, load64, load64_once, store64
+from hyp.atomics import load32_once, load64, load64_once
 from hyp.counters import commit, count
 from hyp.grants import end_access
 from hyp.kernels import compiled, i64, operation
@@ -60,7 +61,7 @@ def _colour(slot: int) -> int:
 
 
 @compiled
-def _reap(d, f):
+def reap(d, f):
     """Take all transmit responses: revoke their grants, free their ids. 0, or FAILED."""
     ring, revoke = ring_at(f.tx_ring), f.persistent == 0
     ready = unconsumed_responses(ring)
@@ -73,12 +74,10 @@ def _reap(d, f):
                 continue
             if number >= TX_SLOTS or load64(f.busy + 8 * number) == 0:
                 return fail(d, f)
-            store64(f.busy + 8 * number, 0)
             if revoke and end_access(f.table, f.tx_ref + number) == 0:
                 count(d.counts, FAULTS_GRANT, 1)  # answered and still in use: the page is lost to us until it is not
                 return fail(d, f)
-            store64(f.free + 8 * (f.free_tail % TX_SLOTS), number)
-            f.free_tail += 1
+            put_free(f, number)
         ready = unconsumed_responses(ring)
     return fail(d, f) if ready == PROTOCOL_FAULT else 0
 
@@ -92,7 +91,7 @@ def _room(f):
 def tx_reserve(device: int, want: int) -> int:
     d = device_at(device)
     f = netfront_at(d.front)
-    if f.failed != 0 or (_room(f) < want and _reap(d, f) < 0):
+    if f.failed != 0 or (_room(f) < want and reap(d, f) < 0):
         return FAILED
     n = min(_room(f), want)
     for k in range(n):
@@ -129,7 +128,7 @@ def tx_commit(device: int, n: int) -> int:
 def tx_pending(device: int, _: int) -> int:
     d = device_at(device)
     f = netfront_at(d.front)
-    if f.failed != 0 or _reap(d, f) < 0:
+    if f.failed != 0 or reap(d, f) < 0:
         return FAILED
     return TX_SLOTS - (f.free_tail - f.free_head)
 
@@ -138,7 +137,7 @@ def tx_pending(device: int, _: int) -> int:
 
 
 @compiled
-def _take_response(d, f, ring):
+def take_response(d, f, ring):
     """Take the next response, and all others of its frame. 1; 0: the frame isn't there as a whole yet; or FAILED."""
     index = ring.rsp_cons
     word = load64_once(slot_address(ring, index))  # u16 id, offset, flags; s16 status
@@ -169,7 +168,7 @@ def rx_poll(device: int, want: int) -> int:
         end = f.polled_tail + min(ready, missing)
         taken = 1
         while f.polled_tail < end and taken > 0 and unconsumed_responses(ring) > 0:
-            taken = _take_response(d, f, ring)
+            taken = take_response(d, f, ring)
         if taken < 0:
             return FAILED
     n, whole = min(want, f.polled_tail - f.polled_head), 0
@@ -210,7 +209,7 @@ def arm(device: int, what: int) -> int:
     if what & RX and arm_responses(ring_at(f.rx_ring), f.awaited):
         ready = 1
     if what & (TX | ALL):
-        if _reap(d, f) < 0:
+        if reap(d, f) < 0:
             return FAILED
         pending = TX_SLOTS - (f.free_tail - f.free_head)
         if (what & ALL and pending == 0) or (what & TX and _room(f) >= BURST):

@@ -40,7 +40,8 @@ NETFRONT = np.dtype(
         ("free", "i8"),  # ring of TX_SLOTS free request ids
         ("free_head", "i8"),
         ("free_tail", "i8"),
-        ("busy", "i8"),  # by request id: 1 while the back end has it
+        ("busy", "i8"),  # by request id: what it says (`request_word`) while the back end has it; else 0
+        ("infos", "i8"),  # by request id: the extra info behind it, if it has one
         ("extras", "i8"),  # extra infos that the back end has
         ("polled", "i8"),  # RX_SLOTS POLLED entries: fragments of whole frames taken from the ring and not yet released
         ("polled_head", "i8"),
@@ -66,19 +67,54 @@ def fail(d, f):
     return FAILED
 
 
+# What is remembered of a request that the back end has, for that cannot be read back from the shared ring (R3):
+#
+#     bits 0–11 offset in the page   12–15 flags   16–31 size   32–60 sequence: the ring's index   61 BEHIND   62 BUSY
+FLAGS_SHIFT, FLAGS_MASK, SIZE_SHIFT, SEQUENCE_SHIFT, SEQUENCE_MASK = 12, 15, 16, 32, (1 << 29) - 1
+BEHIND = 1 << 61
+"""It is a fragment behind the first one of its frame."""
+BUSY = 1 << 62
+
+
+@compiled
+def request_word(ring, addr, octets, flags):
+    """What `busy` has of the request that is written next, a frame's first."""
+    sequence = (ring.req_prod_pvt & SEQUENCE_MASK) << SEQUENCE_SHIFT
+    return BUSY | (addr & PAGE_MASK) | (flags << FLAGS_SHIFT) | (octets << SIZE_SHIFT) | sequence
+
+
+@compiled
+def next_free(f):
+    """The request id that is used next."""
+    return load64(f.free + 8 * (f.free_head % TX_SLOTS))
+
+
 @compiled
 def send_page(f, ring, grant, addr, octets, flags):
-    """Write the next transmit request: `octets` bytes of the next free send page, which begin at `addr` in it. Returns its slot."""
-    number = load64(f.free + 8 * (f.free_head % TX_SLOTS))
+    """Write the next transmit request: `octets` bytes of the next free send page, which begin at `addr` in it."""
+    number = next_free(f)
     f.free_head += 1
-    store64(f.busy + 8 * number, 1)
+    store64(f.busy + 8 * number, request_word(ring, addr, octets, flags))
     if grant:
         grant_access(f.table, f.tx_ref + number, BACKEND, (f.tx_pool >> 12) + number, 1)
+    write_request(f, ring, number, addr & PAGE_MASK, octets, flags)
+
+
+@compiled
+def write_request(f, ring, number, offset, octets, flags):
+    """Write the next transmit request, `number`, whose page is granted: `octets` bytes from `offset` on."""
     slot = next_request(ring)
     store32(slot, f.tx_ref + number)
-    store32(slot + 4, (addr & PAGE_MASK) | (flags << 16))
+    store32(slot + 4, offset | (flags << 16))
     store32(slot + 8, number | (octets << 16))
-    return slot
+
+
+@compiled
+def put_free(f, number):
+    """The back end has request `number` no more."""
+    store64(f.busy + 8 * number, 0)
+    store64(f.free + 8 * (f.free_tail % TX_SLOTS), number)
+    f.free_tail += 1
 
 
 @compiled
@@ -111,6 +147,13 @@ def post_receive(f, ring):
     number = ring.req_prod_pvt & (RX_SLOTS - 1)
     if f.persistent == 0:
         grant_access(f.table, f.rx_ref + number, BACKEND, (f.rx_pool >> 12) + number, 0)
+    ask_for_frame(f, ring)
+
+
+@compiled
+def ask_for_frame(f, ring):
+    """Write the next receive request, whose page is granted."""
+    number = ring.req_prod_pvt & (RX_SLOTS - 1)
     store64(next_request(ring), number | ((f.rx_ref + number) << 32))
 
 

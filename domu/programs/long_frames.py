@@ -57,7 +57,7 @@ def send_long(p: Any, d: Any) -> Any:
     room = d.fragment_room
     n = (p.length + room - 1) // room
     offload = tcp_offload(p.unit) if p.units != 0 else 0
-    if d.features & needed_features(offload) != needed_features(offload):
+    if p.part > 0 or d.features & needed_features(offload) != needed_features(offload):
         return _send_segments(p, d, offload)
     each = n + 1 if offload != 0 else n  # with an offload netif has a slot more
     there = tx_reserve(p.device, each * max(min(BURST // each, p.left), 1))
@@ -113,7 +113,7 @@ class LongFrames:
     """What LONG_FIELDS point at, and what a device can be asked for."""
 
     def __init__(self, device: Device, mtu: int) -> None:
-        self._room, self._features, self._mtu = int(device.record[0]["room"]), int(device.record[0]["features"]), mtu
+        self._device, self._mtu = device.record[0], mtu
         self._memory, self._frame = np.zeros((2, LONGEST + 1), np.uint8), FrameMemory()
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
 
@@ -127,15 +127,16 @@ class LongFrames:
 
         Refused (EINVAL) if they can't be sent; only a `stream` may have long ones.
         """
-        longest = self._room
-        if stream and self._features & SG:
-            longest = max(self._room, self._mtu + ETHERNET_HEADER)
+        room, features = int(self._device["room"]), int(self._device["features"])
+        longest = room
+        if stream and features & SG:
+            longest = max(room, self._mtu + ETHERNET_HEADER)
         if MIN_TEST_FRAME <= frame <= longest:
             return frame, 0, 0
         if stream and self._mtu + ETHERNET_HEADER < frame <= LONGEST + 1:
             unit = unit_for(self._mtu)
-            if self._features & TSO4 == 0 or self._features & SG == 0:  # the program cuts, and a segment has one buffer
-                unit = min(unit, unit_for(self._room - ETHERNET_HEADER))
+            if features & TSO4 == 0 or features & SG == 0:  # the program cuts, and a segment has one buffer
+                unit = min(unit, unit_for(room - ETHERNET_HEADER))
             units = units_for(frame, unit)
             return int(tcp_frame_bytes(units, unit)), units, unit
         raise Refused("EINVAL", f"frame is {frame}, not in [{MIN_TEST_FRAME}, {longest}]")

@@ -22,6 +22,7 @@ from domu.device import (
     FAILED,
     RX,
     TX,
+    Record,
     arm,
     device_at,
     frame_addr,
@@ -35,6 +36,7 @@ from domu.device import (
     tx_reserve,
     whole_buffer,
 )
+from domu.exchange import EXCHANGE, take_up
 from domu.guest import Guest
 from domu.machine import Machine
 from domu.netns import Addresses, Tap, create
@@ -292,10 +294,12 @@ def run(address: int) -> int:
     result = 0
     while result == 0:
         if mail_waiting(t.mailbox, t.mail) > 0:
-            stop = mail_opcode(t.mailbox, t.mail) == STOP
+            opcode = mail_opcode(t.mailbox, t.mail)
+            if opcode == EXCHANGE:
+                take_up(t.device)
             t.mail += 1
             mail_taken(t.mailbox, t.mail)
-            if stop:
+            if opcode == STOP:
                 break
         t.now = clock_ns()
         received = _to_tap(t, d)
@@ -333,7 +337,7 @@ class TapProgram:
         row["device"], row["tap_fd"], row["mailbox"] = guest.device.address, tap.fd, self._engine.mailbox
         row["counts"], row["counts_shared"] = guest.counters.row("tap")
         row["readable"] = 1
-        mtu, device = int(guest.config["mtu"]), guest.device.record[0]
+        mtu = int(guest.config["mtu"])
         self._frame = FrameMemory()
         self._memory = [np.zeros(size, np.uint8) for size in (HEADER_STRIDE, (BURST + 1) * IOVEC_BYTES)]
         row["header"], row["iov"] = (part.ctypes.data for part in self._memory)
@@ -342,8 +346,14 @@ class TapProgram:
         self._batches = Batches(Ring(tap.fd, BURST) if guest.config["batches"] and not why_plain(tap.fd) else None)
         row["uring"], row["batch"] = self._batches.address, WORTH_A_BATCH
         row["frame"] = self._frame.address
-        row["longest"], row["most"] = mtu + _ETHERNET_HEADER, most_fragments(device, mtu)
-        set_offloads(tap.fd, tap.name, int(device["features"]))
+        row["longest"] = mtu + _ETHERNET_HEADER
+
+        def suit(record: Record) -> None:
+            row["most"] = most_fragments(record[0], mtu)
+            set_offloads(tap.fd, tap.name, int(record[0]["features"]))
+
+        suit(guest.device.record)
+        guest.device.told.append(suit)
 
     def start(self) -> None:
         """Start the loop."""

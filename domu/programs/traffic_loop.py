@@ -29,6 +29,7 @@ from domu.device import (
     tx_pending,
     tx_reserve,
 )
+from domu.exchange import EXCHANGE, take_up
 from domu.programs.long_frames import LONG_FIELDS, receive_long, send_long
 from hyp.abi.fragment import CSUM_BLANK, MORE
 from hyp.atomics import (
@@ -127,6 +128,8 @@ def _take_mail(p):
             stop = True
         elif m.opcode == END_JOB:
             p.left = 0
+        elif m.opcode == EXCHANGE:
+            take_up(p.device)
         else:
             _begin_job(p, m)
         p.mail += 1
@@ -190,7 +193,7 @@ def _send_stream(p, d):
             note_lag(s, p.now)
         p.job = DRAINING
         return 0
-    if p.length > d.room:
+    if p.units != 0 or p.length > d.room:
         return send_long(p, d)
     want = frames_due(s, p.now, min(BURST, p.left))
     if want == 0:

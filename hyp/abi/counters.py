@@ -52,7 +52,7 @@ class Count(IntEnum):
     DROP_DOWN = 25  # the device it was for is closed or failed
     DROP_SAME_PORT = 26  # a bridge never sends a frame back to its port
     DROP_TAP = 27  # the kernel did not take the frame from the TAP
-    LOST = 28  # receiver: sequence numbers never seen
+    LOST = 28  # receiver: sequence numbers never seen; Dom0's uplink: frames that a Dom0 which died had not taken from the NIC
     CORRUPT = 29  # receiver: checksum wrong
     DUPLICATED = 30  # receiver: sequence number seen twice
     CHECKED = 31  # receiver: frames whose whole payload was checksummed
@@ -76,6 +76,8 @@ class Count(IntEnum):
     FAULTS_CHAIN = 49  # too many fragments, an empty one, the last one missing, or no header in the first
     FAULTS_OFFLOAD = 50  # an offload not accepted, or headers or a segment size with which it can't be done
     CREDIT_WAITS = 51  # a vif with a rate began to wait for credit
+    RESENT = 52  # frames that a split front end has sent again, as the back end that had them is no more
+    NOTIFY_NS = 53  # CPU time that notifying it took beyond what is fair: further ones are put off (hyp/events.py)
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -115,6 +117,8 @@ SEGMENTED: Final = int(Count.SEGMENTED)
 FAULTS_CHAIN: Final = int(Count.FAULTS_CHAIN)
 FAULTS_OFFLOAD: Final = int(Count.FAULTS_OFFLOAD)
 CREDIT_WAITS: Final = int(Count.CREDIT_WAITS)
+RESENT: Final = int(Count.RESENT)
+NOTIFY_NS: Final = int(Count.NOTIFY_NS)
 LOST: Final = int(Count.LOST)
 CORRUPT: Final = int(Count.CORRUPT)
 DUPLICATED: Final = int(Count.DUPLICATED)

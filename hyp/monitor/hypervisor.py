@@ -9,9 +9,11 @@ from functools import partial
 from typing import Any
 
 from hyp import lost_memory
+from hyp.abi.counters import place_of, read_rows
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, Refused, close_all, describe
 from hyp.grants import release_mapper
+from hyp.memory import Region
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
 from hyp.monitor.hypercalls import calls_for
@@ -19,6 +21,9 @@ from hyp.monitor.system import System
 from hyp.process import Process, adopt_socket
 
 log = logging.getLogger(__name__)
+
+UPLINK_CONTEXT = "ctx0:dom0"
+"""The row in which the NIC counts for Dom0's context."""
 
 
 class Hypervisor:
@@ -58,8 +63,22 @@ class Hypervisor:
         await self._destroy(domid)
         domain = Domain(domid, name, self.system.topology, self.system.backing, memory)
         if counters is not None:
+            self._count_lost(counters)
             domain.take_over(counters, "counters")
         await self._create(domain, fds)
+
+    def _count_lost(self, counters: Region) -> None:
+        """The frames that the NIC has given to Dom0s which did not take them: `lost` of the uplink's row.
+
+        What one had taken of its receive queue in the turn in which it died is not among them: at most what is staged at a time.
+        """
+        if DOMID_NIC not in self.system.domains:
+            return
+        given = read_rows(self.system.domains[DOMID_NIC].counters.map().array).get(UPLINK_CONTEXT)
+        page = counters.map()
+        taken = read_rows(page.array).get("uplink")
+        if given is not None and taken is not None:
+            page.words("<i8", place_of(page.array, "uplink", "lost"), 1)[0] = max(given["rx_frames"] - taken["rx_frames"], 0)
 
     async def _create(self, domain: Domain, fds: list[int]) -> None:
         held: dict[str, int] = {}
@@ -90,6 +109,10 @@ class Hypervisor:
             self.system.devices.nic_restarts(domain.channel)
         elif domain.domid == DOM0:
             self.system.devices.toolstack = domain.channel
+
+    def going_down(self) -> None:
+        """The topology ends: whoever goes from now on does not come back."""
+        self.system.devices.ending = True
 
     async def domain_destroy(self, domid: int) -> None:
         """End a domain that died: nothing of it stays reachable. The NIC's death is no domain's end but is noted here.
@@ -165,6 +188,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)
     process.serve("domain_restart", hypervisor.domain_restart, takes_fds=True)
     process.serve("domain_destroy", hypervisor.domain_destroy)
+    process.serve("going_down", hypervisor.going_down)
     process.serve("spin_limit", system.set_spin_limit)
     process.serve("price", system.set_price)
     process.serve("registrations", system.registrations)

@@ -326,7 +326,7 @@ def test_a_vif_outlives_xenstored_and_is_given_back_all_the_same(no_descriptor_i
         front.server.close()
 
         async def lost() -> bool:
-            return bool(front.dom0._lost)
+            return bool(front.dom0.lost)
 
         await until(lost, "the connection to be lost")
         assert front.world.held() == ALL

@@ -1,0 +1,100 @@
+"""Streams that go on while something is killed, and what of them arrives."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from hyp.xenstore.client import XenstoreClient
+from lab.owner import Lab
+from tests.support.labs import left_behind, topology
+from tests.support.patience import patient
+
+ENDLESS = 1 << 40
+
+
+@asynccontextmanager
+async def lab_of(tmp_path: Path, name: str, text: str) -> AsyncIterator[Lab]:
+    """A topology without workloads, of which nothing is left."""
+    lab = Lab(topology(tmp_path, name, text))
+    async with lab:
+        try:
+            yield lab
+        except BaseException:
+            print(lab._rundir.log_path.read_text(errors="replace")[-4000:])
+            raise
+    assert left_behind(lab.name) == []
+
+
+@asynccontextmanager
+async def store_of(lab: Lab) -> AsyncIterator[XenstoreClient]:
+    """The topology's store, as Domain 0."""
+    with lab._rundir.socket_address(lab.store_path) as address:
+        store = await XenstoreClient.connect(address)
+    async with store:
+        yield store
+
+
+def macs(lab: Lab) -> dict[str, str]:
+    """Of all guests, and of the wire."""
+    return {guest["name"]: guest["mac"] for guest in lab.topology["guest"]} | {"wire": lab.topology["nic"]["wire"]["mac"]}
+
+
+async def kill(lab: Lab, process: str) -> None:
+    """Kill a process, and wait until another one is ready in its place."""
+    times = lab.restarts(process)
+    os.kill((await lab.pids())[process], signal.SIGKILL)
+    await lab.restarted(process, times + 1)
+
+
+class Stream:
+    """A stream without end from one guest, or the wire, to another."""
+
+    def __init__(self, lab: Lab, sender: str, receiver: str, number: int) -> None:
+        self.lab, self.sender, self.receiver, self.number = lab, sender, receiver, number
+        self._job: asyncio.Future[Any] | None = None
+
+    async def start(self, frame: int = 64, pps: int = 0) -> "Stream":
+        """Begin; as fast as it goes, or so many frames per second."""
+        mac = macs(self.lab)[self.receiver]
+        if self.sender == "wire":
+            await self.lab.call("nic", "wire_generate", mac=mac, frame=frame, stream=self.number, frames=ENDLESS, pps=pps)
+        else:
+            job = self.lab.call(self.sender, "send_stream", mac=mac, frame=frame, stream=self.number, frames=ENDLESS, pps=pps)
+            self._job = asyncio.ensure_future(job)
+        await self.goes_on()
+        return self
+
+    async def report(self) -> dict[str, Any]:
+        """What has arrived."""
+        if self.receiver == "wire":
+            return dict((await self.lab.call("nic", "wire_report", stream=self.number))["received"])
+        return dict(await self.lab.call(self.receiver, "received", stream=self.number))
+
+    async def arrived(self, frames: int) -> dict[str, Any]:
+        """Wait until so many frames have; the report."""
+        async with asyncio.timeout(patient(20)):
+            while (report := await self.report())["frames"] < frames:
+                assert self._job is None or not self._job.done(), self._job.result() if self._job else None
+                await asyncio.sleep(0.005)
+        return report
+
+    def job(self) -> "asyncio.Future[Any]":
+        """The sender's, if it is a guest."""
+        assert self._job is not None
+        return self._job
+
+    async def goes_on(self, frames: int = 100) -> None:
+        """Wait until that many more have arrived."""
+        await self.arrived((await self.report())["frames"] + frames)
+
+    async def end(self) -> tuple[int, dict[str, Any]]:
+        """No more is sent; how many frames were, and the report once as many are there as will be."""
+        assert self._job is not None
+        await self.lab.call(self.sender, "end_job")
+        sent = int((await self._job)["sent"])
+        self._job = None
+        return sent, await self.arrived(sent)
