@@ -40,8 +40,8 @@ UPLINK_TAKES = SG | CSUM | TSO4 | TSO6
 """Features of the NIC's that the uplink accepts."""
 LOOK_S = 0.2
 """How often to look whether the engine has taken a port out of service, which it can't tell."""
-RECONNECT_S = 0.5
-"""How long nothing moves in a Dom0 that was started again because a guest that was connected has not come back yet."""
+RECONNECT_S = 2.0
+"""How long nothing moves, at most, in a Dom0 that was started again: for a guest that was connected and has not come back yet."""
 
 
 class DriverDomain:

@@ -127,9 +127,10 @@ async def create_vif(store: XenstoreClient, domid: int, handle: int, mac: str, r
 async def renew_vif(store: XenstoreClient, domid: int, handle: int, mac: str) -> bool:
     """Make a device of a running guest anew, as nobody serves it any more: `create_vif`, with the rate that it has now.
 
-    Whether it was in use.
+    Whether it was in use, or on its way there (when whoever made it anew last has died over it).
     """
-    in_use = await read_state(store, frontend_path(domid, VIF, handle)) is XenbusState.CONNECTED
+    state = await read_state(store, frontend_path(domid, VIF, handle))
+    in_use = state in (XenbusState.INITIALISING, XenbusState.INITIALISED, XenbusState.CONNECTED)
     try:
         rate = node_rate(await store.read(f"{backend_path(DOM0, VIF, domid, handle)}/rate"))
     except (XenstoreError, ValueError):  # there is none, or it says nothing
