@@ -12,7 +12,7 @@ INSTALL := $(VENV)/bin/python lab/environment/install.py
 # Of the caller's, what would send packages elsewhere or bring in those of another Python.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV
 
-.PHONY: demo bench test test-all fuzz check tools setup clean
+.PHONY: demo bench test test-all fuzz model check tools setup clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python launch.py demo
@@ -32,6 +32,10 @@ test-all: $(FOR_TESTS)
 # Long: guided fuzzing of all that a guest can send, and floods of hostile descriptors beside verified bystanders.
 fuzz: $(FOR_TESTS)
 	$(VENV)/bin/python -m tests.fuzzing
+
+# The models of the protocols between threads (docs/models.md), and the bugs that are seeded in them: by spin, which `make tools` brings.
+model: $(FOR_TESTS)
+	$(VENV)/bin/python -m tests.models
 
 check: $(FOR_TESTS)
 	$(VENV)/bin/python -m ruff format --check .

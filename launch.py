@@ -116,6 +116,7 @@ def default(context: typer.Context) -> None:
 def demo(
     seconds: Annotated[float, typer.Option(help="Length of each measurement; there are three of each.")] = 0.4,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    confined: Annotated[bool, typer.Option("--confined", help="Confine all guests (docs/isolation.md).")] = False,
 ) -> None:
     """Split and bypass side by side, the proof, real programs."""
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S):
@@ -123,7 +124,7 @@ def demo(
     check_output(json_out)
     from lab.command.demo import run_demo
 
-    drive(lambda: run_demo(seconds, json_out))
+    drive(lambda: run_demo(seconds, json_out, confined=confined))
 
 
 @app.command()
@@ -211,6 +212,18 @@ def take_topology(argv: list[str]) -> str | None:
     if argv[:1] == ["--"]:
         del argv[0]
     return name
+
+
+@app.command()
+def move(
+    guest: Annotated[str, typer.Argument(help="A guest on path split or bypass.")],
+    path: Annotated[str, typer.Option(help="split or bypass: where it is to go.")],
+    topology: Annotated[str | None, typer.Option(help="Which topology, if several are running.")] = None,
+) -> None:
+    """Move a running guest to the other path, under whatever traffic it has (docs/faults.md)."""
+    from lab.command.move import move_guest
+
+    print(ask(move_guest(topology, guest, path)))
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """The bridge's table: which port a MAC address is behind (IEEE 802.1D, filtering database).
 
 Entries are *static* or *learnt*. The addresses that the toolstack gave to guests are static: they are in the table from the start
-on, behind the guest's vif or, of guests that are not split, behind the uplink; and no frame of anybody's moves or displaces them.
+on, behind the guest's vif or, of guests that are not split, behind the uplink; no frame of anybody's moves or displaces them. The
+toolstack does, when a guest changes its path.
 Others are learnt from the frames of the uplink and of trunks, and age.
 
 A hash table with bounded probing: a lookup takes at most PROBES steps whatever addresses are invented, and a new address that finds
@@ -68,6 +69,15 @@ def add_static(fdb: int, mac: int, port: int) -> int:
         if found.mac == mac:
             return 1
     return 0
+
+
+@compiled
+def move_static(fdb: int, mac: int, port: int) -> None:
+    """`mac`, which has a static entry, is behind `port` from now on."""
+    for probe in range(PROBES):
+        found = _entry(fdb, mac, probe)
+        if found.mac == mac and found.seen_ns == STATIC:
+            found.port = port
 
 
 @compiled

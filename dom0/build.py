@@ -1,5 +1,6 @@
 """Allocates the state of Dom0's engine, keeps it alive, and changes its ports through the mailbox. Control plane."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS, add_static
 from dom0.control.upcall import ControlUpcall
-from dom0.engine import ADD_PORT, ENTER_PAGES, GO, REMOVE_PORT, SET_HASHING, SET_RATE
+from dom0.engine import ADD_PORT, ENTER_PAGES, GO, NOTHING, REMOVE_PORT, ROUTE, SET_HASHING, SET_RATE
 from dom0.multicast import MOST_GROUPS
 from dom0.rate import UNLIMITED, Rate
 from dom0.state import ENGINE, MAX_PORTS, OPS, PENDING, PORT, STAGE_SLOTS, STAGED, UPLINK, engine_at
@@ -16,12 +17,14 @@ from hyp.abi.grant import COPY_BYTES
 from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.nic import LINK_HEADER, mac_to_int
 from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, SPLIT_SLOTS
+from hyp.control.debt import Debt
 from hyp.engine import Engine
-from hyp.events import new_wait
+from hyp.events import DEBT, NOTIFIER, new_wait
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
+from hyp.patience import GRACE_NS
 from hyp.ram import QueuePair, Ram
 from hyp.verbs import post_receive, qp_at, ring_receives
 
@@ -82,6 +85,8 @@ class EngineState:
         self._hash_infos = np.zeros(OPS, np.int64)
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self._wait = new_wait(epoll, platform.address)
+        self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), np.zeros(1, NOTIFIER)
+        self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
         self._spare = list(range(domains, MAX_PORTS))  # for queues that are not their vif's first, in order
         for number in range(MAX_PORTS):
@@ -95,7 +100,7 @@ class EngineState:
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
             "pending": self._pending, "copy_counts": self._copy_counts, "wait": self._wait,
-            "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
+            "notifier": self._notifier, "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["frame"] = self._frame.address
@@ -156,7 +161,11 @@ class EngineState:
         if not add_static(int(self._fdb.ctypes.data), mac_to_int(mac), number):
             raise RuntimeError(f"the bridge's table has no place for {mac}: too many guests' addresses hash alike")
         if number != UPLINK:
-            self.ports[number]["mac"], self.ports[number]["trunk"] = mac_to_int(mac), trunk
+            self.admit(number, mac, trunk=trunk)
+
+    def admit(self, number: int, mac: str, *, trunk: bool) -> None:
+        """Frames of `mac` may come in at port `number`, which is in nobody's service; if it is a `trunk`, others' too."""
+        self.ports[number]["mac"], self.ports[number]["trunk"] = mac_to_int(mac), trunk
 
     def post_receive_buffers(self) -> None:
         """Fill the uplink's receive queue."""
@@ -192,17 +201,20 @@ class EngineState:
         *,
         filters: bool = False,
         grants: str = "copy",
+        routed: bool = True,
     ) -> None:
         """Make a connected vif port `number` of the bridge, with so many `queues`, which count in one row.
 
         `features`: what its front end accepts (hyp/abi/features.py). `grants`: of GRANT_MODES; all but "copy" need tables of pages,
-        `enter_pages` does too. `rate`: how much its guest may send, on all queues. `filters`: multicast control.
+        `enter_pages` does too. `rate`: how much its guest may send, on all queues. `filters`: multicast control. Not `routed`:
+        its guest is moving to it.
         """
         further = len(queues) - 1
         numbers, self._spare = [number, *self._spare[:further]], self._spare[further:]
         self._join(numbers)
         for one, queue in zip(numbers, queues, strict=True):
             self._prepare(one, domid, features, counts, queue, grants)
+            self.ports[one]["grace"] = 0 if routed else time.monotonic_ns() + GRACE_NS
         self.ports[number]["filters"], self.ports[number]["group_count"] = filters, 0
         await self.engine.post(ADD_PORT, port=number, **_credit(rate))
 
@@ -216,8 +228,10 @@ class EngineState:
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["failed"] = domid, 0
-        first = self.ports[int(port["vif"])]
-        port["mac"], port["trunk"] = first["mac"], first["trunk"]
+        vif = int(port["vif"])
+        first = self.ports[vif]
+        port["mac"], port["trunk"], port["patience"] = first["mac"], first["trunk"], first["patience"]
+        port["debt"] = self._debts[vif : vif + 1].ctypes.data
         port["hashing"] = port["hash_info"] = 0
         port["tx_ring"], port["rx_ring"] = queue.rings
         port["tx_event_fd"], port["rx_event_fd"] = queue.events
@@ -225,6 +239,16 @@ class EngineState:
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
         port["credit_bytes"] = 0
+
+    async def route(self, mac: str, number: int) -> None:
+        """The guest's address `mac` is behind port `number` from now on: no frame for it goes elsewhere when this returns."""
+        await self.engine.post(ROUTE, mac=mac_to_int(mac), port=number)
+
+    async def received_by_uplink(self, completions: int) -> None:
+        """Wait until so many completions of the uplink's receive queue (modulo 2^32) have been passed on, or dropped by name."""
+        record = self._keep_pair[1].record[0]
+        while (int(record["rcq_cons"]) - completions) & 0x8000_0000:
+            await self.engine.post(NOTHING)  # a round later
 
     async def set_rate(self, number: int, rate: Rate) -> None:
         """How much the guest of the vif that is port `number` may send from now on."""
@@ -246,5 +270,15 @@ class EngineState:
         await self.engine.post(REMOVE_PORT, port=number)
         first = self.ports[number]
         further = self._members[number][1 : int(first["queues"])].tolist()
+        first["patience"] = min(int(self.ports[one]["patience"]) for one in [number, *further])
         self._spare = sorted(further + self._spare)
         self._join([number])
+
+    def forget_guest(self, number: int) -> None:
+        """Who has port `number` next, which has no vif now, is another guest: it begins with all patience and without debts."""
+        self.ports[number]["patience"], self._debts[number] = self._record[0]["pause_ns"], 0
+        self._control_debts[number] = Debt()
+
+    def debt_of(self, number: int) -> Debt:
+        """What the guest behind port `number` owes the control plane for notifications."""
+        return self._control_debts[number]

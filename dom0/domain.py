@@ -8,6 +8,7 @@ their homes, and that xenstored knows them."""
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
@@ -15,7 +16,8 @@ from typing import Any
 from dom0.build import EngineState
 from dom0.control.upcall import ControlUpcall
 from dom0.engine import MAIL, run
-from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain, renew_vif, vm_path
+from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain, destroy_vif, renew_vif, vm_path
+from dom0.moves import Moves
 from dom0.rate import configured_rate
 from dom0.state import UPLINK
 from dom0.toolstack import Toolstack
@@ -30,7 +32,7 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.memory import Mapping
 from hyp.paths import PATHS, Attachment
-from hyp.process import Process, adopt_socket
+from hyp.process import Process
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
 from hyp.xenstore.client import XenstoreClient, XenstoreError
 
@@ -38,10 +40,16 @@ log = logging.getLogger(__name__)
 
 UPLINK_TAKES = SG | CSUM | TSO4 | TSO6
 """Features of the NIC's that the uplink accepts."""
+BURIAL_S = 5.0
 LOOK_S = 0.2
 """How often to look whether the engine has taken a port out of service, which it can't tell."""
 RECONNECT_S = 2.0
 """How long nothing moves, at most, in a Dom0 that was started again: for a guest that was connected and has not come back yet."""
+
+
+def _is_split(guest: dict[str, Any]) -> bool:
+    """True for a guest that has a vif."""
+    return PATHS[str(guest["path"])].attachment is Attachment.VIF
 
 
 class DriverDomain:
@@ -59,16 +67,20 @@ class DriverDomain:
         self._domains: dict[int, str] = {}  # domid → its /vm path
         self._vifs: dict[int, tuple[Vif, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._gone: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)  # the hypervisor has said so, and it is buried
         process.serve("threads", self.threads)
+        process.serve("domain_again", self.domain_again)
         process.serve("pin", lambda cpus: self._engine.pin(cpus))
 
     async def start(self) -> None:
         """The guests' nodes first, so that each finds them; then the uplink; vifs connect as their guests come."""
-        self._store = await XenstoreClient.open(adopt_socket(self._process.sockets["xenstore"]))
+        self._store = await XenstoreClient.lasting(self._process.store_socket)
         await self._hyp.call("toolstack_ready")
         await create_dom0(self._store)
-        served = [guest for guest in self._config["guests"] if PATHS[guest["path"]].attachment is Attachment.VIF]
-        self._numbers = {int(guest["domid"]): number for number, guest in enumerate(served, UPLINK + 1)}  # of split guests' ports
+        served = [guest for guest in self._config["guests"] if _is_split(guest)]
+        # A port for each guest, as any may become split; those that are come first, so that the engine looks at no others
+        order = sorted(self._config["guests"], key=lambda guest: guest not in served)
+        self._ports = {int(guest["domid"]): number for number, guest in enumerate(order, UPLINK + 1)}
         again = int(self._config.get("restarts", 0)) > 0
         if again:
             guests = await self._find_guests()
@@ -76,21 +88,48 @@ class DriverDomain:
             guests = self._config["guests"]
             for guest in guests:
                 await self._create(guest)
-        await self._start_engine(self._numbers, held=again)
+        await self._start_engine({int(guest["domid"]): self._ports[int(guest["domid"])] for guest in served}, held=again)
         if again:
             await self._reconnect(guests)
         else:
-            for guest in guests:
+            for guest in filter(_is_split, guests):
                 self._serve(guest)
         self._spawn(self._check_ports())
+        moves = Moves(self._hyp, self._state, self._toolstack, self)
+        for name, handler in moves.handlers().items():
+            self._process.serve(name, handler)
 
-    def _serve(self, guest: dict[str, Any]) -> Vif | None:
-        """Follow the front end of a guest that has one."""
-        if (number := self._numbers.get(int(guest["domid"]))) is None:
-            return None
-        vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, int(self._config["max_queues"]))
+    def _serve(self, guest: dict[str, Any], *, routed: bool = True) -> Vif:
+        number = self._ports[int(guest["domid"])]
+        most = int(self._config["max_queues"])
+        vif = Vif(self._hyp, self._store, self._state, self._counters, guest, number, most, routed=routed)
         self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
         return vif
+
+    # -- a guest that changes its path (dom0/moves.py) --
+
+    async def make_vif(self, domid: int) -> Vif:
+        """The nodes of a guest's device, and its vif, which gets no frames before it is given the guest's address."""
+        guest = self._toolstack.guest(domid)
+        self._state.admit(self._ports[domid], str(guest["mac"]), trunk=bool(guest["trunk"]))
+        vif = self._serve(guest, routed=False)
+        await create_vif(self._store, domid, 0, str(guest["mac"]), configured_rate(guest["rate"]) if guest["rate"] else None)
+        return vif
+
+    async def take_vif(self, domid: int) -> None:
+        """Take it away, with its nodes."""
+        vif, life = self._vifs.pop(domid)
+        vif.wake(Cause.GONE)
+        await asyncio.wait({life})
+        await destroy_vif(self._store, domid, 0)
+
+    def vif(self, domid: int) -> Vif:
+        """The vif that a guest has."""
+        return self._vifs[domid][0]
+
+    def uplink_port(self) -> int:
+        """The bridge's port to the NIC."""
+        return UPLINK
 
     async def _find_guests(self) -> list[dict[str, Any]]:
         """The guests that a dead Dom0 has left, those that live; what there is of others is removed."""
@@ -111,12 +150,12 @@ class DriverDomain:
 
         async def renew(guest: dict[str, Any]) -> None:
             domid = int(guest["domid"])
-            in_use = domid in self._numbers and await renew_vif(self._store, domid, 0, str(guest["mac"]))
+            in_use = await renew_vif(self._store, domid, 0, str(guest["mac"]))
             vif = self._serve(guest)
-            if vif is not None and in_use:
+            if in_use:
                 await vif.connected.wait()
 
-        waiting = [self._spawn(renew(guest)) for guest in guests]
+        waiting = [self._spawn(renew(guest)) for guest in guests if _is_split(guest)]
         if waiting:
             await asyncio.wait(waiting, timeout=RECONNECT_S)
         await self._state.go()
@@ -125,7 +164,7 @@ class DriverDomain:
         """What xl does before a domain runs: its nodes, its device's, and its introduction to xenstored."""
         domid = int(guest["domid"])
         self._domains[domid] = await create_domain(self._store, guest)
-        if domid in self._numbers:
+        if _is_split(guest):
             await create_vif(self._store, domid, 0, str(guest["mac"]), configured_rate(guest["rate"]) if guest["rate"] else None)
         await self._store.introduce(domid)
 
@@ -178,7 +217,7 @@ class DriverDomain:
         await self._state.add_uplink(uplink_counts, features)
 
     def _domain_gone(self, domid: int) -> None:
-        self._spawn(self._bury(domid))
+        self._spawn(self._bury(domid)).add_done_callback(lambda _: self._gone[domid].set())
 
     async def _bury(self, domid: int) -> None:
         """A guest's domain is gone: close its vif, then remove its nodes, as xl does."""
@@ -188,6 +227,18 @@ class DriverDomain:
             await asyncio.wait({life})
         if domid in self._domains:
             await destroy_domain(self._store, domid, self._domains.pop(domid))
+
+    async def domain_again(self, domid: int) -> None:
+        """A guest's domain is gone, and there is going to be one of the same number: its nodes, and its vif if it is split."""
+        with suppress(TimeoutError):  # a Dom0 that was not there when it was said is not told
+            async with asyncio.timeout(BURIAL_S):
+                await self._gone[domid].wait()
+        self._gone[domid].clear()
+        await self._bury(domid)
+        guest = self._toolstack.guest(domid)
+        await self._create(guest)
+        if _is_split(guest):
+            self._serve(guest)
 
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the data plane, by name."""

@@ -9,7 +9,7 @@ or a vif with ``trunk = true``, may have other stations behind it, whose address
 for an address that nobody is known to have goes to trunks only.
 """
 
-from dom0.bridge import NO_PORT, forget_port, learn, whereabouts
+from dom0.bridge import NO_PORT, forget_port, learn, move_static, whereabouts
 from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.multicast import hears
@@ -43,7 +43,7 @@ from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
-from hyp.events import end_spin, sleep, spins, wait_at
+from hyp.events import end_spin, may_notify, notify_at, sleep, spins, wait_at
 from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.price import charge
@@ -54,9 +54,9 @@ from hyp.patience import begin_patience
 from hyp.ring import arm_requests, ring_at
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
-ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING, GO = 1, 2, 3, 4, 5, 6
+ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING, GO, ROUTE, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8
 """The first two are for all queues of the vif whose first port it is. GO: an engine that was `held` begins."""
-MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing")
+MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashing", "mac")
 _mail_at = record_view(MAIL)
 FLOOD_BUDGET = 2 * STAGE
 """Copies of flooded frames for which a port's turn ends: the other ports wait for each of them."""
@@ -224,12 +224,15 @@ def _round(e):
 
 @compiled
 def _tell_guests(e, idle):
-    """Send the events owed: at once if nothing more is to be done, else a few rounds later, so that a busy Dom0 wakes for many."""
+    """Send the events owed: at once if nothing more is to be done, else a few rounds later, so that a busy Dom0 wakes for many.
+
+    A guest that is too dear to notify goes on being owed.
+    """
     for number in range(e.port_count):
         p = port_of(e, number)
         if p.owed != 0:
             p.waits += 1
-            if idle or p.waits >= PATIENCE:
+            if (idle or p.waits >= PATIENCE) and may_notify(p.debt, e.now):
                 tell_guest(e, p)
 
 
@@ -247,7 +250,7 @@ def _publish(e):
 @compiled
 def _remove_port(e, number):
     p = port_of(e, number)
-    p.active = 0
+    p.active = p.owed = 0
     drop_staged(e, p)
     for other in range(e.port_count):
         if port_of(e, other).pause_for == number:  # nobody waits for who has its number next
@@ -292,6 +295,8 @@ def _take_mail(e):
             e.held = 0
         elif mail.opcode == SET_HASHING:
             port_of(e, mail.port).hashing = mail.hashing
+        elif mail.opcode == ROUTE:
+            move_static(e.fdb, mail.mac, mail.port)
         elif mail.opcode == ENTER_PAGES and port_of(e, mail.port).active != 0:
             enter_pages(port_of(e, mail.port), mail.pages, mail.count)
         e.mail += 1
@@ -306,7 +311,7 @@ def _arm(e):
 
     Returns (something to do, ns to sleep or −1, whether the NIC was asked for that of a send).
     """
-    ready, deadline, credit_at = mail_waiting(e.mailbox, e.mail) > 0, -1, -1
+    ready, deadline, due_at = mail_waiting(e.mailbox, e.mail) > 0, -1, -1
     if e.held != 0:
         return ready, -1, False
     for number in range(e.port_count):
@@ -314,7 +319,9 @@ def _arm(e):
         if p.active != 0 and p.pause_until != 0:
             deadline = p.pause_until if deadline < 0 else min(deadline, p.pause_until)
         if p.active != 0 and p.credit_at != 0:
-            credit_at = p.credit_at if credit_at < 0 else min(credit_at, p.credit_at)
+            due_at = p.credit_at if due_at < 0 else min(due_at, p.credit_at)
+        if p.owed != 0:
+            due_at = notify_at(p.debt) if due_at < 0 else min(due_at, notify_at(p.debt))
     q = qp_at(e.qp)
     short = e.free_count < STAGE  # of buffers, which the NIC has: their completion is work
     ahead = completions_to_wait_for(e)
@@ -338,8 +345,8 @@ def _arm(e):
     if deadline >= 0:
         ready = ready or _paused_can_go(e, ahead)
     asked = deadline >= 0 or short
-    if credit_at >= 0:
-        deadline = credit_at if deadline < 0 else min(deadline, credit_at)
+    if due_at >= 0:
+        deadline = due_at if deadline < 0 else min(deadline, due_at)
     return ready, -1 if deadline < 0 else max(deadline - clock_ns(), 0), asked
 
 

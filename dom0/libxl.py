@@ -144,6 +144,16 @@ async def vm_path(store: XenstoreClient, domid: int) -> str:
     return await store.read(f"{_HOME}/{domid}/vm")
 
 
+async def destroy_vif(store: XenstoreClient, domid: int, handle: int) -> None:
+    """Both ends of a device whose guest goes on without it."""
+    for path in (
+        f"/libxl/{domid}/device/{VIF}/{handle}",
+        frontend_path(domid, VIF, handle),
+        backend_path(DOM0, VIF, domid, handle),
+    ):
+        await _remove(store, path)
+
+
 async def destroy_domain(store: XenstoreClient, domid: int, vm: str) -> None:
     """What is left of a domain that is gone: its back ends here, and its home if nobody has removed it yet."""
     for path in (f"{_HOME}/{DOM0}/backend/{VIF}/{domid}", f"{_HOME}/{domid}", f"/libxl/{domid}", vm):

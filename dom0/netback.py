@@ -16,7 +16,6 @@ from hyp.abi.counters import (
     GRANT_COPIED_BYTES,
     GRANT_COPIES,
     HYPERCALLS,
-    NOTIFICATIONS,
     SEGMENTED,
     SUPPRESSED,
 )
@@ -34,9 +33,9 @@ from hyp.abi.grant import (
     COPY_STATUS,
 )
 from hyp.abi.platform import EVENT_SEND_PRICE, GRANT_COPY_BYTE_PRICE, GRANT_COPY_PRICE, HYPERCALL_PRICE
-from hyp.atomics import load16, notify, store16, store64
+from hyp.atomics import load16, store16, store64
 from hyp.counters import count
-from hyp.events import wait_at
+from hyp.events import notify_guest, wait_at
 from hyp.grants import copy_counts_at, grant_copy_at
 from hyp.kernels import compiled, outlined
 from hyp.model.price import charge, charge_bytes
@@ -121,7 +120,7 @@ def owe_event(p, due, which):
 
 @compiled
 def tell_guest(e, p):
-    """Send the events that are owed: one, where one channel is for both."""
+    """Send the events that are owed: one, where one channel is for both. The guest may be notified."""
     owed = p.owed
     p.owed, p.waits = 0, 0
     if owed & OWES_TX != 0:
@@ -133,6 +132,5 @@ def tell_guest(e, p):
 
 @compiled
 def _send_event(e, p, event_fd):
-    notify(event_fd)
+    notify_guest(e.notifier, p.debt, event_fd, p.counts)
     charge(wait_at(e.wait).platform, EVENT_SEND_PRICE, p.counts, EVENTS, 1)
-    count(p.counts, NOTIFICATIONS, 1)

@@ -39,6 +39,7 @@ PORT = np.dtype(
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it has room
         ("patience", "i8"),  # for how long it still may, in ns
         ("full_since", "i8"),
+        ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
@@ -58,6 +59,7 @@ PORT = np.dtype(
         ("members", "i8"),  # numbers (i8 each) of the ports that are the vif's queues: of its first port
         ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
         ("rx_event_fd", "i8"),
+        ("debt", "i8"),  # DEBT record (hyp/events.py) of the guest
         ("hash_info", "i8"),  # of a vif with several queues: extra info that goes with the frame that goes to it now; 0: none
         # of a vif's first port, for all its queues
         ("hashing", "i8"),  # a HASHING record (hyp/offload/toeplitz.py) that its queues are chosen by; 0: by the flow hash
@@ -152,6 +154,7 @@ ENGINE = np.dtype(
         ("now", "i8"),
         ("idle_since", "i8"),
         ("wait", "i8"),
+        ("notifier", "i8"),  # a NOTIFIER record (hyp/events.py)
         ("held", "i8"),  # 1: nothing moves but mail, as guests of a Dom0 that died have yet to reconnect
     ]
 )

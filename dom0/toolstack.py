@@ -12,6 +12,12 @@ class Toolstack:
     def __init__(self, guests: list[dict[str, Any]]) -> None:
         self._guests = {int(guest["domid"]): guest for guest in guests}
 
+    def guest(self, domid: int) -> dict[str, Any]:
+        """The table of a guest. Refused (ESRCH) if there is none."""
+        if domid not in self._guests:
+            raise Refused("ESRCH", f"there is no guest {domid}")
+        return self._guests[domid]
+
     def context_authorize(self, domid: int) -> dict[str, Any]:
         """The contexts that `domid` may have: MAC address, if the IOMMU passes them through, how many. Refused for other paths."""
         guest, given = self._given(domid, "NIC context", Attachment.CONTEXT, Attachment.PASSTHROUGH)

@@ -16,6 +16,7 @@ import errno
 import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -185,15 +186,19 @@ class Connection:
         """Give everything back. It is done as far as it goes; raises what stood in its way last."""
         await self._held.aclose()
 
-    async def open(self, counters: CounterPage, wishes: Wishes, rate: Rate) -> None:
-        """Take everything. VifError if something cannot be had, and then nothing is held. `rate`: how much the guest may send."""
+    async def open(self, counters: CounterPage, wishes: Wishes, rate: Rate, *, routed: bool = True) -> None:
+        """Take everything. VifError if something cannot be had, and then nothing is held.
+
+        `rate`: how much the guest may send. `routed`: the guest's address is ours; else not before `take_address`.
+        """
         try:
             await self._view_guest()
             grants = self._grants(counters)
             queues = [await self._take_queue(queue, grants, tables=wishes.grants != "copy") for queue in wishes.queues]
             control = await self._open_control(wishes, grants)
-            await self._filter()
-            await self._become_port(counters, queues, wishes, rate)
+            if routed:
+                await self.take_address()
+            await self._become_port(counters, queues, wishes, rate, routed=routed)
             if control is not None:
                 self._control = asyncio.get_running_loop().create_task(control.serve())
                 self._held.push_async_callback(self._end_control, self._control)
@@ -260,7 +265,9 @@ class Connection:
         event_fd = await self._bind(wishes.control[1], upcall.number)
         state, number = self._state, self._who.number
         mappings = StaticMappings(state, number, grants, possible=wishes.grants != "persistent")
-        control = ControlRing(ring, event_fd, mappings, HashControl(state, number, grants, len(wishes.queues)))
+        control = ControlRing(
+            ring, event_fd, state.debt_of(number), mappings, HashControl(state, number, grants, len(wishes.queues))
+        )
         upcall.join(control.woken)
         self._held.callback(upcall.leave, control.woken)
         self._held.callback(control.close)
@@ -279,19 +286,21 @@ class Connection:
         self._held.callback(os.close, bound.fds[0])
         return bound.fds[0]
 
-    async def _filter(self) -> None:
+    async def take_address(self) -> None:
+        """Let the NIC give Dom0 what is for the guest."""
         await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
         self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
 
-    async def _become_port(self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate) -> None:
+    async def _become_port(
+        self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate, *, routed: bool
+    ) -> None:
         who = self._who
         if wishes.control is not None and queues[0].pages is None:  # static mappings are for the first queue
             queues[0] = replace(queues[0], pages=self._tables())
         counts = counters.row(f"vif{who.domid}:{who.name}")
         self._held.push_async_callback(self._leave_bridge, wishes.grants)
-        await self._state.add_vif(
-            who.number, who.domid, wishes.features, counts, queues, rate, filters=wishes.filters, grants=wishes.grants
-        )
+        how: dict[str, Any] = {"filters": wishes.filters, "grants": wishes.grants, "routed": routed}
+        await self._state.add_vif(who.number, who.domid, wishes.features, counts, queues, rate, **how)
 
     async def _leave_bridge(self, grants: str) -> None:
         await self._state.remove_vif(self._who.number)

@@ -36,7 +36,7 @@ from hyp.abi.netif import (
 from hyp.control import Channel
 from hyp.counters import CounterPage
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
-from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, read_state, switch_state, tell_error
+from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, parse_state, read_state, tell_error
 
 log = logging.getLogger(__name__)
 
@@ -66,14 +66,18 @@ class Vif:
         guest: Mapping[str, Any],
         number: int,
         max_queues: int,
+        *,
+        routed: bool = True,
     ) -> None:
+        """`routed`: frames for the guest are for this vif; else not before `take_address`, as it still has another device."""
         self._hyp, self._store, self._state, self._counters = hyp, store, state, counters
         self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
         self._front = frontend_path(self.who.domid, VIF, 0)
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
-        self._grants, self._max_queues = str(guest["grants"]), max_queues
+        self._grants, self._max_queues, self._routed = str(guest["grants"]), max_queues, routed
         self.back = CLOSED  # the state that we are in, and have told last
         self.connected = asyncio.Event()  # has been, at least once
+        self._node: XenbusState | None = None  # what its node said when we last read or wrote it
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
         self._causes: set[Cause] = set()
@@ -98,11 +102,19 @@ class Vif:
                 self._store.forget(watch)
             await asyncio.wait(pumps)
             await self._disconnect("its domain is gone")
+            self._state.forget_guest(self.who.number)
 
     def wake(self, cause: Cause) -> None:
         """Let it look."""
         self._causes.add(cause)
         self._woken.set()
+
+    async def take_address(self) -> None:
+        """Frames for the guest are for this vif from now on. RuntimeError if it is not connected."""
+        if self._connection is None:
+            raise RuntimeError(f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
+        self._routed = True
+        await self._connection.take_address()
 
     def check_port(self) -> None:
         """Let it look if the engine has taken its port out of service."""
@@ -151,7 +163,8 @@ class Vif:
 
     async def _back_written(self) -> None:
         """The toolstack makes a device, with `online` 1; takes it back by `online` 0 and Closing; or removes its nodes."""
-        told, online = await read_state(self._store, self._back), await self._is_online()
+        self._node = told = await read_state(self._store, self._back)
+        online = await self._is_online()
         if told is None:
             await self._disconnect("the toolstack has removed it")
             self._registered, self.back = False, CLOSED
@@ -183,13 +196,7 @@ class Vif:
         if self._grants == "persistent":
             offers[FEATURE_PERSISTENT] = 1
         offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}
-
-        async def write(transaction: Transaction) -> None:
-            for name, value in offers.items():
-                await transaction.write(f"{self._back}/{name}", str(value))
-
-        await self._store.retry(write)
-        await self._switch(INIT_WAIT)
+        await self._switch(INIT_WAIT, offers)
         self.wake(Cause.FRONT)  # it may be there already
 
     async def _follow(self, front: XenbusState, *, withdrawn: bool = False) -> None:
@@ -215,7 +222,7 @@ class Vif:
             wishes = await read_wishes(
                 self._store, self._front, grants=self._grants, max_queues=self._max_queues
             )  # fmt: skip
-            await connection.open(self._counters, wishes, await self._rate())
+            await connection.open(self._counters, wishes, await self._rate(), routed=self._routed)
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False
@@ -271,13 +278,26 @@ class Vif:
                 raise
             return False
 
-    async def _switch(self, state: XenbusState) -> None:
-        """Tell our state; once, as it may be watched for."""
+    async def _switch(self, state: XenbusState, nodes: Mapping[str, int] | None = None) -> None:
+        """Tell our state, and `nodes` with it; once, as it may be watched for.
+
+        Not over what the toolstack has written since we last looked, in the middle of what we did: of that there is an event.
+        """
         if state is self.back:
             return
-        self.back = state
+        self.back, node = state, f"{self._back}/state"
+
+        async def write(transaction: Transaction) -> bool:
+            if parse_state(await transaction.read(node)) is not self._node:
+                return False
+            for name, value in (nodes or {}).items():
+                await transaction.write(f"{self._back}/{name}", str(value))
+            await transaction.write(node, str(int(state)))
+            return True
+
         try:
-            await switch_state(self._store, self._back, state)
+            if await self._store.retry(write):
+                self._node = state
         except XenstoreError as error:
             if error.name != "ENOENT":  # removed meanwhile, of which there is a watch's event
                 raise

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from domu.guest import Guest
+from domu.move import Moving
 from hyp.process import Process
 
 
@@ -25,6 +26,7 @@ async def run_program(process: Process, config: dict[str, Any], program: Callabl
     guest = Guest(process, config)
     await guest.boot()
     await guest.connect()
+    Moving(guest)
     running = program(guest)
     running.start()
     process.ready()

@@ -74,6 +74,7 @@ DEVICE = np.dtype(
         ("scheduled", "i8"),  # 1: a hypervisor schedules the program, so that its wake-ups are domain switches
         ("interrupts", "i8"),  # a QP record whose completions reach the guest as events that have a price; 0: none
         ("features", "i8"),  # what device and front end agreed on (hyp/abi/features.py)
+        ("behind_arm", "i8"),  # `arm` of what is behind the device, where that is not to be called for all (domu/exchange.py)
         ("next", "i8"),  # address of the record that the loop is to have in the place of this one (domu/exchange.py)
     ]
 )
@@ -185,6 +186,16 @@ class Operations:
 Record = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
+class Behind(Protocol):
+    """A front end's hold on one queue of what it has connected, for who exchanges it (domu/move.py)."""
+
+    def adopt(self, device: "Device", record: Record, counts: tuple[int, int]) -> None:
+        """It is behind `device` from now on, as `record`, and counts in this row."""
+
+    async def close(self) -> None:
+        """Give it all back; no loop drives it any more. Of several queues the last one is closed first."""
+
+
 @dataclass(slots=True)
 class Device:
     """A connected device: `record` is its DEVICE, whose address never changes; `keep` holds what the record points at."""
@@ -199,6 +210,8 @@ class Device:
     coming: Record | None = None
     """What the loop has been given last to take up; `changing` is held while it has not."""
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    behind: Behind | None = None
+    """None: it cannot be given back, nor exchanged for another path's."""
 
     @property
     def address(self) -> int:

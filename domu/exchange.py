@@ -33,10 +33,10 @@ something from them is in `Device.told`, and is told while the device is detache
 
 import contextlib
 
-from domu.device import DEVICE_BYTES, FAILED, Device, Operations, Record, device_at, set_operations
-from hyp.atomics import memcpy
+from domu.device import DEVICE_BYTES, FAILED, RX, Device, Operations, Record, device_at, rx_poll, set_operations, tx_pending
+from hyp.atomics import call_operation, memcpy
 from hyp.engine import Engine
-from hyp.kernels import compiled, i64, operation
+from hyp.kernels import compiled, entry, i64, operation
 
 EXCHANGE = -1
 """The message to a loop; `take_up` carries it out."""
@@ -66,6 +66,21 @@ def _failed(device: int, what: int) -> int:
     return FAILED
 
 
+@operation(i64(i64, i64))
+def _arm_received(device: int, what: int) -> int:
+    return call_operation(device_at(device).behind_arm, device, what & RX)
+
+
+@entry(i64(i64))
+def _received(device: int) -> int:
+    return rx_poll(device, 1)
+
+
+@entry(i64(i64))
+def _pending(device: int) -> int:
+    return tx_pending(device)
+
+
 _DETACHED = Operations(_nothing, _nothing, _something, _nothing, _nothing, _nothing)
 _LOST = Operations(_failed, _failed, _failed, _failed, _failed, _failed)
 
@@ -83,6 +98,30 @@ async def attach(device: Device, engine: Engine, record: Record) -> bool:
     for told in device.told:
         told(record)
     return await _exchange(device, engine, record.copy())
+
+
+def receiving_only(record: Record) -> Record:
+    """A DEVICE like `record`, by which nothing can be sent."""
+    receiving = record.copy()
+    row = receiving[0]
+    row["behind_arm"] = row["op_arm"]
+    row["op_tx_reserve"], row["op_arm"] = _nothing.address, _arm_received.address
+    return receiving
+
+
+async def quiet(device: Device, engine: Engine, record: Record) -> bool:
+    """Let the loop go on with `record`, and send nothing any more. False: the device has been lost."""
+    return await _exchange(device, engine, receiving_only(record))
+
+
+def has_received(record: Record) -> int:
+    """Of a device that no loop drives, of which `record` is the DEVICE: 1 if there is something to be taken, 0, or FAILED."""
+    return int(_received(int(record.ctypes.data)))
+
+
+def is_sending(record: Record) -> int:
+    """Of such a device: how many buffers are not done with, or FAILED."""
+    return int(_pending(int(record.ctypes.data)))
 
 
 async def lose(device: Device, engine: Engine) -> None:

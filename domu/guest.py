@@ -1,11 +1,13 @@
 """A guest: its RAM, its upcall, its network device by whichever path."""
 
+import asyncio
 import importlib
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from domu.device import Device
+from domu.device import Behind, Device
 from domu.exchange import lose
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
@@ -14,9 +16,10 @@ from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import new_wait
 from hyp.memory import Mapping
-from hyp.paths import IOMMU_FRONT_ENDS, PATHS, Attachment
+from hyp.paths import CUT_OFF, IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram
+from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +48,9 @@ class Guest:
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self.process, self.config = process, config
         self.devices, self.queues = [], []
-        self.hyp: Channel = process.hypercalls({"device_lost": self._device_lost})
+        self._places: dict[int, list[tuple[int, int]]] = {}  # in RAM, of each device that has been connected
+        self._store: XenstoreClient | None = None
+        self.hyp: Channel = process.hypercalls({"daemon_lost": self._daemon_lost}, on_close=self._hypervisor_gone)
         process.serve("threads", self.threads)
         process.serve("time_registration", self.time_registration)
         process.serve("pin", self.pin)
@@ -68,16 +73,44 @@ class Guest:
 
     async def connect(self) -> None:
         """Let the front end of this guest's path set the device up."""
-        path = PATHS[self.config["path"]]
+        self.devices = await self.connect_on(str(self.config["path"]))
+
+    async def connect_on(self, name: str) -> list[Device]:
+        """Let the front end of a path set a device up, of which `release` gives everything back."""
+        path = PATHS[name]
         through_iommu = path.attachment is Attachment.CONTEXT
         front_end = importlib.import_module(IOMMU_FRONT_ENDS[self.config["iommu"]] if through_iommu else path.front_end)
-        self.devices = await front_end.connect(self)
+        with self.ram.noting() as places:
+            devices: list[Device] = await front_end.connect(self)
+        for device in devices:
+            if device.behind is not None:
+                self._places[id(devices[0].behind)] = places
+        return devices
 
-    async def _device_lost(self, cause: str) -> None:
-        """The hypervisor: nobody serves the device any more, nor will; `cause` says who has died."""
-        log.warning("the network device is lost: %s", cause)
+    async def release(self, behind: "Sequence[Behind | None]") -> None:
+        """Close what is behind a device, queue by queue, and have its memory back."""
+        for one in reversed(behind):
+            if one is not None:
+                await one.close()
+        for place, length in self._places.pop(id(behind[0]), []):
+            self.ram.free(place, length)
+
+    async def xenstore(self) -> XenstoreClient:
+        """This guest's connection to the store."""
+        if self._store is None:
+            self._store = await XenstoreClient.lasting(self.process.store_socket)
+        return self._store
+
+    async def _daemon_lost(self, role: str) -> None:
+        """A daemon is dead for good: the device is lost if it needs that one."""
+        if PATHS[str(self.config["path"])].cut_off_by.get(role) != CUT_OFF:
+            return
+        log.warning("%s is dead for good: the network device is out of service", role)
         for queue, device in zip(self.running, self.devices, strict=True):
             await lose(device, queue.engine)
+
+    def _hypervisor_gone(self) -> None:
+        self._losing = asyncio.get_running_loop().create_task(self._daemon_lost("hyp"))
 
     @property
     def device(self) -> Device:

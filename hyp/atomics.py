@@ -13,6 +13,7 @@ Which load to use:
 """
 
 import platform
+import time
 from typing import Any
 
 import numba
@@ -251,18 +252,29 @@ def _libc(builder: Any, name: str, result: Any, arguments: list[Any]) -> Any:
     return cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, arguments), name)
 
 
-@intrinsic
-def clock_ns(typing_context):
-    """CLOCK_MONOTONIC in nanoseconds."""
+def _clock(number: int) -> Any:
+    """Code that reads a clock of the kernel's, in nanoseconds."""
 
     def generate(context, builder, signature, args):
         spec = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
         clock_gettime = _libc(builder, "clock_gettime", _I32, [_I32, _PTR])
-        builder.call(clock_gettime, [_I32(1), builder.bitcast(spec, _PTR)])
+        builder.call(clock_gettime, [_I32(number), builder.bitcast(spec, _PTR)])
         seconds, nanoseconds = (builder.load(cgutils.gep_inbounds(builder, spec, 0, k)) for k in (0, 1))
         return builder.add(builder.mul(seconds, _I64(1_000_000_000)), nanoseconds)
 
-    return i64(), generate
+    return generate
+
+
+@intrinsic
+def clock_ns(typing_context):
+    """CLOCK_MONOTONIC in nanoseconds."""
+    return i64(), _clock(time.CLOCK_MONOTONIC)
+
+
+@intrinsic
+def thread_cpu_ns(typing_context):
+    """CLOCK_THREAD_CPUTIME_ID in nanoseconds: CPU time of the thread. A system call, half a microsecond."""
+    return i64(), _clock(time.CLOCK_THREAD_CPUTIME_ID)
 
 
 @intrinsic

@@ -6,7 +6,8 @@ So a waiter can neither swallow a wake-up by reading, nor block the notifier by 
 O_NONBLOCK. Nobody ever reads an eventfd: every write is an edge. A wake-up is a hint; the rings are the truth.
 
 `EventChannels` is the hypervisor's table (control plane). `WAIT`, `spins` and `sleep` are the loops' side: spin for a
-while that adapts, then sleep. `passed` and `notify_if` are the hold-off: whether a notification is due.
+while that adapts, then sleep. `passed` and `notify_if` are the hold-off: whether a notification is due. `notify_guest` is for loops
+that serve several guests.
 """
 
 import errno
@@ -18,11 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from hyp.abi.counters import NOTIFICATIONS, SPIN_NS, SUPPRESSED, WAKEUPS
+from hyp.abi.counters import NOTIFICATIONS, NOTIFY_NS, SPIN_NS, SUPPRESSED, WAKEUPS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.abi.platform import SPIN_LIMIT_NS
-from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, notify, record_view, u32_sub
+from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, notify, record_view, thread_cpu_ns, u32_sub
+from hyp.control.debt import Debt
 from hyp.counters import count
-from hyp.kernels import compiled
+from hyp.kernels import compiled, outlined
 
 # --- hold-off ---------------------------------------------------------------------------------------------------------
 #
@@ -55,6 +58,74 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
         count(counts, NOTIFICATIONS, 1)
     else:
         count(counts, SUPPRESSED, 1)
+
+
+# --- what a notification costs ------------------------------------------------------------------------------------------
+#
+# The kernel wakes whoever polls an upcall within the notifier's own write(2), and a waiter can poll its own any number of times
+# over: poll(2) with the descriptor in each of its places, epolls of epolls, many threads. So what a notification costs, the waiter
+# decides, and the notifier pays. A loop that serves others too sends one to a guest by `notify_guest`, and before that asks
+# `may_notify`:
+#
+# * CPU time beyond FAIR_NS of a notification makes a *debt* of its waiter, which is paid off by DEARNESS times as much time. While
+#   it owes more than CREDIT_NS of that, nothing is sent to it. So it gets no more than that share of its notifiers' time, and a
+#   single dear one, or one of a slow machine, costs an honest guest nothing.
+# * A notification that is put off is never lost, and is its sender's: it stays as due as it was, in the sender's own state, and
+#   the loop's sleep ends at `notify_at`. Whoever of its waiter's is told meanwhile by anybody else is told.
+# * What is measured is CPU time, since a notifier loses the CPU most easily in just this call. But reading that clock costs as much
+#   as all the rest: it is read when a notification was long by the other clock, and it is held against the last reading, from
+#   which on the thread cannot have used more than has gone by. `FRESH_NS` old that is read anew before a notification. Who sleeps
+#   or is preempted in between blames the waiter for less, and nobody for what he did not cause.
+#
+# The debt is a domain's at one notifier: its contexts on one engine, its queues of a vif share one, and it begins with none.
+# Notifications by Python, and messages by sockets, whose peers can do the same: hyp/control/debt.py.
+
+FAIR_NS = 25_000
+FRESH_NS = 500_000
+
+NOTIFIER = np.dtype([("cpu", "i8"), ("at", "i8")])
+"""A loop's last reading of its thread's CPU time, and when that was."""
+DEBT = np.dtype([("until", "i8")])
+"""A waiter's: when it is paid off."""
+
+notifier_at = record_view(NOTIFIER)
+debt_at = record_view(DEBT)
+
+
+@compiled
+def notify_at(debt):
+    """When a waiter may be notified (ns)."""
+    return debt_at(debt).until - CREDIT_NS
+
+
+@compiled
+def may_notify(debt, now):
+    """Whether the waiter with the debt at this address may be notified."""
+    return notify_at(debt) <= now
+
+
+@compiled
+def notify_guest(notifier, debt, eventfd, counts):
+    """Notify a waiter that may be; count it in the private row `counts`. `notifier`, `debt`: addresses of its records."""
+    n, start = notifier_at(notifier), clock_ns()
+    if start - n.at > FRESH_NS:
+        n.cpu, n.at = thread_cpu_ns(), start
+    notify(eventfd)
+    count(counts, NOTIFICATIONS, 1)
+    end = clock_ns()
+    if end - start > FAIR_NS:
+        _owe(n, debt_at(debt), start, end, counts)
+
+
+@outlined
+def _owe(n, debt, start, end, counts) -> None:
+    """A notification took from `start` to `end`: the waiter owes what of that was CPU time beyond what is fair."""
+    cpu = thread_cpu_ns()
+    used = min(cpu - n.cpu - (start - n.at), end - start)
+    n.cpu, n.at = cpu, clock_ns()
+    if used > FAIR_NS:
+        debt.until = max(debt.until, end) + DEARNESS * (used - FAIR_NS)
+        count(counts, NOTIFY_NS, used - FAIR_NS)
 
 
 @compiled
@@ -155,7 +226,9 @@ class EventError(OSError):
 class Upcall:
     """Where the events of one engine of a domain arrive: an epoll descriptor that the hypervisor fills."""
 
-    def __init__(self) -> None:
+    def __init__(self, debt: Debt | None = None) -> None:
+        """`debt`: its domain's, with the hypervisor."""
+        self._debt = debt or Debt()
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
 
     def deliver(self, eventfd: int, port: int) -> None:
@@ -166,6 +239,18 @@ class Upcall:
             raise EventError(errno.EBADF, f"port {port}: the waiter is gone") from None
         except OSError as error:
             raise EventError(error.errno, f"port {port}: the waiter's upcall takes no events ({error.strerror})") from error
+
+    def check(self) -> None:
+        """EventError if its events are too dear just now."""
+        if (wait_s := self._debt.wait_s()) > 0:
+            raise EventError(
+                errno.EBUSY, f"to notify who has the upcall is too dear, for {wait_s:.1f} s: is it polled many times over?"
+            )
+
+    def wake(self, eventfd: int) -> None:
+        """Set pending, at the expense of who has the upcall."""
+        with self._debt.pays():
+            raise_event(eventfd)
 
     def forget(self, eventfd: int) -> None:
         """The inverse of `deliver`; nothing happens if it is gone already."""
@@ -223,6 +308,8 @@ class EventChannels:
         theirs = self._ports.get((remote, remote_port))
         if theirs is None or theirs.remote != domid or theirs.peer is not None:
             raise EventError(errno.EINVAL, f"domain {domid}: port {remote_port} of domain {remote} is not open to it")
+        theirs.upcall.check()
+        upcall.check()
         ours = Port(domid, self._free_number(domid), remote, upcall)
         try:
             ours.notifier = new_eventfd()
@@ -234,8 +321,8 @@ class EventChannels:
             raise
         ours.peer, theirs.peer = theirs, ours
         self._add(ours)
-        raise_event(ours.notifier)
-        raise_event(theirs.notifier)
+        theirs.upcall.wake(ours.notifier)
+        ours.upcall.wake(theirs.notifier)
         return ours.number
 
     def notifier(self, domid: int, number: int) -> int:

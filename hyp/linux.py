@@ -1,4 +1,4 @@
-"""What Python 3.11 has no function for in Linux: prctl, unshare, setns, mount, pidfd, clone flags, what ps shows."""
+"""What Python 3.11 has no function for: prctl, unshare, setns, mount, pidfd, clone flags, holes in files, what ps shows."""
 
 import contextlib
 import ctypes
@@ -28,6 +28,7 @@ _MNT_DETACH = 2
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_GET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 16, 24
 _PR_SET_TIMERSLACK, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 29, 36, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _CAPABILITY_VERSION = 0x20080522
 _CLONE_PIDFD = 0x1000
 _SYS_CLONE3, _SYS_PIDFD_GETFD = 435, 438  # on every architecture
@@ -183,6 +184,11 @@ def mount(source: str, target: str, kind: str, flags: int = 0, options: str = ""
 def unmount(target: str) -> None:
     """Take the topmost mount off `target`, also while it is in use (umount2(2), MNT_DETACH)."""
     _checked(_libc.umount2(os.fsencode(target), _MNT_DETACH))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give back the memory of a part of a file, which reads as zeroes then; its size stays."""
+    _checked(_libc.fallocate64(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length)))
 
 
 def enter_namespaces(pidfd: int, without: Collection[str] = ()) -> None:

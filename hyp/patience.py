@@ -10,11 +10,15 @@ and one that drips buffers holds up nobody for long, each receiver has a *patien
   frames for others since it waited last.
 
 Out of patience, its frames drop by name (DROP_NO_BUFFER) until it posts a buffer; those behind them go on. It is its owner's: who
-opens a new context, or connects again, begins with what was left. The physical function, which is platform and has no patience to
-lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
+opens a new context, or connects again, begins with what was left, and a new domain of the same name or number with all. The
+physical function, which is platform and has no patience to lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
 
-Fields of a receiver: `patience`; `full_since`, since when somebody has waited for it that is not yet taken off, 0: nobody does;
-`taken`, its RX_FRAMES when frames were last counted for it; `stalled`, out of patience and nothing posted since.
+A device to which its guest is just moving has a *grace*: until then all wait for it that there are, and it is not charged, as it is
+the toolstack that lets it wait (dom0/moves.py).
+
+Fields of a receiver: `grace`, when that ends (ns); `patience`; `full_since`, since when somebody has waited for it that is not yet
+taken off, 0: nobody does; `taken`, its RX_FRAMES when frames were last counted for it; `stalled`, out of patience and nothing
+posted since.
 """
 
 from hyp.abi.counters import RX_FRAMES
@@ -25,6 +29,7 @@ OWN, SHARED = 6, 12
 """What a frame taken gives: `pause_us` shifted by this."""
 MOST_TAKEN = 1 << SHARED
 TRUSTED = 16
+GRACE_NS = 2_000_000_000
 
 
 @compiled
@@ -52,6 +57,8 @@ def waits_on(e, r):
 @compiled
 def wait_ends(e, r, shared):
     """Somebody begins to wait for `r`, in a queue that is `shared` or not. Returns when that is over (ns); 0: it is already."""
+    if e.now < r.grace:
+        return r.grace
     taken = load64(r.counts + 8 * RX_FRAMES)
     earned = min(taken - r.taken, MOST_TAKEN) * (e.pause_ns >> (SHARED if shared != 0 else OWN))
     r.patience, r.taken = min(r.patience + earned, e.pause_ns), taken

@@ -35,8 +35,10 @@ class Process:
     def __init__(self, name: str, role: str, sockets: dict[str, int]) -> None:
         self.name, self.role, self.sockets = name, role, sockets
         self.stopped = asyncio.Event()
-        self._handlers: dict[str, Handler] = {"stop": self.stopped.set, "attach": self._attach}
-        self._takes_fds: set[str] = {"attach"}
+        self._handlers: dict[str, Handler] = {"stop": self.stopped.set, "attach": self._attach, "xenstore": self._store}
+        self._takes_fds: set[str] = {"attach", "xenstore"}
+        self._store_came = asyncio.Event()
+        self._store_is_gone = False
         self._clients: set[Channel] = set()
         self.console = self._channel(adopt_socket(sockets["console"]), "the keeper", self._keeper_gone)
 
@@ -54,9 +56,37 @@ class Process:
         """Tell the keeper why this process cannot do its work."""
         self.console.tell("failed", cause=cause)
 
-    def hypercalls(self, handlers: dict[str, Handler] | None = None, takes_fds: frozenset[str] = frozenset()) -> Channel:
+    def hypercalls(
+        self,
+        handlers: dict[str, Handler] | None = None,
+        takes_fds: frozenset[str] = frozenset(),
+        on_close: Callable[[], None] | None = None,
+    ) -> Channel:
         """The channel to the hypervisor on the socket this process was born with; `handlers` serves what it asks of us."""
-        return Channel(adopt_socket(self.sockets["hypercalls"]), handlers, name="the hypervisor", takes_fds=takes_fds)
+        sock = adopt_socket(self.sockets["hypercalls"])
+        return Channel(sock, handlers, name="the hypervisor", takes_fds=takes_fds, on_close=on_close)
+
+    async def store_socket(self) -> socket.socket:
+        """The stream to xenstored that this process was born with, or the keeper has brought last; waits for the next one.
+
+        XenstoreClient.lasting(process.store_socket) is how it is used. ConnectionError if there will be none.
+        """
+        while "xenstore" not in self.sockets:
+            if self._store_is_gone:
+                raise ConnectionError("xenstored is dead, and is not started again")
+            self._store_came.clear()
+            await self._store_came.wait()
+        return adopt_socket(self.sockets.pop("xenstore"))
+
+    def _store(self, fds: list[int]) -> None:
+        """xenstored has been started again, fds: the end of a new stream to it; or there will be none."""
+        if "xenstore" in self.sockets:
+            os.close(self.sockets.pop("xenstore"))
+        if fds:
+            self.sockets["xenstore"] = fds[0]
+        else:
+            self._store_is_gone = True
+        self._store_came.set()
 
     def _channel(self, sock: socket.socket, name: str, on_close: Callable[[], None] | None = None) -> Channel:
         return Channel(sock, self._handlers, name=name, takes_fds=self._takes_fds, on_close=on_close)

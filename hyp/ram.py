@@ -1,6 +1,9 @@
 """A domain's own view of its RAM: where things lie in it, and the set-up of a NIC context on it (control plane)."""
 
-from dataclasses import dataclass
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,18 +16,42 @@ from hyp.verbs import QP
 
 
 class Ram:
-    """Guest-physical memory, given out in whole pages and never taken back (a device's pools live as long as the domain)."""
+    """Guest-physical memory, given out in whole pages. What is given back is given out again: the first place that is large."""
 
     def __init__(self, mapping: Mapping) -> None:
         self._mapping, self._next = mapping, PAGE  # page 0 stays unused, as a trap for forgotten addresses
         self.address, self.size = mapping.address, mapping.size
+        self._free: dict[int, int] = {}  # place → length
+        self._noted: list[tuple[int, int]] | None = None
+
+    @contextmanager
+    def noting(self) -> Iterator[list[tuple[int, int]]]:
+        """What is allocated in the block: (place, length) each."""
+        self._noted, noted = [], self._noted
+        try:
+            yield self._noted
+        finally:
+            self._noted = noted
+
+    def free(self, gpa: int, length: int) -> None:
+        """Give back what `allocate` gave, with the same length."""
+        self._free[gpa] = -(-length // PAGE) * PAGE
 
     def allocate(self, length: int) -> int:
         """Guest-physical address of `length` zeroed bytes, page-aligned. MemoryError names what is missing."""
         length = -(-length // PAGE) * PAGE
-        if self._next + length > self.size:
+        gpa = next((place for place, there in sorted(self._free.items()) if there >= length), None)
+        if gpa is not None:
+            there = self._free.pop(gpa)
+            if there > length:
+                self._free[gpa + length] = there - length
+            ctypes.memset(self.address + gpa, 0, length)
+        elif self._next + length > self.size:
             raise MemoryError(f"{length} bytes do not fit into the domain's {self.size} bytes of RAM ({self._next} in use)")
-        gpa, self._next = self._next, self._next + length
+        else:
+            gpa, self._next = self._next, self._next + length
+        if self._noted is not None:
+            self._noted.append((gpa, length))
         return gpa
 
 
@@ -37,6 +64,8 @@ class QueuePair:
     record: "np.ndarray[tuple[int], np.dtype[np.void]]"
     doorbell: Mapping
     offered: int  # features
+    keys: list[int] = field(default_factory=list)
+    """Of what is registered with the IOMMU for it."""
 
     @property
     def address(self) -> int:
@@ -83,7 +112,7 @@ async def start_queue_pair(hyp: Channel, ram: Ram, pair: QueuePair, known: int =
     if registers:
         for name, gpa in places.items():
             length = (CQE_BYTES if name.endswith("cq") else DESC_BYTES) * int(record["sq_size"])
-            await register(hyp, gpa, length, writable=name.endswith("cq"))
+            pair.keys.append(await register(hyp, gpa, length, writable=name.endswith("cq")))
     sizes: dict[str, Any] = {"sq_size": int(record["sq_size"]), "rq_size": int(record["rq_size"])}
     features = known & pair.offered
     await hyp.call("context_start", context=pair.context, features=features, **places, **sizes)

@@ -1,11 +1,15 @@
 """Reading the counters of all processes of a topology."""
 
 import os
+import re
 import weakref
 from collections.abc import Callable
 
 from hyp.abi.counters import COUNTERS_BYTES, place_of, read_rows
 from hyp.control import close_all
+
+_ROW = re.compile(r"[A-Za-z0-9_.:-]+")
+"""What rows are called; others are no rows. A guest may call its own anything: other processes' names, escape sequences."""
 
 Follower = Callable[[], int]
 
@@ -40,4 +44,9 @@ class CounterReader:
 
     def read(self) -> dict[str, dict[str, int]]:
         """``{"process/row": {column: count}}``."""
-        return {f"{process}/{row}": counts for process, page in self._pages().items() for row, counts in read_rows(page).items()}
+        return {
+            f"{process}/{row}": counts
+            for process, page in self._pages().items()
+            for row, counts in read_rows(page).items()
+            if _ROW.fullmatch(row)
+        }

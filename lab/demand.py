@@ -3,12 +3,12 @@
 Descriptors, with G guests and E engines of the NIC; what depends on a guest's path is in `hyp.paths` (`takes`, and `further`
 for each queue beyond the first):
 
-    keeper     27 + 10 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints and the log of
+    keeper     29 + 10 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints and the log of
                                     that, of each guest; the counters of the device models
     forkserver 4
     hyp        30 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
-    xenstored  15 + G               the socket at which it listens; a socket of each guest
+    xenstored  16 + G               the socket at which it listens, the journal; a socket of each guest
     nic        22 + 6 E (+ 1)       its engines; the TAP of a wire to the host
                + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
     dom0       26                   its own context, the upcall of control rings
@@ -46,10 +46,10 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     guests, engines = topology["guest"], topology["nic"]["engines"]
     takes, emulates = [_takes(guest) for guest in guests], _emulates(topology)
     found = {
-        "keeper": 27 + 10 * len(guests) + emulates,
+        "keeper": 29 + 10 * len(guests) + emulates,
         "forkserver": 4,
         "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
-        "xenstored": 15 + len(guests),
+        "xenstored": 16 + len(guests),
         "nic": 22 + 7 * engines + (topology["nic"]["wire"]["mode"] == "tap") + sum(one.nic for one in takes),
         "dom0": 26 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),

@@ -16,9 +16,10 @@ A *snapshot* is ``{"process/row": {column: count}}`` (`CounterReader.read`). Row
 Rows count the operations that have a price, too, each where it is made: hyp/model/operations.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hyp.abi.counters import DROPS, FAULTS
+from hyp.abi.counters import DROPS, FAULTS, Count
 from hyp.model.operations import OPERATIONS
 from hyp.paths import PATHS
 
@@ -26,6 +27,9 @@ Snapshot = dict[str, dict[str, int]]
 
 DROP_NAMES = [count.name.lower() for count in DROPS]
 FAULT_NAMES = [count.name.lower() for count in FAULTS]
+
+
+NOTHING: Mapping[str, int] = {count.name.lower(): 0 for count in Count}
 
 
 def difference(after: Snapshot, before: Snapshot) -> Snapshot:
@@ -104,7 +108,7 @@ def _links(snapshot: Snapshot) -> list[Equation]:
         found.append(Equation(f"{far[0]} to {near[0]}", sent, took + lost))
     for row, counts in snapshot.items():
         if row.endswith("/tap"):
-            device = snapshot[row.removesuffix("tap") + "device"]
+            device = snapshot.get(row.removesuffix("tap") + "device", NOTHING)  # a guest's own rows may be anything
             dropped = counts["drop_oversize"] + counts["drop_bad_frame"]
             found.append(Equation(f"{row} to device", counts["tx_frames"], device["tx_frames"] + dropped))
             found.append(Equation(f"device to {row}", device["rx_frames"], counts["rx_frames"] + counts["drop_tap"]))

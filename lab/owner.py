@@ -22,6 +22,7 @@ from hyp.process import adopt_socket
 from lab.counters import CounterReader
 from lab.cpus import seats
 from lab.errors import LabError
+from lab.move import move
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
 
@@ -57,6 +58,7 @@ class Lab:
         self.deaths: dict[str, str] = {}  # process → cause; for good, and not of those that are restarted
         self._death = asyncio.Event()
         self._restarted_times: dict[str, int] = {}
+        self._ends: dict[str, str] = {}  # the same of all that have died
         self._restart = asyncio.Event()
         self.timings: dict[str, float] = {}
 
@@ -194,6 +196,7 @@ class Lab:
             await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
 
     def _died(self, name: str, role: str, cause: str, restarting: bool = False) -> None:
+        self._ends[name] = cause
         if not restarting:
             self.deaths[name] = cause
             self._death.set()
@@ -203,6 +206,15 @@ class Lab:
         self._restarted_times[name] = restarts
         self._restart.set()
         self._on_event("restarted", {"name": name, "role": role, "restarts": restarts, "seconds": seconds})
+
+    async def end_of(self, name: str, before: int) -> str:
+        """Wait until a process that was restarted `before` times has died, and its successor is ready if there is to be one.
+
+        Returns the cause.
+        """
+        with contextlib.suppress(LabError):
+            await self.restarted(name, before + 1)
+        return self._ends[name]
 
     def restarts(self, name: str) -> int:
         """How often process `name` has been restarted."""
@@ -228,6 +240,14 @@ class Lab:
         if console is None or console.closed.done():
             console = self._consoles[process] = await open_console(self.channel, process)
         return (await console.call(op, **args)).value
+
+    async def move(self, guest: str, path: str) -> float:
+        """Move a guest to another path while it runs; for how many seconds it sent nothing. ControlError if it stays."""
+        domid = next(k for k, one in enumerate(self.topology["guest"], 1) if one["name"] == guest)
+        pause_s = await move(self.call, guest, domid, path)
+        await self.keeper("moved", guest=guest, path=path)
+        self.topology["guest"][domid - 1]["path"] = path
+        return pause_s
 
     async def keeper(self, op: str, /, **args: Any) -> Reply:
         """An operation of the keeper."""

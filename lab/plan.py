@@ -19,7 +19,7 @@ ROLES = {
     "dom0": "dom0.domain",
 }
 """The modules of all roles but the guests', which are those of their programs."""
-RESTARTED = {"nic", "dom0"}
+RESTARTED = {"nic", "dom0", "xenstored"}
 """Roles that are started again when they die. Not the hypervisor: nobody else knows what its domains have."""
 MODULES = list(
     dict.fromkeys(

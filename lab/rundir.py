@@ -38,6 +38,7 @@ and mode; a folder by its owner, mode and marker, by way of descriptors, no link
     a path longer than a socket's address (107 bytes)     the socket is reached through the folder's descriptor
 """
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -198,6 +199,17 @@ class RunDir:
     def listen_store(self) -> socket.socket:
         """xenstored's."""
         return self._listen(self.store_path, socket.SOCK_STREAM)
+
+    async def store_socket(self) -> socket.socket:
+        """A new connection to xenstored, as Domain 0: for XenstoreClient.lasting. OSError if there is no topology, or no store."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            with self.socket_address(self.store_path) as address:
+                await asyncio.get_running_loop().sock_connect(sock, address)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
 
     def _listen(self, path: Path, kind: int) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK)

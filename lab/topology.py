@@ -10,9 +10,10 @@ For `launch.py` and `bench` only: other processes get `Topology.plain`. Do not i
 import os
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -310,8 +311,8 @@ def _with_folder(data: dict[str, Any], folder: str) -> dict[str, Any]:
     return {**data, "guest": found}
 
 
-def load(path: str | Path) -> Topology:
-    """Read and check the file `path`. TopologyError lists every problem."""
+def load(path: str | Path, more: Mapping[str, Any] = MappingProxyType({})) -> Topology:
+    """Read and check the file `path`, with `more` keys at the top in place of its own. TopologyError lists every problem."""
     path = Path(path)
     try:
         data = tomllib.loads(path.read_bytes().decode("utf-8-sig"))  # editors begin files with a mark
@@ -319,7 +320,7 @@ def load(path: str | Path) -> Topology:
         raise TopologyError(str(path), [("", f"cannot be read: {error.strerror}")]) from error
     except (ValueError, RecursionError) as error:  # syntax, encoding, a number or nesting without end
         raise TopologyError(str(path), [("", f"is not a TOML file: {error}")]) from error
-    return _read(str(path), path.stem, _with_folder(data, str(path.resolve().parent)))
+    return _read(str(path), path.stem, _with_folder({**data, **more}, str(path.resolve().parent)))
 
 
 def parse(data: dict[str, Any]) -> Topology:

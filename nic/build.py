@@ -1,5 +1,7 @@
 """Allocates an engine's private state and keeps it alive. Control plane; runs before the engine starts."""
 
+import itertools
+
 import numpy as np
 
 from hyp.abi.nic import CONTEXTS, LINK_HEADER, mac_to_int
@@ -7,10 +9,11 @@ from hyp.abi.platform import EPOCH, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import new_eventfd, new_wait
+from hyp.events import DEBT, NOTIFIER, new_eventfd, new_wait
 from hyp.load.frames import attach_histograms
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
+from nic.crossing import CONS, CROSSING_BYTES, CROSSING_SLOTS, FIRST_SLOT, PROD, SLOT_BYTES, SLOT_CONTEXT
 from nic.kept import Kept
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS
 from nic.tap import TapMemory
@@ -23,7 +26,36 @@ class Crossings:
     def __init__(self, engines: int, kept: Kept) -> None:
         self.engines = engines
         self.kicks = np.array([new_eventfd() for _ in range(engines)], np.int64)
+        self._memory = kept.crossings
         self.address = int(kept.crossings.ctypes.data)
+
+    def under_way(self, context: int | None = None) -> dict[tuple[int, int], int]:
+        """By producer and consumer, behind which frame the last one is that is in their crossing now, where there are some.
+
+        Counted are all that were ever put there; of those for `context` alone, if it is given.
+        """
+        found = {}
+        for producer, consumer in itertools.permutations(range(self.engines), 2):
+            prod, cons = self._indices(producer, consumer)
+            for index in range(prod - 1, cons - 1, -1):
+                if (
+                    context is None
+                    or self._word(producer, consumer, FIRST_SLOT + SLOT_CONTEXT + (index % CROSSING_SLOTS) * SLOT_BYTES) == context
+                ):
+                    found[producer, consumer] = index + 1
+                    break
+        return found
+
+    def taken(self, producer: int, consumer: int) -> int:
+        """How many of them have been taken out."""
+        return self._indices(producer, consumer)[1]
+
+    def _indices(self, producer: int, consumer: int) -> tuple[int, int]:
+        return self._word(producer, consumer, PROD), self._word(producer, consumer, CONS)
+
+    def _word(self, producer: int, consumer: int, at: int) -> int:
+        at += (producer * self.engines + consumer) * CROSSING_BYTES
+        return int(self._memory[at : at + 8].view(np.int64)[0])
 
 
 class EngineState:
@@ -43,6 +75,7 @@ class EngineState:
         self._record = np.zeros(1, ENGINE)
         self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
+        self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), np.zeros(1, NOTIFIER)
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]
         self.wire, self.schedule = out.wire, out.schedule
@@ -69,8 +102,8 @@ class EngineState:
         record = self._record[0]
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
-            "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "kick_fds": crossings.kicks,
-            "stage": self._stage, "to": self._to,
+            "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "notifier": self._notifier,
+            "kick_fds": crossings.kicks, "stage": self._stage, "to": self._to,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["frame"], record["turned"] = (memory.address for memory in self._frames)
@@ -80,11 +113,18 @@ class EngineState:
         self.drained_fd = int(record["drained_fd"])
         record["epoch"] = page.words("<u8", EPOCH, 1)[0]
 
-    def clear(self, number: int) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
-        """Forget all about context `number`, which no engine serves; returns its record."""
+    def clear(self, number: int, first: int = -1, *, fresh: bool = True) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+        """Forget all about context `number`, which no engine serves; returns its record.
+
+        What its guest owes for notifications is kept with the `first` of its contexts, and forgotten only of a `fresh` guest.
+        """
+        first = number if first < 0 else first
+        if fresh and number == first:
+            self._debts[first] = 0
         record = self.contexts[number : number + 1]
         record[:] = 0
         record["number"], record["head1"], record["members"] = number, -1, self._members[number].ctypes.data
+        record["debt"] = self._debts[first : first + 1].ctypes.data
         record["clock"] = self._record["now"].ctypes.data
         return record
 

@@ -7,13 +7,14 @@ import asyncio
 import logging
 import math
 import os
+import time
 from contextlib import suppress
 from typing import Any
 
 from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import NIC_OFFERS, unoffered
-from hyp.abi.nic import LINK_HEADER, PAGE, mac_to_int
+from hyp.abi.nic import LINK_HEADER, PAGE, SQ_PROD, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
 from hyp.control import Handler, Refused, close_all
@@ -21,9 +22,22 @@ from hyp.counters import CounterPage
 from hyp.load.frames import MIN_TEST_FRAME, keep_for, tracker_report
 from hyp.load.schedule import MAX_RATE
 from hyp.memory import Mapping
+from hyp.patience import GRACE_NS
 from hyp.process import Process
 from nic.build import Crossings, EngineState
-from nic.engine import DRAIN_CONTEXT, FILTER, GENERATE, GO, MAIL, RESUME_CONTEXT, START_CONTEXT, STOP_CONTEXT, WIRE_MODE, run
+from nic.engine import (
+    DRAIN_CONTEXT,
+    FILTER,
+    GENERATE,
+    GO,
+    MAIL,
+    NOTHING,
+    RESUME_CONTEXT,
+    START_CONTEXT,
+    STOP_CONTEXT,
+    WIRE_MODE,
+    run,
+)
 from nic.kept import Kept, kept_bytes
 from nic.switch import MAX_FILTERS
 from nic.tap import open_wire
@@ -33,8 +47,14 @@ log = logging.getLogger(__name__)
 
 WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK, "tap": TAP}
 MAX_DELAY_US = 1_000_000
+SETTLE_S = 1.0
 DRAIN_S = 1.0
 """How long a context that is to go may take to send what has been posted: a receiver that has no buffers is waited for."""
+
+
+def is_before(index: int, other: int) -> bool:
+    """Of free-running 32-bit indices that are less than 2^31 apart."""
+    return (index - other) & 0x8000_0000 != 0
 
 
 class Nic:
@@ -53,7 +73,7 @@ class Nic:
         self._gbps, self._delay_us = 0.0, 0
         handlers: dict[str, Handler] = {
             "context_create": self.context_create, "context_start": self.context_start,
-            "context_destroy": self.context_destroy, "filter_change": self.filter_change,
+            "context_destroy": self.context_destroy, "context_settle": self.context_settle, "filter_change": self.filter_change,
         }  # fmt: skip
         self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
         for handler in (self.wire_mode, self.wire_generate, self.wire_expect, self.wire_report, self.threads, self.pin):
@@ -68,15 +88,15 @@ class Nic:
         platform = Mapping.adopt(platform_fd, PLATFORM_BYTES, writable=False)
         memory = Mapping.adopt(kept_fd, kept_bytes(engines), populate=False)
         kept = Kept(memory, engines, resumed=self._config.get("restarts", 0) > 0)
-        crossings, self._settings = Crossings(engines, kept), kept.settings
+        self._crossings, self._settings = Crossings(engines, kept), kept.settings
         wire = self._config["wire"]
         tap = open_wire(wire, int(self._config["mtu"])) if wire["mode"] == "tap" else -1
         for index in range(engines):
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
             page = Mapping.adopt(page_fd, ENGINE_BYTES)
-            state = EngineState(index, crossings, kept, page, platform, shootdown_fd, epoll)
+            state = EngineState(index, self._crossings, kept, page, platform, shootdown_fd, epoll)
             state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"], self._config["mtu"])
-            state.engine.wake_on(int(crossings.kicks[index]))
+            state.engine.wake_on(int(self._crossings.kicks[index]))
             if tap >= 0:
                 state.attach_tap(tap)
             self._engines.append(state)
@@ -107,9 +127,11 @@ class Nic:
         passthrough: bool,
         first: int,
         queue: int,
+        fresh: bool,
     ) -> dict[str, int]:
         """Map what a context needs; answers what the device offers it. It is number `queue` of those whose first is `first`.
 
+        `fresh`: its domain has had no context for that queue yet.
         fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd. The same is answered once more to who
         asks again, because the NIC has died over the first answer.
         """
@@ -125,8 +147,10 @@ class Nic:
             close_all(fds)
             raise
         self._mappings[context] = [ram, iommu, doorbell]
+        if fresh and queue == 0:  # a domain before it may have had the name
+            self._patience.pop(name, None)
         for index, state in enumerate(self._engines):
-            record = state.clear(context)
+            record = state.clear(context, first, fresh=fresh)
             record["generation"], record["patience"] = generation, self._patience.get(name, state.pause_ns)
             record["first"], record["queue"] = first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
@@ -172,7 +196,11 @@ class Nic:
             for state in self._engines:
                 for name, value in queues.items():
                     state.contexts[context][name] = value
-            if mac and queue == 0:
+            if mac in self._filters and not resume:  # its guest is to move to it, and the toolstack says when
+                grace = time.monotonic_ns() + GRACE_NS
+                for state in self._engines:
+                    state.contexts[context]["grace"] = grace
+            elif mac and queue == 0:
                 await self._filter(mac, context)
             for state in self._engines:
                 await state.engine.post(RESUME_CONTEXT if resume else START_CONTEXT, context=context)
@@ -200,6 +228,28 @@ class Nic:
             self._started.discard(context)
             self._patience[self._names[context]] = int(self._engines[self._owner(context)].contexts[context]["patience"])
             del self._mappings[context], self._generations[context], self._names[context]
+
+    async def context_settle(self, context: int, generation: int, what: str) -> dict[str, int]:
+        """Wait for frames that are under way when this is asked; answers how many completions the receive queue has been given.
+
+        `what`: "sent", all that the context has posted, until it has left and is in no crossing; "arriving", what is for the
+        context and in a crossing. Refused (ETIMEDOUT) if that takes long, as somebody has to be waited for.
+        """
+        self._check(context, generation)
+        owner = self._engines[self._owner(context)]
+        record = owner.contexts[context]
+        posted = int(self._mappings[context][2].words("<u4", SQ_PROD, 1)[0]) if what == "sent" else int(record["sq_cons"])
+        try:
+            async with asyncio.timeout(SETTLE_S):
+                while record["active"] and is_before(int(record["sq_cons"]), posted):
+                    await owner.engine.post(NOTHING)  # a batch later
+                for (producer, consumer), end in self._crossings.under_way(context if what == "arriving" else None).items():
+                    while self._crossings.taken(producer, consumer) < end:
+                        await self._engines[consumer].engine.post(NOTHING)
+        except TimeoutError:
+            raise Refused("ETIMEDOUT", f"context {context}: what is under way has not arrived within {SETTLE_S:g} s") from None
+        self._check(context, generation)
+        return {"received": int(record["rcq_prod"])}
 
     async def _drain(self, context: int) -> None:
         state = self._engines[self._owner(context)]

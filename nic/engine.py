@@ -10,7 +10,7 @@ A batch:
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
 
-from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SEGMENTED, TX_BYTES
+from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SEGMENTED, SUPPRESSED, TX_BYTES
 from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
 from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, DMA_BYTE_PRICE, EPOCH, SHOOTDOWN_REQUEST
 from hyp.atomics import (
@@ -29,7 +29,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
-from hyp.events import end_spin, notify_if, passed, sleep, spin_limit, spins, wait_at
+from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.model.price import charge_bytes
 from hyp.patience import begin_patience
@@ -57,14 +57,14 @@ from nic.switch import enter, forget
 from nic.tap_input import serve_tap
 from nic.wire import link_wire, serve_wire, wire_due
 
-START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO, DRAIN_CONTEXT = 1, 2, 3, 4, 5, 6, 7, 8
+START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO, DRAIN_CONTEXT, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8, 9
 MAIL = mail_record(
     "context", "mac", "mode", "fs_per_byte", "delay_ns",
     "length", "frames", "nanoseconds", "pps", "stream",
 )  # fmt: skip
 """What the operations take: START_CONTEXT, RESUME_CONTEXT, DRAIN_CONTEXT, STOP_CONTEXT a context; FILTER a MAC address and who has
 it; WIRE_MODE mode, rate and delay; GENERATE a destination, and from `length` on; GO nothing: all that a dead NIC served has been
-resumed."""
+resumed; NOTHING nothing."""
 _mail_at = record_view(MAIL)
 CROSSING_BUDGET = 32
 PATIENCE = 3
@@ -155,6 +155,8 @@ def _stop_context(e, number):
             left += 1
     e.active = left
     if c.mine != 0:
+        if not may_notify(c.debt, e.now):  # and nobody waits for it any more
+            c.scq_told, c.rcq_told = c.scq_prod, c.rcq_prod
         commit(c.counts, c.counts_shared)
 
 
@@ -246,15 +248,20 @@ def _is_asked(c, event_offset, told, prod):
 
 @compiled
 def _tell_driver(e, c, idle):
-    """Notify the driver if a completion passed its event index. True if that is held back, since more is about to come."""
+    """Notify the driver if a completion passed its event index.
+
+    True if that is held back, since more is about to come or its guest's notifications are too dear.
+    """
     if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
         return False
     due = _is_asked(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _is_asked(c, RCQ_EVENT, c.rcq_told, c.rcq_prod)
     if due:
         c.waits += 1
-        if not idle and c.waits < PATIENCE:
+        if (not idle and c.waits < PATIENCE) or not may_notify(c.debt, e.now):
             return True
-    notify_if(due, c.completion_fd, c.counts)
+        notify_guest(e.notifier, c.debt, c.completion_fd, c.counts)
+    else:
+        count(c.counts, SUPPRESSED, 1)
     c.waits, c.scq_told, c.rcq_told = 0, c.scq_prod, c.rcq_prod
     return False
 
@@ -316,7 +323,7 @@ def _arm_receiver(e, sender):
 
 @compiled
 def _deadline(e):
-    """When there is something to do even if nobody notifies (ns), or −1: pauses run out, the wire goes on."""
+    """When there is something to do even if nobody notifies (ns), or −1: pauses run out, the wire goes on, who may be notified."""
     deadline = wire_due(e)
     for k in range(e.active):
         c = context_of(e, load64(e.order + 8 * k))
@@ -326,6 +333,9 @@ def _deadline(e):
         gate = gate_at(e.gates + producer * GATE_BYTES)
         if gate.pause_until != 0:
             deadline = gate.pause_until if deadline < 0 else min(deadline, gate.pause_until)
+    for k in range(e.dirty_count):  # held back by nothing but their price: there has been a publication since the last batch
+        at = notify_at(context_of(e, load64(e.dirty + 8 * k)).debt)
+        deadline = at if deadline < 0 else min(deadline, at)
     return deadline
 
 

@@ -28,6 +28,7 @@ CONTEXT = np.dtype(
         ("iommu_pages", "i8"),
         ("doorbell", "i8"),
         ("completion_fd", "i8"),
+        ("debt", "i8"),  # DEBT record (hyp/events.py) of its guest on this engine
         ("sq", "i8"),
         ("scq", "i8"),
         ("rq", "i8"),
@@ -62,6 +63,7 @@ CONTEXT = np.dtype(
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
         ("patience", "i8"),  # for how long it still may, in ns
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
+        ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
         ("clock", "i8"),  # address of its engine's `now`
         ("moved", "i8"),  # bytes read and written that have been charged for
@@ -155,6 +157,7 @@ ENGINE = np.dtype(
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch
         ("idle_since", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)
+        ("notifier", "i8"),  # a NOTIFIER record
         ("kick_fds", "i8"),  # by engine: its eventfd for crossings, i8 each
         ("gates", "i8"),  # by engine: a GATE for what arrives from it
         ("held", "i8"),  # 1: contexts of a NIC that died are still being handed over, so nothing moves but mail

@@ -90,6 +90,7 @@ def _record(fault: Fault, outcome: Outcome, world: World) -> Row:
     errors = [f"{fault.name}: {outcome.path}: {outcome.lost} frames lost"] if outcome.lost else []
     errors += [f"{fault.name}: {outcome.path}: {outcome.corrupt} frames corrupt"] if outcome.corrupt else []
     errors += [f"{fault.name}: {outcome.path}: the sender hangs"] if outcome.hung else []
+    errors += [f"{fault.name}: {outcome.path}: the sender gives up: {outcome.failure}"] if outcome.failure else []
     row: Row = {
         "victim": fault.victim, "action": fault.action, "path": outcome.path, "sent": outcome.sent, "lost": outcome.lost,
         "duplicated": outcome.duplicated, "corrupt": outcome.corrupt, "recovery_s": outcome.recovery_s, "rate": outcome.rate,

@@ -25,7 +25,6 @@ from bench.method.contenders import guest_names, run_name, topology
 from hyp.control import ControlError
 from hyp.load.frames import HEADER_ONLY
 from lab.counters import Follower
-from lab.errors import LabError
 from lab.owner import Lab
 
 PPS, FRAME = 10_000, 200
@@ -51,6 +50,8 @@ class Outcome:
     recovery_s: float
     rate: float
     hung: bool
+    failure: str
+    """Of the sender: why it has given up."""
 
     @property
     def lost(self) -> int:
@@ -142,15 +143,15 @@ class World:
         self, path: str, stream: int, job: "asyncio.Future[int]", progress: "Progress", since: float, until: float
     ) -> Outcome:
         one, other = guest_names(path, 2)
-        hung = not job.done()
+        hung, failure = not job.done(), None
         if hung:
             job.cancel()
             sent = int((await self.lab.call(one, "sent"))["sent"])
         else:
-            try:
-                sent = job.result()
-            except ControlError as error:
-                raise LabError(f"{path}: the sender has failed: {error}") from error
+            failure = job.exception()
+            if failure is not None and not isinstance(failure, ControlError):
+                raise failure
+            sent = job.result() if failure is None else 0
         report = await self._at_rest(other, stream, sent)
         return Outcome(
             path,
@@ -161,6 +162,7 @@ class World:
             progress.longest(since, until),
             progress.arrived(since, since + WINDOW_S) / (PPS * WINDOW_S),
             hung,
+            "" if failure is None else str(failure),
         )
 
     async def _at_rest(self, receiver: str, stream: int, sent: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Control(StrEnum):
 
     QUIET = "quiet"
     BUSY = "computes"
+    NOTIFIED = "computes, and is notified of what it is sent"
     SENDS = "sends frames"
     CALLS = "makes calls"
     READS = "reads from the store"

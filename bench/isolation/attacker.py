@@ -147,6 +147,13 @@ class Attacker:
             self._posted += 1
         self.driver.publish()
 
+    def be_notified(self) -> None:
+        """Take what is sent, and ask for a notification each time."""
+        while self.goes_on(0):
+            self.take_what_comes()
+            self.driver.ask()
+            self.rest(0.0002)
+
     # -- for the role --
 
     async def begin(self, what: Callable[[], Any]) -> None:

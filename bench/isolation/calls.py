@@ -1,12 +1,9 @@
 """Attacks through the doors of the control plane: hypercalls, event channels, the store, the console."""
 
-import ctypes
 import itertools
 import os
 import select
 import socket
-import struct
-import threading
 from typing import Any, Final
 
 import msgpack
@@ -14,6 +11,7 @@ import msgpack
 from bench.isolation.attack import Control, Door, attack
 from bench.isolation.attacker import Attacker
 from bench.isolation.drivers import array_at
+from bench.isolation.pollers import places, polled_many_times
 from domu.guest import Guest
 from hyp.abi.nic import CONTEXTS, PAGE
 from hyp.events import WAIT
@@ -101,7 +99,7 @@ def event_storm(a: Attacker) -> None:
             os.eventfd_write(fd, 1)
 
 
-@attack("has two thousand pollers wait upon the upcall that others notify", Door.CALLS, Control.QUIET, sent_to=True)
+@attack("has two thousand pollers wait upon the upcall that others notify", Door.CALLS, Control.NOTIFIED, sent_to=True)
 def pollers_on_its_upcall(a: Attacker) -> None:
     epoll = upcall_of(a.guest)
     try:
@@ -112,31 +110,17 @@ def pollers_on_its_upcall(a: Attacker) -> None:
             a.attempts += 1
     except OSError as error:
         a.got[str(error.strerror)] += 1
-    while a.goes_on(0):
-        a.take_what_comes()
-        a.rest(0.001)
+    a.be_notified()
 
 
-@attack("polls its upcall ten thousand times at once, which who notifies it pays for", Door.CALLS, Control.QUIET, sent_to=True)
+@attack("polls its upcall 320,000 times at once, which who notifies it pays for", Door.CALLS, Control.NOTIFIED, sent_to=True)
 def duplicate_polls(a: Attacker) -> None:
-    places, libc = 10_000, ctypes.CDLL(None, use_errno=True)
-    one = struct.pack("<ihh", upcall_of(a.guest), select.POLLIN, 0)
-    polled = ctypes.create_string_buffer(one * places)
-
-    def poll() -> None:
-        while a.goes_on():
-            if libc.poll(polled, places, 10) < 0:
-                a.got[os.strerror(ctypes.get_errno())] += 1
-                return
-
-    threads = [threading.Thread(target=poll) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    while a.goes_on(0):
-        a.take_what_comes()
-        a.rest(0.001)
-    for thread in threads:
-        thread.join()
+    try:
+        with polled_many_times(upcall_of(a.guest)):
+            a.attempts += places()
+            a.be_notified()
+    except OSError as error:
+        a.got[str(error)] += 1
 
 
 def upcall_of(guest: Guest) -> int:

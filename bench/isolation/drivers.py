@@ -85,6 +85,9 @@ class HostileDriver(Protocol):
     def drain(self) -> int:
         """Take what was received, and post no buffers for it. How many fragments."""
 
+    def ask(self) -> None:
+        """Ask to be notified of the next frame received."""
+
     def claim(self, ahead: int, *, receives: bool = False) -> None:
         """Publish a producer index that is `ahead` of the truth (negative: behind it)."""
 
@@ -184,6 +187,9 @@ class QueueDriver(_Memory):
 
     def drain(self) -> int:
         return int(loops.drain(self._qp))
+
+    def ask(self) -> None:
+        loops.ask(self._qp)
 
     def claim(self, ahead: int, *, receives: bool = False) -> None:
         index = int(self.q["rq_prod" if receives else "sq_prod"])
@@ -298,6 +304,9 @@ class RingDriver(_Memory):
         seen, taken = int(self.rx_words[RSP_PROD // 4]), int(self.rx["rsp_cons"])
         self.rx["rsp_cons"] = seen
         return (seen - taken) % WRAP
+
+    def ask(self) -> None:
+        self.rx_words[RSP_EVENT // 4] = (int(self.rx["rsp_cons"]) + 1) % WRAP
 
     def claim(self, ahead: int, *, receives: bool = False) -> None:
         words, index = (self.rx_words, self.posted) if receives else (self.tx_words, self.sent)

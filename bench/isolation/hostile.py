@@ -9,6 +9,7 @@ calm {}                        end it: {"attempts", "got": {what the attacker wa
 canaries {headers}             how many canaries there are in this guest's RAM, and how many frames with one of these headers
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from bench.isolation.attack import Control
 from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
 from domu.guest import Guest
-from hyp.process import Process, adopt_socket
+from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
 
 NOBODY = "02:00:00:00:77:77"
@@ -43,6 +44,7 @@ class Hostile:
         honest: dict[Control, Callable[[], Any]] = {
             Control.QUIET: (lambda: receive(a)) if sent_to else a.rest,
             Control.BUSY: lambda: a.loop(loops.compute),
+            Control.NOTIFIED: lambda: be_notified(a),
             Control.SENDS: lambda: send(a),
             Control.CALLS: lambda: call(a),
             Control.READS: lambda: read(a),
@@ -57,6 +59,14 @@ def receive(a: Attacker) -> None:
     """Take what is sent."""
     while a.goes_on() and a.rest(0.001):
         a.take_what_comes()
+
+
+def be_notified(a: Attacker) -> None:
+    """Compute, and take what is sent, notified each time."""
+    computing = threading.Thread(target=a.loop, args=(loops.compute,))
+    computing.start()
+    a.be_notified()
+    computing.join()
 
 
 def send(a: Attacker) -> None:
@@ -85,7 +95,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     await guest.connect()
     store = next((one for one in guest.device.keep if isinstance(one, XenstoreClient)), None)
     if store is None:
-        store = await XenstoreClient.open(adopt_socket(process.sockets["xenstore"]))
+        store = await XenstoreClient.lasting(process.store_socket)
     hostile = Hostile(process, Attacker(process, guest, store))
     process.ready()
     await process.stopped.wait()

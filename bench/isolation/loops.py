@@ -30,6 +30,7 @@ from hyp.ring import next_request, push_requests, ring_at
 from hyp.trap import write_register
 from hyp.verbs import (
     advance_sends,
+    arm_receives,
     consume_receives,
     peek_receive,
     poll_sends,
@@ -252,6 +253,12 @@ def drain(qp: int) -> int:
         consume_receives(q, 1)
         taken += 1
     return taken
+
+
+@entry(void(i64))
+def ask(qp: int) -> None:
+    """Ask for a notification of the next receive completion."""
+    arm_receives(qp_at(qp))
 
 
 @entry(void(i64, i64, i64))

@@ -116,7 +116,7 @@ class Trial:
             report = {"attempts": 0, "got": {type(error).__name__: 1}, "error": ""}
         counted = difference(self._reader.read(), before)
         for row, counts in counted.items():
-            if row.endswith(f":{name}"):
+            if row.endswith(f":{name}") and row.startswith(("nic/", "dom0/", "hyp/")):
                 for what in (*FAULT_NAMES, *DROP_NAMES):
                     if counts.get(what):
                         report["got"][what] = report["got"].get(what, 0) + counts[what]

@@ -17,7 +17,7 @@ import numpy as np
 from domu.boot import run_program
 from domu.guest import Guest
 from domu.programs.traffic import Traffic
-from hyp.process import Process, adopt_socket
+from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
 
 CANARY = 0xC0A1_7FEE_DEAD_B17D
@@ -45,7 +45,7 @@ class Victim(Traffic):
     async def calls(self, seconds: float) -> dict[str, float]:
         store, hyp = self._store, self._guest.hyp
         if store is None:
-            store = self._store = await XenstoreClient.open(adopt_socket(self._guest.process.sockets["xenstore"]))
+            store = self._store = await XenstoreClient.lasting(self._guest.process.store_socket)
         counts, slowest, node = {"calls": 0, "reads": 0}, 0.0, f"/local/domain/{self._guest.domid}/name"
         asks: dict[str, Callable[[], Any]] = {
             "calls": lambda: hyp.call("evtchn_status", port=1), "reads": lambda: store.read(node),

@@ -9,7 +9,7 @@ from bench.benchmarks.literature import ABSENT, AGREES, DIFFERS, trends
 from bench.method.verdicts import ABOVE, BELOW, MET, MISSED, UNDECIDED
 from bench.report import plots
 from bench.report.html import Element, drawing, el, page
-from bench.report.results import MARKS, POINT, Row, describe, dump, figures, grouped, metric, span, who
+from bench.report.results import MARKS, POINT, Row, describe, dump, figures, grouped, measured, metric, span, who
 from hyp.paths import PATHS
 from lab.figures import short
 
@@ -184,6 +184,7 @@ def _class(verdict: str) -> str:
 def _benchmark(name: str, benchmark: Row, pictures: Sequence[Element]) -> Element:
     """About, plots, figures, ratios, the ledger, notes."""
     records, ratios, notes = (benchmark.get(part, []) for part in ("records", "ratios", "notes"))
+    records = measured(records)
     return _section(
         f"b-{name}",
         str(benchmark["title"]),

@@ -177,6 +177,11 @@ def _figure(plain: Row) -> Row:
     return {"median": plain["median"], "low": plain["low"], "high": plain["high"], "aa": aa}
 
 
+def measured(records: Iterable[Row]) -> list[Row]:
+    """Those of contenders' slices; the others are what a benchmark has counted, of which it has a table."""
+    return [record for record in records if "regime" in record]
+
+
 def figures(record: Row) -> dict[str, Row]:
     """A record's metrics, by name."""
     return {name: value for name, value in record.items() if isinstance(value, dict) and value.keys() >= {"median", "low", "high"}}

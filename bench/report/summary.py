@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from bench.report.results import MARKS, POINT, Row, describe, figures, grouped, metric, span, who
+from bench.report.results import MARKS, POINT, Row, describe, figures, grouped, measured, metric, span, who
 from lab.figures import short
 
 
@@ -16,8 +16,8 @@ def tables(results: Row) -> Group:
     for benchmark in results["benchmarks"].values():
         parts.append(Text(f"\n{benchmark['title']}", style="bold"))
         parts += [words(table) for table in benchmark.get("tables", [])]
-        if benchmark["records"]:
-            parts.append(_figures_table(benchmark["records"]))
+        if measured(benchmark["records"]):
+            parts.append(_figures_table(measured(benchmark["records"])))
         parts += [Text(f"  {claim_line(claim)}") for claim in benchmark["claims"]]
         parts += [Text(f"  {note}", style="dim") for note in benchmark["notes"]]
         for record in benchmark["records"]:

@@ -16,6 +16,7 @@ from dom0.control.hashing import HashControl
 from dom0.control.mappings import StaticMappings
 from hyp.abi.netif import CTRL_REQUEST, CTRL_RESPONSE, CTRL_SLOT_BYTES, CTRL_STATUS_NOT_SUPPORTED
 from hyp.atomics import load32_once, memcpy, store32
+from hyp.control.debt import Debt
 from hyp.events import raise_event
 from hyp.kernels import entry, i64
 from hyp.ring import (
@@ -57,9 +58,9 @@ def _answer(ring: int, response: int, size: int) -> int:
 class ControlRing:
     """One vif's: `serve` is its life, from `open` on until it is cancelled; then `close`."""
 
-    def __init__(self, ring: int, event_fd: int, mappings: StaticMappings, hashing: HashControl) -> None:
-        """`ring`: the address of its RING record."""
-        self._ring, self._event_fd = ring, event_fd
+    def __init__(self, ring: int, event_fd: int, debt: Debt, mappings: StaticMappings, hashing: HashControl) -> None:
+        """`ring`: the address of its RING record. `debt`: the guest's, for notifications."""
+        self._ring, self._event_fd, self._debt = ring, event_fd, debt
         self._mappings, self._hashing = mappings, hashing
         self._request, self._response = np.zeros(1, CTRL_REQUEST), np.zeros(1, CTRL_RESPONSE)
         self.woken = asyncio.Event()
@@ -76,7 +77,9 @@ class ControlRing:
             status, answer = await self._carry_out(int(kind), *data)
             self._response[0] = (number, kind, status, answer)
             if _answer(self._ring, response, self._response.nbytes):
-                raise_event(self._event_fd)
+                await asyncio.sleep(self._debt.wait_s())  # mostly not at all
+                with self._debt.pays():
+                    raise_event(self._event_fd)
             await asyncio.sleep(0)  # others' turn
 
     async def _carry_out(self, kind: int, *data: int) -> tuple[int, int]:

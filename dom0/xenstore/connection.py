@@ -6,8 +6,12 @@ cause.
 
 An event that waits unsent already is not queued again. Beyond EVENTS_LIMIT unread a watch fires for the watched path as a whole:
 whoever causes the events may not be who has to read them, so that nobody is disconnected for being slow.
+
+A guest that polls its socket many times over is sent to seldom (hyp/control/debt.py). One that sends descriptors is disconnected
+before they are received: to close them may take as long as it chose.
 """
 
+import errno
 import socket
 from collections import deque
 from itertools import islice
@@ -15,7 +19,10 @@ from itertools import islice
 from dom0.xenstore.store import Session
 from dom0.xenstore.tree import Change
 from hyp.abi import xs_wire
+from hyp.abi.domids import DOM0
 from hyp.abi.xs_wire import Message, MessageType
+from hyp.control.debt import NO_DEBT, Debt
+from hyp.control.descriptors import brings_descriptors
 
 READ_SIZE = xs_wire.HEADER.size + xs_wire.PAYLOAD_MAX
 PAUSE_BYTES = 64 << 10  # unread output at which a client's requests have to wait
@@ -30,6 +37,8 @@ class Connection:
     def __init__(self, domid: int, sock: socket.socket, session: Session) -> None:
         self.domid, self.sock, self.session = domid, sock, session
         self.unread = 0  # bytes
+        self.debt = Debt() if domid != DOM0 else NO_DEBT
+        self.held = False  # it owes too much to be sent to
         self.closed = False
         self.paused = False  # its domain has no credit
         self.reading = self.writing = False  # what the loop watches the socket for
@@ -48,8 +57,10 @@ class Connection:
         return self._decoder.partial
 
     def receive(self) -> bool:
-        """Read once, READ_SIZE at most. False at the end of the connection. OSError."""
+        """Read once, READ_SIZE at most. False at the end of the connection. OSError, also if it sends descriptors."""
         try:
+            if brings_descriptors(self.sock, READ_SIZE):
+                raise OSError(errno.EPERM, "it sent descriptors, and nobody takes any from it")
             received = self.sock.recv(READ_SIZE)
         except (BlockingIOError, InterruptedError):
             return True
@@ -77,10 +88,11 @@ class Connection:
         self.unread += len(message)
 
     def flush(self) -> None:
-        """Send what the socket takes. Raises OSError if the peer is gone."""
-        while self._queue:
+        """Send what the socket takes, unless to wake the peer is too dear. Raises OSError if the peer is gone."""
+        while self._queue and self.debt.wait_s() == 0:
             try:
-                sent = self.sock.sendmsg([message for message, _ in islice(self._queue, _IOV)])
+                with self.debt.pays():
+                    sent = self.sock.sendmsg([message for message, _ in islice(self._queue, _IOV)])
             except (BlockingIOError, InterruptedError):
                 return
             self._sent(sent)

@@ -1,10 +1,14 @@
 """The xenstored process: the store server with the connections that the keeper brings, and the socket at which it listens.
 
 A domain's connection waits until Dom0's toolstack has made its nodes and introduced it, so that no guest sees a store without them.
+
+One that takes the place of a dead one finds the tree, and who is introduced, in the journal that the keeper hands to each
+(journal.py). The keeper then tells it who has gone meanwhile, and brings new connections of all that live (lab/keeper/store.py).
 """
 
 from typing import Any
 
+from dom0.xenstore.journal import Journal, MemoryFile
 from dom0.xenstore.server import Xenstored
 from dom0.xenstore.tree import StoreError
 from hyp.process import Process, adopt_socket
@@ -12,7 +16,7 @@ from hyp.process import Process, adopt_socket
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper says stop."""
-    server = Xenstored()
+    server = Xenstored(journal=Journal(MemoryFile(process.sockets["journal"])))
 
     def connect(fds: list[int], domid: int) -> None:
         """A domain comes. fds: the server's end of its connection."""

@@ -7,6 +7,9 @@ What a client can cost the others is bounded. Of the time each has an equal shar
 client's turn is its requests, one by one, and what these cause: before the events of one are out, for however many watches, the
 next is not looked at. Of memory: its quota (dom0/xenstore/tree.py), and what a connection may hold (dom0/xenstore/connection.py). A
 guest that makes Domain 0's transactions fail has to wait (dom0/xenstore/credit.py).
+
+What a request has changed is in the journal before it is answered (dom0/xenstore/journal.py): the next xenstored has it, if this
+one dies.
 """
 
 import asyncio
@@ -22,11 +25,14 @@ from collections.abc import Iterator
 
 from dom0.xenstore.connection import Connection
 from dom0.xenstore.credit import Credit
+from dom0.xenstore.journal import Journal
 from dom0.xenstore.requests import answer
 from dom0.xenstore.store import Store
 from dom0.xenstore.tree import Change, Event, Watcher
 from dom0.xenstore.turns import Turns, Worker
+from hyp.abi.domids import DOM0
 from hyp.abi.xs_wire import WireError
+from hyp.control.descriptors import hang_up, refuse_descriptors
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +72,12 @@ class _Client(Worker):
 class Xenstored:
     """The server. Create and use it on a running event loop."""
 
-    def __init__(self, store: Store | None = None) -> None:
-        self.store = store if store is not None else Store()
+    def __init__(self, store: Store | None = None, journal: Journal | None = None) -> None:
+        self.store = store if store is not None else Store(saved=journal.saved if journal else None)
+        self.journal = journal
+        if journal is not None:
+            journal.follow(self.store.tree.nodes, self.store.introduced)
+            self._record()
         self.connections: dict[Watcher, Connection] = {}
         self.disconnects: Counter[str] = Counter()  # by cause: closed, malformed, error, removed, released
         self.turns = Turns(self._flush_all)
@@ -84,6 +94,8 @@ class Xenstored:
     def add_connection(self, domid: int, sock: socket.socket) -> Connection:
         """Serve `sock`, a connected AF_UNIX stream socket, as domain `domid`. The socket is the server's from here."""
         sock.setblocking(False)
+        if domid != DOM0:
+            refuse_descriptors(sock)
         connection = Connection(domid, sock, self.store.connect(domid))
         self.connections[connection.session] = connection
         self._clients[connection] = _Client(self, connection)
@@ -104,6 +116,7 @@ class Xenstored:
     def introduce(self, domid: int) -> None:
         """A domain exists: create its home, fire @introduceDomain, serve whom it `expect`ed. Raises StoreError EINVAL or EEXIST."""
         self.store.introduce(domid)
+        self._record(domains=True)
         for sock in self._expected.pop(domid, []):
             self.add_connection(domid, sock)
         self._tell_all()
@@ -114,8 +127,9 @@ class Xenstored:
         Raises StoreError EINVAL for Domain 0, ENOENT if it is not introduced.
         """
         for sock in self._expected.pop(domid, []):
-            sock.close()
+            hang_up(sock)
         self.store.release(domid)
+        self._record(domains=True)
         for connection in [c for c in self.connections.values() if c.domid == domid]:
             self._disconnect(connection, "released", "its domain was released")
         self._credit.forget(domid)
@@ -156,7 +170,7 @@ class Xenstored:
                     os.unlink(path)
         self._listeners.clear()
         for sock in [sock for socks in self._expected.values() for sock in socks]:
-            sock.close()
+            hang_up(sock)
         self._expected.clear()
         for connection in list(self.connections.values()):
             self._disconnect(connection, "removed", "the server ends")
@@ -206,15 +220,24 @@ class Xenstored:
         except OSError as error:
             self._disconnect(connection, "error", f"sending: {error}")
             return
+        if connection.unread and not connection.held and (wait_s := connection.debt.wait_s()) > 0:
+            connection.held = True
+            self._loop.call_later(wait_s, self._release_held, connection)
         if congested and not connection.congested:  # requests had to wait
             self._ready(connection)
         else:
             self._watch_socket(connection)
 
+    def _release_held(self, connection: Connection) -> None:
+        """It has paid off what it owed."""
+        connection.held = False
+        if not connection.closed:
+            self._flush(connection)
+
     def _watch_socket(self, connection: Connection) -> None:
         """Read unless a request may wait, write if there is something left to write."""
         waits = connection.congested or connection.paused or self._clients[connection].waiting
-        reading, writing = not waits, connection.unread > 0
+        reading, writing = not waits, connection.unread > 0 and not connection.held
         if reading != connection.reading:
             if reading:
                 self._loop.add_reader(connection.sock, self._readable, connection)
@@ -236,7 +259,7 @@ class Xenstored:
         self._unflushed.discard(connection)
         self._loop.remove_reader(connection.sock)
         self._loop.remove_writer(connection.sock)
-        connection.sock.close()
+        hang_up(connection.sock)
         connection.session.close()
         self.disconnects[cause] += 1
         expected = cause in ("closed", "removed", "released")
@@ -262,7 +285,9 @@ class Xenstored:
         if message is None:
             self._unflushed.add(connection)  # it may be read from again
             return False
-        connection.send(answer(connection.session, message, self))
+        reply = answer(connection.session, message, self)
+        self._record()
+        connection.send(reply)
         self._unflushed.add(connection)
         for domid in self.store.blamed:
             self._credit.debit(domid)
@@ -270,6 +295,13 @@ class Xenstored:
         connection.changes.extend(self.store.tree.changes)
         self.store.tree.changes.clear()
         return True
+
+    def _record(self, *, domains: bool = False) -> None:
+        """Let the journal know what has changed since the last time, `domains` introduced or released included."""
+        puts = self.store.tree.puts
+        if self.journal is not None and (puts or domains):
+            self.journal.commit(puts, domains=domains)
+        puts.clear()
 
     def tell(self, event: Event) -> None:
         """Let a watch's client know."""

@@ -17,6 +17,7 @@ from dom0.xenstore.tree import (
     Event,
     Node,
     Quota,
+    Saved,
     StoreError,
     Transaction,
     Tree,
@@ -35,23 +36,24 @@ DEFAULT_QUOTA = Quota()
 
 
 class Store:
-    """The tree, its domains and their watches."""
+    """The tree, its domains and their watches. `saved`: what another one had when it died (journal.py)."""
 
-    def __init__(self, quota: Quota = DEFAULT_QUOTA) -> None:
+    def __init__(self, quota: Quota = DEFAULT_QUOTA, saved: Saved | None = None) -> None:
         self.quota = quota
-        self.tree = Tree()
+        self.tree = Tree(saved.nodes if saved else None)
         self.watches: dict[str, dict[Watch, None]] = {}  # in their order
         self.blamed: set[int] = set()
         """Guests that made transactions of Domain 0's fail; whoever looks after that takes them out."""
         self.sessions: set[Session] = set()
-        self._introduced: set[int] = {0}
-        self._generations = itertools.count(1)
-        dom0 = (Permission(0, Access.NONE),)
-        self.tree.put("/", Node(b"", dom0, (), self.next_generation()), 0)
+        self.introduced = set(saved.introduced) if saved else {0}
+        # What a node has had since is less: who removes one gives a new number to the node above it
+        self._generations = itertools.count(1 + max((node.generation for node in self.tree.nodes.values()), default=0))
         self.toolstack = self.connect(0)
-        for path in ("/tool", domain_path(0)):
-            self.toolstack.mkdir(path)
-        self.tree.changes.clear()
+        if saved is None:
+            self.tree.put("/", Node(b"", (Permission(0, Access.NONE),), (), self.next_generation()), 0)
+            for path in ("/tool", domain_path(0)):
+                self.toolstack.mkdir(path)
+            self.tree.changes.clear()
 
     def next_generation(self) -> int:
         """A number no node has had."""
@@ -64,7 +66,7 @@ class Store:
         return session
 
     def is_introduced(self, domid: int) -> bool:
-        return domid in self._introduced
+        return domid in self.introduced
 
     def introduce(self, domid: int) -> None:
         """A domain has been created: give it a home of its own, unless Domain 0 has prepared one.
@@ -73,9 +75,9 @@ class Store:
         """
         if not 0 < domid <= xs_wire.DOMID_MAX:
             raise StoreError("EINVAL", domain_path(domid), "not a guest's domain id")
-        if domid in self._introduced:
+        if domid in self.introduced:
             raise StoreError("EEXIST", domain_path(domid))
-        self._introduced.add(domid)
+        self.introduced.add(domid)
         if self.tree.get(domain_path(domid)) is None:
             self.toolstack.mkdir(domain_path(domid))
             self.toolstack.set_perms(domain_path(domid), [Permission(domid, Access.NONE)])
@@ -88,9 +90,9 @@ class Store:
         """
         if domid == 0:
             raise StoreError("EINVAL", domain_path(domid), "Domain 0 stays")
-        if domid not in self._introduced:
+        if domid not in self.introduced:
             raise StoreError("ENOENT", domain_path(domid))
-        self._introduced.remove(domid)
+        self.introduced.remove(domid)
         for session in list(self.sessions):
             if session.domid == domid:
                 session.close()

@@ -96,6 +96,17 @@ class Change(NamedTuple):
     only: Watch | None = None
 
 
+Put = tuple[str, Node | None]
+"""A path, and the node that is there now; None: it is gone, with all that was below it."""
+
+
+class Saved(NamedTuple):
+    """What of a store outlives its process: the nodes, and which domains are introduced."""
+
+    nodes: dict[str, Node]
+    introduced: set[int]
+
+
 def parent_of(path: str) -> str:
     """The path one level up; the root's is the root."""
     return path.rpartition("/")[0] or "/"
@@ -115,10 +126,12 @@ def check_path(path: str) -> None:
 class Tree:
     """The committed nodes, who owns how many, and the changes that watches have not been told of."""
 
-    def __init__(self) -> None:
-        self.nodes: dict[str, Node] = {}
-        self.owned: Counter[int] = Counter()
+    def __init__(self, nodes: dict[str, Node] | None = None) -> None:
+        self.nodes: dict[str, Node] = nodes or {}
+        self.owned: Counter[int] = Counter(node.owner for node in self.nodes.values())
         self.changes: deque[Change] = deque()
+        self.puts: list[Put] = []
+        """Since the journal was told last (journal.py); whoever tells it takes them out."""
         self.seen: dict[str, set[Transaction]] = {}
         """Which open transactions have seen a path."""
 
@@ -131,6 +144,8 @@ class Tree:
         for transaction in self.seen.get(path, ()):
             transaction.spoilers.add(domid)
         before = self.nodes.pop(path, None) if node is None else self.nodes.get(path)
+        if before is not None or node is not None:
+            self.puts.append((path, node))
         if before is not None:
             self.owned[before.owner] -= 1
         if node is not None:
@@ -153,6 +168,7 @@ class Transaction:
         self._tree, self._limit = tree, limit
         self._seen: dict[str, Node | None] = {}
         self._written: dict[str, Node | None] = {}
+        self._remade: set[str] = set()  # removed, and made once more
         self._owned: Counter[int] = Counter()
         self._changes: dict[str, Change] = {}
         self._void = False
@@ -177,6 +193,8 @@ class Transaction:
             self._owned[before.owner] -= 1
         if node is not None:
             self._owned[node.owner] += 1
+            if before is None and self._written.pop(path, self) is None:  # again: it is its parent's youngest child now
+                self._remade.add(path)
         self._written[path] = node
 
     def nodes_owned(self, domid: int) -> int:
@@ -199,7 +217,11 @@ class Transaction:
         if quota is not None and self._owned[domid] > 0 and self.nodes_owned(domid) > quota.nodes:
             raise StoreError("ENOSPC", domain_path(domid), "too many nodes")
         for path, node in self._written.items():
-            self._tree.put(path, node, domid)
+            if node is None or path in self._remade:
+                self._tree.put(path, None, domid)
+        for path, node in self._written.items():
+            if node is not None:
+                self._tree.put(path, node, domid)
         self._tree.changes.extend(self._changes.values())
 
     def release(self, domid: int) -> None:

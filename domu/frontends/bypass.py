@@ -4,6 +4,7 @@ Buffers are bound to queue slots: send slot i uses send buffer i, receive slot i
 descriptor per commit tells about all before it.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from domu.device import (
     TX,
     Device,
     Operations,
+    Record,
     completions_to_wait_for,
     device_at,
     frame_addr,
@@ -29,11 +31,12 @@ from hyp.abi.nic import DESC_BYTES, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
+from hyp.control import Channel
 from hyp.counters import commit, count
 from hyp.events import spin_limit, wait_at
 from hyp.kernels import compiled, entry, i64, operation, void
 from hyp.model.ablation import ablated
-from hyp.ram import open_queue_pair, register, start_queue_pair
+from hyp.ram import QueuePair, open_queue_pair, register, start_queue_pair
 from hyp.verbs import (
     advance_sends,
     arm_receives,
@@ -239,7 +242,7 @@ async def connect_context(guest: "Guest", queue: "GuestQueue", *, native: bool) 
     for name, writable in (("tx_pool", False), ("rx_pool", True)):
         record[name] = guest.ram.allocate(entries * FRAME_BUFFER)
         if not native:
-            await register(guest.hyp, int(record[name]), entries * FRAME_BUFFER, writable=writable)
+            pair.keys.append(await register(guest.hyp, int(record[name]), entries * FRAME_BUFFER, writable=writable))
     known = KNOWN & int(guest.config["features"])
     features = await start_queue_pair(guest.hyp, guest.ram, pair, known, registers=not native)
     device = new_device(
@@ -252,5 +255,25 @@ async def connect_context(guest: "Guest", queue: "GuestQueue", *, native: bool) 
         device.record[0]["scheduled"] = 0
     else:  # Xen delivers its interrupts as events
         device.record[0]["interrupts"] = pair.address
+        device.behind = ContextBehind(guest.hyp, pair)
     post_all_buffers(device.address)
     return device
+
+
+class ContextBehind:
+    """A context that can be given back (domu/move.py)."""
+
+    def __init__(self, hyp: Channel, pair: QueuePair) -> None:
+        self._hyp, self._pair = hyp, pair
+
+    def adopt(self, device: Device, record: Record, counts: tuple[int, int]) -> None:
+        """Count in the device's row."""
+        self._pair.record[0]["counts"] = counts[0]
+        record[0]["counts"], record[0]["counts_shared"] = counts
+
+    async def close(self) -> None:
+        """Close the context, then let go of its memory."""
+        await self._hyp.call("context_close", context=self._pair.context)
+        for key in self._pair.keys:
+            await self._hyp.call("mr_deregister", key=key)
+        os.close(int(self._pair.record[0]["doorbell_fd"]))

@@ -14,14 +14,13 @@ persistent) → event channels → all nodes in one transaction → Connected �
 What becomes of the back end's state afterwards: domu/frontends/split_follow.py.
 """
 
-import asyncio
 import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domu.device import Device, device_at, new_device
+from domu.device import Device, Record, device_at, new_device
 from domu.frontends.split_follow import ConnectedQueue, Following, max_queues, notifiers, tell_connected
 from domu.frontends.split_rings import OPERATIONS
 from domu.frontends.split_state import BACKEND, NETFRONT, POLLED, QUEUE_REFS, netfront_at, post_receive, tell
@@ -43,10 +42,9 @@ from hyp.abi.netif import (
 from hyp.abi.nic import mac_to_int
 from hyp.abi.sizes import COLOURED_FRAME
 from hyp.atomics import store64
-from hyp.grants import grant_access
+from hyp.grants import end_access, grant_access
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
-from hyp.process import adopt_socket
 from hyp.ring import RING, attach_front, push_requests, ring_at, sring_init
 from hyp.xenstore.client import XenstoreClient
 from hyp.xenstore.xenbus import (
@@ -93,6 +91,14 @@ def _grant_pools(front: int) -> None:
         grant_access(f.table, f.tx_ref + number, BACKEND, (f.tx_pool >> 12) + number, 1)
     for number in range(RX_SLOTS):
         grant_access(f.table, f.rx_ref + number, BACKEND, (f.rx_pool >> 12) + number, 0)
+
+
+@entry(void(i64))
+def _revoke_all(front: int) -> None:
+    """Revoke all that has been granted for a queue."""
+    f = netfront_at(front)
+    for ref in range(f.tx_ref - 2, f.tx_ref - 2 + QUEUE_REFS):
+        end_access(f.table, ref)
 
 
 @entry(void(i64))
@@ -150,7 +156,7 @@ async def connect(guest: "Guest") -> list[Device]:
 
     There are as many as the guest has and the back end takes. XenbusError, told in the store too, if it fails.
     """
-    store = await XenstoreClient.open(adopt_socket(guest.process.sockets["xenstore"]))
+    store = await guest.xenstore()
     front = frontend_path(guest.domid, "vif", 0)
     try:
         return await _connect(guest, store, front)
@@ -187,10 +193,30 @@ async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> list[De
     for one in connected:
         _post_all_receives(one.device.address)
     following = Following(guest.hyp, store, front, back, nodes, features, connected)
-    life = asyncio.get_running_loop().create_task(following.run(await store.watch(f"{back}/state", "follow")))
+    await following.begin()
     for queue, one in zip(queues, connected, strict=True):
-        one.device.keep += [life, queue.memory, store]
+        one.device.keep += [following, queue.memory, store]
+        one.device.behind = VifBehind(following, one)
     return [one.device for one in connected]
+
+
+class VifBehind:
+    """A queue of a connected vif that can be given back (domu/move.py)."""
+
+    def __init__(self, following: Following, queue: ConnectedQueue) -> None:
+        self._following, self._queue = following, queue
+
+    def adopt(self, device: Device, record: Record, counts: tuple[int, int]) -> None:
+        """Follow the back end for `device`, and count in its row."""
+        self._queue.device = device
+        for one in (record, self._queue.attached):
+            one[0]["counts"], one[0]["counts_shared"] = counts
+
+    async def close(self) -> None:
+        """Close the device with its first queue, and revoke what was granted for each."""
+        if self._queue.guest.number == 0:
+            await self._following.close()
+        _revoke_all(int(self._queue.front.ctypes.data))
 
 
 async def _grant_table(guest: "Guest", queues: int) -> Mapping:

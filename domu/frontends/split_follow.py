@@ -12,7 +12,7 @@ end::
 
 Both states are read at each event, and what is to be done follows from them alone: a back end that dies once more on the way,
 however far it was, is one that was made anew. Nothing is waited for with a limit: while there is no back end, our program sleeps,
-and who has given it up says so (`device_lost`, domu/guest.py).
+and who has given it up says so (`daemon_lost`, domu/guest.py).
 
 Who owns what meanwhile: from Initialising on the rings are ours alone in the loop's stead (domu/exchange.py); from InitWait on no
 back end is behind them either, and only then are they written. Event channels are kept: the end of the other side has unbound
@@ -29,6 +29,7 @@ of them.
 | the program has frames that it does not release | their pages stay its own; the ring has so many requests less until it does |
 """
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -43,7 +44,7 @@ from domu.frontends.split_again import begin_again, resend, settle, unanswered
 from hyp.abi.netif import MAX_QUEUES_NODE
 from hyp.control import Channel, Refused
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
-from hyp.xenstore.xenbus import XenbusState, offered_features, read_state, switch_state
+from hyp.xenstore.xenbus import XenbusError, XenbusState, offered_features, read_state, switch_state, wait_for_state
 
 if TYPE_CHECKING:
     from domu.guest import GuestQueue
@@ -51,7 +52,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MADE_ANEW = (XenbusState.INITIALISING, XenbusState.INIT_WAIT)
-GONE = (XenbusState.CLOSING, XenbusState.CLOSED, None)
+GONE_STATES = (XenbusState.CLOSING, XenbusState.CLOSED)
+GONE = (*GONE_STATES, None)
+CLOSE_TIMEOUT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -141,6 +144,29 @@ class Following:
         self._hyp, self._store, self._front, self._back = hyp, store, front, back
         self._nodes, self._features, self._queues = nodes, features, queues
         self._attached = True
+        self._life: asyncio.Task[None] | None = None
+
+    async def begin(self) -> None:
+        """Follow from now on."""
+        self._watch = await self._store.watch(f"{self._back}/state", "follow")
+        self._life = asyncio.get_running_loop().create_task(self.run(self._watch))
+
+    async def close(self) -> None:
+        """Close the device, which no loop drives any more: Closing, the back end lets go, Closed; then its event channels go."""
+        if self._life is not None:
+            self._life.cancel()
+            await asyncio.wait({self._life})
+            self._store.forget(self._watch)
+        with contextlib.suppress(XenstoreError, XenbusError):  # else there is nobody who has to let go
+            await switch_state(self._store, self._front, XenbusState.CLOSING)
+            await wait_for_state(self._store, self._back, GONE_STATES, CLOSE_TIMEOUT_S)
+            await switch_state(self._store, self._front, XenbusState.CLOSED)
+            await wait_for_state(self._store, self._back, [XenbusState.CLOSED], CLOSE_TIMEOUT_S)
+        for queue in self._queues:
+            for port in queue.ports:
+                await self._hyp.call("evtchn_close", port=port)
+            for fd in dict.fromkeys(queue.event_fds):
+                os.close(fd)
 
     async def run(self, watch: Watch) -> None:
         """Follow the back end, whose state `watch` watches, until the device is lost, or the store."""

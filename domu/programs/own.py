@@ -4,6 +4,8 @@ The program is the guest: it is started with the domain's hypercall socket as de
 (docs/hypercalls.md). Its standard output and error are the topology's log, and nothing of the lab runs in its domain. This process
 only stands between it and the keeper: it is ready once the program has been started, ends with it, and ends it when told to stop
 (SIGTERM, then the keeper's SIGKILL, which the program does not survive: parent-death signal).
+
+If xenstored dies the program sees the end of descriptor 4, and is brought no other one; what it has connected goes on.
 """
 
 import asyncio
@@ -24,7 +26,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     """Run the program until it ends or the keeper says stop. RuntimeError if it cannot be started, or fails."""
     own = config["program"]
     argv, cwd = list(own["argv"]), own["cwd"] or None
-    sockets = [process.sockets["hypercalls"], process.sockets["xenstore"]]
+    sockets = [process.sockets["hypercalls"], (await process.store_socket()).detach()]
     spare = [
         os.open(os.devnull, os.O_RDONLY) for _ in range(XENSTORE)
     ]  # so that no pipe of the spawn's own gets one of their numbers

@@ -77,6 +77,7 @@ class Count(IntEnum):
     FAULTS_OFFLOAD = 50  # an offload not accepted, or headers or a segment size with which it can't be done
     CREDIT_WAITS = 51  # a vif with a rate began to wait for credit
     RESENT = 52  # frames that a split front end has sent again, as the back end that had them is no more
+    NOTIFY_NS = 53  # CPU time that notifying it took beyond what is fair: further ones are put off (hyp/events.py)
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -117,6 +118,7 @@ FAULTS_CHAIN: Final = int(Count.FAULTS_CHAIN)
 FAULTS_OFFLOAD: Final = int(Count.FAULTS_OFFLOAD)
 CREDIT_WAITS: Final = int(Count.CREDIT_WAITS)
 RESENT: Final = int(Count.RESENT)
+NOTIFY_NS: Final = int(Count.NOTIFY_NS)
 LOST: Final = int(Count.LOST)
 CORRUPT: Final = int(Count.CORRUPT)
 DUPLICATED: Final = int(Count.DUPLICATED)

@@ -18,10 +18,15 @@ are what a guest written against Xen's header passes; all are little-endian with
     status             0 dom u16 | 4 port u32 | 8 status u32 (out) | 12 vcpu u32 (out) |
                        16 u.unbound.dom, u.interdomain.dom u16 (out) | 20 u.interdomain.port u32 (out)
 
+What a notification costs its sender the waiter decides, so that it has a debt (hyp/events.py): `DEARNESS` and `CREDIT_NS`.
+
 They are arguments, private to the caller: the hypervisor copies them in, and writes the results back.
 """
 
 import numpy as np
+
+DEARNESS = 20
+CREDIT_NS = 100_000_000
 
 OP_BIND_INTERDOMAIN = 0
 OP_CLOSE = 3

@@ -90,7 +90,7 @@ class Channel:
         self._untrusted = untrusted
         self._loop = asyncio.get_running_loop()
         self._inbox = _Inbox()
-        self._outbox = Outbox(sock, self._end, self._pause_or_go_on)
+        self._outbox = Outbox(sock, self._end, self._pause_or_go_on, untrusted=untrusted)
         self._next_id = 1
         self.closed = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -118,16 +118,16 @@ class Channel:
             if letter is not None:
                 self._outbox.withdraw(letter)
 
-    def tell(self, op: str, /, **args: Any) -> None:
-        """Send an event; nothing comes back. Nothing happens if the peer is gone."""
-        if self.closed.done():
+    def tell(self, op: str, /, *, fds: Sequence[int] = (), **args: Any) -> None:
+        """Send an event; nothing comes back. Nothing happens if the peer is gone, or is untrusted and does not read."""
+        if self.closed.done() or (self._untrusted and len(self._outbox) >= MAX_UNSENT):
             return
         try:
             packet = self._packed({"op": op, "args": args}, op)
         except Refused as error:
             log.error("%s", error)
         else:
-            self._outbox.send(packet, (), lambda error: log.error("%s", self._not_sent(op, error)))
+            self._outbox.send(packet, fds, lambda error: log.error("%s", self._not_sent(op, error)))
 
     def close(self) -> None:
         """End the channel; calls under way raise `PeerGone`."""

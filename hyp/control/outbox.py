@@ -2,7 +2,8 @@
 
 A message that the socket has no room for waits until it has. One whose descriptors the kernel refuses for the time being
 (ETOOMANYREFS: this user has too many under way in sockets, perhaps parked there by somebody) is tried again for `REFS_S`, and then
-handed back to who sent it; behind it only messages to the same peer wait.
+handed back to who sent it; behind it only messages to the same peer wait. A peer whom to wake is dear gets its messages later
+(debt.py).
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from hyp.control.debt import NO_DEBT, Debt
 from hyp.control.descriptors import close_all
 
 REFS_S = 2.0
@@ -38,12 +40,13 @@ class Letter:
 class Outbox:
     """Of one socket. `gone(reason)` is called once sending has shown that the peer is no more, `fewer()` when less waits."""
 
-    def __init__(self, sock: socket.socket, gone: Callable[[str], None], fewer: Callable[[], None]) -> None:
+    def __init__(self, sock: socket.socket, gone: Callable[[str], None], fewer: Callable[[], None], *, untrusted: bool) -> None:
         self._sock, self._gone, self._fewer = sock, gone, fewer
         self._loop = asyncio.get_running_loop()
         self._letters: deque[Letter] = deque()
         self._writing = False
         self._retry: asyncio.TimerHandle | None = None
+        self._debt = Debt() if untrusted else NO_DEBT
 
     def __len__(self) -> int:
         return len(self._letters)
@@ -51,9 +54,10 @@ class Outbox:
     def send(self, packet: bytes, fds: Sequence[int], hand_back: HandBack) -> Letter | None:
         """Send a message, now or when that can be; the descriptors stay the caller's. Returns the letter if it has to wait."""
         error: OSError | None = None
-        if not self._letters:
+        if not self._letters and self._debt.wait_s() == 0:
             try:
-                socket.send_fds(self._sock, [packet], fds)
+                with self._debt.pays():
+                    socket.send_fds(self._sock, [packet], fds)
                 return None
             except OSError as failed:
                 error = failed
@@ -71,6 +75,8 @@ class Outbox:
         self._letters.append(letter)
         if error is not None:
             self._wait(letter, error)
+        elif len(self._letters) == 1:
+            self._wait_until_paid()
         return letter
 
     def withdraw(self, letter: Letter) -> None:
@@ -94,8 +100,12 @@ class Outbox:
     def _send_what_can_be(self) -> None:
         while self._letters:
             letter = self._letters[0]
+            if self._debt.wait_s() > 0:
+                self._wait_until_paid()
+                return
             try:
-                socket.send_fds(self._sock, [letter.packet], letter.fds)
+                with self._debt.pays():
+                    socket.send_fds(self._sock, [letter.packet], letter.fds)
             except OSError as error:
                 overdue = letter.give_up_at and self._loop.time() > letter.give_up_at
                 if not self._fails(error) and not (overdue and error.errno == errno.ETOOMANYREFS):
@@ -134,6 +144,9 @@ class Outbox:
         if letter.give_up_at == 0:
             letter.give_up_at = self._loop.time() + REFS_S
         self._retry = self._loop.call_later(RETRY_S, self._flush)
+
+    def _wait_until_paid(self) -> None:
+        self._retry = self._loop.call_later(self._debt.wait_s(), self._flush)
 
     def _stop_waiting(self) -> None:
         if self._writing:

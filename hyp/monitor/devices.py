@@ -32,7 +32,7 @@ from typing import Any
 from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, PAGE
 from hyp.control import Channel, PeerGone, Refused, Reply
-from hyp.events import Upcall, new_eventfd, raise_event
+from hyp.events import Upcall, new_eventfd
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
@@ -66,6 +66,7 @@ class Devices:
         self.nic_ready: asyncio.Future[None] = loop.create_future()
         self.toolstack_ready: asyncio.Future[None] = loop.create_future()
         self.nic: Channel | None = None
+        self.ending = False  # the topology goes down: who goes is not waited for
         self.toolstack: Channel | None = None
         self._engine_regions: list[Region] = []
         self._engine_pages: list[Mapping] = []
@@ -114,7 +115,10 @@ class Devices:
 
     def nic_closed(self) -> None:
         """The NIC's channel has ended: it is dead, or as good as that. Whether there will be another one the keeper says."""
-        self.nic_ready = _pending_anew(self.nic_ready)
+        if self.ending:
+            self.nic_gone()
+        else:
+            self.nic_ready = _pending_anew(self.nic_ready)
 
     def nic_restarts(self, nic: Channel) -> None:
         """Another NIC is about to start, in the place of one that has been reaped."""
@@ -151,7 +155,7 @@ class Devices:
                 await self._ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
         except Refused as error:  # its memory is cut off, for instance: its own affair
             log.error("context %d of domain %d (%s) cannot go on: %s", context.number, domain.domid, domain.name, error)
-        raise_event(context.completion_fd)
+        context.upcall.wake(context.completion_fd)
 
     async def _ask(self, op: str, /, fds: tuple[int, ...] = (), **args: Any) -> Reply:
         """A request to a NIC that is not ready yet."""
@@ -191,7 +195,10 @@ class Devices:
 
     def toolstack_closed(self) -> None:
         """The toolstack's channel has ended: who wants to know something of it waits for the next one."""
-        self.toolstack_ready = _pending_anew(self.toolstack_ready)
+        if self.ending:
+            self.toolstack_gone()
+        else:
+            self.toolstack_ready = _pending_anew(self.toolstack_ready)
 
     def toolstack_gone(self) -> None:
         """There will be no other one."""
@@ -219,8 +226,10 @@ class Devices:
             raise Refused("EBUSY", f"{who} has a context that is being opened or closed")
         if domain.dying:
             raise Refused("ESRCH", f"{who} has ended")
+        upcall.check()
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
+        fresh = (domain.name, queue) not in self._kept.values()
         number = self._free_number(domain, queue, self._first(domain) + queue if domain.contexts else None)
         engine = number % len(self._engine_upcalls)
         with ExitStack() as made:  # what there is of it, if not all can be had
@@ -229,7 +238,7 @@ class Devices:
             doorbell_fd = new_eventfd()
             made.callback(os.close, doorbell_fd)
             context = Context(
-                number, next(self._generations), mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue
+                number, next(self._generations), mac, region, doorbell_fd, new_eventfd(), engine, upcall, passthrough, queue, fresh
             )  # fmt: skip
             made.pop_all()
         self._contexts[number] = domain
@@ -241,7 +250,7 @@ class Devices:
             context.features, context.ready = int(created.value["features"]), True
             if domain.contexts.get(number) is not context or context.closing is not None:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
-            raise_event(context.completion_fd)
+            upcall.wake(context.completion_fd)
         except BaseException:
             if context.closing is None:  # else who closes it releases it, when the NIC has let go: its number is not free before
                 self._release(domain, context)
@@ -256,6 +265,7 @@ class Devices:
                 "context_create", fds=(domain.ram.fd, iommu, context.doorbell.fd, context.completion_fd), context=context.number,
                 generation=context.generation, name=domain.name, memory=domain.memory, mac=context.mac,
                 privileged=domain.domid == DOM0, passthrough=context.passthrough, first=self._first(domain), queue=context.queue,
+                fresh=context.fresh,
             )  # fmt: skip
         finally:
             os.close(iommu)
@@ -340,6 +350,15 @@ class Devices:
         os.close(context.doorbell_fd)
         os.close(context.completion_fd)
         context.doorbell.close()
+
+    async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:
+        """Wait until what is under way of the domain's contexts has arrived: "sent", what they have posted, or "arriving".
+
+        Returns the contexts' numbers, in the order of queues, and how many receive completions each has been given.
+        """
+        contexts = sorted(domain.contexts.values(), key=lambda one: one.queue)
+        given = [await self.call("context_settle", context=one.number, generation=one.generation, what=what) for one in contexts]
+        return {"contexts": [one.number for one in contexts], "received": [int(reply.value["received"]) for reply in given]}
 
     async def policy_for(self, domain: Domain, *, emulated: bool) -> tuple[str, bool, int]:
         """What `domain` may have, once all are there: its contexts' MAC address, whether the IOMMU lets them pass, how many.

@@ -8,6 +8,7 @@ from typing import Any
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
+from hyp.control.debt import Debt
 from hyp.events import Upcall
 from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region, create_sparse
@@ -42,6 +43,7 @@ class Context:
     upcall: Upcall
     passthrough: bool  # the IOMMU lets it through
     queue: int = 0  # which of the domain's contexts it is: they are queues of one device, with one MAC address
+    fresh: bool = True  # the domain has had none before for that queue
     features: int = 0  # offered by the NIC
     ready: bool = False  # the NIC has made it
     started: dict[str, Any] | None = None  # with what the driver had it started
@@ -64,6 +66,7 @@ class Domain:
     iommu: IommuTable | None = None
     dying: bool = False
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its calls at a time asks toolstack and NIC for a device
+    debt: Debt = field(default_factory=Debt)  # for notifications of the hypervisor's own
     device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/monitor/emulation.py); `domid` is its guest's
     _regions: dict[str, Region] = field(default_factory=dict)
     _next_key: int = 1

@@ -27,7 +27,7 @@ from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import Upcall, new_eventfd, new_wait
+from hyp.events import DEBT, NOTIFIER, Upcall, new_eventfd, new_wait
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import DEVICE_MODEL, Domain
@@ -103,6 +103,7 @@ class Emulation:
         engine = Engine("vmm", os.dup(self._upcall.epoll.fileno()))
         self._records = np.zeros(MAX_GUESTS, MACHINE)
         self._vmm = np.zeros(1, VMM)
+        self._debts, self._notifier = np.zeros(MAX_GUESTS, DEBT), np.zeros(1, NOTIFIER)
         self._wait = new_wait(engine.epoll, self._platform.address)
         self._frame, self._to = FrameMemory(), np.zeros(PIECES_BYTES // 8, np.int64)
         row = self._vmm[0]
@@ -251,6 +252,8 @@ class Emulation:
             row[name] = value + guest_ram.address if name in QUEUES else value
         row["page"], row["ram"], row["ram_bytes"] = page.address, guest_ram.address, guest.memory
         row["answer_fd"], row["interrupt_fd"] = machine.answer_fd, machine.interrupt_fd
+        self._debts[machine.number] = 0
+        row["notifier"], row["debt"] = self._notifier.ctypes.data, self._debts[machine.number :].ctypes.data
         row["counts"], row["counts_shared"] = self._counters.row(f"vmm{guest.domid}:{guest.name}")
 
     async def detach(self, domid: int) -> None:

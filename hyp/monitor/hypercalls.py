@@ -65,7 +65,7 @@ def upcall_create(system: System, domain: Domain) -> Answer:
     if len(domain.upcalls) >= MAX_UPCALLS:
         raise Refused("ENOSPC", f"domain {domain.domid} ({domain.name}) has all its {MAX_UPCALLS} upcalls")
     _room_for_event(system, domain)
-    domain.upcalls.append(Upcall())
+    domain.upcalls.append(Upcall(domain.debt))
     return Answer({"upcall": len(domain.upcalls) - 1}, fds=[domain.upcalls[-1].epoll.fileno()])
 
 
@@ -200,6 +200,15 @@ def foreign_view(system: System, domain: Domain, domid: int) -> Answer:
 async def filter_change(system: System, domain: Domain, context: int, add: list[int], remove: list[int]) -> None:
     """Program the MAC filters of any context."""
     await system.devices.change_filters(context, add, remove)
+
+
+@hypercall(Callers.DOM0, domid=domain_number, sent=boolean)
+async def contexts_settle(system: System, domain: Domain, domid: int, sent: bool) -> dict[str, list[int]]:
+    """Wait until what a domain's contexts have posted has left the NIC (`sent`), or what is under way to them has arrived.
+
+    Answers `contexts`, their numbers, and `received`, the completions of their receive queues, modulo 2^32.
+    """
+    return await system.devices.settle(system.domains[domid], "sent" if sent else "arriving")
 
 
 @hypercall(Callers.DOM0, limit_us=Integer(0, MAX_SPIN_US))

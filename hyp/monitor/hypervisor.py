@@ -110,6 +110,10 @@ class Hypervisor:
         elif domain.domid == DOM0:
             self.system.devices.toolstack = domain.channel
 
+    def going_down(self) -> None:
+        """The topology ends: whoever goes from now on does not come back."""
+        self.system.devices.ending = True
+
     async def domain_destroy(self, domid: int) -> None:
         """End a domain that died: nothing of it stays reachable. The NIC's death is no domain's end but is noted here.
 
@@ -184,6 +188,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)
     process.serve("domain_restart", hypervisor.domain_restart, takes_fds=True)
     process.serve("domain_destroy", hypervisor.domain_destroy)
+    process.serve("going_down", hypervisor.going_down)
     process.serve("spin_limit", system.set_spin_limit)
     process.serve("price", system.set_price)
     process.serve("registrations", system.registrations)

@@ -25,6 +25,7 @@ from hyp.abi.counters import (
     INTERRUPTS,
     RX_BYTES,
     RX_FRAMES,
+    SUPPRESSED,
     TRAPS,
     TX_BYTES,
     TX_FRAMES,
@@ -46,7 +47,7 @@ from hyp.atomics import (
     u32_sub,
 )
 from hyp.counters import commit, count
-from hyp.events import notify_if, passed
+from hyp.events import may_notify, notify_at, notify_guest, passed
 from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
 from hyp.model.price import charge
@@ -77,6 +78,8 @@ MACHINE = np.dtype(
         ("ram_bytes", "i8"),
         ("answer_fd", "i8"),  # wakes the guest's virtual CPU from a trap
         ("interrupt_fd", "i8"),
+        ("notifier", "i8"),  # a NOTIFIER record (hyp/events.py): the loop's, for all machines
+        ("debt", "i8"),  # and the guest's DEBT
         ("sq", "i8"),  # addresses of the guest's queues, all of them within its RAM
         ("scq", "i8"),
         ("rq", "i8"),
@@ -99,6 +102,7 @@ MACHINE = np.dtype(
         ("failed", "i8"),
         ("trap", "i8"),  # number of the last trap taken
         ("trap_armed", "i8"),
+        ("answer_due", "i8"),  # the guest's virtual CPU sleeps, and has not been told of the answer
         ("sq_prod", "i8"),
         ("sq_cons", "i8"),
         ("send_wanted", "i8"),  # slots of our queue that the next frame wants
@@ -254,19 +258,39 @@ def _answer(m):
     """Let the guest go on; everything that its trap brought about is visible to it."""
     store32_release(m.page + ANSWERED, m.trap)
     full_fence()
-    notify_if(load32_once(m.page + ANSWER_EVENT) == m.trap, m.answer_fd, m.counts)
+    if load32_once(m.page + ANSWER_EVENT) == m.trap:
+        m.answer_due = 1
+    else:
+        count(m.counts, SUPPRESSED, 1)
 
 
 @compiled
-def _interrupt(m, platform):
-    """Step 4: inject the interrupt if a completion passed an event register since the last time."""
+def _interrupt_due(m):
+    """Whether a completion passed an event register since the guest was last interrupted or need not be."""
+    return passed(m.scq_event, m.scq_told, m.scq_prod) or passed(m.rcq_event, m.rcq_told, m.rcq_prod)
+
+
+@compiled
+def _interrupt(m, platform, now):
+    """Step 4: inject the interrupt if it is due, and the guest may be notified. True if there was anything new to it."""
     if m.scq_prod == m.scq_told and m.rcq_prod == m.rcq_told:
-        return
-    due = passed(m.scq_event, m.scq_told, m.scq_prod) or passed(m.rcq_event, m.rcq_told, m.rcq_prod)
-    m.scq_told, m.rcq_told = m.scq_prod, m.rcq_prod
-    notify_if(due, m.interrupt_fd, m.counts)
-    if due:
+        return False
+    if not _interrupt_due(m):
+        count(m.counts, SUPPRESSED, 1)
+    elif may_notify(m.debt, now):
+        notify_guest(m.notifier, m.debt, m.interrupt_fd, m.counts)
         charge(platform, INTERRUPT_PRICE, m.counts, INTERRUPTS, 1)
+    else:
+        return False
+    m.scq_told, m.rcq_told = m.scq_prod, m.rcq_prod
+    return True
+
+
+@compiled
+def owed_at(m, now):
+    """When the guest can be told of what it has not been, being too dear to notify just now (ns); −1: there is nothing."""
+    at = notify_at(m.debt)
+    return at if at > now and (m.answer_due != 0 or _interrupt_due(m)) else -1
 
 
 @compiled
@@ -277,7 +301,7 @@ def publish(m):
 
 
 @compiled
-def serve(m, platform):
+def serve(m, platform, now):
     """A turn. `platform`: address of the platform page. Returns 0 if there was nothing to do."""
     q = qp_at(m.qp)
     trapped = _take_trap(m, platform)
@@ -285,11 +309,13 @@ def serve(m, platform):
     if done > 0:
         ring_sends(q)
         ring_receives(q)
-        _interrupt(m, platform)
-    if trapped or done > 0:
+    if _interrupt(m, platform, now) or trapped or done > 0:
         publish(m)
     if trapped:
         _answer(m)
+    if m.answer_due != 0 and may_notify(m.debt, now):
+        m.answer_due = 0
+        notify_guest(m.notifier, m.debt, m.answer_fd, m.counts)
     return done + (1 if trapped else 0)
 
 

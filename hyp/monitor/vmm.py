@@ -11,7 +11,7 @@ from hyp.counters import commit
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, sleep, spins, wait_at
 from hyp.kernels import compiled, entry, i64
-from hyp.monitor.machine import MACHINE_BYTES, arm, has_work, machine_at, publish, serve
+from hyp.monitor.machine import MACHINE_BYTES, arm, has_work, machine_at, owed_at, publish, serve
 
 START_MACHINE, STOP_MACHINE = 1, 2
 MAIL = mail_record("machine")
@@ -59,13 +59,25 @@ def _arm(v):
 
 
 @compiled
+def _owed_in(v):
+    """How long until a guest can be told of what it has not been (ns); −1: there is nothing."""
+    deadline = -1
+    for number in range(v.machine_count):
+        m = _machine(v, number)
+        at = owed_at(m, v.now) if m.active != 0 else -1
+        if at >= 0:
+            deadline = at if deadline < 0 else min(deadline, at)
+    return -1 if deadline < 0 else max(deadline - clock_ns(), 0)
+
+
+@compiled
 def _idle(v):
     """Nothing moved: spin while that pays, then sleep."""
     wait = wait_at(v.wait)
     if spins(v, wait):
         return
     if not _arm(v):
-        sleep(wait, -1, v.counts)
+        sleep(wait, _owed_in(v), v.counts)
         commit(v.counts, v.counts_shared)
     end_spin(v, v.counts)
 
@@ -99,7 +111,7 @@ def _round(v):
         at = v.first + k
         m = _machine(v, at if at < v.machine_count else at - v.machine_count)
         if m.active != 0:
-            moved += serve(m, v.platform)
+            moved += serve(m, v.platform, v.now)
     return moved
 
 

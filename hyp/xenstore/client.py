@@ -1,18 +1,20 @@
-"""xenstore's client: an asyncio connection to xenstored over a connected AF_UNIX stream socket.
+"""xenstore's client, for asyncio. Paths are absolute, or relative to the home of the domain that its socket speaks for.
 
-Requests may be made from many tasks at once; a reply finds its request by req_id. Paths are absolute, or relative to
-the home of the domain that the socket speaks for.
+Requests may be made from many tasks at once. A client that is `lasting` goes on when xenstored dies and is started again
+(hyp/xenstore/link.py): requests take longer, watches fire once more, and a transaction fails as by a conflict, with EAGAIN, though
+it may have been committed if that was at its end.
 """
 
 import asyncio
 import contextlib
-import itertools
+import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
 from typing import TypeVar
 
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType, WireError
+from hyp.xenstore.link import Again, Link, Reply, TransactionId, TransactionLost
 
 T = TypeVar("T")
 
@@ -22,7 +24,7 @@ WATCH_BACKLOG = 1024
 
 
 class XenstoreError(Exception):
-    """A request failed: `name` is xenstore's error name, EIO if the connection is lost; `op` the request, on `path`."""
+    """A request failed: `name` is xenstore's error name, EIO if the store is gone for good; `op` the request, on `path`."""
 
     def __init__(self, name: str, path: str, op: str) -> None:
         super().__init__(f"xenstore {op} {path}: {name}")
@@ -49,7 +51,7 @@ class Watch:
         return await self.get()
 
     async def get(self) -> str:
-        """The next path. Raises StopAsyncIteration once unwatched, XenstoreError EIO once the connection is lost."""
+        """The next path. Raises StopAsyncIteration once unwatched, XenstoreError EIO once the store is gone for good."""
         while not self._paths:
             if self._end is not None:
                 raise self._end
@@ -76,8 +78,6 @@ class Watch:
 
 class _Nodes:
     """The requests that may be part of a transaction."""
-
-    tx_id = 0
 
     async def _request(self, type_: MessageType, path: str, payload: bytes) -> bytes:
         raise NotImplementedError
@@ -143,34 +143,42 @@ class _Nodes:
 class Transaction(_Nodes):
     """The node requests, inside one transaction."""
 
-    def __init__(self, client: "XenstoreClient", tx_id: int) -> None:
-        self._client, self.tx_id = client, tx_id
+    def __init__(self, client: "XenstoreClient", number: TransactionId) -> None:
+        self._client, self._number = client, number
 
     async def _request(self, type_: MessageType, path: str, payload: bytes) -> bytes:
-        return await self._client._call(type_, path, payload, self.tx_id)
+        return await self._client._call(type_, path, payload, self._number)
 
 
 class XenstoreClient(_Nodes):
-    """One connection. Make it with `open` or `connect`; ``async with`` closes it."""
+    """One client. Make it with `lasting`, `open` or `connect`; ``async with`` closes it."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader, self._writer = reader, writer
-        self._ids = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[Message]] = {}
+    def __init__(self, streams: tuple[asyncio.StreamReader, asyncio.StreamWriter], again: Again | None = None) -> None:
         self._watches: list[Watch] = []
-        self._lost = ""
-        self._receiver = asyncio.get_running_loop().create_task(self._receive())
+        self._link = Link(streams, again, self._told, self._registrations, self._ended)
+
+    @classmethod
+    async def lasting(cls, again: Again) -> "XenstoreClient":
+        """A client that outlasts xenstored: `again` gives its first socket, and the next one when that has died. Raises OSError."""
+        sock = await again()
+        sock.setblocking(False)
+        return cls(await asyncio.open_unix_connection(sock=sock), again)
 
     @classmethod
     async def open(cls, sock: socket.socket) -> "XenstoreClient":
         """A client on a connected socket, which is the client's from here on."""
         sock.setblocking(False)
-        return cls(*await asyncio.open_unix_connection(sock=sock))
+        return cls(await asyncio.open_unix_connection(sock=sock))
 
     @classmethod
     async def connect(cls, path: str) -> "XenstoreClient":
         """A client of the xenstored that listens at `path`. Raises OSError."""
-        return cls(*await asyncio.open_unix_connection(path))
+        return cls(await asyncio.open_unix_connection(path))
+
+    @property
+    def lost(self) -> str:
+        """Why there is no store any more; empty while there is."""
+        return self._link.lost
 
     async def __aenter__(self) -> "XenstoreClient":
         return self
@@ -180,11 +188,7 @@ class XenstoreClient(_Nodes):
 
     async def close(self) -> None:
         """End the connection: its watches and transactions end, what waits for a reply fails with EIO."""
-        self._receiver.cancel()
-        await asyncio.wait({self._receiver})
-        self._end("closed")  # which the receiver has not done if it never ran
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        await self._link.close()
 
     # Watches.
 
@@ -195,7 +199,7 @@ class XenstoreClient(_Nodes):
             raise XenstoreError("EEXIST", path, "WATCH")
         self._watches.append(watch)  # before the request: the first event may come with the reply
         try:
-            await self._path_request(MessageType.WATCH, path, token)
+            await self._call(MessageType.WATCH, path, _join(MessageType.WATCH, path, (token,)), about=watch)
         except XenstoreError:
             self._watches.remove(watch)
             raise
@@ -208,7 +212,7 @@ class XenstoreClient(_Nodes):
         """Remove a watch without waiting for xenstored to have done so."""
         self._watches.remove(watch)
         watch._finish(StopAsyncIteration())
-        self._post(MessageType.UNWATCH, xs_wire.join([watch.path, watch.token]))
+        self._link.post(MessageType.UNWATCH, xs_wire.join([watch.path, watch.token]))
 
     async def unwatch(self, path: str, token: str) -> None:
         """Remove a watch; whoever iterates over it comes to its end. Raises ENOENT if there is none."""
@@ -227,19 +231,22 @@ class XenstoreClient(_Nodes):
         """
         starting = asyncio.ensure_future(self._transaction_start())
         try:
-            transaction = Transaction(self, await asyncio.shield(starting))
+            number = await asyncio.shield(starting)
         except asyncio.CancelledError:
             starting.add_done_callback(self._abandon)
             raise
         try:
-            yield transaction
+            yield Transaction(self, number)
         except BaseException:
-            self._post(MessageType.TRANSACTION_END, b"F\0", transaction.tx_id)
+            self._link.post(MessageType.TRANSACTION_END, b"F\0", number)
             raise
-        await self._call(MessageType.TRANSACTION_END, "", b"T\0", transaction.tx_id)
+        await self._call(MessageType.TRANSACTION_END, "", b"T\0", number)
 
     async def retry(self, body: Callable[[Transaction], Awaitable[T]], attempts: int = 100) -> T:
-        """Run `body` in a transaction, again if that conflicts. Raises EAGAIN after so many attempts."""
+        """Run `body` in a transaction, again if that conflicts, or xenstored dies. Raises EAGAIN after so many attempts.
+
+        When xenstored dies at its end `body` may be run once more after it was committed: it has to be one that may.
+        """
         for _ in range(attempts - 1):
             try:
                 async with self.transaction() as transaction:
@@ -250,13 +257,14 @@ class XenstoreClient(_Nodes):
         async with self.transaction() as transaction:
             return await body(transaction)
 
-    async def _transaction_start(self) -> int:
-        return xs_wire.parse_number(_first(await self._call(MessageType.TRANSACTION_START, "", b"\0")))
+    async def _transaction_start(self) -> TransactionId:
+        reply = await self._answer(MessageType.TRANSACTION_START, "", b"\0")
+        return TransactionId(reply.socket, xs_wire.parse_number(_first(reply.message.payload)))
 
-    def _abandon(self, started: asyncio.Future[int]) -> None:
+    def _abandon(self, started: asyncio.Future[TransactionId]) -> None:
         """End a transaction whose starter was cancelled before it knew the id."""
         if not started.cancelled() and started.exception() is None:
-            self._post(MessageType.TRANSACTION_END, b"F\0", started.result())
+            self._link.post(MessageType.TRANSACTION_END, b"F\0", started.result())
 
     # Domains.
 
@@ -281,73 +289,59 @@ class XenstoreClient(_Nodes):
     async def _request(self, type_: MessageType, path: str, payload: bytes) -> bytes:
         return await self._call(type_, path, payload)
 
-    async def _call(self, type_: MessageType, path: str, payload: bytes, tx_id: int = 0) -> bytes:
+    async def _call(
+        self, type_: MessageType, path: str, payload: bytes, transaction: TransactionId | None = None, about: object = None
+    ) -> bytes:
         """Send a request and wait for its reply's payload."""
+        return (await self._answer(type_, path, payload, transaction, about)).message.payload
+
+    async def _answer(
+        self, type_: MessageType, path: str, payload: bytes, transaction: TransactionId | None = None, about: object = None
+    ) -> Reply:
         if len(payload) > xs_wire.PAYLOAD_MAX:
             raise XenstoreError("E2BIG", path, type_.name)
-        if self._lost:
-            raise XenstoreError("EIO", path, type_.name) from ConnectionError(self._lost)
-        req_id = self._next_id()
-        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._pending[req_id] = reply
         try:
-            self._writer.write(xs_wire.pack(type_, req_id, tx_id, payload))
-            await self._writer.drain()
-            message = await reply
+            reply = await self._link.call(type_, payload, transaction, about)
+        except TransactionLost as error:
+            raise XenstoreError("EAGAIN", path, type_.name) from error
         except OSError as error:
             raise XenstoreError("EIO", path, type_.name) from error
-        finally:
-            if not reply.cancel() and not reply.cancelled():
-                reply.exception()  # taken note of, also if it was sending that failed
+        message = reply.message
         if message.type == MessageType.ERROR:
-            raise XenstoreError(_first(message.payload), path, type_.name)
+            name = _first(message.payload)
+            if reply.resent and name == _DONE_BEFORE.get(type_):
+                return reply._replace(message=message._replace(payload=b"OK\0"))
+            raise XenstoreError(name, path, type_.name)
         if message.type != type_:
             raise XenstoreError("EIO", path, f"{type_.name} (answered by {message.type})")
-        return message.payload
+        return reply
 
-    def _post(self, type_: MessageType, payload: bytes, tx_id: int = 0) -> None:
-        """Send a request whose reply does not matter."""
-        if not self._lost:
-            self._writer.write(xs_wire.pack(type_, self._next_id(), tx_id, payload))
+    def _told(self, message: Message) -> None:
+        path, token, *_ = [*xs_wire.split(message.payload), "", ""]
+        for watch in self._watches:
+            if watch.token == token and watch._concerns(path):
+                watch._fire(path)
 
-    def _next_id(self) -> int:
-        return next(i for n in self._ids if (i := n & 0xFFFF_FFFF) not in self._pending)
+    def _registrations(self, asked: Collection[object]) -> list[tuple[MessageType, bytes, Callable[[Message], None]]]:
+        """All watches, on a new connection."""
 
-    async def _receive(self) -> None:
-        decoder = xs_wire.Decoder()
-        cause = "closed by xenstored"
-        try:
-            while received := await self._reader.read(1 << 16):
-                for message in decoder.feed(received):
-                    self._dispatch(message)
-        except (OSError, WireError) as error:
-            cause = str(error)
-        except asyncio.CancelledError:
-            cause = "closed"
-            raise
-        finally:
-            self._end(cause)
+        def registered(watch: Watch, message: Message) -> None:
+            if message.type == MessageType.ERROR:
+                watch._finish(XenstoreError(_first(message.payload), watch.path, "watch, again"))
 
-    def _dispatch(self, message: Message) -> None:
-        if message.type == MessageType.WATCH_EVENT:
-            path, token, *_ = [*xs_wire.split(message.payload), "", ""]
-            for watch in self._watches:
-                if watch.token == token and watch._concerns(path):
-                    watch._fire(path)
-            return
-        reply = self._pending.pop(message.req_id, None)
-        if reply is not None and not reply.done():  # done: whoever asked was cancelled
-            reply.set_result(message)
+        return [
+            (MessageType.WATCH, xs_wire.join([watch.path, watch.token]), functools.partial(registered, watch))
+            for watch in self._watches
+            if watch not in asked
+        ]
 
-    def _end(self, cause: str) -> None:
-        self._lost = self._lost or cause
-        for reply in self._pending.values():
-            if not reply.done():
-                reply.set_exception(ConnectionError(cause))
-        self._pending.clear()
+    def _ended(self, cause: str) -> None:
         for watch in self._watches:
             watch._finish(XenstoreError("EIO", watch.path, f"watch ({cause})"))
-        self._writer.close()
+
+
+_DONE_BEFORE = {MessageType.INTRODUCE: "EEXIST", MessageType.RELEASE: "ENOENT"}
+"""What the second of two equal requests is refused with when the first one was done."""
 
 
 def _join(type_: MessageType, path: str, more: Iterable[str]) -> bytes:

@@ -214,6 +214,7 @@ class Lab:
     stop = _blocking(AsyncLab.stop)
     cont = _blocking(AsyncLab.cont)
     kill = _blocking(AsyncLab.kill)
+    move = _blocking(AsyncLab.move)
     price = _blocking(AsyncLab.price)
     ablate = _blocking(AsyncLab.ablate)
     spin = _blocking(AsyncLab.spin)

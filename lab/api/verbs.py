@@ -223,10 +223,14 @@ class AsyncLab:
         self._programs = [one for one in self._programs if one.running] + [program]
         return program
 
-    def _check_addressed(self, guest: str) -> None:
+    def _check_guest(self, guest: str) -> dict[str, Record]:
         guests = {one["name"]: one for one in self._plain["guest"]}
         if guest not in guests:
             raise LabError(f"{guest!r} is not a guest{suggest(guest, guests)}; there are {', '.join(guests)}")
+        return guests
+
+    def _check_addressed(self, guest: str) -> None:
+        guests = self._check_guest(guest)
         program = program_of(guests[guest]["program"])
         if not program.addressed:
             wanted = those("addressed")
@@ -303,11 +307,23 @@ class AsyncLab:
             await self.cont(*(part for part in parts if part in self._stopped))
 
     async def kill(self, part: str) -> Record:
-        """Kill a process (SIGKILL); returns its `name` and the `cause` once the lab has noticed. What needs it is cut off."""
+        """Kill a process (SIGKILL); returns its `name`, the `cause` and `restarts` once the lab has noticed.
+
+        Where it is started again (docs/faults.md), that is when it is ready, and `restarts` says how often there was one before.
+        Where it isn't, what needs it is cut off.
+        """
+        before = self._lab.restarts(part)
         await self._signal([part], signal.SIGKILL)
-        await self._lab.death_of({part})
+        cause = await self._lab.end_of(part, before)
         self._stopped.discard(part)
-        return {"name": part, "cause": self._lab.deaths[part]}
+        return {"name": part, "cause": cause, "restarts": self._lab.restarts(part)}
+
+    async def move(self, guest: str, path: str) -> Record:
+        """Move a running guest to path "split" or "bypass", whatever traffic it has; `pause_s`: for how long it sent nothing."""
+        self._check_guest(guest)
+        with _told():
+            pause_s = await self._lab.move(guest, path)
+        return {"name": guest, "path": path, "pause_s": pause_s}
 
     async def _signal(self, parts: Sequence[str], number: int) -> None:
         """LabError, and no signal to any, if one is not there."""

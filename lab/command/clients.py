@@ -115,8 +115,8 @@ def counters_of(guest: str, counters: Snapshot, port: str) -> dict[str, Any]:
 
     A TAP guest's programs count, so that what was dropped on the way out is in it; of others, its port.
     """
-    ends = (f":{guest}", f":{guest}.vmm")  # its ports, and its device model's
-    ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or row.endswith(ends)}
+    served = re.compile(rf"(nic|dom0|hyp)/\w+:{re.escape(guest)}(\.vmm)?")  # its ports, and its device model's
+    ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or served.fullmatch(row)}
     moved = counters.get(f"{guest}/tap", counters[port])
     return {name: moved[name] for name in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")} | {"drops": drops(ours)}
 

@@ -38,11 +38,11 @@ DOWNLOAD_MIB = 256
 ECHO_PORT = 7007
 
 
-async def run_demo(seconds: float, json_out: Path | None) -> int:
-    """Run everything; returns the exit status."""
+async def run_demo(seconds: float, json_out: Path | None, *, confined: bool = False) -> int:
+    """Run everything, with all guests confined or none; returns the exit status."""
     out = Screen()
     with told(out) as status:
-        record = await _demo(seconds, out)
+        record = await _demo(seconds, out, confined=confined)
     if status:
         return status[0]
     failed = record["failed"]
@@ -50,8 +50,8 @@ async def run_demo(seconds: float, json_out: Path | None) -> int:
     return FAILED if failed or written else 0
 
 
-async def _demo(seconds: float, out: Screen) -> dict[str, Any]:
-    topology, stolen_before = _read("demo.toml"), stolen_ticks()
+async def _demo(seconds: float, out: Screen, *, confined: bool) -> dict[str, Any]:
+    topology, stolen_before = _read("demo.toml", confined=confined), stolen_ticks()
     for workload in topology["workload"]:
         workload["seconds"] = seconds
     async with lab_up(topology, out) as lab:
@@ -61,7 +61,7 @@ async def _demo(seconds: float, out: Screen) -> dict[str, Any]:
         stopped = await _stopped_proof(runner, out)
         kernel = _kernel_proof(records, out)
         deaths = dict(lab.deaths)
-    programs = await _real_programs(out)
+    programs = await _real_programs(out, confined=confined)
     _against(records, programs, out)
     _noise(records, stolen_before, out)
     broken = [record for record in [*records, *stopped["records"]] if record["errors"]]
@@ -71,8 +71,8 @@ async def _demo(seconds: float, out: Screen) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _read(name: str) -> dict[str, Any]:
-    topology = load(shipped() / name)
+def _read(name: str, *, confined: bool) -> dict[str, Any]:
+    topology = load(shipped() / name, {"confined": True, "memory": {"backing": "sealed"}} if confined else {})
     check_machine(topology)
     return topology.plain()
 
@@ -168,7 +168,7 @@ def _noise(records: list[dict[str, Any]], stolen_before: tuple[int, int], out: S
 # --- real programs ----------------------------------------------------------------------------------------------------
 
 
-async def _real_programs(out: Screen) -> dict[str, Any]:
+async def _real_programs(out: Screen, *, confined: bool) -> dict[str, Any]:
     """Round trips and a download between TAP guests, on both paths."""
     heading(out, "Real programs", " in network namespaces:")
     reason = can_create()
@@ -177,7 +177,7 @@ async def _real_programs(out: Screen) -> dict[str, Any]:
         return {"left_out": reason, "failed": False}
     found: dict[str, Any] = {"failed": False}
     with TemporaryDirectory(prefix="xen-bypass-lab-") as folder:
-        async with lab_up(_read("tap.toml"), out) as lab:
+        async with lab_up(_read("tap.toml", confined=confined), out) as lab:
             wrong = await asyncio.to_thread(_make_data, Path(folder) / "data")
             addresses = {guest["name"]: guest["address"].partition("/")[0] for guest in lab.topology["guest"]}
             for path, client, server in (("split", "alice", "bob"), ("bypass", "carol", "dave")):

@@ -4,17 +4,16 @@ import contextlib
 import itertools
 from collections.abc import AsyncIterator, Sequence
 
-from hyp.xenstore.client import XenstoreClient, XenstoreError
+from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from lab.command.clients import ClientError, the_one
 
 
 @contextlib.asynccontextmanager
 async def store_of(topology: str | None) -> AsyncIterator[XenstoreClient]:
-    """A client of a running topology's store. ClientError if there is none, or it refuses."""
+    """A client of a running topology's store, whatever becomes of its xenstored. ClientError if there is none, or it refuses."""
     run = the_one(topology)
     try:
-        with run.socket_address(run.store_path) as address:
-            client = await XenstoreClient.connect(address)
+        client = await XenstoreClient.lasting(run.store_socket)
     except OSError as error:
         raise ClientError(f"topology {run.name}: its xenstored does not answer ({error.strerror})") from error
     async with client:
@@ -33,17 +32,25 @@ async def read(topology: str | None, paths: Sequence[str]) -> None:
 
 async def write(topology: str | None, pairs: Sequence[tuple[str, str]]) -> None:
     """Write nodes, all of them or none."""
-    async with store_of(topology) as store, store.transaction() as transaction:
+
+    async def write(transaction: Transaction) -> None:
         for path, value in pairs:
             await transaction.write(path, value)
+
+    async with store_of(topology) as store:
+        await store.retry(write)
 
 
 async def remove(topology: str | None, paths: Sequence[str]) -> None:
     """Remove nodes and what is below them. Removing what is not there is a mistake here, as it is for xenstore-rm."""
-    async with store_of(topology) as store, store.transaction() as transaction:
+
+    async def remove(transaction: Transaction) -> None:
         for path in paths:
             await transaction.read_bytes(path)
             await transaction.rm(path)
+
+    async with store_of(topology) as store:
+        await store.retry(remove)
 
 
 async def ls(topology: str | None, path: str, *, full: bool, permissions: bool) -> None:

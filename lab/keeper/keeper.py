@@ -35,6 +35,7 @@ from hyp.control.words import printable
 from lab.keeper.child import GUEST, Child, describe_exit
 from lab.keeper.output import Output
 from lab.keeper.restarts import READY_S, Restarts
+from lab.keeper.store import XENSTORED, StoreKeeping
 from lab.rundir import RunDir
 
 STOP_TIMEOUT_S = 3.0
@@ -59,6 +60,7 @@ class Keeper:
         self._exits: dict[int, int] | None = None  # of unknown processes, while one is being forked
         self._outputs: list[Output] = []
         self._restarts = Restarts()
+        self._store = StoreKeeping(rundir, functools.partial(self._living, XENSTORED))
         self._restarting: set[asyncio.Task[None]] = set()
         self._forking = asyncio.Lock()  # one at a time, so that an exit is told from those of unknown processes
         self._warm: asyncio.Future[float] = self._loop.create_future()
@@ -84,6 +86,7 @@ class Keeper:
             "console": self.console,
             "held": self.held,
             "pidfds": self.pidfds,
+            "moved": self.moved,
         }
         return {**handlers, "boot": self.boot, "down": self.down} if owner else {**handlers, "down": self.ask_down}
 
@@ -142,6 +145,16 @@ class Keeper:
             state = "degraded"
         up_s = None if self._up_since is None else self._loop.time() - self._up_since
         return {**self._info, "state": state, "up_s": up_s, "dead": dead, "notices": notices, "processes": children}
+
+    def moved(self, guest: str, path: str) -> None:
+        """A guest has changed its path: what it is said to be on, and what whoever is started again is told. Refused (ESRCH)."""
+        tables = [self._info["guests"], *(child.plan["config"].get("guests", []) for child in self._children.values())]
+        tables.append([child.plan["config"] for child in self._children.values() if child.role == GUEST])
+        found = [table for of in tables for table in of if table.get("name") == guest]
+        if not found:
+            raise Refused("ESRCH", f"there is no guest named {guest!r} in topology {self._rundir.name!r}")
+        for table in found:
+            table["path"] = path
 
     def pidfds(self) -> Answer:
         """Names of the living processes, and fds: their pidfds."""
@@ -204,29 +217,29 @@ class Keeper:
             if guest:
                 refuse_descriptors(sockets["hypercalls"][0])
             await self._create_domain(plan, sockets["hypercalls"][0], again=restarts > 0 and not guest)
+        store: Child | None = None
         if plan["xenstore"] is not None:
-            sockets["xenstore"] = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-            refuse_descriptors(sockets["xenstore"][0])
-            near = sockets["xenstore"][0].fileno()
-            await (await self._living("xenstored")).console.call("connect", fds=[near], domid=plan["xenstore"])
+            sockets["xenstore"], store = await self._store.pair(plan["xenstore"])
         args = {key: plan[key] for key in ("name", "role", "module", "config", "cpus", "spins")}
         if restarts > 0:
             gone = [c.domid for c in self._children.values() if c.ended.done() and not c.restarting and c.domid is not None]
             args["config"] = {**args["config"], "restarts": restarts, "gone": gone}
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
-        output = [self._output(plan["name"])] if guest else []
+        more = {"output": self._output(plan["name"])} if guest else {}
+        held = {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
         async with self._forking:
             self._exits = {}
             reply = await self._forkserver.call(
-                "fork", fds=fds + output, purposes=["console", *sockets, *["output"] * len(output)], **args
+                "fork", fds=[*fds, *held.values(), *more.values()], purposes=["console", *sockets, *held, *more], **args
             )  # fmt: skip
             child = self._add(plan, int(reply.value["pid"]), console, sockets, restarts)
         far.close()
-        close_all(output)
-        if plan["role"] == "xenstored":
-            with self._rundir.listen_store() as listener:
-                await child.console.call("listen", fds=[listener.fileno()])
+        close_all([*more.values()])
+        if plan["role"] == XENSTORED:
+            await self._store.serve(child, self._children.values())
+        elif store is not None and store.ended.done():
+            await self._store.renew(child)
         return child
 
     def _output(self, guest: str) -> int:
@@ -371,7 +384,12 @@ class Keeper:
                 new.failure = f"it was not ready within {READY_S:g} s"
                 signal.pidfd_send_signal(new.pidfd, signal.SIGKILL)
         except (ControlError, OSError) as error:
-            if self._down is None:
+            new = self._children[dead.name]
+            if new is not dead:  # its end is a death like others
+                new.failure = new.failure or f"it could not be started: {error}"
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(new.pidfd, signal.SIGKILL)
+            elif self._down is None:
                 dead.restarting, dead.failure = False, f"{dead.state}; it could not be started again: {error}"
                 self._owner.tell("died", name=dead.name, role=dead.role, cause=dead.state, restarting=False)
                 self._bury(dead)
@@ -382,19 +400,21 @@ class Keeper:
     async def _clear_away(self, guest: Child) -> None:
         """Let go of a dead guest's domain, so that there can be one of the same name and number."""
         await self._children["hyp"].console.call("domain_destroy", domid=guest.domid)
-        await (await self._living("xenstored")).console.call("release", domid=guest.domid)
+        await self._store.call("release", domid=guest.domid)
         await (await self._living("dom0")).console.call("domain_again", domid=guest.domid)
 
     def _bury(self, child: Child) -> None:
         """Tell who keeps something of a domain that its process has ended."""
         if child.domid is not None and not self._children["hyp"].ended.done():
             self._children["hyp"].console.tell("domain_destroy", domid=child.domid)
-        if child.domid is not None and not self._children["xenstored"].ended.done():
-            self._children["xenstored"].console.tell("release", domid=child.domid)
+        if child.role == XENSTORED:
+            self._store.give_up(self._children.values())
+        elif child.domid is not None and not self._children[XENSTORED].ended.done():
+            self._children[XENSTORED].console.tell("release", domid=child.domid)  # the next one is told anyway
 
     def _drop_sockets(self, dead: Child) -> None:
         """What only the dead process could answer is to fail for its peers: end their sockets, which live in our hands too."""
-        serves = {"hyp": "hypercalls", "xenstored": "xenstore"}.get(dead.role)
+        serves = {"hyp": "hypercalls", XENSTORED: "xenstore"}.get(dead.role)
         for child in self._children.values():
             ends_of = child.sockets
             for purpose, ends in list(ends_of.items()):
@@ -413,6 +433,9 @@ class Keeper:
     async def _take_down(self) -> None:
         for restart in self._restarting:
             restart.cancel()
+        for child in self._children.values():
+            if child.role == "hyp" and not child.ended.done():
+                child.console.tell("going_down")
         guests = [child for child in self._children.values() if child.role == GUEST]
         others = [child for child in self._children.values() if child.role not in (GUEST, "hyp")]
         hypervisor = [child for child in self._children.values() if child.role == "hyp"]

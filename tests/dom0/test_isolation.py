@@ -7,8 +7,10 @@ import pytest
 
 from domu.frontends.split import RX_REF
 from hyp.abi.grant import GTF_PERMIT_ACCESS
+from tests.attacks import harm, trial
 from tests.support.driven_labs import DRIVEN, Bert, driven_lab
 from tests.support.labs import run, until, workload
+from tests.support.patience import effort
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -38,6 +40,18 @@ def test_who_drips_buffers_holds_up_nobody_behind_the_uplink(tmp_path: Path, mon
             dripping.cancel()
             await bert.lab.call("dora", "end_job")
             assert (await flooding)["sent"] > 1000
+
+    run(main())
+
+
+def test_who_polls_its_upcall_many_times_over_is_told_seldom() -> None:
+    async def main() -> None:
+        goes_on, dear = effort(0.0), 0
+        async with trial("split", ["duplicate polls"]) as one:
+            while goes_on(dear > 0):
+                assert await harm(one, "duplicate polls") == []
+                dear = sum(counts["notify_ns"] for row, counts in one._reader.read().items() if row.startswith("dom0/vif"))
+        assert dear > 0, "no notification was dear"
 
     run(main())
 

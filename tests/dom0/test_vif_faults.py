@@ -286,6 +286,31 @@ def test_sequences_of_six_with_failures_in_between_never_leave_it_stuck(seed: in
     drive(body)
 
 
+def test_a_device_made_anew_at_any_moment_is_on_offer_wherever_it_waits(no_descriptor_is_left: None) -> None:
+    """As tests/models/reconnect.pml: the back end is in the middle of something, and tells its state afterwards."""
+
+    async def body(front: Front) -> None:
+        async def offered(transaction: Transaction) -> bool:
+            if await transaction.read(f"{BACK}/state") != str(int(S.INIT_WAIT)):
+                return False
+            assert await transaction.read(f"{BACK}/feature-rx-copy") == "1"
+            return True
+
+        async def waits_with_offers() -> bool:
+            return await front.dom0.retry(offered)
+
+        for turns in range(0, 120, 2):
+            await front.connect()
+            await front.state(S.INITIALISING if turns % 4 else S.CLOSING)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await create_vif(front.dom0, DOMID, 0, str(GUEST["mac"]))
+            await until(waits_with_offers, f"InitWait, after {turns} turns")
+            assert front.world.held() == NOTHING
+
+    drive(body)
+
+
 @pytest.mark.parametrize("state", [S.INITIALISING, S.CONNECTED, S.CLOSING, S.CLOSED, S.UNKNOWN])
 def test_a_guest_may_die_in_any_state(state: S, no_descriptor_is_left: None) -> None:
     async def body(front: Front) -> None:
@@ -301,7 +326,7 @@ def test_a_vif_outlives_xenstored_and_is_given_back_all_the_same(no_descriptor_i
         front.server.close()
 
         async def lost() -> bool:
-            return bool(front.dom0._lost)
+            return bool(front.dom0.lost)
 
         await until(lost, "the connection to be lost")
         assert front.world.held() == ALL

@@ -1,14 +1,22 @@
 """Hostile, slow and dying clients of xenstored. Each test ends with somebody else being served."""
 
+import asyncio
+import os
+import socket
 import struct
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from bench.isolation.pollers import polled_many_times
 from dom0.xenstore.connection import EVENTS_LIMIT, PAUSE_BYTES
+from dom0.xenstore.server import Xenstored
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType
-from tests.support.xenstored_process import Served, forked, succeeded, xenstored
+from hyp.control.descriptors import hang_up
+from tests.support.control_ends import lingering
+from tests.support.xenstored_process import Raw, Served, forked, succeeded, xenstored
 
 LONG = "x" * 1900  # an event or a value of this size soon fills what may wait unread
 
@@ -170,3 +178,63 @@ def test_a_domain_that_connects_again_has_its_quota_back() -> None:
         first.sock.close()
         replies = (second.call(MessageType.TRANSACTION_START, "") for _ in range(10_000))
         assert any(reply != b"ENOSPC\0" for reply in replies)
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_a_descriptor_whose_close_lasts_holds_nobody_up(before: int) -> None:
+    """Sent before the socket was the server's, which the kernel does not undo: as where it cannot refuse any."""
+
+    async def main() -> None:
+        server = Xenstored()
+        (mallory, theirs), (bystander, its) = socket.socketpair(), socket.socketpair()
+        for domid in (5, 6):
+            server.introduce(domid)
+        request = xs_wire.pack(MessageType.READ, 1, 0, b"nothing\0")
+        with lingering() as fd:
+            for _ in range(before):
+                mallory.send(request)
+            socket.send_fds(mallory, [request], [fd])
+            os.close(fd)
+            server.add_connection(6, its)
+            held = os.dup(theirs.fileno())  # as the keeper has it
+            connection = server.add_connection(5, theirs)
+            served = await asyncio.to_thread(Raw(bystander).call, MessageType.GET_DOMAIN_PATH, "6")
+            assert served == b"/local/domain/6\0"
+            assert connection.closed
+            assert server.disconnects == {"error": 1}
+            hang_up(socket.socket(fileno=held))
+            assert await asyncio.to_thread(Raw(bystander).call, MessageType.GET_DOMAIN_PATH, "5") == b"/local/domain/5\0"
+        while any(thread.name == "closing" for thread in threading.enumerate()):  # its peer is gone: it ends
+            await asyncio.sleep(0)
+        server.close()
+        mallory.close()
+        bystander.close()
+
+    asyncio.run(main())
+
+
+def test_who_polls_its_socket_many_times_over_is_answered_late_and_others_as_before() -> None:
+    async def main() -> None:
+        server = Xenstored()
+        (mallory, theirs), (bystander, its) = socket.socketpair(), socket.socketpair()
+        for domid, sock in ((5, theirs), (6, its)):
+            server.introduce(domid)
+            server.add_connection(domid, sock)
+        hostile, other = Raw(mallory), Raw(bystander)
+        (connection,) = (one for one in server.connections.values() if one.domid == 5)
+        with polled_many_times(mallory.fileno()):
+            asked = 0
+            while connection.debt.wait_s() == 0:
+                hostile.send(MessageType.GET_DOMAIN_PATH, "5", req=asked)
+                asked += 1
+                assert await asyncio.to_thread(other.call, MessageType.GET_DOMAIN_PATH, "6") == b"/local/domain/6\0"
+            hostile.send(MessageType.GET_DOMAIN_PATH, "5", req=asked)
+            assert await asyncio.to_thread(other.call, MessageType.GET_DOMAIN_PATH, "6") == b"/local/domain/6\0"
+            assert connection.unread > 0
+        for number in range(asked + 1):
+            assert (await asyncio.to_thread(hostile.receive)).req_id == number
+        server.close()
+        mallory.close()
+        bystander.close()
+
+    asyncio.run(main())

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from bench.isolation.pollers import polled_many_times
 from hyp.abi.evtchn import NR_CHANNELS
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64_acquire, load64_once, notify, store64_once, store64_release
@@ -431,3 +432,18 @@ def test_sleep_ends_at_its_timeout_and_counts_no_wake_up(upcalls: list[Upcall]) 
     assert doze(int(wait.ctypes.data), 2_000_000, int(counts.ctypes.data)) == 0
     assert time.monotonic_ns() - start >= 2_000_000
     assert int(counts[8]) == 0
+
+
+def test_who_is_too_dear_to_notify_is_bound_to_no_more_channels(table: EventChannels, upcalls: list[Upcall]) -> None:
+    hostile, honest, other = upcalls
+    with polled_many_times(hostile.epoll.fileno()):
+        with pytest.raises(EventError, match="polled many times") as error:
+            bind_again_and_again(table, hostile, honest)
+        assert error.value.errno == errno.EBUSY
+    remote = table.alloc_unbound(THIRD, OTHER, other)
+    assert table.bind_interdomain(OTHER, THIRD, remote, honest)
+
+
+def bind_again_and_again(table: EventChannels, one: Upcall, other: Upcall) -> None:
+    for _ in range(100):
+        table.bind_interdomain(OTHER, ONE, table.alloc_unbound(ONE, OTHER, one), other)

@@ -235,6 +235,40 @@ async def gone(world: World, *names: str) -> bool:
     return world.lab.deaths.keys() == set(names) and not left
 
 
+@pytest.mark.parametrize("backing", ["posix", "sealed"])
+def test_a_spoilt_grant_table_keeps_nothing_of_others_that_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backing: str
+) -> None:
+    """What mallory has done to its table is in the way of the end of mike, whose grants in it are looked for."""
+
+    async def main() -> None:
+        async with hostile_lab(tmp_path, monkeypatch, f"table{backing}", f'[memory]\nbacking = "{backing}"\n') as world:
+            await world.well()
+            cut, sealed = await world.tell("mallory", "table")
+            assert cut == ("done" if backing == "posix" else "EPERM")
+            assert sealed == "EPERM"
+            before = world.open_in("hyp"), world.open_in("nic")
+            await world.tell("mike", "ask", op="upcall_create", args={}, times=4)
+            assert (await world.tell("mike", "ask", op="context_open", args={"upcall": 0}, times=1))["came"] == {"ok": 1}
+            world.runner.lab._consoles["mike"].tell("end", status=3)
+            await until(lambda: gone(world, "mike"), "its end")
+
+            async def let_go() -> bool:
+                held = await world.lab.keeper("held", suffix=".ram")
+                close_all(held.fds)
+                assert "mallory.ram" in held.value
+                fewer = world.open_in("hyp") < before[0] and world.open_in("nic") <= before[1]
+                return fewer and "mike.ram" not in held.value
+
+            await until(let_go, "its memory and descriptors have been let go of")
+            if backing == "posix":
+                log = world.lab._rundir.log_path.read_text()
+                assert "the end of domain 6 (mike): grants of domain 5 (mallory): " in log
+            await world.well()
+
+    run(main())
+
+
 def test_requests_that_wait_for_a_dom0_that_stands_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that guests may ask at a time, of a Dom0 that does not read; one of them dies. Then it goes on, and serves everybody."""
 

@@ -116,8 +116,8 @@ def test_the_wire_outlives_the_nic(tmp_path: Path) -> None:
                 await kill(lab)
                 for one, frames in zip((("wire", 1), ("wire", 2), ("dora", 3)), before, strict=True):
                     await arrived(lab, *one, frames)
-            for stream, one, job in zip((1, 2), ("anna", "carl"), out, strict=True):
-                await lab.call(one, "end_job")
+            for stream, sender, job in zip((1, 2), ("anna", "carl"), out, strict=True):
+                await lab.call(sender, "end_job")
                 report = await all_of(lab, "wire", stream, sent := (await job)["sent"])
                 assert (report["lost"], report["corrupt"], report["frames"]) == (0, 0, sent)
             report = await all_of(lab, "dora", 3, 200_000)

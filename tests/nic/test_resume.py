@@ -13,8 +13,8 @@ from hyp.frames import owner_bit
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
 from nic.build import Crossings, EngineState
-from nic.engine import resume
 from nic.kept import Kept, kept_bytes
+from nic.resume import resume
 from nic.state import context_of, engine_at
 
 NUMBER, RAM = 3, 64 * PAGE

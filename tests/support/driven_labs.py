@@ -191,13 +191,13 @@ async def driven_lab(
 
     monkeypatch.setattr(owner, "plan", plan)
     monkeypatch.setattr(owner, "MODULES", [*MODULES, *modules.values()])
-    async with running(tmp_path, name, text.replace("{more}", more).replace("{carl}", carl)) as runner:
-        with runner.lab._rundir.socket_address(runner.lab.store_path) as address:
-            dom0 = await XenstoreClient.connect(address)
-        async with dom0:
-            # Else bert's frames to the wire are flooded, and a copy that a busy carl has no room for is a drop
-            await runner.prepare(workload("stream", "carl", "wire"))
-            yield Bert(runner, dom0, await runner.lab.call(DRIVEN, "pools"))
+    async with (
+        running(tmp_path, name, text.replace("{more}", more).replace("{carl}", carl)) as runner,
+        await XenstoreClient.lasting(runner.lab._rundir.store_socket) as dom0,
+    ):
+        # Else bert's frames to the wire are flooded, and a copy that a busy carl has no room for is a drop
+        await runner.prepare(workload("stream", "carl", "wire"))
+        yield Bert(runner, dom0, await runner.lab.call(DRIVEN, "pools"))
 
 
 async def others(bert: Bert, frames: int = 2000) -> None:

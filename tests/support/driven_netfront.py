@@ -47,7 +47,7 @@ from hyp.abi.netif import (
     NUM_QUEUES_NODE,
     TX_REQUEST,
 )
-from hyp.process import Process, adopt_socket
+from hyp.process import Process
 from hyp.ring import ring_size
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import frontend_path
@@ -217,7 +217,7 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     """Be the guest: memory, a store, and nothing else until the console says so."""
     guest = Guest(process, config)
     await guest.boot()
-    store = await XenstoreClient.open(adopt_socket(process.sockets["xenstore"]))
+    store = await XenstoreClient.lasting(process.store_socket)
     table = await split._grant_table(guest, QUEUES)
     memories = [split._Memory(guest, table, queue) for queue in range(QUEUES)]
     mac = await store.read(f"{frontend_path(guest.domid, 'vif', 0)}/mac")

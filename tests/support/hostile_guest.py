@@ -5,6 +5,7 @@ send {where, packets, descriptor}   raw packets, each with how often, on its "co
 ask {op, args, times}               a hypercall, so many at a time: how often which error, or "ok", and one of the messages
 pairs {}                            event channels with itself until there are no more: how many, and the error
 region {what}                       "seal", "cut" or "lease" its RAM or counters; what came of it
+table {}                            cut off its grant table, or seal it; what came of either
 prints {text, times}                on its standard output
 orphans {count}                     children of children, which end
 end {status}                        the process ends
@@ -24,6 +25,7 @@ from hyp.control import Channel, Refused, close_all
 from hyp.process import Process
 from tests.support.control_ends import lingering
 
+F_SEAL_FUTURE_WRITE = 0x10
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -33,7 +35,7 @@ class Hostile:
     def __init__(self, process: Process) -> None:
         self._process, self._hyp = process, process.hypercalls()
         self._kept = contextlib.ExitStack()  # other ends of what it has sent: as long as it lives
-        for operation in (self.send, self.ask, self.pairs, self.region, self.prints, self.orphans, self.end):
+        for operation in (self.send, self.ask, self.pairs, self.region, self.table, self.prints, self.orphans, self.end):
             process.serve(operation.__name__, operation)
 
     def _socket(self, where: str) -> socket.socket:
@@ -103,6 +105,17 @@ class Hostile:
         except OSError as error:
             return errno.errorcode[error.errno or 0]
         return "done"
+
+    async def table(self) -> list[str]:
+        (table,) = (await self._hyp.call("gnttab_setup", frames=1)).fds
+        came = []
+        for spoil in (lambda: os.ftruncate(table, 0), lambda: fcntl.fcntl(table, fcntl.F_ADD_SEALS, F_SEAL_FUTURE_WRITE)):
+            try:
+                spoil()
+                came.append("done")
+            except OSError as error:
+                came.append(errno.errorcode[error.errno or 0])
+        return came
 
     def prints(self, text: str, times: int) -> None:
         for _ in range(times):

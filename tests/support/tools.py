@@ -66,6 +66,7 @@ TOOLS = {
     "bash": Tool(programs("bash"), ("bash",), ("bash",), ("bash",)),
     "dash": Tool(programs("dash"), ("dash",), ("dash",), ("dash",)),
     "gcc": Tool(lambda: programs("gcc")() and header("stdio.h")(), ("gcc", "libc6-dev"), ("gcc", "glibc-devel"), ("gcc", "glibc")),
+    "spin": Tool(programs("spin"), ("spin",), ("spin",), ()),
     "xen-headers": Tool(header("xen/io/netif.h"), ("libxen-dev",), ("xen-devel",), ()),
     "xenstore": Tool(programs(*XENSTORE), ("xenstore-utils",), ("/usr/bin/xenstore-ls",), ()),
     "memif": Tool(driver("net_memif"), ("librte-net-memif23",), ("dpdk",), ("dpdk",)),

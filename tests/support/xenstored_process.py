@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import uvloop
 
+from dom0.xenstore.journal import Journal, MemoryFile
 from dom0.xenstore.server import Xenstored
+from dom0.xenstore.tree import Saved
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import Message, MessageType
 from hyp.xenstore.client import XenstoreClient, XenstoreError
@@ -89,7 +91,7 @@ class Served:
 async def _server(control: socket.socket, ends: list[tuple[int, socket.socket]], path: str) -> None:
     lines: list[str] = []
     _log_to(lines)
-    server = Xenstored()
+    server = Xenstored(journal=Journal(MemoryFile(os.memfd_create("journal"))))
     for domid in {domid for domid, _ in ends} - {0}:
         server.introduce(domid)
     for domid, sock in ends:
@@ -170,6 +172,118 @@ def xenstored(domids: Sequence[int], loop: str = "uvloop", path: str = "") -> It
         assert succeeded(pid) or killed
         for sock in [control, *everyone]:
             sock.close()
+
+
+class Kept:
+    """xenstored as the keeper has it: forked again when it was killed, with its journal; clients get new streams, also to it.
+
+    For a test that runs an event loop, which xenstored is forked from.
+    """
+
+    def __init__(self, domids: Sequence[int]) -> None:
+        self.journal = os.memfd_create("journal")
+        self._domids, self._queues = domids, dict[asyncio.Queue[socket.socket], int]()
+        self._streams: dict[asyncio.Queue[socket.socket], socket.socket] = {}
+        self.pid, self.kills = 0, 0
+        self._control: socket.socket
+
+    async def client(self, domid: int) -> XenstoreClient:
+        """A client that outlasts xenstored."""
+        return await XenstoreClient.lasting(self._register(domid).get)
+
+    async def stream(self, domid: int) -> socket.socket:
+        """A stream of a domain's that does not."""
+        return await self._register(domid).get()
+
+    def _register(self, domid: int) -> "asyncio.Queue[socket.socket]":
+        queue: asyncio.Queue[socket.socket] = asyncio.Queue()
+        self._queues[queue] = domid
+        self._bring(queue)
+        return queue
+
+    def length(self) -> int:
+        """How far the journal has come, holes included."""
+        return os.fstat(self.journal).st_size
+
+    def memory(self) -> int:
+        """Bytes that it takes."""
+        return os.fstat(self.journal).st_blocks * 512
+
+    def _bring(self, queue: "asyncio.Queue[socket.socket]") -> None:
+        ours, theirs = socket.socketpair()
+        self._streams[queue] = theirs
+        queue.put_nowait(ours)
+        with theirs.dup() as sent:
+            socket.send_fds(self._control, [bytes([self._queues[queue]])], [sent.fileno()])
+
+    def start(self) -> None:
+        """Fork it."""
+        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        others = [self._control, *self._streams.values()]
+
+        def run() -> None:
+            for sock in others:
+                sock.close()
+            uvloop.run(self._serve(control))
+
+        self.pid = forked(run)
+        control.close()
+        for queue in self._queues:
+            self._bring(queue)
+
+    async def _serve(self, control: socket.socket) -> None:
+        server = Xenstored(journal=Journal(MemoryFile(self.journal)))
+        for domid in {*self._domids} - server.store.introduced:
+            server.introduce(domid)
+        ended = asyncio.Event()
+
+        def take() -> None:
+            packet, fds, _, _ = socket.recv_fds(control, 1, 1)
+            if packet:
+                server.expect(packet[0], socket.socket(fileno=fds[0]))
+            else:
+                ended.set()
+
+        asyncio.get_running_loop().add_reader(control, take)
+        await ended.wait()
+
+    def kill(self) -> None:
+        """Kill it, and fork the next one."""
+        self.kills += 1
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        self._control.close()
+        for sock in self._streams.values():
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+        self.start()
+
+    def saved(self) -> Saved:
+        """What the journal says, once nobody writes any more."""
+        saved = Journal(MemoryFile(self.journal)).saved
+        assert saved is not None
+        return saved
+
+    def close(self) -> None:
+        """End everything."""
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        unclaimed = [queue.get_nowait() for queue in self._queues for _ in range(queue.qsize())]
+        for sock in [self._control, *self._streams.values(), *unclaimed]:
+            sock.close()
+        os.close(self.journal)
+
+
+@contextlib.contextmanager
+def kept(domids: Sequence[int]) -> Iterator[Kept]:
+    """A running one, with these domains."""
+    made = Kept(domids)
+    made.start()
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 def with_clients(loop: str, domids: Sequence[int], body: Callable[..., Awaitable[None]]) -> dict[str, Any]:

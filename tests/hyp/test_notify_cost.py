@@ -1,0 +1,119 @@
+"""What a notification costs, a waiter decides: who makes it dear is notified seldom, others as before (hyp/events.py)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from bench.isolation.pollers import polled_many_times
+from hyp.abi.counters import COLUMNS, NOTIFICATIONS, NOTIFY_NS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS
+from hyp.atomics import clock_ns, cpu_relax, load64, store64, thread_cpu_ns
+from hyp.events import (
+    DEBT,
+    FAIR_NS,
+    NOTIFIER,
+    Upcall,
+    may_notify,
+    new_eventfd,
+    notify_guest,
+)
+from hyp.kernels import entry, i64
+from tests.support.patience import effort
+
+SECONDS = 1.0
+
+
+@entry(i64(i64, i64, i64, i64, i64, i64))
+def notify_for(notifier: int, debt: int, eventfd: int, counts: int, spent: int, ns: int) -> int:
+    """Notify whenever that may be, for so long. How often it might not; the CPU time of all notifications goes to `spent`."""
+    put_off, start = 0, clock_ns()
+    while clock_ns() - start < ns:
+        if may_notify(debt, clock_ns()):
+            before = thread_cpu_ns()
+            notify_guest(notifier, debt, eventfd, counts)
+            store64(spent, load64(spent) + thread_cpu_ns() - before)
+            for _ in range(100):
+                cpu_relax()
+        else:
+            put_off += 1
+    return put_off
+
+
+class Sender:
+    """A notifier, a waiter's upcall, and what came of it."""
+
+    def __init__(self) -> None:
+        self.upcall, self.eventfd = Upcall(), new_eventfd()
+        self.upcall.deliver(self.eventfd, 1)
+        self._notifier, self._debt = np.zeros(1, NOTIFIER), np.zeros(1, DEBT)
+        self._counts, self._spent = np.zeros(2 * COLUMNS, np.int64), np.zeros(1, np.int64)
+        self.put_off, self.ns = 0, 0
+
+    def go_on(self, seconds: float) -> None:
+        ns = int(seconds * 1e9)
+        addresses = [int(array.ctypes.data) for array in (self._notifier, self._debt, self._counts, self._spent)]
+        self.put_off += notify_for(addresses[0], addresses[1], self.eventfd, *addresses[2:], ns)
+        self.ns += ns
+
+    @property
+    def sent(self) -> int:
+        return int(self._counts[NOTIFICATIONS])
+
+    @property
+    def beyond_fair(self) -> int:
+        return int(self._counts[NOTIFY_NS])
+
+    @property
+    def spent(self) -> int:
+        return int(self._spent[0])
+
+
+@pytest.fixture
+def sender() -> Iterator[Sender]:
+    one = Sender()
+    yield one
+    os.close(one.eventfd)
+    one.upcall.close()
+
+
+def test_a_waiter_that_makes_notifications_dear_gets_a_small_share_of_who_notifies_it(sender: Sender) -> None:
+    goes_on = effort(SECONDS)
+    with polled_many_times(sender.upcall.epoll.fileno()):
+        while goes_on(sender.put_off > 0):
+            sender.go_on(SECONDS)
+        sender.go_on(SECONDS)
+    assert sender.put_off > 0, f"{sender.sent} notifications were never dear"
+    # Each may cost what is fair; and the last one of a credit what it likes
+    allowed = (sender.ns + CREDIT_NS) / DEARNESS + sender.sent * FAIR_NS
+    assert sender.beyond_fair < allowed + 100_000_000
+    assert sender.spent < 2 * allowed + 100_000_000, f"{sender.spent} ns in {sender.ns} ns for {sender.sent} notifications"
+
+
+@contextmanager
+def busy_neighbours(cpu: int) -> Iterator[None]:
+    """Two processes that compute on a CPU."""
+    code = f"import os; os.sched_setaffinity(0, [{cpu}])\nwhile True: pass"
+    neighbours = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for neighbour in neighbours:
+            neighbour.kill()
+            neighbour.wait()
+
+
+def test_nobody_is_blamed_for_a_notifier_that_loses_its_cpu(sender: Sender) -> None:
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(cpus)])
+    try:
+        with busy_neighbours(min(cpus)), polled_many_times(sender.upcall.epoll.fileno(), places=1, threads=1):
+            sender.go_on(2 * SECONDS)
+    finally:
+        os.sched_setaffinity(0, cpus)
+    assert sender.sent > 100
+    assert sender.put_off == 0, f"put off after {sender.sent}: {sender.beyond_fair} ns"

@@ -1,0 +1,56 @@
+"""Counters that guests made up: they balance or do not, and are in nobody else's way."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from hyp.abi.counters import COLUMNS, COUNTERS_BYTES, ROW, ROWS
+from lab.command.clients import counters_of, port_of
+from lab.counters import CounterReader
+from lab.ledger import equations, faults, operations, per_frame, trap_ns, unbalanced
+
+
+def page_of(rows: dict[bytes, int]) -> int:
+    """A counters page as a file, every count of a row the same."""
+    page = np.zeros(ROWS, ROW)
+    for index, (name, count) in enumerate(rows.items()):
+        page[index]["name"], page[index]["count"] = name, [count] * COLUMNS
+    fd = os.memfd_create("counters")
+    assert os.write(fd, page.tobytes()) == COUNTERS_BYTES
+    return fd
+
+
+def read(**pages: dict[bytes, int]) -> Any:
+    return CounterReader({process: page_of(rows) for process, rows in pages.items()}).read()
+
+
+HOSTILE = [
+    b"tap", b"x/tap", b"device.", b"device.x", b"/device", b"/", b"enqueue", b"../nic/ctx1:anna", b"ctx1:anna", b"vif1:anna",
+    b":anna.vmm",
+    b"\x1b[2J[red]", b"a\nb", b"\xff" * 64, b" ", b"uplink", b"hyp/uplink1:anna", b"anna/tap", b"%s{0}",
+]  # fmt: skip
+
+
+def test_rows_that_a_guest_made_up_break_no_table() -> None:
+    honest = {"nic": {b"ctx1:anna": 5, b"wire0": 5}, "anna": {b"device": 5}}
+    known = read(**honest)
+    for count in (0, 1, -1, (1 << 63) - 1, -(1 << 63)):
+        for names in [[name] for name in HOSTILE] + [HOSTILE]:
+            found = read(**honest, mallory=dict.fromkeys(names, count))
+            assert {row: counts for row, counts in found.items() if not row.startswith("mallory/")} == known
+            assert all(row.isprintable() and row.count("/") == 1 for row in found)
+            others = [str(equation) for equation in equations(found) if "mallory" not in str(equation)]
+            assert others == [str(equation) for equation in equations(known)], names
+            for table in (unbalanced, faults, trap_ns):
+                table(found)
+            per_frame(found, 7)
+            operations(found, 7)
+            assert port_of("anna", found) == "nic/ctx1:anna"
+            assert counters_of("anna", found, "nic/ctx1:anna") == counters_of("anna", known, "nic/ctx1:anna")
+
+
+def test_a_tap_without_a_device_does_not_balance() -> None:
+    assert unbalanced(read(mallory={b"tap": 0})) == []
+    found = unbalanced(read(mallory={b"tap": 3}))
+    assert {equation.hop for equation in found} == {"mallory/tap to device", "device to mallory/tap"}
