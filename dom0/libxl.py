@@ -139,9 +139,14 @@ async def renew_vif(store: XenstoreClient, domid: int, handle: int, mac: str) ->
     return in_use
 
 
-async def vm_path(store: XenstoreClient, domid: int) -> str:
-    """What `create_domain` returned. Raises XenstoreError ENOENT if there is no such domain."""
-    return await store.read(f"{_HOME}/{domid}/vm")
+async def vm_path(store: XenstoreClient, domid: int) -> str | None:
+    """What `create_domain` returned; None if the domain's home is gone."""
+    try:
+        return await store.read(f"{_HOME}/{domid}/vm")
+    except XenstoreError as error:
+        if error.name != "ENOENT":
+            raise
+        return None
 
 
 async def destroy_vif(store: XenstoreClient, domid: int, handle: int) -> None:
@@ -154,9 +159,9 @@ async def destroy_vif(store: XenstoreClient, domid: int, handle: int) -> None:
         await _remove(store, path)
 
 
-async def destroy_domain(store: XenstoreClient, domid: int, vm: str) -> None:
+async def destroy_domain(store: XenstoreClient, domid: int, vm: str | None) -> None:
     """What is left of a domain that is gone: its back ends here, and its home if nobody has removed it yet."""
-    for path in (f"{_HOME}/{DOM0}/backend/{VIF}/{domid}", f"{_HOME}/{domid}", f"/libxl/{domid}", vm):
+    for path in (f"{_HOME}/{DOM0}/backend/{VIF}/{domid}", f"{_HOME}/{domid}", f"/libxl/{domid}", *([vm] if vm else [])):
         await _remove(store, path)
 
 
