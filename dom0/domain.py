@@ -34,7 +34,7 @@ from hyp.memory import Mapping
 from hyp.paths import PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
-from hyp.xenstore.client import XenstoreClient, XenstoreError
+from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ UPLINK_TAKES = SG | CSUM | TSO4 | TSO6
 BURIAL_S = 5.0
 LOOK_S = 0.2
 """How often to look whether the engine has taken a port out of service, which it can't tell."""
-RECONNECT_S = 0.5
-"""How long nothing moves in a Dom0 that was started again because a guest that was connected has not come back yet."""
+RECONNECT_S = 2.0
+"""How long nothing moves, at most, in a Dom0 that was started again: for a guest that was connected and has not come back yet."""
 
 
 def _is_split(guest: dict[str, Any]) -> bool:
@@ -136,13 +136,12 @@ class DriverDomain:
         found = []
         for guest in self._config["guests"]:
             domid = int(guest["domid"])
-            with suppress(XenstoreError):  # it was gone before
-                vm = await vm_path(self._store, domid)
-                if domid in self._config["gone"]:
-                    await destroy_domain(self._store, domid, vm)
-                else:
-                    self._domains[domid] = vm
-                    found.append(guest)
+            vm = await vm_path(self._store, domid)
+            if domid in self._config["gone"] or vm is None:
+                await destroy_domain(self._store, domid, vm)
+            else:
+                self._domains[domid] = vm
+                found.append(guest)
         return found
 
     async def _reconnect(self, guests: list[dict[str, Any]]) -> None:

@@ -127,9 +127,10 @@ async def create_vif(store: XenstoreClient, domid: int, handle: int, mac: str, r
 async def renew_vif(store: XenstoreClient, domid: int, handle: int, mac: str) -> bool:
     """Make a device of a running guest anew, as nobody serves it any more: `create_vif`, with the rate that it has now.
 
-    Whether it was in use.
+    Whether it was in use, or on its way there (when whoever made it anew last has died over it).
     """
-    in_use = await read_state(store, frontend_path(domid, VIF, handle)) is XenbusState.CONNECTED
+    state = await read_state(store, frontend_path(domid, VIF, handle))
+    in_use = state in (XenbusState.INITIALISING, XenbusState.INITIALISED, XenbusState.CONNECTED)
     try:
         rate = node_rate(await store.read(f"{backend_path(DOM0, VIF, domid, handle)}/rate"))
     except (XenstoreError, ValueError):  # there is none, or it says nothing
@@ -138,9 +139,14 @@ async def renew_vif(store: XenstoreClient, domid: int, handle: int, mac: str) ->
     return in_use
 
 
-async def vm_path(store: XenstoreClient, domid: int) -> str:
-    """What `create_domain` returned. Raises XenstoreError ENOENT if there is no such domain."""
-    return await store.read(f"{_HOME}/{domid}/vm")
+async def vm_path(store: XenstoreClient, domid: int) -> str | None:
+    """What `create_domain` returned; None if the domain's home is gone."""
+    try:
+        return await store.read(f"{_HOME}/{domid}/vm")
+    except XenstoreError as error:
+        if error.name != "ENOENT":
+            raise
+        return None
 
 
 async def destroy_vif(store: XenstoreClient, domid: int, handle: int) -> None:
@@ -153,9 +159,9 @@ async def destroy_vif(store: XenstoreClient, domid: int, handle: int) -> None:
         await _remove(store, path)
 
 
-async def destroy_domain(store: XenstoreClient, domid: int, vm: str) -> None:
+async def destroy_domain(store: XenstoreClient, domid: int, vm: str | None) -> None:
     """What is left of a domain that is gone: its back ends here, and its home if nobody has removed it yet."""
-    for path in (f"{_HOME}/{DOM0}/backend/{VIF}/{domid}", f"{_HOME}/{domid}", f"/libxl/{domid}", vm):
+    for path in (f"{_HOME}/{DOM0}/backend/{VIF}/{domid}", f"{_HOME}/{domid}", f"/libxl/{domid}", *([vm] if vm else [])):
         await _remove(store, path)
 
 
