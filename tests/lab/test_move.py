@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hyp.control import Refused
-from tests.nic.test_restart import all_of, arrived, kill, lab_of, macs, received
 from tests.support.labs import GUESTS, launch, run, staying_up, topology_file, unique
+from tests.support.streams import all_of, arrived, kill, lab_of, macs, received
 from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
