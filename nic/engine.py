@@ -12,7 +12,7 @@ If nothing moved: spin for a while, then arm every queue, fence, look again, pub
 
 from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SEGMENTED, SUPPRESSED, TX_BYTES
 from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
-from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS, DMA_BYTE_PRICE, EPOCH, SHOOTDOWN_REQUEST
+from hyp.abi.platform import DMA_BYTE_PRICE, EPOCH, SHOOTDOWN_REQUEST
 from hyp.atomics import (
     clock_ns,
     cpu_relax,
@@ -50,7 +50,7 @@ from nic.crossing import (
 from nic.deliver import put_or_pause
 from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
-from nic.resume import resume
+from nic.resume import checkpoint, resume
 from nic.send import flood_crossed, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
 from nic.switch import enter, forget
@@ -170,7 +170,7 @@ def _take_mail(e):
             stop = True
         elif m.opcode == START_CONTEXT:
             if context_of(e, m.context).mine != 0:
-                _checkpoint(e, context_of(e, m.context))  # there is one of who had the number before
+                checkpoint(e, context_of(e, m.context))  # there is one of who had the number before
             _start_context(e, m.context)
         elif m.opcode == RESUME_CONTEXT:
             if context_of(e, m.context).mine != 0:
@@ -267,16 +267,6 @@ def _tell_driver(e, c, idle):
 
 
 @compiled
-def _checkpoint(e, c):
-    """What a restarted engine needs, after the completions it speaks of."""
-    at = e.page + CHECKPOINTS + c.number * CHECKPOINT_BYTES
-    store32_once(at, c.sq_cons)
-    store32_once(at + 4, c.rq_cons)
-    store32_once(at + 8, c.scq_prod)
-    store32_once(at + 12, c.rcq_prod)
-
-
-@compiled
 def _publish(e, idle):
     """End of a batch: everything that others may see of it."""
     if e.dirty_count > 0:
@@ -293,7 +283,7 @@ def _publish(e, idle):
             c.draining = 0
             notify(e.drained_fd)
         octets += _dma_of(c)
-        _checkpoint(e, c)
+        checkpoint(e, c)
         commit(c.counts, c.counts_shared)
     e.dirty_count = held
     charge_bytes(e.platform, DMA_BYTE_PRICE, e.counts, DMA_BYTES, octets)

@@ -12,9 +12,9 @@ engine may have left completions behind a gap, which no driver has looked at; th
 would make the driver see them all.
 
 *Sends.* A turn takes no more than a ring of descriptors, and each batch has one turn, so no more completions than that can have
-been written since the checkpoint; each has the index of the descriptor that it is for. Descriptors after the last completion are
-sent again: what had been delivered of them is there twice, at most what the dead engine did in one batch, and what the driver had
-posted without asking for completions.
+been written since the checkpoint, if what is found here is stored as one before the first batch; each has the index of the
+descriptor that it is for. Descriptors after the last completion are sent again: what had been delivered of them is there twice,
+at most what the dead engine did in one batch, and what the driver had posted without asking for completions.
 
 A driver that wrote into its own queues or its doorbell page gets what it has made of them: wrong indices, and its context fails as
 that of any other driver that breaks the protocol.
@@ -22,7 +22,7 @@ that of any other driver that breaks the protocol.
 
 from hyp.abi.nic import CQE_BYTES, RQ_PROD
 from hyp.abi.platform import CHECKPOINT_BYTES, CHECKPOINTS
-from hyp.atomics import load32_acquire, load32_once, load64_acquire, load64_once, store64_release, u32_add, u32_sub
+from hyp.atomics import load32_acquire, load32_once, load64_acquire, load64_once, store32_once, store64_release, u32_add, u32_sub
 from hyp.frames import owner_bit
 from hyp.iommu import NO_TRANSLATION, READ, WRITE
 from hyp.kernels import compiled, outlined
@@ -75,6 +75,16 @@ def _unwrite_beyond(c):
             store64_release(slot + 8, (owner_bit(prod, c.rq_size) ^ 1) << 32)
 
 
+@compiled
+def checkpoint(e, c):
+    """What a restarted engine needs, after the completions it speaks of."""
+    at = e.page + CHECKPOINTS + c.number * CHECKPOINT_BYTES
+    store32_once(at, c.sq_cons)
+    store32_once(at + 4, c.rq_cons)
+    store32_once(at + 8, c.scq_prod)
+    store32_once(at + 12, c.rcq_prod)
+
+
 @outlined
 def resume(e, c):
     """Find where the context's queues are; before it is served, and within a batch."""
@@ -85,3 +95,5 @@ def resume(e, c):
     _unwrite_beyond(c)
     c.sq_prod, c.rq_prod = c.sq_cons, c.rq_cons
     c.scq_told, c.rcq_told = c.scq_prod, c.rcq_prod
+    c.sq_armed = -1  # whatever the dead engine wrote last
+    checkpoint(e, c)  # should this engine die, too, before its first batch ends: between checkpoints is no more than a batch

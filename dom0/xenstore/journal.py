@@ -45,7 +45,7 @@ within a record            the tree without that request; its client was not ans
 before the answer is sent  the tree with it; its client asks again, and gets the same answer (hyp/xenstore/client.py)
 within a compaction        the same tree: it reads the old records and the nodes behind them
 between `begin` and holes  the same tree; it gives the rest back
-before the first record    nothing: it does not start (the topology was not up yet)
+before the first record    an empty one: nobody has been answered
 =========================  ===================================================================================
 
 That 8 bytes are there whole: a signal that kills is looked at between pages of a write, and before a process's next instruction.
@@ -149,10 +149,11 @@ class Journal:
         return self._end - self._punched
 
     def follow(self, nodes: Mapping[str, Node], introduced: Set[int]) -> None:
-        """Whose nodes a snapshot is made of, and which domains there are. Of a new journal, before the first `commit`."""
+        """What it is to say, now and by its snapshots: nodes, and which domains there are. A new journal says that at once."""
         self._nodes, self._introduced = nodes, introduced
         if self.saved is None:
-            self._append(_record([[DOMAINS, sorted(introduced)]]))
+            everything = ([NODE, path, *_contents(node), node.children] for path, node in nodes.items())
+            self._append(_record([[DOMAINS, sorted(introduced)], *everything]))
             self._file.write(0, MAGIC + _BEGIN.pack(self._begin))
 
     def commit(self, puts: Sequence[Put], *, domains: bool = False) -> None:
@@ -209,8 +210,11 @@ class Journal:
     def _restore(self) -> None:
         """Read the records, and cut off what is none."""
         head = self._file.read(0, len(MAGIC) + _BEGIN.size)
+        if not any(head):  # killed before the first record: nobody has been answered
+            self._file.cut(0)
+            return
         if len(head) < len(MAGIC) + _BEGIN.size or not head.startswith(MAGIC):
-            raise JournalError("the journal was never begun")
+            raise JournalError("this is no journal")
         (self._begin,) = _BEGIN.unpack_from(head, len(MAGIC))
         if self._begin == 0:
             raise JournalError("the journal is not whole: there was no memory for it")

@@ -77,7 +77,7 @@ class Xenstored:
         self.journal = journal
         if journal is not None:
             journal.follow(self.store.tree.nodes, self.store.introduced)
-            self._record()
+            self.store.tree.puts.clear()
         self.connections: dict[Watcher, Connection] = {}
         self.disconnects: Counter[str] = Counter()  # by cause: closed, malformed, error, removed, released
         self.turns = Turns(self._flush_all)

@@ -116,8 +116,7 @@ class Link:
         packet = xs_wire.pack(type_, number, transaction.number if transaction else 0, payload)
         request = self._requests[number] = _Request(packet, reply, transaction is not None, about)
         try:
-            if self._writer is not None:
-                self._send(request)
+            if self._writer is not None and self._send(request):
                 with contextlib.suppress(OSError):  # the reader sees it, too
                     await self._writer.drain()
             return await reply
@@ -127,13 +126,20 @@ class Link:
 
     def post(self, type_: MessageType, payload: bytes, transaction: TransactionId | None = None) -> None:
         """Send a request that is about this connection alone, and whose reply does not matter."""
-        if self._writer is not None and (transaction is None or transaction.socket == self._socket):
-            self._writer.write(xs_wire.pack(type_, self._next_id(), transaction.number if transaction else 0, payload))
+        if transaction is None or transaction.socket == self._socket:
+            self._write(xs_wire.pack(type_, self._next_id(), transaction.number if transaction else 0, payload))
 
-    def _send(self, request: _Request) -> None:
-        assert self._writer is not None
-        request.sent += 1
-        self._writer.write(request.packet)
+    def _send(self, request: _Request) -> bool:
+        sent = self._write(request.packet)
+        request.sent += sent
+        return sent
+
+    def _write(self, packet: bytes) -> bool:
+        """False if there is nothing to write to: between two sockets, or at the end of one, which `_receive` is to see yet."""
+        if self._writer is None or self._writer.transport.is_closing():
+            return False
+        self._writer.write(packet)
+        return True
 
     def _next_id(self) -> int:
         taken = (self._requests, self._registering)
@@ -205,7 +211,7 @@ class Link:
         for type_, payload, registered in self._registrations({request.about for request in waiting}):
             number = self._next_id()
             self._registering[number] = registered
-            writer.write(xs_wire.pack(type_, number, 0, payload))
+            self._write(xs_wire.pack(type_, number, 0, payload))
         for request in waiting:
             self._send(request)
 

@@ -30,10 +30,11 @@ def test_what_was_answered_is_there_however_often_it_is_killed() -> None:
     """Writers, each in its own home; transactions of pairs; watchers; nodes made and removed; killed at random moments."""
     rng = random.Random(3)
 
-    async def writer(client: XenstoreClient, ended: asyncio.Event) -> int:
-        count = 0
+    counts = dict.fromkeys(GUESTS, 0)
+
+    async def writer(client: XenstoreClient, domid: int, ended: asyncio.Event) -> int:
         while not ended.is_set():
-            count += 1
+            count = counts[domid] = counts[domid] + 1
 
             async def pair(transaction: Transaction, value: str = f"{count}") -> None:
                 assert await transaction.read("one") == await transaction.read("two")
@@ -45,7 +46,7 @@ def test_what_was_answered_is_there_however_often_it_is_killed() -> None:
             await client.mkdir(f"d{count % 7}/e")
             await client.rm(f"d{(count + 3) % 7}")
             assert await client.read("n") == f"{count}"
-        return count
+        return counts[domid]
 
     async def watcher(watch: Watch, dom0: XenstoreClient, path: str, seen: list[int]) -> None:
         async for _ in watch:
@@ -62,10 +63,12 @@ def test_what_was_answered_is_there_however_often_it_is_killed() -> None:
                 await client.write(name, "0")
             path = f"/local/domain/{domid}/n"
             watchers.append(asyncio.create_task(watcher(await dom0.watch(path, f"{domid}"), dom0, path, seen[domid])))
-            writers.append(asyncio.create_task(writer(client, ended)))
-        for _ in range(ROUNDS):
-            until = time.monotonic() + rng.random() / 20
+            writers.append(asyncio.create_task(writer(client, domid, ended)))
+        for number in range(ROUNDS):
+            until, before = time.monotonic() + rng.random() / 20, dict(counts)
             while time.monotonic() < until:
+                await asyncio.sleep(0)
+            while number % 5 == 0 and any(counts[domid] == before[domid] for domid in GUESTS):  # nobody gives it up
                 await asyncio.sleep(0)
             kept.kill()
         ended.set()

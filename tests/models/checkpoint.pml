@@ -1,13 +1,13 @@
-/* The NIC is killed, at any step, and another one goes on from what is in memory (nic/engine.py _checkpoint; docs/faults.md).
+/* The NIC is killed, at any step, and another one goes on from what is in memory (nic/resume.py, nic/engine.py; docs/faults.md).
 
    A sender's context and a receiver's, on one engine. In a batch the engine takes what the sender has posted, puts each frame into
    the receiver's next buffer, completes it there, completes the send if that is signalled; at the batch's end it notifies both and
    stores its checkpoint, word by word. It is killed up to KILLS times, while it recovers, too: then its stores come to memory, and
    the next one begins.
 
-   Recovery: the send queue goes on behind the checkpoint, or behind the last completion that was written since. Of the receive queue
-   the completion queue alone says where it is, between `rq_prod` - size and `rq_prod`; a batch may fill a receive queue several times, so
-   the checkpoint is of no use there. Then the checkpoint is stored, each completion queue is kicked once, and both doorbells are looked at.
+   Recovery: the send queue goes on behind the checkpoint, or behind the last completion that was written since. The receive queue goes
+   on at the first place without a completion from the checkpoint on, but not from before `rq_prod` - size: a batch may fill a receive queue
+   several times. Then the checkpoint is stored, each completion queue is kicked once, and both doorbells are looked at.
    Who is notified of what is simpler than in doorbell.pml: always.
 
    Holds: no frame is lost; after a kill at most one batch comes again; nobody's queue overruns; nobody sleeps for good. */
@@ -161,10 +161,12 @@ inline recover()
     load(me, CHECKPOINT_RQ, rq_cons);
 #else
     load(me, RQ_PROD, rq_prod);
-#ifdef SCAN_RECEIVES_FROM_CHECKPOINT
     load(me, CHECKPOINT_RQ, rq_cons);
-#else
-    rq_cons = minus(rq_prod, RQ_SIZE);
+#ifndef SCAN_RECEIVES_FROM_CHECKPOINT
+    if
+    :: minus(rq_prod, rq_cons) > RQ_SIZE -> rq_cons = minus(rq_prod, RQ_SIZE)
+    :: else
+    fi;
 #endif
     k = 0;
     do

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """A bug: `macro` takes `what` away. `code`: ``file:function`` where that is, several with spaces between; FAULTS: to be built."""
+    """A bug: `macro` takes `what` away. `code`: ``file:function`` where that is, maybe several of them; FAULTS: to be built."""
 
     macro: str
     what: str
@@ -122,14 +122,14 @@ MODELS = (
         "checkpoint", "a NIC that is killed, and the next one, which goes on from checkpoint pages and queues",
         (Variant(), Variant(PSO), Variant(("KILLS=2", "FRAMES=3"), long=True)),
         (
-            Seed("NO_SCAN_SENDS", "send completions since the checkpoint are looked for", FAULTS),
-            Seed("NO_SCAN_RECEIVES", "receive completions are looked for", FAULTS),
-            Seed("SCAN_RECEIVES_FROM_CHECKPOINT", "they are looked for from rq_prod - size on, not from the checkpoint", FAULTS),
-            Seed("NO_KICK", "each completion queue is kicked once", FAULTS),
-            Seed("NO_DOORBELL_SCAN", "all doorbells are looked at before the first sleep", FAULTS),
-            Seed("NO_CHECKPOINT_AT_RECOVERY", "what was recovered is stored at once", FAULTS, ("KILLS=2", "FRAMES=3")),
-            Seed("NO_REAP", "the dead NIC's stores are in memory before the next one looks", FAULTS),
-            Seed("CHECKPOINT_FIRST", "delivery and completions before the checkpoint", "nic/engine.py:_checkpoint"),
+            Seed("NO_SCAN_SENDS", "send completions since the checkpoint are looked for", "nic/resume.py:_find_sends"),
+            Seed("NO_SCAN_RECEIVES", "receive completions are looked for", "nic/resume.py:_find_receives"),
+            Seed("SCAN_RECEIVES_FROM_CHECKPOINT", "none from before rq_prod - size", "nic/resume.py:_find_receives"),
+            Seed("NO_KICK", "each completion queue is kicked once", "hyp/monitor/devices.py:_hand_over"),
+            Seed("NO_DOORBELL_SCAN", "all doorbells are looked at before the first sleep", "nic/engine.py:run"),
+            Seed("NO_CHECKPOINT_AT_RECOVERY", "that is stored at once", "nic/resume.py:resume", ("KILLS=2", "FRAMES=3")),
+            Seed("NO_REAP", "the dead NIC's stores are in memory before", "lab/keeper/keeper.py:_restart"),
+            Seed("CHECKPOINT_FIRST", "delivery and completions before the checkpoint", "nic/resume.py:checkpoint"),
             Seed("COMPLETE_FIRST", "delivery before the send's completion", "nic/send.py:_send_run"),
             Seed("NO_RELEASE_OWNER", "the frame before its completion's owner bit", "hyp/frames.py:write_completion", PSO),
             Seed("NO_RELEASE_OWNER", "the same, on x86 alone", "hyp/frames.py:write_completion", superfluous=ON_TSO),

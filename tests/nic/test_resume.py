@@ -73,6 +73,10 @@ class Dead:
         at = CHECKPOINTS + NUMBER * CHECKPOINT_BYTES
         self._page.array[at : at + CHECKPOINT_BYTES] = checkpoint.view(np.uint8)
         self.doorbell.words("<u4", RQ_PROD, 1)[0] = posted % WORDS
+        return self.resume_again()
+
+    def resume_again(self) -> dict[str, int]:
+        """By the checkpoint that is there."""
         _resume(self.state.address, NUMBER)
         return {name: int(self.record[0][name]) for name in ("sq_cons", "scq_prod", "rq_cons", "rcq_prod", "scq_told", "rcq_told")}
 
@@ -115,6 +119,21 @@ def test_sends_go_on_after_the_last_completion(size: int, done: int, data: st.Da
     found = dead.resume(first, completions - since, 0, size)
     assert found["scq_prod"] == found["scq_told"] == completions % WORDS
     assert found["sq_cons"] == at % WORDS
+
+
+def test_what_is_found_is_the_checkpoint_for_who_comes_next() -> None:
+    """Else a second death finds the completions of two batches since the checkpoint, which may be more than a ring."""
+    dead = Dead(64)
+    dead.laps("scq", WORDS)
+    dead.laps("rcq", WORDS)
+    for k in range(40):
+        dead.complete("scq", WORDS + k, WORDS + k)
+    first = dead.resume(WORDS, WORDS, WORDS, 64)
+    assert (first["sq_cons"], first["scq_prod"]) == (40, 40)
+    for k in range(40, 80):  # its first batch, which it doesn't live to end
+        dead.complete("scq", WORDS + k, WORDS + k)
+    second = dead.resume_again()
+    assert (second["sq_cons"], second["scq_prod"]) == (80, 80)
 
 
 def test_a_driver_that_wrote_into_its_own_queues_gets_indices_within_a_ring() -> None:
