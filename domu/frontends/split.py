@@ -117,7 +117,7 @@ class _Memory:
 
     def __init__(self, guest: "Guest", table: Mapping, queue: int = 0) -> None:
         self.record = np.zeros(1, NETFRONT)
-        self.rings = np.zeros(2, RING)
+        self._rings = np.zeros(2, RING)
         self._lists = np.zeros((3, TX_SLOTS), np.int64)
         self.busy = self._lists[1]
         self._polled = np.zeros(RX_SLOTS, POLLED)
@@ -126,7 +126,7 @@ class _Memory:
         row = self.record[0]
         row["awaited"] = 1
         row["tx_ref"], row["rx_ref"] = TX_REF + queue * QUEUE_REFS, RX_REF + queue * QUEUE_REFS
-        row["tx_ring"], row["rx_ring"] = (int(self.rings[k : k + 1].ctypes.data) for k in range(2))
+        row["tx_ring"], row["rx_ring"] = (int(self._rings[k : k + 1].ctypes.data) for k in range(2))
         row["free"], row["busy"], row["infos"] = (int(self._lists[k].ctypes.data) for k in range(3))
         row["polled"], row["table"], row["ram"] = self._polled.ctypes.data, table.address, guest.ram.address
         row["tx_pool"] = guest.ram.allocate(TX_SLOTS * PAGE_BYTES)
@@ -246,7 +246,7 @@ async def _device(guest: "Guest", queue: _Queue, mac: str, features: int) -> Con
     )  # fmt: skip
     row = device.record[0]
     row["fragment_room"], row["fragment_align"], row["max_fragments"] = PAGE_BYTES, PAGE_BYTES, NR_SLOTS_MIN
-    return ConnectedQueue(queue.guest, device, memory.record, memory.busy, memory.rings[:1], queue.ports, event_fds)
+    return ConnectedQueue(queue.guest, device, memory.record, memory.busy, queue.ports, event_fds)
 
 
 def acceptable(wanted: int, offered: int) -> int:

@@ -36,12 +36,11 @@ from domu.frontends.split_state import (
     fail,
     netfront_at,
     put_free,
-    request_word,
     write_request,
 )
 from hyp.abi.counters import DROP_DOWN, FAULTS_GRANT, RESENT
 from hyp.abi.netif import RX_SLOT_BYTES, TX_SLOT_BYTES, TXF_EXTRA_INFO, TXF_MORE_DATA
-from hyp.atomics import load64, store64, u32_sub
+from hyp.atomics import load64, u32_sub
 from hyp.counters import commit, count
 from hyp.grants import end_access
 from hyp.kernels import compiled, entry, i64, void
@@ -84,7 +83,7 @@ def begin_again(device: int) -> None:
 
 
 def unanswered(busy: "np.ndarray[tuple[int], np.dtype[np.int64]]", sequence: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The ids of the requests without an answer, the oldest first. `sequence`: of the request that is written next."""
+    """The ids of the requests without an answer, the oldest first. `sequence`: of the request that will be written next."""
     ids = np.nonzero(busy)[0]
     ages = (sequence - (busy[ids] >> SEQUENCE_SHIFT)) & SEQUENCE_MASK
     return ids[np.argsort(-ages, kind="stable")].astype(np.int64)
@@ -130,7 +129,7 @@ def _whole_frame(f, ids, k, n):
     word = _remembered(f, ids, k)
     if word & BEHIND:
         return 0
-    due, requests = (word >> SEQUENCE_SHIFT) + (2 if _flags(word) & TXF_EXTRA_INFO else 1), 1
+    due, requests = (word >> SEQUENCE_SHIFT) + 1, 1
     while _flags(word) & TXF_MORE_DATA:
         if k + requests == n:
             return 0
@@ -146,7 +145,6 @@ def _whole_frame(f, ids, k, n):
 def _write_again(f, ring, number):
     word = load64(f.busy + 8 * number)
     offset, flags, octets = word & PAGE_MASK, _flags(word), (word >> SIZE_SHIFT) & 0xFFFF
-    store64(f.busy + 8 * number, request_word(ring, offset, octets, flags) | (word & BEHIND))
     write_request(f, ring, number, offset, octets, flags)
     if flags & TXF_EXTRA_INFO:
         send_info(f, ring, number, load64(f.infos + 8 * number))

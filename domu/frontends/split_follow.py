@@ -66,7 +66,6 @@ class ConnectedQueue:
     front: Record
     """Its NETFRONT record."""
     busy: "np.ndarray[tuple[int], np.dtype[np.int64]]"
-    tx_ring: Record
     ports: list[int]
     """Event channels: one to transmit and one to receive, or one for both."""
     event_fds: list[int]
@@ -82,7 +81,7 @@ class ConnectedQueue:
         device = int(self.attached.ctypes.data)
         if settle(device) < 0:
             raise ConnectionError("its rings make no sense")
-        ids = unanswered(self.busy, int(self.tx_ring[0]["req_prod_pvt"]))
+        ids = unanswered(self.busy, int(self.front[0]["free_head"]))
         begin_again(device)
         frames = int(resend(device, int(ids.ctypes.data), len(ids)))
         if frames < 0:

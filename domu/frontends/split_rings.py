@@ -95,7 +95,7 @@ def tx_reserve(device: int, want: int) -> int:
         return FAILED
     n = min(_room(f), want)
     for k in range(n):
-        number = load64(f.free + 8 * ((f.free_head + k) % TX_SLOTS))
+        number = load64(f.free + 8 * ((f.free_head + k) & (TX_SLOTS - 1)))
         set_frame(d.tx, k, f.ram + f.tx_pool + number * PAGE_BYTES + _colour(number), 0)
     return n
 

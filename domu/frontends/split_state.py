@@ -40,7 +40,7 @@ NETFRONT = np.dtype(
         ("free", "i8"),  # ring of TX_SLOTS free request ids
         ("free_head", "i8"),
         ("free_tail", "i8"),
-        ("busy", "i8"),  # by request id: what it says (`request_word`) while the back end has it; else 0
+        ("busy", "i8"),  # by request id: what it says (`send_page`) while the back end has it; else 0
         ("infos", "i8"),  # by request id: the extra info behind it, if it has one
         ("extras", "i8"),  # extra infos that the back end has
         ("polled", "i8"),  # RX_SLOTS POLLED entries: fragments of whole frames taken from the ring and not yet released
@@ -69,7 +69,7 @@ def fail(d, f):
 
 # What is remembered of a request that the back end has, for that cannot be read back from the shared ring (R3):
 #
-#     bits 0–11 offset in the page   12–15 flags   16–31 size   32–60 sequence: the ring's index   61 BEHIND   62 BUSY
+#     bits 0–11 offset in the page   12–15 flags   16–31 size   32–60 sequence: its place among all requests   61 BEHIND   62 BUSY
 FLAGS_SHIFT, FLAGS_MASK, SIZE_SHIFT, SEQUENCE_SHIFT, SEQUENCE_MASK = 12, 15, 16, 32, (1 << 29) - 1
 BEHIND = 1 << 61
 """It is a fragment behind the first one of its frame."""
@@ -77,24 +77,20 @@ BUSY = 1 << 62
 
 
 @compiled
-def request_word(ring, addr, octets, flags):
-    """What `busy` has of the request that is written next, a frame's first."""
-    sequence = (ring.req_prod_pvt & SEQUENCE_MASK) << SEQUENCE_SHIFT
-    return BUSY | (addr & PAGE_MASK) | (flags << FLAGS_SHIFT) | (octets << SIZE_SHIFT) | sequence
-
-
-@compiled
 def next_free(f):
     """The request id that is used next."""
-    return load64(f.free + 8 * (f.free_head % TX_SLOTS))
+    return load64(f.free + 8 * (f.free_head & (TX_SLOTS - 1)))
 
 
 @compiled
 def send_page(f, ring, grant, addr, octets, flags):
     """Write the next transmit request: `octets` bytes of the next free send page, which begin at `addr` in it."""
-    number = next_free(f)
-    f.free_head += 1
-    store64(f.busy + 8 * number, request_word(ring, addr, octets, flags))
+    head = f.free_head
+    number = load64(f.free + 8 * (head & (TX_SLOTS - 1)))
+    f.free_head = head + 1
+    sequence = (head & SEQUENCE_MASK) << SEQUENCE_SHIFT
+    word = BUSY | (addr & PAGE_MASK) | (flags << FLAGS_SHIFT) | (octets << SIZE_SHIFT) | sequence
+    store64(f.busy + 8 * number, word)
     if grant:
         grant_access(f.table, f.tx_ref + number, BACKEND, (f.tx_pool >> 12) + number, 1)
     write_request(f, ring, number, addr & PAGE_MASK, octets, flags)
@@ -113,7 +109,7 @@ def write_request(f, ring, number, offset, octets, flags):
 def put_free(f, number):
     """The back end has request `number` no more."""
     store64(f.busy + 8 * number, 0)
-    store64(f.free + 8 * (f.free_tail % TX_SLOTS), number)
+    store64(f.free + 8 * (f.free_tail & (TX_SLOTS - 1)), number)
     f.free_tail += 1
 
 
