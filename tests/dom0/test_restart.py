@@ -14,7 +14,7 @@ from hyp.control import Refused
 from hyp.load.tcp import unit_for
 from hyp.xenstore.client import XenstoreError
 from lab.owner import Lab
-from tests.support.labs import run, until
+from tests.support.labs import a_moment, run, until
 from tests.support.streams import ENDLESS, Stream, kill, lab_of, macs, store_of
 from tests.support.tiers import tiered
 
@@ -84,7 +84,7 @@ def test_nothing_of_a_guests_is_lost(tmp_path: Path, case: tuple[str, int]) -> N
         async with lab_of(tmp_path, "dom0-dies", LAB.format(more=more)) as lab:
             streams = await started(lab, frame)
             for _ in range(kills):
-                await asyncio.sleep(rng.uniform(0.0, 0.05))  # any moment will do: that is what is tried
+                await a_moment(rng)
                 await kill(lab, "dom0")
                 for stream in streams:
                     await stream.goes_on()

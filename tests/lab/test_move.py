@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from hyp.control import Refused
-from tests.nic.test_restart import all_of, arrived, kill, lab_of, macs, received
 from tests.support.labs import GUESTS, launch, run, staying_up, topology_file, unique
+from tests.support.streams import all_of, arrived, kill, lab_of, macs, received
 from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -52,15 +52,14 @@ def test_a_guest_that_has_moved_outlives_nic_and_dom0_on_its_new_path(tmp_path: 
             mac = macs(lab)
             await lab.move("anna", "bypass")
             await lab.move("carl", "split")
-            job = asyncio.ensure_future(
-                lab.call("anna", "send_stream", mac=mac["carl"], frame=200, stream=1, frames=1 << 40, pps=5000)
-            )
+            stream: dict[str, Any] = {"frame": 200, "stream": 1, "frames": 1 << 40, "pps": 5000}
+            job = asyncio.ensure_future(lab.call("carl", "send_stream", mac=mac["anna"], **stream))
             for daemon in ("nic", "dom0", "nic"):
-                before = await arrived(lab, "carl", 1)
+                before = await arrived(lab, "anna", 1)
                 await kill(lab, daemon)
-                await arrived(lab, "carl", 1, before)
-            await lab.call("anna", "end_job")
-            report = await all_of(lab, "carl", 1, (await job)["sent"])
+                await arrived(lab, "anna", 1, before)
+            await lab.call("carl", "end_job")
+            report = await all_of(lab, "anna", 1, (await job)["sent"])
             assert (report["lost"], report["corrupt"]) == (0, 0)
 
     run(main())

@@ -4,10 +4,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +12,9 @@ from hyp.control import Refused
 from hyp.load.frames import HEADER_ONLY
 from lab.keeper.restarts import MOST
 from lab.owner import Lab
-from tests.support.labs import GUESTS, left_behind, run, topology
+from tests.support.labs import GUESTS, a_moment, run, topology
 from tests.support.patience import patient
+from tests.support.streams import all_of, arrived, kill, lab_of, macs, received
 from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -28,45 +26,6 @@ EVERY_PATH = "".join(
 )
 PATIENT = "[nic]\nengines = {engines}\npause_us = 1000000\nmtu = 4000\n"
 """The machine may be busy with other tests: a receiver that gets no CPU for a while is to cost nobody a frame."""
-
-
-@asynccontextmanager
-async def lab_of(tmp_path: Path, name: str, text: str) -> AsyncIterator[Lab]:
-    lab = Lab(topology(tmp_path, name, text))
-    async with lab:
-        yield lab
-    assert left_behind(lab.name) == []
-
-
-def macs(lab: Lab) -> dict[str, str]:
-    return {guest["name"]: guest["mac"] for guest in lab.topology["guest"]} | {"wire": lab.topology["nic"]["wire"]["mac"]}
-
-
-async def kill(lab: Lab, process: str = "nic") -> None:
-    """Kill a process, and wait until another one is ready in its place."""
-    times = lab.restarts(process)
-    os.kill((await lab.pids())[process], signal.SIGKILL)
-    await lab.restarted(process, times + 1)
-
-
-async def arrived(lab: Lab, receiver: str, stream: int, more_than: int = 0) -> int:
-    """Wait until the receiver has more than so many frames of a stream; how many."""
-    async with asyncio.timeout(patient(20)):
-        while (frames := (await received(lab, receiver, stream))["frames"]) <= more_than:
-            await asyncio.sleep(0.005)
-    return int(frames)
-
-
-async def received(lab: Lab, receiver: str, stream: int) -> dict[str, Any]:
-    if receiver == "wire":
-        return dict((await lab.call("nic", "wire_report", stream=stream))["received"])
-    return dict(await lab.call(receiver, "received", stream=stream))
-
-
-async def all_of(lab: Lab, receiver: str, stream: int, sent: int) -> dict[str, Any]:
-    """The report once `sent` frames are there."""
-    await arrived(lab, receiver, stream, sent - 1)
-    return await received(lab, receiver, stream)
 
 
 @pytest.mark.parametrize("engines", tiered([1, 2], [2]))
@@ -87,8 +46,8 @@ def test_nothing_is_lost_on_any_path(tmp_path: Path, engines: int, frame: int) -
             }
             for _ in range(4):
                 before = [await arrived(lab, other, k) for k, (_, other) in enumerate(pairs, 1)]
-                await asyncio.sleep(rng.uniform(0.0, 0.05))  # any moment will do: that is what is tried
-                await kill(lab)
+                await a_moment(rng)
+                await kill(lab, "nic")
                 for k, ((_, other), frames) in enumerate(zip(pairs, before, strict=True), 1):
                     await arrived(lab, other, k, frames)
             for k, ((one, other), job) in enumerate(jobs.items(), 1):
@@ -113,7 +72,7 @@ def test_the_wire_outlives_the_nic(tmp_path: Path) -> None:
             await lab.call("nic", "wire_generate", mac=mac["dora"], frame=200, stream=3, frames=200_000, pps=100_000)
             for _ in range(3):
                 before = [await arrived(lab, *one) for one in (("wire", 1), ("wire", 2), ("dora", 3))]
-                await kill(lab)
+                await kill(lab, "nic")
                 for one, frames in zip((("wire", 1), ("wire", 2), ("dora", 3)), before, strict=True):
                     await arrived(lab, *one, frames)
             for stream, sender, job in zip((1, 2), ("anna", "carl"), out, strict=True):
@@ -153,7 +112,7 @@ def test_who_dies_again_and_again_is_given_up_and_its_guests_are_told(tmp_path: 
                 for k, (one, other) in enumerate((("carl", "dora"), ("anna", "bert")), 1)
             }
             for _ in range(MOST):
-                await kill(lab)
+                await kill(lab, "nic")
             os.kill((await lab.pids())["nic"], signal.SIGKILL)
             assert "nic died (signal 9)" in await lab.death_of({"nic"})
             with pytest.raises(Refused, match="device has failed"):  # no sender hangs

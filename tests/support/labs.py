@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import random
 import re
 import shlex
 import subprocess
@@ -160,6 +161,11 @@ async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
     while not await condition():
         assert time.monotonic() < deadline, f"waited in vain for {what}"
         await asyncio.sleep(0.01)
+
+
+async def a_moment(rng: random.Random) -> None:
+    """Let some of 50 ms pass: what comes then is to come at any moment."""
+    await asyncio.sleep(rng.uniform(0.0, 0.05))
 
 
 def left_behind(name: str) -> list[str]:

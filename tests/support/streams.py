@@ -10,8 +10,7 @@ from typing import Any
 
 from hyp.xenstore.client import XenstoreClient
 from lab.owner import Lab
-from tests.support.labs import left_behind, topology
-from tests.support.patience import patient
+from tests.support.labs import left_behind, topology, until
 
 ENDLESS = 1 << 40
 
@@ -50,6 +49,28 @@ async def kill(lab: Lab, process: str) -> None:
     await lab.restarted(process, times + 1)
 
 
+async def arrived(lab: Lab, receiver: str, stream: int, more_than: int = 0) -> int:
+    """Wait until the receiver has more than so many frames of a stream; how many."""
+
+    async def there() -> bool:
+        return bool((await received(lab, receiver, stream))["frames"] > more_than)
+
+    await until(there, f"frames of stream {stream} at {receiver}")
+    return int((await received(lab, receiver, stream))["frames"])
+
+
+async def received(lab: Lab, receiver: str, stream: int) -> dict[str, Any]:
+    if receiver == "wire":
+        return dict((await lab.call("nic", "wire_report", stream=stream))["received"])
+    return dict(await lab.call(receiver, "received", stream=stream))
+
+
+async def all_of(lab: Lab, receiver: str, stream: int, sent: int) -> dict[str, Any]:
+    """The report once `sent` frames are there."""
+    await arrived(lab, receiver, stream, sent - 1)
+    return await received(lab, receiver, stream)
+
+
 class Stream:
     """A stream without end from one guest, or the wire, to another."""
 
@@ -76,11 +97,15 @@ class Stream:
 
     async def arrived(self, frames: int) -> dict[str, Any]:
         """Wait until so many frames have; the report."""
-        async with asyncio.timeout(patient(20)):
-            while (report := await self.report())["frames"] < frames:
-                assert self._job is None or not self._job.done(), self._job.result() if self._job else None
-                await asyncio.sleep(0.005)
-        return report
+
+        async def there() -> bool:
+            if (await self.report())["frames"] >= frames:
+                return True
+            assert self._job is None or not self._job.done(), self._job.result() if self._job else None
+            return False
+
+        await until(there, f"{frames} frames of stream {self.number} at {self.receiver}")
+        return await self.report()
 
     def job(self) -> "asyncio.Future[Any]":
         """The sender's, if it is a guest."""
