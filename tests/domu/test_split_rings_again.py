@@ -1,4 +1,4 @@
-"""The split front end's rings after its back end was made anew, in one process: what is written again, and what a hostile one gets."""
+"""The split front end's rings after its back end was made anew, in one process: what is written again; a hostile one."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -54,7 +54,8 @@ class World:
         given = iter(range(0, PAGES * PAGE_BYTES, PAGE_BYTES))
 
         def allocate(size: int) -> int:
-            return [next(given) for _ in range(size // PAGE_BYTES)][0]
+            first, *_ = (next(given) for _ in range(size // PAGE_BYTES))
+            return first
 
         self.table = np.zeros(2 * PAGE_BYTES, np.uint8)
         guest: Any = SimpleNamespace(ram=SimpleNamespace(address=address, allocate=allocate))
@@ -67,9 +68,8 @@ class World:
         self.device = new_device(OPERATIONS, self.front.address, "", 0, 2048, (rows[0], rows[1]), int(wait.ctypes.data), 0)
         row = self.device.record[0]
         row["fragment_room"], row["fragment_align"] = PAGE_BYTES, PAGE_BYTES
-        self.pages = [
-            np.frombuffer((ctypes.c_char * PAGE_BYTES).from_address(address + k * PAGE_BYTES), np.uint8) for k in range(2)
-        ]
+        begin = address - int(memory.ctypes.data)
+        self.pages = [memory[begin + k * PAGE_BYTES : begin + (k + 1) * PAGE_BYTES] for k in range(2)]
         for name in ("tx_event_fd", "rx_event_fd"):
             self.front.record[0][name] = -1
         split._post_all_receives(self.device.address)

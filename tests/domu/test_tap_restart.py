@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lab.owner import Lab
-from tests.support.labs import LAUNCH, ROOT, run
+from tests.support.labs import LAUNCH, ROOT, run, until
 from tests.support.patience import patient
 from tests.support.streams import kill, lab_of
 
@@ -47,11 +47,10 @@ def test_a_download_over_deaths_of_dom0(tmp_path: Path, server: str, client: str
             while killed < KILLS and download.returncode is None:
                 size, more = (copy.stat().st_size if copy.exists() else 0), MIB // (KILLS + 1) << 20
 
-                async def more_is_there(size: int = size, more: int = more) -> None:
-                    while download.returncode is None and (not copy.exists() or copy.stat().st_size < size + more):
-                        await asyncio.sleep(0.005)
+                async def more_is_there(size: int = size, more: int = more) -> bool:
+                    return download.returncode is not None or (copy.exists() and copy.stat().st_size >= size + more)
 
-                await asyncio.wait_for(more_is_there(), patient(30))
+                await until(more_is_there, "more of the file")
                 await kill(lab, "dom0")
                 killed += 1
             said, _ = await asyncio.wait_for(download.communicate(), patient(60))
