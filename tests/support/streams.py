@@ -23,7 +23,8 @@ async def lab_of(tmp_path: Path, name: str, text: str) -> AsyncIterator[Lab]:
         try:
             yield lab
         except BaseException:
-            print(lab._rundir.log_path.read_text(errors="replace")[-4000:])
+            for log in (lab._rundir.log_path, *(lab._rundir.guest_log(guest["name"]) for guest in lab.topology["guest"])):
+                print(log.read_text(errors="replace")[-4000:] if log.exists() else f"no {log.name}")
             raise
     assert left_behind(lab.name) == []
 
