@@ -47,6 +47,7 @@ OF_DOM0_ONLY: dict[str, set[str]] = {
     "toolstack_ready": set(),
     "foreign_view": {"domid"},
     "filter_change": {"context", "add", "remove"},
+    "contexts_settle": {"domid", "sent"},
     "spin_limit": {"limit_us"},
 }
 OF_THE_NIC: dict[str, set[str]] = {"nic_register": {"engines", "kept"}, "nic_ready": set()}
@@ -175,6 +176,8 @@ BAD: list[tuple[int, str, dict[str, Any], str, str]] = [
     (DOM0, "filter_change", {"context": 0, "add": "02", "remove": []}, "EINVAL", "add is '02', not a list of MAC addresses"),
     (DOM0, "filter_change", {"context": 0, "add": [], "remove": [5]}, "EINVAL", "remove is [5], not a list of MAC addresses"),
     (DOM0, "filter_change", {"context": 0, "add": ["02:00"], "remove": []}, "EINVAL", "add is ['02:00']"),
+    (DOM0, "contexts_settle", {"domid": 9, "sent": True}, "ESRCH", "domid is 9"),
+    (DOM0, "contexts_settle", {"domid": 1, "sent": 1}, "EINVAL", "sent is 1"),
     (DOM0, "spin_limit", {"limit_us": 1001}, "EINVAL", "limit_us is 1001, not an integer in [0, 1000]"),
     (DOMID_NIC, "nic_register", {"engines": 9}, "EINVAL", "engines is 9, not an integer in [1, 8]"),
 ]  # fmt: skip
