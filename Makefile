@@ -12,7 +12,7 @@ INSTALL := $(VENV)/bin/python lab/environment/install.py
 # Of the caller's, what would send packages elsewhere or bring in those of another Python.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV
 
-.PHONY: demo bench test test-all fuzz model check tools setup clean
+.PHONY: demo bench test test-all fuzz soak model check tools setup clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python launch.py demo
@@ -28,6 +28,10 @@ test: $(FOR_TESTS)
 
 test-all: $(FOR_TESTS)
 	$(PYTEST) || { [ $$? -eq 1 ] && $(ALONE); }
+
+# Long: traffic with faults for half an hour, then 500 starts and stops: does anything grow, is anything left?
+soak: $(STAMP)
+	$(VENV)/bin/python -m bench.chaos.soak
 
 # Long: guided fuzzing of all that a guest can send, and floods of hostile descriptors beside verified bystanders.
 fuzz: $(FOR_TESTS)

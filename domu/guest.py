@@ -81,7 +81,12 @@ class Guest:
         through_iommu = path.attachment is Attachment.CONTEXT
         front_end = importlib.import_module(IOMMU_FRONT_ENDS[self.config["iommu"]] if through_iommu else path.front_end)
         with self.ram.noting() as places:
-            devices: list[Device] = await front_end.connect(self)
+            try:
+                devices: list[Device] = await front_end.connect(self)
+            except BaseException:
+                for place, length in places:
+                    self.ram.free(place, length)
+                raise
         for device in devices:
             if device.behind is not None:
                 self._places[id(devices[0].behind)] = places

@@ -227,8 +227,17 @@ OPERATIONS = Operations(tx_reserve, tx_commit, tx_pending, rx_poll, rx_release, 
 
 
 async def connect(guest: "Guest") -> list[Device]:
-    """Open a context for each queue, register pools, post all receive buffers, start."""
-    return [await connect_context(guest, queue, native=False) for queue in guest.queues]
+    """Open a context for each queue, register pools, post all receive buffers, start. What fails leaves nothing behind."""
+    devices: list[Device] = []
+    try:
+        for queue in guest.queues:
+            devices.append(await connect_context(guest, queue, native=False))
+    except BaseException:
+        for device in reversed(devices):
+            if device.behind is not None:
+                await device.behind.close()
+        raise
+    return devices
 
 
 async def connect_context(guest: "Guest", queue: "GuestQueue", *, native: bool) -> Device:
@@ -236,6 +245,15 @@ async def connect_context(guest: "Guest", queue: "GuestQueue", *, native: bool) 
     entries = int(guest.config["queue"])
     counts = guest.counters.row(queue.row("device"))
     pair = await open_queue_pair(guest.hyp, queue.upcall, entries, counts[0], queue.number)
+    try:
+        return await _connect_pair(guest, queue, pair, counts, native=native)
+    except BaseException:
+        await ContextBehind(guest.hyp, pair).close()
+        raise
+
+
+async def _connect_pair(guest: "Guest", queue: "GuestQueue", pair: QueuePair, counts: tuple[int, int], *, native: bool) -> Device:
+    entries = int(guest.config["queue"])
     front = np.zeros(1, BYPASS)
     record = front[0]
     record["qp"], record["ram"] = pair.address, guest.ram.address

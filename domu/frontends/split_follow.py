@@ -97,7 +97,7 @@ class ConnectedQueue:
         self.front[0]["tx_event_fd"], self.front[0]["rx_event_fd"] = event_fds[0], event_fds[-1]
 
 
-async def max_queues(store: XenstoreClient, back: str) -> int:
+async def max_queues(store: XenstoreClient | Transaction, back: str) -> int:
     """How many queues the back end takes: 1, if it does not say."""
     try:
         text = await store.read(f"{back}/{MAX_QUEUES_NODE}")
@@ -122,14 +122,18 @@ async def notifiers(hyp: Channel, ports: list[int]) -> list[int]:
 
 
 async def tell_connected(store: XenstoreClient, front: str, nodes: dict[str, int]) -> None:
-    """Write what the back end must know, all at once, and then Connected."""
+    """Write what the back end must know, and Connected, all at once: a device that is made anew in between is at its beginning.
+
+    Raises XenstoreError ENOENT if the state node is not there: the toolstack has removed the device.
+    """
 
     async def write(transaction: Transaction) -> None:
+        await transaction.read(f"{front}/state")
         for name, value in nodes.items():
             await transaction.write(f"{front}/{name}", str(value))
+        await transaction.write(f"{front}/state", str(int(XenbusState.CONNECTED)))
 
     await store.retry(write)
-    await switch_state(store, front, XenbusState.CONNECTED)
 
 
 class Following:
@@ -200,7 +204,9 @@ class Following:
         return True
 
     async def _connect(self) -> bool:
-        offered, most = await offered_features(self._store, self._back), await max_queues(self._store, self._back)
+        back, offered, most = await self._store.retry(self._offers)
+        if back is not XenbusState.INIT_WAIT:  # made anew since we looked: there is another event
+            return True
         if self._features & ~offered or len(self._queues) > most:
             return await self._lose("does not offer what was agreed on")
         try:
@@ -210,6 +216,11 @@ class Following:
             return await self._lose(str(error))
         await tell_connected(self._store, self._front, self._nodes)
         return True
+
+    async def _offers(self, transaction: Transaction) -> tuple[XenbusState | None, int, int]:
+        """The back end's state, and what it offers in it, and no other one."""
+        state = await read_state(transaction, self._back)
+        return state, await offered_features(transaction, self._back), await max_queues(transaction, self._back)
 
     async def _attach(self) -> bool:
         try:

@@ -61,7 +61,7 @@ def parse_state(value: str) -> XenbusState:
     return XenbusState(int(value)) if _STATE.fullmatch(value) else XenbusState.UNKNOWN
 
 
-async def read_state(client: XenstoreClient, path: str) -> XenbusState | None:
+async def read_state(client: XenstoreClient | Transaction, path: str) -> XenbusState | None:
     """State of the device at `path`; None if its state node is not there, which may look like EACCES to another domain.
 
     Raises XenstoreError for any other error.
@@ -74,7 +74,7 @@ async def read_state(client: XenstoreClient, path: str) -> XenbusState | None:
         return None
 
 
-async def says_one(client: XenstoreClient, node: str) -> bool:
+async def says_one(client: XenstoreClient | Transaction, node: str) -> bool:
     """True if a node of the other end's is there, may be read, and is 1. Raises XenstoreError for any other error."""
     try:
         return await client.read(node) == "1"
@@ -84,7 +84,7 @@ async def says_one(client: XenstoreClient, node: str) -> bool:
         return False
 
 
-async def offered_features(client: XenstoreClient, back: str) -> int:
+async def offered_features(client: XenstoreClient | Transaction, back: str) -> int:
     """The feature word that the back end at `back` offers (hyp/abi/features.py)."""
     word = NONE
     for feature, (offers, _) in NETIF_NODES.items():

@@ -70,7 +70,7 @@ class World:
         self.engine: Any = SimpleNamespace(
             views=self._views, views_address=int(self._views.ctypes.data), view_count=2, upcall=0,
             platform=int(self._platform.ctypes.data), ports=np.zeros(2, PORT), add_vif=self._add_vif, remove_vif=self._remove_vif,
-            set_rate=self._set_rate,
+            set_rate=self._set_rate, forget_guest=lambda number: None,
         )  # fmt: skip
         self.counters = _counters()
 
@@ -94,7 +94,7 @@ class World:
                 self.macs.remove(mac)
         return Reply(None, [])
 
-    async def _add_vif(self, number: int, *rest: object, filters: bool, grants: str) -> None:
+    async def _add_vif(self, number: int, *rest: object, filters: bool, grants: str, routed: bool) -> None:
         if "add_vif" in self.fails:
             raise self.fails["add_vif"]
         assert number not in self.bridge

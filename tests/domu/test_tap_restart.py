@@ -50,7 +50,7 @@ def test_a_download_over_deaths_of_dom0(tmp_path: Path, server: str, client: str
                 async def more_is_there(size: int = size, more: int = more) -> bool:
                     return download.returncode is not None or (copy.exists() and copy.stat().st_size >= size + more)
 
-                await until(more_is_there, "more of the file")
+                await until(more_is_there, "more of the download")
                 await kill(lab, "dom0")
                 killed += 1
             said, _ = await asyncio.wait_for(download.communicate(), patient(60))

@@ -115,13 +115,14 @@ def test_a_device_that_cannot_be_connected_leaves_the_guest_where_it_was(tmp_pat
 
 
 def test_the_command_says_how_long_it_took(tmp_path: Path) -> None:
+    which = "--topology", unique("by-command")
     with staying_up(topology_file(tmp_path, "by-command", GUESTS)):
-        moved = launch("move", "anna", "--path", "bypass")
+        moved = launch("move", "anna", "--path", "bypass", *which)
         assert moved.returncode == 0, moved.stderr
         assert moved.stdout.startswith("anna is on bypass; it sent nothing for ")
         assert "bypass" in next(line for line in launch("status").stdout.splitlines() if line.split()[:1] == ["anna"])
-        assert "anna stays where it is" in launch("move", "anna", "--path", "bypass").stderr
-        assert "has no guest 'nobody'" in launch("move", "nobody", "--path", "bypass").stderr
+        assert "anna stays where it is" in launch("move", "anna", "--path", "bypass", *which).stderr
+        assert "has no guest 'nobody'" in launch("move", "nobody", "--path", "bypass", *which).stderr
         assert unique("by-command") in launch("status").stdout
 
 

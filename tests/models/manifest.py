@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """A bug: `macro` takes `what` away. `code`: ``file:function`` where that is, maybe several of them; FAULTS: to be built."""
+    """A bug: `macro` takes `what` away. `code`: ``file:function`` where that is, maybe several of them."""
 
     macro: str
     what: str
@@ -44,21 +44,22 @@ class Model:
 
 PSO = ("PSO",)
 ON_TSO = "a store does not overtake an older one on x86; the compiler and other machines may let it: with PSO it is caught"
-FAULTS = "docs/models.md"
-"""What is said there of a protocol that is still to be built."""
-
 MOVES = tuple(
-    Seed(macro, what, FAULTS, defines)
+    Seed(macro, what, code, defines)
     for defines in ((), ("TO_SPLIT",))
-    for macro, what in (
-        ("SENDS_AT_ONCE", "the new device sends only when the old one's sends have left"),
-        ("RECEIVES_AT_ONCE", "what the new device received comes after all of the old one's"),
-        ("NO_LAST_LOOK", "the old receive queue is emptied once nobody holds a frame for it"),
-        ("NO_QUIESCE_NIC", "engines are past the batch in which they looked the address up"),
-        ("NO_QUIESCE_BRIDGE", "Dom0 is past the round in which it looked the address up"),
-        ("NO_EMPTY_QUEUE", "Dom0's queue is empty between the two switches"),
-        ("WRONG_ORDER", "to bypass the NIC is switched before the bridge; to split the bridge before the NIC"),
-        ("SWITCHED_UNCONNECTED", "the new device is connected before the switch"),
+    for macro, what, code in (
+        ("SENDS_AT_ONCE", "the new device sends only when the old one's sends have left", "lab/move.py:move"),
+        ("RECEIVES_AT_ONCE", "what the new device received comes after all of the old one's", "domu/move.py:receive"),
+        ("NO_LAST_LOOK", "the old receive queue is emptied once nobody holds a frame for it", "domu/move.py:_empty"),
+        ("NO_QUIESCE_NIC", "engines are past the batch in which they looked the address up", "dom0/moves.py:switch"),
+        ("NO_QUIESCE_BRIDGE", "Dom0 is past the round in which it looked the address up", "dom0/moves.py:switch"),
+        ("NO_EMPTY_QUEUE", "Dom0's queue is empty between the two switches", "dom0/moves.py:switch"),
+        (
+            "WRONG_ORDER",
+            "to bypass the NIC is switched before the bridge; to split the bridge before the NIC",
+            "dom0/moves.py:switch",
+        ),
+        ("SWITCHED_UNCONNECTED", "the new device is connected before the switch", "lab/move.py:move"),
     )
 )
 
@@ -146,12 +147,13 @@ MODELS = (
             Seed("OFFERS_APART", "offers and InitWait are one transaction", "dom0/vifs.py:_probe"),
             Seed("NO_DISCONNECT", "a device made anew is disconnected first", "dom0/vifs.py:_back_written"),
             Seed("ANSWER_FIRST", "a frame is posted before its request is answered", "dom0/engine.py:_serve_port"),
-            Seed("OFFERS_READ_APART", "the front end reads InitWait and offers by one transaction", FAULTS),
-            Seed("NO_FRONT_RESET", "a new Dom0 sets the front end's state back with the back end's", FAULTS),
-            Seed("NO_OWN_STATE_CHECK", "a front end that waits for Connected looks at its own state, too", FAULTS),
+            Seed("OFFERS_READ_APART", "InitWait and offers are read in one transaction", "domu/frontends/split_follow.py:_offers"),
+            Seed("NODES_APART", "nodes and Connected are one transaction", "domu/frontends/split_follow.py:tell_connected"),
+            Seed("NO_FRONT_RESET", "both ends are set back together", "dom0/libxl.py:create_vif"),
+            Seed("NO_OWN_STATE_CHECK", "its own state says that it was made anew", "domu/frontends/split_follow.py:_look"),
             Seed("NO_FIRST_EVENT", "a watch fires when it is set", "dom0/xenstore/requests.py:_watch"),
-            Seed("NO_RESEND", "requests without an answer are sent again", FAULTS),
-            Seed("NO_DRAIN", "the NIC empties a dead Dom0's send queue before that is let go", FAULTS),
+            Seed("NO_RESEND", "requests without an answer are sent again", "domu/frontends/split_again.py:resend"),
+            Seed("NO_DRAIN", "the NIC empties a dead Dom0's send queue first", "nic/device.py:_drain"),
         ),
         ("DOM0_KILLS=1",),
     ),
@@ -163,11 +165,11 @@ MODELS = (
         ),
         (
             *MOVES,
-            Seed("NO_SEND_DRAIN", "what Dom0 has answered has left the NIC before the new device sends", FAULTS),
-            Seed("NO_SEND_DRAIN", "the same, to split", FAULTS, ("TO_SPLIT",),
+            Seed("NO_SEND_DRAIN", "what Dom0 has answered has left the NIC before the new device sends", "dom0/moves.py:settle"),
+            Seed("NO_SEND_DRAIN", "the same, to split", "dom0/moves.py:settle", ("TO_SPLIT",),
                  superfluous="one engine takes one frame after the other: a send that is completed is in front of all later ones"),
-            Seed("DRAINED_TOGETHER", "new frames are taken without waiting for the old device's sends", FAULTS),
-            Seed("DRAINED_TOGETHER", "the same, to split", FAULTS, ("TO_SPLIT",),
+            Seed("DRAINED_TOGETHER", "new frames are taken without waiting for the old device's sends", "domu/move.py:receive"),
+            Seed("DRAINED_TOGETHER", "the same, to split", "domu/move.py:receive", ("TO_SPLIT",),
                  superfluous="the guest's own context sends: nobody's frame for the guest can be in front of its sends"),
         ),
         ("FRAMES=2",),

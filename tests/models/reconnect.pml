@@ -58,6 +58,7 @@ inline make_anew()
         front_state = INITIALISING;
 #endif
         offers = 0;
+        node_rings = 0;
         watch_front = 1;
         watch_back_own = 1;
         watch_back_other = 1
@@ -80,7 +81,12 @@ reconnect:
     :: else -> atomic { watch_front -> watch_front = 0 }
     od;
     atomic { own = 0; rings++; assert(rings < GENERATIONS); again = oldest };
+#ifdef NODES_APART
+    node_rings = rings;
+    atomic { front_state = CONNECTED; watch_back_other = 1; watch_front = 1 };
+#else
     atomic { node_rings = rings; front_state = CONNECTED; watch_back_other = 1; watch_front = 1 };
+#endif
     do
     :: atomic { watch_front -> watch_front = 0 };
         if
@@ -191,10 +197,12 @@ end_serving:
         front_seen = front_state;
         if
         :: front_seen == CONNECTED && back == INIT_WAIT ->
-            mine = node_rings;
-            connected_to = mine;
-            back = CONNECTED;
-            switch_back(CONNECTED)
+            mine = node_rings; /* by one transaction, with the state */
+            assert(mine != 0 || back_state != told); /* else it refuses, for good */
+            if
+            :: mine != 0 -> connected_to = mine; back = CONNECTED; switch_back(CONNECTED)
+            :: else -> skip
+            fi
         :: front_seen == INITIALISING && back == CONNECTED ->
             connected_to = 0;
             back = CLOSING;
