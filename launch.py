@@ -220,7 +220,10 @@ def move(
     path: Annotated[str, typer.Option(help="split or bypass: where it is to go.")],
     topology: Annotated[str | None, typer.Option(help="Which topology, if several are running.")] = None,
 ) -> None:
-    """Move a running guest to the other path, under whatever traffic it has (docs/faults.md)."""
+    """Move a running guest to the other path, under traffic.
+
+    docs/faults.md says how, and what it takes.
+    """
     from lab.command.move import move_guest
 
     print(ask(move_guest(topology, guest, path)))

@@ -38,7 +38,7 @@ from hyp.abi.netif import (
     RX_SLOT_BYTES,
     TX_SLOT_BYTES,
 )
-from hyp.control import Channel, ControlError, Refused
+from hyp.control import Channel, ControlError, Refused, Reply
 from hyp.counters import CounterPage
 from hyp.kernels import entry, i64
 from hyp.memory import Mapping
@@ -49,6 +49,10 @@ from hyp.xenstore.client import XenstoreClient, XenstoreError
 @entry(i64(i64, i64, i64, i64))
 def _resume(ring: int, sring: int, entries: int, entry_bytes: int) -> int:
     return resume_back(ring_at(ring), sring, entries, entry_bytes)
+
+
+BUSY_S, BUSY_TRIES = 0.1, 50
+"""How often, and how many times, a guest is asked again that is too dear to notify."""
 
 
 class VifError(Exception):
@@ -280,8 +284,19 @@ class Connection:
         if not control.cancelled() and (error := control.exception()) is not None:  # ours
             raise error
 
+    async def _bound(self, port: int, upcall: int) -> Reply:
+        """Bind to the guest's port; later, if to notify the guest is too dear just now (hyp/events.py), for a while at most."""
+        for _ in range(BUSY_TRIES):
+            try:
+                return await self._hyp.call("evtchn_bind_interdomain", remote=self._who.domid, remote_port=port, upcall=upcall)
+            except Refused as error:
+                if error.name != "EBUSY":
+                    raise
+            await asyncio.sleep(BUSY_S)
+        raise VifError(errno.EBUSY, f"event channel {port}: to notify the guest stays too dear")
+
     async def _bind(self, port: int, upcall: int) -> int:
-        bound = await self._hyp.call("evtchn_bind_interdomain", remote=self._who.domid, remote_port=port, upcall=upcall)
+        bound = await self._bound(port, upcall)
         self._held.push_async_callback(self._hyp.call, "evtchn_close", port=int(bound.value["port"]))
         self._held.callback(os.close, bound.fds[0])
         return bound.fds[0]
