@@ -87,7 +87,11 @@ class Loop:
         if self.busy:
             raise Refused("EBUSY", "a job runs already")
         self._done = asyncio.get_running_loop().create_future()
-        await self._engine.post(opcode, **words)
+        try:
+            await self._engine.post(opcode, **words)
+        except RuntimeError:  # the loop has ended with its device
+            self._done = None
+            raise Refused("EIO", "the network device has failed") from None
         await self._done
         if int(self._record[0]["failed"]):
             raise Refused("EIO", "the network device has failed")
