@@ -78,7 +78,7 @@ class EngineState:
         self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), np.zeros(1, NOTIFIER)
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]
-        self.wire, self.schedule = out.wire, out.schedule
+        self.wire, self.schedule, self.buffers = out.wire, out.schedule, out.buffers
         self.trackers, self.histograms = out.trackers, attach_histograms(out.trackers, out.histograms)
         self._stage = np.zeros(STAGE, STAGED)
         self._lists = np.zeros((2, CONTEXTS), np.int64)

@@ -98,6 +98,7 @@ class Lab:
         nic: Table | None = None,
         dom0: Table | None = None,
         spin: Table | None = None,
+        supervisor: Table | None = None,
         cpu: Table | None = None,
         model: Table | None = None,
         on_event: Event | None = say_compiling,
@@ -111,6 +112,7 @@ class Lab:
         thread if the lab blocks.
         """
         tables = {"workload": workloads, "memory": memory, "nic": nic, "dom0": dom0, "spin": spin, "cpu": cpu, "model": model}
+        tables["supervisor"] = supervisor
         self._topology = topology_of(topology, name, guests, tables)
         self._on_event = on_event
         self._open: AsyncLab | None = None

@@ -113,7 +113,7 @@ def test_two_labs_at_a_time_and_one_name_once() -> None:
 
 def test_a_part_that_is_killed_is_told_and_the_rest_goes_on() -> None:
     with Lab(guests={**PAIR, "anna": "split"}) as lab:
-        assert lab.kill("dora") == {"name": "dora", "cause": "died (signal 9)"}
+        assert lab.kill("dora") == {"name": "dora", "cause": "died (signal 9)", "restarts": 0}
         with pytest.raises(WorkloadError, match="dora died"):
             lab.stream("carl", "dora", frames=10)
         assert lab.stream("carl", "wire", frames=1000)["frames"] == 1000

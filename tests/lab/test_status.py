@@ -116,7 +116,7 @@ def test_every_path_says_what_it_needs() -> None:
         assert lost(path, "domu") is None
 
 
-PAIR_OF = '[[guest]]\nname = "one"\npath = "{0}"\n[[guest]]\nname = "two"\npath = "{0}"\n'
+PAIR_OF = '[supervisor]\nrestart = false\n[[guest]]\nname = "one"\npath = "{0}"\n[[guest]]\nname = "two"\npath = "{0}"\n'
 
 
 FRAMES = 50  # fewer than any queue has room for

@@ -204,7 +204,7 @@ def test_the_header_that_was_checked_is_the_one_on_the_wire(mode: str) -> None:
         flipping = Loop(flip, mallory, mallory.job(first=page, head0=words[0], head1=words[1], other0=other0, other1=other1))
         statuses: list[int] = []
         size = LARGEST_FRAME_BUFFER
-        buffers = bench.nic._engines[0]._buffers.reshape(-1)[: WIRE_BUFFERS * size].reshape(WIRE_BUFFERS, size)
+        buffers = bench.nic._engines[0].buffers.reshape(-1)[: WIRE_BUFFERS * size].reshape(WIRE_BUFFERS, size)
         for _ in range(300):
             for _ in range(32):
                 mallory.post(page, 64)
