@@ -192,6 +192,10 @@ class XenstoreClient(_Nodes):
 
     # Watches.
 
+    def fileno(self) -> int:
+        """The descriptor of its present stream; −1 while it has none."""
+        return self._link.fileno()
+
     async def watch(self, path: str, token: str) -> Watch:
         """Watch a node and all below it. Fires at once, for `path` itself. Raises EEXIST if it is registered."""
         watch = Watch(path, token)

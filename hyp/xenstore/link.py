@@ -93,6 +93,11 @@ class Link:
         self._writer: asyncio.StreamWriter | None = streams[1]
         self._life = asyncio.get_running_loop().create_task(self._live(*streams))
 
+    def fileno(self) -> int:
+        """The descriptor of the present stream; −1 while there is none."""
+        sock = None if self._writer is None else self._writer.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
+
     async def close(self) -> None:
         """End it."""
         writer = self._writer
