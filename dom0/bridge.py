@@ -1,8 +1,8 @@
 """The bridge's table: which port a MAC address is behind (IEEE 802.1D, filtering database).
 
-Entries are *static* or *learnt*. The addresses that the toolstack gave to guests are static: they are in the table from the start
-on, behind the guest's vif or, of guests that are not split, behind the uplink; no frame of anybody's moves or displaces them. The
-toolstack does, when a guest changes its path.
+Entries are *static* or *learnt*. The addresses that the topology gives are static: they are in the table from the start on, a
+guest's behind its vif or, if it is not split, behind the uplink, as the wire's is; no frame of anybody's moves or displaces them.
+The toolstack does, when a guest changes its path.
 Others are learnt from the frames of the uplink and of trunks, and age.
 
 A hash table with bounded probing: a lookup takes at most PROBES steps whatever addresses are invented, and a new address that finds

@@ -158,10 +158,14 @@ class EngineState:
 
         `trunk`: there may be other stations behind its vif. RuntimeError if the bridge's table cannot have it.
         """
-        if not add_static(int(self._fdb.ctypes.data), mac_to_int(mac), number):
-            raise RuntimeError(f"the bridge's table has no place for {mac}: too many guests' addresses hash alike")
+        self.add_station(mac, number)
         if number != UPLINK:
             self.admit(number, mac, trunk=trunk)
+
+    def add_station(self, mac: str, number: int) -> None:
+        """`mac` is behind port `number` for good; before the engine runs. RuntimeError if the bridge's table cannot have it."""
+        if not add_static(int(self._fdb.ctypes.data), mac_to_int(mac), number):
+            raise RuntimeError(f"the bridge's table has no place for {mac}: too many guests' addresses hash alike")
 
     def admit(self, number: int, mac: str, *, trunk: bool) -> None:
         """Frames of `mac` may come in at port `number`, which is in nobody's service; if it is a `trunk`, others' too."""

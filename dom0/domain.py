@@ -211,6 +211,7 @@ class DriverDomain:
         self._state.configure(ram, pair, rx_pool, pool, scratch, counts, ageing_s, pause_us, mtu)
         for guest in self._config["guests"]:
             self._state.add_guest(str(guest["mac"]), ports.get(int(guest["domid"]), UPLINK), trunk=bool(guest["trunk"]))
+        self._state.add_station(str(self._config["wire"]), UPLINK)
         self._state.post_receive_buffers()
         self._engine.start(run, self._state.address, mail=MAIL)
         await self._state.add_uplink(uplink_counts, features)

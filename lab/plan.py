@@ -90,6 +90,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     dom0 = {
         **topology["dom0"],
         "guests": guests,
+        "wire": topology["nic"]["wire"]["mac"],
         "queue": topology["nic"]["queue"],
         "mtu": topology["nic"]["mtu"],
         "pause_us": topology["nic"]["pause_us"],

@@ -62,7 +62,8 @@ def test_a_trunk_has_other_stations_behind_it_and_no_guest(tmp_path: Path, monke
     async def main() -> None:
         async with driven_lab(tmp_path, monkeypatch, "trunk", more="trunk = true\n", carl=BYPASS) as bert:
             await bert.connect()
-            station, stolen = "06:00:00:00:00:01", [bert.macs["anna"], bert.macs["dora"], BROADCAST]
+            station, wire = "06:00:00:00:00:01", str(bert.runner.lab.topology["nic"]["wire"]["mac"])
+            stolen = [bert.macs["anna"], bert.macs["dora"], wire, BROADCAST]
             await send_as(bert, [*stolen, station], bert.macs["carl"])
             assert await counted(bert, "drop_spoofed") == len(stolen)
             await whole_streams(bert)

@@ -24,11 +24,13 @@ BYSTANDERS: Final = '[[guest]]\nname = "anna"\npath = "split"\n[[guest]]\nname =
 CYCLES: Final = 100
 
 
-def of(program: Path, name: str, tmp_path: Path, body: Callable[[Netfronts], Awaitable[None]], *argv: str) -> None:
+def of(
+    program: Path, name: str, tmp_path: Path, body: Callable[[Netfronts], Awaitable[None]], *argv: str, head: str = HEAD
+) -> None:
     """Run a body in a topology with a C guest and two of the lab's."""
 
     async def main() -> None:
-        text = HEAD + guest("cc", program, "serve", *argv) + BYSTANDERS
+        text = head + guest("cc", program, "serve", *argv) + BYSTANDERS
         async with netfronts(tmp_path, name, text) as fronts:
             await body(fronts)
 
@@ -232,7 +234,7 @@ def test_it_goes_on_without(program: Path, tmp_path: Path, dead: str) -> None:
         assert report["answered"] == 500
         assert "cc" not in fronts.lab.deaths
 
-    of(program, f"without-{dead}", tmp_path, body)
+    of(program, f"without-{dead}", tmp_path, body, head="[supervisor]\nrestart = false\n" + HEAD)
 
 
 def test_it_is_told_to_end_in_the_middle(program: Path, tmp_path: Path) -> None:
