@@ -394,6 +394,8 @@ class Keeper:
                 self._owner.tell("died", name=dead.name, role=dead.role, cause=dead.state, restarting=False)
                 self._bury(dead)
         finally:
+            if self._children[dead.name] is dead:  # given up, or all is going down: whoever waits for the next one waits in vain
+                dead.restarting = False
             if not dead.succeeded.done():
                 dead.succeeded.set_result(None)
 
