@@ -63,6 +63,9 @@ TOOLS = {
     "util-linux": Tool(
         programs("flock", "mount", "nsenter", "unshare"), ("util-linux", "mount"), ("util-linux",), ("util-linux",)
     ),
+    "tshark": Tool(
+        programs("tshark", "capinfos", "editcap"), ("tshark", "wireshark-common"), ("wireshark-cli",), ("wireshark-cli",)
+    ),
     "bash": Tool(programs("bash"), ("bash",), ("bash",), ("bash",)),
     "dash": Tool(programs("dash"), ("dash",), ("dash",), ("dash",)),
     "gcc": Tool(lambda: programs("gcc")() and header("stdio.h")(), ("gcc", "libc6-dev"), ("gcc", "glibc-devel"), ("gcc", "glibc")),
