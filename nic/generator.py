@@ -17,6 +17,7 @@ from nic.crossing import is_paused
 from nic.deliver import put_run
 from nic.link import launch, link_at, room_for_frame, takes
 from nic.queues import posted_buffers
+from nic.replay import replay
 from nic.state import DELIVERED, PAUSE, context_of, stage, wire_at
 from nic.switch import lookup
 from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, buffer_for, inbound
@@ -26,7 +27,8 @@ from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, buffer_for, inbound
 def begin_generating(e, destination, length, frames, nanoseconds, pps, stream):
     """Replace what the generator does."""
     w, now = wire_at(e.wire), clock_ns()
-    w.destination, w.length, w.left, w.stream, w.sequence = destination, length, frames, stream, 0
+    w.destination, w.length, w.left, w.stream, w.sequence, w.replays = destination, length, frames, stream, 0, 0
+    w.shared = w.tap_reads
     w.until_ns = now + nanoseconds if nanoseconds > 0 else 0
     w.last_ns = now
     begin_schedule(schedule_at(w.schedule), pps, now)
@@ -46,6 +48,8 @@ def generate(e):
             w.pause_until = 0  # the frame that waited is not sent any more
         if s.pps != 0:
             note_lag(s, e.now)
+    if w.replays != 0:
+        return replay(e)
     if w.linked == 0 and s.pps == 0:
         sent = _generate_run(e, w)
     while w.left > 0 and sent < BATCH and frames_due(s, e.now, 1) > 0:

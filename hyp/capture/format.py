@@ -5,8 +5,8 @@ from typing import Final
 
 ETHERNET: Final = 1
 LINK_TYPES: Final = {
-    0: "NULL (BSD loopback)", 1: "Ethernet", 6: "IEEE 802.5 Token Ring", 9: "PPP", 10: "FDDI", 12: "raw IP", 14: "raw IP", 50: "PPP",
-    51: "PPPoE", 101: "raw IP", 104: "Cisco HDLC", 105: "IEEE 802.11", 107: "Frame Relay", 108: "OpenBSD loopback",
+    0: "NULL (BSD loopback)", 1: "Ethernet", 6: "IEEE 802.5 Token Ring", 9: "PPP", 10: "FDDI", 12: "raw IP", 14: "raw IP",
+    50: "PPP", 51: "PPPoE", 101: "raw IP", 104: "Cisco HDLC", 105: "IEEE 802.11", 107: "Frame Relay", 108: "OpenBSD loopback",
     113: "Linux cooked v1", 119: "IEEE 802.11 with Prism header", 127: "IEEE 802.11 with radiotap header", 187: "Bluetooth HCI H4",
     189: "USB, Linux", 195: "IEEE 802.15.4", 201: "Bluetooth HCI H4 with pseudo-header", 220: "USB, Linux, memory-mapped",
     227: "CAN", 228: "raw IPv4", 229: "raw IPv6", 239: "netfilter log", 247: "InfiniBand", 249: "USBPcap", 253: "netlink",
@@ -49,12 +49,12 @@ def link_name(number: int) -> str:
 
 
 class CaptureError(Exception):
-    """A file that is no capture, or that lies about itself, or that can't be read or written. Names file and offset, or the cause."""
+    """A file that is no capture, or lies about itself, or can't be read or written. Names file and offset, or the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One captured frame. `ns`: since 1970; None: the file doesn't say. `length`: on the wire; less is in `data` if it was snapped."""
+    """One captured frame. `ns`: since 1970; None: not known. `length`: on the wire; less is in `data` if it was snapped."""
 
     data: bytes
     length: int

@@ -48,7 +48,7 @@ class CaptureReader:
         self.interfaces: list[Interface] = []
         """All there have been, of all sections; `Frame.interface` counts in it."""
         try:
-            self._file = file or open(path, "rb", buffering=BUFFER)
+            self._file = file or open(path, "rb", buffering=BUFFER)  # noqa: SIM115
         except OSError as error:
             raise CaptureError(f"{path}: {error.strerror}") from error
         self._at = 0
