@@ -295,6 +295,8 @@ class Runner:
         job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
         if load.get("pps"):
             job["pps"] = load["pps"]  # open loop: frames are due by the clock, and stamped
+        if load.get("traffic"):
+            job["traffic"] = load["traffic"]  # a mix of sizes (hyp/load/mix.py)
         if load["from"] == WIRE:
             await lab.call("nic", "wire_generate", **job)
             while (report := await lab.call("nic", "wire_report", stream=stream))["left"] > 0:

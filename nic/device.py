@@ -45,7 +45,7 @@ from nic.engine import (
     run,
 )
 from nic.kept import Kept, kept_bytes
-from nic.replays import ENDLESS, Replays
+from nic.replays import ENDLESS, Replays, mixed_sizes
 from nic.switch import MAX_FILTERS
 from nic.tap import open_wire
 from nic.wire import REFLECT, SINK, TAP
@@ -78,6 +78,7 @@ class Nic:
         self._setup = asyncio.Lock()  # a guest's calls may overtake each other; what they do to a context must not
         self._filters: dict[int, int] = {}  # MAC → context
         self._gbps, self._delay_us = 0.0, 0
+        self._mixes: list[Any] = []
         handlers: dict[str, Handler] = {
             "context_create": self.context_create, "context_start": self.context_start,
             "context_destroy": self.context_destroy, "context_settle": self.context_settle, "filter_change": self.filter_change,
@@ -342,8 +343,10 @@ class Nic:
         for state in self._engines:
             await state.engine.post(WIRE_MODE, mode=WIRE_MODES[mode], fs_per_byte=fs_per_byte, delay_ns=delay_us * 1000)
 
-    async def wire_generate(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0) -> None:
-        """Send test frames of `frame` bytes to `mac`: `frames` of them, or for `seconds`.
+    async def wire_generate(
+        self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0, traffic: str = ""
+    ) -> None:
+        """Send test frames of `frame` bytes, or of a mix of sizes (hyp/load/mix.py), to `mac`: `frames` of them, or for `seconds`.
 
         `pps` 0: as fast as they are taken. Else frame k is due k / `pps` s after the start and stamped with that time.
         """
@@ -354,10 +357,15 @@ class Nic:
             raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
         context = self._filters.get(mac_to_int(mac), 0)
         engine = self._engines[self._owner(context)].engine
-        count = frames if frames > 0 else ENDLESS
+        count, sizes = frames if frames > 0 else ENDLESS, 0
+        if traffic:
+            mix = mixed_sizes(traffic, int(self._config["mtu"]))
+            self._mixes = [*self._mixes[-1:], mix]  # the one before is in use until the engine has been told
+            sizes, frame = int(mix.ctypes.data), len(mix)
         await engine.post(
-            GENERATE, mac=mac_to_int(mac), length=frame, frames=count, nanoseconds=int(seconds * 1e9), pps=pps, stream=stream
-        )
+            GENERATE, mac=mac_to_int(mac), length=frame, frames=count, nanoseconds=int(seconds * 1e9), pps=pps, stream=stream,
+            entries=sizes,
+        )  # fmt: skip
 
     async def wire_replay(
         self,
@@ -375,7 +383,7 @@ class Nic:
         `to`, `rewrite`, `speed` (0: as fast as they are taken), `snapped`: `hyp.load.replay.Rewriting`; with `to` the source is the
         wire's address. Refused (EINVAL) if there is nothing to send.
         """
-        job = {"file": file, "to": to, "rewrite": rewrite or {}, "speed": speed, "snapped": snapped}
+        job: dict[str, Any] = {"file": file, "to": to, "rewrite": rewrite or {}, "speed": speed, "snapped": snapped}
         recording = await asyncio.to_thread(self._replays.load, **job)
         before = self._replays.keep(recording, stream, **job)
         for state in self._engines[1:]:  # what they generate is over

@@ -192,7 +192,7 @@ def _take_mail(e):
         elif m.opcode == WIRE_MODE:
             link_wire(e, m.mode, m.fs_per_byte, m.delay_ns)
         elif m.opcode == GENERATE:
-            begin_generating(e, m.mac, m.length, m.frames, m.nanoseconds, m.pps, m.stream)
+            begin_generating(e, m.mac, m.length, m.frames, m.nanoseconds, m.pps, m.stream, m.entries)
         elif m.opcode == REPLAY:
             begin_replaying(e, m.entries, m.length, m.round_ns, m.frames, m.nanoseconds, m.stream, m.pps, m.shared)
         e.mail += 1

@@ -14,12 +14,22 @@ import numpy as np
 from hyp.abi.nic import LINK_HEADER, mac_bytes
 from hyp.capture.format import CaptureError
 from hyp.control import Refused
+from hyp.load.mix import sizes_of
 from hyp.load.replay import Recording, Rewriting
+from hyp.offload.frame import ETHERNET_HEADER
 from nic.build import EngineState
 
 log = logging.getLogger(__name__)
 
 ENDLESS = 1 << 62
+
+
+def mixed_sizes(traffic: str, mtu: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Lengths of frames of a mix. Refused (EINVAL) if it is none."""
+    try:
+        return sizes_of(traffic, mtu + ETHERNET_HEADER)
+    except CaptureError as error:
+        raise Refused("EINVAL", str(error)) from None
 
 
 class Replays:

@@ -93,6 +93,9 @@ WIRE = np.dtype(
         ("length", "i8"),
         ("stream", "i8"),
         ("sequence", "i8"),
+        ("sizes", "i8"),  # lengths of the frames, i8 each, over and over; 0: all have `length`
+        ("size_count", "i8"),
+        ("size_at", "i8"),  # the next one
         ("schedule", "i8"),  # a SCHEDULE record
         ("until_ns", "i8"),  # 0: no limit in time
         ("pause_until", "i8"),  # of the generator; on a linked wire: of the oldest frame that has come in

@@ -24,6 +24,7 @@ from domu.programs.traffic_loop import (
     MAIL,
     MAX_ROUND_TRIPS,
     ROUND_TRIPS,
+    SEND_MIX,
     SEND_REPLAY,
     SEND_STREAM,
     TRAFFIC,
@@ -51,10 +52,12 @@ from hyp.load.frames import (
     write_test_frame,
 )
 from hyp.load.histogram import histogram_of, summary
+from hyp.load.mix import sizes_of
 from hyp.load.replay import expect_replay, replay_report
 from hyp.load.schedule import MAX_RATE, SCHEDULE
 from hyp.load.tcp import LARGEST, write_tcp_frame
 from hyp.offload.flow import queue_of
+from hyp.offload.frame import ETHERNET_HEADER
 from hyp.process import Process
 
 
@@ -78,7 +81,7 @@ class Loop:
         self.histograms = attach_histograms(self.trackers)
         self._schedule = np.zeros(1, SCHEDULE)
         self._latencies = np.zeros(MAX_ROUND_TRIPS, np.int64)
-        self._engine = queue.engine
+        self._engine, self.room = queue.engine, int(device.record[0]["room"])
         self.long = LongFrames(device, mtu)
         self._recorded: tuple[Any, Any] | None = None
         self._done_fd = new_eventfd()
@@ -164,7 +167,7 @@ class Traffic:
     """The program's control side: starts jobs, reports."""
 
     def __init__(self, guest: Guest) -> None:
-        mtu = int(guest.config["mtu"])
+        self._mtu = mtu = int(guest.config["mtu"])
         self._loops = [Loop(queue, device, guest.counters, mtu) for queue, device in zip(guest.running, guest.devices, strict=True)]
         self._address, self._name = guest.device.mac, guest.process.name
         self._recorder: Recorder | None = None
@@ -186,14 +189,15 @@ class Traffic:
         """Nothing runs but the loops."""
 
     async def send_stream(
-        self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0
+        self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0, traffic: str = ""
     ) -> dict[str, Any]:
-        """Send test frames to `mac`; answers when all have been sent and none is pending.
+        """Send test frames to `mac`; answers when all have been sent and none is pending. `traffic`: a mix of sizes in the place of
+        `frame` (hyp/load/mix.py).
 
         `pps` 0: as fast as they are taken. Else frame k is due k / `pps` s after the start and stamped with that time, so that its
         receiver measures its latency, however late it was sent. Refused (EINVAL) beyond `MAX_RATE`.
         """
-        return (await self._job(SEND_STREAM, mac, frame, stream, frames, seconds, pps)).sent()
+        return (await self._job(SEND_STREAM, mac, frame, stream, frames, seconds, pps, traffic)).sent()
 
     async def send_replay(
         self,
@@ -296,12 +300,20 @@ class Traffic:
         place = int(self._frame.ctypes.data)
         return int(_queue_for(place, mac_to_int(mac), self._mac, stream, units, unit, len(self._loops)))
 
-    async def _job(self, op: int, mac: str, frame: int, stream: int, frames: int, seconds: float, pps: int = 0) -> Loop:
+    async def _job(
+        self, op: int, mac: str, frame: int, stream: int, frames: int, seconds: float, pps: int = 0, traffic: str = ""
+    ) -> Loop:
         """Let the loop whose stream it is do it; returns which."""
         frame, units, unit = self._loops[0].long.size(frame, stream=op == SEND_STREAM)
         if not 0 <= pps <= MAX_RATE:
             raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
-        loop = self._loops[self._queue(mac, units, unit, stream)]
+        loop, more = self._loops[self._queue(mac, units, unit, stream)], {}
+        if traffic:
+            try:
+                sizes = sizes_of(traffic, min(self._mtu + ETHERNET_HEADER, loop.room))
+            except CaptureError as error:
+                raise Refused("EINVAL", str(error)) from None
+            op, frame, more = SEND_MIX, len(sizes), {"entries": int(sizes.ctypes.data)}  # which are kept
         await loop.job(
             op,
             stream=stream,
@@ -312,6 +324,7 @@ class Traffic:
             pps=pps,
             units=units,
             unit=unit,
+            **more,
         )
         return loop
 

@@ -30,7 +30,8 @@ from domu.device import (
     tx_reserve,
 )
 from domu.exchange import EXCHANGE, take_up
-from domu.programs.long_frames import LONG_FIELDS, LONGEST, put_together, receive_long, send_long
+from domu.programs.long_frames import LONG_FIELDS, put_together, receive_long, send_long
+from domu.programs.mix import MIX_FIELDS, begin_mix, send_mix
 from domu.programs.replay import REPLAY_FIELDS, begin_replaying, send_replay
 from hyp.abi.fragment import CSUM_BLANK, MORE
 from hyp.atomics import (
@@ -60,10 +61,10 @@ from hyp.load.frames import (
     write_test_frame,
 )
 from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
-from hyp.load.tcp import verify_frame
+from hyp.load.tcp import LARGEST, verify_frame
 
 ECHO = 0x8000  # in the stream number: the receiver sends the frame back
-SEND_STREAM, ROUND_TRIPS, END_JOB, SEND_REPLAY = 1, 2, 3, 4
+SEND_STREAM, ROUND_TRIPS, END_JOB, SEND_REPLAY, SEND_MIX = 1, 2, 3, 4, 5
 MAIL = mail_record("stream", "destination", "length", "frames", "nanoseconds", "pps", "units", "unit", "entries", "round_ns")
 IDLE, STREAMING, DRAINING, ASKING = 0, 1, 2, 3
 MAX_ROUND_TRIPS = 1 << 20
@@ -84,6 +85,7 @@ TRAFFIC = np.dtype(
         ("length", "i8"),
         *LONG_FIELDS,
         *REPLAY_FIELDS,
+        *MIX_FIELDS,
         ("left", "i8"),
         ("until_ns", "i8"),  # 0: no limit in time
         ("sequence", "i8"),
@@ -113,10 +115,12 @@ def _begin_job(p, m):
     p.started_ns = clock_ns()
     p.until_ns = p.started_ns + m.nanoseconds if m.nanoseconds > 0 else 0
     p.units, p.unit, p.part = m.units, m.unit, 0
-    p.waiting, p.answered, p.replays = 0, 0, 0
+    p.waiting, p.answered, p.replays, p.sizes = 0, 0, 0, 0
     begin_schedule(schedule_at(p.schedule), m.pps, p.started_ns)
     if m.opcode == SEND_REPLAY:
         begin_replaying(p, m)
+    elif m.opcode == SEND_MIX:
+        begin_mix(p, m)
 
 
 @compiled
@@ -170,7 +174,7 @@ def _record(p, d, n):
             done += 1
         else:
             length, fragments = put_together(p, d, done)
-            record_frame(p.recorder, p.back, min(length, LONGEST), p.now)
+            record_frame(p.recorder, p.back, min(length, LARGEST), p.now)
             done += fragments
     p.recorded = done
     tell_recorder(p.recorder)
@@ -220,7 +224,9 @@ def _send_stream(p, d):
         p.job = DRAINING
         return 0
     if p.units != 0 or p.length > d.room:
-        return send_replay(p, d) if p.replays != 0 else send_long(p, d)
+        if p.replays != 0:
+            return send_replay(p, d)
+        return send_mix(p, d) if p.sizes != 0 else send_long(p, d)
     want = frames_due(s, p.now, min(BURST, p.left))
     if want == 0:
         return 0

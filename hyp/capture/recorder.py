@@ -7,9 +7,11 @@ If writing fails, the file ends with its last whole frame, the log says so, once
 that takes rings over from one that died (`resume`) goes on in the same file, behind what that one had written for certain.
 """
 
+import errno
 import logging
 import os
 import select
+import stat
 import struct
 import threading
 import time
@@ -54,8 +56,10 @@ class Recorder:
         self._thread.start()
 
     def _open(self, names: Sequence[str], resume: bool) -> int:
-        first = self._rings[0][0]
+        first, fd = self._rings[0][0], -1
         try:
+            if resume and int(first["open"]) == 0:
+                raise CaptureError(f"{self.path}: that of the process before had ended already")
             if resume:
                 fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
                 os.ftruncate(fd, int(first["lead"]) + sum(int(record[0]["cons"]) for record in self._rings))
@@ -67,8 +71,10 @@ class Recorder:
                 record[:] = np.zeros(1, RING)
             first["lead"] = len(lead)
             if os.write(fd, lead) < len(lead):
-                raise CaptureError(f"{self.path}: No space left on device")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
+            if fd >= 0:
+                os.close(fd)
             raise CaptureError(f"{self.path}: {error.strerror}") from error
         return fd
 
@@ -114,7 +120,9 @@ class Recorder:
         """Let the file end with its last whole block, and record no more."""
         for record in self._rings:
             record[0]["open"] = 0
-        frames = cut_to_whole(self.path, int(self._rings[0][0]["lead"]))
+        frames = 0
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            frames = cut_to_whole(self.path, int(self._rings[0][0]["lead"]))
         missed = sum(int(record[0]["frames"]) for record in self._rings) - frames
         self._rings[0][0]["missed"] += missed
         self._rings[0][0]["frames"] -= missed

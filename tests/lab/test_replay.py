@@ -1,5 +1,6 @@
 """Replay: what is in a capture file goes through every path, and what comes out is what went in, byte for byte and in order."""
 
+import asyncio
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,8 @@ from hyp.capture.read import CaptureReader
 from lab.owner import Lab
 from lab.workloads import WIRE, Runner
 from tests.support import captures
-from tests.support.labs import left_behind, run, topology, until
+from tests.support.labs import GUESTS, left_behind, run, topology, until
+from tests.support.streams import kill, lab_of, macs
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -75,6 +77,56 @@ def test_what_comes_out_of_every_path_is_what_went_in(tmp_path: Path) -> None:
 
     run(main())
     assert left_behind(table["name"]) == []
+
+
+GENTLE: Final = "[nic]\npause_us = 1000000\n"
+"""The machine may be busy: a receiver that gets no CPU for a while is to cost no frame."""
+
+
+def test_the_wire_goes_on_replaying_and_recording_when_the_nic_has_been_restarted(tmp_path: Path) -> None:
+    frames = captures.traffic(count=2000)
+    file, out, back = (tmp_path / name for name in ("in.pcapng", "out.pcapng", "back.pcapng"))
+    captures.write(file, frames)
+    text = f'{GENTLE}[nic.wire]\nmode = "record"\nfile = "{out}"\n{GUESTS}'
+
+    async def main() -> None:
+        async with lab_of(tmp_path, "replay-goes-on", text) as lab:
+            mac = macs(lab)
+            await lab.call("dora", "record", file=str(back))
+            await lab.call("dora", "expect_replay", mac=mac["wire"])
+            job = {"file": str(file), "to": mac["dora"], "speed": 0.005, "stream": 7}  # 4 s
+            await lab.call("nic", "wire_replay", **job)
+            sending = asyncio.ensure_future(lab.call("carl", "send_replay", file=str(file), to=mac["wire"], speed=0.005))
+            for _ in range(2):
+                before = int((await lab.call("nic", "wire_report", stream=7))["sent"])
+                await kill(lab, "nic")
+                await until(lambda before=before: _sent_more(lab, before), "the next NIC to go on")  # type: ignore[misc]
+            await sending
+            await until(lambda: _all_sent(lab), "the replay to end")
+            expected = captures.replayed(frames, mac_bytes(mac["wire"]), mac_bytes(mac["dora"]))
+            await until(lambda: _replayed(lab, len(expected)), "all frames at dora")
+            report = await lab.call("dora", "record", file=None)
+            assert (report["missed"], report["error"]) == (0, "")
+            assert frames_of(back) == expected
+            await until(lambda: _written(lab), "the recorder to be done")
+        sent = captures.replayed(frames, mac_bytes(mac["carl"]), mac_bytes(mac["wire"]))
+        found = frames_of(out)
+        assert list(dict.fromkeys(found)) == sent  # those that the NIC that died had not completed may have left twice
+        assert len(found) - len(sent) <= 2 * 256
+
+    run(main())
+
+
+async def _sent_more(lab: Lab, than: int) -> bool:
+    return int((await lab.call("nic", "wire_report", stream=7))["sent"]) > than
+
+
+async def _replayed(lab: Lab, frames: int) -> bool:
+    return int((await lab.call("dora", "replayed"))["frames"]) == frames
+
+
+async def _all_sent(lab: Lab) -> bool:
+    return int((await lab.call("nic", "wire_report", stream=7))["left"]) == 0
 
 
 async def _written(lab: Lab) -> bool:
