@@ -51,13 +51,13 @@ MOVES = tuple(
         ("SENDS_AT_ONCE", "the new device sends only when the old one's sends have left", "lab/move.py:move"),
         ("RECEIVES_AT_ONCE", "what the new device received comes after all of the old one's", "domu/move.py:receive"),
         ("NO_LAST_LOOK", "the old receive queue is emptied once nobody holds a frame for it", "domu/move.py:_empty"),
-        ("NO_QUIESCE_NIC", "engines are past the batch in which they looked the address up", "dom0/moves.py:switch"),
-        ("NO_QUIESCE_BRIDGE", "Dom0 is past the round in which it looked the address up", "dom0/moves.py:switch"),
-        ("NO_EMPTY_QUEUE", "Dom0's queue is empty between the two switches", "dom0/moves.py:switch"),
+        ("NO_QUIESCE_NIC", "engines are past the batch in which they looked the address up", "dom0/toolstack/moves.py:switch"),
+        ("NO_QUIESCE_BRIDGE", "Dom0 is past the round in which it looked the address up", "dom0/toolstack/moves.py:switch"),
+        ("NO_EMPTY_QUEUE", "Dom0's queue is empty between the two switches", "dom0/toolstack/moves.py:switch"),
         (
             "WRONG_ORDER",
             "to bypass the NIC is switched before the bridge; to split the bridge before the NIC",
-            "dom0/moves.py:switch",
+            "dom0/toolstack/moves.py:switch",
         ),
         ("SWITCHED_UNCONNECTED", "the new device is connected before the switch", "lab/move.py:move"),
     )
@@ -149,7 +149,7 @@ MODELS = (
             Seed("ANSWER_FIRST", "a frame is posted before its request is answered", "dom0/engine.py:_serve_port"),
             Seed("OFFERS_READ_APART", "InitWait and offers are read in one transaction", "domu/frontends/split_follow.py:_offers"),
             Seed("NODES_APART", "nodes and Connected are one transaction", "domu/frontends/split_follow.py:tell_connected"),
-            Seed("NO_FRONT_RESET", "both ends are set back together", "dom0/libxl.py:create_vif"),
+            Seed("NO_FRONT_RESET", "both ends are set back together", "dom0/toolstack/libxl.py:create_vif"),
             Seed("NO_OWN_STATE_CHECK", "its own state says that it was made anew", "domu/frontends/split_follow.py:_look"),
             Seed("NO_FIRST_EVENT", "a watch fires when it is set", "dom0/xenstore/requests.py:_watch"),
             Seed("NO_RESEND", "requests without an answer are sent again", "domu/frontends/split_again.py:resend"),
@@ -165,8 +165,10 @@ MODELS = (
         ),
         (
             *MOVES,
-            Seed("NO_SEND_DRAIN", "what Dom0 has answered has left the NIC before the new device sends", "dom0/moves.py:settle"),
-            Seed("NO_SEND_DRAIN", "the same, to split", "dom0/moves.py:settle", ("TO_SPLIT",),
+            Seed(
+                "NO_SEND_DRAIN", "what Dom0 has answered has left the NIC before the new device sends", "dom0/toolstack/moves.py:settle"
+            ),
+            Seed("NO_SEND_DRAIN", "the same, to split", "dom0/toolstack/moves.py:settle", ("TO_SPLIT",),
                  superfluous="one engine takes one frame after the other: a send that is completed is in front of all later ones"),
             Seed("DRAINED_TOGETHER", "new frames are taken without waiting for the old device's sends", "domu/move.py:receive"),
             Seed("DRAINED_TOGETHER", "the same, to split", "domu/move.py:receive", ("TO_SPLIT",),
