@@ -166,7 +166,9 @@ MODELS = (
         (
             *MOVES,
             Seed(
-                "NO_SEND_DRAIN", "what Dom0 has answered has left the NIC before the new device sends", "dom0/toolstack/moves.py:settle"
+                "NO_SEND_DRAIN",
+                "what Dom0 has answered has left the NIC before the new device sends",
+                "dom0/toolstack/moves.py:settle",
             ),
             Seed("NO_SEND_DRAIN", "the same, to split", "dom0/toolstack/moves.py:settle", ("TO_SPLIT",),
                  superfluous="one engine takes one frame after the other: a send that is completed is in front of all later ones"),
