@@ -126,9 +126,9 @@ def forward(
     port: Annotated[int | None, typer.Argument(min=0, max=65535, help="Of loopback; the same by itself; 0: any.")] = None,
     topology: Annotated[str | None, typer.Option(help="Which topology, if several have such a guest.")] = None,
 ) -> None:
-    """Serve a TCP port of a guest on 127.0.0.1 and ::1, until Ctrl-C.
+    """Serve a TCP port of a guest on loopback, until Ctrl-C.
 
-    Guests' addresses are not routed from this machine: a browser is pointed at the address that this says.
+    On 127.0.0.1 and ::1. Guests' addresses are not routed from this machine: a browser is pointed at the address that this says.
     """
     from hyp.limits import raise_descriptor_limit
     from lab.command.clients import ClientError
@@ -227,21 +227,21 @@ def stop(
     as_json: Json = False,
 ) -> None:
     """Take a running topology down."""
-    from lab.command.clients import stop
+    from lab.command.clients import not_running, stop
     from lab.rundir import living
 
     running = {run.name: run for run in living()}
     if name is not None and all_of_them:
         fail("stop: either a name or --all", USAGE)
     if name is not None and name not in running:
-        fail(f"no topology named {name!r} is running", FAILED)
+        fail(not_running(name, running), FAILED)
     if name is None and not all_of_them and len(running) > 1:
         fail(f"topologies {', '.join(running)} are running: say which, or --all", USAGE)
     if running and all_of_them and not yes:
         confirm(list(running))
     stopped = [running[name]] if name is not None else list(running.values())
     for run in stopped:
-        ask(stop(run))
+        ask(stop(run), f"waiting for {run.name} to be gone …")
         if not as_json:
             print(f"{run.name} has been taken down")
     if as_json or not stopped:

@@ -32,7 +32,7 @@ _xen_bypass_lab() {
     done
     _describe -o 'word' found
 }
-(( $+functions[compdef] )) || { autoload -Uz compinit && compinit; }
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i; }
 compdef _xen_bypass_lab launch.py xen-bypass-lab
 """
 _FISH = r"""

@@ -14,6 +14,8 @@ from lab.command.ending import run_in_order, unwritable
 
 FAILED, USAGE, NOT_STARTED = 1, 2, 3
 """Exit statuses."""
+PATIENT_S = 2.0
+"""How long a command may say nothing to who sits at a terminal."""
 T = TypeVar("T")
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 Topology = Annotated[str | None, typer.Option("--topology", help="Which one, if several are running.")]
@@ -35,13 +37,21 @@ def drive(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
     raise typer.Exit(run_in_order(main))
 
 
-def ask(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command that talks to running topologies; exits with the reason if they do not do what was asked."""
+def ask(main: Coroutine[Any, Any, T], while_it_lasts: str | None = None) -> T:
+    """Run a command that talks to running topologies; exits with the reason if they do not do what was asked.
+
+    Who sits at a terminal is told `while_it_lasts` if it takes longer than `PATIENT_S`.
+    """
     from lab.command.clients import ClientError
+
+    async def told() -> T:
+        if while_it_lasts is not None and sys.stderr.isatty():
+            asyncio.get_running_loop().call_later(PATIENT_S, lambda: print(while_it_lasts, file=sys.stderr))
+        return await main
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(main)
+            return runner.run(told())
     except ClientError as error:
         fail(str(error), FAILED)
 

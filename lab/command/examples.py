@@ -1,4 +1,4 @@
-"""Examples for the help of each command: what it is mostly called with. Held to the commands by tests/lab/test_examples.py."""
+"""Examples for the help of each command: what it is mostly called with. Held to the commands by tests/lab/test_completion.py."""
 
 from typing import Any
 
@@ -38,6 +38,6 @@ def show_examples(app: Any, before: str = "") -> None:
     for command in app.registered_commands:
         name = before + (command.name or command.callback.__name__.replace("_", "-"))
         if lines := EXAMPLES.get(name):
-            command.epilog = "\n\n".join(["Examples:", *(f"\b\n  {line}" for line in lines)])
+            command.epilog = "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
     for group in app.registered_groups:
         show_examples(group.typer_instance, f"{group.name} ")

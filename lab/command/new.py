@@ -52,7 +52,7 @@ name = "{name}"  # in `launch.py status`, and in the names of its shared memory
 # restart = true  # NIC, Dom0 and xenstored are started again when they die (docs/faults.md)
 
 # [model]
-# price = {{ hypercall_ns = 2000 }}  # what operations cost in addition to what they cost here (docs/model.md)
+# price = {{}}  # what operations cost in addition to what they cost here: {{ hypercall_ns = 2000 }} (docs/model.md)
 """
 _GUEST_MORE = {
     "split": '# grants = "copy"  # how netback gets at its pages: "map", "persistent" (docs/netif.md)\n',

@@ -75,9 +75,8 @@ async def _once(watch: Watch, interval_s: float) -> None:
 
 def heading(watch: Watch, sample: Sample) -> str:
     """Which topology, since when, and of what time the figures are."""
-    status = watch.status
-    up = f", up {duration(status['up_s'])}" if status.get("up_s") is not None else ""
-    return f"{watch.name}: {status['state']}{up}; figures of {sample['seconds']:.2f} s"
+    up = f" {duration(watch.up_s)}" if watch.up_s is not None else ""
+    return f"{watch.name}: {watch.status['state']}{up}; figures of {sample['seconds']:.2f} s"
 
 
 def said(one: Event, sample: Sample) -> str:
