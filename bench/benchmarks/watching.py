@@ -2,9 +2,9 @@
 
 ``python -m bench watching``
 
-The viewer is ``launch.py top`` on a terminal of its own, at its usual interval. It lives all the time and stands still (SIGSTOP) while
-nobody is to watch, so that its start is in no slice. A slice here is as long as two of its intervals, whatever was asked for: a shorter
-one would have a look in it or none.
+The viewer is ``launch.py top`` on a terminal of its own, at its usual interval. It lives all the time and stands still (SIGSTOP)
+while nobody is to watch, so that its start is in no slice. A slice here is as long as two of its intervals, whatever was asked
+for: a shorter one would have a look in it or none.
 """
 
 import asyncio
@@ -42,8 +42,8 @@ SCREEN = (50, 160)  # rows, columns
 
 TITLE = "Watching"
 ABOUT = (
-    f"Streams to the wire with `launch.py top` beside them, a look each {INTERVAL_S:g} s, and without, in turns; and the CPU that the "
-    "viewer takes."
+    f"Streams to the wire with `launch.py top` beside them, a look each {INTERVAL_S:g} s, and without, in turns; and the CPU that "
+    "the viewer takes."
 )
 
 

@@ -15,7 +15,7 @@ from lab.view.samples import STOPPED, Sample
 Hop = Mapping[str, Any]
 SHARED = "shared"
 """The group of what is nobody's own."""
-NARROW = 100
+NARROW = 120
 """Columns of a terminal from which on headings are spelt out and all figures have room."""
 
 
@@ -44,7 +44,8 @@ def _under_way(hop: Hop) -> str:
 def counted(names: Mapping[str, Mapping[str, Any]]) -> str:
     """Of drops or faults: how many in all, and a mark while there are more."""
     total = sum(one["total"] for one in names.values())
-    return (short(total) if total else "") + ("!" if any(one["s"] != 0 for one in names.values()) else "")
+    shown = f"{total:,}" if total < 10_000 else short(total)
+    return (shown if total else "") + ("!" if any(one["s"] != 0 for one in names.values()) else "")
 
 
 COLUMNS = (
