@@ -125,6 +125,7 @@ def forward(
     target: Annotated[str, typer.Argument(metavar="GUEST:PORT", help='A guest with program = "tap", and a TCP port in it.')],
     port: Annotated[int | None, typer.Argument(min=0, max=65535, help="Of loopback; the same by itself; 0: any.")] = None,
     topology: Annotated[str | None, typer.Option(help="Which topology, if several have such a guest.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Serve a TCP port of a guest on loopback, until Ctrl-C.
 
@@ -149,7 +150,8 @@ def forward(
     except OSError as error:
         fail(f"{name} cannot be entered: {error.strerror}", FAILED)
     os.close(guest.lifeline)
-    print(f"http://localhost:{listening[0].getsockname()[1]}/ leads to {target}; Ctrl-C ends it", flush=True)
+    url = f"http://localhost:{listening[0].getsockname()[1]}/"
+    say({"url": url, "target": target}, f"{url} leads to {target}; Ctrl-C ends it", as_json=as_json)
     ask(Forward(sockets, guest, name, int(number)).serve(listening))
 
 

@@ -45,8 +45,14 @@ def _connected(run: RunDir) -> socket.socket:
             sock.connect(address)
     except OSError as error:
         sock.close()
-        raise ClientError(f"topology {run.name}: its keeper does not answer ({error.strerror})") from error
+        raise silent(run.name, error) from error
     return sock
+
+
+def silent(name: str, error: Exception) -> ClientError:
+    """What a keeper is that does not answer, and what can be done about it."""
+    reason = getattr(error, "strerror", None) or str(error) or "it takes too long"
+    return ClientError(f"topology {name}: its keeper does not answer ({reason}); `launch.py stop {name}` ends it all the same")
 
 
 async def connect(run: RunDir, handlers: dict[str, Handler] | None = None) -> Channel:
@@ -92,7 +98,7 @@ class _Look:
                     held = await keeper.call("held", suffix=".counters")
                     self._counters = CounterReader.adopt(held.value, held.fds)
         except (TimeoutError, ControlError) as error:
-            raise ClientError(f"topology {run.name}: its keeper does not answer ({error})") from error
+            raise silent(run.name, error) from error
         finally:
             keeper.close()
         for guest in self.status["guests"]:

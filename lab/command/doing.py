@@ -29,7 +29,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 def say(result: Any, text: str, *, as_json: bool) -> None:
     """Print a result: `text`, or with --json the result itself."""
-    print(json.dumps(result, indent=2) if as_json else text)
+    print(json.dumps(result, indent=2) if as_json else text, flush=True)
 
 
 def drive(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:

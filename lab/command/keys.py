@@ -85,8 +85,9 @@ class OwnScreen:
 
     @staticmethod
     def draw(lines: list[str], rows: int) -> None:
-        """Show these lines, from the top, and nothing below; not one more than there are rows."""
-        OwnScreen._write("\x1b[H" + "\r\n".join(f"{line}\x1b[0m\x1b[K" for line in lines[:rows]) + "\x1b[J")
+        """Show these lines, one for each row."""
+        # erased before it is written: behind a line that fills its row the cursor still stands on the last letter
+        OwnScreen._write("\x1b[H" + "\r\n".join(f"\x1b[2K{line}\x1b[0m" for line in lines[:rows]))
 
     @staticmethod
     def _write(text: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from hyp.control import Channel, ControlError, close_all
 from hyp.linux import pid_of
-from lab.command.clients import ClientError, port_of, the_one
+from lab.command.clients import ClientError, port_of, silent, the_one
 from lab.command.clients import connect as connect_to
 from lab.counters import CounterReader
 from lab.ledger import Snapshot
@@ -72,7 +72,7 @@ class Watch:
                     self._news(**piece)
         except (ControlError, TimeoutError) as error:
             self.close()
-            raise ClientError(f"topology {self.name}: its keeper does not answer ({error})") from error
+            raise silent(self.name, error) from error
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
