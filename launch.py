@@ -45,7 +45,7 @@ import typer
 from lab.command.doing import FAILED, USAGE, Json, ask, check_output, drive, fail, load_topology, say
 from lab.command.encoding import speak_any_encoding
 from lab.command.ending import SURROUNDINGS, silence
-from lab.command.examples import show_examples
+from lab.command.completing.examples import show_examples
 from lab.command.store_app import store
 
 LONGEST_S = 3600.0
@@ -213,7 +213,7 @@ def top(
     process. Keys: q quit, j and k or the arrows pick a guest, Enter looks at it alone, Esc at all, s sorts, space pauses.
     """
     from hyp.limits import raise_descriptor_limit
-    from lab.command.top import top
+    from lab.command.top.command import top
 
     if not (math.isfinite(interval) and 0.1 <= interval <= LONGEST_S):
         fail(f"--interval {interval:g}: 0.1 at least, and at most {LONGEST_S:g}", USAGE)
@@ -346,7 +346,7 @@ def completion(shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", hel
 
     It completes `launch.py` (as a command: ./launch.py) and `xen-bypass-lab`.
     """
-    from lab.command.completion import SCRIPTS
+    from lab.command.completing.scripts import SCRIPTS
 
     if shell not in SCRIPTS:
         fail(f"completion: {shell!r} is none of {', '.join(SCRIPTS)}", USAGE)
@@ -356,7 +356,7 @@ def completion(shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", hel
 @app.command(hidden=True, context_settings={"ignore_unknown_options": True})
 def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
     """What the last word can be completed to; for the scripts."""
-    from lab.command.completion import lines
+    from lab.command.completing.scripts import lines
 
     for line in lines(typer.main.get_command(app), words or [""]):
         print(line)

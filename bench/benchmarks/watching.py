@@ -28,7 +28,7 @@ from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
 from bench.report.results import BenchmarkResult, Row
 from lab.accounting import usage
-from lab.command.top import INTERVAL_S
+from lab.command.top.command import INTERVAL_S
 from lab.owner import ROOT
 
 PATHS = ("bypass", "split")

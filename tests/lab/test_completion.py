@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import typer
 
-from lab.command import completion
-from lab.command.completion import SCRIPTS, candidates
-from lab.command.examples import EXAMPLES
+from lab.command.completing import scripts
+from lab.command.completing.scripts import SCRIPTS, candidates
+from lab.command.completing.examples import EXAMPLES
 from tests.support.labs import LAUNCH, ROOT, launch, staying_up, topology_file, unique
 from tests.support.patience import patient
 
@@ -44,8 +44,8 @@ def command() -> Any:
 
 @pytest.fixture(autouse=True)
 def _running(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion, "guests", lambda: RUNNING)
-    monkeypatch.setattr(completion, "topologies", lambda: ["lab-1", "lab-2"])
+    monkeypatch.setattr(scripts, "guests", lambda: RUNNING)
+    monkeypatch.setattr(scripts, "topologies", lambda: ["lab-1", "lab-2"])
 
 
 def found(command: Any, line: str) -> list[str]:

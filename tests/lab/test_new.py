@@ -22,7 +22,7 @@ def read(text: str) -> Topology:
     return parse(tomllib.loads(text))
 
 
-@pytest.mark.parametrize(("paths", "guests", "kinds", "program"), product(SETS, [1, 2, 3], KINDS, NAMED))
+@pytest.mark.parametrize(("paths", "guests", "kinds", "program"), list(product(SETS, [1, 2, 3], KINDS, NAMED)))
 def test_every_choice_is_sound(paths: list[str], guests: int, kinds: list[str], program: str) -> None:
     choice = Choice(paths, guests, kinds, program)
     choice.check()

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from lab.api.tables import topology_of
-from lab.command.keys import keys_of
+from lab.command.top.keys import keys_of
 from lab.command.screen import Screen as Output
-from lab.command.top_table import SORTS, counted, detail, groups, table, window
+from lab.command.top.table import SORTS, counted, detail, groups, table, window
 from lab.view.picture import picture
 from lab.view.samples import Sampler, Use
 from tests.support.labs import LAUNCH, launch, staying_up, topology_file, unique, wait_until

@@ -46,6 +46,12 @@ class OwnScreen:
         """Standard input is a terminal, too."""
         return sys.stdin.isatty()
 
+    @staticmethod
+    def size() -> tuple[int, int]:
+        """Columns and rows, of the window itself: what the environment says may be another's."""
+        columns, rows = os.get_terminal_size(sys.stdout.fileno())
+        return columns or 80, rows or 24
+
     def enter(self) -> None:
         """Take it."""
         if self.has_keys:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from lab.command.words import guests, topologies
+from lab.command.completing.names import guests, topologies
 
 _BASH = r"""
 _xen_bypass_lab() {

@@ -7,7 +7,6 @@ last.
 
 import asyncio
 import json
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -17,10 +16,10 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from lab.command.clients import ClientError
-from lab.command.keys import OwnScreen
+from lab.command.top.keys import OwnScreen
 from lab.command.screen import Screen
 from lab.command.tables import duration
-from lab.command.top_table import SORTS, detail, groups, table, window
+from lab.command.top.table import SORTS, detail, groups, table, window
 from lab.view.attach import Ended, Watch
 from lab.view.events import Event
 from lab.view.samples import Sample
@@ -29,8 +28,8 @@ INTERVAL_S = 1.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EVENTS = 3
 """Lines at the bottom."""
-HELP = "q quit  ↑↓ pick  ⏎ alone  esc all  s sort  space pause"
-BRIEF_HELP = "q quit ↑↓ pick ⏎ alone s sort spc pause"
+HELP = "q quit  j/k pick  Enter alone  Esc all  s sort  space pause"
+BRIEF_HELP = "q quit j/k pick Enter alone s sort"
 
 
 async def top(name: str | None, interval_s: float, *, once: bool, as_json: bool) -> int:
@@ -104,7 +103,8 @@ class _Top:
             loop.add_reader(sys.stdin.fileno(), self._typed)
         looking = loop.create_task(self._look())
         try:
-            await asyncio.wait([looking, self._end], return_when=asyncio.FIRST_COMPLETED)
+            waits: list[asyncio.Future[Any]] = [looking, self._end]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             return self._end.result() if self._end.done() else looking.result()
         finally:
             looking.cancel()
@@ -163,7 +163,7 @@ class _Top:
     def _draw(self) -> None:
         if self._sample is None or self._end.done():
             return
-        columns, rows = shutil.get_terminal_size()
+        columns, rows = self._terminal.size()
         events = [said(one, self._sample) for one in self._watch.log.since()[-EVENTS:]]
         top = f"{heading(self._watch, self._sample)}; by {self._sort}{'; PAUSED' if self._paused else ''}"
         room = rows - 2 - len(events)
