@@ -42,10 +42,10 @@ from typing import Annotated
 
 import typer
 
+from lab.command.completing.examples import show_examples
 from lab.command.doing import FAILED, USAGE, Json, ask, check_output, drive, fail, load_topology, say
 from lab.command.encoding import speak_any_encoding
 from lab.command.ending import SURROUNDINGS, silence
-from lab.command.completing.examples import show_examples
 from lab.command.store_app import store
 
 LONGEST_S = 3600.0

@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from lab.command.completing import scripts
-from lab.command.completing.scripts import SCRIPTS, candidates
 from lab.command.completing.examples import EXAMPLES
+from lab.command.completing.scripts import SCRIPTS, candidates
 from tests.support.labs import LAUNCH, ROOT, launch, staying_up, topology_file, unique
 from tests.support.patience import patient
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from lab.api.tables import topology_of
-from lab.command.top.keys import keys_of
 from lab.command.screen import Screen as Output
+from lab.command.top.keys import keys_of
 from lab.command.top.table import SORTS, counted, detail, groups, table, window
 from lab.view.picture import picture
 from lab.view.samples import Sampler, Use
@@ -121,16 +121,15 @@ def test_it_fits_the_terminal_and_gives_it_back(lab: str, rows: int, columns: in
         shown.type("q")
         assert shown.wait() == 0
         assert shown.modes() == before
-    drawn = frames_of(shown)
-    assert all(len(one) <= max(rows, 24) for one in drawn)
-    last = drawn[-1]
-    assert len(last) <= rows
-    assert all(len(line) <= columns for line in last)
+    drawn = frames_of(shown)[:-1]  # all but what may have been cut off
+    assert len(drawn) >= 2
+    assert {len(one) for one in drawn} == {rows}
+    assert all(len(line) <= columns for one in drawn for line in one)
 
 
 def test_keys(lab: str) -> None:
     with screen(*LAUNCH, "top", lab, "--interval", "0.1", TERM="xterm") as shown:
-        shown.resize(40, 100)
+        shown.resize(40, 130)
         shown.expect("by topology")
         shown.type("s")
         shown.expect("by frames")

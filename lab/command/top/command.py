@@ -16,9 +16,9 @@ from typing import Any
 from rich.console import Console, RenderableType
 
 from lab.command.clients import ClientError
-from lab.command.top.keys import OwnScreen
 from lab.command.screen import Screen
 from lab.command.tables import duration
+from lab.command.top.keys import OwnScreen
 from lab.command.top.table import SORTS, detail, groups, table, window
 from lab.view.attach import Ended, Watch
 from lab.view.events import Event
