@@ -68,7 +68,7 @@ def test_records_a_line(lab: str) -> None:
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert (record["topology"], record["state"]) == (lab, "up")
-    assert record["seconds"] >= 0.3
+    assert record["seconds"] > 0.1
     assert record["guests"]["anna"]["rx"]["fps"] > 0
     assert record["guests"]["carl"]["rx"]["fps"] == 0
     assert record["events"][0]["kind"] == "up"
@@ -114,9 +114,8 @@ def test_it_fits_the_terminal_and_gives_it_back(lab: str, rows: int, columns: in
         shown.resize(rows, columns)
         before = shown.modes()
         shown.expect(re.escape(OWN))
-        shown.expect(lab[:10])
-        shown.expect(lab[:10])
-        shown.expect(lab[:10])
+        for _ in range(4):
+            shown.expect(re.escape("\x1b[H"))
         assert not shown.modes() & termios.ICANON
         shown.type("q")
         assert shown.wait() == 0
