@@ -196,8 +196,8 @@ async def _stay_up(lab: Lab, out: Screen) -> int:
 
 def try_command(guest: str, topology: str | None) -> str:
     """A command that shows a guest's network, as it can be typed here; with `topology` if the guest's name alone does not do."""
-    launch = sys.argv[0]
-    python = "python3" if (ROOT / ".venv").exists() else sys.executable  # launch.py finds .venv by itself
-    launcher = [launch] if "/" in launch and os.access(launch, os.X_OK) else [python, launch]
+    launch, finds_venv = sys.argv[0], (ROOT / ".venv").exists()  # launch.py finds it by itself; what pip has installed needs none
+    is_command = "/" in launch and os.access(launch, os.X_OK) and (finds_venv or not launch.endswith(".py"))
+    launcher = [launch] if is_command else ["python3" if finds_venv else sys.executable, launch]
     program = ["ip", "addr"] if shutil.which("ip") else ["cat", "/proc/net/dev"]
     return shlex.join([*launcher, "exec", *(["--topology", topology] if topology else []), guest, "--", *program])
