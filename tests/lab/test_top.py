@@ -219,8 +219,8 @@ def test_sixty_columns_hold_a_guest_of_the_longest_name() -> None:
     assert any(line.startswith("anna split stopp") for line in lines)
     drops = next(line for line in lines if line.startswith(" anna → d"))
     assert "5!" in drops
-    looks = {text.split()[0]: look for text, look in made}
-    assert (looks["anna"], looks["emil"], looks["nic"]) == (Look.WARNING, Look.BAD, Look.QUIET)
+    looks = {text.split()[0]: look for text, look in reversed(made)}
+    assert (looks["anna"], looks["emil"], looks["nic"]) == (Look.PICKED, Look.BAD, Look.QUIET)
     assert detail(shown, sample, "nobody", 60) == []
     found = detail(shown, sample, "anna", 60)
     assert all(len(text) <= 60 for text, _ in found)
