@@ -29,6 +29,7 @@ from hyp.memory import Mapping
 from hyp.net.steps import SetupError
 from hyp.patience import GRACE_NS
 from hyp.process import Process
+from hyp.trace.points import TracePoints
 from nic.build import Crossings, EngineState
 from nic.engine import (
     DRAIN_CONTEXT,
@@ -83,6 +84,7 @@ class Nic:
             "context_create": self.context_create, "context_start": self.context_start,
             "context_destroy": self.context_destroy, "context_settle": self.context_settle, "filter_change": self.filter_change,
         }  # fmt: skip
+        self._trace = TracePoints(process)
         self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
         for handler in (
             self.wire_mode, self.wire_generate, self.wire_replay, self.wire_expect, self.wire_report, self.wire_expect_replay,
@@ -111,6 +113,7 @@ class Nic:
             if tap >= 0:
                 state.attach_tap(tap)
             self._engines.append(state)
+            self._trace.add(state.engine.name, state.waiting)
         self._replays = Replays(self._engines[0], kept.job, wire["mac"], int(self._config["mtu"]))
         if kept.resumed:
             self._replays.resume()

@@ -17,7 +17,7 @@ A plan is a list of processes in the order in which they are to be forked::
      "cpus": None or [CPU numbers], "spins": whether its loops may spin, "restart": whether it is started again when it dies}
 
 Who is started again finds in its config what nobody else has: `restarts`, how often there was one before it, and `gone`, the
-domains that have ended for good.
+domains that are no more; one of these that is to be started again is announced to Dom0 by `domain_again`.
 """
 
 import asyncio
@@ -29,10 +29,11 @@ import socket
 from typing import Any
 
 from hyp import linux
-from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
+from hyp.control import Answer, Channel, ControlError, Handler, PeerGone, Refused, close_all, socketpair
 from hyp.control.descriptors import hang_up, refuse_descriptors
 from hyp.control.words import printable
 from lab.keeper.child import GUEST, Child, describe_exit
+from lab.keeper.news import News
 from lab.keeper.output import Output
 from lab.keeper.restarts import READY_S, Restarts
 from lab.keeper.store import XENSTORED, StoreKeeping
@@ -60,11 +61,12 @@ class Keeper:
         self._exits: dict[int, int] | None = None  # of unknown processes, while one is being forked
         self._outputs: list[Output] = []
         self._restarts = Restarts()
-        self._store = StoreKeeping(rundir, functools.partial(self._living, XENSTORED))
+        self._store = StoreKeeping(rundir, functools.partial(self._ask, XENSTORED))
         self._restarting: set[asyncio.Task[None]] = set()
         self._forking = asyncio.Lock()  # one at a time, so that an exit is told from those of unknown processes
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
+        self._news = News()
         self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
         self._up_since: float | None = None
         self._down: asyncio.Task[None] | None = None
@@ -110,6 +112,7 @@ class Keeper:
         self._forkserver_death = f"forkserver {cause}"
         if self._info["state"] == "up":
             self._owner.tell("died", name="forkserver", role="forkserver", cause=cause)
+            self._news.add("died", "forkserver", cause)
 
     # -- operations --
 
@@ -123,6 +126,7 @@ class Keeper:
             await self._spawn(process)
         await self._all_ready()
         self._info["state"] = "up"
+        self._news.add("up", self._rundir.name, "all processes are ready")
         self._up_since = self._loop.time()
         for child in self._children.values():
             if child.ended.done():
@@ -155,6 +159,7 @@ class Keeper:
             raise Refused("ESRCH", f"there is no guest named {guest!r} in topology {self._rundir.name!r}")
         for table in found:
             table["path"] = path
+        self._news.add("moved", guest, f"it is on path {path}")
 
     def pidfds(self) -> Answer:
         """Names of the living processes, and fds: their pidfds."""
@@ -195,7 +200,10 @@ class Keeper:
             if len(self._clients) >= MAX_CLIENTS:
                 sock.close()
                 return
-            self._clients.add(Channel(sock, self._handlers(), name="a client", untrusted=True))
+            handlers = self._handlers()
+            client = Channel(sock, handlers, name="a client", untrusted=True)
+            handlers["watch"] = functools.partial(self._news.watch, client)
+            self._clients.add(client)
 
     # -- spawning --
 
@@ -207,6 +215,17 @@ class Keeper:
             raise Refused("ESRCH", f"there is no living process named {name!r} in topology {self._rundir.name!r}")
         return child
 
+    async def _ask(self, name: str, op: str, /, **args: Any) -> Child:
+        """Ask the living process of that name, or the next one if it dies over it; returns who has answered. Refused (ESRCH)."""
+        while True:
+            child = await self._living(name)
+            try:
+                await child.console.call(op, **args)
+            except PeerGone:
+                await asyncio.wait({child.ended})
+            else:
+                return child
+
     async def _spawn(self, plan: dict[str, Any], restarts: int = 0) -> Child:
         """Fork a process of the plan; the `restarts`-th of those that take the place of a dead one."""
         console, far = socketpair()
@@ -216,13 +235,14 @@ class Keeper:
             sockets["hypercalls"] = socketpair()
             if guest:
                 refuse_descriptors(sockets["hypercalls"][0])
-            await self._create_domain(plan, sockets["hypercalls"][0], again=restarts > 0 and not guest)
+            await self._create_domain(plan, sockets["hypercalls"][0], restarts)
         store: Child | None = None
         if plan["xenstore"] is not None:
             sockets["xenstore"], store = await self._store.pair(plan["xenstore"])
         args = {key: plan[key] for key in ("name", "role", "module", "config", "cpus", "spins")}
         if restarts > 0:
-            gone = [c.domid for c in self._children.values() if c.ended.done() and not c.restarting and c.domid is not None]
+            dead = [child for child in self._children.values() if child.ended.done() and child.domid is not None]
+            gone = [child.domid for child in dead if child.role == GUEST or not child.restarting]
             args["config"] = {**args["config"], "restarts": restarts, "gone": gone}
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
@@ -247,9 +267,9 @@ class Keeper:
         self._outputs.append(Output(self._rundir.guest_log(guest)))
         return self._outputs[-1].hand_over()
 
-    async def _create_domain(self, plan: dict[str, Any], near: socket.socket, *, again: bool) -> None:
-        """Let the hypervisor create a domain; `again`: let it resume that of a daemon which has died."""
-        domain = plan["domain"]
+    async def _create_domain(self, plan: dict[str, Any], near: socket.socket, restarts: int) -> None:
+        """Let the hypervisor create a domain, or resume that of a daemon which has died."""
+        domain, again = plan["domain"], restarts > 0 and plan["role"] != GUEST
         hypervisor = self._children["hyp"]
         if not hypervisor.ready.done():
             await self._or_failure(hypervisor.ready)
@@ -259,6 +279,7 @@ class Keeper:
             domid=domain["domid"],
             name=plan["name"],
             memory=domain["memory"],
+            **({"restarts": restarts} if again else {}),
         )
 
     def _add(
@@ -277,7 +298,7 @@ class Keeper:
             "notice": lambda text: self._noticed(name, text),
         }
         if plan["role"] == "hyp":  # nobody else has anything to be held
-            handlers |= {"hold": self._hold, "let_go": self._let_go}
+            handlers |= {"hold": self._hold, "let_go": self._let_go, "hung_up": self._hung_up}
         holds = frozenset({"hold"} if plan["role"] == "hyp" else ())
         channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=plan["role"] == GUEST)
         futures = ready, self._loop.create_future(), self._loop.create_future()
@@ -300,6 +321,13 @@ class Keeper:
     def _let_go(self, key: str) -> None:
         if key in self._held:
             os.close(self._held.pop(key))
+
+    def _hung_up(self, name: str, restarts: int) -> None:
+        """The hypervisor does not hear a daemon any more. If it lives it is killed, which is a death like others."""
+        child = self._children[name]
+        if child.restarts == restarts and not child.ended.done() and self._down is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
     async def _all_ready(self) -> None:
         for child in list(self._children.values()):
@@ -326,6 +354,7 @@ class Keeper:
         if len(notices) < MAX_NOTICES:
             notices.append(printable(text))
             self._owner.tell("notice", text=notices[-1])
+            self._news.add("notice", name, notices[-1])
 
     # -- deaths --
 
@@ -356,13 +385,17 @@ class Keeper:
             return
         child.restarting = child.plan["restart"] and not child.is_done and self._may_restart(child.name)
         if not child.is_done:
-            self._owner.tell("died", name=child.name, role=child.role, cause=child.state, restarting=child.restarting)
+            self._tell_death(child)
         if child.restarting:
             task = self._loop.create_task(self._restart(child))
             self._restarting.add(task)
             task.add_done_callback(self._restarting.discard)
         else:
             self._bury(child)
+
+    def _tell_death(self, child: Child) -> None:
+        self._owner.tell("died", name=child.name, role=child.role, cause=child.state, restarting=child.restarting)
+        self._news.add("restarting" if child.restarting else "died", child.name, child.state)
 
     def _may_restart(self, name: str) -> bool:
         return self._forkserver_death is None and self._restarts.may(name, self._loop.time())
@@ -377,9 +410,9 @@ class Keeper:
             outcomes: list[asyncio.Future[Any]] = [new.ready, new.ended]
             await asyncio.wait(outcomes, timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
             if new.ready.done() and not new.ended.done():
-                self._owner.tell(
-                    "restarted", name=new.name, role=new.role, restarts=new.restarts, seconds=self._loop.time() - since
-                )
+                seconds = self._loop.time() - since
+                self._owner.tell("restarted", name=new.name, role=new.role, restarts=new.restarts, seconds=seconds)
+                self._news.add("restarted", new.name, f"it is there again, after {seconds:.2f} s")
             elif not new.ended.done():
                 new.failure = f"it was not ready within {READY_S:g} s"
                 signal.pidfd_send_signal(new.pidfd, signal.SIGKILL)
@@ -391,7 +424,7 @@ class Keeper:
                     signal.pidfd_send_signal(new.pidfd, signal.SIGKILL)
             elif self._down is None:
                 dead.restarting, dead.failure = False, f"{dead.state}; it could not be started again: {error}"
-                self._owner.tell("died", name=dead.name, role=dead.role, cause=dead.state, restarting=False)
+                self._tell_death(dead)
                 self._bury(dead)
         finally:
             if self._children[dead.name] is dead:  # given up, or all is going down: whoever waits for the next one waits in vain
@@ -402,8 +435,8 @@ class Keeper:
     async def _clear_away(self, guest: Child) -> None:
         """Let go of a dead guest's domain, so that there can be one of the same name and number."""
         await self._children["hyp"].console.call("domain_destroy", domid=guest.domid)
-        await self._store.call("release", domid=guest.domid)
-        await (await self._living("dom0")).console.call("domain_again", domid=guest.domid)
+        await self._ask(XENSTORED, "release", domid=guest.domid)
+        await self._ask("dom0", "domain_again", domid=guest.domid)
 
     def _bury(self, child: Child) -> None:
         """Tell who keeps something of a domain that its process has ended."""
