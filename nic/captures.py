@@ -88,9 +88,9 @@ class WireCaptures:
     def _load(self, file: str, to: str | None, rewrite: dict[str, str], speed: float, snapped: Any) -> Recording:
         """Frames of a file, as they are to be sent. Refused (EINVAL) if there are none."""
         macs = {mac_bytes(old): mac_bytes(new) for old, new in rewrite.items()}
-        ends = (None, None) if to is None else (mac_bytes(to), self._mac)
+        source, destination = (None, None) if to is None else (self._mac, mac_bytes(to))
         try:
-            return Recording(file, Rewriting(self._mtu + LINK_HEADER, *ends, macs, speed, snapped))
+            return Recording(file, Rewriting(self._mtu + LINK_HEADER, destination, source, macs, speed, snapped))
         except CaptureError as error:
             raise Refused("EINVAL", str(error)) from None
 
