@@ -43,14 +43,14 @@ _SYSTEM = 4  # processes that are no guests and can be asked: hyp, xenstored, ni
 
 def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     """Descriptors of each process by name, at rest. `topology` as `Topology.plain()` gives it."""
-    guests, engines = topology["guest"], topology["nic"]["engines"]
+    guests, engines, mode = topology["guest"], topology["nic"]["engines"], topology["nic"]["wire"]["mode"]
     takes, emulates = [_takes(guest) for guest in guests], _emulates(topology)
     found = {
         "keeper": 29 + 10 * len(guests) + emulates,
         "forkserver": 4,
         "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 16 + len(guests),
-        "nic": 22 + 7 * engines + (topology["nic"]["wire"]["mode"] == "tap") + sum(one.nic for one in takes),
+        "nic": 22 + 7 * engines + (mode == "tap") + 2 * (mode == "record") + sum(one.nic for one in takes),
         "dom0": 26 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }

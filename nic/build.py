@@ -96,7 +96,9 @@ class EngineState:
         out.links["line"] = [line.ctypes.data for line in out.lines]
         row["out"], row["back"] = (out.links[k : k + 1].ctypes.data for k in range(2))
         self.recorded = out.ring, out.recorded
-        row["recorder"] = row["sizes"] = 0  # a mix that a NIC that died was sending goes on with one size
+        row["recorder"] = 0
+        if row["sizes"]:  # a mix is gone with the process that had read it
+            row["sizes"] = row["left"] = 0
         row["pause_until"] = 0  # whom it waited for it looks for again
         assert platform.size >= PLATFORM_BYTES
         assert BUDGET_FRAMES <= WIRE_BUFFERS  # the sink looks at a whole turn's frames at its end

@@ -116,6 +116,9 @@ def _generate_mixed_run(e, w):
         stage(e, k, buffer, length, head1 | (stream << 48))
     sent, total = put_run(e, r, n, head0)
     if sent > 0:
+        tracer = tracer_of(e.wait)
+        if tracer != 0:
+            trace_run(tracer, e, WIRE, r, sent)
         w.pause_until = 0
         w.next, w.left, w.sequence = first + sent, w.left - sent, sequence + sent
         _pass_sizes(w, sent)

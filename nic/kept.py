@@ -7,7 +7,7 @@ out there, on its way or being looked at, and those who look at it go on looking
 One region, laid out here in the order of the calls, the same in every process of a topology:
 
     settings                       what the console has set of the wire: gbps, delay in µs (f8 each)
-    job                            what is being replayed (nic/replays.py), as JSON
+    job                            what is being replayed (nic/captures.py), as JSON
     crossings                      engines × engines rings (nic/crossing.py), indices included
     for each engine, its wire      WIRE record, schedule, how far a replay is, links and lines, buffers, lengths, trackers,
                                    histograms, the ring of a recorder (hyp/capture/ring.py)

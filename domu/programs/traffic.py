@@ -171,7 +171,7 @@ class Traffic:
         self._loops = [Loop(queue, device, guest.counters, mtu) for queue, device in zip(guest.running, guest.devices, strict=True)]
         self._address, self._name = guest.device.mac, guest.process.name
         self._recorder: Recorder | None = None
-        self._recorder_wake = new_eventfd()
+        self._recorder_wake = -1
         self._mac = mac_to_int(self._address)
         self._frame = np.zeros(LARGEST + 1, np.uint8)
         for handler in (
@@ -245,6 +245,8 @@ class Traffic:
             return recorder.close()
         if recorder is not None:
             raise Refused("EBUSY", f"{recorder.path} is being recorded")
+        if self._recorder_wake < 0:
+            self._recorder_wake = new_eventfd()
         try:
             names = [f"{self._name}.{number}" if number else self._name for number in range(len(self._loops))]
             self._recorder = Recorder(file, [loop.ring() for loop in self._loops], names, self._recorder_wake)

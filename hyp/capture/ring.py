@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from hyp.atomics import full_fence, load64, load64_acquire, memcpy, notify, record_view, store32_once, store64, store64_release
-from hyp.capture.format import ENHANCED_PACKET
 from hyp.kernels import compiled, outlined
 
 RING = np.dtype(
@@ -37,7 +36,8 @@ RING = np.dtype(
     ]
 )
 PROD, CONS, ASKED = (int(RING.fields[name][1]) for name in ("prod", "cons", "asked"))  # type: ignore[index]
-HEAD, TAIL = 28, 4
+ENHANCED_PACKET, HEAD, TAIL = 6, 28, 4
+"""The block's type, and its bytes before a frame and behind it, as hyp/capture/format.py has them."""
 LONGEST = 1 << 17
 NS = 1_000_000_000
 ring_at = record_view(RING)

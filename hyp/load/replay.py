@@ -166,13 +166,15 @@ class Recording:
                     first = frame.ns if first is None else first
                     last = max(last, frame.ns - first)  # what has been captured out of order goes out at once
                 due = round(last / rewriting.speed) if rewriting.speed else 0
-                too_long = len(data) > rewriting.longest
+                length = frame.length if rewriting.snapped == "pad" else len(data)
+                too_long = length > rewriting.longest
                 self.counts["too_long"] += too_long
-                rows.append((-1 if too_long else len(memory), len(data), due))
-                sums.append(sums[-1] + (0 if too_long else _digest(data)) & MASK)
+                rows.append((-1 if too_long else len(memory), length, due))
                 if not too_long:
+                    data = data.ljust(length, b"\0")
                     memory += data
                     memory += bytes(-len(memory) % LINE)
+                sums.append(sums[-1] + (0 if too_long else _digest(data)) & MASK)
                 if len(memory) > MOST_BYTES:
                     raise CaptureError(f"{path}: more than {MOST_BYTES >> 20} MiB of frames: take a part of it (editcap -r)")
         self.counts["snapped"], self.cut = reader.snapped, reader.cut
@@ -191,17 +193,14 @@ class Recording:
         self.timed = span > 0
 
     def _sent(self, frame: Frame) -> bytes | None:
-        """A frame as it is sent; None: it isn't."""
+        """A frame as it is sent, but for padding; None: it isn't."""
         if frame.snapped and self._rewriting.snapped == "drop":
             self.counts["left_out"] += 1
             return None
         if len(frame.data) < MIN_FRAME:
             self.counts["too_short"] += 1
             return None
-        data = self._rewriting.addresses(frame.data) + frame.data[ADDRESSES:]
-        if self._rewriting.snapped == "pad" and frame.length <= self._rewriting.longest:
-            return data.ljust(frame.length, b"\0")
-        return data
+        return self._rewriting.addresses(frame.data) + frame.data[ADDRESSES:]
 
     def digest(self, sent: int) -> int:
         """Of the first `sent` frames, of all rounds."""

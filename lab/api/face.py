@@ -205,6 +205,7 @@ class Lab:
     stream = _blocking(AsyncLab.stream)
     streams = _blocking(AsyncLab.streams)
     round_trips = _blocking(AsyncLab.round_trips)
+    replay = _blocking(AsyncLab.replay)
     run_workloads = _blocking(AsyncLab.run_workloads)
     run = _blocking(AsyncLab.run)
     start = _handing_out(AsyncLab.start)

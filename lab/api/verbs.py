@@ -7,6 +7,7 @@ cannot be done is a `LabError` that names the offender, whichever part of the la
 import asyncio
 import contextlib
 import operator
+import os
 import signal
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Literal, SupportsFloat, SupportsIndex
@@ -142,6 +143,26 @@ class AsyncLab:
         """
         return await self._measure([self._load("rr", sender, receiver, frame, seconds, frames, payload)])
 
+    async def replay(
+        self,
+        sender: str,
+        receiver: str,
+        file: str | os.PathLike[str],
+        *,
+        speed: float | str = "recorded",
+        times: SupportsIndex = 1,
+        seconds: SupportsFloat | None = None,
+        snapped: str = "pad",
+    ) -> Record:
+        """Send the frames of a capture file one way, `times` times over or for `seconds` (docs/replay.md).
+
+        One end may be "wire". `speed`: "recorded", "max", or how much faster than recorded. Returns the record, of which ``replay``
+        is about the file; WorkloadError if the replay could not be run to its end.
+        """
+        table: Workload = {"kind": "replay", "from": sender, "to": receiver, "file": os.fspath(file), "speed": speed}
+        table |= {"times": operator.index(times), "snapped": snapped}
+        return await self._measure([self._checked(table if seconds is None else {**table, "seconds": float(seconds)})])
+
     async def run_workloads(self) -> list[Record]:
         """Run the topology's own workloads, in order; returns their records."""
         return [await self._measure([load]) for load in self._plain["workload"]]
@@ -163,12 +184,15 @@ class AsyncLab:
             seconds = USUAL_SECONDS
         table |= {} if seconds is None else {"seconds": float(seconds)}
         table |= {} if frames is None else {"frames": operator.index(frames)}
+        load = self._checked(table)
+        return load if pps is None else {**load, "pps": operator.index(pps)}
+
+    def _checked(self, table: Workload) -> Workload:
         try:
-            load = check_workload(self._topology, table)
+            return check_workload(self._topology, table)
         except TopologyError as error:
             found = "; ".join(f"{key}: {reason}" for key, reason in error.problems)
-            raise WorkloadError(f"{kind} {sender} → {receiver}: {found}") from None
-        return load if pps is None else {**load, "pps": operator.index(pps)}
+            raise WorkloadError(f"{table['kind']} {table['from']} → {table['to']}: {found}") from None
 
     async def _measure(self, loads: Sequence[Workload]) -> Record:
         what = describe(loads[0])

@@ -15,6 +15,7 @@ from bench.benchmarks.throughput import ENTRIES
 from bench.floor.layout import MAX_ENTRIES
 from bench.method.contenders import run_name
 from bench.method.samples import STOLEN, Figure, Samples, Slice, Taken
+from tests.support import captures
 from tests.support.labs import ROOT, left_behind
 from tests.support.patience import patient
 
@@ -77,6 +78,17 @@ def test_throughput(tmp_path: Path) -> None:
     assert all(r["verdict"].startswith("undecided") for r in found["ratios"]), "nothing can be decided with two rounds"
     assert {claim["verdict"] for claim in found["claims"] if "÷" in claim["text"]} <= {"undecided", "no figure"}
     assert any("notifications" in claim["text"] for claim in found["claims"])
+
+
+@pytest.mark.long
+def test_throughput_of_a_mix_of_sizes(tmp_path: Path) -> None:
+    file = captures.write(tmp_path / "office.pcapng", captures.traffic(count=50))
+    found = measured(tmp_path, "throughput", "--paths", "bypass,split", "--traffic", str(file))
+    assert {(who(r), r["traffic"]) for r in found["records"]} == {("bypass", "office.pcapng"), ("split", "office.pcapng")}
+    sizes = [min(frame.length, 1514) for frame in captures.traffic(count=50)]
+    assert {r["frame"] for r in found["records"]} == {round(sum(sizes) / 50)}
+    for record in found["records"]:
+        assert record["regime"] is None or record["checksummed"] == 1.0
 
 
 @pytest.mark.long
@@ -240,6 +252,9 @@ def test_rings_have_as_many_entries_on_split_as_on_bypass() -> None:
         (["throughput", "--paths", "bypass,fast"], "unknown path: 'fast'"),
         (["throughput", "--peers", "dpdk"], "unknown peer: 'dpdk'"),
         (["throughput", "--frames", "64,big"], "sizes in bytes"),
+        (["throughput", "--traffic", "none.pcap"], "none.pcap: No such file or directory"),
+        (["throughput", "--traffic", "imix", "--frames", "64"], "takes the place of --frames"),
+        (["latency", "--traffic", "imix"], "--traffic is for `throughput`"),
         (["throughput", "--frames", "65537"], "65537"),
         (["throughput", "--seconds", "nan"], "seconds"),
         (["throughput", "--json", "/nowhere/at/all.json"], "/nowhere/at/all.json"),

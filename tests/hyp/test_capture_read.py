@@ -157,6 +157,10 @@ def test_other_files_are_refused_by_name(tmp_path: Path) -> None:
     content = section("<") + interface("<", option("<", 2, b"wlan0"), link=127) + interface("<")
     assert len(read(tmp_path, content + enhanced("<", 1, 0, DATA))[0]) == 1
     assert "wlan0 are IEEE 802.11 with radiotap header (link type 127)" in refused(tmp_path, content + enhanced("<", 0, 0, DATA))
+    content = section("<") + interface("<", option("<", 2, b"\x1b[2Jwlan0" + b"x" * 900), link=127)
+    said = refused(tmp_path, content + enhanced("<", 0, 0, DATA))
+    assert "interface \\x1b[2Jwlan0x" in said
+    assert len(said) < 200
     assert refused(tmp_path, b"") == "is empty"
     assert refused(tmp_path, b"\x1f\x8b\x08\x00\x00\x00") == "is compressed (gzip): unpack it first"
     assert "neither pcap nor pcapng" in refused(tmp_path, b"hello, world")

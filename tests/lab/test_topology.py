@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 # --- what is read ----------------------------------------------------------------------------------------------------
 
 
+REPLAY = {"file": None, "speed": "recorded", "times": 1, "snapped": "pad"}
+
+
 def test_defaults(tmp_path: Path) -> None:
     lab = read(tmp_path, ANNA)
     assert lab.file == str(tmp_path / "lab.toml")
@@ -38,6 +41,8 @@ def test_defaults(tmp_path: Path) -> None:
                 "pps": 0,
                 "gbps": 0.0,
                 "delay_us": 0,
+                **REPLAY,
+                "rewrite": {},
                 "interface": "xbl0",
                 "address": None,
                 "address6": None,
@@ -125,7 +130,7 @@ def test_everything_given(tmp_path: Path) -> None:
     plain = read(tmp_path, text).plain()
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
     wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
-    host = {"interface": "xbl0", "address": None, "address6": None}
+    host: dict[str, Any] = {"interface": "xbl0", "address": None, "address6": None, **REPLAY, "rewrite": {}}
     assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire | host}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5, "max_queues": 8}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
@@ -133,8 +138,8 @@ def test_everything_given(tmp_path: Path) -> None:
         ("02:00:00:00:00:02", 8 * MIB, 1500, "10.0.0.255/8"),
     ]
     assert plain["workload"] == [
-        {"kind": "rr", "from": "0", "to": "wire", "frame": 590, "payload": "full", "seconds": None, "frames": 10},
-        {"kind": "stream", "from": "wire", "to": "0", "frame": 64, "payload": "full", "seconds": 2.0, "frames": None},
+        {"kind": "rr", "from": "0", "to": "wire", "frame": 590, "payload": "full", "seconds": None, "frames": 10, **REPLAY},
+        {"kind": "stream", "from": "wire", "to": "0", "frame": 64, "payload": "full", "seconds": 2.0, "frames": None, **REPLAY},
     ]
 
 

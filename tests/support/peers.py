@@ -56,6 +56,9 @@ class _HypervisorProcess:
 
     console = _Silent()
 
+    def serve(self, op: str, handler: object, *, takes_fds: bool = False) -> None:
+        """Nobody asks."""
+
 
 class _NicProcess(Process):
     """The NIC's `Process` where it is a thread of the test's process, which must survive the end of its console."""
