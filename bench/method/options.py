@@ -25,6 +25,8 @@ BENCHMARKS = {
     "tapcalls": "bench.benchmarks.tapcalls",
     "isolation": "bench.benchmarks.isolation",
     "chaos": "bench.benchmarks.chaos",
+    "moves": "bench.benchmarks.moves",
+    "downloads": "bench.benchmarks.downloads",
     "watching": "bench.benchmarks.watching",
     "limit": "bench.benchmarks.limit",
 }

@@ -115,6 +115,11 @@ def of(bench: Bench, guest: Guest, kind: str = "vmm") -> dict[str, int]:
     return {column: n for column, n in rows(bench)[f"{kind}{guest.domid}:{guest.name}"].items() if n}
 
 
+def counted(bench: Bench, guest: Guest, expected: dict[str, int]) -> None:
+    """Wait until just that has gone wrong: a turn's counts are there after its completions."""
+    eventually(lambda: faults_and_drops(bench, guest) == expected, f"to be counted: {expected}")
+
+
 def published(bench: Bench, guest: Guest, received: int) -> None:
     """Wait until the hypervisor's loop has published that the guest has received so many frames: after it delivered them."""
 
