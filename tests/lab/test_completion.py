@@ -127,7 +127,7 @@ def test_the_script_in_its_shell(shell: str, tmp_path: Path) -> None:
     here.write_text(f'#!/bin/sh\nexec {shlex.join(LAUNCH)} "$@"\n')
     here.chmod(0o755)
     script = launch("completion", shell).stdout
-    for words, shown in ((["explain"], {"explain-topology"}), (["check", "topologies/mod"], {"topologies/models.toml"})):
+    for words, shown in ((["explain-"], {"explain-topology"}), (["check", "topologies/mod"], {"topologies/models.toml"})):
         line = ASK[shell].format(
             script=script, launch=here, words=shlex.join(words), plain=" ".join(words), last=len(words), current=1 + len(words)
         )
