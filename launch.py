@@ -273,8 +273,8 @@ def capture(
 ) -> None:
     """Write frames of a running topology to a capture file.
 
-    As they are seen at each hop, with an interface for each: for Wireshark's tools. Where it can't follow, frames are missing, and it
-    says how many.
+    As they are seen at each hop, with an interface for each: for Wireshark's tools. Where it can't follow, frames are missing, and
+    it says how many.
     """
     from lab.command.trace import capture
 
