@@ -253,7 +253,10 @@ def trace(
 
 @app.command()
 def explain(file: Annotated[Path, typer.Argument(help="A trace that was written with --out or --trace.")]) -> None:
-    """Where the time of a trace's frames went: the median's and the 99th percentile's, hop by hop."""
+    """Where the time of a trace's frames went, hop by hop.
+
+    That of the median and of the 99th-percentile frame.
+    """
     from lab.command.trace import explain
 
     for line in ask(explain(file)):
@@ -268,9 +271,10 @@ def capture(
     snap: Annotated[int, typer.Option(help="Bytes of each frame.")] = 65535,
     topology: Topology = None,
 ) -> None:
-    """Write frames of a running topology to a capture file, as they are seen at each hop.
+    """Write frames of a running topology to a capture file.
 
-    For Wireshark's tools: an interface for each hop. Where it can't follow, frames are missing, and it says how many.
+    As they are seen at each hop, with an interface for each: for Wireshark's tools. Where it can't follow, frames are missing, and
+    it says how many.
     """
     from lab.command.trace import capture
 
