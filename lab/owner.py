@@ -92,7 +92,7 @@ class Lab:
         finally:
             os.close(lock)
         try:
-            info = {"guests": self.topology["guest"], "cpu": self.seats.plain()}
+            info = {"guests": self.topology["guest"], "cpu": self.seats.plain(), "nic": self.topology["nic"]}
             async with asyncio.timeout(None) as self._start_limit:
                 self.timings = (await self.channel.call("boot", plan=self.processes(), info=info)).value
         except BaseException as error:

@@ -9,7 +9,7 @@ import struct
 import time
 from typing import Any
 
-from hyp.control import Channel, ControlError, close_all
+from hyp.control import Channel, ControlError, Handler, close_all
 from hyp.linux import pid_of
 from lab import rundir
 from lab.counters import CounterReader
@@ -38,9 +38,9 @@ def _connected(run: RunDir) -> socket.socket:
     return sock
 
 
-async def connect(run: RunDir) -> Channel:
-    """A channel to the keeper of a living topology."""
-    return Channel(_connected(run), name=f"the keeper of {run.name}")
+async def connect(run: RunDir, handlers: dict[str, Handler] | None = None) -> Channel:
+    """A channel to the keeper of a living topology; `handlers` serves what it tells."""
+    return Channel(_connected(run), handlers, name=f"the keeper of {run.name}")
 
 
 def the_one(name: str | None) -> RunDir:

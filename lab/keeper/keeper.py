@@ -33,6 +33,7 @@ from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_a
 from hyp.control.descriptors import hang_up, refuse_descriptors
 from hyp.control.words import printable
 from lab.keeper.child import GUEST, Child, describe_exit
+from lab.keeper.news import News
 from lab.keeper.output import Output
 from lab.keeper.restarts import READY_S, Restarts
 from lab.keeper.store import XENSTORED, StoreKeeping
@@ -65,6 +66,7 @@ class Keeper:
         self._forking = asyncio.Lock()  # one at a time, so that an exit is told from those of unknown processes
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
+        self._news = News()
         self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
         self._up_since: float | None = None
         self._down: asyncio.Task[None] | None = None
@@ -110,6 +112,7 @@ class Keeper:
         self._forkserver_death = f"forkserver {cause}"
         if self._info["state"] == "up":
             self._owner.tell("died", name="forkserver", role="forkserver", cause=cause)
+            self._news.add("died", "forkserver", cause)
 
     # -- operations --
 
@@ -123,6 +126,7 @@ class Keeper:
             await self._spawn(process)
         await self._all_ready()
         self._info["state"] = "up"
+        self._news.add("up", self._rundir.name, "all processes are ready")
         self._up_since = self._loop.time()
         for child in self._children.values():
             if child.ended.done():
@@ -155,6 +159,7 @@ class Keeper:
             raise Refused("ESRCH", f"there is no guest named {guest!r} in topology {self._rundir.name!r}")
         for table in found:
             table["path"] = path
+        self._news.add("moved", guest, f"it is on path {path}")
 
     def pidfds(self) -> Answer:
         """Names of the living processes, and fds: their pidfds."""
@@ -195,7 +200,10 @@ class Keeper:
             if len(self._clients) >= MAX_CLIENTS:
                 sock.close()
                 return
-            self._clients.add(Channel(sock, self._handlers(), name="a client", untrusted=True))
+            handlers = self._handlers()
+            client = Channel(sock, handlers, name="a client", untrusted=True)
+            handlers["watch"] = functools.partial(self._news.watch, client)
+            self._clients.add(client)
 
     # -- spawning --
 
@@ -326,6 +334,7 @@ class Keeper:
         if len(notices) < MAX_NOTICES:
             notices.append(printable(text))
             self._owner.tell("notice", text=notices[-1])
+            self._news.add("notice", name, notices[-1])
 
     # -- deaths --
 
@@ -356,13 +365,17 @@ class Keeper:
             return
         child.restarting = child.plan["restart"] and not child.is_done and self._may_restart(child.name)
         if not child.is_done:
-            self._owner.tell("died", name=child.name, role=child.role, cause=child.state, restarting=child.restarting)
+            self._tell_death(child)
         if child.restarting:
             task = self._loop.create_task(self._restart(child))
             self._restarting.add(task)
             task.add_done_callback(self._restarting.discard)
         else:
             self._bury(child)
+
+    def _tell_death(self, child: Child) -> None:
+        self._owner.tell("died", name=child.name, role=child.role, cause=child.state, restarting=child.restarting)
+        self._news.add("restarting" if child.restarting else "died", child.name, child.state)
 
     def _may_restart(self, name: str) -> bool:
         return self._forkserver_death is None and self._restarts.may(name, self._loop.time())
@@ -377,9 +390,9 @@ class Keeper:
             outcomes: list[asyncio.Future[Any]] = [new.ready, new.ended]
             await asyncio.wait(outcomes, timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
             if new.ready.done() and not new.ended.done():
-                self._owner.tell(
-                    "restarted", name=new.name, role=new.role, restarts=new.restarts, seconds=self._loop.time() - since
-                )
+                seconds = self._loop.time() - since
+                self._owner.tell("restarted", name=new.name, role=new.role, restarts=new.restarts, seconds=seconds)
+                self._news.add("restarted", new.name, f"it is there again, after {seconds:.2f} s")
             elif not new.ended.done():
                 new.failure = f"it was not ready within {READY_S:g} s"
                 signal.pidfd_send_signal(new.pidfd, signal.SIGKILL)
@@ -391,7 +404,7 @@ class Keeper:
                     signal.pidfd_send_signal(new.pidfd, signal.SIGKILL)
             elif self._down is None:
                 dead.restarting, dead.failure = False, f"{dead.state}; it could not be started again: {error}"
-                self._owner.tell("died", name=dead.name, role=dead.role, cause=dead.state, restarting=False)
+                self._tell_death(dead)
                 self._bury(dead)
         finally:
             if self._children[dead.name] is dead:  # given up, or all is going down: whoever waits for the next one waits in vain
