@@ -5,6 +5,7 @@
     launch.py run FILE.toml [--json OUT]   run a topology: its workloads, or until Ctrl-C if it has none
     launch.py exec GUEST -- PROGRAM ...    run a program in a TAP guest of a running topology
     launch.py forward GUEST:PORT [PORT]    serve a TCP port of a TAP guest on loopback: for a browser on this machine
+    launch.py web [NAME] [--port P]        the page of a running topology, on loopback (docs/web.md)
     launch.py status [--json]              what is running, who is cut off, and what guests move
     launch.py store ls|read|write|rm|watch the store of a running topology, as Domain 0
     launch.py stop [NAME] [--all [--yes]]  take a running topology down, or all of them once you have said so
@@ -46,6 +47,7 @@ from lab.command.ending import SURROUNDINGS, run_in_order, silence, unwritable
 
 FAILED, USAGE, NOT_STARTED = 1, 2, 3
 LONGEST_S = 3600.0
+WEB_PORT = 8420
 T = TypeVar("T")
 
 app = typer.Typer(
@@ -131,6 +133,8 @@ def demo(
 def run(
     file: Annotated[Path, typer.Argument(help="Topology file (docs/topology.md).")],
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the workloads' records to this file.")] = None,
+    web: Annotated[bool, typer.Option("--web", help="Serve its page meanwhile, as `launch.py web` does.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = WEB_PORT,
 ) -> None:
     """Run a topology: its workloads, or until Ctrl-C.
 
@@ -140,7 +144,9 @@ def run(
     check_output(json_out)
     from lab.command.session import run_topology
 
-    drive(lambda: run_topology(topology.plain(), json_out))
+    if web:
+        check_web()
+    drive(lambda: run_topology(topology.plain(), json_out, port if web else None))
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -197,6 +203,31 @@ def forward(
     os.close(guest.lifeline)
     print(f"http://localhost:{listening[0].getsockname()[1]}/ leads to {target}; Ctrl-C ends it", flush=True)
     ask(Forward(sockets, guest, name, int(number)).serve(listening))
+
+
+@app.command()
+def web(
+    name: Annotated[str | None, typer.Argument(help="Which topology; not needed if there is one.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of loopback; 0: any that is free.")] = WEB_PORT,
+) -> None:
+    """Serve the page of a running topology, until Ctrl-C or its end.
+
+    It shows where frames go, and has controls for who knows the whole address that this prints. docs/web.md.
+    """
+    from hyp.limits import raise_descriptor_limit
+    from lab.command.web import serve_page
+
+    check_web()
+    raise_descriptor_limit()
+    print(ask(serve_page(name, port)))
+
+
+def check_web() -> None:
+    """Exit unless the packages are there that the page takes."""
+    from lab.command.web import lacking
+
+    if (reason := lacking()) is not None:
+        fail(reason, FAILED)
 
 
 def take_topology(argv: list[str]) -> str | None:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from domu.programs.table import program_of
 from hyp.control import ControlError, PeerGone
-from lab.command.clients import living
+from lab.command.clients import ClientError, living
 from lab.command.repeats import in_turns, summary
 from lab.command.screen import Screen
 from lab.command.tables import comparison, ledger, losses, not_compared, notes, rates, runs, with_spread
@@ -146,11 +146,27 @@ def told(out: Screen) -> Iterator[list[int]]:
         status.append(NOT_STARTED)
 
 
-async def run_topology(topology: dict[str, Any], json_out: Path | None) -> int:
-    """Run a topology; returns the exit status."""
+@contextlib.asynccontextmanager
+async def _page_of(name: str, port: int | None, out: Screen) -> AsyncIterator[None]:
+    """The page of a topology that is up, at that port; None: no page."""
+    if port is None:
+        yield
+        return
+    from lab.web.serve import page
+
+    try:
+        async with page(name, port) as shown:
+            out.print(f"{shown.address} shows it")
+            yield
+    except ClientError as error:
+        raise LabError(str(error)) from error
+
+
+async def run_topology(topology: dict[str, Any], json_out: Path | None, port: int | None = None) -> int:
+    """Run a topology, with its page at `port` if there is one; returns the exit status."""
     out = Screen()
     with told(out) as status:
-        async with lab_up(topology, out) as lab:
+        async with lab_up(topology, out) as lab, _page_of(lab.name, port, out):
             if not topology["workload"]:
                 return await _stay_up(lab, out)
             records = await run_workloads(await Runner.open(lab), topology["workload"], out)

@@ -58,6 +58,7 @@ TOOLS = {
     "nginx": Tool(programs("nginx"), ("nginx-light",), ("nginx",), ("nginx",)),
     "wrk": Tool(programs("wrk"), ("wrk",), ("wrk",), ()),
     "redis": Tool(programs("redis-server", "redis-benchmark"), ("redis-server", "redis-tools"), ("redis",), ("redis",)),
+    "chromium": Tool(programs("chromium"), ("chromium",), ("chromium",), ("chromium",)),
     "curl": Tool(programs("curl"), ("curl",), ("curl",), ("curl",)),
     "ip": Tool(programs("ip"), ("iproute2",), ("iproute",), ("iproute2",)),
     "util-linux": Tool(
