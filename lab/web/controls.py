@@ -100,7 +100,7 @@ class Controls:
         table = self._guest(guest)
         if not program_of(table["program"]).workloads:
             raise Refused(f"{guest} has a program of its own, and sends what that does")
-        if to == guest or (to != WIRE and to not in tables):
+        if not isinstance(to, str) or to == guest or (to != WIRE and to not in tables):
             raise Refused(f"{guest} can send to the wire, and to {', '.join(name for name in tables if name != guest)}")
         mac = self._watch.status["nic"]["wire"]["mac"] if to == WIRE else tables[to]["mac"]
         await self._end(guest)
@@ -155,7 +155,7 @@ class Controls:
             keeper.close()
         try:
             living = dict(zip(reply.value, reply.fds, strict=True))
-            if process not in living:
+            if not isinstance(process, str) or process not in living:
                 raise Refused("there is no living process of that name")
             with contextlib.suppress(ProcessLookupError):  # it died just now, which is told soon
                 signal.pidfd_send_signal(living[process], number)

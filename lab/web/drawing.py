@@ -259,14 +259,14 @@ class _Drawing:
         return (line if towards else line[::-1]), place
 
     def _margin(self, hop: Hop) -> tuple[list[Point], tuple[Point, Point]]:
-        """A detour of descriptors: from the guest's box down the left margin to the hypervisor."""
+        """A detour of descriptors: from the guest's box down the left margin to the hypervisor. Its mark is where the guest calls."""
         size, guest = self._size, hop["guest"]
         x = size.guest[0] - (8 if hop["way"] == "tx" else 16) * (1 if size.in_words else 0.45)
         y = self._lane(guest, hop["way"])
         line = [(size.guest[0], y), (x, y), (x, self._slab + 14), (size.guest[0], self._slab + 14)]
         if hop["way"] == "rx":
             line = [(size.guest[0], y), (x, y), (x, self._slab + 26), (size.guest[0], self._slab + 26)][::-1]
-        return line, ((x, y), (size.guest[0] + 14, self._slab + (40 if size.in_words else 34)))
+        return line, ((x, y), (sum(size.guest) + (14 if size.in_words else 5), y))
 
     def _marks_width(self, marks: list[Mark]) -> float:
         return sum(self._pill(mark) for mark in marks) + max(len(marks) - 1, 0) * self._gap

@@ -5,7 +5,7 @@ import { control, mayControl } from "./controls.js";
 import { show } from "./details.js";
 import { mount, select, update } from "./drawing.js";
 import { build, events, fill } from "./tables.js";
-import { $, put } from "./words.js";
+import { $, make, put } from "./words.js";
 
 const KEPT = 120;
 let whole = null;
@@ -40,7 +40,14 @@ function take(next) {
   fill(view);
   events(next.events, isWhole);
   if (document.visibilityState === "visible") charts(view, history);
+  if (isWhole) load();
   document.body.dataset.samples = String(Number(document.body.dataset.samples ?? 0) + 1);
+}
+
+// Charts come when the drawing is there: their library takes a while to read.
+function load() {
+  if (document.querySelector("script[src='/assets/plotly.js']")) return;
+  document.head.append(make("script", { src: "/assets/plotly.js" }));
 }
 
 function state(name) {
