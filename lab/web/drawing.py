@@ -25,6 +25,7 @@ from lab.view.ways import ABOUT, DOM0, HYP, NIC, WIRE, Mark
 MOST_GUESTS: Final = 24
 """That are drawn. Of further ones the drawing says how many there are; tables have them."""
 LETTERS: Final[Mapping[Mark, str]] = {Mark.TRAP: "T", Mark.HYPERCALL: "H", Mark.COPY: "C", Mark.DMA: "D", Mark.WAKEUP: "W"}
+WORDS: Final[Mapping[Mark, str]] = {Mark.DMA: "DMA"}
 _ORDER: Final = (Attachment.VIF, None, Attachment.EMULATION)
 """From top to bottom; None: those with a context of their own."""
 
@@ -49,7 +50,7 @@ class Size:
 
 
 WIDE: Final = Size("wide", 912, (26, 128), (372, 116), (686, 108), (864, 44), 96, 80, 42, 62, True, 22)
-NARROW: Final = Size("narrow", 358, (10, 104), (164, 52), (262, 48), (336, 22), 72, 64, 26, 50, False, 9)
+NARROW: Final = Size("narrow", 372, (10, 96), (166, 50), (276, 46), (348, 20), 72, 64, 26, 50, False, 9)
 
 Point = tuple[float, float]
 
@@ -166,8 +167,8 @@ class _Drawing:
         left, right = size.guest[0], size.nic[0] + size.nic[1]
         group = self._box(HYP, "hypervisor", (left, self._slab, right - left, size.slab), "hyp")
         if size.in_words:
-            about = "memory, grants, event channels, IOMMU tables: set-up, and no frame of split, bypass and native"
-            self._text(group, left + 108, self._slab + 22, about, "small")
+            about = "memory, grants, event channels, IOMMU tables; hypercalls run on their caller's thread"
+            self._text(group, left + 112, self._slab + 22, about, "small")
         else:
             self._text(group, left + 92, self._slab + 17, "memory, grants, events", "small")
 
@@ -179,7 +180,7 @@ class _Drawing:
         first = min(turns.values(), default=0)
         self._turns = {name: (len(turns) - 1 - (k - first), k - first) for name, k in turns.items()}
         paths = {path["guest"]: path["path"] for path in self._picture["paths"]}
-        for hop in self._hops.values():
+        for hop in sorted(self._hops.values(), key=lambda hop: hop["carries"] != "frames"):  # detours above, with their marks
             if hop["guest"] is None:
                 used = {paths[path["guest"]] for path in self._picture["paths"] if hop["id"] in (*path["tx"], *path["rx"])}
                 self._hop(hop, next(iter(used)) if len(used) == 1 and WIRE not in (hop["source"], hop["target"]) else "shared")
@@ -199,7 +200,7 @@ class _Drawing:
         ET.SubElement(group, "title").text = f"{hop['source']} → {hop['target']}: {hop['what']}"
         for kind in ("reach", "track", "flow"):
             ET.SubElement(group, "path", {"class": kind, "d": line})
-        ET.SubElement(group, "path", {"class": "head", "d": _head(points[-2], points[-1], 7 if self._size.in_words else 5)})
+        ET.SubElement(group, "path", {"class": "head", "d": _head(points[-2], points[-1], 10 if self._size.in_words else 7)})
         if self._size.in_words and hop["carries"] == "frames":
             (x, y), _ = at
             self._text(group, x, y, "", "rate", **{"data-rate": hop["id"]})
@@ -259,7 +260,7 @@ class _Drawing:
         return (line if towards else line[::-1]), place
 
     def _margin(self, hop: Hop) -> tuple[list[Point], tuple[Point, Point]]:
-        """A detour of descriptors: from the guest's box down the left margin to the hypervisor. Its mark is where the guest calls."""
+        """A detour of descriptors: down the left margin to the hypervisor. Its mark is where the guest calls."""
         size, guest = self._size, hop["guest"]
         x = size.guest[0] - (8 if hop["way"] == "tx" else 16) * (1 if size.in_words else 0.45)
         y = self._lane(guest, hop["way"])
@@ -276,7 +277,7 @@ class _Drawing:
         return 5 if self._size.in_words else 2
 
     def _pill(self, mark: Mark) -> float:
-        return 12 + 6.3 * len(mark.value) if self._size.in_words else 14
+        return 16 + 6.2 * len(mark.value) if self._size.in_words else 14
 
     def _marks(self, group: ET.Element, marks: list[Mark], at: Point) -> None:
         x, y = at
@@ -287,7 +288,7 @@ class _Drawing:
             half = 9 if self._size.in_words else 7
             round_by = half if self._size.in_words else 3
             ET.SubElement(pill, "rect", _numbers(x=x, y=y - half, width=width, height=2 * half, rx=round_by))
-            label = mark.value if self._size.in_words else LETTERS[mark]
+            label = WORDS.get(mark, mark.value) if self._size.in_words else LETTERS[mark]
             self._text(pill, x + width / 2, y + 4, label, "middle")
             x += width + self._gap
 

@@ -7,7 +7,7 @@ const MOVES = ["split", "bypass"];
 const MOST_EVENTS = 100;
 const ALARMING = ["died", "restarting", "drops", "faults", "stopped"];
 const PATHS = {
-  split: "through Dom0", bypass: "past Dom0", native: "past Dom0", cdna: "past Dom0, after a hypercall a batch", trapped: "through the hypervisor",
+  split: "through Dom0", bypass: "past Dom0", native: "past Dom0", cdna: "past Dom0, checked", trapped: "through the hypervisor",
 };
 
 export function build(view) {
@@ -26,13 +26,17 @@ function who(name, path) {
   return make("td", { class: "who" }, name, make("span", {}, path));
 }
 
+function figure(kind, label) {
+  return make("td", { class: `figure ${kind}`, "data-label": label });
+}
+
 function row(guest, guests) {
   const path = MOVES.includes(guest.path) ? MOVES.find((one) => one !== guest.path) : null;
   const move = path && guest.program !== "own"
     ? make("button", { type: "button", disabled: !mayControl, onclick: () => control("move", { guest: guest.id, path }) }, `Move to ${path}`)
     : make("span", { class: "soft" }, "stays");
   return make("tr", { class: `path-${guest.path}`, "data-guest": guest.id },
-    who(guest.id, guest.path), make("td", { class: "n tx" }), make("td", { class: "n rx" }), make("td", { class: "drops" }),
+    who(guest.id, guest.path), figure("n tx", "sent"), figure("n rx", "received"), figure("drops", "dropped"),
     make("td", {}, traffic(guest, guests)), make("td", {}, move));
 }
 
@@ -58,9 +62,9 @@ function process(one) {
   stop.dataset.verb = "stop";
   const kill = make("button", { type: "button", class: "kill", disabled: !mayControl, onclick: () => control("kill", { process: one.name }) }, "Kill");
   return make("tr", { "data-process": one.name },
-    make("td", { class: "who" }, one.name), make("td", { class: "how" }),
-    make("td", {}, make("span", { class: "bar" }, make("i")), make("span", { class: "cpu" })),
-    make("td", { class: "n restarts" }), make("td", {}, make("form", {}, stop, kill)));
+    make("td", { class: "who" }, one.name), figure("how", ""),
+    make("td", { class: "figure", "data-label": "" }, make("span", { class: "bar" }, make("i")), make("span", { class: "cpu" })),
+    figure("n restarts", "restarts"), make("td", {}, make("form", {}, stop, kill)));
 }
 
 export function fill(view) {
@@ -70,7 +74,7 @@ export function fill(view) {
     const of = (way, figure) => paths.reduce((sum, path) => sum + (sample.guests[path.guest]?.[way][figure] ?? 0), 0);
     put(tile.querySelector("b"), rate(of("tx", "fps")));
     const copies = paths[0]?.copies.tx ?? "?";
-    put(tile.querySelector(".rest"), `sent, ${gbps(of("tx", "gbps"))}; received ${rate(of("rx", "fps"))}; ${copies} ${copies === 1 ? "copy" : "copies"} to the wire`);
+    put(tile.querySelector(".rest"), `sent, ${gbps(of("tx", "gbps"))}; ${copies} ${copies === 1 ? "copy" : "copies"} a frame`);
   }
   for (const tr of document.querySelectorAll("[data-guest]")) {
     const guest = sample.guests[tr.dataset.guest];
