@@ -32,7 +32,7 @@ MOST_BYTES = 4096
 
 @functools.cache
 def _plotly() -> bytes:
-    return get_plotlyjs().encode()
+    return str(get_plotlyjs()).encode()
 
 
 def make_app(hub: Hub, controls: Controls, token: str, ports: list[int]) -> App:

@@ -50,7 +50,7 @@ class Size:
 
 
 WIDE: Final = Size("wide", 912, (26, 128), (372, 116), (686, 108), (864, 44), 96, 80, 42, 62, True, 22)
-NARROW: Final = Size("narrow", 372, (10, 96), (166, 50), (276, 46), (348, 20), 72, 64, 26, 50, False, 9)
+NARROW: Final = Size("narrow", 372, (10, 96), (166, 50), (276, 46), (345, 26), 72, 64, 26, 50, False, 9)
 
 Point = tuple[float, float]
 

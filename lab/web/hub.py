@@ -12,7 +12,7 @@ A viewer gets the whole at first, and again when the picture has changed (a gues
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
 from lab.view.attach import Ended, Watch
@@ -77,7 +77,7 @@ class Hub:
             self._news.notify_all()
 
     @contextlib.contextmanager
-    def _counted(self) -> Any:
+    def _counted(self) -> Iterator[None]:
         if self.viewers >= MOST_VIEWERS:
             raise TooMany
         self.viewers += 1
@@ -86,7 +86,7 @@ class Hub:
         finally:
             self.viewers -= 1
 
-    async def views(self) -> AsyncIterator[View]:
+    async def views(self) -> AsyncGenerator[View, None]:
         """What one viewer is shown, until the topology ends: at each turn the last there is. TooMany."""
         with self._counted():
             number = version = events = 0

@@ -32,7 +32,8 @@ def exposition(picture: Picture, counts: Snapshot, sample: Sample, use: Mapping[
     """The text that `/metrics` answers."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Look(picture, counts, sample, use, status))
-    return bytes(generate_latest(registry))
+    text: bytes = generate_latest(registry)  # type: ignore[no-untyped-call]
+    return text
 
 
 class _Look(Collector):

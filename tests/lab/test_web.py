@@ -1,6 +1,7 @@
 """The page's server: what it tells viewers, what it refuses, and what its controls do to a running topology."""
 
 import json
+import re
 import socket
 import struct
 from collections.abc import Iterator
@@ -233,11 +234,7 @@ def test_metrics_are_openmetrics_and_the_dashboard_asks_for_what_there_is(page: 
     asked = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     assert asked
     for expression in asked:
-        used = {
-            word.partition("{")[0]
-            for word in expression.replace("(", " ").replace("[", " ").replace("/", " ").split()
-            if word.startswith("xbl_")
-        }
+        used = set(re.findall(r"\bxbl_\w+", expression))
         assert used, expression
         assert used <= names, expression
 

@@ -81,7 +81,8 @@ class Stream:
 
 def served_at(lines: Sequence[str]) -> Served:
     """By what the command has printed."""
-    found = wait_until(lambda: next((m for line in lines if (m := re.search(r"http://\S+:(\d+)/#token=(\S+)", line))), None), "it")
+    pattern = re.compile(r"http://\S+:(\d+)/#token=(\S+)")
+    found = wait_until(lambda: [match for line in lines for match in pattern.finditer(line)], "the page's address")[0]
     return Served(found[0], int(found[1]), found[2])
 
 

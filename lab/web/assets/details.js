@@ -19,8 +19,8 @@ export function show(view, chosen) {
       ["notifications", rate(figures.notifications_s)],
       ["… a frame", perFrame(figures.per_frame)],
       ["… left out", figures.suppressed === null ? "–" : `${(100 * figures.suppressed).toFixed(1)} %`],
-      ["wake-ups", rate(figures.wakeups_s)],
-      ...(hop.feeds.calls ? [[hop.marks.includes("trap") ? "traps" : "hypercalls", rate(figures.calls_s)]] : []),
+      [`wake-ups${forAll(hop, "wakeups")}`, rate(figures.wakeups_s)],
+      ...(hop.feeds.calls ? [[`${hop.marks.includes("trap") ? "traps" : "hypercalls"}${forAll(hop, "calls")}`, rate(figures.calls_s)]] : []),
     ]),
     ...fill(hop, figures),
     ...names("Dropped", figures.drops),
@@ -28,6 +28,12 @@ export function show(view, chosen) {
     make("p", { class: "soft" }, "Esc: back to how to read the drawing."),
   ];
   $("details-body").replaceChildren(...body);
+}
+
+// Of loops that work for several guests, where the hop itself is one guest's.
+function forAll(hop, figure) {
+  const ours = hop.guest === null || (hop.feeds[figure]?.rows ?? []).some((row) => row.includes(hop.guest));
+  return ours ? "" : ", of all guests";
 }
 
 function fill(hop, figures) {
@@ -42,15 +48,16 @@ function names(title, counts) {
   return [make("p", {}, make("b", {}, title)), list(entries.map(([name, n]) => [name, `${short(n.total)}, ${rate(n.s)}`]))];
 }
 
-function list(rows, kind = "") {
-  return make("dl", { class: kind }, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
+function list(rows) {
+  return make("dl", {}, ...rows.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
 }
 
 function legend(view) {
   $("details-title").textContent = "How to read it";
   $("details-body").replaceChildren(
     make("p", {}, "The wider and faster a lane, the more frames take it. Upper lanes lead out, lower ones in."),
-    list(Object.entries(view.marks), "marks"),
+    make("dl", { class: "marks" }, ...Object.entries(view.marks).flatMap(([name, about]) => [
+      make("dt", {}, make("span", { class: "letter" }, name[0].toUpperCase()), name === "dma" ? "DMA" : name), make("dd", {}, about)])),
     make("p", {}, "Click a lane, or Tab to it and press Enter: what happens there, and its counters."),
   );
 }

@@ -59,6 +59,6 @@ export function update(sample) {
     node.classList.toggle("stands", stands);
     node.classList.toggle("gone", gone);
     put(node.querySelector("[data-state]"), stands ? "stopped" : gone ? "dead" : "");
-    put(node.querySelector("[data-cpu]"), process && !gone ? `CPU ${Math.round(process.cpu * 100)} %` : "");
+    put(node.querySelector("[data-cpu]"), process && !gone ? `${node.closest(".narrow") ? "" : "CPU "}${Math.round(process.cpu * 100)} %` : "");
   }
 }

@@ -17,7 +17,7 @@ export function rate(value) {
 }
 
 export function gbps(value) {
-  return value === null || value === undefined ? "?" : value >= 0.01 ? `${three(value)} Gbit/s` : value > 0 ? `${three(value * 1000)} Mbit/s` : "0";
+  return value === null || value === undefined ? "?" : value >= 0.9995 ? `${three(value)} Gbit/s` : value > 0 ? `${three(value * 1000)} Mbit/s` : "0";
 }
 
 export function perFrame(value) {
