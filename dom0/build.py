@@ -84,7 +84,7 @@ class EngineState:
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
         self._hash_infos = np.zeros(OPS, np.int64)
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
-        self._wait = new_wait(epoll, platform.address)
+        self.waiting = new_wait(epoll, platform.address)
         self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), np.zeros(1, NOTIFIER)
         self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
@@ -99,7 +99,7 @@ class EngineState:
         record = self._record[0]
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
-            "pending": self._pending, "copy_counts": self._copy_counts, "wait": self._wait,
+            "pending": self._pending, "copy_counts": self._copy_counts, "wait": self.waiting,
             "notifier": self._notifier, "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data

@@ -8,19 +8,17 @@ their homes, and that xenstored knows them."""
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any
 
 from dom0.build import EngineState
 from dom0.control.upcall import ControlUpcall
 from dom0.engine import MAIL, run
-from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain, destroy_vif, renew_vif, vm_path
-from dom0.moves import Moves
 from dom0.rate import configured_rate
 from dom0.state import UPLINK
-from dom0.toolstack import Toolstack
+from dom0.toolstack.authority import Toolstack
+from dom0.toolstack.libxl import create_dom0, create_domain, create_vif, destroy_domain, destroy_vif, renew_vif, vm_path
+from dom0.toolstack.moves import Moves
 from dom0.vifs import Cause, Vif
 from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
@@ -28,19 +26,20 @@ from hyp.abi.features import CSUM, SG, TSO4, TSO6
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import PLATFORM_BYTES
 from hyp.abi.sizes import DOM0_BUFFERS, DOM0_SCRATCH
+from hyp.control import close_all
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.memory import Mapping
 from hyp.paths import PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
+from hyp.trace.points import TracePoints
 from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
 
 UPLINK_TAKES = SG | CSUM | TSO4 | TSO6
 """Features of the NIC's that the uplink accepts."""
-BURIAL_S = 5.0
 LOOK_S = 0.2
 """How often to look whether the engine has taken a port out of service, which it can't tell."""
 RECONNECT_S = 2.0
@@ -63,11 +62,13 @@ class DriverDomain:
             "emulation_authorize": self._toolstack.emulation_authorize,
             "domain_gone": self._domain_gone,
         }
+        self._trace = TracePoints(process)
         self._hyp = process.hypercalls(handlers)
         self._domains: dict[int, str] = {}  # domid → its /vm path
         self._vifs: dict[int, tuple[Vif, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._gone: defaultdict[int, asyncio.Event] = defaultdict(asyncio.Event)  # the hypervisor has said so, and it is buried
+        self._up = asyncio.Event()
+        self._burials: dict[int, asyncio.Task[None]] = {}  # of domains of which the hypervisor has said that they are gone
         process.serve("threads", self.threads)
         process.serve("domain_again", self.domain_again)
         process.serve("pin", lambda cpus: self._engine.pin(cpus))
@@ -98,6 +99,7 @@ class DriverDomain:
         moves = Moves(self._hyp, self._state, self._toolstack, self)
         for name, handler in moves.handlers().items():
             self._process.serve(name, handler)
+        self._up.set()
 
     def _serve(self, guest: dict[str, Any], *, routed: bool = True) -> Vif:
         number = self._ports[int(guest["domid"])]
@@ -106,7 +108,7 @@ class DriverDomain:
         self._vifs[vif.who.domid] = vif, self._spawn(vif.run())
         return vif
 
-    # -- a guest that changes its path (dom0/moves.py) --
+    # -- a guest that changes its path (dom0/toolstack/moves.py) --
 
     async def make_vif(self, domid: int) -> Vif:
         """The nodes of a guest's device, and its vif, which gets no frames before it is given the guest's address."""
@@ -195,6 +197,7 @@ class DriverDomain:
         self._engine = Engine("dom0", epoll)
         domains = 1 + max((int(guest["domid"]) for guest in self._config["guests"]), default=0)
         self._state = EngineState(self._engine, number, epoll, platform, domains, held=held)
+        self._trace.add("dom0", self._state.waiting)
         control = await self._hyp.call("upcall_create")
         self._state.control = ControlUpcall(int(control.value["upcall"]), control.fds[0])
         entries = int(self._config["queue"])
@@ -217,7 +220,7 @@ class DriverDomain:
         await self._state.add_uplink(uplink_counts, features)
 
     def _domain_gone(self, domid: int) -> None:
-        self._spawn(self._bury(domid)).add_done_callback(lambda _: self._gone[domid].set())
+        self._burials[domid] = self._spawn(self._bury(domid))
 
     async def _bury(self, domid: int) -> None:
         """A guest's domain is gone: close its vif, then remove its nodes, as xl does."""
@@ -230,10 +233,10 @@ class DriverDomain:
 
     async def domain_again(self, domid: int) -> None:
         """A guest's domain is gone, and there is going to be one of the same number: its nodes, and its vif if it is split."""
-        with suppress(TimeoutError):  # a Dom0 that was not there when it was said is not told
-            async with asyncio.timeout(BURIAL_S):
-                await self._gone[domid].wait()
-        self._gone[domid].clear()
+        await self._up.wait()
+        close_all((await self._hyp.call("domain_info")).fds)  # whatever it had to say of that has come before the answer
+        if (burial := self._burials.pop(domid, None)) is not None:
+            await asyncio.wait({burial})
         await self._bury(domid)
         guest = self._toolstack.guest(domid)
         await self._create(guest)

@@ -18,6 +18,7 @@ from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, que
 from dom0.netback_tx import answer_requests, take_requests
 from dom0.persistent import enter_pages, release_pages
 from dom0.state import STAGE, UPLINK, engine_at, member_of, port_of, staged_of
+from dom0.tracing import trace_passed, trace_taken
 from dom0.uplink import (
     completions_to_wait_for,
     post_frame,
@@ -43,7 +44,7 @@ from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
-from hyp.events import end_spin, may_notify, notify_at, sleep, spins, wait_at
+from hyp.events import end_spin, may_notify, notify_at, sleep, spins, tracer_of, wait_at
 from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.price import charge
@@ -165,9 +166,9 @@ def _pass_on(e, p, s):
 @compiled
 def _forward(e, p):
     """Pass the port's staged frames on, as far as its turn goes. Returns how many slots these are."""
-    done, e.flooded = 0, 0
+    done, e.flooded, tracer = 0, 0, tracer_of(e.wait)
     while p.next < p.staged and e.flooded < FLOOD_BUDGET:
-        s = staged_of(p, p.next)
+        s, flooded = staged_of(p, p.next), e.flooded
         if s.length > 0:
             result = DELIVERED if s.slots == 0 else judge_frame(e, p, p.next)
             if result == DELIVERED:
@@ -176,6 +177,8 @@ def _forward(e, p):
                 break
             if result != DELIVERED:
                 count(p.counts, result, 1)
+            if tracer != 0:
+                trace_passed(tracer, e, p, s, result, e.flooded > flooded)
         if p.pause_until != 0:
             p.pause_until, p.shared = 0, 0
         p.next += max(s.slots, 1)
@@ -196,6 +199,8 @@ def _serve_port(e, p):
             e.op_count = 0
         if p.next == p.staged:
             return 0
+        if tracer_of(e.wait) != 0:
+            trace_taken(e, p)
     done = _forward(e, p)
     flush_copies(e)
     publish_uplink(e)

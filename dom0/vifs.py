@@ -20,8 +20,8 @@ from enum import IntEnum
 from typing import Any
 
 from dom0.build import EngineState
-from dom0.libxl import VIF
 from dom0.rate import UNLIMITED, Rate, node_rate
+from dom0.toolstack.libxl import VIF
 from dom0.vif_connection import Connection, Identity, VifError, read_wishes
 from dom0.xenbus_states import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISED, INITIALISING, UNKNOWN, Action, judge, steps
 from hyp.abi.domids import DOM0

@@ -41,9 +41,10 @@ from hyp.abi.fragment import LENGTH_MASK
 from hyp.abi.nic import MAX_FRAGMENTS
 from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import call_operation, load64, record_view, store64
-from hyp.events import most_of, sleep, wait_at
+from hyp.events import most_of, sleep, tracer_of, wait_at
 from hyp.kernels import Operation, compiled
 from hyp.model.price import charge
+from hyp.trace.ring import POSTED, RECEIVED, trace_burst
 from hyp.verbs import qp_at, receives_completed, sends_completed
 
 BURST = 64
@@ -89,7 +90,11 @@ def tx_reserve(device: int, want: int) -> int:
 
 @compiled
 def tx_commit(device: int, n: int) -> int:
-    return call_operation(device_at(device).op_tx_commit, device, n)
+    d = device_at(device)
+    tracer = tracer_of(d.wait)
+    if tracer != 0:
+        trace_burst(tracer, POSTED, 0, d.tx, n)
+    return call_operation(d.op_tx_commit, device, n)
 
 
 @compiled
@@ -104,7 +109,11 @@ def rx_poll(device: int, want: int) -> int:
 
 @compiled
 def rx_release(device: int, n: int) -> int:
-    return call_operation(device_at(device).op_rx_release, device, n)
+    d = device_at(device)
+    tracer = tracer_of(d.wait)
+    if tracer != 0:
+        trace_burst(tracer, RECEIVED, 0, d.rx, n)
+    return call_operation(d.op_rx_release, device, n)
 
 
 @compiled

@@ -19,6 +19,7 @@ from hyp.memory import Mapping
 from hyp.paths import CUT_OFF, IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram
+from hyp.trace.points import TracePoints
 from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
@@ -29,8 +30,8 @@ class GuestQueue:
 
     def __init__(self, name: str, number: int, platform: Mapping, upcall: int, epoll: int) -> None:
         self.number, self.upcall = number, upcall
-        self._wait = new_wait(epoll, platform.address)
-        self.wait = int(self._wait.ctypes.data)
+        self.waiting = new_wait(epoll, platform.address)
+        self.wait = int(self.waiting.ctypes.data)
         self.engine = Engine(name if number == 0 else f"{name}.{number}", epoll)
 
     def row(self, name: str) -> str:
@@ -50,6 +51,7 @@ class Guest:
         self.devices, self.queues = [], []
         self._places: dict[int, list[tuple[int, int]]] = {}  # in RAM, of each device that has been connected
         self._store: XenstoreClient | None = None
+        self._trace = TracePoints(process)
         self.hyp: Channel = process.hypercalls({"daemon_lost": self._daemon_lost}, on_close=self._hypervisor_gone)
         process.serve("threads", self.threads)
         process.serve("time_registration", self.time_registration)
@@ -64,6 +66,8 @@ class Guest:
         self.counters = CounterPage(Mapping(counters_fd, COUNTERS_BYTES))
         self.platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
         self.queues = [await self._open_queue(number) for number in range(int(self.config["queues"]))]
+        for queue in self.queues:
+            self._trace.add(queue.engine.name, queue.waiting)
         first = self.queues[0]
         self.upcall, self.wait, self.engine = first.upcall, first.wait, first.engine
 

@@ -1,4 +1,4 @@
-"""A running guest moves to another path: the guest's part (docs/faults.md). The toolstack's, and why in this order: dom0/moves.py.
+"""A running guest moves to another path: the guest's part (docs/faults.md). The toolstack's: dom0/toolstack/moves.py, and why so.
 
 Operations of the guest's console, in the order in which they are called:
 

@@ -136,11 +136,22 @@ def most_of(due: int) -> int:
 
 # --- loops ------------------------------------------------------------------------------------------------------------
 
-WAIT = np.dtype([("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8"), ("never", "i8")])
+WAIT = np.dtype([("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8"), ("never", "i8"), ("woken_ns", "i8"), ("trace", "i8")])
 """Private state of a loop's waiting: its upcall, the address of the platform page, how long it spins just now, and 1 in `never` if
-it may not at all, whatever that page says."""
+it may not at all, whatever that page says; when its last sleep was over, and the TRACER record for which it is to tell what it does
+(hyp/trace/ring.py), 0 if nobody looks."""
 
+Wait = np.ndarray[Any, np.dtype[np.void]]
+"""One such record, as an array."""
 wait_at = record_view(WAIT)
+_TRACE_AT = WAIT.fields["trace"][1]  # type: ignore[index]
+
+
+@compiled
+def tracer_of(wait):
+    """The TRACER of the loop with the WAIT record at this address; 0: nobody looks, as nearly always."""
+    return load64_once(wait + _TRACE_AT)
+
 
 FIRST_SPIN_NS = 4000
 
@@ -187,7 +198,8 @@ def sleep(wait, timeout_ns, counts):
     events = epoll_sleep(wait.epoll, timeout_ns)
     if events != 0:
         count(counts, WAKEUPS, 1)
-    slept = clock_ns() - start
+    wait.woken_ns = clock_ns()
+    slept = wait.woken_ns - start
     limit = spin_limit(wait)
     if events > 0 and slept <= limit:
         wait.spin_ns = min(max(2 * wait.spin_ns, FIRST_SPIN_NS), limit)
@@ -205,7 +217,7 @@ def never_spin() -> None:
     _never = True
 
 
-def new_wait(epoll: int, platform: int) -> "np.ndarray[Any, np.dtype[np.void]]":
+def new_wait(epoll: int, platform: int) -> "Wait":
     """A WAIT record, an array of one. `epoll`: the loop's upcall; `platform`: address of the platform page."""
     wait = np.zeros(1, WAIT)
     wait[0]["epoll"], wait[0]["platform"], wait[0]["never"] = epoll, platform, _never

@@ -14,7 +14,7 @@ opens a new context, or connects again, begins with what was left, and a new dom
 physical function, which is platform and has no patience to lose, may hold up its senders for `TRUSTED` × `pause_us` each time.
 
 A device to which its guest is just moving has a *grace*: until then all wait for it that there are, and it is not charged, as it is
-the toolstack that lets it wait (dom0/moves.py).
+the toolstack that lets it wait (dom0/toolstack/moves.py).
 
 Fields of a receiver: `grace`, when that ends (ns); `patience`; `full_since`, since when somebody has waited for it that is not yet
 taken off, 0: nobody does; `taken`, its RX_FRAMES when frames were last counted for it; `stalled`, out of patience and nothing

@@ -1,7 +1,7 @@
 """A running guest changes its path, split or bypass, under whatever traffic it has: the order of the steps.
 
-Dom0's part is dom0/moves.py, the guest's domu/move.py. Here nothing is known but who is asked what next. What fails before the
-switch is undone, and the guest stays where it was; a guest that is left alone after it goes on by itself.
+Dom0's part is dom0/toolstack/moves.py, the guest's domu/move.py. Here nothing is known but who is asked what next. What fails
+before the switch is undone, and the guest stays where it was; a guest that is left alone after it goes on by itself.
 """
 
 import contextlib

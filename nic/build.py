@@ -15,9 +15,9 @@ from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from nic.crossing import CONS, CROSSING_BYTES, CROSSING_SLOTS, FIRST_SLOT, PROD, SLOT_BYTES, SLOT_CONTEXT
 from nic.kept import Kept
-from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS
+from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE_BUFFERS
 from nic.tap import TapMemory
-from nic.wire import BATCH, WIRE_BUFFERS
+from nic.wire import BATCH
 
 
 class Crossings:
@@ -84,7 +84,7 @@ class EngineState:
         self._lists = np.zeros((2, CONTEXTS), np.int64)
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
-        self._wait = new_wait(epoll, platform.address)
+        self.waiting = new_wait(epoll, platform.address)
         self._keep = (crossings, kept, page, platform)
         for number in range(CONTEXTS):
             self.clear(number)
@@ -102,7 +102,7 @@ class EngineState:
         record = self._record[0]
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
-            "trackers": self.trackers, "gates": self._gates, "wait": self._wait, "notifier": self._notifier,
+            "trackers": self.trackers, "gates": self._gates, "wait": self.waiting, "notifier": self._notifier,
             "kick_fds": crossings.kicks, "stage": self._stage, "to": self._to,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data

@@ -24,6 +24,7 @@ from hyp.load.schedule import MAX_RATE
 from hyp.memory import Mapping
 from hyp.patience import GRACE_NS
 from hyp.process import Process
+from hyp.trace.points import TracePoints
 from nic.build import Crossings, EngineState
 from nic.engine import (
     DRAIN_CONTEXT,
@@ -75,6 +76,7 @@ class Nic:
             "context_create": self.context_create, "context_start": self.context_start,
             "context_destroy": self.context_destroy, "context_settle": self.context_settle, "filter_change": self.filter_change,
         }  # fmt: skip
+        self._trace = TracePoints(process)
         self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
         for handler in (self.wire_mode, self.wire_generate, self.wire_expect, self.wire_report, self.threads, self.pin):
             process.serve(handler.__name__, handler)
@@ -100,6 +102,7 @@ class Nic:
             if tap >= 0:
                 state.attach_tap(tap)
             self._engines.append(state)
+            self._trace.add(state.engine.name, state.waiting)
         for state in self._engines:
             state.engine.start(run, state.address, mail=MAIL)
         for state, cpus in zip(self._engines, self._config["engine_cpus"], strict=False):

@@ -6,8 +6,10 @@ onto the link back instead, and what happens to them there is the wire's.
 
 from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import NO_CONTEXT
+from hyp.abi.trace import WIRE
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
+from hyp.events import tracer_of
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
@@ -17,9 +19,10 @@ from nic.crossing import is_paused
 from nic.deliver import put_run
 from nic.link import launch, link_at, room_for_frame, takes
 from nic.queues import posted_buffers
-from nic.state import DELIVERED, PAUSE, context_of, stage, wire_at
+from nic.state import DELIVERED, PAUSE, WIRE_BUFFERS, context_of, stage, wire_at
 from nic.switch import lookup
-from nic.wire import BATCH, GENERATED, WIRE_BUFFERS, buffer_for, inbound
+from nic.tracing import trace_run
+from nic.wire import BATCH, GENERATED, buffer_for, inbound
 
 
 @outlined
@@ -78,6 +81,9 @@ def _generate_run(e, w):
         stage(e, k, buffer, length, head1 | (stream << 48))
     sent, total = put_run(e, r, n, head0)
     if sent > 0:
+        tracer = tracer_of(e.wait)
+        if tracer != 0:
+            trace_run(tracer, e, WIRE, r, sent)
         w.pause_until = 0
         w.next, w.left, w.sequence = first + sent, w.left - sent, sequence + sent
         count(w.counts, TX_FRAMES, sent)

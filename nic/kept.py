@@ -25,8 +25,7 @@ from hyp.load.schedule import SCHEDULE
 from hyp.memory import Mapping
 from nic.crossing import CROSSING_BYTES
 from nic.link import LINE_BYTES, LINK
-from nic.state import WIRE
-from nic.wire import WIRE_BUFFERS
+from nic.state import WIRE, WIRE_BUFFERS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -45,6 +45,7 @@ from hyp.abi.nic import (
 from hyp.abi.platform import KEEP_ARMED
 from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, store64, u32_add, u32_sub
 from hyp.counters import count
+from hyp.events import tracer_of
 from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
@@ -66,6 +67,7 @@ from nic.queues import (
 )
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, receiver_of, stage, touch, wire_at
 from nic.switch import lookup
+from nic.tracing import trace_run, trace_run_to_sink, trace_sent
 from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
 
 RUN_FRAME = DEFAULT_MTU + LINK_HEADER
@@ -261,6 +263,9 @@ def _send_one(e, c):
     c.part = 0
     if result != DELIVERED:
         count(c.counts, result, 1)
+    tracer = tracer_of(e.wait)
+    if tracer != 0:
+        trace_sent(tracer, c, f, result)
     c.sq_cons = u32_add(c.sq_cons, n - 1)
     if status != STATUS_OK or signaled != 0:
         complete_send(e, c, status)
@@ -321,8 +326,12 @@ def _send_run(e, c, n, room):
     if c.head1 < 0:
         return 0, 0
     if route == NO_CONTEXT and has_open_sink(w):
+        first = w.next
         done, total, flags = _take_run(e, c, n, room, True)
         sent_to_sink(w, done, total)
+        tracer = tracer_of(e.wait)
+        if tracer != 0:
+            trace_run_to_sink(tracer, c, w, first, done)
     elif route >= 0 and route != c.first:
         r = context_of(e, route)
         if r.mine == 0 or r.active == 0 or r.queues > 1:  # of several queues each frame has its own
@@ -331,6 +340,9 @@ def _send_run(e, c, n, room):
         done, total = put_run(e, r, taken, c.head0)
         if done < taken:
             flags = 0
+        tracer = tracer_of(e.wait)
+        if tracer != 0:
+            trace_run(tracer, e, c.number, r, done)
     else:
         return 0, 0
     if done > 0:

@@ -75,6 +75,8 @@ CONTEXT = np.dtype(
 )
 CONTEXT_BYTES = CONTEXT.itemsize
 
+WIRE_BUFFERS = 256
+
 WIRE = np.dtype(
     [
         ("mode", "i8"),

@@ -24,6 +24,7 @@ from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
 from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.atomics import clock_ns, load64, store64
 from hyp.counters import count
+from hyp.events import tracer_of
 from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import NO_TEST_FRAME, is_test_frame, look_at
@@ -49,13 +50,13 @@ from nic.link import (
     set_link,
     takes,
 )
-from nic.state import DELIVERED, FOR_WIRE, PAUSE, receiver_of, wire_at
+from nic.state import DELIVERED, FOR_WIRE, PAUSE, WIRE_BUFFERS, receiver_of, wire_at
 from nic.switch import lookup
 from nic.tap import put_on_tap
+from nic.tracing import trace_inbound
 
 SINK, REFLECT, TAP = 0, 1, 2
 SENT, GENERATED, REFLECTED = 0, 1, 2  # kinds of frames on a link
-WIRE_BUFFERS = 256
 WIRE_ORIGIN = -1
 BATCH = 64
 
@@ -68,10 +69,15 @@ def inbound(e, w, destination, f):
         number = 0
     r = receiver_of(e, number, f)
     if r.active == 0:
-        return DROP_NO_ROUTE
-    if r.mine == 0:
-        return cross_or_pause(e, w, r, f)
-    return put_or_pause(e, w, r, f)
+        result = DROP_NO_ROUTE
+    elif r.mine == 0:
+        result = cross_or_pause(e, w, r, f)
+    else:
+        result = put_or_pause(e, w, r, f)
+    tracer = tracer_of(e.wait)
+    if tracer != 0 and result != PAUSE:
+        trace_inbound(tracer, r.number, f, result)
+    return result
 
 
 @compiled

@@ -25,7 +25,7 @@ from hyp.events import may_spin, passed64, sleep, wait_at
 from hyp.frames import head_words
 from hyp.kernels import compiled, entry, i64
 from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
-from nic.wire import WIRE_BUFFERS
+from nic.state import WIRE_BUFFERS
 
 PROD, PROD_EVENT, CONS, CONS_EVENT = 0, 64, 128, 192
 PLATFORM, BUFFERS = PAGE, 2 * PAGE

@@ -30,7 +30,7 @@ from hyp.linux import die_with_parent, set_name
 from hyp.load.frames import TRACKER, TRACKERS, tracker_report
 from hyp.memory import Mapping, private_pages
 from hyp.process import adopt_socket
-from nic.wire import WIRE_BUFFERS
+from nic.state import WIRE_BUFFERS
 
 HOP_STALL_NS = 10_000_000_000
 SPIN_START_NS = 1 << 40  # as long as the limit allows: a floor has no time to learn

@@ -25,6 +25,8 @@ BENCHMARKS = {
     "tapcalls": "bench.benchmarks.tapcalls",
     "isolation": "bench.benchmarks.isolation",
     "chaos": "bench.benchmarks.chaos",
+    "moves": "bench.benchmarks.moves",
+    "downloads": "bench.benchmarks.downloads",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""

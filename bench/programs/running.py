@@ -24,7 +24,7 @@ _TCP_LISTEN = "0A"  # include/net/tcp_states.h
 _LAST = 300  # characters of what a program said
 
 
-def _popen(ends: Ends, end: int, argv: Sequence[str], out: int | IO[bytes]) -> "subprocess.Popen[bytes]":
+def start_program(ends: Ends, end: int, argv: Sequence[str], out: int | IO[bytes]) -> "subprocess.Popen[bytes]":
     """Start a program at an end. PeerError if there is none such."""
 
     def go() -> None:
@@ -38,7 +38,7 @@ def _popen(ends: Ends, end: int, argv: Sequence[str], out: int | IO[bytes]) -> "
         raise PeerError(f"{argv[0]} does not start on {ends.name}: {error}") from None
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def end_program(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -59,7 +59,7 @@ class Server:
     async def start(cls, ends: Ends, argv: Sequence[str], port: int) -> Self:
         """Start it and wait until it listens at `port`. PeerError, with its last words, if it ends before, or does not."""
         said = tempfile.TemporaryFile()  # noqa: SIM115 (the server has it until it is stopped)
-        server = cls(_popen(ends, SERVER, argv, said), said)
+        server = cls(start_program(ends, SERVER, argv, said), said)
         try:
             async with asyncio.timeout(READY_S):
                 while not _listens(server.pid, port):
@@ -82,7 +82,7 @@ class Server:
 
     def stop(self) -> None:
         """Kill it, and wait for its end."""
-        _end(self._process)
+        end_program(self._process)
         self._said.close()
 
 
@@ -106,7 +106,7 @@ class Done(NamedTuple):
 
 async def run_client(ends: Ends, argv: Sequence[str], interrupt_s: float | None = None) -> Done:
     """Run a program at the client's end; with `interrupt_s` it gets SIGINT then. PeerError, with its last words, if it fails."""
-    process = _popen(ends, CLIENT, argv, subprocess.PIPE)
+    process = start_program(ends, CLIENT, argv, subprocess.PIPE)
     try:
         async with asyncio.timeout(LIMIT_S):
             reading = asyncio.ensure_future(asyncio.to_thread(_to_the_end, process))

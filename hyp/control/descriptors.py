@@ -63,6 +63,7 @@ def _is_empty(sock: socket.socket) -> bool:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         packet, _, flags, _ = sock.recvmsg(1, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)  # others who have it would take credentials for descriptors
     except OSError:
         return True
     return not packet and not flags & socket.MSG_CTRUNC

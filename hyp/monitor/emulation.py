@@ -27,7 +27,7 @@ from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import DEBT, NOTIFIER, Upcall, new_eventfd, new_wait
+from hyp.events import DEBT, NOTIFIER, Upcall, Wait, new_eventfd, new_wait
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import DEVICE_MODEL, Domain
@@ -78,9 +78,10 @@ class Emulation:
         platform: Mapping,
         calls: Callable[[Domain], dict[str, Handler]],
         hold: Callable[[str, int], Awaitable[None]],
+        traced: Callable[[str, Wait], None],
     ) -> None:
-        """`calls`: the hypercalls that a domain has; `hold`: gives the keeper a region to hold, by its key."""
-        self._devices, self._platform, self._calls, self._hold = devices, platform, calls, hold
+        """`calls`: the hypercalls that a domain has; `hold`: gives the keeper a region to hold; `traced`: is told of the loop."""
+        self._devices, self._platform, self._calls, self._hold, self._traced = devices, platform, calls, hold, traced
         self._machines: dict[int, Machine] = {}
         self._attaching: set[int] = set()
         self._free = list(range(MAX_GUESTS))
@@ -105,6 +106,7 @@ class Emulation:
         self._vmm = np.zeros(1, VMM)
         self._debts, self._notifier = np.zeros(MAX_GUESTS, DEBT), np.zeros(1, NOTIFIER)
         self._wait = new_wait(engine.epoll, self._platform.address)
+        self._traced(engine.name, self._wait)
         self._frame, self._to = FrameMemory(), np.zeros(PIECES_BYTES // 8, np.int64)
         row = self._vmm[0]
         row["machines"], row["wait"] = self._records.ctypes.data, self._wait.ctypes.data
@@ -237,6 +239,7 @@ class Emulation:
         row = self._records[machine.number]
         row["qp"], row["own_ram"], row["uplink"], row["uplink_shared"] = pair.address, ram.address, *uplink
         row["frame"], row["to"] = self._frame.address, self._to.ctypes.data
+        row["wait"], row["domid"] = self._wait.ctypes.data, guest.domid
         row["send_wanted"] = row["receive_wanted"] = 1
         for pool, size, writable in (("tx_pool", LARGEST_FRAME_BUFFER, False), ("rx_pool", FRAME_BUFFER, True)):
             row[pool] = ram.allocate(entries * size)

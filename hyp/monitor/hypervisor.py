@@ -19,6 +19,7 @@ from hyp.monitor.emulation import Emulation
 from hyp.monitor.hypercalls import calls_for
 from hyp.monitor.system import System
 from hyp.process import Process, adopt_socket
+from hyp.trace.points import TracePoints
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,11 @@ class Hypervisor:
         self.system.set_spin_limit(int(config["spin_limit_us"]))
         self.system.set_price(**config.get("price", {}))
         self.system.emulation = Emulation(
-            self.system.devices, self.system.platform_page, lambda domain: calls_for(self.system, domain), self._hold
+            self.system.devices,
+            self.system.platform_page,
+            lambda domain: calls_for(self.system, domain),
+            self._hold,
+            TracePoints(process).add,
         )
 
         devices = self.system.devices
@@ -51,13 +56,13 @@ class Hypervisor:
             raise Refused("EEXIST", f"domain {domid} exists")
         await self._create(Domain(domid, name, self.system.topology, self.system.backing, memory), fds)
 
-    async def domain_restart(self, domid: int, name: str, memory: int, fds: list[int]) -> None:
-        """A daemon's process has been reaped, and another one is about to be forked; fds: as for `domain_create`.
+    async def domain_restart(self, domid: int, name: str, memory: int, restarts: int, fds: list[int]) -> None:
+        """A daemon's process has been reaped, and the `restarts`-th other one is about to be forked; fds: as for `domain_create`.
 
         The NIC's domain goes on, with all that it has. Dom0's ends, as any domain's that died, and begins anew; its counters go on.
         """
         if domid == DOMID_NIC:
-            self._connect(self.system.domains[domid], fds[0])
+            self._connect(self.system.domains[domid], fds[0], restarts)
             return
         counters = self.system.domains[domid].give_up("counters") if domid in self.system.domains else None
         await self._destroy(domid)
@@ -65,7 +70,7 @@ class Hypervisor:
         if counters is not None:
             self._count_lost(counters)
             domain.take_over(counters, "counters")
-        await self._create(domain, fds)
+        await self._create(domain, fds, restarts)
 
     def _count_lost(self, counters: Region) -> None:
         """The frames that the NIC has given to Dom0s which did not take them: `lost` of the uplink's row.
@@ -80,14 +85,14 @@ class Hypervisor:
         if given is not None and taken is not None:
             page.words("<i8", place_of(page.array, "uplink", "lost"), 1)[0] = max(given["rx_frames"] - taken["rx_frames"], 0)
 
-    async def _create(self, domain: Domain, fds: list[int]) -> None:
+    async def _create(self, domain: Domain, fds: list[int], restarts: int = 0) -> None:
         held: dict[str, int] = {}
         try:
             # Read-only, and opened before the guest has them: nothing of a guest's is opened later, as it may hold a lease on that
             held[f"{domain.name}.counters"] = domain.counters.readonly_fd()
             if domain.domid != DOMID_NIC:
                 held[f"{domain.name}.ram"] = domain.ram.readonly_fd()
-            self._connect(domain, fds[0])
+            self._connect(domain, fds[0], restarts)
             for key, fd in held.items():
                 await self._hold(key, fd)
         except OSError:
@@ -97,18 +102,24 @@ class Hypervisor:
         finally:
             close_all(list(held.values()))
 
-    def _connect(self, domain: Domain, fd: int) -> None:
+    def _connect(self, domain: Domain, fd: int, restarts: int) -> None:
         """Enter a domain into the table, and serve its socket."""
         self.system.domains[domain.domid] = domain
         guest = domain.domid not in (DOM0, DOMID_NIC)
+        on_close = None if guest else partial(self._hung_up, domain, restarts)
         domain.channel = Channel(
             adopt_socket(fd), calls_for(self.system, domain), name=f"domain {domain.domid} ({domain.name})",
-            generation=self.system.generation, untrusted=guest, on_close=self._closed.get(domain.domid),
+            generation=self.system.generation, untrusted=guest, on_close=on_close,
         )  # fmt: skip
         if domain.domid == DOMID_NIC:
             self.system.devices.nic_restarts(domain.channel)
         elif domain.domid == DOM0:
             self.system.devices.toolstack = domain.channel
+
+    def _hung_up(self, daemon: Domain, restarts: int) -> None:
+        """A daemon's channel has ended: it is dead, or lives on and is of no use to anybody, of which the keeper makes an end."""
+        self._closed[daemon.domid]()
+        self._process.console.tell("hung_up", name=daemon.name, restarts=restarts)
 
     def going_down(self) -> None:
         """The topology ends: whoever goes from now on does not come back."""

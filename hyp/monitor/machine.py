@@ -47,12 +47,13 @@ from hyp.atomics import (
     u32_sub,
 )
 from hyp.counters import commit, count
-from hyp.events import may_notify, notify_at, notify_guest, passed
+from hyp.events import may_notify, notify_at, notify_guest, passed, tracer_of
 from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
 from hyp.model.price import charge
 from hyp.monitor.guest_queues import buffers_left, complete_receive, complete_send, receive_descriptor, send_descriptor, sends_left
-from hyp.monitor.machine_chains import count_handed_in, has_room, receive_one, send_one, signal_for
+from hyp.monitor.machine_chains import UPLINK, count_handed_in, has_room, receive_one, send_one, signal_for
+from hyp.trace.ring import PASSED, trace_frame
 from hyp.verbs import (
     arm_receives,
     arm_sends,
@@ -90,6 +91,8 @@ MACHINE = np.dtype(
         ("features", "i8"),  # what the guest accepted, and we on the NIC
         ("frame", "i8"),  # a FRAME record (hyp/offload/frame.py) and a table of pieces: the loop's, for all machines
         ("to", "i8"),
+        ("wait", "i8"),  # the loop's WAIT record, and the guest's domain id, for who traces
+        ("domid", "i8"),
         ("own_ram", "i8"),  # address of guest-physical 0 of the device model
         ("tx_pool", "i8"),  # guest-physical there: a buffer for each slot
         ("rx_pool", "i8"),
@@ -131,6 +134,9 @@ def _forward(m, q, addr, length):
     gpa = m.tx_pool + (q.sq_prod & (q.sq_size - 1)) * LARGEST_FRAME_BUFFER
     memcpy(m.own_ram + gpa, m.ram + addr, length)
     post_send(q, gpa, length, signal_for(q, 1))
+    tracer = tracer_of(m.wait)
+    if tracer != 0:
+        trace_frame(tracer, PASSED, m.domid, UPLINK, 0, m.own_ram + gpa, length, length, 0)
     count(m.counts, TX_FRAMES, 1)
     count(m.counts, TX_BYTES, length)
     count(m.counts, COPIES, 1)
@@ -168,6 +174,9 @@ def _hand_in(m, frame, length):
         return False
     memcpy(m.ram + addr, frame, length)
     complete_receive(m, length, STATUS_OK)
+    tracer = tracer_of(m.wait)
+    if tracer != 0:
+        trace_frame(tracer, PASSED, UPLINK, m.domid, 0, frame, length, length, 0)
     count_handed_in(m, length)
     count(m.uplink, RX_FRAMES, 1)
     count(m.uplink, RX_BYTES, length)

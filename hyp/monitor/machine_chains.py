@@ -41,8 +41,10 @@ from hyp.abi.nic import (
     STATUS_OK,
 )
 from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
+from hyp.abi.trace import NOWHERE
 from hyp.atomics import load64, u32_add
 from hyp.counters import count
+from hyp.events import tracer_of
 from hyp.frames import lies_within
 from hyp.kernels import compiled, outlined
 from hyp.monitor.guest_queues import (
@@ -57,9 +59,12 @@ from hyp.monitor.guest_queues import (
 from hyp.offload.fragments import fragment_fault, offload_fault
 from hyp.offload.frame import add_piece, begin_frame, copy_pieces, frame_at, piece_addr, piece_length, set_piece
 from hyp.offload.segments import prepare
+from hyp.trace.ring import DROPPED, PASSED, trace_pieces
 from hyp.verbs import peek_fragment, poll_sends, post_send, send_room
 
 SIGNAL_EVERY = 32
+UPLINK = 0
+"""The device model's side towards the NIC, as a port for who traces; guests' go by their domain ids."""
 DONE, WAIT = -1, -2
 """What became of a frame, where it is not a drop's name."""
 
@@ -99,10 +104,14 @@ def send_one(m: Any, q: Any) -> Any:
             status = STATUS_BAD_OFFLOAD
     count(m.counts, TX_FRAMES, 1)
     count(m.counts, TX_BYTES, f.length & 0xFFFF)
+    drop = 0
     if status == STATUS_OK:
         _post(m, q, f)
     else:
-        _refuse(m, f, status)
+        drop = _refuse(m, f, status)
+    tracer = tracer_of(m.wait)
+    if tracer != 0:
+        _trace(tracer, f, m.domid, UPLINK, drop)
     m.sq_cons = u32_add(m.sq_cons, n - 1)
     if status != STATUS_OK or signaled != 0:
         complete_send(m, status)
@@ -180,8 +189,8 @@ def _post(m: Any, q: Any, f: Any) -> None:
 
 
 @compiled
-def _refuse(m: Any, f: Any, status: int) -> None:
-    """Count what is wrong with a frame to send, and its drop."""
+def _refuse(m: Any, f: Any, status: int) -> int:
+    """Count what is wrong with a frame to send, and its drop, whose name this returns."""
     drop = DROP_BAD_FRAME
     if status == STATUS_BAD_ADDRESS:
         fault, drop = FAULTS_ADDRESS, DROP_BAD_ADDRESS
@@ -195,6 +204,14 @@ def _refuse(m: Any, f: Any, status: int) -> None:
             drop = DROP_OVERSIZE
     count(m.counts, fault, 1)
     count(m.counts, drop, 1)
+    return drop
+
+
+@outlined
+def _trace(tracer: int, f: Any, port: int, other: int, drop: int) -> None:
+    """Tell what became of a frame."""
+    moment, to = (PASSED, other) if drop == 0 else (DROPPED, NOWHERE)
+    trace_pieces(tracer, moment, port, to, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)
 
 
 # --- to the guest -----------------------------------------------------------------------------------------------------
@@ -227,6 +244,9 @@ def receive_one(m: Any, q: Any) -> Any:
         count_handed_in(m, f.length)
     else:
         count(m.counts, result, 1)
+    tracer = tracer_of(m.wait)
+    if tracer != 0:
+        _trace(tracer, f, UPLINK, m.domid, 0 if result == DONE else result)
     m.receive_wanted = 1
     return n
 

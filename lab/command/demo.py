@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import os
 import re
+import secrets
 import shutil
 import signal
 import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from domu.netns import can_create
@@ -35,7 +35,7 @@ PROOF_REPEATS = 5
 PROOF_SECONDS = 0.5
 NOISY_SHARE, NOISY_FACTOR = 0.02, 1.3
 DOWNLOAD_MIB = 256
-ECHO_PORT = 7007
+ECHO_PORT, HTTP_PORT = 7007, 8000
 
 
 async def run_demo(seconds: float, json_out: Path | None, *, confined: bool = False) -> int:
@@ -176,17 +176,15 @@ async def _real_programs(out: Screen, *, confined: bool) -> dict[str, Any]:
         out.print(f"  left out: this machine does not let us make them ({reason})")
         return {"left_out": reason, "failed": False}
     found: dict[str, Any] = {"failed": False}
-    with TemporaryDirectory(prefix="xen-bypass-lab-") as folder:
-        async with lab_up(_read("tap.toml", confined=confined), out) as lab:
-            wrong = await asyncio.to_thread(_make_data, Path(folder) / "data")
-            addresses = {guest["name"]: guest["address"].partition("/")[0] for guest in lab.topology["guest"]}
-            for path, client, server in (("split", "alice", "bob"), ("bypass", "carol", "dave")):
-                trip = await (_ping if shutil.which("ping") else _echo)(lab, client, server, addresses[server])
-                download = wrong or await _download(lab, client, server, addresses[server], folder)
-                out.print(f"  {path:<7} {client}→{server}: {trip['text']}")
-                out.print(f"  {'':<7} {'':<{len(client) + len(server) + 1}}  HTTP {download['text']}")
-                found[path] = {"ping": trip, "download": download}
-                found["failed"] |= not (trip["ok"] and download["ok"])
+    async with lab_up(_read("tap.toml", confined=confined), out) as lab:
+        addresses = {guest["name"]: guest["address"].partition("/")[0] for guest in lab.topology["guest"]}
+        for path, client, server in (("split", "alice", "bob"), ("bypass", "carol", "dave")):
+            trip = await (_ping if shutil.which("ping") else _echo)(lab, client, server, addresses[server])
+            download = await _download(lab, client, server, addresses[server])
+            out.print(f"  {path:<7} {client}→{server}: {trip['text']}")
+            out.print(f"  {'':<7} {'':<{len(client) + len(server) + 1}}  HTTP {download['text']}")
+            found[path] = {"ping": trip, "download": download}
+            found["failed"] |= not (trip["ok"] and download["ok"])
     return found
 
 
@@ -214,24 +212,13 @@ def _round_trip(how: str, status: int, text: str) -> dict[str, Any]:
     return {"text": f"{how} rtt min/avg/max {times[1]}/{times[2]}/{times[3]} ms", "ok": True, "figure": float(times[2])}
 
 
-def _make_data(file: Path) -> dict[str, Any] | None:
-    """Fill a file with random bytes; what is wrong if that cannot be done."""
+async def _download(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
+    """Serve bytes that a seed says with Python's own web server, fetch them, compare SHA-256."""
+    program = [sys.executable, str(ROOT / "lab" / "command" / "fetch.py")]
+    what = [str(secrets.randbits(32)), str(DOWNLOAD_MIB)]
+    serving = asyncio.create_task(run_in_guest(lab, server, [*program, "serve", str(HTTP_PORT), *what]))
     try:
-        with file.open("wb") as data:
-            for _ in range(DOWNLOAD_MIB):
-                data.write(os.urandom(1 << 20))
-    except OSError as error:
-        return {"text": f"failed: {DOWNLOAD_MIB} MiB in {file.parent}: {error.strerror}", "ok": False}
-    return None
-
-
-async def _download(lab: Lab, client: str, server: str, address: str, folder: str) -> dict[str, Any]:
-    """Serve the random bytes with Python's own web server, fetch them, compare SHA-256."""
-    serving = asyncio.create_task(run_in_guest(lab, server, [sys.executable, "-m", "http.server", "-d", folder, "8000"]))
-    try:
-        program, data = ROOT / "lab" / "command" / "fetch.py", Path(folder) / "data"
-        fetch = [sys.executable, str(program), f"http://{address}:8000/data", str(data)]
-        status, text = await run_in_guest(lab, client, fetch)
+        status, text = await run_in_guest(lab, client, [*program, "get", f"http://{address}:{HTTP_PORT}/", *what])
     finally:
         serving.cancel()
         await asyncio.wait({serving})

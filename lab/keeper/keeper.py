@@ -17,7 +17,7 @@ A plan is a list of processes in the order in which they are to be forked::
      "cpus": None or [CPU numbers], "spins": whether its loops may spin, "restart": whether it is started again when it dies}
 
 Who is started again finds in its config what nobody else has: `restarts`, how often there was one before it, and `gone`, the
-domains that have ended for good.
+domains that are no more; one of these that is to be started again is announced to Dom0 by `domain_again`.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ import socket
 from typing import Any
 
 from hyp import linux
-from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
+from hyp.control import Answer, Channel, ControlError, Handler, PeerGone, Refused, close_all, socketpair
 from hyp.control.descriptors import hang_up, refuse_descriptors
 from hyp.control.words import printable
 from lab.keeper.child import GUEST, Child, describe_exit
@@ -61,7 +61,7 @@ class Keeper:
         self._exits: dict[int, int] | None = None  # of unknown processes, while one is being forked
         self._outputs: list[Output] = []
         self._restarts = Restarts()
-        self._store = StoreKeeping(rundir, functools.partial(self._living, XENSTORED))
+        self._store = StoreKeeping(rundir, functools.partial(self._ask, XENSTORED))
         self._restarting: set[asyncio.Task[None]] = set()
         self._forking = asyncio.Lock()  # one at a time, so that an exit is told from those of unknown processes
         self._warm: asyncio.Future[float] = self._loop.create_future()
@@ -215,6 +215,17 @@ class Keeper:
             raise Refused("ESRCH", f"there is no living process named {name!r} in topology {self._rundir.name!r}")
         return child
 
+    async def _ask(self, name: str, op: str, /, **args: Any) -> Child:
+        """Ask the living process of that name, or the next one if it dies over it; returns who has answered. Refused (ESRCH)."""
+        while True:
+            child = await self._living(name)
+            try:
+                await child.console.call(op, **args)
+            except PeerGone:
+                await asyncio.wait({child.ended})
+            else:
+                return child
+
     async def _spawn(self, plan: dict[str, Any], restarts: int = 0) -> Child:
         """Fork a process of the plan; the `restarts`-th of those that take the place of a dead one."""
         console, far = socketpair()
@@ -224,13 +235,14 @@ class Keeper:
             sockets["hypercalls"] = socketpair()
             if guest:
                 refuse_descriptors(sockets["hypercalls"][0])
-            await self._create_domain(plan, sockets["hypercalls"][0], again=restarts > 0 and not guest)
+            await self._create_domain(plan, sockets["hypercalls"][0], restarts)
         store: Child | None = None
         if plan["xenstore"] is not None:
             sockets["xenstore"], store = await self._store.pair(plan["xenstore"])
         args = {key: plan[key] for key in ("name", "role", "module", "config", "cpus", "spins")}
         if restarts > 0:
-            gone = [c.domid for c in self._children.values() if c.ended.done() and not c.restarting and c.domid is not None]
+            dead = [child for child in self._children.values() if child.ended.done() and child.domid is not None]
+            gone = [child.domid for child in dead if child.role == GUEST or not child.restarting]
             args["config"] = {**args["config"], "restarts": restarts, "gone": gone}
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
@@ -255,9 +267,9 @@ class Keeper:
         self._outputs.append(Output(self._rundir.guest_log(guest)))
         return self._outputs[-1].hand_over()
 
-    async def _create_domain(self, plan: dict[str, Any], near: socket.socket, *, again: bool) -> None:
-        """Let the hypervisor create a domain; `again`: let it resume that of a daemon which has died."""
-        domain = plan["domain"]
+    async def _create_domain(self, plan: dict[str, Any], near: socket.socket, restarts: int) -> None:
+        """Let the hypervisor create a domain, or resume that of a daemon which has died."""
+        domain, again = plan["domain"], restarts > 0 and plan["role"] != GUEST
         hypervisor = self._children["hyp"]
         if not hypervisor.ready.done():
             await self._or_failure(hypervisor.ready)
@@ -267,6 +279,7 @@ class Keeper:
             domid=domain["domid"],
             name=plan["name"],
             memory=domain["memory"],
+            **({"restarts": restarts} if again else {}),
         )
 
     def _add(
@@ -285,7 +298,7 @@ class Keeper:
             "notice": lambda text: self._noticed(name, text),
         }
         if plan["role"] == "hyp":  # nobody else has anything to be held
-            handlers |= {"hold": self._hold, "let_go": self._let_go}
+            handlers |= {"hold": self._hold, "let_go": self._let_go, "hung_up": self._hung_up}
         holds = frozenset({"hold"} if plan["role"] == "hyp" else ())
         channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=plan["role"] == GUEST)
         futures = ready, self._loop.create_future(), self._loop.create_future()
@@ -308,6 +321,13 @@ class Keeper:
     def _let_go(self, key: str) -> None:
         if key in self._held:
             os.close(self._held.pop(key))
+
+    def _hung_up(self, name: str, restarts: int) -> None:
+        """The hypervisor does not hear a daemon any more. If it lives it is killed, which is a death like others."""
+        child = self._children[name]
+        if child.restarts == restarts and not child.ended.done() and self._down is None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
 
     async def _all_ready(self) -> None:
         for child in list(self._children.values()):
@@ -415,8 +435,8 @@ class Keeper:
     async def _clear_away(self, guest: Child) -> None:
         """Let go of a dead guest's domain, so that there can be one of the same name and number."""
         await self._children["hyp"].console.call("domain_destroy", domid=guest.domid)
-        await self._store.call("release", domid=guest.domid)
-        await (await self._living("dom0")).console.call("domain_again", domid=guest.domid)
+        await self._ask(XENSTORED, "release", domid=guest.domid)
+        await self._ask("dom0", "domain_again", domid=guest.domid)
 
     def _bury(self, child: Child) -> None:
         """Tell who keeps something of a domain that its process has ended."""

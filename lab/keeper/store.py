@@ -14,14 +14,11 @@ other. What a guest does with it is its own affair: one that does not read its c
 `give_up`: there will be none. Everybody is told, and who waits at the listening socket sees its end.
 """
 
-import asyncio
 import contextlib
 import os
 import socket
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
 
-from hyp.control import PeerGone
 from hyp.control.descriptors import hang_up, refuse_descriptors
 from lab.keeper.child import Child
 from lab.rundir import RunDir
@@ -32,28 +29,17 @@ Pair = tuple[socket.socket, socket.socket]
 
 
 class StoreKeeping:
-    """Of one topology. `living` gives the xenstored that lives, waits for one that is to come, and refuses if there is none."""
+    """Of one topology. `ask(op, **args)` asks the xenstored that lives, or the next one. Refused if there is none."""
 
-    def __init__(self, rundir: RunDir, living: Callable[[], Awaitable[Child]]) -> None:
-        self._rundir, self._living = rundir, living
+    def __init__(self, rundir: RunDir, ask: Callable[..., Awaitable[Child]]) -> None:
+        self._rundir, self._ask = rundir, ask
         self._listener: socket.socket | None = None
         self.journal = os.memfd_create(f"xbl.{rundir.name}.xenstored.journal", os.MFD_CLOEXEC)
-
-    async def call(self, op: str, **args: Any) -> Child:
-        """Ask the living xenstored, or the next one if it dies over it; returns who has answered."""
-        while True:
-            xenstored = await self._living()
-            try:
-                await xenstored.console.call(op, **args)
-            except PeerGone:
-                await asyncio.wait({xenstored.ended})
-            else:
-                return xenstored
 
     async def pair(self, domid: int) -> tuple[Pair, Child]:
         """A new domain's stream, and the xenstored that has its end."""
         pair = _pair()
-        return pair, await self.call("connect", fds=[pair[0].fileno()], domid=domid)
+        return pair, await self._ask("connect", fds=[pair[0].fileno()], domid=domid)
 
     async def serve(self, xenstored: Child, children: Iterable[Child]) -> None:
         """Bring a xenstored that was just forked what it lacks. ControlError if it dies over it."""

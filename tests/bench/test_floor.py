@@ -20,7 +20,7 @@ from hyp.counters import PRIVATE_ROW_BYTES
 from hyp.events import WAIT, Upcall, new_eventfd
 from hyp.load.frames import TRACKER, TRACKERS, tracker_report
 from lab.accounting import usage
-from nic.wire import WIRE_BUFFERS
+from nic.state import WIRE_BUFFERS
 from tests.support.labs import ROOT, run, until, wait_until
 from tests.support.patience import patient
 from tests.support.tiers import tiered

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0.libxl import create_dom0, create_domain, create_vif, destroy_domain
+from dom0.toolstack.libxl import create_dom0, create_domain, create_vif, destroy_domain
 from dom0.xenstore.server import Xenstored
 from hyp.abi.xs_wire import MessageType
 from hyp.xenstore.client import XenstoreClient, XenstoreError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0.libxl import create_vif
+from dom0.toolstack.libxl import create_vif
 from domu.frontends.split import FIRST_REF, RX_REF
 from hyp.abi.grant import GTF_PERMIT_ACCESS
 from hyp.control import ControlError

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dom0.libxl import create_domain, create_vif
 from dom0.rate import UNLIMITED, Rate
 from dom0.state import PORT
+from dom0.toolstack.libxl import create_domain, create_vif
 from dom0.vifs import BURST, Cause, Vif
 from dom0.xenstore.server import Xenstored
 from hyp.abi.counters import COUNTERS_BYTES

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dom0.libxl import renew_vif
+from dom0.toolstack.libxl import renew_vif
 from domu.frontends.split_state import TX_SLOTS
 from hyp.control import Refused
 from hyp.xenstore.client import XenstoreError

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dom0.toolstack import Toolstack
+from dom0.toolstack.authority import Toolstack
 from domu.programs.table import PROGRAMS
 from hyp.control import Refused
 from hyp.paths import PATHS, Attachment, PathSpec

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dom0.toolstack import Toolstack
+from dom0.toolstack.authority import Toolstack
 from hyp.abi.nic import PAGE, STATUS_OK
 from hyp.control import Refused
 from lab.counters import CounterReader

@@ -1,15 +1,19 @@
 """Several processes die at the same moment: each is started again, whatever the others have to do with it, and frames pass."""
 
 import asyncio
+import contextlib
 import os
 import signal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
 from hyp.control import ControlError
+from lab import owner
 from lab.owner import Lab
+from lab.plan import MODULES
+from lab.plan import plan as honest_plan
 from tests.support.labs import run, until
 from tests.support.streams import Stream, all_of, lab_of, macs
 from tests.support.tiers import tiered
@@ -31,9 +35,16 @@ path = "bypass"
 name = "dora"
 path = "bypass"
 restart = true
+[[guest]]
+name = "emil"
+path = "split"
+[[guest]]
+name = "fred"
+path = "bypass"
 """
 PAIRS: Final = (("anna", "bert"), ("carl", "dora"), ("bert", "carl"), ("anna", "wire"))
 FRAMES: Final = 3000
+HANGING_UP: Final = "tests.support.hanging_up"
 
 
 async def die(lab: Lab, names: tuple[str, ...]) -> None:
@@ -82,13 +93,12 @@ async def _report(lab: Lab, receiver: str, stream: int) -> dict[str, int]:
 def test_all_are_started_again(tmp_path: Path, together: tuple[tuple[str, ...], ...]) -> None:
     async def main() -> None:
         async with lab_of(tmp_path, "together", LAB) as lab:
-            streams = [await Stream(lab, *ends, number).start(64, 20_000) for number, ends in enumerate((("anna", "carl"),), 1)]
+            stream = await Stream(lab, "emil", "fred", 1).start(64, 20_000)
             for round_, names in enumerate(together, 1):
                 await die(lab, names)
                 await frames_pass(lab, 0x100 * round_)
-            for stream in streams:
-                sent, report = await stream.end()
-                assert (report["lost"], report["corrupt"], report["frames"]) == (0, 0, sent), report
+            sent, report = await stream.end()
+            assert (report["lost"], report["corrupt"], report["frames"]) == (0, 0, sent), report
 
     run(main())
 
@@ -110,8 +120,30 @@ def test_who_waits_for_one_that_will_not_come_is_told_when_all_ends(tmp_path: Pa
             waiting = asyncio.ensure_future(lab.keeper("console", name="nic"))
             await lab.keeper("status")  # it is answered after it has begun to wait
             assert not waiting.done()
-            await lab.stop()
+            down = asyncio.ensure_future(lab.keeper("down"))
             with pytest.raises(ControlError, match="no living process named 'nic'"):
                 await waiting
+            await asyncio.wait({down})
+
+    run(main())
+
+
+@pytest.mark.parametrize("daemon", ["nic", "dom0"])
+def test_a_daemon_that_hangs_up_is_as_good_as_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, daemon: str) -> None:
+    """It lives, and its data path would go on, but nobody could be set up any more."""
+
+    def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
+        return [{**one, "module": HANGING_UP} if one["name"] == daemon else one for one in honest_plan(topology)]
+
+    monkeypatch.setattr(owner, "plan", plan)
+    monkeypatch.setattr(owner, "MODULES", [*MODULES, HANGING_UP])
+
+    async def main() -> None:
+        async with lab_of(tmp_path, "hangs-up", LAB) as lab:
+            for times in (1, 2):
+                with contextlib.suppress(ControlError):  # it may be dead before it answers
+                    await lab.call(daemon, "hang_up")
+                await lab.restarted(daemon, times)
+                await frames_pass(lab, 0x100 * times)
 
     run(main())

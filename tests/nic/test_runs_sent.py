@@ -22,8 +22,7 @@ from hyp.abi.nic import (
     STATUS_SPOOFED,
 )
 from hyp.abi.sizes import LARGEST_FRAME_BUFFER
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES
-from nic.wire import WIRE_BUFFERS
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, WIRE_BUFFERS
 from tests.support.drivers import head_words, header
 from tests.support.guests import (
     HOSTILE_ADDRESSES,

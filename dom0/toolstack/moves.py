@@ -30,7 +30,7 @@ from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from dom0.build import EngineState
-from dom0.toolstack import Toolstack
+from dom0.toolstack.authority import Toolstack
 from dom0.vifs import Vif
 from hyp.abi.domids import DOM0
 from hyp.control import Channel, ControlError, Refused

@@ -1,0 +1,196 @@
+"""A guest that moves to and fro under traffic, and what became of the traffic.
+
+A *session* is traffic that begins before the first of some moves and ends, at rest, after the last one: what was sent is compared
+with what arrived, frame for frame, and with what each path's ledger says that the guest has sent by it.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.chaos.world import HANG_S, PAUSE_US
+from bench.method.contenders import run_name
+from bench.method.progress import Steps
+from bench.peers import PeerError
+from bench.programs.ends import GuestEnds
+from bench.programs.running import run_client
+from bench.programs.suite import IperfTcp
+from hyp.load.frames import HEADER_ONLY
+from lab.counters import CounterReader
+from lab.ledger import drops
+from lab.owner import Lab
+from lab.topology import parse
+
+MOVED, STAYS = "mover", {"split": "stays-split", "bypass": "stays-bypass"}
+ROUND_TRIP = ("bypass", "split")
+FRAME, FRAMES = 200, 1 << 40
+EARLIEST_S, LATEST_S = 0.02, 0.2
+LOOK_S = 0.01
+
+
+@dataclass(slots=True)
+class Session:
+    """Moves, as (to which path, seconds without sending), and frames. `sent`: by the guest that moved, as its device counts."""
+
+    moves: list[tuple[str, float]] = field(default_factory=list)
+    sent: int = 0
+    by_split: int = 0
+    by_bypass: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    corrupt: int = 0
+    dropped: int = 0
+    resent: int = 0
+    """TCP segments that its sender has sent again, for whatever reason."""
+
+    @property
+    def by_neither(self) -> int:
+        """Frames that were sent, and are in neither path's ledger."""
+        return self.sent - self.by_split - self.by_bypass
+
+
+def _sent(reader: CounterReader, guest: str) -> tuple[int, int, int, int]:
+    """So far by a guest: in all, by split, by bypass; and frames dropped by anybody."""
+    rows = reader.read()
+    split, bypass = (
+        sum(counts["tx_frames"] for row, counts in rows.items() if row.startswith(start) and row.endswith(f":{guest}"))
+        for start in ("dom0/vif", "nic/ctx")
+    )
+    return rows[f"{guest}/device"]["tx_frames"], split, bypass, sum(drops(rows).values())
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for a condition; TimeoutError after HANG_S."""
+    async with asyncio.timeout(HANG_S):
+        while not await condition():
+            await asyncio.sleep(LOOK_S)
+
+
+async def _counted(reader: CounterReader, guest: str, before: tuple[int, int, int, int], session: Session) -> None:
+    """Fill in what the ledgers say, once they are at rest."""
+
+    async def at_rest() -> bool:
+        now = _sent(reader, guest)
+        session.sent, session.by_split, session.by_bypass, session.dropped = (a - b for a, b in zip(now, before, strict=True))
+        await asyncio.sleep(LOOK_S)
+        return _sent(reader, guest) == now
+
+    await _until(at_rest)
+
+
+# --- verified streams ------------------------------------------------------------------------------------------------
+
+
+class _Stream:
+    """One without end, as fast as it goes."""
+
+    def __init__(self, lab: Lab, sender: str, receiver: str, number: int) -> None:
+        self._lab, self._sender, self._receiver, self._number = lab, sender, receiver, number
+        self._job: asyncio.Future[Any] | None = None
+
+    async def report(self) -> dict[str, Any]:
+        return dict(await self._lab.call(self._receiver, "received", stream=self._number))
+
+    async def more(self) -> None:
+        """Begin, if it has not, and wait until more has arrived than until now."""
+        before = (await self.report())["frames"]
+        if self._job is None:
+            mac = next(one["mac"] for one in self._lab.topology["guest"] if one["name"] == self._receiver)
+            job = self._lab.call(self._sender, "send_stream", mac=mac, frame=FRAME, stream=self._number, frames=FRAMES)
+            self._job = asyncio.ensure_future(job)
+
+        async def moved() -> bool:
+            return bool((await self.report())["frames"] > before)
+
+        await _until(moved)
+
+    async def end(self, session: Session) -> None:
+        """End it, wait until all of it is there or nothing more comes, and add it up."""
+        assert self._job is not None
+        await self._lab.call(self._sender, "end_job")
+        sent = (await self._job)["sent"]
+        try:
+            async with asyncio.timeout(HANG_S):
+                while (await self.report())["frames"] < sent:
+                    await asyncio.sleep(LOOK_S)
+        except TimeoutError:
+            pass  # it is lost
+        report = await self.report()
+        session.lost += sent - report["frames"]
+        session.duplicated += report["duplicated"]
+        session.corrupt += report["corrupt"]
+
+
+async def moves_under_streams(moves: int, seed: int, progress: Steps) -> list[Session]:
+    """As many moves, two a session, while the guest sends to one that stays on bypass and receives from one that stays on split."""
+    tables = [{"name": MOVED, "path": "split"}, *({"name": name, "path": path} for path, name in STAYS.items())]
+    name = run_name("moves", os.getpid())
+    chance, numbers, done = random.Random(seed), itertools.cycle(range(1, HEADER_ONLY)), []
+    async with Lab(parse({"name": name, "nic": {"pause_us": PAUSE_US}, "guest": tables}).plain()) as lab:
+        reader = await lab.counters()
+        for number in range(-(-moves // len(ROUND_TRIP))):
+            progress.step(f"verified streams, round {number + 1}", len(ROUND_TRIP) * number / moves)
+            session, before = Session(), _sent(reader, MOVED)
+            streams = [
+                _Stream(lab, MOVED, STAYS["bypass"], next(numbers)),
+                _Stream(lab, STAYS["split"], MOVED, next(numbers)),
+            ]
+            for path in ROUND_TRIP:
+                for stream in streams:
+                    await stream.more()
+                await asyncio.sleep(chance.uniform(EARLIEST_S, LATEST_S))
+                session.moves.append((path, await lab.move(MOVED, path)))
+            for stream in streams:
+                await stream.more()
+            for stream in streams:
+                await stream.end(session)
+            await _counted(reader, MOVED, before, session)
+            done.append(session)
+    return done
+
+
+# --- TCP -------------------------------------------------------------------------------------------------------------
+
+
+async def moves_under_tcp(moves: int, seed: int, progress: Steps, *, reverse: bool) -> list[Session]:
+    """As many moves of iperf3's client while it sends or, in `reverse`, receives. PeerError if it fails."""
+    ends, program, chance = GuestEnds("split"), IperfTcp(), random.Random(seed)
+    client, session = ends.guests[0], Session()
+    try:
+        await ends.start()
+        server = await program.serve(ends)
+        reader = await ends.lab.counters()
+        before = _sent(reader, client)
+        seconds = 1 + int(moves * (LATEST_S + EARLIEST_S))
+        argv = ["iperf3", "-c", ends.address, "-p", str(program.port), "-J", "-t", str(seconds), *(["-R"] if reverse else [])]
+        running = asyncio.ensure_future(run_client(ends, argv))
+        try:
+            follow = reader.follow(client, "device", "tx_frames")
+
+            async def flows() -> bool:
+                return running.done() or follow() > before[0] + 1000
+
+            await _until(flows)
+            for number, path in enumerate(itertools.islice(itertools.cycle(ROUND_TRIP), moves)):
+                if running.done():
+                    break
+                progress.step(f"TCP, move {number + 1}", number / moves)
+                await asyncio.sleep(chance.uniform(EARLIEST_S, LATEST_S))
+                session.moves.append((path, await ends.lab.move(client, path)))
+            said = await running
+        finally:
+            running.cancel()
+            server.stop()
+        end = json.loads(said.output)["end"]
+        session.resent = int(end["sum_sent"].get("retransmits", 0))
+        if not end["sum_received"]["bytes"]:
+            raise PeerError("iperf3 has moved nothing")
+        await _counted(reader, client, before, session)
+    finally:
+        await ends.stop()
+    return [session]

@@ -1,0 +1,1 @@
+"""The toolstack: what xl and libxl do in Dom0."""

@@ -1,0 +1,71 @@
+"""A process's trace points: its loops by name, and who looks at them. Control plane.
+
+The viewer makes the ring, and hands it over the process's console. Who looks last is told: a loop has one ring. What a loop was
+once given stays mapped as long as the process lives, as it may be in the middle of a record.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from hyp.abi.trace import BLOCK, CAPACITY_AT, DATA_AT, MAGIC, MAGIC_AT, MOST_SNAP
+from hyp.control import Refused, close_all
+from hyp.events import Wait
+from hyp.memory import Mapping
+from hyp.process import Process
+from hyp.trace.ring import LOOKED_AT, TRACER
+
+MOST_EVERY = 1 << 40
+MOST_RINGS = 256
+"""That a loop is ever given: each stays mapped."""
+
+
+class TracePoints:
+    """The loops of one process; serves `trace_points`, `trace_begin` and `trace_end` on its consoles."""
+
+    def __init__(self, process: Process) -> None:
+        self._loops: dict[str, Wait] = {}
+        self._given: dict[str, list[tuple[Mapping, Any]]] = {}
+        process.serve("trace_points", self._names)
+        process.serve("trace_begin", self._begin, takes_fds=True)
+        process.serve("trace_end", self._end)
+
+    def add(self, name: str, wait: Wait) -> None:
+        """A loop with this WAIT record (hyp/events.py), under a name of its own."""
+        self._loops[name] = wait
+
+    def _names(self) -> list[str]:
+        return list(self._loops)
+
+    def _begin(self, loop: str, every: int, snap: int, fds: list[int]) -> None:
+        """Tell of one in `every` frames, of each up to `snap` bytes, in the ring of which fds is the memory."""
+        try:
+            if len(fds) != 1 or loop not in self._loops:
+                raise Refused("EINVAL", f"there is no loop {loop!r}, or not one ring for it")
+            if not 1 <= every <= MOST_EVERY or every & (every - 1):
+                raise Refused("EINVAL", f"one in {every}: a power of two, of 1 to {MOST_EVERY}")
+            if not LOOKED_AT <= snap <= MOST_SNAP:
+                raise Refused("EINVAL", f"{snap} bytes of a frame: {LOOKED_AT} to {MOST_SNAP} are possible")
+            given = self._given.setdefault(loop, [])
+            if len(given) >= MOST_RINGS:
+                raise Refused("ENOSPC", f"loop {loop} has been looked at {MOST_RINGS} times")
+            ring = Mapping(fds[0], os.fstat(fds[0]).st_size)
+        finally:
+            close_all(fds)
+        capacity = int(ring.words("<u8", CAPACITY_AT, 1)[0]) if ring.size > DATA_AT else 0
+        if capacity < 2 * BLOCK or capacity & (capacity - 1) or ring.size != DATA_AT + capacity:
+            raise Refused("EINVAL", "that is no trace ring")
+        if int(ring.words("<u8", MAGIC_AT, 1)[0]) != MAGIC:
+            raise Refused("EINVAL", "that is no trace ring")
+        tracer = np.zeros(1, TRACER)
+        row, wait = tracer[0], self._loops[loop]
+        row["ring"], row["mask"], row["every"], row["snap"] = ring.address, capacity - 1, every - 1, snap
+        row["wait"] = wait.ctypes.data
+        given.append((ring, tracer))
+        wait[0]["trace"] = tracer.ctypes.data
+
+    def _end(self, loop: str) -> None:
+        """Tell nobody any more."""
+        if loop in self._loops:
+            self._loops[loop][0]["trace"] = 0

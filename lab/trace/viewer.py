@@ -1,0 +1,162 @@
+"""Looks at all loops of a running topology: gives each a trace ring, and reads what they tell, in the order of time.
+
+    async with Viewer(keeper, every=1024) as viewer:
+        told = viewer.read()        # now and then
+
+`keeper`: a channel to the topology's keeper, as its owner has it or any client (lab/command/clients.py). The viewer owns the rings.
+What fails: a process that does not answer, or knows nothing of traces (a guest's own program), is left out, and `left_out` says so;
+one that dies has told what it has told; who is started again is looked at after `look_again`. A viewer that goes away without
+ending leaves loops that write into rings which nobody reads, until somebody else looks.
+"""
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from hyp.abi.counters import Count
+from hyp.abi.trace import DEFAULT_CAPACITY, RECORD, Moment
+from hyp.control import Channel, ControlError, Refused
+from lab.owner import open_console
+from lab.trace.ring import Told, TraceRing
+
+ANSWER_S = 3.0
+LEAST_SNAP = 64
+MOST_LOOPS = 64
+SETTLED_NS = 5_000_000
+"""How old a sighting is when it is surely in its ring, though its loop may have lost the CPU since it looked at the clock."""
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A frame, as one loop had it: what was done with it, and when. `port`, `other` as in RECORD."""
+
+    time_ns: int
+    process: str
+    loop: str
+    moment: Moment
+    key: int
+    length: int
+    port: int
+    other: int
+    drop: str
+    offload: int
+    woken_ns: int
+    frame: bytes = field(repr=False)
+    """Its first bytes."""
+
+
+@dataclass(slots=True)
+class _Loop:
+    process: str
+    name: str
+    ring: TraceRing
+    console: Channel
+
+
+class Viewer:
+    """Of one topology. ``every``: one in so many frames, a power of two; ``snap``: bytes of each."""
+
+    def __init__(self, keeper: Channel, every: int = 1, snap: int = LEAST_SNAP, capacity: int = DEFAULT_CAPACITY) -> None:
+        self._keeper, self._every, self._snap, self._capacity = keeper, every, snap, capacity
+        self._loops: list[_Loop] = []
+        self._restarts: dict[str, int] = {}
+        self._early: list[Sighting] = []
+        self.left_out: dict[str, str] = {}
+        self.missed: dict[str, int] = {}
+        """By loop: what was told and not read in time."""
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.look_again()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def look_again(self) -> None:
+        """Look at whoever is not looked at yet: processes that have been started, or started again."""
+        status = (await self._keeper.call("status")).value
+        for one in status["processes"]:
+            if one["state"] == "ready" and self._restarts.get(one["name"]) != one["restarts"]:
+                self._restarts[one["name"]] = one["restarts"]
+                try:
+                    async with asyncio.timeout(ANSWER_S):
+                        await self._look_at(one["name"])
+                except (ControlError, TimeoutError) as error:
+                    self.left_out[one["name"]] = str(error) or "it does not answer"
+
+    async def _look_at(self, process: str) -> None:
+        console = await open_console(self._keeper, process, takes_fds=True)
+        loops = (await console.call("trace_points")).value
+        if not isinstance(loops, list) or len(loops) > MOST_LOOPS or not all(_NAME.fullmatch(str(loop)) for loop in loops):
+            raise Refused("EPROTO", "what it says of its loops makes no sense")
+        for loop in loops:
+            ring = TraceRing(f"{process}.{loop}", self._capacity)
+            try:
+                await console.call("trace_begin", fds=[ring.fd], loop=loop, every=self._every, snap=self._snap)
+            except BaseException:
+                ring.close()
+                raise
+            self._loops = [one for one in self._loops if (one.process, one.name) != (process, loop) or self._let_go(one)]
+            self._loops.append(_Loop(process, str(loop), ring, console))
+
+    @staticmethod
+    def _let_go(loop: _Loop) -> bool:
+        loop.ring.close()
+        return False
+
+    async def close(self) -> None:
+        """Tell all loops to tell nothing more, and let go of the rings."""
+        for loop in self._loops:
+            with contextlib.suppress(ControlError, TimeoutError):
+                async with asyncio.timeout(ANSWER_S):
+                    await loop.console.call("trace_end", loop=loop.name)
+            loop.ring.close()
+        for console in {id(loop.console): loop.console for loop in self._loops}.values():
+            console.close()
+        self._loops = []
+
+    def read(self, *, last: bool = False) -> list[Sighting]:
+        """What has been told since the last call, by time.
+
+        Rings are read one after the other, so what is newer than the first reading is kept for the next call; not if this is the
+        `last`.
+        """
+        until = time.monotonic_ns() - SETTLED_NS
+        found, self._early = self._early, []
+        for loop in self._loops:
+            told = loop.ring.read()
+            if told.missed:
+                self.missed[loop.name] = self.missed.get(loop.name, 0) + told.missed
+            found.extend(_sightings(loop, told))
+        if not last:
+            self._early = [one for one in found if one.time_ns > until]
+            found = [one for one in found if one.time_ns <= until]
+        return sorted(found, key=lambda one: one.time_ns)
+
+
+def _sightings(loop: _Loop, told: Told) -> Iterator[Sighting]:
+    columns: dict[str, list[Any]] = {name: told.heads[name].tolist() for name in RECORD.names or ()}
+    for k in range(len(told.frames)):
+        yield Sighting(
+            columns["time_ns"][k], loop.process, loop.name, Moment(columns["moment"][k]), columns["key"][k], columns["length"][k],
+            columns["port"][k], columns["other"][k], _drop(columns["drop"][k]), columns["offload"][k], columns["woken_ns"][k],
+            told.frame(k),
+        )  # fmt: skip
+
+
+def _drop(number: int) -> str:
+    """The drop's name, without "drop_"; what a guest has made up is "unknown"."""
+    if number == 0:
+        return ""
+    name = Count(number).name.lower() if number in Count._value2member_map_ else ""
+    return name.removeprefix("drop_") if name.startswith("drop_") else "unknown"

@@ -1,0 +1,46 @@
+"""What an engine tells of frames, when somebody looks (hyp/trace/). Compiled.
+
+Ports go by the context's number, and WIRE.
+"""
+
+from hyp.abi.nic import NO_CONTEXT
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
+from hyp.abi.trace import FLOODED, NOWHERE, WIRE
+from hyp.atomics import load64
+from hyp.kernels import outlined
+from hyp.trace.ring import DROPPED, PASSED, trace_frame, trace_pieces
+from nic.state import DELIVERED, STAGED_BYTES, WIRE_BUFFERS, staged_at
+
+
+@outlined
+def trace_sent(tracer, c, f, result) -> None:
+    """What became of a context's frame. `result`: DELIVERED, or the drop's name."""
+    moment, other, drop = DROPPED, NOWHERE, result
+    if result == DELIVERED:
+        moment, drop = PASSED, 0
+        other = c.route if c.route >= 0 else WIRE if c.route == NO_CONTEXT else FLOODED
+    trace_pieces(tracer, moment, c.number, other, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)
+
+
+@outlined
+def trace_run(tracer, e, port, r, done) -> None:
+    """The first `done` frames of the stage, which came from `port`, are in the buffers of context `r`."""
+    for k in range(done):
+        s = staged_at(e.stage + k * STAGED_BYTES)
+        trace_frame(tracer, PASSED, port, r.number, 0, s.frame, s.length, s.length, 0)
+
+
+@outlined
+def trace_run_to_sink(tracer, c, w, first, done) -> None:
+    """`done` frames are in the wire's buffers from number `first` on."""
+    for k in range(first, first + done):
+        slot = k & (WIRE_BUFFERS - 1)
+        length = load64(w.lengths + 8 * slot)
+        trace_frame(tracer, PASSED, c.number, WIRE, 0, w.buffers + slot * LARGEST_FRAME_BUFFER, length, length, 0)
+
+
+@outlined
+def trace_inbound(tracer, number, f, result) -> None:
+    """What became of a frame from the wire for context `number`."""
+    moment, other, drop = (PASSED, number, 0) if result == DELIVERED else (DROPPED, NOWHERE, result)
+    trace_pieces(tracer, moment, WIRE, other, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)

@@ -1,0 +1,157 @@
+"""Frames are seen on their way: where each model says that they go, in the order of time, and nowhere else."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from hyp.abi.trace import Moment
+from hyp.control import Refused
+from hyp.paths import PATHS
+from lab.owner import Lab
+from lab.trace.ring import TraceRing
+from lab.trace.story import Way, Ways
+from lab.trace.viewer import Viewer
+from tests.support.labs import run, until
+from tests.support.streams import all_of, kill, lab_of, macs
+
+pytestmark = pytest.mark.usefixtures("warm")
+
+LAB: Final = "[nic]\npause_us = 1_000_000\n" + "".join(
+    f'[[guest]]\nname = "{path}{k}"\npath = "{path}"\n' for path in PATHS for k in range(2)
+)
+BY: Final = {"native": "nic", "bypass": "nic", "cdna": "nic", "split": "dom0", "trapped": "hyp → nic → hyp"}
+UP: Final = {"native": "nic", "bypass": "nic", "cdna": "nic", "split": "dom0 → nic", "trapped": "hyp → nic"}
+DOWN: Final = {"native": "nic", "bypass": "nic", "cdna": "nic", "split": "nic → dom0", "trapped": "nic → hyp"}
+FRAMES: Final = 40
+
+
+async def seen(viewer: Viewer, enough: Callable[[list[Way]], bool]) -> list[Way]:
+    """The ways that end until there are enough."""
+    ways, found = Ways(), list[Way]()
+
+    async def there() -> bool:
+        found.extend(ways.add(viewer.read()))
+        return enough(found)
+
+    await until(there, "ways of frames")
+    return found
+
+
+@asynccontextmanager
+async def looking(tmp_path: Path, name: str, text: str = LAB, every: int = 1, snap: int = 64) -> AsyncIterator[tuple[Lab, Viewer]]:
+    async with lab_of(tmp_path, name, text) as lab, Viewer(lab.channel, every, snap) as viewer:
+        yield lab, viewer
+
+
+def test_frames_go_where_each_model_says(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with looking(tmp_path, "ways") as (lab, viewer):
+            mac, stream = macs(lab), 0
+            assert not viewer.left_out.keys() & {"dom0", "nic", "hyp", *(guest for guest in mac if guest != "wire")}
+            for path in PATHS:
+                one, other = f"{path}0", f"{path}1"
+                expected = {}
+                for ends, route in (
+                    ((one, other), f"{one} → {BY[path]} → {other}"),
+                    ((one, "wire"), f"{one} → {UP[path]} → wire"),
+                    (("wire", one), f"wire → {DOWN[path]} → {one}"),
+                ):
+                    stream += 1
+                    job = {"mac": mac[ends[1]], "frame": 100, "stream": stream, "frames": FRAMES}
+                    if ends[0] == "wire":
+                        await lab.call("nic", "wire_generate", **job)
+                    else:
+                        await lab.call(ends[0], "send_stream", **job)
+                    await all_of(lab, ends[1], stream, FRAMES)
+                    expected[route] = FRAMES
+                found = await seen(viewer, lambda ways: sum(way.is_whole for way in ways) >= 3 * FRAMES)
+                assert Counter(way.route for way in found if way.is_whole) == expected
+                for way in found:
+                    times = [step.sighting.time_ns for step in way.steps]
+                    assert times == sorted(times)
+                    assert sum(step.asleep_ns + step.work_ns for step in way.steps) == way.total_ns
+            assert viewer.missed == {}
+
+    run(main())
+
+
+def test_one_in_so_many_is_seen_at_every_hop_or_at_none(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with looking(tmp_path, "sampled", every=16) as (lab, viewer):
+            job = {"mac": macs(lab)["split1"], "frame": 64, "stream": 1, "frames": 1600}
+            await lab.call("split0", "send_stream", **job)
+            await all_of(lab, "split1", 1, 1600)
+            found = await seen(viewer, lambda ways: sum(way.is_whole for way in ways) >= 100)
+            assert all(way.is_whole and len(way.steps) == 4 for way in found)
+            assert len(found) == 100
+
+    run(main())
+
+
+def test_a_drop_is_seen_with_its_name(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with looking(tmp_path, "drops") as (lab, viewer):
+            for guest, by in (("bypass0", "nic"), ("split0", "dom0")):
+                await lab.call(guest, "send_stream", mac=macs(lab)[guest], frame=64, stream=3, frames=5)  # to itself
+                found = await seen(viewer, lambda ways: len(ways) >= 5)
+                assert {way.route for way in found} == {f"{guest} → {by} → dropped (same_port)"}
+                assert {way.steps[-1].sighting.moment for way in found} == {Moment.DROPPED}
+
+    run(main())
+
+
+def test_who_is_started_again_is_looked_at_again(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with looking(tmp_path, "again") as (lab, viewer):
+            for daemon in ("nic", "dom0"):
+                await kill(lab, daemon)
+                await viewer.look_again()
+            viewer.read(last=True)
+            for path in ("bypass", "split"):
+                job = {"mac": macs(lab)[f"{path}1"], "frame": 64, "stream": 1, "frames": 10}
+                await lab.call(f"{path}0", "send_stream", **job)
+                found = await seen(viewer, lambda ways: sum(way.is_whole for way in ways) >= 10)
+                assert {way.route for way in found if way.is_whole} == {f"{path}0 → {BY[path]} → {path}1"}
+
+    run(main())
+
+
+def test_a_viewer_that_goes_leaves_nothing_and_another_may_come(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with lab_of(tmp_path, "viewers", LAB) as lab:
+            job = {"mac": macs(lab)["bypass1"], "frame": 64, "stream": 1, "frames": 100}
+            for _ in range(2):
+                async with Viewer(lab.channel) as viewer:
+                    await lab.call("bypass0", "send_stream", **job)
+                    await seen(viewer, lambda ways: len(ways) >= 100)
+            await lab.call("bypass0", "send_stream", **job)
+            with TraceRing("wrong") as ring:
+                for wrong in ({"every": 3}, {"every": 0}, {"snap": 1 << 20}, {"loop": "nobody"}, {"snap": 0}):
+                    asked = {"loop": "nic0", "every": 1, "snap": 64, **wrong}
+                    with pytest.raises(Refused, match=r"one in|bytes of|no loop"):
+                        await lab.call("nic", "trace_begin", fds=[ring.fd], **asked)
+            with pytest.raises(Refused):
+                await lab.call("nic", "trace_begin", loop="nic0", every=1, snap=64)
+
+    run(main())
+
+
+def test_streams_lose_nothing_while_all_of_it_is_told(tmp_path: Path) -> None:
+    """The rings are written over: traffic waits for no viewer, and the viewer knows that it has missed some."""
+
+    async def main() -> None:
+        async with lab_of(tmp_path, "flood", LAB) as lab, Viewer(lab.channel, 1, 1600, capacity=1 << 20) as viewer:
+            for path in ("bypass", "split", "trapped"):
+                job = {"mac": macs(lab)[f"{path}1"], "frame": 1514, "stream": 1, "frames": 20_000}
+                sent = asyncio.ensure_future(lab.call(f"{path}0", "send_stream", **job))
+                report = await all_of(lab, f"{path}1", 1, (await sent)["sent"])
+                assert (report["lost"], report["corrupt"]) == (0, 0)
+            viewer.read()
+            assert viewer.missed
+
+    run(main())
