@@ -7,10 +7,15 @@
     launch.py forward GUEST:PORT [PORT]    serve a TCP port of a TAP guest on loopback: for a browser on this machine
     launch.py web [NAME] [--port P]        the page of a running topology, on loopback (docs/web.md)
     launch.py status [--json]              what is running, who is cut off, and what guests move
+    launch.py top [NAME]                   what each hop of a running topology does now
+    launch.py move GUEST --path PATH       move a running guest to the other path
     launch.py store ls|read|write|rm|watch the store of a running topology, as Domain 0
     launch.py stop [NAME] [--all [--yes]]  take a running topology down, or all of them once you have said so
     launch.py check FILE.toml              is the topology sound, and does it fit this machine?
+    launch.py new FILE.toml                write a commented topology to start from
+    launch.py explain-topology FILE.toml   draw a topology: by which hops its guests' frames go, and what happens there
     launch.py clean                        remove what dead topologies left
+    launch.py completion bash|zsh|fish     a script that completes commands, guests and files in that shell
 
 Exit status: 0 all is well; 1 a workload lost, duplicated or corrupted frames, a process died, or nobody takes the output; 2 the
 topology or the command line is wrong; 3 the topology could not be started; 130 Ctrl-C, 143 SIGTERM or `stop`, 129 SIGHUP, after
@@ -33,22 +38,19 @@ from lab.environment import interpreter
 
 interpreter.settle([str(Path(__file__).resolve()), *sys.argv[1:]])
 
-import asyncio
-import json
 import math
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
-import uvloop
 
+from lab.command.completing.examples import show_examples
+from lab.command.doing import FAILED, USAGE, Json, ask, check_output, drive, fail, load_topology, say
 from lab.command.encoding import speak_any_encoding
-from lab.command.ending import SURROUNDINGS, run_in_order, silence, unwritable
+from lab.command.ending import SURROUNDINGS, silence
+from lab.command.store_app import store
 
-FAILED, USAGE, NOT_STARTED = 1, 2, 3
 LONGEST_S = 3600.0
 WEB_PORT = 8420
-T = TypeVar("T")
 
 app = typer.Typer(
     add_completion=False,
@@ -57,54 +59,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-store = typer.Typer(
-    help="The store of a running topology, as Domain 0. Xen's own tools work too, with XENSTORED_PATH set to what `status` shows.",
-    rich_markup_mode=None,
-)
-app.add_typer(store, name="store", short_help="The store of a running topology, as Domain 0.")
-Topology = Annotated[str | None, typer.Option("--topology", help="Which one, if several are running.")]
-
-
-def fail(message: str, status: int) -> NoReturn:
-    """Say why on standard error and exit."""
-    print(message, file=sys.stderr)
-    raise typer.Exit(status)
-
-
-def drive(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
-    """Run a command that starts topologies; signals and a lost reader let it take them down first."""
-    raise typer.Exit(run_in_order(main))
-
-
-def ask(main: Coroutine[Any, Any, T]) -> T:
-    """Run a command that talks to running topologies; exits with the reason if they do not do what was asked."""
-    from lab.command.clients import ClientError
-
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(main)
-    except ClientError as error:
-        fail(str(error), FAILED)
-
-
-def check_output(json_out: Path | None) -> None:
-    """Exit unless the results can be written, before anything is started."""
-    if json_out is not None and (reason := unwritable(json_out)):
-        fail(f"--json {json_out}: {reason}", USAGE)
-
-
-def load_topology(file: Path) -> Any:
-    """The topology, checked against itself and the machine; exits with the reasons if it will not do."""
-    from lab.topology import TopologyError, check_machine, load
-
-    try:
-        topology = load(file)
-        check_machine(topology)
-    except TopologyError as error:
-        fail(str(error), USAGE)
-    return topology
 
 
 @app.callback(invoke_without_command=True)
@@ -177,10 +131,11 @@ def forward(
     target: Annotated[str, typer.Argument(metavar="GUEST:PORT", help='A guest with program = "tap", and a TCP port in it.')],
     port: Annotated[int | None, typer.Argument(min=0, max=65535, help="Of loopback; the same by itself; 0: any.")] = None,
     topology: Annotated[str | None, typer.Option(help="Which topology, if several have such a guest.")] = None,
+    as_json: Json = False,
 ) -> None:
-    """Serve a TCP port of a guest on 127.0.0.1 and ::1, until Ctrl-C.
+    """Serve a TCP port of a guest on loopback, until Ctrl-C.
 
-    Guests' addresses are not routed from this machine: a browser is pointed at the address that this says.
+    On 127.0.0.1 and ::1. Guests' addresses are not routed from this machine: a browser is pointed at the address that this says.
     """
     from hyp.limits import raise_descriptor_limit
     from lab.command.clients import ClientError
@@ -201,7 +156,8 @@ def forward(
     except OSError as error:
         fail(f"{name} cannot be entered: {error.strerror}", FAILED)
     os.close(guest.lifeline)
-    print(f"http://localhost:{listening[0].getsockname()[1]}/ leads to {target}; Ctrl-C ends it", flush=True)
+    url = f"http://localhost:{listening[0].getsockname()[1]}/"
+    say({"url": url, "target": target}, f"{url} leads to {target}; Ctrl-C ends it", as_json=as_json)
     ask(Forward(sockets, guest, name, int(number)).serve(listening))
 
 
@@ -250,6 +206,7 @@ def move(
     guest: Annotated[str, typer.Argument(help="A guest on path split or bypass.")],
     path: Annotated[str, typer.Option(help="split or bypass: where it is to go.")],
     topology: Annotated[str | None, typer.Option(help="Which topology, if several are running.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Move a running guest to the other path, under traffic.
 
@@ -257,11 +214,12 @@ def move(
     """
     from lab.command.move import move_guest
 
-    print(ask(move_guest(topology, guest, path)))
+    moved = ask(move_guest(topology, guest, path))
+    say(moved, f"{guest} is on {path}; it sent nothing for {1000 * moved['pause_s']:.1f} ms", as_json=as_json)
 
 
 @app.command()
-def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+def status(as_json: Json = False) -> None:
     """What is running, who is cut off, and what guests move."""
     from hyp.limits import raise_descriptor_limit
     from lab.command.clients import RATES_S, living
@@ -269,12 +227,29 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="Machine-readabl
 
     raise_descriptor_limit()
     found = ask(living(RATES_S))
-    if as_json:
-        print(json.dumps(found, indent=2))
-    elif not found:
-        print("no topology is running")
-    else:
-        print("\n".join(line for topology in found for line in status_lines(topology)))
+    text = "\n".join(line for topology in found for line in status_lines(topology)) or "no topology is running"
+    say(found, text, as_json=as_json)
+
+
+@app.command()
+def top(
+    name: Annotated[str | None, typer.Argument(help="Which topology; not needed if there is one.")] = None,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="One table, and no more; as where output is no terminal.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="A record for each look, a line each.")] = False,
+) -> None:
+    """What each hop of a running topology does now.
+
+    For each guest and hop: frames and bits a second, frames under way, notifications left out, wake-ups, drops, faults; CPU of each
+    process. Keys: q quit, j and k or the arrows pick a guest, Enter looks at it alone, Esc at all, s sorts, space pauses.
+    """
+    from hyp.limits import raise_descriptor_limit
+    from lab.command.top.command import top
+
+    if not (math.isfinite(interval) and 0.1 <= interval <= LONGEST_S):
+        fail(f"--interval {interval:g}: 0.1 at least, and at most {LONGEST_S:g}", USAGE)
+    raise_descriptor_limit()
+    raise typer.Exit(ask(top(name, interval, once=once, as_json=as_json)))
 
 
 @app.command()
@@ -282,25 +257,28 @@ def stop(
     name: Annotated[str | None, typer.Argument(help="Which topology; not needed if there is one.")] = None,
     all_of_them: Annotated[bool, typer.Option("--all", help="All that are running; asks first.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --all: do not ask.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Take a running topology down."""
-    from lab.command.clients import stop
+    from lab.command.clients import not_running, stop
     from lab.rundir import living
 
     running = {run.name: run for run in living()}
     if name is not None and all_of_them:
         fail("stop: either a name or --all", USAGE)
     if name is not None and name not in running:
-        fail(f"no topology named {name!r} is running", FAILED)
+        fail(not_running(name, running), FAILED)
     if name is None and not all_of_them and len(running) > 1:
         fail(f"topologies {', '.join(running)} are running: say which, or --all", USAGE)
-    if not running:
-        print("no topology is running")
-    elif all_of_them and not yes:
+    if running and all_of_them and not yes:
         confirm(list(running))
-    for run in [running[name]] if name is not None else running.values():
-        ask(stop(run))
-        print(f"{run.name} has been taken down")
+    stopped = [running[name]] if name is not None else list(running.values())
+    for run in stopped:
+        ask(stop(run), f"waiting for {run.name} to be gone …")
+        if not as_json:
+            print(f"{run.name} has been taken down")
+    if as_json or not stopped:
+        say([run.name for run in stopped], "no topology is running", as_json=as_json)
 
 
 def confirm(names: list[str]) -> None:
@@ -319,62 +297,8 @@ def confirm(names: list[str]) -> None:
         fail("nothing was stopped", FAILED)
 
 
-@store.command()
-def ls(
-    path: Annotated[str, typer.Argument(help="What to begin below.")] = "/",
-    full: Annotated[bool, typer.Option("-f", help="Whole paths.")] = False,
-    permissions: Annotated[bool, typer.Option("-p", help="Permissions too.")] = False,
-    topology: Topology = None,
-) -> None:
-    """Everything below a node."""
-    from lab.command.store import ls
-
-    ask(ls(topology, path, full=full, permissions=permissions))
-
-
-@store.command()
-def read(paths: Annotated[list[str], typer.Argument(metavar="PATH...")], topology: Topology = None) -> None:
-    """Nodes' values, a line each."""
-    from lab.command.store import read
-
-    ask(read(topology, paths))
-
-
-@store.command()
-def write(
-    pairs: Annotated[list[str], typer.Argument(metavar="PATH VALUE [PATH VALUE]...")],
-    topology: Topology = None,
-) -> None:
-    """Set nodes' values: all of them, or none."""
-    from lab.command.store import write
-
-    if len(pairs) % 2:
-        fail(f"store write: {pairs[-1]} has no value", USAGE)
-    ask(write(topology, list(zip(pairs[::2], pairs[1::2], strict=True))))
-
-
-@store.command()
-def rm(paths: Annotated[list[str], typer.Argument(metavar="PATH...")], topology: Topology = None) -> None:
-    """Remove nodes, and what is below them: all of them, or none."""
-    from lab.command.store import remove
-
-    ask(remove(topology, paths))
-
-
-@store.command()
-def watch(
-    path: Annotated[str, typer.Argument()],
-    count: Annotated[int | None, typer.Option("-n", min=1, help="End after so many events.")] = None,
-    topology: Topology = None,
-) -> None:
-    """The paths that are written, a line each, until Ctrl-C; the watched one at first."""
-    from lab.command.store import watch
-
-    ask(watch(topology, path, count))
-
-
 @app.command()
-def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
+def check(file: Annotated[Path, typer.Argument(help="Topology file.")], as_json: Json = False) -> None:
     """Is a topology sound, and does it fit this machine?
 
     Nothing is started.
@@ -384,15 +308,58 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
     from lab.schema.values import show_size
 
     topology = load_topology(file)
-    parts = f"{plural(len(topology.guests), 'guest')}, {plural(len(topology.workloads), 'workload')}, "
     plain = topology.plain()
-    parts += f"{show_size(topology.shared_memory_bytes())} of shared memory, {processes(plain)} processes and threads, "
-    parts += f"{most_descriptors(plain)[1]} descriptors in one"
-    print(f"{file}: topology {topology.name!r} is sound: {parts}")
+    found = {
+        "file": str(file),
+        "name": topology.name,
+        "guests": len(topology.guests),
+        "workloads": len(topology.workloads),
+        "shared_memory_bytes": topology.shared_memory_bytes(),
+        "processes_and_threads": processes(plain),
+        "descriptors": most_descriptors(plain)[1],
+    }
+    parts = f"{plural(found['guests'], 'guest')}, {plural(found['workloads'], 'workload')}, "
+    parts += f"{show_size(found['shared_memory_bytes'])} of shared memory, {found['processes_and_threads']} processes and threads, "
+    parts += f"{found['descriptors']} descriptors in one"
+    say(found, f"{file}: topology {topology.name!r} is sound: {parts}", as_json=as_json)
 
 
 @app.command()
-def clean() -> None:
+def new(
+    file: Annotated[Path, typer.Argument(help="Where to write it; - is standard output.")] = Path("topology.toml"),
+    paths: Annotated[str, typer.Option(help="By which paths guests go, with commas between them.")] = "split,bypass",
+    guests: Annotated[int, typer.Option(min=1, max=16, help="How many on each path.")] = 2,
+    workloads: Annotated[str, typer.Option(help="stream, rr, both with a comma between them, or none.")] = "stream,rr",
+    program: Annotated[str, typer.Option(help="traffic: the lab's own; tap: an eth0 for any program.")] = "traffic",
+    as_json: Json = False,
+) -> None:
+    """Write a commented topology to start from.
+
+    A file that is there is never overwritten.
+    """
+    from lab.command.new import new
+
+    new(file, paths, guests, workloads, program, as_json=as_json)
+
+
+@app.command(name="explain-topology")
+def explain_topology(file: Annotated[Path, typer.Argument(help="Topology file.")], as_json: Json = False) -> None:
+    """Draw a topology: by which hops its guests' frames go.
+
+    Copies, wake-ups, hypercalls and traps are marked where they happen, with the source file that does it. Nothing is started.
+    """
+    import shutil
+
+    from lab.command.explain import explained
+    from lab.view.picture import picture
+
+    plain = load_topology(file, fits=False).plain()
+    shown = picture(plain["name"], plain["guest"], plain["nic"])
+    say(shown, "\n".join(explained(shown, shutil.get_terminal_size((100, 24)).columns)), as_json=as_json)
+
+
+@app.command()
+def clean(as_json: Json = False) -> None:
     """Remove what dead topologies left behind.
 
     A living one is never touched.
@@ -401,10 +368,33 @@ def clean() -> None:
     from lab.rundir import clean as sweep
 
     removed = sweep() + hugepages.sweep()
-    for item in removed:
-        print(f"removed {item}")
-    if not removed:
-        print("nothing to remove")
+    say(removed, "\n".join(f"removed {item}" for item in removed) or "nothing to remove", as_json=as_json)
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(metavar="bash|zsh|fish", help="Which shell.")]) -> None:
+    """A script that completes commands, guests and files.
+
+    It completes `launch.py` (as a command: ./launch.py) and `xen-bypass-lab`.
+    """
+    from lab.command.completing.scripts import SCRIPTS
+
+    if shell not in SCRIPTS:
+        fail(f"completion: {shell!r} is none of {', '.join(SCRIPTS)}", USAGE)
+    print(SCRIPTS[shell], end="")
+
+
+@app.command(hidden=True, context_settings={"ignore_unknown_options": True})
+def complete(words: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+    """What the last word can be completed to; for the scripts."""
+    from lab.command.completing.scripts import lines
+
+    for line in lines(typer.main.get_command(app), words or [""]):
+        print(line)
+
+
+app.add_typer(store, name="store", short_help="The store of a running topology, as Domain 0.")
+show_examples(app)
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ BENCHMARKS = {
     "chaos": "bench.benchmarks.chaos",
     "moves": "bench.benchmarks.moves",
     "downloads": "bench.benchmarks.downloads",
+    "watching": "bench.benchmarks.watching",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""

@@ -65,6 +65,7 @@ METRICS = {
     "p99_us": Metric("round trip, p99", "µs", -1),
     "p999_us": Metric("round trip, p99.9", "µs", -1),
     "cores_used": Metric("CPU time", "cores", -1),
+    "viewer_cores": Metric("CPU time of the viewer", "cores", -1),
     "ready_s": Metric("ready", "s", -1),
     "warm_s": Metric("fork server warm", "s", -1),
     "after_warm_s": Metric("then", "s", -1),

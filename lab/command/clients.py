@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Collection
 from typing import Any
 
 from hyp.control import Channel, ControlError, Handler, close_all
@@ -16,6 +17,7 @@ from lab.counters import CounterReader
 from lab.ledger import Snapshot, drops
 from lab.reach import consequences
 from lab.rundir import RunDir, clean
+from lab.schema.values import suggest
 
 STOP_TIMEOUT_S = 20.0  # the keeper's own limits add up to less
 KILL_TIMEOUT_S = 10.0
@@ -27,6 +29,15 @@ class ClientError(Exception):
     """The topology or guest asked for is not there, or does not answer; the message says which and why."""
 
 
+HOW_TO_START = "launch.py run FILE.toml starts one"
+
+
+def not_running(name: str, running: Collection[str]) -> str:
+    """That there is no topology of that name, and what there is."""
+    others = suggest(name, running) or f"; there are {', '.join(running)}" if running else f", nor any other: {HOW_TO_START}"
+    return f"no topology named {name!r} is running{others}"
+
+
 def _connected(run: RunDir) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
@@ -34,8 +45,14 @@ def _connected(run: RunDir) -> socket.socket:
             sock.connect(address)
     except OSError as error:
         sock.close()
-        raise ClientError(f"topology {run.name}: its keeper does not answer ({error.strerror})") from error
+        raise silent(run.name, error) from error
     return sock
+
+
+def silent(name: str, error: Exception) -> ClientError:
+    """What a keeper is that does not answer, and what can be done about it."""
+    reason = getattr(error, "strerror", None) or str(error) or "it takes too long"
+    return ClientError(f"topology {name}: its keeper does not answer ({reason}); `launch.py stop {name}` ends it all the same")
 
 
 async def connect(run: RunDir, handlers: dict[str, Handler] | None = None) -> Channel:
@@ -43,15 +60,18 @@ async def connect(run: RunDir, handlers: dict[str, Handler] | None = None) -> Ch
     return Channel(_connected(run), handlers, name=f"the keeper of {run.name}")
 
 
-def the_one(name: str | None) -> RunDir:
-    """The living topology of this name, or the only one there is. ClientError, saying which there are, if that is not one."""
+def the_one(name: str | None, said: str = "with --topology") -> RunDir:
+    """The living topology of this name, or the only one there is. ClientError, saying which there are, if that is not one.
+
+    `said`: how the command that asks is told which.
+    """
     running = {run.name: run for run in rundir.living()}
     if name is not None and name not in running:
-        raise ClientError(f"no topology named {name!r} is running")
+        raise ClientError(not_running(name, running))
     if not running:
-        raise ClientError("no topology is running")
+        raise ClientError(f"no topology is running: {HOW_TO_START}")
     if name is None and len(running) > 1:
-        raise ClientError(f"topologies {', '.join(running)} are running: say which with --topology")
+        raise ClientError(f"topologies {', '.join(running)} are running: say which {said}")
     return running[name] if name is not None else next(iter(running.values()))
 
 
@@ -78,7 +98,7 @@ class _Look:
                     held = await keeper.call("held", suffix=".counters")
                     self._counters = CounterReader.adopt(held.value, held.fds)
         except (TimeoutError, ControlError) as error:
-            raise ClientError(f"topology {run.name}: its keeper does not answer ({error})") from error
+            raise silent(run.name, error) from error
         finally:
             keeper.close()
         for guest in self.status["guests"]:

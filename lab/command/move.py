@@ -8,8 +8,8 @@ from lab.move import move
 from lab.owner import open_console
 
 
-async def move_guest(topology: str | None, guest: str, path: str) -> str:
-    """Move it; returns what to say. ClientError if it stays where it is, and why."""
+async def move_guest(topology: str | None, guest: str, path: str) -> dict[str, Any]:
+    """Move it; returns what came of it, as the API's `move` does. ClientError if it stays where it is, and why."""
     run = the_one(topology)
     keeper, consoles = await connect(run), dict[str, Channel]()
 
@@ -29,4 +29,4 @@ async def move_guest(topology: str | None, guest: str, path: str) -> str:
     finally:
         for channel in (*consoles.values(), keeper):
             channel.close()
-    return f"{guest} is on {path}; it sent nothing for {1000 * pause_s:.1f} ms"
+    return {"name": guest, "path": path, "pause_s": pause_s}

@@ -1,5 +1,6 @@
 """`launch.py run`: bring a topology up, run its workloads with progress, print and write what came out, take it down."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from rich.text import Text
 from domu.programs.table import program_of
 from hyp.control import ControlError, PeerGone
 from lab.command.clients import ClientError, living
+from lab.command.doing import PATIENT_S
 from lab.command.repeats import in_turns, summary
 from lab.command.screen import Screen
 from lab.command.tables import comparison, ledger, losses, not_compared, notes, rates, runs, with_spread
@@ -33,8 +35,9 @@ SINGLE = "single runs, which can differ by a factor from one second to the next"
 class Progress:
     """Says what is going on while a topology starts, and what dies later, each death once."""
 
-    def __init__(self, out: Screen) -> None:
+    def __init__(self, out: Screen, name: str) -> None:
         self._out = out
+        self._line = out.status(Text(f"starting {name} …"))
         self._compiles = False
         self.compiled_s = 0.0
 
@@ -44,10 +47,12 @@ class Progress:
             self._compiles = True
             self._out.print(compiling(details))
         elif kind == "progress":
+            self._line.update(Text(f"compiling {details['index']} of {details['total']}: {details['kernel']} …"))
             if details["seconds"] >= 0.5:
                 self._out.print(f"  [{details['index']}/{details['total']}] {details['kernel']}  {details['seconds']:.1f} s")
         elif kind == "warm":
             self.compiled_s = details["seconds"] if self._compiles else 0.0
+            self._line.update(Text("starting its processes …"))
         elif kind == "notice":
             self._out.print(details["text"])
         elif kind == "died":
@@ -58,12 +63,25 @@ class Progress:
         elif kind == "asked_to_stop":  # by `launch.py stop`: as if it had been told so itself
             signal.raise_signal(signal.SIGTERM)
 
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """What takes longer than `PATIENT_S` has a line that moves, on a terminal."""
+        later = asyncio.get_running_loop().call_later(PATIENT_S, self._line.start) if self._out.is_terminal else None
+        try:
+            yield
+        finally:
+            if later is not None:
+                later.cancel()
+                self._line.stop()
+
 
 @contextlib.asynccontextmanager
 async def lab_up(topology: dict[str, Any], out: Screen) -> AsyncIterator[Lab]:
     """A lab that is up, with a line that says so."""
-    start, progress = time.monotonic(), Progress(out)
-    async with Lab(topology, progress.event) as lab:
+    start, progress = time.monotonic(), Progress(out, str(topology["name"]))
+    async with contextlib.AsyncExitStack() as stack:
+        with progress.shown():
+            lab = await stack.enter_async_context(Lab(topology, progress.event))
         compiled = f"compiled in {progress.compiled_s:.1f} s; " if progress.compiled_s else ""
         ready = time.monotonic() - start - progress.compiled_s
         guests = ", ".join(f"{guest['name']} ({guest['path']})" for guest in topology["guest"])
@@ -194,8 +212,8 @@ async def _stay_up(lab: Lab, out: Screen) -> int:
 
 def try_command(guest: str, topology: str | None) -> str:
     """A command that shows a guest's network, as it can be typed here; with `topology` if the guest's name alone does not do."""
-    launch = sys.argv[0]
-    python = "python3" if (ROOT / ".venv").exists() else sys.executable  # launch.py finds .venv by itself
-    launcher = [launch] if "/" in launch and os.access(launch, os.X_OK) else [python, launch]
+    launch, finds_venv = sys.argv[0], (ROOT / ".venv").exists()  # launch.py finds it by itself; what pip has installed needs none
+    is_command = "/" in launch and os.access(launch, os.X_OK) and (finds_venv or not launch.endswith(".py"))
+    launcher = [launch] if is_command else ["python3" if finds_venv else sys.executable, launch]
     program = ["ip", "addr"] if shutil.which("ip") else ["cat", "/proc/net/dev"]
     return shlex.join([*launcher, "exec", *(["--topology", topology] if topology else []), guest, "--", *program])

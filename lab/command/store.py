@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 from collections.abc import AsyncIterator, Sequence
 
 from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
@@ -23,11 +24,16 @@ async def store_of(topology: str | None) -> AsyncIterator[XenstoreClient]:
             raise ClientError(str(error)) from error
 
 
-async def read(topology: str | None, paths: Sequence[str]) -> None:
-    """Print nodes' values, a line each."""
+async def read(topology: str | None, paths: Sequence[str], *, as_json: bool = False) -> None:
+    """Print nodes' values, a line each; as JSON in one object, by path."""
+    found = {}
     async with store_of(topology) as store:
         for path in paths:
-            print(shown(await store.read_bytes(path)))
+            found[path] = shown(await store.read_bytes(path))
+            if not as_json:
+                print(found[path])
+    if as_json:
+        print(json.dumps(found, indent=2))
 
 
 async def write(topology: str | None, pairs: Sequence[tuple[str, str]]) -> None:
@@ -53,13 +59,20 @@ async def remove(topology: str | None, paths: Sequence[str]) -> None:
         await store.retry(remove)
 
 
-async def ls(topology: str | None, path: str, *, full: bool, permissions: bool) -> None:
-    """Print everything below a node: indented, or with `full` by whole paths."""
+async def ls(topology: str | None, path: str, *, full: bool, permissions: bool, as_json: bool = False) -> None:
+    """Print everything below a node: indented, or with `full` by whole paths; as JSON a list of nodes."""
+    nodes = []
     async with store_of(topology) as store:
         async for depth, child, value in _walk(store, path.rstrip("/"), 0):
+            may = await store.get_perms(child) if permissions else []
+            if as_json:
+                nodes.append({"path": child, "value": shown(value), **({"permissions": may} if permissions else {})})
+                continue
             name = child if full else " " * depth + child.rpartition("/")[2]
-            told = f"   ({','.join(await store.get_perms(child))})" if permissions else ""
+            told = f"   ({','.join(may)})" if permissions else ""
             print(f'{name} = "{shown(value)}"{told}')
+    if as_json:
+        print(json.dumps(nodes, indent=2))
 
 
 async def _walk(store: XenstoreClient, path: str, depth: int) -> AsyncIterator[tuple[int, str, bytes]]:

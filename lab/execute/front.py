@@ -12,7 +12,7 @@ from typing import Any
 from domu.confinement import syscalls
 from domu.programs.table import program_of, those
 from hyp.control import ControlError, close_all
-from lab.command.clients import ClientError, connect, living
+from lab.command.clients import HOW_TO_START, ClientError, connect, living, not_running
 from lab.execute import inherited, supervisor
 from lab.execute.supervisor import Machine, Message
 from lab.execute.terminal import Terminal
@@ -32,10 +32,13 @@ AT_TERMINAL = (signal.SIGTTIN, signal.SIGTTOU)
 
 async def find_guest(guest: str, topology: str | None) -> Machine:
     """The machine that `guest` is, which can run programs. ClientError, saying why, if there is none to be had."""
-    statuses = [status for status in await living() if topology in (None, status["name"])]
+    every = await living()
+    statuses = [status for status in every if topology in (None, status["name"])]
     if not statuses:
-        what = f"no topology named {topology!r}" if topology else "no topology"
-        raise ClientError(f"{what} is running")
+        what = (
+            not_running(topology, [status["name"] for status in every]) if topology else f"no topology is running: {HOW_TO_START}"
+        )
+        raise ClientError(what)
     found = [status for status in statuses if guest in {one["name"] for one in status["guests"]}]
     if not found:
         known = sorted(one["name"] for status in statuses for one in status["guests"])

@@ -22,7 +22,7 @@ from typing import Any
 
 from hyp.control import Channel, ControlError, close_all
 from hyp.linux import pid_of
-from lab.command.clients import ClientError, port_of, the_one
+from lab.command.clients import ClientError, port_of, silent, the_one
 from lab.command.clients import connect as connect_to
 from lab.counters import CounterReader
 from lab.ledger import Snapshot
@@ -59,11 +59,12 @@ class Watch:
         self._reader: CounterReader | None = None
         self._pids: dict[str, tuple[int, bytes]] = {}  # with when each was started, as a pid may be another's one day
         self._restarts: dict[str, int] = {}
+        self._asked_at = 0.0
 
     @classmethod
     def of(cls, name: str | None) -> "Watch":
         """Of the topology of that name, or of the only one that is running. ClientError, saying which there are, otherwise."""
-        return cls(the_one(name))
+        return cls(the_one(name, "by its name"))
 
     async def __aenter__(self) -> "Watch":
         self._keeper = await connect_to(self._run, {"news": self._news})
@@ -74,7 +75,7 @@ class Watch:
                     self._news(**piece)
         except (ControlError, TimeoutError) as error:
             self.close()
-            raise ClientError(f"topology {self.name}: its keeper does not answer ({error})") from error
+            raise silent(self.name, error) from error
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -85,6 +86,12 @@ class Watch:
         if self._keeper is not None:
             self._keeper.close()
         self._reader = None
+
+    @property
+    def up_s(self) -> float | None:
+        """For how long it has been up; None: it is not, yet."""
+        up_s = self.status.get("up_s")
+        return None if up_s is None else up_s + time.monotonic() - self._asked_at
 
     @property
     def picture(self) -> Picture:
@@ -136,7 +143,7 @@ class Watch:
         pids = {name: pid_of(fd) for name, fd in zip(pidfds.value, pidfds.fds, strict=True)}
         close_all(pidfds.fds)
         self._pids = {name: (pid, found[2]) for name, pid in pids.items() if pid > 0 and (found := _stat(pid)) is not None}
-        self.status = status
+        self.status, self._asked_at = status, time.monotonic()
         if "nic" in status:  # the plan has come
             self._sampler.picture = picture(self.name, status["guests"], status["nic"])
         restarts = {process["name"]: process["restarts"] for process in status["processes"]}

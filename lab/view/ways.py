@@ -25,7 +25,7 @@ class Mark(StrEnum):
     TRAP = "trap"
     HYPERCALL = "hypercall"
     COPY = "copy"
-    DMA = "dma"
+    DMA = "DMA"
     WAKEUP = "wake-up"
 
 

@@ -422,9 +422,13 @@ def test_each_command_has_one_line_in_the_help() -> None:
         "forward",
         "move",
         "status",
+        "top",
         "stop",
         "check",
+        "new",
+        "explain-topology",
         "clean",
+        "completion",
         "store",
     ]
     assert all(line.endswith((".", "?")) and not line.endswith("...") and line[2] != " " for line in lines if line)

@@ -129,7 +129,7 @@ def test_a_path_is_named_in_the_direction_of_the_frames(sender: str, to: str, pa
 
 def test_the_time_of_compiling_is_kept_apart() -> None:
     screen = Console(file=io.StringIO(), width=104)
-    progress = Progress(screen)  # type: ignore[arg-type]
+    progress = Progress(screen, "demo")  # type: ignore[arg-type]
     progress.event("warm", {"seconds": 0.5})
     assert progress.compiled_s == 0.0
     progress.event("compiling", {"kernels": 2, "kept": True})

@@ -48,7 +48,7 @@ def test_ls_read_write_rm_and_their_mistakes(name: str) -> None:
     store(name, "rm", "/tool/a", "/tool/b")
     assert store(name, "read", "/tool/a", status=1) == "xenstore READ /tool/a: ENOENT\n"
     assert "has no value" in store(name, "write", "/tool/a", status=2)
-    assert store("none", "ls", status=1) == "no topology named 'none' is running\n"
+    assert store("none", "ls", status=1).startswith("no topology named 'none' is running")
 
 
 def test_watch_tells_each_path_once_at_first_and_as_it_is_written(name: str) -> None:

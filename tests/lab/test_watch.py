@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from hyp.control import socketpair
+from hyp.control import Channel, socketpair
 from lab.command.clients import ClientError
 from lab.keeper.news import KEPT, News
+from lab.owner import Lab
 from lab.view.attach import Ended, Watch
 from lab.view.samples import Sample
 from tests.support.labs import GUESTS, run, until
@@ -25,11 +26,8 @@ PATHS = {"anna": "anna>dom0", "carl": "carl>nic", "emil": "emil>hyp"}
 
 
 @contextlib.asynccontextmanager
-async def paced(lab: object, *senders: str) -> AsyncIterator[None]:
+async def paced(lab: Lab, *senders: str) -> AsyncIterator[None]:
     """A slow stream from each of these to dora, who is on bypass."""
-    from lab.owner import Lab
-
-    assert isinstance(lab, Lab)
     to = macs(lab)["dora"]
     jobs = [
         asyncio.ensure_future(lab.call(one, "send_stream", mac=to, frame=200, stream=k, frames=1 << 40, pps=5000))
@@ -65,42 +63,23 @@ def kinds(watch: Watch, who: str) -> list[str]:
 
 def test_viewers_see_what_flows_what_dies_and_what_moves(tmp_path: Path) -> None:
     async def main() -> None:
-        async with lab_of(tmp_path, "watched", GUESTS + TRAPPED) as lab, Watch.of(lab.name) as watch, Watch.of(lab.name) as other:
-            async with paced(lab, *PATHS):
-                sample = await seen(watch, flows(*PATHS.values(), "dom0>nic", "hyp>nic:emil", "nic>dora"), "every hop's frames")
-                for hop in sample["hops"].values():
-                    assert hop["in_flight"] is None or 0 <= hop["in_flight"] <= 256
-                assert sample["hops"]["anna>dom0"]["wakeups_s"] is not None
-                assert sample["processes"].keys() == {
-                    "hyp",
-                    "xenstored",
-                    "nic",
-                    "dom0",
-                    *(one["name"] for one in lab.topology["guest"]),
-                }
-                assert kinds(watch, lab.name) == ["up"]
-                other.close()  # a viewer that goes away: nobody notices
-                frames = sample["hops"]["carl>nic"]["frames"]
-                await kill(lab, "nic")
-                sample = await seen(watch, flows(*PATHS.values()), "frames after the NIC's restart")
-                assert sample["hops"]["carl>nic"]["frames"] > frames  # what it counted before is not forgotten
-                assert kinds(watch, "nic") == ["restarting", "restarted"]
-                await lab.move("anna", "bypass")
-                sample = await seen(watch, lambda sample: "anna>nic" in sample["hops"], "anna's new way")
-                assert sample["guests"]["anna"]["path"] == "bypass"
-                await seen(watch, flows("anna>nic"), "anna's frames on it")
-                assert kinds(watch, "anna")[-1] == "moved"
-            pids = await lab.pids()
-            os.kill(pids["dom0"], signal.SIGSTOP)
-            await seen(watch, lambda _: kinds(watch, "dom0") == ["stopped"], "Dom0 to stand still")
-            os.kill(pids["dom0"], signal.SIGCONT)
-            await seen(watch, lambda _: kinds(watch, "dom0")[-1] == "continued", "Dom0 to go on")
-            async with Watch.of(lab.name) as late:
+        async with contextlib.AsyncExitStack() as viewers:
+            async with lab_of(tmp_path, "watched", GUESTS + TRAPPED) as lab:
+                watch, other = [await viewers.enter_async_context(Watch.of(lab.name)) for _ in range(2)]
+                async with paced(lab, *PATHS):
+                    await while_it_flows(lab, watch, other)
+                pids = await lab.pids()
+                os.kill(pids["dom0"], signal.SIGSTOP)
+                await seen(watch, lambda _: kinds(watch, "dom0") == ["stopped"], "Dom0 to stand still")
+                os.kill(pids["dom0"], signal.SIGCONT)
+                await seen(watch, lambda _: kinds(watch, "dom0")[-1] == "continued", "Dom0 to go on")
+                late = await viewers.enter_async_context(Watch.of(lab.name))
                 assert kinds(late, "nic") == ["restarting", "restarted"]
-                await lab.stop()
-                with pytest.raises(Ended, match=f"topology {lab.name} has ended"):
-                    async for _ in late.samples():
-                        pass
+                looking = late.samples()
+                await anext(looking)
+            with pytest.raises(Ended, match=f"topology {lab.name} has ended"):
+                async for _ in looking:
+                    pass
             with pytest.raises(Ended):
                 await watch.sample()
             with pytest.raises(ClientError, match="no topology named"):
@@ -109,9 +88,26 @@ def test_viewers_see_what_flows_what_dies_and_what_moves(tmp_path: Path) -> None
     run(main())
 
 
-def test_a_watcher_that_does_not_read_is_told_no_more_than_it_can_be() -> None:
-    from hyp.control import Channel
+async def while_it_flows(lab: Lab, watch: Watch, other: Watch) -> None:
+    """Frames go by every path; a viewer goes away, the NIC dies, anna moves."""
+    sample = await seen(watch, flows(*PATHS.values(), "dom0>nic", "hyp>nic:emil", "nic>dora"), "every hop's frames")
+    assert all(hop["in_flight"] is None or 0 <= hop["in_flight"] <= 256 for hop in sample["hops"].values())
+    assert sample["processes"].keys() == {"hyp", "xenstored", "nic", "dom0", *macs(lab)} - {"wire"}
+    assert kinds(watch, lab.name) == ["up"]
+    other.close()
+    frames = sample["hops"]["carl>nic"]["frames"]
+    await kill(lab, "nic")
+    sample = await seen(watch, flows(*PATHS.values()), "frames after the NIC's restart")
+    assert sample["hops"]["carl>nic"]["frames"] > frames  # what it counted before is not forgotten
+    assert kinds(watch, "nic") == ["restarting", "restarted"]
+    await lab.move("anna", "bypass")
+    sample = await seen(watch, lambda sample: "anna>nic" in sample["hops"], "anna's new way")
+    assert sample["guests"]["anna"]["path"] == "bypass"
+    await seen(watch, flows("anna>nic"), "anna's frames on it")
+    assert "moved" in kinds(watch, "anna")
 
+
+def test_a_watcher_that_does_not_read_is_told_no_more_than_it_can_be() -> None:
     async def main() -> None:
         news, (ours, theirs) = News(), socketpair()
         client = Channel(ours, name="a client", untrusted=True)

@@ -66,6 +66,8 @@ TOOLS = {
     ),
     "bash": Tool(programs("bash"), ("bash",), ("bash",), ("bash",)),
     "dash": Tool(programs("dash"), ("dash",), ("dash",), ("dash",)),
+    "zsh": Tool(programs("zsh"), ("zsh",), ("zsh",), ("zsh",)),
+    "fish": Tool(programs("fish"), ("fish",), ("fish",), ("fish",)),
     "gcc": Tool(lambda: programs("gcc")() and header("stdio.h")(), ("gcc", "libc6-dev"), ("gcc", "glibc-devel"), ("gcc", "glibc")),
     "spin": Tool(programs("spin"), ("spin",), ("spin",), ()),
     "xen-headers": Tool(header("xen/io/netif.h"), ("libxen-dev",), ("xen-devel",), ()),

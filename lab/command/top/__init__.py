@@ -1,0 +1,1 @@
+"""`launch.py top`: a running topology on the terminal."""
