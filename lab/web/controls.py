@@ -7,6 +7,7 @@ was done, or raises `Refused` with one that says why not.
     stop, continue {process}          SIGSTOP, SIGCONT
     kill {process}                    SIGKILL; the keeper starts it again, or not (docs/faults.md)
     move {guest, path}                split ↔ bypass (docs/faults.md)
+    price {name, value}               what an operation costs in addition, in its unit (docs/model.md)
 
 Owned here, and ended by `close`: the streams, and every process that was stopped from here and not continued. If this process is
 killed instead, what is stopped stays so until somebody continues it (a page says which; so does ``kill -CONT``).
@@ -26,17 +27,19 @@ from domu.programs.table import program_of
 from hyp.control import Channel, ControlError, close_all
 from hyp.control.words import printable
 from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
+from hyp.model.operations import OPERATIONS
 from lab.command.clients import ClientError, connect
 from lab.command.move import move_guest
 from lab.owner import open_console
 from lab.rundir import RunDir
 from lab.view.attach import Watch
-from lab.view.ways import WIRE
+from lab.view.ways import HYP, WIRE
 
 ANSWER_S = 10.0
 END_S = 2.0
 LARGEST_FRAME = 1514
 MOST_PPS = 100_000_000
+MOST_PRICE = 1_000_000
 ENDLESS = 1 << 60
 
 
@@ -52,15 +55,17 @@ class Controls:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._streams: dict[str, _Stream] = {}
         self._stopped: set[str] = set()
+        self._prices: dict[str, int] = {}
         self._numbers = itertools.cycle(range(HEADER_ONLY // 2, HEADER_ONLY))  # far from where workloads begin
         self.verbs: Mapping[str, Callable[..., Awaitable[str]]] = {
             "traffic": self.traffic, "quiet": self.quiet, "stop": self.stop, "continue": self.cont, "kill": self.kill,
-            "move": self.move,
+            "move": self.move, "price": self.price,
         }  # fmt: skip
 
-    def streams(self) -> list[dict[str, Any]]:
-        """What the page has guests send: ``{"guest", "to", "frame", "pps"}``."""
-        return [stream.said for stream in self._streams.values() if not stream.task.done()]
+    def settings(self) -> dict[str, Any]:
+        """``{"streams": [{"guest", "to", "frame", "pps"}, …]: what the page has guests send, "prices": {name: value}}``."""
+        streams = [stream.said for stream in self._streams.values() if not stream.task.done()]
+        return {"streams": streams, "prices": self._prices}
 
     async def do(self, verb: str, arguments: Any) -> str:
         """Carry one out. Refused."""
@@ -169,7 +174,32 @@ class Controls:
         self._guest(guest)
         if path not in ("split", "bypass"):
             raise Refused("a guest can move to split or bypass")
-        return await move_guest(self._run.name, guest, path)
+        moved = await move_guest(self._run.name, guest, path)
+        return f"{guest} is on {path}; it sent nothing for {1000 * moved['pause_s']:.1f} ms"
+
+    # -- prices --
+
+    async def price(self, name: str, value: int) -> str:
+        """See above."""
+        if not isinstance(name, str) or name not in OPERATIONS:
+            raise Refused("there is no such price")
+        value = _whole(name, value, 0, MOST_PRICE)
+        self._prices = await self._of_hypervisor(**{name: value})
+        return f"{name} is {value:,}: {OPERATIONS[name].about}"
+
+    async def learn(self) -> None:
+        """Ask what has a price. Nobody knows it while there is no hypervisor to be asked."""
+        with contextlib.suppress(TimeoutError, ControlError, ClientError):
+            async with asyncio.timeout(END_S):
+                self._prices = await self._of_hypervisor()
+
+    async def _of_hypervisor(self, **prices: int) -> dict[str, int]:
+        console = await self._console(HYP)
+        try:
+            found: dict[str, int] = (await console.call("price", **prices)).value
+            return found
+        finally:
+            console.close()
 
     # -- whom it is about --
 

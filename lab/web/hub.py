@@ -3,7 +3,7 @@
 A *view* is what the page is made of, as JSON has it::
 
     {"kind": "whole", "picture", "drawings": {"wide", "narrow"}, "marks", "history", …all of a "sample" view}
-    {"kind": "sample", "sample", "costs", "status", "events": [those that are new to this viewer], "streams"}
+    {"kind": "sample", "sample", "costs", "status", "events": [those that are new to this viewer], …settings}
     {"kind": "ended", "reason"}
 
 A viewer gets the whole at first, and again when the picture has changed (a guest has moved, a topology has come up).
@@ -40,8 +40,8 @@ class Hub:
         self.watch = watch
         self.sample: Sample | None = None
         self.ended: str | None = None
-        self.streams: Callable[[], list[dict[str, Any]]] = list
-        """What the page has started (lab/web/controls.py)."""
+        self.settings: Callable[[], dict[str, Any]] = dict
+        """What was set on the page (`lab.web.controls.Controls.settings`)."""
         self.viewers = 0
         self._picture: Picture | None = None
         self._whole: View = {}
@@ -112,7 +112,7 @@ class Hub:
             "costs": costs(self._picture, self.sample),
             "status": shown,
             "events": self.watch.log.since(events),
-            "streams": self.streams(),
+            **self.settings(),
         }
         return {**view, **self._whole, "kind": "whole", "history": list(self._history)} if whole else view
 

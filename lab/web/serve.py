@@ -51,13 +51,14 @@ async def page(topology: str | None, port: int) -> AsyncIterator[Page]:
     async with Watch.of(run.name) as watch:
         sockets = listen(port)
         hub, controls, token = Hub(watch), Controls(run, watch), new_token()
-        hub.streams = controls.streams
+        hub.settings = controls.settings
         number = sockets[0].getsockname()[1]
         config = uvicorn.Config(
             make_app(hub, controls, token, [number]), lifespan="off", http="h11", ws="none", log_config=None, access_log=False,
             server_header=False, limit_concurrency=MOST_CONNECTIONS, timeout_graceful_shutdown=GOODBYE_S,
         )  # fmt: skip
         server = _Server(config)
+        await controls.learn()
         looking = asyncio.create_task(hub.run())
         serving = asyncio.create_task(server.serve(sockets))
         try:

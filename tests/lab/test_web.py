@@ -175,6 +175,14 @@ def test_killing_and_moving(page: Served) -> None:
         assert page.do("move", guest="bert", path="split")[0] == 200
 
 
+def test_prices(page: Served) -> None:
+    with page.stream() as stream:
+        assert stream.next()["prices"]["hypercall_ns"] == 0
+        assert page.do("price", name="hypercall_ns", value=500)[0] == 200
+        stream.until(lambda view: view["prices"]["hypercall_ns"] == 500)
+        assert page.do("price", name="hypercall_ns", value=0)[0] == 200
+
+
 @pytest.mark.parametrize(
     ("verb", "arguments"),
     [
@@ -195,6 +203,9 @@ def test_killing_and_moving(page: Served) -> None:
         ("traffic", {"guest": "anna", "to": "wire", "frame": None, "pps": 0}),
         ("traffic", {"guest": "anna", "to": "wire", "frame": 64, "pps": -1}),
         ("traffic", {"guest": "anna", "to": "wire", "frame": 64, "pps": True}),
+        ("price", {"name": "free_lunch_ns", "value": 1}),
+        ("price", {"name": [], "value": 1}),
+        ("price", {"name": "hypercall_ns", "value": -1}),
         ("move", {"guest": "anna", "path": "trapped"}),
         ("move", {"guest": "anna", "path": 1}),
     ],

@@ -75,5 +75,9 @@ source.addEventListener("error", () => {
 
 $("view-only").hidden = mayControl;
 $("proof").addEventListener("click", () => control($("proof").dataset.verb, { process: "dom0" }));
+$("price-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  control("price", { name: $("price-name").value, value: $("price-value").valueAsNumber });
+});
 document.addEventListener("keydown", (event) => { if (event.key === "Escape" && chosen) select(chosen); });
 addEventListener("resize", () => { if (view) charts(view, history); });

@@ -15,10 +15,11 @@ export function build(view) {
   const paths = [...new Set(view.picture.paths.map((path) => path.path))];
   $("paths").replaceChildren(...paths.map((path) => make("li", { class: `tile path-${path}`, "data-path": path },
     make("span", { class: "who" }, path), " ", make("span", { class: "soft" }, PATHS[path] ?? ""), make("b"), make("span", { class: "soft rest" }))));
-  $("guest-rows").replaceChildren(...guests.map((guest) => row(guest, guests)));
+  $("guest-rows").replaceChildren(...guests.map((guest) => row(guest, guests, view.streams.find((one) => one.guest === guest.id))));
   $("ledger-rows").replaceChildren(...view.costs.map((cost) => make("tr", { class: `path-${cost.path}` },
     who(cost.guest, cost.path), make("td", {}, cost.way === "tx" ? "out" : "in"), make("td", { class: "n" }, String(cost.copies)),
     make("td", {}, cost.through.join(", ") || "nobody"), ...["notifications", "calls", "wakeups"].map(() => make("td", { class: "n" })))));
+  $("price-name").replaceChildren(...Object.keys(view.prices).map((name) => make("option", { value: name }, name)));
   $("process-rows").replaceChildren(...view.status.processes.map(process));
 }
 
@@ -30,24 +31,24 @@ function figure(kind, label) {
   return make("td", { class: `figure ${kind}`, "data-label": label });
 }
 
-function row(guest, guests) {
+function row(guest, guests, stream) {
   const path = MOVES.includes(guest.path) ? MOVES.find((one) => one !== guest.path) : null;
   const move = path && guest.program !== "own"
     ? make("button", { type: "button", disabled: !mayControl, onclick: () => control("move", { guest: guest.id, path }) }, `Move to ${path}`)
     : make("span", { class: "soft" }, "stays");
   return make("tr", { class: `path-${guest.path}`, "data-guest": guest.id },
     who(guest.id, guest.path), figure("n tx", "sent"), figure("n rx", "received"), figure("drops", "dropped"),
-    make("td", {}, traffic(guest, guests)), make("td", {}, move));
+    make("td", {}, traffic(guest, guests, stream)), make("td", {}, move));
 }
 
-function traffic(guest, guests) {
+function traffic(guest, guests, stream = { to: "wire", frame: 512, pps: 0 }) {
   if (guest.program !== "traffic") return make("span", { class: "soft" }, `program = "${guest.program}"`);
   const others = guests.filter((one) => one.id !== guest.id).map((one) => one.id);
   const to = make("select", { "aria-label": `${guest.id} sends to`, disabled: !mayControl },
-    ...["wire", ...others].map((name) => make("option", { value: name }, name)));
+    ...["wire", ...others].map((name) => make("option", { value: name, selected: name === stream.to }, name)));
   const number = (label, value, min, max) => make("input", { type: "number", value, min, max, required: true, "aria-label": `${guest.id}: ${label}`, disabled: !mayControl });
-  const frame = number("bytes a frame", "512", "48", "1514");
-  const pps = number("frames a second, 0: as fast as they are taken", "0", "0", "100000000");
+  const frame = number("bytes a frame", String(stream.frame), "48", "1514");
+  const pps = number("frames a second, 0: as fast as they are taken", String(stream.pps), "0", "100000000");
   const start = make("button", { type: "submit", disabled: !mayControl }, "Start");
   const quiet = make("button", { type: "button", class: "quiet", disabled: true, onclick: () => control("quiet", { guest: guest.id }) }, "Stop");
   const send = (event) => {
@@ -57,10 +58,15 @@ function traffic(guest, guests) {
   return make("form", { onsubmit: send }, make("label", {}, "to", to), make("label", {}, frame, "B"), make("label", {}, pps, "/s"), start, quiet);
 }
 
+// The hypervisor is not started again: set-up fails from then on.
+function end(name) {
+  if (name !== "hyp" || confirm("Nobody starts the hypervisor again. Kill it?")) control("kill", { process: name });
+}
+
 function process(one) {
   const stop = make("button", { type: "button", class: "stop", disabled: !mayControl, onclick: () => control(stop.dataset.verb, { process: one.name }) }, "Stop");
   stop.dataset.verb = "stop";
-  const kill = make("button", { type: "button", class: "kill", disabled: !mayControl, onclick: () => control("kill", { process: one.name }) }, "Kill");
+  const kill = make("button", { type: "button", class: "kill", disabled: !mayControl, onclick: () => end(one.name) }, "Kill");
   return make("tr", { "data-process": one.name },
     make("td", { class: "who" }, one.name), figure("how", ""),
     make("td", { class: "figure", "data-label": "" }, make("span", { class: "bar" }, make("i")), make("span", { class: "cpu" })),
@@ -83,7 +89,11 @@ export function fill(view) {
     put(tr.querySelector(".rx"), `${rate(guest.rx.fps)}`);
     put(tr.querySelector(".drops"), Object.entries({ ...guest.drops, ...guest.faults }).map(([name, n]) => `${short(n)} ${name}`).join(", ") || "0");
     const quiet = tr.querySelector(".quiet");
-    if (quiet) quiet.disabled = !mayControl || !view.streams.some((stream) => stream.guest === tr.dataset.guest);
+    if (quiet) {
+      const sends = view.streams.some((stream) => stream.guest === tr.dataset.guest);
+      quiet.disabled = !mayControl || !sends;
+      put(tr.querySelector("button[type=submit]"), sends ? "Change" : "Start");
+    }
   }
   const rows = $("ledger-rows").children;
   view.costs.forEach((cost, k) => ["notifications", "calls", "wakeups"].forEach((name, column) => put(rows[k]?.children[4 + column], perFrame(cost[name]))));
@@ -100,6 +110,9 @@ export function fill(view) {
     stop.dataset.verb = stands ? "continue" : "stop";
     put(stop, stands ? "Continue" : "Stop");
   }
+  const priced = Object.entries(view.prices).filter(([, value]) => value > 0);
+  put($("priced"), priced.map(([name, value]) => `${name} ${value.toLocaleString("en")}`).join(", ") || "nothing has a price");
+  for (const id of ["price-name", "price-value", "price-set"]) $(id).disabled = !mayControl || !Object.keys(view.prices).length;
   const dom0 = sample.processes.dom0;
   const stands = dom0 && ["T", "t"].includes(dom0.state);
   $("proof").disabled = !mayControl || !dom0;
