@@ -193,7 +193,7 @@ class Controls:
             async with asyncio.timeout(END_S):
                 self._prices = await self._of_hypervisor()
 
-    async def _of_hypervisor(self, **prices: int) -> dict[str, int]:
+    async def _of_hypervisor(self, **prices: Any) -> dict[str, int]:
         console = await self._console(HYP)
         try:
             found: dict[str, int] = (await console.call("price", **prices)).value

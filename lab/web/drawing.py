@@ -25,7 +25,6 @@ from lab.view.ways import ABOUT, DOM0, HYP, NIC, WIRE, Mark
 MOST_GUESTS: Final = 24
 """That are drawn. Of further ones the drawing says how many there are; tables have them."""
 LETTERS: Final[Mapping[Mark, str]] = {Mark.TRAP: "T", Mark.HYPERCALL: "H", Mark.COPY: "C", Mark.DMA: "D", Mark.WAKEUP: "W"}
-WORDS: Final[Mapping[Mark, str]] = {Mark.DMA: "DMA"}
 _ORDER: Final = (Attachment.VIF, None, Attachment.EMULATION)
 """From top to bottom; None: those with a context of their own."""
 
@@ -141,9 +140,10 @@ class _Drawing:
         x, y, width, height = place
         name, path = guest["id"], guest["path"]
         group = ET.SubElement(self.svg, "g", {"class": f"node kind-guest path-{path}", "data-node": name})
+        ET.SubElement(group, "title").text = name
         ET.SubElement(group, "rect", _numbers(x=x, y=y, width=width, height=height, rx=6))
         ET.SubElement(group, "rect", {"class": "edge", **_numbers(x=x, y=y, width=5, height=height, rx=2)})
-        most = 13 if self._size.in_words else 11
+        most = 10 if self._size.in_words else 9
         if self._size.in_words:
             self._text(group, x + 14, y + 22, _cut(guest["label"], most), "name")
             self._text(group, x + 14, y + 41, path, "path")
@@ -283,12 +283,12 @@ class _Drawing:
         x, y = at
         for mark in marks:
             width = self._pill(mark)
-            pill = ET.SubElement(group, "g", {"class": f"mark mark-{mark.value}"})
+            pill = ET.SubElement(group, "g", {"class": f"mark mark-{mark.value.lower()}"})
             ET.SubElement(pill, "title").text = f"{mark.value}: {ABOUT[mark]}"
             half = 9 if self._size.in_words else 7
             round_by = half if self._size.in_words else 3
             ET.SubElement(pill, "rect", _numbers(x=x, y=y - half, width=width, height=2 * half, rx=round_by))
-            label = WORDS.get(mark, mark.value) if self._size.in_words else LETTERS[mark]
+            label = mark.value if self._size.in_words else LETTERS[mark]
             self._text(pill, x + width / 2, y + 4, label, "middle")
             x += width + self._gap
 

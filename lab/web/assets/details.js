@@ -57,7 +57,7 @@ function legend(view) {
   $("details-body").replaceChildren(
     make("p", {}, "The wider and faster a lane, the more frames take it. Upper lanes lead out, lower ones in."),
     make("dl", { class: "marks" }, ...Object.entries(view.marks).flatMap(([name, about]) => [
-      make("dt", {}, make("span", { class: "letter" }, name[0].toUpperCase()), name === "dma" ? "DMA" : name), make("dd", {}, about)])),
+      make("dt", {}, make("span", { class: "letter" }, name[0].toUpperCase()), name), make("dd", {}, about)])),
     make("p", {}, "Click a lane, or Tab to it and press Enter: what happens there, and its counters."),
   );
 }
