@@ -1,6 +1,5 @@
 """The page in a real browser: sizes and themes, keyboard, motion, controls, and the topology's end."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_play
 from tests.support.labs import GUESTS, staying_up, topology_file
 from tests.support.pages import Served, page_of, served_at
 from tests.support.patience import patient
+from tests.support.tools import place
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("chromium")]
 
@@ -29,7 +29,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])  # tests may be root
+        one = playwright.chromium.launch(executable_path=place("chromium"), args=["--no-sandbox"])  # tests may be root
         yield one
         one.close()
 

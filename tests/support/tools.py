@@ -32,6 +32,13 @@ def driver(name: str) -> Callable[[], bool]:
     return lambda: any(next(Path(place).glob(f"**/dpdk/pmds-*/librte_{name}.so*"), None) for place in places)
 
 
+def place(name: str) -> str:
+    """Where a program is that is there."""
+    found = shutil.which(name)
+    assert found is not None, f"{name} is not on the PATH"
+    return found
+
+
 @dataclass(frozen=True)
 class Tool:
     """`is_there` looks anew each time. Packages, by manager: none where it has none; dnf takes the path of a file as well."""
