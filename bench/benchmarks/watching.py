@@ -35,7 +35,7 @@ PATHS = ("bypass", "split")
 WATCHED_S = 2 * INTERVAL_S
 ENOUGH = 0.99
 """What watching may leave of a rate."""
-LITTLE = 0.02
+LITTLE = 0.01
 """Of a CPU, for the viewer itself."""
 METRIC, VIEWER = "mpps", "viewer_cores"
 SCREEN = (50, 160)  # rows, columns
@@ -54,7 +54,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
         with probe_of("all") as probe:
             points = [_point(lab, path, options.frames[0], viewer, probe) for path in paths]
             await study(
-                points, rounds=max(6, options.rounds // 8), seconds=options.slice_s, budget_s=options.budget_s, progress=progress,
+                points, rounds=max(12, options.rounds // 4), seconds=options.slice_s, budget_s=options.budget_s, progress=progress,
                 found=functools.partial(_report, result, points),
             )  # fmt: skip
 

@@ -8,15 +8,13 @@ import signal
 import subprocess
 import termios
 from collections.abc import Iterator
-from io import StringIO
 from typing import Any
 
 import pytest
 
 from lab.api.tables import topology_of
-from lab.command.screen import Screen as Output
 from lab.command.top.keys import keys_of
-from lab.command.top.table import SORTS, counted, detail, groups, table, window
+from lab.command.top.table import SORTS, Look, counted, detail, drawn, groups, table, window
 from lab.view.picture import picture
 from lab.view.samples import Sampler, Use
 from tests.support.labs import LAUNCH, launch, staying_up, topology_file, unique, wait_until
@@ -213,22 +211,27 @@ def sampled(**use: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return looking.picture, sample
 
 
-def printed(*shown: object, width: int = 60) -> list[str]:
-    out = Output()
-    out.file, out.width = StringIO(), width
-    for one in shown:
-        out.print(one)
-    return out.file.getvalue().splitlines()
-
-
 def test_sixty_columns_hold_a_guest_of_the_longest_name() -> None:
     shown, sample = sampled(anna="T", nic="S")
-    lines = printed(table(groups(shown, sample), 60, "anna"))
-    assert max(map(len, lines)) == 60
+    made = table(groups(shown, sample), 60, "anna")
+    lines = [text for text, _ in made]
+    assert {len(text) for text in lines} == {60}
     assert any(line.startswith("anna split stopp") for line in lines)
     drops = next(line for line in lines if line.startswith(" anna → d"))
     assert "5!" in drops
-    assert printed(detail(shown, sample, "nobody")) == ["None"]
+    looks = {text.split()[0]: look for text, look in reversed(made)}
+    assert (looks["anna"], looks["emil"], looks["nic"]) == (Look.PICKED, Look.BAD, Look.QUIET)
+    assert detail(shown, sample, "nobody", 60) == []
+    found = detail(shown, sample, "anna", 60)
+    assert all(len(text) <= 60 for text, _ in found)
+    assert ("  drops: 5 spoofed", Look.WARNING) in found
+
+
+def test_a_line_is_cut_to_the_terminal_whatever_is_in_it() -> None:
+    wide = "说" * 40
+    assert drawn((wide, Look.USUAL), 21) == "说" * 10 + "…"
+    assert drawn(("short", Look.BAD), 21) == "\x1b[1;31mshort\x1b[0m"
+    assert drawn(("short", Look.BAD), 21, colours=False) == "\x1b[1mshort\x1b[0m"
 
 
 def test_every_sort_has_every_guest() -> None:

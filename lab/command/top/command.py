@@ -7,19 +7,16 @@ last.
 
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
-from io import StringIO
 from typing import Any
 
-from rich.console import Console, RenderableType
-
 from lab.command.clients import ClientError
-from lab.command.screen import Screen
 from lab.command.tables import duration
 from lab.command.top.keys import OwnScreen
-from lab.command.top.table import SORTS, detail, groups, table, window
+from lab.command.top.table import SORTS, Group, Line, Look, detail, drawn, groups, table, window
 from lab.view.attach import Ended, Watch
 from lab.view.events import Event
 from lab.view.samples import Sample
@@ -37,7 +34,7 @@ async def top(name: str | None, interval_s: float, *, once: bool, as_json: bool)
     async with Watch.of(name) as watch:
         if as_json:
             return await _records(watch, interval_s, once=once)
-        if once or not sys.stdout.isatty() or Console().is_dumb_terminal:
+        if once or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") in ("dumb", "unknown", ""):
             await _once(watch, interval_s)
             return 0
         with OwnScreen() as terminal:
@@ -65,11 +62,11 @@ async def _once(watch: Watch, interval_s: float) -> None:
     samples = watch.samples(interval_s)
     await anext(samples)
     sample = await anext(samples)
-    out = Screen()
-    out.print(heading(watch, sample))
-    out.print(table(groups(watch.picture, sample)))
+    print(heading(watch, sample))
+    for text, _ in table(groups(watch.picture, sample)):
+        print(text.rstrip())
     for one in watch.log.since()[-EVENTS:]:
-        out.print(said(one, sample))
+        print(said(one, sample))
 
 
 def heading(watch: Watch, sample: Sample) -> str:
@@ -90,6 +87,7 @@ class _Top:
         self._watch, self._terminal, self._interval_s = watch, terminal, interval_s
         self._sample: Sample | None = None
         self._sort, self._picked, self._alone, self._paused = "topology", "", False, False
+        self._colours = not os.environ.get("NO_COLOR")
         self._end: asyncio.Future[int | str] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> int | str:
@@ -157,38 +155,30 @@ class _Top:
 
     # -- drawing --
 
-    def _shown(self) -> Any:
+    def _shown(self) -> list[Group]:
         return groups(self._watch.picture, self._sample, self._sort) if self._sample is not None else []
 
     def _draw(self) -> None:
         if self._sample is None or self._end.done():
             return
         columns, rows = self._terminal.size()
-        events = [said(one, self._sample) for one in self._watch.log.since()[-EVENTS:]]
+        events: list[Line] = [(said(one, self._sample), Look.QUIET) for one in self._watch.log.since()[-EVENTS:]]
         top = f"{heading(self._watch, self._sample)}; by {self._sort}{'; PAUSED' if self._paused else ''}"
-        room = rows - 2 - len(events)
+        room = max(rows - 2 - len(events), 0)
         body = self._body(columns, room)
-        foot = [self._render(one, columns)[0] for one in [*events, HELP if columns >= len(HELP) else BRIEF_HELP]]
-        body += [""] * (room - len(body))
-        self._terminal.draw([self._render(top, columns)[0], *body, *foot], rows)
+        blank: list[Line] = [("", Look.USUAL)] * (room - len(body))
+        foot = HELP if columns >= len(HELP) else BRIEF_HELP
+        lines = [(top, Look.USUAL), *body, *blank, *events, (foot, Look.QUIET)]
+        self._terminal.draw([drawn(line, columns, self._colours) for line in lines[:rows]])
 
-    def _body(self, columns: int, room: int) -> list[str]:
+    def _body(self, columns: int, room: int) -> list[Line]:
         assert self._sample is not None
-        if self._alone and (one := detail(self._watch.picture, self._sample, self._picked)) is not None:
-            return self._render(one, columns)[: max(room, 0)]
+        if self._alone and (one := detail(self._watch.picture, self._sample, self._picked, columns)):
+            return one[:room]
         shown = self._shown()
-        lines = self._render(table(shown, columns, self._picked), columns)
         at = 1
         for group in shown:
             if group.name == self._picked:
                 break
             at += 1 + len(group.hops)
-        return window(lines, at if self._picked else 1, room)
-
-    @staticmethod
-    def _render(what: RenderableType, columns: int) -> list[str]:
-        """Lines of what is shown, none wider than the terminal, with its colours."""
-        out = Console(file=StringIO(), width=columns, force_terminal=True, highlight=False, markup=False, emoji=False)
-        with out.capture() as captured:
-            out.print(what, no_wrap=isinstance(what, str), overflow="ellipsis", crop=True)
-        return captured.get().split("\n")[:-1] or [""]
+        return window(table(shown, columns, self._picked), at if self._picked else 1, room)

@@ -90,10 +90,10 @@ class OwnScreen:
         redraw()
 
     @staticmethod
-    def draw(lines: list[str], rows: int) -> None:
+    def draw(lines: list[str]) -> None:
         """Show these lines, one for each row."""
         # erased before it is written: behind a line that fills its row the cursor still stands on the last letter
-        OwnScreen._write("\x1b[H" + "\r\n".join(f"\x1b[2K{line}\x1b[0m" for line in lines[:rows]))
+        OwnScreen._write("\x1b[H" + "\r\n".join(f"\x1b[2K{line}\x1b[0m" for line in lines))
 
     @staticmethod
     def _write(text: str) -> None:

@@ -1,12 +1,16 @@
-"""What `launch.py top` shows: a sample as a table, guest by guest and hop by hop. Pure: from a picture and a sample to lines."""
+"""What `launch.py top` shows: a sample as a table, guest by guest and hop by hop. Pure: from a picture and a sample to lines.
 
+Lines are put together here and not by rich, whose tables took 24 ms of CPU where these take less than one: a viewer shares the
+machine with what it looks at (`python -m bench watching`).
+"""
+
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Any, TypeVar
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from rich.cells import cell_len, set_cell_size
 
 from lab.figures import number, short
 from lab.view.picture import Picture
@@ -17,6 +21,25 @@ SHARED = "shared"
 """The group of what is nobody's own."""
 NARROW = 120
 """Columns of a terminal from which on headings are spelt out and all figures have room."""
+
+
+_TOGETHER = "\u00a0"
+"""Where a line is not to be folded."""
+T = TypeVar("T")
+
+
+class Look(Enum):
+    """How a line is shown: attributes of SGR, colours among them."""
+
+    USUAL = ()
+    GUEST = ("1",)
+    PICKED = ("1", "7")
+    QUIET = ("2",)
+    WARNING = ("33",)
+    BAD = ("1", "31")
+
+
+Line = tuple[str, Look]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,57 +139,85 @@ def _state(process: Mapping[str, Any] | None) -> str:
     return "stopped" if process["state"] in STOPPED else ""
 
 
-def table(shown: Iterable[Group], width: int | None = None, picked: str | None = None) -> Table:
-    """All of it: for a terminal `width` wide, or as wide as it gets. A line is bold for a guest, reversed for the picked one."""
+def table(shown: Iterable[Group], width: int | None = None, picked: str | None = None) -> list[Line]:
+    """All of it, a heading first: for a terminal `width` wide, or as wide as it gets."""
     narrow = width is not None and width < NARROW
     columns = [column for column in COLUMNS if column.brief or not narrow]
-    made = Table(box=None, pad_edge=False, padding=(0, 1 if narrow else 2, 0, 0), header_style="bold", width=width)
-    made.add_column("hop", no_wrap=True, overflow="ellipsis", ratio=1 if width else None)
-    for column in columns:
-        made.add_column(column.brief if narrow else column.heading, justify="right", no_wrap=True)
-    made.add_column("CPU", justify="right", no_wrap=True)
+    rows = [(["hop", *(column.brief if narrow else column.heading for column in columns), "CPU"], Look.GUEST)]
     for group in shown:
-        bad = group.state != ""
         title = " ".join(filter(None, (group.name, group.about, group.state)))
         cpu = "" if group.cpu is None else f"{100 * group.cpu:.0f}%"
-        style = "reverse bold" if group.name == picked else "bold red" if bad else "bold"
-        made.add_row(Text(title), *[""] * len(columns), cpu, style=style)
-        for name, hop in group.hops:
-            made.add_row(Text(f" {name}"), *(column.show(hop) for column in columns), "", style=_style(hop))
-    return made
+        look = Look.PICKED if group.name == picked else Look.BAD if group.state else Look.GUEST
+        rows.append(([title, *[""] * len(columns), cpu], look))
+        rows += [([f" {name}", *(column.show(hop) for column in columns), ""], _look(hop)) for name, hop in group.hops]
+    return _aligned(rows, width, 1 if narrow else 2)
 
 
-def _style(hop: Hop) -> str:
+def _look(hop: Hop) -> Look:
     if any(one["s"] != 0 for what in ("drops", "faults") for one in hop[what].values()):
-        return "yellow"
-    return "" if hop["fps"] else "dim"
+        return Look.WARNING
+    return Look.USUAL if hop["fps"] else Look.QUIET
 
 
-def detail(picture: Picture, sample: Sample, guest: str) -> Table | None:
+def _aligned(rows: Sequence[tuple[list[str], Look]], width: int | None, gap: int) -> list[Line]:
+    """The first column to the left, in what room the others leave; the others to the right."""
+    wide = [max(len(cells[index]) for cells, _ in rows) for index in range(len(rows[0][0]))]
+    if width is not None:
+        wide[0] = max(width - sum(one + gap for one in wide[1:]), 1)
+    between = " " * gap
+    lines = []
+    for cells, look in rows:
+        figures = (cell.rjust(one) for cell, one in zip(cells[1:], wide[1:], strict=True))
+        lines.append((between.join([fitted(cells[0], wide[0]).ljust(wide[0]), *figures]), look))
+    return lines
+
+
+def fitted(text: str, width: int) -> str:
+    """No wider than that many columns."""
+    return text if cell_len(text) <= width else set_cell_size(text, width - 1) + "…"
+
+
+def detail(picture: Picture, sample: Sample, guest: str, width: int) -> list[Line]:
     """One guest, every hop of its way with what happens there, where, and what was dropped by which name."""
     path = next((path for path in picture["paths"] if path["guest"] == guest), None)
     if path is None:
-        return None
+        return []
     by_id = {hop["id"]: hop for hop in picture["hops"]}
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, expand=True)
-    made.add_column(f"{guest}, {path['path']}", ratio=1)
+    lines: list[Line] = [(f"{guest}, {path['path']}", Look.PICKED)]
+
+    def say(text: str, look: Look, indent: str = "  ") -> None:
+        folded = textwrap.wrap(text, max(width, 20), initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+        lines.extend((line.replace(_TOGETHER, " "), look) for line in folded)
+
     for way, title in (("tx", "out"), ("rx", "in")):
-        for index, name in enumerate(path[way]):
+        for index, name in enumerate(path[way], 1):
             hop, now = by_id[name], sample["hops"][name]
             shared = "" if hop["guest"] else ", everybody's"
-            head = f"{title} {index + 1}  {hop['source']} → {hop['target']}  ({', '.join(hop['marks']) or 'no copy'}{shared})"
-            made.add_row(Text(head, "bold"))
+            marks = ", ".join(hop["marks"]) or "no copy"
+            say(f"{title} {index}  {hop['source']} → {hop['target']}  ({marks}{shared})", Look.GUEST, "")
             figures = [(column.heading, column.show(now)) for column in COLUMNS[:-2]]
-            made.add_row(Text("  " + "  ".join(f"{heading} {value}" for heading, value in figures if value not in ("", "–"))))
+            say(
+                "  ".join(
+                    f"{heading}{_TOGETHER}{value}".replace(" ", _TOGETHER) for heading, value in figures if value not in ("", "–")
+                ),
+                Look.USUAL,
+            )
             for what in ("drops", "faults"):
                 if now[what]:
-                    named = ", ".join(f"{one['total']:,} {called}" for called, one in now[what].items())
-                    made.add_row(Text(f"  {what}: {named}", "yellow"))
-            made.add_row(Text(f"  {hop['what']}: {hop['file']} {hop['code']}", "dim"))
-    return made
+                    say(f"{what}: " + ", ".join(f"{one['total']:,} {called}" for called, one in now[what].items()), Look.WARNING)
+            say(f"{hop['what']}: {hop['file']} {hop['code']}", Look.QUIET)
+    return lines
 
 
-def window(lines: Sequence[str], around: int, room: int) -> list[str]:
+def drawn(line: Line, width: int, colours: bool = True) -> str:
+    """A line for a terminal, with its look."""
+    text, look = line
+    codes = [code for code in look.value if colours or not code.startswith("3")]
+    text = fitted(text, width)
+    return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if codes else text
+
+
+def window(lines: Sequence[T], around: int, room: int) -> list[T]:
     """As many lines as there is room for, the first (a heading) always, and that with the index `around` among them."""
     if len(lines) <= room or room < 2:
         return list(lines[: max(room, 0)])
