@@ -166,9 +166,10 @@ def web(
     name: Annotated[str | None, typer.Argument(help="Which topology; not needed if there is one.")] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of loopback; 0: any that is free.")] = WEB_PORT,
 ) -> None:
-    """Serve the page of a running topology, until Ctrl-C or its end.
+    """The page of a running topology, on loopback.
 
-    It shows where frames go, and has controls for who knows the whole address that this prints. docs/web.md.
+    It shows where frames go, and has controls for who knows the whole address that this prints; until Ctrl-C, or the topology's
+    end. docs/web.md.
     """
     from hyp.limits import raise_descriptor_limit
     from lab.command.web import serve_page
