@@ -49,7 +49,7 @@ export function update(sample) {
     const figures = sample.hops[text.dataset.rate];
     if (!figures) continue;
     const brief = text.dataset.prefix !== undefined || /wire/.test(text.dataset.rate.split(">").find((end) => end === "wire") ?? "");
-    const said = figures.fps === null ? "?" : figures.fps > 0 ? rate(figures.fps) + (brief ? "" : `  ${gbps(figures.gbps)}`) : brief ? "0" : "no frames";
+    const said = figures.fps === null ? "?" : figures.fps > 0 ? rate(figures.fps) + (brief ? "" : ` · ${gbps(figures.gbps)}`) : brief ? "0" : "no frames";
     put(text, `${text.dataset.prefix ?? ""}${said}`);
   }
   for (const node of document.querySelectorAll("[data-node]")) {
