@@ -52,6 +52,10 @@ from bench.method.options import (
 )
 from bench.method.progress import Steps, parts, watched
 from bench.report.results import VERSION, BenchmarkResult, ResultsError, Row, dump, read
+from hyp.abi.sizes import DEFAULT_MTU
+from hyp.capture.format import CaptureError
+from hyp.load.mix import IMIX, sizes_of
+from hyp.offload.frame import ETHERNET_HEADER
 from hyp.paths import PATHS
 from lab.command.encoding import speak_any_encoding
 from lab.command.ending import run_in_order, unwritable
@@ -103,6 +107,17 @@ def _sizes(text: str) -> tuple[int, ...]:
         raise OptionsError(f"--frames {text}: sizes in bytes, such as 64,1500") from None
 
 
+def _mix(name: str | None, frames: str | None, traffic: str) -> tuple[str, tuple[int, ...]]:
+    """A mix of sizes, by its absolute name, and its mean."""
+    if name != "throughput" or frames is not None:
+        raise OptionsError("--traffic is for `throughput`, and takes the place of --frames")
+    path = traffic if traffic == IMIX else os.path.abspath(traffic)
+    try:
+        return path, (round(float(sizes_of(path, DEFAULT_MTU + ETHERNET_HEADER).mean())),)
+    except CaptureError as error:
+        raise OptionsError(f"--traffic {error}") from None
+
+
 def _writable(json_out: Path | None, folder: Path) -> None:
     """OptionsError unless the results can be written; hours may pass until then."""
     try:
@@ -119,6 +134,9 @@ def run(
     name: Annotated[str | None, typer.Argument(help=f"One benchmark: {', '.join(BENCHMARKS)}. Without: all.")] = None,
     paths: Annotated[str, typer.Option(help=f"Which of {', '.join(PATHS)}.")] = ",".join(PATHS),
     frames: Annotated[str | None, typer.Option(help="Frame sizes in bytes, comma-separated.")] = None,
+    traffic: Annotated[
+        str, typer.Option(help='throughput: the sizes of "imix" or of a capture file, in its order, instead of one size.')
+    ] = "",
     peers: Annotated[str, typer.Option(help=f"Which of {', '.join(PEERS)} to measure beside the paths.")] = "",
     cores: Annotated[str, typer.Option(help="all, 1 or both: which cores everything may use.")] = "all",
     seconds: Annotated[float | None, typer.Option(help="Time per contender and point, in slices of at most 0.5 s.")] = None,
@@ -141,10 +159,12 @@ def run(
         if importlib.util.find_spec("matplotlib") is None:
             raise OptionsError("the report needs matplotlib: `make bench` installs it, and `make setup`")
         sizes = (QUICK_FRAMES if quick else FRAMES) if frames is None else _sizes(frames)
+        if traffic:
+            traffic, sizes = _mix(name, frames, traffic)
         time_each = seconds if seconds is not None else (QUICK_SECONDS if quick else SECONDS)
         options = Options(
             paths=_listed(paths), frames=sizes, cores=cast(Cores, cores), seconds=time_each, repeat=repeat, quick=quick,
-            peers=_listed(peers), slice_s=QUICK_SLICE_S if quick else SLICE_S, seed=seed, attacks=_listed(attacks),
+            peers=_listed(peers), slice_s=QUICK_SLICE_S if quick else SLICE_S, seed=seed, attacks=_listed(attacks), traffic=traffic,
             budget_s=budget if budget is not None else QUICK_BUDGET_S if quick or repeat else BUDGET_S,
         )  # fmt: skip
         _writable(json_out, folder)

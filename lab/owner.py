@@ -25,6 +25,7 @@ from lab.errors import LabError
 from lab.move import move
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
+from lab.schema.values import speed_factor
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: the repository, or what pip made of it."""
@@ -194,6 +195,11 @@ class Lab:
         if wire["mode"] == "generate":
             mac = next(guest["mac"] for guest in self.topology["guest"] if guest["name"] == wire["to"])
             await self.call("nic", "wire_generate", mac=mac, frame=wire["frame"], pps=wire["pps"], stream=0)
+        elif wire["mode"] == "replay":
+            macs = {guest["name"]: guest["mac"] for guest in self.topology["guest"]} | {"wire": wire["mac"]}
+            rewrite = {old: macs.get(new, new.lower()) for old, new in wire["rewrite"].items()}
+            job = {"speed": speed_factor(wire["speed"]), "times": wire["times"], "snapped": wire["snapped"], "stream": 0}
+            await self.call("nic", "wire_replay", file=wire["file"], to=macs.get(wire["to"]), rewrite=rewrite, **job)
 
     def _died(self, name: str, role: str, cause: str, restarting: bool = False) -> None:
         self._ends[name] = cause

@@ -22,6 +22,8 @@ from pydantic_core import ErrorDetails
 from domu.confinement.confine import lacking
 from domu.programs.table import PROGRAMS, program_of, those
 from hyp.abi.sizes import MAX_GUESTS
+from hyp.capture.format import CaptureError
+from hyp.capture.read import CaptureReader
 from hyp.model.profile import ProfileError, profile
 from hyp.paths import PATHS, dom0_needs, guest_needs
 from lab.cpus import named_cpus
@@ -29,7 +31,7 @@ from lab.demand import shortages
 from lab.errors import LabError
 from lab.schema.guest import RENAMED, Guest
 from lab.schema.tables import Cpu, Dom0, Memory, Model, Nic, Price, Spin, Topology, Wire, Workload
-from lab.schema.values import GIB, HEADER, KIB, MIB, NAME, NAME_RULE, WIRE, Table, show_size, suggest
+from lab.schema.values import GIB, HEADER, KIB, MAC, MIB, NAME, NAME_RULE, WIRE, Table, show_size, suggest
 
 __all__ = [
     "PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "check_workload", "derived_mac", "load",
@@ -179,6 +181,20 @@ def _check_frames(reader: _Reader, wire: Wire, guests: Iterable[Guest], workload
             reader.refuse(key, f"{frame} bytes are too long for guest {least!r}, whose mtu allows {longest}")
 
 
+def _check_captures(reader: _Reader, wire: Wire, known: list[str], loads: dict[int, Workload]) -> None:
+    """Capture files that are to be replayed are there, and are some; whom frames are for is known."""
+    files = [("nic.wire.file", wire.file)] if wire.mode == "replay" else []
+    for key, file in [*files, *((f"workload[{index}].file", load.file) for index, load in loads.items())]:
+        try:
+            if file is not None:
+                CaptureReader(file).close()
+        except CaptureError as error:
+            reader.refuse(key, str(error))
+    for old, new in wire.rewrite.items():
+        if new not in (*known, WIRE) and not MAC.fullmatch(new.lower()):
+            reader.refuse("nic.wire.rewrite", f"{old}: {new!r} is neither a guest nor a MAC address{suggest(new, known)}")
+
+
 def _check_mtu(reader: _Reader, nic: Nic | None, guests: dict[int, Guest]) -> None:
     """No guest sends what the NIC would not take."""
     for index, guest in guests.items():
@@ -270,6 +286,7 @@ def _read(file: str, stem: str, data: dict[str, Any]) -> Topology:
     _check_guests(reader, guest_tables, wire)
     _check_workloads(reader, load_tables, guest_tables, wire)
     _check_frames(reader, wire, guests.values(), loads)
+    _check_captures(reader, wire, [name for _, name in _strings(guest_tables, "guest", "name")], loads)
     _check_mtu(reader, parts["nic"], guests)
     _check_room(reader, parts["nic"], parts["dom0"], guests)
     _check_iommu(reader, parts["memory"], guests)
@@ -301,6 +318,7 @@ def _priced(reader: _Reader, model: dict[str, Any], folder: Path) -> object:
 
 def _with_folder(data: dict[str, Any], folder: str) -> dict[str, Any]:
     """The tables of a file, in which programs of the user's own know the file's folder, where they are started."""
+    data = _with_files(data, folder)
     guests = data.get("guest")
     if not isinstance(guests, list):
         return data
@@ -309,6 +327,19 @@ def _with_folder(data: dict[str, Any], folder: str) -> dict[str, Any]:
         own = table.get("program") if isinstance(table, dict) else None
         found.append({**table, "program": {**own, "cwd": folder}} if isinstance(own, dict) and "cwd" not in own else table)
     return {**data, "guest": found}
+
+
+def _with_files(data: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The tables of a file, in which capture files are relative to the file's folder."""
+
+    def placed(table: Any) -> Any:
+        given = table.get("file") if isinstance(table, dict) else None
+        return {**table, "file": os.path.join(folder, given)} if isinstance(given, str) else table
+
+    nic, loads = data.get("nic"), data.get("workload")
+    if isinstance(nic, dict) and "wire" in nic:
+        data = {**data, "nic": {**nic, "wire": placed(nic["wire"])}}
+    return {**data, "workload": [placed(load) for load in loads]} if isinstance(loads, list) else data
 
 
 def load(path: str | Path, more: Mapping[str, Any] = MappingProxyType({})) -> Topology:
@@ -334,6 +365,7 @@ def check_workload(topology: Topology, table: dict[str, Any]) -> dict[str, Any]:
     load = reader.table(Workload, table, "")
     _check_workloads(reader, [table], [guest.model_dump(mode="json") for guest in topology.guests], topology.nic.wire)
     _check_frames(reader, Wire(), topology.guests, {} if load is None else {0: load})
+    _check_captures(reader, Wire(), [], {} if load is None else {0: load})
     if load is None or reader.problems:
         raise TopologyError(topology.name, [(key.removeprefix("workload[0]."), reason) for key, reason in reader.problems])
     return load.model_dump(mode="json", by_alias=True)

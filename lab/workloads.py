@@ -23,6 +23,7 @@ from lab.ledger import Snapshot, difference, drops, faults, operations, per_fram
 from lab.owner import Lab
 from lab.placement import Placement, usual
 from lab.plan import spin_limit_us
+from lab.schema.values import speed_factor
 
 WIRE = "wire"
 HYPERVISOR = "hyp"
@@ -77,7 +78,8 @@ class Runner:
         """Run what was prepared. Neither Dom0 nor the hypervisor is asked for anything."""
         load, name = loads[0], describe(loads[0])
         before, used, start = await self._settled(), usages(self.pids), time.monotonic()
-        limit = (load["seconds"] or 60.0) + MARGIN_S
+        endless = load["kind"] == "replay" and not load["seconds"]  # it takes the time that the file says
+        limit = None if endless else (load["seconds"] or 60.0) + MARGIN_S
         try:
             async with asyncio.timeout(limit):
                 reports = await self._unless_death(loads)
@@ -124,9 +126,20 @@ class Runner:
     async def _expect(self, numbered: Sequence[tuple[Workload, int]], *, expected: bool) -> None:
         """Tell each stream's receiver whom it comes from, so that nobody else's frames are taken for it; or that it is over."""
         for load, stream in numbered:
-            if load["kind"] != "rr":
+            if load["kind"] == "replay":
+                await self._expect_replay(load, expected=expected)
+            elif load["kind"] != "rr":
                 process, op = ("nic", "wire_expect") if load["to"] == WIRE else (load["to"], "expect")
                 await self.lab.call(process, op, stream=stream, mac=self._mac(load["from"]) if expected else None)
+
+    async def _expect_replay(self, load: Workload, *, expected: bool) -> None:
+        source = "" if self._keeps_source(load) else self._mac(load["from"])
+        process, op = ("nic", "wire_expect_replay") if load["to"] == WIRE else (load["to"], "expect_replay")
+        await self.lab.call(process, op, mac=source if expected else None)
+
+    def _keeps_source(self, load: Workload) -> bool:
+        """True if a replay's frames have the sources that the file has: a trunk's."""
+        return load["from"] != WIRE and bool(self._guests[load["from"]]["trunk"])
 
     async def _numbered(self, loads: Sequence[Workload]) -> list[tuple[Workload, int]]:
         """A stream number for each: such that those of one sender have a queue each, if it has so many."""
@@ -134,7 +147,7 @@ class Runner:
         for load in loads:
             stream, sender = self._next_stream(load), load["from"]
             queues, used = self._queues({sender}), taken.setdefault(sender, set())
-            while len(used) < queues and queues > 1:
+            while len(used) < queues and queues > 1 and load["kind"] != "replay":
                 job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream}
                 if (queue := await self.lab.call(sender, "queue", **job)) not in used:
                     used.add(queue)
@@ -277,9 +290,13 @@ class Runner:
     async def _send(self, load: Workload, stream: int) -> dict[str, Any]:
         """A stream, until its sender has sent all; its report."""
         lab = self.lab
+        if load["kind"] == "replay":
+            return await self._replay(load, stream)
         job = {"mac": self._mac(load["to"]), "frame": load["frame"], "stream": stream, **self._amount(load)}
         if load.get("pps"):
             job["pps"] = load["pps"]  # open loop: frames are due by the clock, and stamped
+        if load.get("traffic"):
+            job["traffic"] = load["traffic"]  # a mix of sizes (hyp/load/mix.py)
         if load["from"] == WIRE:
             await lab.call("nic", "wire_generate", **job)
             while (report := await lab.call("nic", "wire_report", stream=stream))["left"] > 0:
@@ -288,8 +305,30 @@ class Runner:
             report = await lab.call(load["from"], "send_stream", **job)
         return dict(report)
 
+    async def _replay(self, load: Workload, stream: int) -> dict[str, Any]:
+        """A capture file's frames, until its sender has sent all; its report."""
+        job = {"file": load["file"], "to": self._mac(load["to"]), "speed": speed_factor(load["speed"])}
+        job |= {"times": load["times"], "seconds": load["seconds"] or 0.0, "snapped": load["snapped"]}
+        if load["from"] != WIRE:
+            return dict(await self.lab.call(load["from"], "send_replay", keep_source=self._keeps_source(load), **job))
+        await self.lab.call("nic", "wire_replay", stream=stream, **job)
+        while (report := await self.lab.call("nic", "wire_report", stream=stream))["left"] > 0:
+            await asyncio.sleep(0.01)
+        return dict(report)
+
+    async def _replayed(self, load: Workload, report: dict[str, Any]) -> dict[str, Any]:
+        """What the receiver says of a replay, added to the sender's report. If no frame is missing, all are as they were sent."""
+        process, op = ("nic", "wire_replayed") if load["to"] == WIRE else (load["to"], "replayed")
+        found = await self.lab.call(process, op)
+        sent = report["sent"] - report["oversize"]
+        received = {**found, "corrupt": int(found["frames"] == sent and found["digest"] != report["digest"]), "duplicated": 0}
+        lag: dict[str, Any] = {name: report[name] for name in ("lag_ns", "max_lag_ns") if name in report}
+        return {"sent": sent, "received": received, "replay": {**report["file"], "oversize": report["oversize"]}, **lag}
+
     async def _received(self, load: Workload, stream: int, report: dict[str, Any]) -> dict[str, Any]:
         """What the receiver says of a stream, added to the sender's report."""
+        if load["kind"] == "replay":
+            return await self._replayed(load, report)
         if load["to"] == WIRE:
             received = (await self.lab.call("nic", "wire_report", stream=stream))["received"]
         else:
@@ -343,7 +382,9 @@ class Runner:
             },
             "elapsed": elapsed,
         }  # fmt: skip
-        record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns") if name in report}
+        record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns", "replay") if name in report}
+        if load["kind"] == "replay":
+            record |= {"file": load["file"], "frame": round(received["bytes"] / frames) if frames else 0}  # the mean length
         if any(self._price.values()):
             record["modelled"] = dict(self._price)
             model = self.lab.topology["model"]
@@ -395,6 +436,9 @@ def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list
 
 def describe(load: Workload, times: str = "") -> str:
     """A workload in words; `times` ("3 × ") stands before how long it is."""
+    if load["kind"] == "replay":
+        amount = f"{load['seconds']:g} s" if load["seconds"] else plural(load["times"], "time")
+        return f"replay {load['from']} → {load['to']}, {os.path.basename(load['file'])}, {times}{amount}"
     unit = "frame" if load["kind"] == "stream" else "round trip"
     amount = plural(load["frames"], unit) if load["frames"] else f"{load['seconds']:g} s"
     return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {times}{amount}"

@@ -78,7 +78,7 @@ class EngineState:
         self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), np.zeros(1, NOTIFIER)
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]
-        self.wire, self.schedule, self.buffers = out.wire, out.schedule, out.buffers
+        self.wire, self.schedule, self.replay, self.buffers = out.wire, out.schedule, out.replay, out.buffers
         self.trackers, self.histograms = out.trackers, attach_histograms(out.trackers, out.histograms)
         self._stage = np.zeros(STAGE, STAGED)
         self._lists = np.zeros((2, CONTEXTS), np.int64)
@@ -91,10 +91,12 @@ class EngineState:
         self._frames = [FrameMemory(), FrameMemory()]
         self._to = np.zeros(PIECES_BYTES // 8, np.int64)
         row = self.wire[0]
-        for name in ("buffers", "jumbos", "lengths", "schedule"):
+        for name in ("buffers", "jumbos", "lengths", "schedule", "replay"):
             row[name] = getattr(out, name).ctypes.data
         out.links["line"] = [line.ctypes.data for line in out.lines]
         row["out"], row["back"] = (out.links[k : k + 1].ctypes.data for k in range(2))
+        self.recorded = out.ring, out.recorded
+        row["recorder"] = row["sizes"] = 0  # a mix that a NIC that died was sending goes on with one size
         row["pause_until"] = 0  # whom it waited for it looks for again
         assert platform.size >= PLATFORM_BYTES
         assert BUDGET_FRAMES <= WIRE_BUFFERS  # the sink looks at a whole turn's frames at its end

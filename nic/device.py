@@ -17,11 +17,16 @@ from hyp.abi.features import NIC_OFFERS, unoffered
 from hyp.abi.nic import LINK_HEADER, PAGE, SQ_PROD, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
+from hyp.capture.format import CaptureError
+from hyp.capture.recorder import Recorder
 from hyp.control import Handler, Refused, close_all
 from hyp.counters import CounterPage
-from hyp.load.frames import MIN_TEST_FRAME, keep_for, tracker_report
+from hyp.events import new_eventfd
+from hyp.load.frames import ANYBODY, MIN_TEST_FRAME, keep_for, tracker_report
+from hyp.load.replay import expect_replay, replay_report
 from hyp.load.schedule import MAX_RATE
 from hyp.memory import Mapping
+from hyp.net.steps import SetupError
 from hyp.patience import GRACE_NS
 from hyp.process import Process
 from hyp.trace.points import TracePoints
@@ -33,6 +38,7 @@ from nic.engine import (
     GO,
     MAIL,
     NOTHING,
+    REPLAY,
     RESUME_CONTEXT,
     START_CONTEXT,
     STOP_CONTEXT,
@@ -40,13 +46,14 @@ from nic.engine import (
     run,
 )
 from nic.kept import Kept, kept_bytes
+from nic.replays import ENDLESS, Replays, mixed_sizes
 from nic.switch import MAX_FILTERS
 from nic.tap import open_wire
 from nic.wire import REFLECT, SINK, TAP
 
 log = logging.getLogger(__name__)
 
-WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK, "tap": TAP}
+WIRE_MODES = {"sink": SINK, "reflect": REFLECT, "generate": SINK, "replay": SINK, "record": SINK, "tap": TAP}
 MAX_DELAY_US = 1_000_000
 SETTLE_S = 1.0
 DRAIN_S = 1.0
@@ -72,13 +79,17 @@ class Nic:
         self._setup = asyncio.Lock()  # a guest's calls may overtake each other; what they do to a context must not
         self._filters: dict[int, int] = {}  # MAC → context
         self._gbps, self._delay_us = 0.0, 0
+        self._mixes: list[Any] = []
         handlers: dict[str, Handler] = {
             "context_create": self.context_create, "context_start": self.context_start,
             "context_destroy": self.context_destroy, "context_settle": self.context_settle, "filter_change": self.filter_change,
         }  # fmt: skip
         self._trace = TracePoints(process)
         self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
-        for handler in (self.wire_mode, self.wire_generate, self.wire_expect, self.wire_report, self.threads, self.pin):
+        for handler in (
+            self.wire_mode, self.wire_generate, self.wire_replay, self.wire_expect, self.wire_report, self.wire_expect_replay,
+            self.wire_replayed, self.wire_recorded, self.threads, self.pin,
+        ):  # fmt: skip
             process.serve(handler.__name__, handler)
 
     async def start(self) -> None:
@@ -103,6 +114,10 @@ class Nic:
                 state.attach_tap(tap)
             self._engines.append(state)
             self._trace.add(state.engine.name, state.waiting)
+        self._replays = Replays(self._engines[0], kept.job, wire["mac"], int(self._config["mtu"]))
+        if kept.resumed:
+            self._replays.resume()
+        self._record(wire, resume=kept.resumed)
         for state in self._engines:
             state.engine.start(run, state.address, mail=MAIL)
         for state, cpus in zip(self._engines, self._config["engine_cpus"], strict=False):
@@ -115,6 +130,24 @@ class Nic:
         if kept.resumed:
             for state in self._engines:
                 await state.engine.post(GO)
+
+    def _record(self, wire: dict[str, Any], *, resume: bool) -> None:
+        """Record what leaves by the wire, if it is to be. A NIC that takes over goes on where the one before stopped."""
+        self._recorder: Recorder | None = None
+        if wire["mode"] != "record":
+            return
+        try:
+            names = [f"wire{index}" for index in range(len(self._engines))]
+            self._recorder = Recorder(
+                wire["file"], [state.recorded for state in self._engines], names, new_eventfd(), resume=resume
+            )
+        except CaptureError as error:
+            if not resume:
+                raise SetupError("record the wire", str(error), "say another nic.wire.file") from None
+            log.warning("recording has ended: %s", error)
+            return
+        for state in self._engines:
+            state.wire[0]["recorder"] = state.recorded[0].ctypes.data
 
     # -- the hypervisor's operations --
 
@@ -313,8 +346,10 @@ class Nic:
         for state in self._engines:
             await state.engine.post(WIRE_MODE, mode=WIRE_MODES[mode], fs_per_byte=fs_per_byte, delay_ns=delay_us * 1000)
 
-    async def wire_generate(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0) -> None:
-        """Send test frames of `frame` bytes to `mac`: `frames` of them, or for `seconds`.
+    async def wire_generate(
+        self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0, traffic: str = ""
+    ) -> None:
+        """Send test frames of `frame` bytes, or of a mix of sizes (hyp/load/mix.py), to `mac`: `frames` of them, or for `seconds`.
 
         `pps` 0: as fast as they are taken. Else frame k is due k / `pps` s after the start and stamped with that time.
         """
@@ -325,10 +360,53 @@ class Nic:
             raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
         context = self._filters.get(mac_to_int(mac), 0)
         engine = self._engines[self._owner(context)].engine
-        count = frames if frames > 0 else 1 << 62
+        count, sizes = frames if frames > 0 else ENDLESS, 0
+        if traffic:
+            mix = mixed_sizes(traffic, int(self._config["mtu"]))
+            self._mixes = [*self._mixes[-1:], mix]  # the one before is in use until the engine has been told
+            sizes, frame = int(mix.ctypes.data), len(mix)
         await engine.post(
-            GENERATE, mac=mac_to_int(mac), length=frame, frames=count, nanoseconds=int(seconds * 1e9), pps=pps, stream=stream
-        )
+            GENERATE, mac=mac_to_int(mac), length=frame, frames=count, nanoseconds=int(seconds * 1e9), pps=pps, stream=stream,
+            entries=sizes,
+        )  # fmt: skip
+
+    async def wire_replay(
+        self,
+        file: str,
+        stream: int,
+        to: str | None = None,
+        rewrite: dict[str, str] | None = None,
+        speed: float = 1.0,
+        times: int = 1,
+        seconds: float = 0.0,
+        snapped: str = "pad",
+    ) -> dict[str, Any]:
+        """Send the frames of a capture file, `times` times over (0: without end) or for `seconds`; answers with the file's counts.
+
+        `to`, `rewrite`, `speed` (0: as fast as they are taken), `snapped`: `hyp.load.replay.Rewriting`; with `to` the source is the
+        wire's address. Refused (EINVAL) if there is nothing to send.
+        """
+        job: dict[str, Any] = {"file": file, "to": to, "rewrite": rewrite or {}, "speed": speed, "snapped": snapped}
+        recording = await asyncio.to_thread(self._replays.load, **job)
+        before = self._replays.keep(recording, stream, **job)
+        for state in self._engines[1:]:  # what they generate is over
+            await state.engine.post(GENERATE, frames=0, stream=-1)
+        await self._engines[0].engine.post(
+            REPLAY, entries=recording.address, length=recording.count, round_ns=recording.round_ns,
+            frames=times * recording.count or ENDLESS, nanoseconds=int(seconds * 1e9), pps=int(recording.timed), stream=stream,
+            shared=int(to is None),
+        )  # fmt: skip
+        del before  # the engine has let go of it
+        return recording.about()
+
+    def wire_expect_replay(self, mac: str | None) -> None:
+        """Replayed frames come from `mac` ("": from anybody), and are counted from now on, afresh; None: that was it."""
+        for state in self._engines:
+            expect_replay(state.trackers, 0 if mac is None else mac_to_int(mac) if mac else ANYBODY)
+
+    def wire_replayed(self) -> dict[str, int]:
+        """What the wire has counted of replayed frames."""
+        return replay_report([state.trackers for state in self._engines])
 
     def wire_expect(self, stream: int, mac: str | None) -> None:
         """The stream comes from `mac`, and nobody else's frames spoil what the wire knows of it; None: that was it."""
@@ -348,7 +426,14 @@ class Nic:
             "left": sum(int(wire["left"]) for wire in sending),
             "sent": sum(int(wire["sequence"]) for wire in sending),
             **lag,
+            **(self._replays.report() if stream == self._replays.stream else {}),
         }
+
+    def wire_recorded(self) -> dict[str, Any]:
+        """What has been recorded: `hyp.capture.recorder.Recorder.report`. Refused (ENOENT) if nothing is to be."""
+        if self._recorder is None:
+            raise Refused("ENOENT", "nothing is recorded")
+        return self._recorder.report()
 
     def threads(self) -> dict[str, int]:
         """Kernel thread ids of the engines, by name."""
@@ -363,6 +448,9 @@ class Nic:
         """End the engines."""
         for state in self._engines:
             await state.engine.stop()
+        if self._recorder is not None:
+            done = self._recorder.close()
+            log.info("%(file)s: %(frames)d frames recorded, %(missed)d missed", done)
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:

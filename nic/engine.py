@@ -50,6 +50,7 @@ from nic.crossing import (
 from nic.deliver import put_or_pause
 from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
+from nic.replay import begin_replaying
 from nic.resume import checkpoint, resume
 from nic.send import flood_crossed, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
@@ -58,12 +59,14 @@ from nic.tap_input import serve_tap
 from nic.wire import link_wire, serve_wire, wire_due
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO, DRAIN_CONTEXT, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8, 9
+REPLAY = 10
 MAIL = mail_record(
     "context", "mac", "mode", "fs_per_byte", "delay_ns",
-    "length", "frames", "nanoseconds", "pps", "stream",
+    "length", "frames", "nanoseconds", "pps", "stream", "entries", "round_ns", "shared",
 )  # fmt: skip
 """What the operations take: START_CONTEXT, RESUME_CONTEXT, DRAIN_CONTEXT, STOP_CONTEXT a context; FILTER a MAC address and who has
-it; WIRE_MODE mode, rate and delay; GENERATE a destination, and from `length` on; GO nothing: all that a dead NIC served has been
+it; WIRE_MODE mode, rate and delay; GENERATE a destination, and from `length` on; REPLAY the
+ENTRY records and how many (`length`), and what GENERATE has; GO nothing: all that a dead NIC served has been
 resumed; NOTHING nothing."""
 _mail_at = record_view(MAIL)
 CROSSING_BUDGET = 32
@@ -189,7 +192,9 @@ def _take_mail(e):
         elif m.opcode == WIRE_MODE:
             link_wire(e, m.mode, m.fs_per_byte, m.delay_ns)
         elif m.opcode == GENERATE:
-            begin_generating(e, m.mac, m.length, m.frames, m.nanoseconds, m.pps, m.stream)
+            begin_generating(e, m.mac, m.length, m.frames, m.nanoseconds, m.pps, m.stream, m.entries)
+        elif m.opcode == REPLAY:
+            begin_replaying(e, m.entries, m.length, m.round_ns, m.frames, m.nanoseconds, m.stream, m.pps, m.shared)
         e.mail += 1
     _publish(e, True)
     mail_taken(e.mailbox, e.mail)

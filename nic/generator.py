@@ -19,6 +19,7 @@ from nic.crossing import is_paused
 from nic.deliver import put_run
 from nic.link import launch, link_at, room_for_frame, takes
 from nic.queues import posted_buffers
+from nic.replay import replay
 from nic.state import DELIVERED, PAUSE, WIRE_BUFFERS, context_of, stage, wire_at
 from nic.switch import lookup
 from nic.tracing import trace_run
@@ -26,10 +27,11 @@ from nic.wire import BATCH, GENERATED, buffer_for, inbound
 
 
 @outlined
-def begin_generating(e, destination, length, frames, nanoseconds, pps, stream):
-    """Replace what the generator does."""
+def begin_generating(e, destination, length, frames, nanoseconds, pps, stream, sizes):
+    """Replace what the generator does. `sizes`: lengths of frames, of which there are `length`; 0: all are `length` bytes long."""
     w, now = wire_at(e.wire), clock_ns()
-    w.destination, w.length, w.left, w.stream, w.sequence = destination, length, frames, stream, 0
+    w.destination, w.length, w.left, w.stream, w.sequence, w.replays = destination, length, frames, stream, 0, 0
+    w.shared, w.sizes, w.size_count, w.size_at = w.tap_reads, sizes, length, 0
     w.until_ns = now + nanoseconds if nanoseconds > 0 else 0
     w.last_ns = now
     begin_schedule(schedule_at(w.schedule), pps, now)
@@ -49,13 +51,18 @@ def generate(e):
             w.pause_until = 0  # the frame that waited is not sent any more
         if s.pps != 0:
             note_lag(s, e.now)
+    if w.replays != 0:
+        return replay(e)
     if w.linked == 0 and s.pps == 0:
-        sent = _generate_run(e, w)
+        sent = _generate_run(e, w) if w.sizes == 0 else _generate_mixed_run(e, w)
     while w.left > 0 and sent < BATCH and frames_due(s, e.now, 1) > 0:
+        if w.sizes != 0:
+            w.length = load64(w.sizes + 8 * w.size_at)
         if not (_generate_onto_link(e, w, s) if w.linked != 0 else _generate_one(e, w, s)):
             break
         w.left -= 1
         w.sequence += 1
+        _pass_sizes(w, 1)
         frame_sent(s, e.now)
         count(w.counts, TX_FRAMES, 1)
         count(w.counts, TX_BYTES, w.length)
@@ -89,6 +96,39 @@ def _generate_run(e, w):
         count(w.counts, TX_FRAMES, sent)
         count(w.counts, TX_BYTES, total)
     return sent
+
+
+@outlined
+def _generate_mixed_run(e, w):
+    """`_generate_run` of frames of several sizes."""
+    number = lookup(e.table, w.destination)
+    r = context_of(e, number)
+    if number == NO_CONTEXT or r.mine == 0 or r.active == 0 or r.queues > 1:
+        return 0
+    n, first, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.stream, w.sequence
+    head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
+    sizes, size_count, at = w.sizes, w.size_count, w.size_at
+    for k in range(n):
+        length = load64(sizes + 8 * at)
+        at = at + 1 if at + 1 < size_count else 0
+        buffer = buffer_for(w, (first + k) & (WIRE_BUFFERS - 1), length)
+        write_test_frame(buffer, length, head0, head1, stream, sequence + k, 0)
+        stage(e, k, buffer, length, head1 | (stream << 48))
+    sent, total = put_run(e, r, n, head0)
+    if sent > 0:
+        w.pause_until = 0
+        w.next, w.left, w.sequence = first + sent, w.left - sent, sequence + sent
+        _pass_sizes(w, sent)
+        count(w.counts, TX_FRAMES, sent)
+        count(w.counts, TX_BYTES, total)
+    return sent
+
+
+@compiled
+def _pass_sizes(w, frames):
+    """So many frames have been sent."""
+    if w.sizes != 0:
+        w.size_at = (w.size_at + frames) % w.size_count
 
 
 @compiled

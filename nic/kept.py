@@ -7,8 +7,10 @@ out there, on its way or being looked at, and those who look at it go on looking
 One region, laid out here in the order of the calls, the same in every process of a topology:
 
     settings                       what the console has set of the wire: gbps, delay in µs (f8 each)
+    job                            what is being replayed (nic/replays.py), as JSON
     crossings                      engines × engines rings (nic/crossing.py), indices included
-    for each engine, its wire      WIRE record, schedule, links and lines, buffers, lengths, trackers, histograms
+    for each engine, its wire      WIRE record, schedule, how far a replay is, links and lines, buffers, lengths, trackers,
+                                   histograms, the ring of a recorder (hyp/capture/ring.py)
 
 Records have addresses in them; those are entered anew by each process (nic/build.py). A page that nobody touched takes no memory.
 """
@@ -19,8 +21,11 @@ import numpy as np
 
 from hyp.abi.nic import PAGE
 from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
-from hyp.load.frames import TRACKER, TRACKERS
+from hyp.capture.recorder import RING_BYTES
+from hyp.capture.ring import RING
+from hyp.load.frames import TRACKER, TRACKER_ROWS, TRACKERS
 from hyp.load.histogram import BUCKETS
+from hyp.load.replay import REPLAY
 from hyp.load.schedule import SCHEDULE
 from hyp.memory import Mapping
 from nic.crossing import CROSSING_BYTES
@@ -32,15 +37,19 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _WIRE_PARTS: list[tuple[str, Any, tuple[int, ...]]] = [
     ("wire", WIRE, (1,)),
     ("schedule", SCHEDULE, (1,)),
+    ("replay", REPLAY, (1,)),
     ("links", LINK, (2,)),
     ("lengths", np.int64, (WIRE_BUFFERS,)),
-    ("trackers", TRACKER, (TRACKERS,)),
+    ("trackers", TRACKER, (TRACKER_ROWS,)),
     ("histograms", np.int64, (TRACKERS, BUCKETS)),
     ("buffers", np.uint8, (WIRE_BUFFERS * LARGEST_FRAME_BUFFER,)),
     ("lines", np.uint8, (2, LINE_BYTES)),
+    ("ring", RING, (1,)),
+    ("recorded", np.uint8, (RING_BYTES,)),
     ("jumbos", np.uint8, (WIRE_BUFFERS * JUMBO_BUFFER,)),
 ]
 _SETTINGS: tuple[Any, tuple[int, ...]] = np.float64, (2,)
+_JOB: tuple[Any, tuple[int, ...]] = np.uint8, (4 * PAGE,)
 
 
 def _crossings(engines: int) -> tuple[Any, tuple[int, ...]]:
@@ -55,7 +64,7 @@ def _pages(dtype: Any, shape: tuple[int, ...]) -> int:
 def kept_bytes(engines: int) -> int:
     """How much there is of it."""
     wire = sum(_pages(dtype, shape) for _, dtype, shape in _WIRE_PARTS)
-    return _pages(*_SETTINGS) + _pages(*_crossings(engines)) + engines * wire
+    return _pages(*_SETTINGS) + _pages(*_JOB) + _pages(*_crossings(engines)) + engines * wire
 
 
 class KeptWire:
@@ -63,6 +72,7 @@ class KeptWire:
 
     wire: Array
     schedule: Array
+    replay: Array
     links: Array
     lengths: Array
     trackers: Array
@@ -70,6 +80,8 @@ class KeptWire:
     buffers: Array
     lines: Array
     jumbos: Array
+    ring: Array
+    recorded: Array
 
     def __init__(self, kept: "Kept") -> None:
         for name, dtype, shape in _WIRE_PARTS:
@@ -82,6 +94,7 @@ class Kept:
     def __init__(self, memory: Mapping, engines: int, *, resumed: bool) -> None:
         self._memory, self._next, self.resumed = memory, 0, resumed
         self.settings = self.take(*_SETTINGS)
+        self.job = self.take(*_JOB)
         self.crossings = self.take(*_crossings(engines))
         self.wires = [KeptWire(self) for _ in range(engines)]
 

@@ -95,12 +95,15 @@ WIRE = np.dtype(
         ("length", "i8"),
         ("stream", "i8"),
         ("sequence", "i8"),
+        ("sizes", "i8"),  # lengths of the frames, i8 each, over and over; 0: all have `length`
+        ("size_count", "i8"),
+        ("size_at", "i8"),  # the next one
         ("schedule", "i8"),  # a SCHEDULE record
         ("until_ns", "i8"),  # 0: no limit in time
         ("pause_until", "i8"),  # of the generator; on a linked wire: of the oldest frame that has come in
         ("pause_for", "i8"),
         ("pause_need", "i8"),
-        ("shared", "i8"),  # frames come from the host, for anybody: 1 then
+        ("shared", "i8"),  # frames come from the host, or from a file, for anybody: 1 then
         ("part", "i8"),
         ("last_ns", "i8"),
         ("dirty", "i8"),
@@ -109,6 +112,10 @@ WIRE = np.dtype(
         ("out", "i8"),  # LINK records: from the machine, and to it
         ("back", "i8"),
         ("held", "i8"),  # the generator waits for the link
+        # in the generator's place (nic/replay.py)
+        ("replays", "i8"),  # 1: frames come from a REPLAY record, and `left`, `sequence`, `schedule` are about them
+        ("replay", "i8"),
+        ("recorder", "i8"),  # a RING record (hyp/capture/ring.py): what leaves the machine is recorded; 0: it isn't
         # that leads to the host (nic/tap.py)
         ("tap_fd", "i8"),
         ("tap_reads", "i8"),  # this engine reads from it

@@ -23,6 +23,7 @@ from hyp.abi.counters import (
 from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
 from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.atomics import clock_ns, load64, store64
+from hyp.capture.ring import record_frame, tell_recorder
 from hyp.counters import count
 from hyp.events import tracer_of
 from hyp.frames import destination_of, head_words, source_of
@@ -189,6 +190,8 @@ def end_outbound(e):
         return  # nothing has arrived yet
     count(w.counts, RX_FRAMES, frames)
     count(w.counts, RX_BYTES, total)
+    if w.recorder != 0:
+        _record_last(e, w, frames)
     if w.mode == SINK:
         trackers, counts, buffers, lengths, now = e.trackers, w.counts, w.buffers, w.lengths, e.now  # in registers
         end, others = w.next, 0
@@ -199,6 +202,16 @@ def end_outbound(e):
                 others += 1
         if others > 0:
             _look_at_others(e, w, frames)
+
+
+@outlined
+def _record_last(e, w, frames):
+    """Record the last `frames` that have left."""
+    for k in range(w.next - frames, w.next):
+        slot = k & (WIRE_BUFFERS - 1)
+        length = load64(w.lengths + 8 * slot)
+        record_frame(w.recorder, buffer_for(w, slot, abs(length)), abs(length), e.now)
+    tell_recorder(w.recorder)
 
 
 @outlined
@@ -287,6 +300,8 @@ def serve_wire(e):
     moved = _arrive_back(e, w) + _arrive_out(e, w)
     if moved > 0:
         w.dirty = 1
+        if w.recorder != 0:
+            tell_recorder(w.recorder)
     if is_direct(link_at(w.out)) and is_direct(link_at(w.back)):
         w.linked, w.held, w.crowded = 0, 0, 0
     return moved
@@ -304,6 +319,8 @@ def _arrive_out(e, w):
         length = load64(entry + ENTRY_LENGTH)
         count(w.counts, RX_FRAMES, 1)
         count(w.counts, RX_BYTES, length)
+        if w.recorder != 0:
+            record_frame(w.recorder, entry + ENTRY_FRAME, length, load64(entry + ENTRY_ARRIVAL))
         if w.mode == SINK:
             verify_frame(e.trackers, w.counts, entry + ENTRY_FRAME, length, 0, load64(entry + ENTRY_ARRIVAL))
         else:

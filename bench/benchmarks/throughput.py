@@ -4,6 +4,8 @@
 
 Every payload byte is written by the sender, copied by the device and checksummed by the receiver, on the floor as on the paths.
 Peers that only touch headers are held against a stream that does the same ("bypass (header)").
+
+``--traffic imix`` or ``--traffic FILE``: frames of the sizes of a mix (hyp/load/mix.py) in the place of one size; the paths alone.
 """
 
 import functools
@@ -66,7 +68,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
 
 async def measure(result: BenchmarkResult, options: Options, progress: Steps, directions: Sequence[str], *, sweep: bool) -> None:
     """`run` for some directions, with or without the sweep over the ring's depth."""
-    sweep = sweep and "bypass" in options.paths and "all" in options.core_sets
+    sweep = sweep and not options.traffic and "bypass" in options.paths and "all" in options.core_sets
     measured: list[Point] = []
     missing: list[str] = []
     async with LabBench("throughput", options.paths, mtu=(mtu := mtu_for(options.frames))) as lab, Floor(2) as floor:
@@ -97,8 +99,8 @@ def can_go(way: str, frame: int, mtu: int) -> bool:
 def _point(options: Options, lab: LabBench, floor: Floor, peers: LivePeers, place: tuple[str, str, int], probe: Probe) -> Point:
     """All contenders at one core set, direction and frame size."""
     cores, way, frame = place
-    contenders = [lab.stream(path, way, frame) for path in options.paths]
-    if way == TO_WIRE and frame <= FRAME_BUFFER:
+    contenders = [lab.stream(path, way, frame, traffic=options.traffic) for path in options.paths]
+    if way == TO_WIRE and frame <= FRAME_BUFFER and not options.traffic:
         contenders.append(floor_stream(floor, frame, cpus_of(cores)))
         if peers.live:
             contenders += peers.contenders()
@@ -112,6 +114,9 @@ def _point(options: Options, lab: LabBench, floor: Floor, peers: LivePeers, plac
 
     where: Row = {"direction": way, "frame": frame, "cores": cores}
     title = f"{way}, {frame} B, cores {cores}"
+    if options.traffic:
+        where["traffic"] = options.traffic_name
+        title = f"{way}, {options.traffic_name} (mean {frame} B), cores {cores}"
     again = "bypass" if "bypass" in options.paths else options.paths[0]
     return Point(title, where, contenders, again, probe, _questions([one.name for one in contenders], where), arrange)
 
@@ -168,6 +173,8 @@ def _questions(names: Sequence[str], point: Row) -> list[Question]:
         Question("bypass", "native", metric, NATIVE["median"]),
         Question("bypass", "native", metric, NATIVE["bound"], judged="bound"),
     ]
+    if "traffic" in point:
+        return [question for question in asked if {question.of, question.to} <= set(names)]
     if cores == "all":
         asked += [Question(HEADER, peer, metric, targets[frame]) for peer, targets in DPDK.items() if frame in targets]
     if frame in FLOOR:
@@ -272,7 +279,8 @@ def _plots(result: BenchmarkResult, options: Options, directions: Sequence[str])
                 if here and metric in row:
                     names.setdefault(name, {}).setdefault(row["frame"], row[metric])
             series = Series(
-                f"throughput-{DIRECTIONS.index(way)}-{cores}", f"{way}, cores {cores}", "frame, bytes", list(options.frames), label,
+                f"throughput-{DIRECTIONS.index(way)}-{cores}", f"{way}, cores {cores}",
+                f"mean frame of {options.traffic_name}, bytes" if options.traffic else "frame, bytes", list(options.frames), label,
                 "line" if len(options.frames) > 2 else "bar", log=len(options.frames) > 2,
             )  # fmt: skip
             for name, by_frame in names.items():

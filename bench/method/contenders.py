@@ -103,11 +103,14 @@ class LabBench:
         """From now on slices run on these cores; `spin_us` takes the place of the rule by which loops spin."""
         self.runner.cpus, self.runner.spin_us = cpus_of(cores), spin_us
 
-    def stream(self, path: str, direction: str, frame: int, payload: str = "full", name: str | None = None) -> Contender:
-        """A stream of frames of `frame` bytes."""
+    def stream(
+        self, path: str, direction: str, frame: int, payload: str = "full", name: str | None = None, traffic: str = ""
+    ) -> Contender:
+        """A stream of frames of `frame` bytes, or of the sizes of a mix, of which that is the mean."""
         one, other = guest_names(path, 2)
         ends = {TO_WIRE: (one, WIRE), FROM_WIRE: (WIRE, one), BETWEEN: (one, other)}[direction]
         load = {"kind": "stream", "from": ends[0], "to": ends[1], "frame": frame, "frames": None, "payload": payload}
+        load["traffic"] = traffic
 
         return self.streams(name or path, path, [load], stream_slice)
 

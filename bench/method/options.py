@@ -1,6 +1,7 @@
 """What to measure: the command line's choices, checked before anything is started."""
 
 import math
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -63,6 +64,7 @@ class Options:
     seed: int = 1
     budget_s: float = 0.0  # for what is undecided when every point has had its time
     attacks: tuple[str, ...] = ()  # of the benchmark of that name; none: all
+    traffic: str = ""  # a mix of sizes in the place of one: "imix", or a capture file (hyp/load/mix.py); `frames` has its mean
 
     def __post_init__(self) -> None:
         _known("path", self.paths, tuple(PATHS))
@@ -81,6 +83,11 @@ class Options:
             raise OptionsError(f"--budget {self.budget_s:g}: 0 to {MOST_BUDGET_S:g} s for what is undecided")
         if not 0 <= self.repeat <= 10_000:
             raise OptionsError(f"--repeat {self.repeat}: 0 to 10000 rounds")
+
+    @property
+    def traffic_name(self) -> str:
+        """The mix in labels: a capture file by its name."""
+        return os.path.basename(self.traffic)
 
     @property
     def rounds(self) -> int:
@@ -110,6 +117,7 @@ class Options:
             "rounds",
             "budget_s",
             "attacks",
+            "traffic",
         )
         return {name: list(value) if isinstance(value := getattr(self, name), tuple) else value for name in names}
 

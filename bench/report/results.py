@@ -18,6 +18,7 @@ POINT = (
     "direction",
     "mode",
     "frame",
+    "traffic",
     "cores",
     "guests",
     "payload",

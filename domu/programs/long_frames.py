@@ -37,8 +37,17 @@ LONG_FIELDS = [
 @outlined
 def receive_long(p: Any, d: Any, first: int) -> Any:
     """Verify a frame of several fragments, or with an offload. Returns the number of fragments."""
-    blank, length, n = frame_word(d.rx, first) & CSUM_BLANK, 0, 0
-    more = MORE
+    blank = frame_word(d.rx, first) & CSUM_BLANK
+    length, n = put_together(p, d, first)
+    if length <= LONGEST:
+        verify_frame(p.trackers, p.counts, p.back, length, blank, p.now)
+    return n
+
+
+@compiled
+def put_together(p: Any, d: Any, first: int) -> Any:
+    """Copy a frame's fragments to `p.back`, as far as it has room. Returns the frame's length, and how many fragments there are."""
+    length, n, more = 0, 0, MORE
     while more != 0:
         octets = frame_length(d.rx, first + n)
         if length + octets <= LONGEST:
@@ -46,9 +55,7 @@ def receive_long(p: Any, d: Any, first: int) -> Any:
         length += octets
         more = frame_word(d.rx, first + n) & MORE
         n += 1
-    if length <= LONGEST:
-        verify_frame(p.trackers, p.counts, p.back, length, blank, p.now)
-    return n
+    return length, n
 
 
 @outlined

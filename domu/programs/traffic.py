@@ -16,28 +16,48 @@ from domu.boot import run_program
 from domu.device import Device
 from domu.guest import Guest, GuestQueue
 from domu.programs.long_frames import LongFrames
-from domu.programs.traffic_loop import ECHO, END_JOB, IDLE, MAIL, MAX_ROUND_TRIPS, ROUND_TRIPS, SEND_STREAM, TRAFFIC, run
-from hyp.abi.nic import mac_to_int
+from domu.programs.replay import Replay
+from domu.programs.traffic_loop import (
+    ECHO,
+    END_JOB,
+    IDLE,
+    MAIL,
+    MAX_ROUND_TRIPS,
+    ROUND_TRIPS,
+    SEND_MIX,
+    SEND_REPLAY,
+    SEND_STREAM,
+    TRAFFIC,
+    run,
+)
+from hyp.abi.nic import mac_bytes, mac_to_int
 from hyp.atomics import load64
+from hyp.capture.format import CaptureError
+from hyp.capture.recorder import RING_BYTES, Recorder
+from hyp.capture.ring import RING
 from hyp.control import Refused
 from hyp.counters import CounterPage
 from hyp.events import new_eventfd
 from hyp.frames import head_words
 from hyp.kernels import entry, i64
 from hyp.load.frames import (
+    ANYBODY,
     ETHERTYPE_WIRE,
     MIN_TEST_FRAME,
     TRACKER,
-    TRACKERS,
+    TRACKER_ROWS,
     attach_histograms,
     keep_for,
     report_of_all,
     write_test_frame,
 )
 from hyp.load.histogram import histogram_of, summary
+from hyp.load.mix import sizes_of
+from hyp.load.replay import expect_replay, replay_report
 from hyp.load.schedule import MAX_RATE, SCHEDULE
 from hyp.load.tcp import LARGEST, write_tcp_frame
 from hyp.offload.flow import queue_of
+from hyp.offload.frame import ETHERNET_HEADER
 from hyp.process import Process
 
 
@@ -57,12 +77,13 @@ class Loop:
 
     def __init__(self, queue: GuestQueue, device: Device, counters: CounterPage, mtu: int) -> None:
         self._record = np.zeros(1, TRAFFIC)
-        self.trackers = np.zeros(TRACKERS, TRACKER)
+        self.trackers = np.zeros(TRACKER_ROWS, TRACKER)
         self.histograms = attach_histograms(self.trackers)
         self._schedule = np.zeros(1, SCHEDULE)
         self._latencies = np.zeros(MAX_ROUND_TRIPS, np.int64)
-        self._engine = queue.engine
+        self._engine, self.room = queue.engine, int(device.record[0]["room"])
         self.long = LongFrames(device, mtu)
+        self._recorded: tuple[Any, Any] | None = None
         self._done_fd = new_eventfd()
         self._done: asyncio.Future[None] | None = None
         row = self._record[0]
@@ -70,8 +91,20 @@ class Loop:
         row["trackers"], row["latencies"] = self.trackers.ctypes.data, self._latencies.ctypes.data
         row["schedule"] = self._schedule.ctypes.data
         self.long.attach(row)
+        self.replay = Replay(device, mtu)
+        self.replay.attach(row)
         row["counts"], row["counts_shared"] = counters.row(queue.row("traffic"))
         asyncio.get_running_loop().add_reader(self._done_fd, self._job_done)
+
+    def ring(self) -> tuple[Any, Any]:
+        """What is recorded goes into this ring, and its memory, as long as it is open. They are the loop's for good."""
+        if self._recorded is None:
+            self._recorded = np.zeros(1, RING), np.zeros(RING_BYTES, np.uint8)
+        return self._recorded
+
+    def record(self) -> None:
+        """Record what arrives, from now on, into the ring."""
+        self._record[0]["recorder"] = self.ring()[0].ctypes.data
 
     def start(self) -> None:
         """Start it."""
@@ -134,11 +167,17 @@ class Traffic:
     """The program's control side: starts jobs, reports."""
 
     def __init__(self, guest: Guest) -> None:
-        mtu = int(guest.config["mtu"])
+        self._mtu = mtu = int(guest.config["mtu"])
         self._loops = [Loop(queue, device, guest.counters, mtu) for queue, device in zip(guest.running, guest.devices, strict=True)]
-        self._mac = mac_to_int(guest.device.mac)
+        self._address, self._name = guest.device.mac, guest.process.name
+        self._recorder: Recorder | None = None
+        self._recorder_wake = new_eventfd()
+        self._mac = mac_to_int(self._address)
         self._frame = np.zeros(LARGEST + 1, np.uint8)
-        for handler in (self.send_stream, self.round_trips, self.end_job, self.expect, self.received, self.sent, self.queue):
+        for handler in (
+            self.send_stream, self.send_replay, self.round_trips, self.end_job, self.expect, self.received, self.expect_replay,
+            self.replayed, self.record, self.sent, self.queue,
+        ):  # fmt: skip
             guest.process.serve(handler.__name__, handler)
 
     def start(self) -> None:
@@ -150,14 +189,74 @@ class Traffic:
         """Nothing runs but the loops."""
 
     async def send_stream(
-        self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0
+        self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0, pps: int = 0, traffic: str = ""
     ) -> dict[str, Any]:
-        """Send test frames to `mac`; answers when all have been sent and none is pending.
+        """Send test frames to `mac`; answers when all have been sent and none is pending. `traffic`: a mix of sizes in the place of
+        `frame` (hyp/load/mix.py).
 
         `pps` 0: as fast as they are taken. Else frame k is due k / `pps` s after the start and stamped with that time, so that its
         receiver measures its latency, however late it was sent. Refused (EINVAL) beyond `MAX_RATE`.
         """
-        return (await self._job(SEND_STREAM, mac, frame, stream, frames, seconds, pps)).sent()
+        return (await self._job(SEND_STREAM, mac, frame, stream, frames, seconds, pps, traffic)).sent()
+
+    async def send_replay(
+        self,
+        file: str,
+        to: str | None = None,
+        keep_source: bool = False,
+        speed: float = 1.0,
+        times: int = 1,
+        seconds: float = 0.0,
+        snapped: str = "pad",
+    ) -> dict[str, Any]:
+        """Send the frames of a capture file, `times` times over (0: without end) or for `seconds`, from the first queue.
+
+        To `to`, or to whom they were for; from this guest's address, unless its sources are to be kept; `speed` (0: as fast as they
+        are taken) and `snapped`: `hyp.load.replay.Rewriting`. Answers when all have been sent: `sent`, and of the file ``file``, of
+        what was sent ``oversize`` and ``digest``. Refused (EINVAL) if there is nothing to send.
+        """
+        loop, own, other = self._loops[0], None if keep_source else mac_bytes(self._address), mac_bytes(to) if to else None
+        if loop.busy:
+            raise Refused("EBUSY", "a job runs already")
+        recording = await asyncio.to_thread(loop.replay.load, file, own, other, speed, snapped)
+        await loop.job(
+            SEND_REPLAY, entries=recording.address, length=recording.count, round_ns=recording.round_ns,
+            frames=times * recording.count or 1 << 62, nanoseconds=int(seconds * 1e9), pps=int(recording.timed),
+        )  # fmt: skip
+        report = loop.sent()
+        passed = report["sent"]
+        return {**report, "file": recording.about(), "oversize": recording.not_sent(passed), "digest": recording.digest(passed)}
+
+    def expect_replay(self, mac: str | None) -> None:
+        """Replayed frames come from `mac` ("": from anybody), and are counted from now on, afresh; None: that was it."""
+        for loop in self._loops:
+            expect_replay(loop.trackers, 0 if mac is None else mac_to_int(mac) if mac else ANYBODY)
+
+    def record(self, file: str | None) -> dict[str, Any]:
+        """Record what arrives from now on, in `file`; None: end that. What has been recorded, at last: `Recorder.report`.
+
+        Refused: EINVAL if the file can't be made, EBUSY if another one is being recorded, ENOENT if none is.
+        """
+        recorder = self._recorder
+        if file is None:
+            if recorder is None:
+                raise Refused("ENOENT", "nothing is recorded")
+            self._recorder = None
+            return recorder.close()
+        if recorder is not None:
+            raise Refused("EBUSY", f"{recorder.path} is being recorded")
+        try:
+            names = [f"{self._name}.{number}" if number else self._name for number in range(len(self._loops))]
+            self._recorder = Recorder(file, [loop.ring() for loop in self._loops], names, self._recorder_wake)
+        except CaptureError as error:
+            raise Refused("EINVAL", str(error)) from None
+        for loop in self._loops:
+            loop.record()
+        return self._recorder.report()
+
+    def replayed(self) -> dict[str, int]:
+        """What this guest has counted of replayed frames."""
+        return replay_report([loop.trackers for loop in self._loops])
 
     async def round_trips(self, mac: str, frame: int, stream: int, frames: int = 0, seconds: float = 0.0) -> dict[str, Any]:
         """Closed loop of requests to `mac`, one at a time.
@@ -201,12 +300,20 @@ class Traffic:
         place = int(self._frame.ctypes.data)
         return int(_queue_for(place, mac_to_int(mac), self._mac, stream, units, unit, len(self._loops)))
 
-    async def _job(self, op: int, mac: str, frame: int, stream: int, frames: int, seconds: float, pps: int = 0) -> Loop:
+    async def _job(
+        self, op: int, mac: str, frame: int, stream: int, frames: int, seconds: float, pps: int = 0, traffic: str = ""
+    ) -> Loop:
         """Let the loop whose stream it is do it; returns which."""
         frame, units, unit = self._loops[0].long.size(frame, stream=op == SEND_STREAM)
         if not 0 <= pps <= MAX_RATE:
             raise Refused("EINVAL", f"pps is {pps}, not in [0, {MAX_RATE}]")
-        loop = self._loops[self._queue(mac, units, unit, stream)]
+        loop, more = self._loops[self._queue(mac, units, unit, stream)], {}
+        if traffic:
+            try:
+                sizes = sizes_of(traffic, min(self._mtu + ETHERNET_HEADER, loop.room))
+            except CaptureError as error:
+                raise Refused("EINVAL", str(error)) from None
+            op, frame, more = SEND_MIX, len(sizes), {"entries": int(sizes.ctypes.data)}  # which are kept
         await loop.job(
             op,
             stream=stream,
@@ -217,6 +324,7 @@ class Traffic:
             pps=pps,
             units=units,
             unit=unit,
+            **more,
         )
         return loop
 

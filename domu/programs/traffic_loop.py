@@ -30,7 +30,9 @@ from domu.device import (
     tx_reserve,
 )
 from domu.exchange import EXCHANGE, take_up
-from domu.programs.long_frames import LONG_FIELDS, receive_long, send_long
+from domu.programs.long_frames import LONG_FIELDS, put_together, receive_long, send_long
+from domu.programs.mix import MIX_FIELDS, begin_mix, send_mix
+from domu.programs.replay import REPLAY_FIELDS, begin_replaying, send_replay
 from hyp.abi.fragment import CSUM_BLANK, MORE
 from hyp.atomics import (
     clock_ns,
@@ -44,6 +46,7 @@ from hyp.atomics import (
     record_view,
     store64,
 )
+from hyp.capture.ring import record_frame, tell_recorder
 from hyp.counters import commit
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, spin_limit, spins, wait_at
@@ -58,11 +61,11 @@ from hyp.load.frames import (
     write_test_frame,
 )
 from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
-from hyp.load.tcp import verify_frame
+from hyp.load.tcp import LARGEST, verify_frame
 
 ECHO = 0x8000  # in the stream number: the receiver sends the frame back
-SEND_STREAM, ROUND_TRIPS, END_JOB = 1, 2, 3
-MAIL = mail_record("stream", "destination", "length", "frames", "nanoseconds", "pps", "units", "unit")
+SEND_STREAM, ROUND_TRIPS, END_JOB, SEND_REPLAY, SEND_MIX = 1, 2, 3, 4, 5
+MAIL = mail_record("stream", "destination", "length", "frames", "nanoseconds", "pps", "units", "unit", "entries", "round_ns")
 IDLE, STREAMING, DRAINING, ASKING = 0, 1, 2, 3
 MAX_ROUND_TRIPS = 1 << 20
 REPLY_TIMEOUT_NS = 1_000_000_000
@@ -81,6 +84,8 @@ TRAFFIC = np.dtype(
         ("destination", "i8"),  # MAC address
         ("length", "i8"),
         *LONG_FIELDS,
+        *REPLAY_FIELDS,
+        *MIX_FIELDS,
         ("left", "i8"),
         ("until_ns", "i8"),  # 0: no limit in time
         ("sequence", "i8"),
@@ -92,6 +97,8 @@ TRAFFIC = np.dtype(
         ("latencies", "i8"),  # MAX_ROUND_TRIPS × i8, ns
         ("answered", "i8"),
         ("failed", "i8"),
+        ("recorder", "i8"),  # a RING record (hyp/capture/ring.py): what arrives is recorded; 0: it isn't
+        ("recorded", "i8"),  # frames at the head of the receive queue that have been
         ("no_room", "i8"),  # an answer waits for a send buffer
         ("now", "i8"),
         ("idle_since", "i8"),
@@ -103,13 +110,17 @@ _mail_at = record_view(MAIL)
 
 @compiled
 def _begin_job(p, m):
-    p.job = STREAMING if m.opcode == SEND_STREAM else ASKING
+    p.job = ASKING if m.opcode == ROUND_TRIPS else STREAMING
     p.stream, p.destination, p.length, p.left, p.sequence = m.stream, m.destination, m.length, m.frames, 0
     p.started_ns = clock_ns()
     p.until_ns = p.started_ns + m.nanoseconds if m.nanoseconds > 0 else 0
     p.units, p.unit, p.part = m.units, m.unit, 0
-    p.waiting, p.answered = 0, 0
+    p.waiting, p.answered, p.replays, p.sizes = 0, 0, 0, 0
     begin_schedule(schedule_at(p.schedule), m.pps, p.started_ns)
+    if m.opcode == SEND_REPLAY:
+        begin_replaying(p, m)
+    elif m.opcode == SEND_MIX:
+        begin_mix(p, m)
 
 
 @compiled
@@ -153,12 +164,30 @@ def _echo(p, d, frame, length):
     return True
 
 
+@outlined
+def _record(p, d, n):
+    """Record what has arrived and was not there the last time. A frame of several fragments as one, as far as `p.back` holds it."""
+    done = p.recorded
+    while done < n:
+        if frame_word(d.rx, done) & MORE == 0:
+            record_frame(p.recorder, frame_addr(d.rx, done), frame_length(d.rx, done), p.now)
+            done += 1
+        else:
+            length, fragments = put_together(p, d, done)
+            record_frame(p.recorder, p.back, min(length, LARGEST), p.now)
+            done += fragments
+    p.recorded = done
+    tell_recorder(p.recorder)
+
+
 @compiled
 def _receive(p, d):
     """Verify and answer what has arrived, one burst. Returns the number of frames, or FAILED."""
     n = rx_poll(p.device, BURST)
     if n <= 0:
         return n
+    if p.recorder != 0:
+        _record(p, d, n)
     done = 0
     p.no_room = 0
     while done < n:
@@ -181,6 +210,7 @@ def _receive(p, d):
             verify_frame(p.trackers, p.counts, addr, length, 0, p.now)
         done += 1
     rx_release(p.device, done)
+    p.recorded = max(p.recorded - done, 0)
     return done
 
 
@@ -194,7 +224,9 @@ def _send_stream(p, d):
         p.job = DRAINING
         return 0
     if p.units != 0 or p.length > d.room:
-        return send_long(p, d)
+        if p.replays != 0:
+            return send_replay(p, d)
+        return send_mix(p, d) if p.sizes != 0 else send_long(p, d)
     want = frames_due(s, p.now, min(BURST, p.left))
     if want == 0:
         return 0

@@ -110,6 +110,11 @@ GROUP_BIT: Final = 1  # set in the first byte of multicast and broadcast address
 MAC_MASK: Final = 0xFFFF_FFFF_FFFF
 
 
+def mac_bytes(mac: str) -> bytes:
+    """``"02:00:00:00:00:01"`` as it is on the wire."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 def mac_to_int(mac: str) -> int:
     """``"02:00:00:00:00:01"`` as an integer (see `BROADCAST`). ValueError if it is not a MAC address."""
     octets = bytes(int(part, 16) for part in mac.split(":"))

@@ -64,6 +64,10 @@ NOBODY = -1
 
 TRACKER_BYTES = TRACKER.itemsize
 TRACKERS = 64
+TRACKER_ROWS = TRACKERS + 1
+"""One more for frames of no stream, where they are waited for: replayed ones (hyp/load/replay.py)."""
+ANYBODY = -2
+"""As a source: whoever it is."""
 tracker_at = record_view(TRACKER)
 
 
@@ -233,7 +237,7 @@ def keep_for(trackers: Trackers, stream: int, source: int) -> None:
 def attach_histograms(trackers: Trackers, histograms: Counts | None = None) -> Counts:
     """Give every tracker a histogram of latencies: (`TRACKERS`, `BUCKETS`) counts, `histograms` or new ones, kept by the caller."""
     histograms = np.zeros((TRACKERS, BUCKETS), np.int64) if histograms is None else histograms
-    trackers["histogram"] = int(histograms.ctypes.data) + np.arange(TRACKERS) * HISTOGRAM_BYTES
+    trackers["histogram"][:TRACKERS] = int(histograms.ctypes.data) + np.arange(TRACKERS) * HISTOGRAM_BYTES
     return histograms
 
 

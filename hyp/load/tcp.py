@@ -21,6 +21,7 @@ from hyp.atomics import load8, load16, load64, store8, store16, store64
 from hyp.counters import count
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import HEADER_ONLY, account, is_strangers, is_test_frame, stream_tracker, verify
+from hyp.load.replay import note_replayed
 from hyp.offload.checksum import folded, sum_bytes, swap16
 
 ETHERTYPE_IPV4 = 0x0008  # 0x0800 as a little-endian load sees it
@@ -121,6 +122,8 @@ def _host32(addr: int) -> Any:
 
 @outlined
 def _verify_other(trackers: int, row: int, addr: int, length: int, blank: int, now_ns: int) -> Any:
+    if note_replayed(trackers, addr, length, now_ns):
+        return True
     if is_tcp_frame(addr, length):
         return verify_tcp(trackers, row, addr, length, blank, now_ns)
     count(row, FOREIGN, 1)

@@ -29,12 +29,15 @@ from lab.schema.values import (
     Address6,
     Cpus,
     Engines,
+    File,
     Frame,
     Mac,
     PriceOf,
     Queues,
     Ram,
+    Speed,
     Table,
+    Times,
     checked_interface,
     checked_name,
     checked_power_of_two,
@@ -48,16 +51,29 @@ class Memory(Table):
     backing: Literal["posix", "sealed"] = "posix"
 
 
-class Wire(Table):
-    """``[nic.wire]``: what is at the other end of the NIC's cable. `frame` in bytes; `pps`, `gbps` 0: no limit."""
+def _only_with(modes: tuple[str, ...], value: Any, info: Info) -> Any:
+    """Refuse a key of the wire's that the mode has no use for."""
+    if value is not None and info.data.get("mode", modes[0]) not in modes:
+        listed = " or ".join(f'"{mode}"' for mode in modes)
+        raise ValueError(f"has a meaning with mode = {listed} only")
+    return value
 
-    mode: Literal["sink", "reflect", "generate", "tap"] = "sink"
+
+class Wire(Table):
+    """``[nic.wire]``: what is at the other end of the NIC's cable. `frame` in bytes; `pps`, `gbps`, `times` 0: no limit."""
+
+    mode: Literal["sink", "reflect", "generate", "replay", "record", "tap"] = "sink"
     mac: Mac = "02:00:00:00:ff:01"
     to: str | None = Field(default=None, validate_default=True)
     frame: Frame = 64
     pps: int = Field(default=0, ge=0, le=10**9)
     gbps: float = Field(default=0.0, ge=0, le=MAX_GBPS, allow_inf_nan=False)
     delay_us: int = Field(default=0, ge=0, le=1_000_000)
+    file: File | None = Field(default=None, validate_default=True)
+    speed: Speed = "recorded"
+    times: Times = 1
+    snapped: Literal["pad", "cut", "drop"] = "pad"
+    rewrite: dict[Mac, str] = Field(default_factory=dict)
     interface: Annotated[str, AfterValidator(checked_interface)] = "xbl0"
     address: Address | None = None
     address6: Address6 | None = None
@@ -94,9 +110,23 @@ class Wire(Table):
     @classmethod
     def _only_with_generate(cls, value: Any, info: Info) -> Any:
         # runs on what the file gives, and on the None that `to` has by default
-        if value is not None and info.data.get("mode", "generate") != "generate":
-            raise ValueError('has a meaning with mode = "generate" only')
-        return value
+        modes = ("generate", "replay") if info.field_name == "to" else ("generate",)
+        return _only_with(modes, value, info)
+
+    @field_validator("file", "speed", "times", "snapped", "rewrite")
+    @classmethod
+    def _only_with_a_file(cls, value: Any, info: Info) -> Any:
+        modes = ("replay", "record") if info.field_name == "file" else ("replay",)
+        if value is None and (mode := info.data.get("mode")) in modes:
+            raise ValueError(f'is required with mode = "{mode}": the capture file')
+        return _only_with(modes, value, info)
+
+    @field_validator("rewrite")
+    @classmethod
+    def _one_destination(cls, rewrite: dict[str, str], info: Info) -> dict[str, str]:
+        if rewrite and info.data.get("to") is not None:
+            raise ValueError("has no meaning beside `to`, to which all frames go")
+        return rewrite
 
 
 class Nic(Table):
@@ -167,13 +197,20 @@ class Model(Table):
 
 
 class Workload(Table):
-    """One ``[[workload]]``: for `seconds`, or until `frames` frames (kind "rr": round trips); `frame` in bytes."""
+    """One ``[[workload]]``: for `seconds`, or until `frames` frames (kind "rr": round trips); `frame` in bytes.
 
-    kind: Literal["stream", "rr"]
+    Kind "replay": a capture file's frames, `times` times over; `seconds` may end it before.
+    """
+
+    kind: Literal["stream", "rr", "replay"]
     from_: str = Field(alias="from")
     to: str
     frame: Frame = 64
     payload: Literal["full", "header"] = "full"
+    file: File | None = Field(default=None, validate_default=True)
+    speed: Speed = "recorded"
+    times: Times = 1
+    snapped: Literal["pad", "cut", "drop"] = "pad"
     seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     frames: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(default=None, validate_default=True)
 
@@ -184,9 +221,32 @@ class Workload(Table):
             raise ValueError(f"{to!r} is the sender itself")
         return to
 
+    @field_validator("file", "speed", "times", "snapped")
+    @classmethod
+    def _only_with_replay(cls, value: Any, info: Info) -> Any:
+        kind = info.data.get("kind", "replay")
+        if value is None and kind == "replay" and "kind" in info.data:
+            raise ValueError('is required with kind = "replay": the capture file')
+        if value is not None and kind != "replay":
+            raise ValueError('has a meaning with kind = "replay" only')
+        return value
+
+    @field_validator("frame", "payload")
+    @classmethod
+    def _not_with_replay(cls, value: Any, info: Info) -> Any:
+        if info.data.get("kind") == "replay":
+            raise ValueError('has no meaning with kind = "replay": the frames are the file\'s')
+        return value
+
     @field_validator("frames")
     @classmethod
     def _one_limit(cls, frames: int | None, info: Info) -> int | None:
+        if info.data.get("kind") == "replay":
+            if frames is not None:
+                raise ValueError("a replay ends by its `times`, or after `seconds`")
+            if info.data.get("times") == 0 and info.data.get("seconds", 1) is None:
+                raise ValueError("a replay without end (times = 0) needs `seconds`")
+            return None
         if "seconds" in info.data and (frames is None) == (info.data["seconds"] is None):
             given = "neither is" if frames is None else "both are"
             raise ValueError(f"exactly one of seconds and frames says when a workload ends; {given} given")

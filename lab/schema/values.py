@@ -1,6 +1,7 @@
 """What a value in a topology file may be: sizes, names, addresses, CPUs; and the base of all tables. Manual: docs/topology.md."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from typing import Annotated, Final
@@ -33,7 +34,7 @@ TABLE_BYTES_PER_PAGE: Final = 16  # an IOMMU table entry and a hold count for ea
 _SIZE = re.compile(r"(\d{1,15}) ?(KiB|MiB|GiB)")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,30}")
 NAME_RULE: Final = "1 to 31 of a-z, 0-9 and '-', not beginning with '-'"
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
@@ -81,7 +82,7 @@ def checked_guest_name(value: str) -> str:
 
 def _mac(value: str) -> str:
     mac = value.lower()
-    if not _MAC.fullmatch(mac):
+    if not MAC.fullmatch(mac):
         raise ValueError(f"{value!r} is not a MAC address such as 02:00:00:00:00:01")
     if int(mac[:2], 16) & 1:
         raise ValueError(f"{value!r} is a multicast address; a device's own is unicast (first byte even)")
@@ -128,6 +129,18 @@ def checked_power_of_two(value: int) -> int:
     return value
 
 
+def checked_speed(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value not in ("recorded", "max") and not (number and 0 < float(str(value)) < float("inf")):
+        raise ValueError(f'must be "recorded", "max", or by how much it is faster (a number above 0), not {value!r}')
+    return value
+
+
+def speed_factor(speed: float | str) -> float:
+    """A speed as a multiple of the recorded one; 0: as fast as frames are taken."""
+    return {"recorded": 1.0, "max": 0.0}[speed] if isinstance(speed, str) else float(speed)
+
+
 Ram = Annotated[int, BeforeValidator(_ram)]
 Mac = Annotated[str, AfterValidator(_mac)]
 Cpus = Annotated[list[int], BeforeValidator(checked_cpus)]
@@ -136,6 +149,9 @@ Address6 = Annotated[str, AfterValidator(checked_address6)]
 Engines = Annotated[int, Field(ge=1, le=MAX_ENGINES)]
 Queues = Annotated[int, Field(ge=1, le=MAX_QUEUES)]
 PriceOf = Annotated[int, Field(ge=0, le=MAX_PRICE)]
+Speed = Annotated[float | int | str, BeforeValidator(checked_speed)]
+Times = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+File = Annotated[str, AfterValidator(os.path.abspath)]
 Frame = Annotated[int, Field(ge=MIN_WORKLOAD_FRAME, le=MAX_WORKLOAD_FRAME)]
 
 

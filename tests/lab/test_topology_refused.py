@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lab.topology import PATHS
+from tests.support import captures
 from tests.support.topologies import ANNA, BERT, TAP, problems
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -39,10 +40,28 @@ ONE_KEY = [
     ("nic.queue = 32", "nic.queue", "must be greater than or equal to 64"),
     ("nic.queue = 8192", "nic.queue", "must be less than or equal to 4096"),
     ("nic.qeue = 64", "nic.qeue", "is not a key (did you mean 'queue'?)"),
-    ('nic.wire.mode = "mirror"', "nic.wire.mode", "must be 'sink', 'reflect', 'generate' or 'tap', not 'mirror'"),
+    (
+        'nic.wire.mode = "mirror"',
+        "nic.wire.mode",
+        "must be 'sink', 'reflect', 'generate', 'replay', 'record' or 'tap', not 'mirror'",
+    ),
     ('nic.wire.mac = "02:00"', "nic.wire.mac", "is not a MAC address"),
     ('nic.wire.mac = "02:00:00:00:00:01"', "nic.wire.mac", "is guest[0].mac's already"),
-    ("nic.wire.speed = 1", "nic.wire.speed", "is not a key; there are mode, mac, to, frame, pps, gbps, delay_us"),
+    ("nic.wire.zzz = 1", "nic.wire.zzz", "is not a key; there are mode, mac, to, frame, pps, gbps, delay_us"),
+    ("nic.wire.speed = 1", "nic.wire.speed", 'with mode = "replay" only'),
+    ('nic.wire.file = "x"', "nic.wire.file", 'with mode = "replay" or "record" only'),
+    ('nic.wire.mode = "replay"', "nic.wire.file", 'is required with mode = "replay": the capture file'),
+    ('nic.wire.mode = "record"', "nic.wire.file", 'is required with mode = "record": the capture file'),
+    ('nic.wire = {mode = "replay", file = "none.pcap"}', "nic.wire.file", "none.pcap: No such file or directory"),
+    ('nic.wire = {mode = "replay", file = "/dev/null"}', "nic.wire.file", "/dev/null: is empty"),
+    ('nic.wire = {mode = "replay", file = "x", speed = 0}', "nic.wire.speed", "a number above 0), not 0"),
+    ('nic.wire = {mode = "replay", file = "x", speed = "fast"}', "nic.wire.speed", 'must be "recorded", "max"'),
+    ('nic.wire = {mode = "replay", file = "x", times = -1}', "nic.wire.times", "greater than or equal to 0"),
+    (
+        'nic.wire = {mode = "replay", file = "x", to = "anna", rewrite = {"02:aa:00:00:00:01" = "anna"}}',
+        "nic.wire.rewrite",
+        "no meaning beside",
+    ),
     ("nic.wire.gbps = -1", "nic.wire.gbps", "greater than or equal to 0"),
     ("nic.wire.gbps = 0.0001", "nic.wire.gbps", "at least 0.001, not 0.0001"),
     ("nic.wire.gbps = 1001", "nic.wire.gbps", "less than or equal to 1000"),
@@ -55,7 +74,7 @@ ONE_KEY = [
     ('nic.wire = {mode = "generate", to = "anna", frame = 63}', "nic.wire.frame", "greater than or equal to 64"),
     ('nic.wire = {mode = "generate", to = "anna", frame = 1515}', "nic.wire.frame", "whose mtu allows 1514"),
     ('nic.wire = {mode = "generate", to = "anna", pps = -1}', "nic.wire.pps", "greater than or equal to 0"),
-    ('nic.wire.to = "anna"', "nic.wire.to", 'with mode = "generate" only'),
+    ('nic.wire.to = "anna"', "nic.wire.to", 'with mode = "generate" or "replay" only'),
     ("nic.wire.frame = 64", "nic.wire.frame", 'with mode = "generate" only'),
     ("nic.wire.pps = 0", "nic.wire.pps", 'with mode = "generate" only'),
     ('dom0.memory = "32 MB"', "dom0.memory", "'32 MB' is not a size"),
@@ -185,7 +204,7 @@ WIRE_TAP = '[nic.wire]\nmode = "tap"\n'
         (WIRE_TAP + "delay_us = 5\n", "nic.wire.delay_us", 'has no meaning with mode = "tap"'),
         (WIRE_TAP + 'address = "10.0.0.0/24"\n', "nic.wire.address", "is the network address"),
         (WIRE_TAP + 'address = "10.0.0.1/24"\n', "guest[0].address", "is nic.wire.address's already"),
-        (WIRE_TAP + 'to = "tess"\n', "nic.wire.to", 'has a meaning with mode = "generate" only'),
+        (WIRE_TAP + 'to = "tess"\n', "nic.wire.to", 'has a meaning with mode = "generate" or "replay" only'),
     ],
 )
 def test_refused_wire_to_the_host(tmp_path: Path, text: str, key: str, reason: str) -> None:
@@ -314,3 +333,31 @@ def test_all_problems_come_at_once_and_none_follows_from_another(tmp_path: Path)
             "workload[0].frames",
         ]
     )
+
+
+def test_whom_replayed_frames_are_for_is_known(tmp_path: Path) -> None:
+    captures.write(tmp_path / "x.pcapng", captures.traffic(count=2))
+    replay = '[nic.wire]\nmode = "replay"\nfile = "x.pcapng"\n'  # relative to the topology's folder
+    assert problems(tmp_path, replay + 'to = "ana"\n' + ANNA) == {"nic.wire.to": "'ana' is not a guest (did you mean 'anna'?)"}
+    found = problems(tmp_path, replay + 'rewrite = { "02:aa:00:00:00:01" = "ana", "02:aa:00:00:00:02" = "wire" }\n' + ANNA)
+    reason = "02:aa:00:00:00:01: 'ana' is neither a guest nor a MAC address (did you mean 'anna'?)"
+    assert found == {"nic.wire.rewrite": reason}
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "reason"),
+    [
+        ("", "file", "is required"),
+        ('file = "none.pcap"', "file", "none.pcap: No such file"),
+        ('file = "x.pcapng"\nframe = 64', "frame", "the frames are the file's"),
+        ('file = "x.pcapng"\nframes = 64', "frames", "a replay ends by its `times`"),
+        ('file = "x.pcapng"\ntimes = 0', "frames", "needs `seconds`"),
+        ('file = "x.pcapng"\nspeed = true', "speed", "must be"),
+        ('file = "x.pcapng"\nsnapped = "send"', "snapped", "must be 'pad', 'cut' or 'drop'"),
+    ],
+)
+def test_refused_replay(tmp_path: Path, text: str, key: str, reason: str) -> None:
+    captures.write(tmp_path / "x.pcapng", captures.traffic(count=2))
+    found = problems(tmp_path, f'{ANNA}{BERT}[[workload]]\nkind = "replay"\nfrom = "anna"\nto = "bert"\n{text}\n')
+    assert list(found) == [f"workload[0].{key}"]
+    assert reason in found[f"workload[0].{key}"]

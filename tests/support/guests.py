@@ -23,7 +23,7 @@ from bench.isolation.loops import JOB
 from hyp.abi.nic import CQE, DESC, DESC_MORE, DESC_SIGNALED, DOORBELL, PAGE, STATUS_OK
 from hyp.control import Channel, Reply, close_all
 from hyp.kernels import Entry
-from hyp.load.frames import TRACKER, TRACKERS, tracker_report
+from hyp.load.frames import TRACKER, TRACKER_ROWS, tracker_report
 from hyp.memory import Mapping
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 from tests.support.drivers import compose, exchange, fence, head_words, sleep_until_event
@@ -260,7 +260,7 @@ class Loop:
     def __init__(self, kernel: Entry, guest: Guest, job: "np.ndarray[Any, Any]") -> None:
         kernel.load()
         self.job, self._guest = job, guest
-        self.trackers = np.zeros(TRACKERS, TRACKER)
+        self.trackers = np.zeros(TRACKER_ROWS, TRACKER)
         job[0]["trackers"] = self.trackers.ctypes.data
         self.result: int | None = None
         self._thread = threading.Thread(target=self._run, args=(kernel,), daemon=True)

@@ -71,6 +71,9 @@ TOOLS = {
     "util-linux": Tool(
         programs("flock", "mount", "nsenter", "unshare"), ("util-linux", "mount"), ("util-linux",), ("util-linux",)
     ),
+    "tshark": Tool(
+        programs("tshark", "capinfos", "editcap"), ("tshark", "wireshark-common"), ("wireshark-cli",), ("wireshark-cli",)
+    ),
     "bash": Tool(programs("bash"), ("bash",), ("bash",), ("bash",)),
     "dash": Tool(programs("dash"), ("dash",), ("dash",), ("dash",)),
     "zsh": Tool(programs("zsh"), ("zsh",), ("zsh",), ("zsh",)),
