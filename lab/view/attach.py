@@ -27,6 +27,7 @@ from lab.command.clients import connect as connect_to
 from lab.counters import CounterReader
 from lab.ledger import Snapshot
 from lab.rundir import RunDir
+from lab.view.ends import Ends
 from lab.view.events import EventLog, event
 from lab.view.picture import Picture, picture
 from lab.view.samples import Sample, Sampler, Use
@@ -60,6 +61,7 @@ class Watch:
         self._pids: dict[str, tuple[int, bytes]] = {}  # with when each was started, as a pid may be another's one day
         self._restarts: dict[str, int] = {}
         self._asked_at = 0.0
+        self._ends = Ends()
 
     @classmethod
     def of(cls, name: str | None) -> "Watch":
@@ -110,7 +112,8 @@ class Watch:
             raise Ended(f"topology {self.name} has ended")
         self.counts = self._reader.read() if self._reader is not None else {}
         self.use = self._use()
-        sample = self._sampler.take(time.monotonic(), time.time(), self.counts, self.use)
+        pairs = self._ends.read(self._reader, self.picture, self.counts) if self._reader is not None else {}
+        sample = self._sampler.take(time.monotonic(), time.time(), self.counts, self.use, pairs)
         self.log.ports(sample["time"], {one["name"]: port_of(one["name"], self.counts) for one in self.status["guests"]})
         self.log.compare(self.picture, sample)
         return sample
