@@ -10,6 +10,7 @@ from hyp.paths import PATHS
 from lab.api.tables import topology_of
 from lab.view.picture import Picture, picture
 from lab.web.drawing import MOST_GUESTS, NARROW, WIDE, Size, draw
+from tests.support.labs import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVERY_PATH = {f"{path[:2]}{k}": path for path in PATHS for k in range(2)}
@@ -51,6 +52,13 @@ def test_marks_are_where_things_happen_and_do_not_overlap(size: Size) -> None:
             assert clear, mark.attrib
             placed.append((x, y, width, height))
     assert len(placed) > 20
+
+
+def test_every_path_has_dashes_of_its_own() -> None:
+    css = (ROOT / "lab" / "web" / "assets" / "page.css").read_text()
+    dashes = {path: re.findall(rf"\.path-{path} {{ --dash: ([\d ]+);", css) for path in PATHS}
+    assert all(len(found) == 1 for found in dashes.values()), dashes
+    assert len({found[0] for found in dashes.values()}) == len(PATHS)
 
 
 @SIZES
