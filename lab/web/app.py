@@ -1,10 +1,12 @@
 """The routes. GET looks, POST changes; lab/web/security.py has decided before whether it may.
 
-/                  the page
-/assets/NAME       what it is made of; plotly.js is the package plotly's, paths.css is made of hyp/paths.py
-/stream            the views of lab/web/hub.py, as server-sent events
-/metrics           OpenMetrics
-POST /do/VERB      a control, its arguments as a JSON object: {"done": sentence}, or 409 {"error": sentence}
+    /                  the page
+    /assets/NAME       what it is made of; plotly.js is the package plotly's, paths.css is made of hyp/paths.py
+    /stream            the views of lab/web/hub.py, as server-sent events
+    /metrics           OpenMetrics
+    POST /do/VERB      a control, its arguments as a JSON object: {"done": sentence}, or 409 {"error": sentence}
+
+Everything else is 404.
 """
 
 import functools
