@@ -8,6 +8,9 @@
     launch.py web [NAME] [--port P]        the page of a running topology, on loopback (docs/web.md)
     launch.py status [--json]              what is running, who is cut off, and what guests move
     launch.py top [NAME]                   what each hop of a running topology does now
+    launch.py trace [NAME | FROM TO]       follow frames from hop to hop
+    launch.py explain FILE                 where the time of a trace's frames went
+    launch.py capture [GUEST]              write frames as they are seen at each hop, for Wireshark's tools
     launch.py move GUEST --path PATH       move a running guest to the other path
     launch.py store ls|read|write|rm|watch the store of a running topology, as Domain 0
     launch.py stop [NAME] [--all [--yes]]  take a running topology down, or all of them once you have said so
@@ -44,7 +47,7 @@ from typing import Annotated
 import typer
 
 from lab.command.completing.examples import show_examples
-from lab.command.doing import FAILED, USAGE, Json, ask, check_output, drive, fail, load_topology, say
+from lab.command.doing import FAILED, USAGE, Json, Topology, ask, check_every, check_output, drive, fail, load_topology, say
 from lab.command.encoding import speak_any_encoding
 from lab.command.ending import SURROUNDINGS, silence
 from lab.command.store_app import store
@@ -87,6 +90,9 @@ def demo(
 def run(
     file: Annotated[Path, typer.Argument(help="Topology file (docs/topology.md).")],
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the workloads' records to this file.")] = None,
+    trace_out: Annotated[Path | None, typer.Option("--trace", help="Write frames' ways to this file, for Perfetto.")] = None,
+    capture_out: Annotated[Path | None, typer.Option("--capture", help="Write frames at each hop to this pcapng file.")] = None,
+    every: Annotated[int, typer.Option(help="Of --trace and --capture: one in so many frames, a power of two.")] = 1,
     web: Annotated[bool, typer.Option("--web", help="Serve its page meanwhile, as `launch.py web` does.")] = False,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = WEB_PORT,
 ) -> None:
@@ -94,13 +100,16 @@ def run(
 
     SIGTERM, SIGHUP and `launch.py stop` take it down as Ctrl-C does.
     """
+    check_every(every)
     topology = load_topology(file)
     check_output(json_out)
     from lab.command.session import run_topology
+    from lab.command.web import check_packages
 
     if web:
-        check_web()
-    drive(lambda: run_topology(topology.plain(), json_out, port if web else None))
+        check_packages()
+    page_port = port if web else None
+    drive(lambda: run_topology(topology.plain(), json_out, trace=trace_out, capture=capture_out, every=every, page_port=page_port))
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -172,19 +181,11 @@ def web(
     end. docs/web.md.
     """
     from hyp.limits import raise_descriptor_limit
-    from lab.command.web import serve_page
+    from lab.command.web import check_packages, serve_page
 
-    check_web()
+    check_packages()
     raise_descriptor_limit()
     print(ask(serve_page(name, port)))
-
-
-def check_web() -> None:
-    """Exit unless the packages are there that the page takes."""
-    from lab.command.web import lacking
-
-    if (reason := lacking()) is not None:
-        fail(reason, FAILED)
 
 
 def take_topology(argv: list[str]) -> str | None:
@@ -251,6 +252,58 @@ def top(
         fail(f"--interval {interval:g}: 0.1 at least, and at most {LONGEST_S:g}", USAGE)
     raise_descriptor_limit()
     raise typer.Exit(ask(top(name, interval, once=once, as_json=as_json)))
+
+
+@app.command()
+def trace(
+    ends: Annotated[list[str] | None, typer.Argument(metavar="[NAME | FROM TO]", help="A topology; or two guests.")] = None,
+    seconds: Annotated[float, typer.Option(help="How long to watch.")] = 2.0,
+    every: Annotated[int, typer.Option(help="One in so many frames, a power of two.")] = 1024,
+    frames: Annotated[int, typer.Option(help="Of FROM TO: how many frames are sent.")] = 1,
+    length: Annotated[int, typer.Option(help="Of FROM TO: bytes of each.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="Write a trace for Perfetto to this file.")] = None,
+    topology: Topology = None,
+) -> None:
+    """Follow frames of a running topology from hop to hop.
+
+    FROM TO sends frames from a guest to another, or to or from the "wire", and tells each one's way. Else it says where time goes.
+    """
+    from lab.command.trace import trace
+
+    check_every(every)
+    if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S and 1 <= frames <= 1000):
+        fail(f"--seconds {seconds:g}, --frames {frames}: up to {LONGEST_S:g} s, up to 1000 frames", USAGE)
+    for line in ask(trace(ends or [], topology, seconds, every, frames, length, out)):
+        print(line)
+
+
+@app.command()
+def explain(file: Annotated[Path, typer.Argument(help="A trace that was written with --out or --trace.")]) -> None:
+    """Where the time of a trace's frames went: the median's and the 99th percentile's, hop by hop."""
+    from lab.command.trace import explain
+
+    for line in ask(explain(file)):
+        print(line)
+
+
+@app.command()
+def capture(
+    guest: Annotated[str | None, typer.Argument(help="Frames from and to this guest alone.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The file, pcapng; else standard output.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="How long; else until Ctrl-C.")] = None,
+    snap: Annotated[int, typer.Option(help="Bytes of each frame.")] = 65535,
+    topology: Topology = None,
+) -> None:
+    """Write frames of a running topology to a capture file, as they are seen at each hop.
+
+    For Wireshark's tools: an interface for each hop. Where it can't follow, frames are missing, and it says how many.
+    """
+    from lab.command.trace import capture
+
+    if out is None and sys.stdout.isatty():
+        fail("capture: --out FILE, or pipe it: launch.py capture | tshark -r -", USAGE)
+    for line in ask(capture(topology, guest, out, seconds, snap)):
+        print(line, file=sys.stderr)
 
 
 @app.command()

@@ -62,6 +62,12 @@ def check_output(json_out: Path | None) -> None:
         fail(f"--json {json_out}: {reason}", USAGE)
 
 
+def check_every(every: int) -> None:
+    """Exit unless one in so many frames can be watched."""
+    if not 1 <= every <= 1 << 40 or every & (every - 1):
+        fail(f"--every {every}: a power of two", USAGE)
+
+
 def load_topology(file: Path, *, fits: bool = True) -> Any:
     """The topology, checked against itself and, with `fits`, the machine; exits with the reasons if it will not do."""
     from lab.topology import TopologyError, check_machine, load

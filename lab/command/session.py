@@ -180,11 +180,22 @@ async def _page_of(name: str, port: int | None, out: Screen) -> AsyncIterator[No
         raise LabError(str(error)) from error
 
 
-async def run_topology(topology: dict[str, Any], json_out: Path | None, port: int | None = None) -> int:
-    """Run a topology, with its page at `port` if there is one; returns the exit status."""
+async def run_topology(
+    topology: dict[str, Any],
+    json_out: Path | None,
+    *,
+    trace: Path | None = None,
+    capture: Path | None = None,
+    every: int = 1,
+    page_port: int | None = None,
+) -> int:
+    """Run a topology; returns the exit status.
+
+    `trace`, `capture`: files for what is seen of one in `every` frames meanwhile. `page_port`: where its page is, if it has one.
+    """
     out = Screen()
     with told(out) as status:
-        async with lab_up(topology, out) as lab, _page_of(lab.name, port, out):
+        async with lab_up(topology, out) as lab, _page_of(lab.name, page_port, out), _recorded(lab, out, trace, capture, every):
             if not topology["workload"]:
                 return await _stay_up(lab, out)
             records = await run_workloads(await Runner.open(lab), topology["workload"], out)
@@ -194,6 +205,25 @@ async def run_topology(topology: dict[str, Any], json_out: Path | None, port: in
     written = write_json(json_out, lab.name, records, ready=lab.timings) if json_out is not None else 0  # first: it may be all
     print_results(records, out)
     return FAILED if written or deaths or any(record["errors"] for record in records) else 0
+
+
+@contextlib.asynccontextmanager
+async def _recorded(lab: Lab, out: Screen, trace: Path | None, capture: Path | None, every: int) -> AsyncIterator[None]:
+    """What happens inside goes to these files, if there are any."""
+    if trace is None and capture is None:
+        yield
+        return
+    from hyp.capture.format import CaptureError
+    from lab.command.trace import said_of
+    from lab.trace.recording import recorded
+
+    try:
+        async with recorded(lab.channel, trace, capture, every) as seen:
+            yield
+    except (OSError, CaptureError) as error:
+        raise LabError(str(error)) from error
+    for line in (line for one in seen for line in said_of(one)):
+        out.print(line)
 
 
 async def _stay_up(lab: Lab, out: Screen) -> int:

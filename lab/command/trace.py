@@ -1,4 +1,4 @@
-"""``launch.py trace`` and ``explain``: frames of a running topology on their way (lab/trace/).
+"""``launch.py trace``, ``explain`` and ``capture``: frames of a running topology on their way (lab/trace/).
 
 launch.py trace [--seconds S] [--every N] [--out FILE]     watch, and write a trace for Perfetto or say where the time went
 launch.py trace FROM TO [--frames N]                       send N frames, and tell each one's way hop by hop
@@ -7,18 +7,22 @@ launch.py explain FILE                                     where the time went, 
 
 import asyncio
 import contextlib
-import itertools
 import os
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hyp.capture.format import CaptureError
+from hyp.capture.write import CaptureWriter
 from hyp.control import Channel, ControlError
 from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
 from lab.command.clients import ClientError, connect, the_one
 from lab.owner import open_console
 from lab.trace.explain import explained, told
-from lab.trace.perfetto import TraceWriter, read
+from lab.trace.perfetto import read
+from lab.trace.recording import Seen, capture_sink, record, trace_sink, way_sink
 from lab.trace.story import Way, Ways
 from lab.trace.viewer import Viewer
 
@@ -39,50 +43,86 @@ def _asked(topology: str) -> Iterator[None]:
 
 
 async def watch(topology: str | None, seconds: float, every: int, out: Path | None, *, ascii_only: bool) -> list[str]:
-    """Watch one in `every` frames for some time. Returns what to say. ClientError; OSError if the file can't be written."""
-    run = the_one(topology)
-    keeper, found = await connect(run), list[Way]()
+    """Watch one in `every` frames for some time. Returns what to say. ClientError; OSError if the file can't be made."""
+    run, ways = the_one(topology), list[Way]()
+    keeper = await connect(run)
     with contextlib.ExitStack() as stack:
         stack.callback(keeper.close)
-        file = stack.enter_context(out.open("w")) if out is not None else None
-        writer = TraceWriter(file) if file is not None else None
+        sinks = [way_sink(ways)]
+        if out is not None:
+            sinks.append(trace_sink(stack.enter_context(out.open("w"))))
         with _asked(run.name):
-            async with Viewer(keeper, every) as viewer:
-                ways, until = Ways(), asyncio.get_running_loop().time() + seconds
-
-                def take(*, last: bool = False) -> None:
-                    for way in itertools.chain(ways.add(viewer.read(last=last)), ways.rest() if last else ()):
-                        found.append(way)
-                        if writer is not None:
-                            writer.add(way)
-
-                while (left := until - asyncio.get_running_loop().time()) > 0 and not keeper.closed.done():
-                    await asyncio.wait([keeper.closed], timeout=min(left, LOOK_S))
-                    take()
-                take(last=True)
-                said = _missed(viewer)
-        if writer is not None:
-            writer.close()
-    if out is not None:
-        return [f"{len(found)} frames in {out}: open it at ui.perfetto.dev, or `launch.py explain {out}`", *said]
-    return [*explained(found, ascii_only=ascii_only), *said]
+            seen = await record(keeper, sinks, _until(seconds), every=every)
+    if out is None or seen.error is not None:
+        return [*explained(ways, ascii_only=ascii_only), *said_of(seen)]
+    return [f"{len(ways)} frames in {out}: open it at ui.perfetto.dev, or `launch.py explain {out}`", *said_of(seen)]
 
 
-def _missed(viewer: Viewer) -> list[str]:
-    said = [f"{name} is not watched: {why}" for name, why in viewer.left_out.items() if name != "xenstored"]
-    if viewer.missed:
-        said.append(f"missed, as there were too many at a time: {sum(viewer.missed.values())} (--every takes fewer)")
+async def capture(topology: str | None, guest: str | None, out: Path | None, seconds: float | None, snap: int) -> list[str]:
+    """Write frames to a capture file, or to standard output, until it is over or Ctrl-C. ClientError; CaptureError."""
+    run = the_one(topology)
+    keeper = await connect(run)
+    try:
+        with _asked(run.name):
+            guests = [one["name"] for one in (await keeper.call("status")).value["guests"]]
+            if guest is not None and guest not in guests:
+                raise ClientError(f"topology {run.name} has no guest {guest!r}; there are {', '.join(guests)}")
+            try:
+                writer = CaptureWriter("standard output", os.dup(1)) if out is None else CaptureWriter(str(out))
+            except CaptureError as error:
+                raise ClientError(str(error)) from error
+            sink = await capture_sink(keeper, writer, guest)
+            seen = await record(keeper, [sink], _until(seconds), snap=snap)
+        return [f"{writer.frames} frames in {writer.path}", *said_of(seen)]
+    finally:
+        keeper.close()
+
+
+def _until(seconds: float | None) -> asyncio.Event:
+    """Set after some time, or by SIGINT or SIGTERM."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    if seconds is not None:
+        loop.call_later(seconds, stop.set)
+    return stop
+
+
+def said_of(seen: Seen) -> list[str]:
+    """What went wrong, for people."""
+    said = [str(seen.error)] if seen.error is not None else []
+    said += [f"{name} is not watched: {why}" for name, why in seen.left_out.items() if name != "xenstored"]
+    if seen.missed:
+        said.append(f"missed, as there were too many at a time: {sum(seen.missed.values())} (--every takes fewer)")
     return said
 
 
-def explain(file: Path, *, ascii_only: bool) -> list[str]:
+async def explain(file: Path) -> list[str]:
     """Where the time of a trace's frames went. ClientError if it can't be read."""
     try:
-        return list(explained(read(file), ascii_only=ascii_only))
+        return list(explained(read(file), ascii_only=_ascii_only()))
     except OSError as error:
         raise ClientError(f"{file}: {error.strerror}") from error
     except ValueError as error:
         raise ClientError(str(error)) from error
+
+
+def _ascii_only() -> bool:
+    return "utf" not in (sys.stdout.encoding or "").lower()
+
+
+async def trace(
+    ends: list[str], topology: str | None, seconds: float, every: int, frames: int, length: int, out: Path | None
+) -> list[str]:
+    """What `launch.py trace` does. ClientError."""
+    if len(ends) > 2:
+        raise ClientError("trace: a topology's name, or where frames come from and where they go")
+    try:
+        if len(ends) == 2:
+            return await follow(topology, ends[0], ends[1], frames, length)
+        return await watch(ends[0] if ends else topology, seconds, every, out, ascii_only=_ascii_only())
+    except OSError as error:
+        raise ClientError(f"{out}: {error.strerror}") from error
 
 
 async def follow(topology: str | None, sender: str, receiver: str, frames: int, length: int) -> list[str]:

@@ -4,15 +4,18 @@ import asyncio
 import importlib.util
 import signal
 
+from lab.command.doing import FAILED, fail
+
 PACKAGES = ("plotly", "prometheus_client", "starlette", "uvicorn")
 """What the page needs beyond the lab itself: pyproject.toml's extra `web`."""
 BRINGS = "the page needs packages that are not there ({}): `make web-packages` brings them"
 
 
-def lacking() -> str | None:
-    """Why there can be no page, and what helps; None: all is there."""
+def check_packages() -> None:
+    """Exit, saying what helps, unless all is there that the page takes."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    return BRINGS.format(", ".join(missing)) if missing else None
+    if missing:
+        fail(BRINGS.format(", ".join(missing)), FAILED)
 
 
 async def serve_page(topology: str | None, port: int) -> str:
