@@ -420,6 +420,7 @@ def test_each_command_has_one_line_in_the_help() -> None:
         "run",
         "exec",
         "forward",
+        "web",
         "move",
         "status",
         "top",
