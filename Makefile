@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
+FOR_WEB := $(VENV)/.installed-web
 FOR_BENCH := $(VENV)/.installed-bench
 FOR_TESTS := $(VENV)/.installed-tests
 # A file's tests stay in one process, so that they share its topology. Most of a test is waiting for one process to start.
@@ -12,10 +13,16 @@ INSTALL := $(VENV)/bin/python lab/environment/install.py
 # Of the caller's, what would send packages elsewhere or bring in those of another Python.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV
 
-.PHONY: demo bench test test-all fuzz soak model check tools setup clean
+.PHONY: demo web web-packages bench test test-all fuzz soak model check tools setup clean
 
 demo: $(STAMP)
 	$(VENV)/bin/python launch.py demo
+
+# Four guests and the page on which they are seen, until Ctrl-C.
+web: $(FOR_WEB)
+	$(VENV)/bin/python launch.py run topologies/web.toml --web
+
+web-packages: $(FOR_WEB)
 
 bench: $(FOR_BENCH)
 	$(VENV)/bin/python -m bench
@@ -62,9 +69,13 @@ $(FOR_BENCH): $(STAMP)
 	$(INSTALL) bench
 	touch $(FOR_BENCH)
 
+$(FOR_WEB): $(STAMP)
+	$(INSTALL) web
+	touch $(FOR_WEB)
+
 $(FOR_TESTS): $(STAMP)
 	$(INSTALL) test bench
-	touch $(FOR_BENCH) $(FOR_TESTS)
+	touch $(FOR_BENCH) $(FOR_WEB) $(FOR_TESTS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -5,6 +5,7 @@
     launch.py run FILE.toml [--json OUT]   run a topology: its workloads, or until Ctrl-C if it has none
     launch.py exec GUEST -- PROGRAM ...    run a program in a TAP guest of a running topology
     launch.py forward GUEST:PORT [PORT]    serve a TCP port of a TAP guest on loopback: for a browser on this machine
+    launch.py web [NAME] [--port P]        the page of a running topology, on loopback (docs/web.md)
     launch.py status [--json]              what is running, who is cut off, and what guests move
     launch.py top [NAME]                   what each hop of a running topology does now
     launch.py trace [NAME | FROM TO]       follow frames from hop to hop
@@ -52,6 +53,7 @@ from lab.command.ending import SURROUNDINGS, silence
 from lab.command.store_app import store
 
 LONGEST_S = 3600.0
+WEB_PORT = 8420
 
 app = typer.Typer(
     add_completion=False,
@@ -91,6 +93,8 @@ def run(
     trace_out: Annotated[Path | None, typer.Option("--trace", help="Write frames' ways to this file, for Perfetto.")] = None,
     capture_out: Annotated[Path | None, typer.Option("--capture", help="Write frames at each hop to this pcapng file.")] = None,
     every: Annotated[int, typer.Option(help="Of --trace and --capture: one in so many frames, a power of two.")] = 1,
+    web: Annotated[bool, typer.Option("--web", help="Serve its page meanwhile, as `launch.py web` does.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0: any that is free.")] = WEB_PORT,
 ) -> None:
     """Run a topology: its workloads, or until Ctrl-C.
 
@@ -100,8 +104,12 @@ def run(
     topology = load_topology(file)
     check_output(json_out)
     from lab.command.session import run_topology
+    from lab.command.web import check_packages
 
-    drive(lambda: run_topology(topology.plain(), json_out, trace=trace_out, capture=capture_out, every=every))
+    if web:
+        check_packages()
+    page_port = port if web else None
+    drive(lambda: run_topology(topology.plain(), json_out, trace=trace_out, capture=capture_out, every=every, page_port=page_port))
 
 
 @app.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -160,6 +168,24 @@ def forward(
     url = f"http://localhost:{listening[0].getsockname()[1]}/"
     say({"url": url, "target": target}, f"{url} leads to {target}; Ctrl-C ends it", as_json=as_json)
     ask(Forward(sockets, guest, name, int(number)).serve(listening))
+
+
+@app.command()
+def web(
+    name: Annotated[str | None, typer.Argument(help="Which topology; not needed if there is one.")] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of loopback; 0: any that is free.")] = WEB_PORT,
+) -> None:
+    """The page of a running topology, on loopback.
+
+    It shows where frames go, and has controls for who knows the whole address that this prints; until Ctrl-C, or the topology's
+    end. docs/web.md.
+    """
+    from hyp.limits import raise_descriptor_limit
+    from lab.command.web import check_packages, serve_page
+
+    check_packages()
+    raise_descriptor_limit()
+    print(ask(serve_page(name, port)))
 
 
 def take_topology(argv: list[str]) -> str | None:
@@ -253,7 +279,10 @@ def trace(
 
 @app.command()
 def explain(file: Annotated[Path, typer.Argument(help="A trace that was written with --out or --trace.")]) -> None:
-    """Where the time of a trace's frames went: the median's and the 99th percentile's, hop by hop."""
+    """Where the time of a trace's frames went, hop by hop.
+
+    That of the median and of the 99th-percentile frame.
+    """
     from lab.command.trace import explain
 
     for line in ask(explain(file)):
@@ -268,9 +297,10 @@ def capture(
     snap: Annotated[int, typer.Option(help="Bytes of each frame.")] = 65535,
     topology: Topology = None,
 ) -> None:
-    """Write frames of a running topology to a capture file, as they are seen at each hop.
+    """Write frames of a running topology to a capture file.
 
-    For Wireshark's tools: an interface for each hop. Where it can't follow, frames are missing, and it says how many.
+    As they are seen at each hop, with an interface for each: for Wireshark's tools. Where it can't follow, frames are missing, and
+    it says how many.
     """
     from lab.command.trace import capture
 

@@ -31,11 +31,14 @@ class CounterReader:
         return cls({key.removesuffix(".counters"): fd for key, fd in zip(keys, fds, strict=True)})
 
     def _pages(self) -> dict[str, bytes]:
-        return {name: os.pread(fd, COUNTERS_BYTES, 0).ljust(COUNTERS_BYTES, b"\0") for name, fd in self._fds.items()}
+        return {name: self._page(name) for name in self._fds}
+
+    def _page(self, process: str) -> bytes:
+        return os.pread(self._fds[process], COUNTERS_BYTES, 0).ljust(COUNTERS_BYTES, b"\0")
 
     def follow(self, process: str, row: str, column: str) -> Follower:
         """A function that reads one count, and nothing else, as often as one likes. LookupError if there is no such row."""
-        at, fd = place_of(self._pages()[process], row, column), self._fds[process]
+        at, fd = place_of(self._page(process), row, column), self._fds[process]
         return lambda: int.from_bytes(os.pread(fd, 8, at).ljust(8, b"\0"), "little", signed=True)
 
     def raw(self) -> list[bytes]:

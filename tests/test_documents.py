@@ -34,7 +34,7 @@ from hyp.model.price import PRICES
 from hyp.monitor import devices, domain, emulation, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
-from lab.keeper import keeper, output
+from lab.keeper import child, keeper, output
 from lab.schema import guest, tables, values
 from nic import crossing, link
 from nic import device as nic_device
@@ -129,7 +129,7 @@ FACTS = [
     fact(NETIF, rf"Bit 14: only the first {N} bytes", frames.COVERED),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
     fact(HYPERCALLS, rf"references below {N} are reserved", grant.NR_RESERVED_ENTRIES),
-    fact(HYPERCALLS, rf"SIGKILL follows after {N} s", keeper.STOP_TIMEOUT_S),
+    fact(HYPERCALLS, rf"SIGKILL follows after {N} s", child.STOP_TIMEOUT_S),
     fact(HYPERCALLS, rf"does not wait for it longer than {N} s", keeper.OWNER_TIMEOUT_S),
     fact(SHARED, rf"RAM of a device model \| hypervisor \| {N} MiB with queues of {N}", mib(emulation._memory(256)), 256),
     fact(SHARED, rf"IOMMU table \| hypervisor \| {N} B a page", 8),

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from domu.programs.table import program_of
 from hyp.control import ControlError, PeerGone
-from lab.command.clients import living
+from lab.command.clients import ClientError, living
 from lab.command.doing import PATIENT_S
 from lab.command.repeats import in_turns, summary
 from lab.command.screen import Screen
@@ -164,13 +164,38 @@ def told(out: Screen) -> Iterator[list[int]]:
         status.append(NOT_STARTED)
 
 
+@contextlib.asynccontextmanager
+async def _page_of(name: str, port: int | None, out: Screen) -> AsyncIterator[None]:
+    """The page of a topology that is up, at that port; None: no page."""
+    if port is None:
+        yield
+        return
+    from lab.web.serve import page
+
+    try:
+        async with page(name, port) as shown:
+            out.print(f"{shown.address} shows it")
+            yield
+    except ClientError as error:
+        raise LabError(str(error)) from error
+
+
 async def run_topology(
-    topology: dict[str, Any], json_out: Path | None, *, trace: Path | None = None, capture: Path | None = None, every: int = 1
+    topology: dict[str, Any],
+    json_out: Path | None,
+    *,
+    trace: Path | None = None,
+    capture: Path | None = None,
+    every: int = 1,
+    page_port: int | None = None,
 ) -> int:
-    """Run a topology; returns the exit status. `trace`, `capture`: files for what is seen of one in `every` frames meanwhile."""
+    """Run a topology; returns the exit status.
+
+    `trace`, `capture`: files for what is seen of one in `every` frames meanwhile. `page_port`: where its page is, if it has one.
+    """
     out = Screen()
     with told(out) as status:
-        async with lab_up(topology, out) as lab, _recorded(lab, out, trace, capture, every):
+        async with lab_up(topology, out) as lab, _page_of(lab.name, page_port, out), _recorded(lab, out, trace, capture, every):
             if not topology["workload"]:
                 return await _stay_up(lab, out)
             records = await run_workloads(await Runner.open(lab), topology["workload"], out)

@@ -1,13 +1,16 @@
 """One process of a topology, as the keeper knows it."""
 
 import asyncio
+import contextlib
 import os
+import signal
 import socket
 from dataclasses import dataclass, field
 from typing import Any
 
 from hyp.control import Channel
 
+STOP_TIMEOUT_S = 3.0
 GUEST = "domu"
 """The role of those whom nobody trusts."""
 
@@ -64,3 +67,21 @@ def describe_exit(code: int) -> str:
     if code < 0:
         return f"died (signal {-code})"
     return f"died (status {code})" if code else "ended"
+
+
+async def end(children: list[Child]) -> None:
+    """Ask processes to stop, kill those that do not, and wait, `STOP_TIMEOUT_S` at most each time, until they have ended."""
+    running = [child for child in children if not child.ended.done()]
+    for child in running:
+        child.console.tell("stop")
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(child.pidfd, signal.SIGCONT)
+    if running:
+        await asyncio.wait([child.ended for child in running], timeout=STOP_TIMEOUT_S)
+    for child in running:
+        if not child.ended.done():
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
+    still = [child.ended for child in running if not child.ended.done()]
+    if still:
+        await asyncio.wait(still, timeout=STOP_TIMEOUT_S)

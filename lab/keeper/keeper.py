@@ -32,14 +32,14 @@ from hyp import linux
 from hyp.control import Answer, Channel, ControlError, Handler, PeerGone, Refused, close_all, socketpair
 from hyp.control.descriptors import hang_up, refuse_descriptors
 from hyp.control.words import printable
-from lab.keeper.child import GUEST, Child, describe_exit
+from lab.keeper.child import GUEST, Child, describe_exit, end
+from lab.keeper.held import Held
 from lab.keeper.news import News
 from lab.keeper.output import Output
 from lab.keeper.restarts import READY_S, Restarts
 from lab.keeper.store import XENSTORED, StoreKeeping
 from lab.rundir import RunDir
 
-STOP_TIMEOUT_S = 3.0
 OWNER_TIMEOUT_S = 5.0
 MAX_NOTICES = 4
 """Of a process: what more it wants to say is in nobody's interest."""
@@ -57,7 +57,7 @@ class Keeper:
         self._rundir = rundir
         self._loop = asyncio.get_running_loop()
         self._children: dict[str, Child] = {}
-        self._held: dict[str, int] = {}
+        self._held = Held()
         self._exits: dict[int, int] | None = None  # of unknown processes, while one is being forked
         self._outputs: list[Output] = []
         self._restarts = Restarts()
@@ -86,7 +86,7 @@ class Keeper:
         handlers = {
             "status": self.status,
             "console": self.console,
-            "held": self.held,
+            "held": self._held.ending_in,
             "pidfds": self.pidfds,
             "moved": self.moved,
         }
@@ -174,11 +174,6 @@ class Keeper:
             await child.console.call("attach", fds=[theirs.fileno()])
         fd = ours.detach()
         return Answer({"role": child.role}, fds=[fd], close=[fd])
-
-    def held(self, suffix: str) -> Answer:
-        """Keys of held regions that end in `suffix`, and fds: the regions, read-only."""
-        keys = [key for key in self._held if key.endswith(suffix)]
-        return Answer(keys, fds=[self._held[key] for key in keys])
 
     async def ask_down(self) -> None:
         """`down` for a client: the owner is asked to go, which is how it ends in order; one that does not go is not waited for."""
@@ -298,7 +293,7 @@ class Keeper:
             "notice": lambda text: self._noticed(name, text),
         }
         if plan["role"] == "hyp":  # nobody else has anything to be held
-            handlers |= {"hold": self._hold, "let_go": self._let_go, "hung_up": self._hung_up}
+            handlers |= {"hold": self._held.hold, "let_go": self._held.let_go, "hung_up": self._hung_up}
         holds = frozenset({"hold"} if plan["role"] == "hyp" else ())
         channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=plan["role"] == GUEST)
         futures = ready, self._loop.create_future(), self._loop.create_future()
@@ -310,17 +305,6 @@ class Keeper:
         if pid in exits:
             self._ended(child, exits[pid])
         return child
-
-    def _hold(self, key: str, fds: list[int]) -> None:
-        if len(fds) != 1:
-            close_all(fds)
-            raise Refused("EINVAL", f"hold {key}: {len(fds)} descriptors, not one")
-        self._let_go(key)
-        self._held[key] = fds[0]
-
-    def _let_go(self, key: str) -> None:
-        if key in self._held:
-            os.close(self._held.pop(key))
 
     def _hung_up(self, name: str, restarts: int) -> None:
         """The hypervisor does not hear a daemon any more. If it lives it is killed, which is a death like others."""
@@ -475,7 +459,7 @@ class Keeper:
         others = [child for child in self._children.values() if child.role not in (GUEST, "hyp")]
         hypervisor = [child for child in self._children.values() if child.role == "hyp"]
         for group in (guests, others, hypervisor):
-            await self._stop(group)
+            await end(group)
         for output in self._outputs:
             output.close()
         self._forkserver.close()
@@ -483,19 +467,3 @@ class Keeper:
             os.kill(self._forkserver_pid, signal.SIGKILL)
         self._owner.tell("gone")
         self.gone.set()
-
-    async def _stop(self, children: list[Child]) -> None:
-        running = [child for child in children if not child.ended.done()]
-        for child in running:
-            child.console.tell("stop")
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(child.pidfd, signal.SIGCONT)
-        if running:
-            await asyncio.wait([child.ended for child in running], timeout=STOP_TIMEOUT_S)
-        for child in running:
-            if not child.ended.done():
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(child.pidfd, signal.SIGKILL)
-        still = [child.ended for child in running if not child.ended.done()]
-        if still:
-            await asyncio.wait(still, timeout=STOP_TIMEOUT_S)

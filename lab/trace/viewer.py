@@ -24,7 +24,7 @@ from hyp.control import Channel, ControlError, Refused
 from lab.owner import open_console
 from lab.trace.ring import Told, TraceRing
 
-ANSWER_S = 3.0
+ANSWER_S = 10.0
 LEAST_SNAP = 64
 MOST_LOOPS = 64
 SETTLED_NS = 5_000_000
@@ -85,14 +85,17 @@ class Viewer:
     async def look_again(self) -> None:
         """Look at whoever is not looked at yet: processes that have been started, or started again."""
         status = (await self._keeper.call("status")).value
-        for one in status["processes"]:
-            if one["state"] == "ready" and self._restarts.get(one["name"]) != one["restarts"]:
-                self._restarts[one["name"]] = one["restarts"]
-                try:
-                    async with asyncio.timeout(ANSWER_S):
-                        await self._look_at(one["name"])
-                except (ControlError, TimeoutError) as error:
-                    self.left_out[one["name"]] = str(error) or "it does not answer"
+        new = [one for one in status["processes"] if one["state"] == "ready" and self._restarts.get(one["name"]) != one["restarts"]]
+        self._restarts |= {one["name"]: one["restarts"] for one in new}
+        await asyncio.gather(*(self._try(one["name"]) for one in new))
+
+    async def _try(self, process: str) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                await self._look_at(process)
+            self.left_out.pop(process, None)
+        except (ControlError, TimeoutError) as error:
+            self.left_out[process] = str(error) or "it does not answer"
 
     async def _look_at(self, process: str) -> None:
         console = await open_console(self._keeper, process, takes_fds=True)
@@ -116,10 +119,14 @@ class Viewer:
 
     async def close(self) -> None:
         """Tell all loops to tell nothing more, and let go of the rings."""
-        for loop in self._loops:
+
+        async def end(loop: _Loop) -> None:
             with contextlib.suppress(ControlError, TimeoutError):
                 async with asyncio.timeout(ANSWER_S):
                     await loop.console.call("trace_end", loop=loop.name)
+
+        await asyncio.gather(*map(end, self._loops))
+        for loop in self._loops:
             loop.ring.close()
         for console in {id(loop.console): loop.console for loop in self._loops}.values():
             console.close()

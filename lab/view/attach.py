@@ -27,6 +27,7 @@ from lab.command.clients import connect as connect_to
 from lab.counters import CounterReader
 from lab.ledger import Snapshot
 from lab.rundir import RunDir
+from lab.view.ends import Ends
 from lab.view.events import EventLog, event
 from lab.view.picture import Picture, picture
 from lab.view.samples import Sample, Sampler, Use
@@ -49,6 +50,9 @@ class Watch:
         self.name = run.name
         self.status: dict[str, Any] = {"name": run.name, "state": "starting", "guests": [], "processes": []}
         self.log = EventLog()
+        self.counts: Snapshot = {}
+        """What the last sample was made of: the counters, and what the kernel said of each process."""
+        self.use: dict[str, Use] = {}
         self._run = run
         self._sampler = Sampler(_NOBODY)
         self._keeper: Channel | None = None
@@ -57,6 +61,7 @@ class Watch:
         self._pids: dict[str, tuple[int, bytes]] = {}  # with when each was started, as a pid may be another's one day
         self._restarts: dict[str, int] = {}
         self._asked_at = 0.0
+        self._ends = Ends()
 
     @classmethod
     def of(cls, name: str | None) -> "Watch":
@@ -105,9 +110,11 @@ class Watch:
                 self._stale = True  # it is stopped, or going: which is seen below, or the next time
         if self._keeper.closed.done():
             raise Ended(f"topology {self.name} has ended")
-        counts: Snapshot = self._reader.read() if self._reader is not None else {}
-        sample = self._sampler.take(time.monotonic(), time.time(), counts, self._use())
-        self.log.ports(sample["time"], {one["name"]: port_of(one["name"], counts) for one in self.status["guests"]})
+        self.counts = self._reader.read() if self._reader is not None else {}
+        self.use = self._use()
+        pairs = self._ends.read(self._reader, self.picture, self.counts) if self._reader is not None else {}
+        sample = self._sampler.take(time.monotonic(), time.time(), self.counts, self.use, pairs)
+        self.log.ports(sample["time"], {one["name"]: port_of(one["name"], self.counts) for one in self.status["guests"]})
         self.log.compare(self.picture, sample)
         return sample
 

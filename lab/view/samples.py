@@ -37,6 +37,8 @@ Sample = dict[str, Any]
 MOST_A_SECOND = 1e12
 """Of whatever is counted, bytes too. More is a lie."""
 STOPPED = ("T", "t")
+Pairs = Mapping[str, tuple[int, int]]
+"""By hop: frames handed over and frames taken, in all, read at the same moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Sampler:
         self._grown: Snapshot = {}  # what was counted in all, however often a process began anew
         self._delta: Snapshot = {}
         self._balances: dict[str, _Balance] = {}
+        self._pairs: Pairs = {}
         self._rows: dict[tuple[str, str], list[str]] = {}
         self.picture = picture
 
@@ -90,9 +93,9 @@ class Sampler:
             if again & {hop["source"], hop["target"]}:
                 self._balances[hop["id"]] = _Balance(None)
 
-    def take(self, at: float, time: float, counts: Snapshot, use: Mapping[str, Use]) -> Sample:
-        """The sample of a reading: `at` by a monotonic clock, `time` by the wall's."""
-        last = self._last
+    def take(self, at: float, time: float, counts: Snapshot, use: Mapping[str, Use], pairs: Pairs | None = None) -> Sample:
+        """The sample of a reading: `at` by a monotonic clock, `time` by the wall's. `pairs`: where both ends were read together."""
+        last, self._pairs = self._last, pairs or {}
         seconds = at - last.at if last is not None else 0.0
         if counts.keys() - self._grown.keys():
             self._rows.clear()
@@ -162,7 +165,9 @@ class Sampler:
         if "handed" not in hop["feeds"] or hop["carries"] != "frames":
             return None
         balance = self._balances.setdefault(hop["id"], _Balance())
-        under_way = self._sum(hop, "handed", self._grown) - self._sum(hop, "taken", self._grown)
+        counts = self._last.counts if self._last is not None else {}
+        handed, taken = self._pairs.get(hop["id"]) or (self._sum(hop, "handed", counts), self._sum(hop, "taken", counts))
+        under_way = handed - taken
         moved = self._sum(hop, "handed") or self._sum(hop, "taken")
         if balance.base is None:
             if moved or still & {hop["source"], hop["target"]}:

@@ -99,7 +99,7 @@ def test_every_command_has_examples_that_it_understands(command: Any) -> None:
     assert {name for name, _ in leaves(command)} == EXAMPLES.keys()
     for name, one in leaves(command):
         for line in EXAMPLES[name]:
-            words = shlex.split(line.replace('eval "$(', "").replace(')"', "").replace(" | source", ""))
+            words = shlex.split(line.partition(" | ")[0].replace('eval "$(', "").replace(')"', ""))
             assert words[: 1 + len(name.split())] == ["launch.py", *name.split()]
             with one.make_context(name, words[1 + len(name.split()) :]) as context:
                 assert context.params is not None
@@ -127,7 +127,7 @@ def test_the_script_in_its_shell(shell: str, tmp_path: Path) -> None:
     here.write_text(f'#!/bin/sh\nexec {shlex.join(LAUNCH)} "$@"\n')
     here.chmod(0o755)
     script = launch("completion", shell).stdout
-    for words, shown in ((["explain"], {"explain-topology"}), (["check", "topologies/mod"], {"topologies/models.toml"})):
+    for words, shown in ((["explain-"], {"explain-topology"}), (["check", "topologies/mod"], {"topologies/models.toml"})):
         line = ASK[shell].format(
             script=script, launch=here, words=shlex.join(words), plain=" ".join(words), last=len(words), current=1 + len(words)
         )

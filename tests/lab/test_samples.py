@@ -1,15 +1,19 @@
 """Figures from readings of counters: rates, what is under way, restarts, and guests whose counts are made up. Pure."""
 
+import os
 from typing import Any
 
 import pytest
 
 from hyp.abi.counters import Count
 from lab.api.tables import topology_of
+from lab.counters import CounterReader
 from lab.ledger import Snapshot
+from lab.view.ends import Ends
 from lab.view.events import KEPT, EventLog, event
 from lab.view.picture import picture
 from lab.view.samples import Sample, Sampler, Use
+from tests.lab.test_ledger import page_of
 
 NOTHING = {count.name.lower(): 0 for count in Count}
 HUGE = (1 << 63) - 1
@@ -58,6 +62,8 @@ def test_in_flight_is_what_was_handed_over_and_not_taken() -> None:
     looking = sampler()
     found = [one["hops"]["anna>dom0"]["in_flight"] for one in readings(looking, split(7, 0), split(500, 300), split(500, 501))]
     assert found == [7, 200, 0]
+    together = looking.take(200.0, 1e9, split(10_000, 1000), {}, {"anna>dom0": (10_000, 9_950)})
+    assert together["hops"]["anna>dom0"]["in_flight"] == 50
 
 
 def test_in_flight_of_who_began_again_is_not_known_before_it_was_at_rest() -> None:
@@ -151,3 +157,28 @@ def test_events_are_bounded_and_fit_to_be_shown() -> None:
         log.add(event(1.0, "notice", "mallory", f"{number}\x1b[2J\n" + "x" * 10_000))
     assert (log.number, len(log.since()), len(log.since(2 * KEPT - 3)), log.since(2 * KEPT)) == (2 * KEPT, KEPT, 3, [])
     assert all(one["what"].isprintable() and len(one["what"]) <= 400 for one in log.since())
+
+
+# --- both ends of a hop ----------------------------------------------------------------------------------------------
+
+
+def test_both_ends_are_read_where_they_are_and_again_where_they_have_moved() -> None:
+    looking, ends = sampler(carl="bypass"), Ends()
+
+    def pairs(handed: int, taken: int, before: bytes = b"") -> Any:
+        pages = {"carl": page_of({b"device": handed}), "nic": page_of({name: taken for name in (before, b"ctx1:carl") if name})}
+        reader = CounterReader(pages)
+        return ends.read(reader, looking.picture, reader.read())
+
+    assert pairs(7, 5) == {"carl>nic": (7, 5), "nic>carl": (5, 7)}
+    assert pairs(9, 9, b"engine0") == {"carl>nic": (9, 9), "nic>carl": (9, 9)}
+
+
+def test_a_page_that_was_cut_off_has_nothing_at_its_end() -> None:
+    looking, ends = sampler(carl="bypass"), Ends()
+    page = page_of({b"device": 7})
+    reader = CounterReader({"carl": page, "nic": page_of({b"ctx1:carl": 5})})
+    counts = reader.read()
+    assert ends.read(reader, looking.picture, counts)["carl>nic"] == (7, 5)
+    os.ftruncate(page, 0)
+    assert ends.read(reader, looking.picture, counts)["carl>nic"] == (0, 5)

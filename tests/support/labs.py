@@ -92,9 +92,9 @@ def start(*arguments: str | Path, within: Sequence[str] = (), **options: Any) ->
 
 
 @contextmanager
-def staying_up(file: Path, **options: Any) -> "Iterator[tuple[subprocess.Popen[str], list[str]]]":
+def staying_up(file: Path, *arguments: str, **options: Any) -> "Iterator[tuple[subprocess.Popen[str], list[str]]]":
     """A topology without workloads, up, and the lines that it prints; killed at the end if it still runs."""
-    process = start("run", file, **options)
+    process = start("run", file, *arguments, **options)
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]
     reader.start()

@@ -32,6 +32,13 @@ def driver(name: str) -> Callable[[], bool]:
     return lambda: any(next(Path(place).glob(f"**/dpdk/pmds-*/librte_{name}.so*"), None) for place in places)
 
 
+def place(name: str) -> str:
+    """Where a program is that is there."""
+    found = shutil.which(name)
+    assert found is not None, f"{name} is not on the PATH"
+    return found
+
+
 @dataclass(frozen=True)
 class Tool:
     """`is_there` looks anew each time. Packages, by manager: none where it has none; dnf takes the path of a file as well."""
@@ -58,6 +65,7 @@ TOOLS = {
     "nginx": Tool(programs("nginx"), ("nginx-light",), ("nginx",), ("nginx",)),
     "wrk": Tool(programs("wrk"), ("wrk",), ("wrk",), ()),
     "redis": Tool(programs("redis-server", "redis-benchmark"), ("redis-server", "redis-tools"), ("redis",), ("redis",)),
+    "chromium": Tool(programs("chromium"), ("chromium",), ("chromium",), ("chromium",)),
     "curl": Tool(programs("curl"), ("curl",), ("curl",), ("curl",)),
     "ip": Tool(programs("ip"), ("iproute2",), ("iproute",), ("iproute2",)),
     "util-linux": Tool(

@@ -4,12 +4,17 @@ from typing import Any
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("launch.py demo", "launch.py demo --seconds 2 --json demo.json"),
-    "run": ("launch.py run topologies/tap.toml", "launch.py run topologies/demo.toml --json out.json"),
+    "run": (
+        "launch.py run topologies/tap.toml",
+        "launch.py run topologies/demo.toml --json out.json",
+        "launch.py run topologies/web.toml --web",
+    ),
     "exec": ("launch.py exec alice -- ping -c 3 bob", "launch.py exec --topology tap alice -- bash"),
     "forward": ("launch.py forward alice:8000", "launch.py forward alice:80 8080"),
     "move": ("launch.py move alice --path bypass",),
     "status": ("launch.py status", "launch.py status --json"),
     "top": ("launch.py top", "launch.py top tap --interval 0.5", "launch.py top --once", "launch.py top --json"),
+    "web": ("launch.py web", "launch.py web tap --port 0"),
     "trace": ("launch.py trace alice bob", "launch.py trace --seconds 5 --out trace.json", "launch.py trace tap --every 1"),
     "explain": ("launch.py explain trace.json",),
     "capture": ("launch.py capture alice | tshark -r -", "launch.py capture --out all.pcapng --seconds 5"),

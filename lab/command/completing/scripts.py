@@ -88,7 +88,8 @@ def _one_of(*words: str) -> Completer:
 _TOML, _ANY = _files(".toml"), _files("")
 OF_ARGUMENT: dict[tuple[str, str], Completer] = {
     ("run", "file"): _TOML, ("check", "file"): _TOML, ("explain-topology", "file"): _TOML, ("new", "file"): _TOML,
-    ("exec", "guest"): _guests(program="tap"), ("forward", "target"): _guests(":", program="tap"), ("move", "guest"): _guests(),
+    ("exec", "guest"): _guests(program="tap"), ("capture", "guest"): _guests(),
+    ("explain", "file"): _files(".json"), ("forward", "target"): _guests(":", program="tap"), ("move", "guest"): _guests(),
     ("stop", "name"): _topologies, ("top", "name"): _topologies, ("completion", "shell"): _one_of(*SCRIPTS),
 }  # fmt: skip
 """(command, its argument) → what can stand there."""
