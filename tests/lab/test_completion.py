@@ -68,6 +68,8 @@ def found(command: Any, line: str) -> list[str]:
         ("forward ", ["alice:"]),
         ("move a", ["alice", "anna"]),
         ("move anna --path ", ["split", "bypass"]),
+        ("trace anna a", ["alice", "anna"]),
+        ("web lab-", ["lab-1", "lab-2"]),
         ("move anna --path split ", []),
         ("check topologies/d", ["topologies/demo.toml"]),
         ("run topol", ["topologies/"]),

@@ -5,6 +5,7 @@ each candidate: the word, a tab, a few words about it. Whoever was asked in vain
 """
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -85,12 +86,17 @@ def _one_of(*words: str) -> Completer:
     return lambda word: iter([(one, "") for one in words])
 
 
+def _either(*completers: Completer) -> Completer:
+    return lambda word: itertools.chain.from_iterable(one(word) for one in completers)
+
+
 _TOML, _ANY = _files(".toml"), _files("")
 OF_ARGUMENT: dict[tuple[str, str], Completer] = {
     ("run", "file"): _TOML, ("check", "file"): _TOML, ("explain-topology", "file"): _TOML, ("new", "file"): _TOML,
     ("exec", "guest"): _guests(program="tap"), ("capture", "guest"): _guests(),
     ("explain", "file"): _files(".json"), ("forward", "target"): _guests(":", program="tap"), ("move", "guest"): _guests(),
-    ("stop", "name"): _topologies, ("top", "name"): _topologies, ("completion", "shell"): _one_of(*SCRIPTS),
+    ("stop", "name"): _topologies, ("top", "name"): _topologies, ("web", "name"): _topologies,
+    ("trace", "ends"): _either(_guests(), _topologies), ("completion", "shell"): _one_of(*SCRIPTS),
 }  # fmt: skip
 """(command, its argument) → what can stand there."""
 OF_OPTION: dict[str, Completer] = {
@@ -131,7 +137,8 @@ def _possible(command: Any, name: str, arguments: int, behind: str | None, begun
                 yield called, one.get_short_help_str(60)
     else:
         taken = [one for one in command.params if one.param_type_name == "argument"]
-        one = taken[arguments] if arguments < len(taken) else None
+        last = taken[-1:] if taken and taken[-1].nargs == -1 else []  # takes as many as there are
+        one = next(iter([*taken[arguments : arguments + 1], *last]), None)
         completer = OF_ARGUMENT.get((name, one.name)) if one is not None else None
         yield from completer(begun) if completer is not None else ()
 
