@@ -96,7 +96,7 @@ def test_a_capture_is_read_by_tshark_and_has_each_frame_at_each_hop(tmp_path: Pa
     out = tmp_path / "out.pcapng"
     done = launch("run", topology_file(tmp_path, "run-captured", GUESTS + LOADS.replace("3000", "40")), "--capture", out)
     assert done.returncode == 0, done.stdout + done.stderr
-    command = ["tshark", "-r", out, "-T", "fields", "-e", "frame.interface_name", "-e", "frame.comment"]
+    command = ["tshark", "-r", str(out), "-T", "fields", "-e", "frame.interface_name", "-e", "frame.comment"]
     fields = ("eth.src", "eth.dst", "frame.len")
     listed = subprocess.run(
         [*command, *(word for field in fields for word in ("-e", field))], capture_output=True, text=True, timeout=patient(60)
