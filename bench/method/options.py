@@ -29,6 +29,7 @@ BENCHMARKS = {
     "moves": "bench.benchmarks.moves",
     "downloads": "bench.benchmarks.downloads",
     "watching": "bench.benchmarks.watching",
+    "tracing": "bench.benchmarks.tracing",
     "limit": "bench.benchmarks.limit",
 }
 """Benchmarks by name, in the order of a run: a module that has TITLE, ABOUT and ``async def run(result, options, progress)``."""
