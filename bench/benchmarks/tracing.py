@@ -28,8 +28,8 @@ METRIC = "mpps"
 
 TITLE = "Tracing"
 ABOUT = (
-    f"Streams to the wire with nobody who looks at single frames, with one in {SAMPLED} told of at every hop, and with all of them, "
-    "in turns."
+    f"Streams to the wire with nobody who looks at single frames, with one in {SAMPLED} told of at every hop, and with all of "
+    "them, in turns."
 )
 
 
