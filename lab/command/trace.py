@@ -30,7 +30,7 @@ LOOK_S = 0.05
 MOST_S, MOST_FRAMES = 3600.0, 1000
 FRAME = 64
 LOST_S = 2.0
-WIRE = "wire"
+WIRE, OWN_PROGRAM = "wire", "traffic"
 
 
 @contextlib.contextmanager
@@ -136,6 +136,8 @@ async def follow(topology: str | None, sender: str, receiver: str, frames: int, 
             for name in (sender, receiver):
                 if name not in macs:
                     raise ClientError(f"topology {run.name} has no guest {name!r}; there are {', '.join(macs)}")
+            if next((one["program"] for one in status["guests"] if one["name"] == sender), OWN_PROGRAM) != OWN_PROGRAM:
+                raise ClientError(f"{sender}'s program sends no frames for us: `launch.py trace --seconds 5` watches what it sends")
             async with Viewer(keeper) as viewer:
                 stream = int.from_bytes(os.urandom(2), "little") % HEADER_ONLY
                 console = await open_console(keeper, "nic" if sender == WIRE else sender)
