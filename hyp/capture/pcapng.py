@@ -26,7 +26,6 @@ from hyp.capture.format import (
     Frame,
     link_name,
 )
-from hyp.control.words import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +136,8 @@ class Blocks:
             raise self._refuse(at + 8, f"a frame is of interface {number}, of which the section has said nothing")
         interface = self._all[self._first + number]
         if interface.link != ETHERNET:
+            from hyp.control.words import printable  # who only reads a topology loads no numpy
+
             name = printable(interface.name, 60) or number
             raise self._refuse(at, f"frames of interface {name} are {link_name(interface.link)}, not Ethernet")
         return interface

@@ -1,6 +1,7 @@
 """Traces and captures by the commands: told hop by hop, written, read back, and read by stock tools."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,9 +111,9 @@ def test_a_capture_is_read_by_tshark_and_has_each_frame_at_each_hop(tmp_path: Pa
     }
     for one, to, hops in (
         ("anna", "bert", ["anna", "dom0 vif1:anna", "dom0 vif2:bert", "bert"]),
-        ("carl", "dora", ["carl", "nic ctx2:dora", "dora"]),
+        ("carl", "dora", ["carl", "nic ctx:dora", "dora"]),
         ("anna", "wire", ["anna", "dom0 vif1:anna", "dom0 uplink", "nic wire"]),
         ("carl", "wire", ["carl", "nic wire"]),
     ):
-        found = seen[mac[one], mac[to]]
+        found = [re.sub(r"ctx\d+", "ctx", name) for name in seen[mac[one], mac[to]]]  # their numbers are who came first's
         assert {hop: found.count(hop) for hop in hops} == dict.fromkeys(hops, 40), found

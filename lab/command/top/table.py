@@ -31,12 +31,12 @@ T = TypeVar("T")
 class Look(Enum):
     """How a line is shown: attributes of SGR, colours among them."""
 
-    USUAL = ()
-    GUEST = ("1",)
-    PICKED = ("1", "7")
-    QUIET = ("2",)
-    WARNING = ("33",)
-    BAD = ("1", "31")
+    USUAL = ""
+    GUEST = "1"
+    PICKED = "1;7"
+    QUIET = "2"
+    WARNING = "33"
+    BAD = "1;31"
 
 
 Line = tuple[str, Look]
@@ -212,7 +212,7 @@ def detail(picture: Picture, sample: Sample, guest: str, width: int) -> list[Lin
 def drawn(line: Line, width: int, colours: bool = True) -> str:
     """A line for a terminal, with its look."""
     text, look = line
-    codes = [code for code in look.value if colours or not code.startswith("3")]
+    codes = [code for code in look.value.split(";") if code and (colours or not code.startswith("3"))]
     text = fitted(text, width)
     return f"\x1b[{';'.join(codes)}m{text}\x1b[0m" if codes else text
 
