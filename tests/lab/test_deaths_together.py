@@ -14,34 +14,16 @@ from lab import owner
 from lab.owner import Lab
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
-from tests.support.labs import run, until
-from tests.support.streams import Stream, all_of, lab_of, macs
+from tests.support.labs import GUESTS, run, until
+from tests.support.streams import Stream, all_of, lab_of, macs, received
 from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
-LAB: Final = """
-[[guest]]
-name = "anna"
-path = "split"
-[[guest]]
-name = "bert"
-path = "split"
-restart = true
-[[guest]]
-name = "carl"
-path = "bypass"
-[[guest]]
-name = "dora"
-path = "bypass"
-restart = true
-[[guest]]
-name = "emil"
-path = "split"
-[[guest]]
-name = "fred"
-path = "bypass"
-"""
+LAB: Final = (
+    GUESTS.replace('name = "bert"', 'name = "bert"\nrestart = true').replace('name = "dora"', 'name = "dora"\nrestart = true')
+    + '[[guest]]\nname = "emil"\npath = "split"\n[[guest]]\nname = "fred"\npath = "bypass"\n'
+)
 PAIRS: Final = (("anna", "bert"), ("carl", "dora"), ("bert", "carl"), ("anna", "wire"))
 FRAMES: Final = 3000
 HANGING_UP: Final = "tests.support.hanging_up"
@@ -62,22 +44,17 @@ async def frames_pass(lab: Lab, stream: int) -> None:
     for sender, receiver in PAIRS:
         stream += 1
         job = {"mac": macs(lab)[receiver], "frame": 200, "stream": stream, "frames": FRAMES}
+        first = {**job, "stream": 0x1000 + stream, "frames": 1}
 
-        async def arrives(job: dict[str, object] = job, sender: str = sender, receiver: str = receiver) -> bool:
+        async def arrives(first: dict[str, Any] = first, sender: str = sender, receiver: str = receiver) -> bool:
             """The first one: a new guest is ready before its peer's bridge and filters know that it is there again."""
-            await lab.call(sender, "send_stream", **{**job, "frames": 1, "stream": 0x1000 + int(str(job["stream"]))})
-            return bool((await _report(lab, receiver, 0x1000 + int(str(job["stream"]))))["frames"])
+            await lab.call(sender, "send_stream", **first)
+            return bool((await received(lab, receiver, first["stream"]))["frames"])
 
         await until(arrives, f"{sender}'s first frame to {receiver}")
         sent = (await lab.call(sender, "send_stream", **job))["sent"]
         report = await all_of(lab, receiver, stream, sent)
         assert (report["frames"], report["lost"], report["corrupt"]) == (FRAMES, 0, 0), (sender, receiver, report)
-
-
-async def _report(lab: Lab, receiver: str, stream: int) -> dict[str, int]:
-    if receiver == "wire":
-        return dict((await lab.call("nic", "wire_report", stream=stream))["received"])
-    return dict(await lab.call(receiver, "received", stream=stream))
 
 
 @pytest.mark.parametrize(
