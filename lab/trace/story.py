@@ -96,8 +96,7 @@ def place_of(one: Sighting) -> tuple[str, str]:
     if one.moment == Moment.DROPPED:
         what = f"dropped: {one.drop}"
     elif one.process == DOM0 and one.moment == Moment.PASSED:
-        to = {0: "to the NIC", FLOODED: "to several ports", NOWHERE: ""}.get(one.other, "copied to the receiving guest")
-        what = f"{what} {to}".rstrip()
+        what += {0: " to the NIC", FLOODED: " to several ports", NOWHERE: ""}.get(one.other, ", copied to the receiving guest")
     return what, file
 
 
