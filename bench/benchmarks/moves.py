@@ -4,6 +4,7 @@
 """
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -62,6 +63,10 @@ def percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
 
 
+def _drops(done: Sequence[Session]) -> Counter[str]:
+    return sum((Counter(session.drops) for session in done), Counter())
+
+
 def _claim(result: BenchmarkResult, under: str, done: Sequence[Session]) -> None:
     pauses = [1000 * pause_s for session in done for _, pause_s in session.moves]
     n = f"{under}, {len(pauses)} moves"
@@ -69,10 +74,10 @@ def _claim(result: BenchmarkResult, under: str, done: Sequence[Session]) -> None
         "frames lost": [session.lost for session in done],
         "frames received twice": [session.duplicated for session in done],
         "frames corrupt": [session.corrupt for session in done],
-        "frames dropped on any hop": [session.dropped for session in done],
         "frames sent that neither path's ledger has": [abs(session.by_neither) for session in done],
     }.items():
         result.claims.append(Claim.counted(f"{n}: {what}", sum(counts), "=", 0))
+    result.claims.append(Claim.counted(f"{n}: frames dropped on any hop", _drops(done).total(), "=", 0))
     which, pause = ("99th percentile", percentile(pauses, 0.99)) if len(pauses) >= ENOUGH else ("longest", max(pauses))
     result.claims.append(Claim.counted(f"{n}: pause, {which}, ms", pause, "≤", PAUSE_MS))
 
@@ -82,9 +87,10 @@ def _tabulate(result: BenchmarkResult, found: dict[str, list[Session]]) -> None:
     lines = []
     for under, done in found.items():
         moves = [move for session in done for move in session.moves]
-        sums = [sum(getattr(session, name) for session in done) for name in ("lost", "duplicated", "dropped")]
+        sums = [str(sum(getattr(session, name) for session in done)) for name in ("lost", "duplicated")]
+        sums.append(", ".join(f"{count} {name}" for name, count in _drops(done).items()) or "0")
         shares = [f"{sum(getattr(session, name) for session in done):,}" for name in ("by_split", "by_bypass")]
-        lines.append([under, str(len(moves)), *map(str, sums), *(_pauses(moves, path) for path in ROUND_TRIP), *shares])
+        lines.append([under, str(len(moves)), *sums, *(_pauses(moves, path) for path in ROUND_TRIP), *shares])
     result.table("Moves; pauses: median, p99, most", head, lines)
 
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,8 @@ class Session:
     lost: int = 0
     duplicated: int = 0
     corrupt: int = 0
-    dropped: int = 0
+    drops: dict[str, int] = field(default_factory=dict)
+    """By anybody, by the names of the counters."""
     resent: int = 0
     """TCP segments that its sender has sent again, for whatever reason."""
 
@@ -54,14 +56,14 @@ class Session:
         return self.sent - self.by_split - self.by_bypass
 
 
-def _sent(reader: CounterReader, guest: str) -> tuple[int, int, int, int]:
-    """So far by a guest: in all, by split, by bypass; and frames dropped by anybody."""
+def _sent(reader: CounterReader, guest: str) -> tuple[Counter[str], Counter[str]]:
+    """So far: frames sent by a guest, as the fields of a Session; and frames dropped by anybody, by name."""
     rows = reader.read()
     split, bypass = (
         sum(counts["tx_frames"] for row, counts in rows.items() if row.startswith(start) and row.endswith(f":{guest}"))
         for start in ("dom0/vif", "nic/ctx")
     )
-    return rows[f"{guest}/device"]["tx_frames"], split, bypass, sum(drops(rows).values())
+    return Counter(sent=rows[f"{guest}/device"]["tx_frames"], by_split=split, by_bypass=bypass), Counter(drops(rows))
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -71,12 +73,14 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(LOOK_S)
 
 
-async def _counted(reader: CounterReader, guest: str, before: tuple[int, int, int, int], session: Session) -> None:
+async def _counted(reader: CounterReader, guest: str, before: tuple[Counter[str], Counter[str]], session: Session) -> None:
     """Fill in what the ledgers say, once they are at rest."""
 
     async def at_rest() -> bool:
         now = _sent(reader, guest)
-        session.sent, session.by_split, session.by_bypass, session.dropped = (a - b for a, b in zip(now, before, strict=True))
+        sent, dropped = now[0] - before[0], now[1] - before[1]
+        session.sent, session.by_split, session.by_bypass = (sent[name] for name in ("sent", "by_split", "by_bypass"))
+        session.drops = dict(dropped)
         await asyncio.sleep(LOOK_S)
         return _sent(reader, guest) == now
 
@@ -159,7 +163,7 @@ async def moves_under_streams(moves: int, seed: int, progress: Steps) -> list[Se
 
 async def moves_under_tcp(moves: int, seed: int, progress: Steps, *, reverse: bool) -> list[Session]:
     """As many moves of iperf3's client while it sends or, in `reverse`, receives. PeerError if it fails."""
-    ends, program, chance = GuestEnds("split"), IperfTcp(), random.Random(seed)
+    ends, program, chance = GuestEnds("split", pause_us=PAUSE_US), IperfTcp(), random.Random(seed)
     client, session = ends.guests[0], Session()
     try:
         await ends.start()
@@ -173,7 +177,7 @@ async def moves_under_tcp(moves: int, seed: int, progress: Steps, *, reverse: bo
             follow = reader.follow(client, "device", "tx_frames")
 
             async def flows() -> bool:
-                return running.done() or follow() > before[0] + 1000
+                return running.done() or follow() > before[0]["sent"] + 1000
 
             await _until(flows)
             for number, path in enumerate(itertools.islice(itertools.cycle(ROUND_TRIP), moves)):

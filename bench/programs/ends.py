@@ -16,7 +16,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from bench.method.contenders import run_name
 from bench.method.slices import Kind
@@ -79,12 +79,14 @@ class GuestEnds:
     wire: ClassVar[dict[str, str]] = {}
     """`[nic.wire]` of the topology."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, **nic: Any) -> None:
+        """`nic`: more of the topology's `[nic]`."""
         self.name = path
         tables = [{"name": name, "path": path, "program": "tap", "address": ADDRESS[GUESTS.index(name)]} for name in self.guests]
-        wire = {"nic": {"wire": self.wire}} if self.wire else {}
-        name = run_name(path + "-wire" if wire else path, os.getpid())
-        self.lab = Lab(parse({"name": name, "guest": tables, **wire}).plain())
+        if self.wire:
+            nic["wire"] = self.wire
+        name = run_name(path + "-wire" if self.wire else path, os.getpid())
+        self.lab = Lab(parse({"name": name, "guest": tables, "nic": nic}).plain())
         self.placements: tuple[str, ...] = (self.lab.seats.text,)
         self._pids: dict[str, int] = {}
         self._pidfds: list[int] = []

@@ -14,6 +14,7 @@ import re
 import secrets
 import shutil
 import signal
+import stat
 import statistics
 import sys
 from collections.abc import Iterator
@@ -175,12 +176,18 @@ async def _real_programs(out: Screen, *, confined: bool) -> dict[str, Any]:
     if reason is not None:
         out.print(f"  left out: this machine does not let us make them ({reason})")
         return {"left_out": reason, "failed": False}
+    python = _everybodys_python() if confined and os.geteuid() == 0 else sys.executable  # a user's guests are that user
+    if python is None:
+        reason = f"a confined guest is nobody outside, and {Path(sys.executable).resolve()} is where not everybody may run it"
+        out.print(f"  left out: {reason}")
+        return {"left_out": reason, "failed": False}
     found: dict[str, Any] = {"failed": False}
     async with lab_up(_read("tap.toml", confined=confined), out) as lab:
         addresses = {guest["name"]: guest["address"].partition("/")[0] for guest in lab.topology["guest"]}
         for path, client, server in (("split", "alice", "bob"), ("bypass", "carol", "dave")):
-            trip = await (_ping if shutil.which("ping") else _echo)(lab, client, server, addresses[server])
-            download = await _download(lab, client, server, addresses[server])
+            ends = client, server, addresses[server]
+            trip = await (_ping(lab, *ends) if shutil.which("ping") else _echo(lab, python, *ends))
+            download = await _download(lab, python, *ends)
             out.print(f"  {path:<7} {client}→{server}: {trip['text']}")
             out.print(f"  {'':<7} {'':<{len(client) + len(server) + 1}}  HTTP {download['text']}")
             found[path] = {"ping": trip, "download": download}
@@ -193,9 +200,24 @@ async def _ping(lab: Lab, client: str, server: str, address: str) -> dict[str, A
     return _round_trip("ping", status, text)
 
 
-async def _echo(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
+def _everybodys_python() -> str | None:
+    """A Python that every user may run, guests that are nobody outside too; the one beneath the virtual environment, if that is."""
+    for found in (sys.executable, shutil.which("python3", path=os.defpath)):
+        if found is not None:
+            python = Path(found).resolve()
+            if all(place.stat().st_mode & stat.S_IXOTH for place in (python, *python.parents)):
+                return str(python)
+    return None
+
+
+def _program(python: str, script: str) -> list[str]:
+    """A program of this folder's, which its Python need not be able to read."""
+    return [python, "-I", "-c", (ROOT / "lab" / "command" / script).read_text()]
+
+
+async def _echo(lab: Lab, python: str, client: str, server: str, address: str) -> dict[str, Any]:
     """What ping measures, by a program of our own, where ping is not installed."""
-    program = [sys.executable, str(ROOT / "lab" / "command" / "echo.py")]
+    program = _program(python, "echo.py")
     serving = asyncio.create_task(run_in_guest(lab, server, [*program, "serve", str(ECHO_PORT)]))
     try:
         status, text = await run_in_guest(lab, client, [*program, "ask", address, str(ECHO_PORT)])
@@ -212,9 +234,9 @@ def _round_trip(how: str, status: int, text: str) -> dict[str, Any]:
     return {"text": f"{how} rtt min/avg/max {times[1]}/{times[2]}/{times[3]} ms", "ok": True, "figure": float(times[2])}
 
 
-async def _download(lab: Lab, client: str, server: str, address: str) -> dict[str, Any]:
+async def _download(lab: Lab, python: str, client: str, server: str, address: str) -> dict[str, Any]:
     """Serve bytes that a seed says with Python's own web server, fetch them, compare SHA-256."""
-    program = [sys.executable, str(ROOT / "lab" / "command" / "fetch.py")]
+    program = _program(python, "fetch.py")
     what = [str(secrets.randbits(32)), str(DOWNLOAD_MIB)]
     serving = asyncio.create_task(run_in_guest(lab, server, [*program, "serve", str(HTTP_PORT), *what]))
     try:

@@ -107,7 +107,7 @@ def run_inside(guest: Machine, name: str, argv: list[bytes]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if not argv[0]:
-        return _cannot_execute(name, argv, errno.ENOENT)
+        return _cannot_execute(name, argv, errno.ENOENT, guest)
     terminal, signals = Terminal.controlling(), supervisor.Arrivals()
     for number in {*FORWARDED, signal.SIGCONT} - inherited.ignored:
         signal.signal(number, supervisor.nothing)
@@ -116,7 +116,7 @@ def run_inside(guest: Machine, name: str, argv: list[bytes]) -> int:
     try:
         sock = supervisor.fork(guest, name, argv)
     except OSError as error:  # a limit on processes
-        return _cannot_execute(name, argv, error.errno or errno.EAGAIN)
+        return _cannot_execute(name, argv, error.errno or errno.EAGAIN, guest)
     with sock:
         guest.let_go()
         front, heard = None, supervisor.hear(sock)
@@ -129,7 +129,7 @@ def run_inside(guest: Machine, name: str, argv: list[bytes]) -> int:
             case Message.NO_PROGRAM, code:
                 if front is not None:
                     front.end()
-                return _cannot_execute(name, argv, code)
+                return _cannot_execute(name, argv, code, guest)
             case Message.NO_ENTRY, code:
                 raise ClientError(f"{name} cannot be entered: {os.strerror(code)}")
             case None if front is not None:
@@ -137,8 +137,11 @@ def run_inside(guest: Machine, name: str, argv: list[bytes]) -> int:
         raise ClientError(f"{name}: {os.fsdecode(argv[0])}: the process that started it was killed")
 
 
-def _cannot_execute(name: str, argv: list[bytes], code: int) -> int:
-    print(f"{name}: {os.fsdecode(argv[0])}: {os.strerror(code)}", file=sys.stderr)
+def _cannot_execute(name: str, argv: list[bytes], code: int, guest: Machine) -> int:
+    why = ""
+    if code == errno.EACCES and guest.confined:
+        why = f" ({name} is confined, and is nobody outside: it can run what everybody may read, of the system and of this lab)"
+    print(f"{name}: {os.fsdecode(argv[0])}: {os.strerror(code)}{why}", file=sys.stderr)
     return 127 if code == errno.ENOENT else 126
 
 

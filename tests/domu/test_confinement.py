@@ -108,6 +108,8 @@ def test_a_confined_guest_that_tries_gets_nothing_and_harms_nobody(tmp_path: Pat
     os.chmod(open_to_all.name, 0o755)
     secret = tmp_path / "secret"
     secret.write_text("canary")
+    closed = tmp_path / "closed"
+    closed.touch(0o700)
     os.chmod(secret, 0o600)
     folders = [str(place()), *([str(store.folder)] if store.folder else [])]
     wanted: dict[str, Any] = {"pids": [], "files": [str(secret), "/etc/shadow"], "folders": folders, "sockets": []}
@@ -136,6 +138,9 @@ def test_a_confined_guest_that_tries_gets_nothing_and_harms_nobody(tmp_path: Pat
             assert sorted(contexts.values()).count("done") <= 1, contexts  # its own context
             status, output = await run_in_guest(runner.lab, "tess", "ping -c 2 -i 0.2 10.0.0.2")
             assert status == 0, output
+            status, output = await run_in_guest(runner.lab, "tess", [closed])
+            why = "tess is confined, and is nobody outside: it can run what everybody may read, of the system and of this lab"
+            assert (status, output) == (126, f"tess: {closed}: Permission denied ({why})\n")
             status, output = await run_in_guest(runner.lab, "tess", "mktemp")
             assert (status, output.startswith("/dev/shm/")) == (0, True), output  # programs have a place for temporary files
             program = [interpreter(), "-", json.dumps(what)]

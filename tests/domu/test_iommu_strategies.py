@@ -164,7 +164,8 @@ def _costs(strategy: str, guests: list[str], record: dict[str, Any]) -> None:
             assert set(made) <= {"domain_switch_ns", "interrupt_ns"}
             continue
         assert made["iommu_map_ns"] == pytest.approx(made["iommu_unmap_ns"], rel=0.05)
-        assert 0.4 <= made["iommu_map_ns"] <= 2.0, "buffers of half a page and a little"
+        # Buffers are half a page and a little: a frame alone is one or two pages, of which neighbours may hold each already.
+        assert 0 < made["iommu_map_ns"] <= 2.0
         assert 0 < made["hypercall_ns"] < 1
         if strategy == "deferred":
             assert made["iommu_flush_ns"] == pytest.approx(made["iommu_unmap_ns"] / DEFERRED_PAGES, rel=0.5)

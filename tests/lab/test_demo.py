@@ -1,13 +1,20 @@
 """The demo, whole and in short: as everybody runs it, and with all guests confined."""
 
 import json
+import os
+import site
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.labs import launch
+from tests.support.labs import ROOT, RUN_S, launch
+from tests.support.patience import patient
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps", "confinement"), pytest.mark.long]
+
+NOBODY = 65534
 
 
 @pytest.mark.parametrize("options", [[], ["--confined"]], ids=["plain", "confined"])
@@ -22,3 +29,17 @@ def test_it_shows_what_it_is_to_show(tmp_path: Path, options: list[str]) -> None
     for path in ("split", "bypass"):
         assert record["programs"][path]["ping"]["ok"]
         assert record["programs"][path]["download"]["text"].endswith("SHA-256 equal")
+
+
+def test_confined_guests_need_not_be_able_to_read_the_lab(tmp_path: Path) -> None:
+    """Root without its capabilities can't enter a folder of another's that is closed to all others; nor can a confined guest."""
+    closed = tmp_path / "home"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", closed], check=True)
+    (packages,) = closed.glob("lib/python3*/site-packages")
+    (packages / "lab.pth").write_text("\n".join(site.getsitepackages()))
+    os.chown(closed, NOBODY, NOBODY)
+    closed.chmod(0o700)
+    command: list[str | Path] = [closed / "bin" / "python", ROOT / "launch.py", "demo", "--confined", "--seconds", "0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=patient(RUN_S))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SHA-256 equal" in done.stdout
