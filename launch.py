@@ -75,15 +75,17 @@ def default(context: typer.Context) -> None:
 def demo(
     seconds: Annotated[float, typer.Option(help="Length of each measurement; there are three of each.")] = 0.4,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    page_out: Annotated[Path, typer.Option("--page", help="Leave a page with all of it here.")] = Path("demo.html"),
     confined: Annotated[bool, typer.Option("--confined", help="Confine all guests (docs/isolation.md).")] = False,
 ) -> None:
-    """Split and bypass side by side, the proof, real programs."""
+    """Split and bypass side by side, the proof, real programs, and a page that shows it."""
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S):
         fail(f"--seconds {seconds:g}: more than 0, and at most {LONGEST_S:g}", USAGE)
     check_output(json_out)
-    from lab.command.demo import run_demo
+    check_output(page_out, "--page")
+    from lab.command.demo.run import run_demo
 
-    drive(lambda: run_demo(seconds, json_out, confined=confined))
+    drive(lambda: run_demo(seconds, json_out, page_out, confined=confined))
 
 
 @app.command()

@@ -1,16 +1,18 @@
 """Plots of a series, by matplotlib. One colour per path, everywhere, that colour-blind readers can tell apart.
 
 Colours are those of Okabe and Ito ("Color Universal Design", 2008). In the report they, and the ink, become CSS variables, so that
-the same drawing suits a light and a dark page (bench/report/html.py).
+the same drawing suits a light and a dark page (lab/page/html.py).
 """
 
 import io
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
@@ -44,9 +46,23 @@ def base(name: str) -> str:
 
 
 def colours(names: list[str]) -> dict[str, str]:
-    """By line: the palette's, and spare ones for names that it does not have."""
-    spare = iter(SPARE * (1 + len(names) // len(SPARE)))
-    return {name: PALETTE.get(base(name)) or next(spare) for name in names}
+    """By line: the palette's, shades of it for further lines of one contender, and spare ones for names that it does not have."""
+    spare, seen = iter(SPARE * (1 + len(names) // len(SPARE))), Counter[str]()
+    found = {}
+    for name in names:
+        known = PALETTE.get(base(name))
+        found[name] = next(spare) if known is None else _shade(known, seen[base(name)])
+        seen[base(name)] += 1
+    return found
+
+
+def _shade(colour: str, number: int) -> str:
+    """A colour itself, then others that are its own on light and on dark: lighter, darker, in turns and by less and less."""
+    if number == 0:
+        return colour
+    towards, share = (1.0, 0.0)[number % 2 == 0], 0.45 if number < 3 else 0.25
+    red, green, blue = (part + (towards - part) * share for part in to_rgb(colour))
+    return to_hex((red, green, blue))
 
 
 def draw(series: Row) -> Figure | None:
@@ -144,10 +160,9 @@ def _ends(line: Row) -> tuple[list[float | None], list[float | None]]:
 
 
 def _labels(figure: Figure, axes: Axes, lines: list[Row], places: list[float], paint: dict[str, str], cdf: bool) -> None:
-    """Each line's name beside its end (a CDF's: where it crosses half), pushed apart where they would overlap."""
+    """Each line's name beside its end, pushed apart where they would overlap; a CDF's at heights of their own."""
     if cdf:
-        names = [line["name"] for line in lines]
-        axes.legend(axes.lines, names, loc="lower right", frameon=False, labelcolor="linecolor", handlelength=2.4)
+        _cdf_labels(axes, lines, places, paint)
         return
     figure.canvas.draw()
     height = axes.bbox.height
@@ -158,6 +173,22 @@ def _labels(figure: Figure, axes: Axes, lines: list[Row], places: list[float], p
     gap = 14.0 * figure.dpi / 72 / 1.1
     for place, name in _apart(sorted(wanted), gap, height):
         axes.annotate(name, (1.015, place / height), xycoords="axes fraction", color=paint[name], va="center")
+
+
+def _cdf_labels(axes: Axes, lines: list[Row], places: list[float], paint: dict[str, str]) -> None:
+    """To the right, where a CDF has room, each at the end of a thin line of its own: who has half sooner stands higher."""
+
+    def reached(line: Row, share: float) -> float:
+        return next((x for x, y in zip(places, line["y"], strict=True) if y is not None and y >= share), places[-1])
+
+    ordered = sorted(lines, key=lambda line: reached(line, 0.5))
+    for number, line in enumerate(ordered):
+        height = 0.85 - 0.7 * number / max(len(ordered) - 1, 1)
+        colour = paint[line["name"]]
+        axes.annotate(
+            line["name"], (reached(line, height), height), xytext=(0.68, height), textcoords=axes.get_yaxis_transform(),
+            color=colour, va="center", arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "shrinkB": 0},
+        )  # fmt: skip
 
 
 def _apart(wanted: list[tuple[float, str]], gap: float, height: float) -> list[tuple[float, str]]:

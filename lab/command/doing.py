@@ -56,10 +56,10 @@ def ask(main: Coroutine[Any, Any, T], while_it_lasts: str | None = None) -> T:
         fail(str(error), FAILED)
 
 
-def check_output(json_out: Path | None) -> None:
+def check_output(json_out: Path | None, option: str = "--json") -> None:
     """Exit unless the results can be written, before anything is started."""
     if json_out is not None and (reason := unwritable(json_out)):
-        fail(f"--json {json_out}: {reason}", USAGE)
+        fail(f"{option} {json_out}: {reason}", USAGE)
 
 
 def check_every(every: int) -> None:

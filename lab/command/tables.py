@@ -103,7 +103,7 @@ def comparison(records: Iterable[Record]) -> Table | None:
     neighbouring runs) and what that is for a user: "better" or "worse" if all those ratios say so, else that they don't agree.
     Round trips of loops that poll are not held against those of loops that sleep: that is another question than which path it is.
     """
-    rows = _compared(records)
+    rows = compared(records)
     if not rows:
         return None
     table = _table("workload", "B", "what", "split", "bypass", "bypass ÷ split", "for bypass")
@@ -115,7 +115,7 @@ def comparison(records: Iterable[Record]) -> Table | None:
 def against(records: Iterable[Record]) -> list[str]:
     """What of the comparison does not speak for bypass, in words: the lines in which it is worse, or runs disagree."""
     found = []
-    for row in _compared(records):
+    for row in compared(records):
         if row["verdict"] in (WORSE, OPEN):
             found.append(f"{row['workload']}, {row['frame']} B, {row['what']}: bypass ÷ split {row['ratio']} ({row['verdict']})")
     return found
@@ -124,7 +124,7 @@ def against(records: Iterable[Record]) -> list[str]:
 def not_compared(records: Iterable[Record]) -> list[str]:
     """Why some figures of the comparison have no ratio."""
     polling = sorted(
-        {row["verdict"].split()[0] for row in _compared(records) if not row["ratios"] and row["verdict"].endswith("polls")}
+        {row["verdict"].split()[0] for row in compared(records) if not row["ratios"] and row["verdict"].endswith("polls")}
     )
     return [
         f"({path} polls: its loops have a core each, the other path's share cores and sleep. That decides these round trips, "
@@ -135,15 +135,17 @@ def not_compared(records: Iterable[Record]) -> list[str]:
 
 def spread(records: Iterable[Record]) -> float:
     """By what factor neighbouring runs' ratios differ at most, of all that is compared: 1 on a machine that is always the same."""
-    return max((max(row["ratios"]) / min(row["ratios"]) for row in _compared(records) if row["ratios"]), default=1.0)
+    return max((max(row["ratios"]) / min(row["ratios"]) for row in compared(records) if row["ratios"]), default=1.0)
 
 
 BETTER, WORSE, OPEN, SINGLE_RUN = "better", "worse", "unclear", "one run"
 POLLS = "{} polls"
 
 
-def _compared(records: Iterable[Record]) -> list[Record]:
-    """A row for each figure of each workload that both paths ran."""
+def compared(records: Iterable[Record]) -> list[Record]:
+    """A row for each figure of each workload that both paths ran: ``{"workload", "frame", "what", "split", "bypass", "ratio"`` (in
+    words)``, "ratios", "verdict"}``.
+    """
     by_kind: dict[tuple[str, str, int], dict[str, Record]] = {}
     for record in records:
         by_kind.setdefault(kind_of(record), {})[record["path"]] = record

@@ -8,8 +8,8 @@ Who owns what:
   stopped) it ends when the server does.
 * *security.py* decides, before anybody else sees a request, whether it comes from this page: its Host, its Origin, its token.
 * *app.py* are the routes. GET changes nothing; POST /do/… is a control.
-* *drawing.py* is the topology as SVG, *costs.py* the ledger of each guest, *metrics.py* OpenMetrics: functions of a picture, a
-  sample, counters.
+* *costs.py* is the ledger of each guest, *metrics.py* OpenMetrics: functions of a picture, a sample, counters. The drawing is
+  lab/page's.
 * *assets/* is the page itself: static files, no words of a guest in them. Such words come as JSON and are put in as text.
 
 What fails: a viewer that goes away is a closed connection; a topology that ends is said on the page, and ends the server; a keeper

@@ -1,7 +1,7 @@
 """The routes. GET looks, POST changes; lab/web/security.py has decided before whether it may.
 
     /                  the page
-    /assets/NAME       what it is made of; plotly.js is the package plotly's, paths.css is made of hyp/paths.py
+    /assets/NAME       what it is made of; plotly.js is the package plotly's, drawing.css is lab/page's
     /stream            the views of lab/web/hub.py, as server-sent events
     /metrics           OpenMetrics
     POST /do/VERB      a control, its arguments as a JSON object: {"done": sentence}, or 409 {"error": sentence}
@@ -22,7 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from hyp.paths import PATHS
+from lab.page.style import style
 from lab.web.controls import Controls, Refused
 from lab.web.hub import MOST_VIEWERS, Hub, TooMany
 from lab.web.metrics import CONTENT_TYPE, exposition
@@ -38,15 +38,6 @@ def _plotly() -> bytes:
     return str(get_plotlyjs()).encode()
 
 
-@functools.cache
-def path_colours() -> str:
-    """A style sheet: each path's colour, as plots have it, as ``--PATH``, and as ``--path`` of the class ``path-PATH``."""
-    light = " ".join(f"--{path.name}: {path.colour};" for path in PATHS.values())
-    dark = " ".join(f"--{path.name}: {path.colour_dark};" for path in PATHS.values())
-    classes = "\n".join(f".path-{name} {{ --path: var(--{name}); }}" for name in PATHS)
-    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n{classes}\n"
-
-
 def make_app(hub: Hub, controls: Controls, token: str, ports: list[int]) -> App:
     """The whole of what the server serves."""
 
@@ -56,8 +47,8 @@ def make_app(hub: Hub, controls: Controls, token: str, ports: list[int]) -> App:
     async def plotly(request: Request) -> Response:
         return Response(_plotly(), media_type="text/javascript; charset=utf-8")
 
-    async def colours(request: Request) -> Response:
-        return Response(path_colours(), media_type="text/css; charset=utf-8")
+    async def drawing(request: Request) -> Response:
+        return Response(style(), media_type="text/css; charset=utf-8")
 
     async def stream(request: Request) -> Response:
         if hub.viewers >= MOST_VIEWERS:
@@ -85,7 +76,7 @@ def make_app(hub: Hub, controls: Controls, token: str, ports: list[int]) -> App:
         Route("/metrics", metrics),
         Route("/do/{verb}", do, methods=["POST"]),
         Route("/assets/plotly.js", plotly),
-        Route("/assets/paths.css", colours),
+        Route("/assets/drawing.css", drawing),
         Mount("/assets", StaticFiles(directory=ASSETS)),
     ]
     return Guard(Starlette(routes=routes), token, ports)

@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
 
+from lab.page.drawing import NARROW, WIDE, draw
 from lab.view.attach import Ended, Watch
 from lab.view.picture import Picture
 from lab.view.samples import Sample
 from lab.view.ways import ABOUT
 from lab.web.costs import costs
-from lab.web.drawing import NARROW, WIDE, draw
 
 View = dict[str, Any]
 INTERVAL_S = 1.0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -17,11 +18,12 @@ from bench.__main__ import app
 from bench.method.options import BENCHMARKS, Options, OptionsError
 from bench.method.progress import Lines, Part, Silent, parts, time_left
 from bench.report import plots
-from bench.report.html import el, page
+from bench.report.first import sentences
 from bench.report.page import write
 from bench.report.results import VERSION, BenchmarkResult, ResultsError, read
 from lab.command.ending import SIGNALS
 from lab.figures import short
+from lab.page.html import el, page
 from tests.support import bench_stub
 
 
@@ -301,3 +303,45 @@ def test_elements_escape() -> None:
     text = page(el("p", "1 < 2 & 3", el("b", "x"), "y", None, title='<"&', id=None))
     assert Page(text).attributes == [("title", '<"&')]
     assert text.endswith(">1 &lt; 2 &amp; 3<b>x</b>y</p>\n")
+
+
+def test_it_begins_with_a_picture_of_the_paths_and_sentences(tmp_path: Path, results: dict[str, Any]) -> None:
+    text = write(tmp_path, results).read_text()
+    first = text[: text.index('id="claims"')]
+    assert first.count("<svg") == 2  # wide and narrow
+    assert "split, bypass" in first or "bypass and split" in first or "split and bypass" in first
+    assert re.search(r"Of \d+ claims? ", first)
+    assert "Farthest apart: bypass ÷ split" in first
+
+
+def test_sentences_of_a_run_that_found_little() -> None:
+    assert sentences({}) == ["Nothing."]
+    empty = {"title": "Limit", "records": [], "claims": [], "ratios": []}
+    assert sentences({"limit": empty}) == ["Limit."]
+    claim = {"verdict": "no figure"}
+    assert sentences({"limit": {**empty, "claims": [claim, {"verdict": "met"}]}}) == [
+        "Limit.",
+        "Of 2 claims 1 met and 1 without a figure.",
+    ]
+
+
+def test_claims_are_grouped_by_benchmark(tmp_path: Path, results: dict[str, Any]) -> None:
+    stub = results["benchmarks"]["stub"]
+    other = {**stub, "title": "Second question", "series": []}
+    silent = {**other, "title": "No claims", "claims": []}
+    text = write(tmp_path, {**results, "benchmarks": {"stub": stub, "other": other, "silent": silent}}).read_text()
+    part = text[text.index('id="claims"') : text.index('id="trends"')]
+    assert part.index('href="#b-stub"') < part.index('href="#b-other"')
+    assert "b-silent" not in part
+    assert part.count("<table") == 2
+    assert part.count('class="tally"') == 3  # of all, of each
+
+
+def test_no_two_lines_have_one_colour() -> None:
+    names = ["split", "split, 1 core", "split, 2 cores", "split x", "split y", "bypass", "spin", "spun", "vhost", "vhost-packed"]
+    found = plots.colours(names)
+    assert len({found[name] for name in names}) == len(names)
+    assert found["split"] == plots.colours(["split"])["split"]
+    assert plots.colours(["bypass, 1 core"]) == {"bypass, 1 core": plots.colours(["bypass"])["bypass"]}, (
+        "the first is the path's own"
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import site
 import subprocess
 import sys
@@ -20,8 +21,8 @@ NOBODY = 65534
 @pytest.mark.parametrize("options", [[], ["--confined"]], ids=["plain", "confined"])
 def test_it_shows_what_it_is_to_show(tmp_path: Path, options: list[str]) -> None:
     """Streams on both paths, the proof, round trips and downloads between programs; nothing is lost, all arrives whole."""
-    out = tmp_path / "demo.json"
-    done = launch("demo", "--seconds", "0.1", "--json", str(out), *options)
+    out, page = tmp_path / "demo.json", tmp_path / "demo.html"
+    done = launch("demo", "--seconds", "0.1", "--json", out, "--page", page, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     record = json.loads(out.read_text())
     assert {one["path"] for one in record["workloads"]} >= {"split", "bypass"}
@@ -29,6 +30,20 @@ def test_it_shows_what_it_is_to_show(tmp_path: Path, options: list[str]) -> None
     for path in ("split", "bypass"):
         assert record["programs"][path]["ping"]["ok"]
         assert record["programs"][path]["download"]["text"].endswith("SHA-256 equal")
+    ways = {(way["path"], way["way"]): [hop["id"] for hop in way["hops"]] for way in record["hops"]["ways"]}
+    assert ways == {
+        ("split", "tx"): ["anna>dom0", "dom0>nic", "nic>wire"], ("split", "rx"): ["wire>nic", "nic>dom0", "dom0>anna"],
+        ("bypass", "tx"): ["carl>nic", "nic>wire"], ("bypass", "rx"): ["wire>nic", "nic>carl"],
+    }  # fmt: skip
+    text = page.read_text()
+    assert "SHA-256 equal" in text
+    assert not re.search(r"https?:(?!//www\.w3\.org/)|src=|@import|url\(", text), "it needs nothing but itself"
+
+
+def test_where_the_page_cannot_be_written_nothing_is_started(tmp_path: Path) -> None:
+    done = launch("demo", "--page", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"--page {tmp_path}: Is a directory\n"
 
 
 def test_confined_guests_need_not_be_able_to_read_the_lab(tmp_path: Path) -> None:
@@ -39,7 +54,16 @@ def test_confined_guests_need_not_be_able_to_read_the_lab(tmp_path: Path) -> Non
     (packages / "lab.pth").write_text("\n".join(site.getsitepackages()))
     os.chown(closed, NOBODY, NOBODY)
     closed.chmod(0o700)
-    command: list[str | Path] = [closed / "bin" / "python", ROOT / "launch.py", "demo", "--confined", "--seconds", "0.1"]
+    command: list[str | Path] = [
+        closed / "bin" / "python",
+        ROOT / "launch.py",
+        "demo",
+        "--confined",
+        "--seconds",
+        "0.1",
+        "--page",
+        tmp_path / "demo.html",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patient(RUN_S))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SHA-256 equal" in done.stdout

@@ -8,8 +8,8 @@ import pytest
 
 from hyp.paths import PATHS
 from lab.api.tables import topology_of
+from lab.page.drawing import MOST_GUESTS, NARROW, WIDE, Size, draw
 from lab.view.picture import Picture, picture
-from lab.web.drawing import MOST_GUESTS, NARROW, WIDE, Size, draw
 from tests.support.labs import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,7 +55,7 @@ def test_marks_are_where_things_happen_and_do_not_overlap(size: Size) -> None:
 
 
 def test_every_path_has_dashes_of_its_own() -> None:
-    css = (ROOT / "lab" / "web" / "assets" / "page.css").read_text()
+    css = (ROOT / "lab" / "page" / "drawing.css").read_text()
     dashes = {path: re.findall(rf"\.path-{path} {{ --dash: ([\d ]+);", css) for path in PATHS}
     assert all(len(found) == 1 for found in dashes.values()), dashes
     assert len({found[0] for found in dashes.values()}) == len(PATHS)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lab import owner
-from lab.command import echo
+from lab.command.demo import echo
 from lab.environment import install
 from lab.environment.interpreter import NEEDED, ROOT
 from lab.errors import LabError

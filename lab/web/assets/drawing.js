@@ -1,4 +1,4 @@
-// The drawing comes from the server as SVG (lab/web/drawing.py); here figures are put into it, and hops can be chosen.
+// The drawing comes from the server as SVG (lab/page/drawing.py); here figures are put into it, and hops can be chosen.
 
 import { $, gbps, put, rate } from "./words.js";
 

@@ -13,6 +13,7 @@ word of a guest is text of an element: nothing that it says is markup. Colours a
 and by the dashes of their lanes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -57,6 +58,30 @@ Point = tuple[float, float]
 def draw(picture: Picture, size: Size) -> str:
     """The drawing, as the text of an svg element."""
     return ET.tostring(_Drawing(picture, size).svg, encoding="unicode")
+
+
+def still(picture: Picture, size: Size, words: Mapping[str, str], flows: Mapping[str, float]) -> ET.Element:
+    """The drawing as a figure of a page: nothing in it can be pressed.
+
+    `words`: what is written at a hop, or where a node has its CPU, by id. `flows`: of hops at which frames are seen, the share
+    of the most that go anywhere, 0 to 1.
+    """
+    svg = _Drawing(picture, size).svg
+    svg.set("role", "img")
+    for part in svg.iter():
+        hop = part.attrib.get("data-hop")
+        if hop is not None:
+            for attribute in ("role", "tabindex", "aria-pressed"):
+                part.attrib.pop(attribute)
+            if hop in flows:
+                share = math.sqrt(flows[hop])
+                least, more = (3, 13) if size.in_words else (2, 7)
+                part.set("class", part.attrib["class"] + " moves")
+                part.set("style", f"--w: {least + more * share:.1f}px; --t: {4 - 3 * share:.1f}s")
+        name = part.attrib.get("data-rate") or part.attrib.get("data-cpu")
+        if name is not None and name in words:
+            part.text = part.attrib.get("data-prefix", "") + words[name]
+    return svg
 
 
 def _of(guest: Mapping[str, Any]) -> Attachment | None:

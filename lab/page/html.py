@@ -1,8 +1,10 @@
 """HTML as a tree: everything is escaped by the serialiser, and nothing is ever pasted together as text."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from xml.etree import ElementTree
+
+from lab.page.style import paper
 
 Element = ElementTree.Element
 SVG = "{http://www.w3.org/2000/svg}"
@@ -35,6 +37,37 @@ def add(element: Element, child: "Element | str | None") -> None:
 def clean(text: str) -> str:
     """Text without control characters."""
     return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def table(
+    head: Sequence[str | tuple[str, str]], rows: Iterable[Sequence[Element]], numbers: Iterable[int] = (), headless: bool = False
+) -> Element:
+    """A table that scrolls by itself: heads with their units, rows of cells, `numbers` the columns of figures."""
+    right = set(numbers)
+    cells = []
+    for number, title in enumerate(head):
+        text, unit = (title, "") if isinstance(title, str) else title
+        kind = "number" if number in right else None
+        cells.append(el("th", text, el("small", unit) if unit else None, class_=kind, scope="col"))
+    top = None if headless else el("thead", el("tr", *cells))
+    return el("div", el("table", top, el("tbody", *(el("tr", *row) for row in rows))), class_="scroll")
+
+
+def section(name: str, title: str, *children: Element | str | None) -> Element:
+    """A part with a heading of its own, to which `#name` leads."""
+    return el("section", el("h2", title), *children, id=name)
+
+
+def document(title: str, *children: Element | str | None, style: str = "") -> Element:
+    """A page to be read, which needs nothing but itself; `style`: CSS of its own."""
+    head = el(
+        "head",
+        el("meta", charset="utf-8"),
+        el("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        el("title", title),
+        el("style", paper() + style),
+    )
+    return el("html", head, el("body", *children), lang="en")
 
 
 def page(html: Element) -> str:
