@@ -18,7 +18,7 @@ from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, que
 from dom0.netback_tx import answer_requests, take_requests
 from dom0.persistent import enter_pages, release_pages
 from dom0.state import STAGE, UPLINK, engine_at, member_of, port_of, staged_of
-from dom0.tracing import trace_passed, trace_taken
+from dom0.tracing import first_bytes, trace_passed, trace_taken
 from dom0.uplink import (
     completions_to_wait_for,
     post_frame,
@@ -53,6 +53,7 @@ from hyp.offload.frame import frame_at, one_piece
 from hyp.offload.toeplitz import hashing_at, steer
 from hyp.patience import begin_patience
 from hyp.ring import arm_requests, ring_at
+from hyp.trace.ring import is_passed_over
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
 ADD_PORT, REMOVE_PORT, SET_RATE, ENTER_PAGES, SET_HASHING, GO, ROUTE, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8
@@ -177,7 +178,7 @@ def _forward(e, p):
                 break
             if result != DELIVERED:
                 count(p.counts, result, 1)
-            if tracer != 0:
+            if tracer != 0 and not is_passed_over(tracer, s.addr, first_bytes(s)):
                 trace_passed(tracer, e, p, s, result, e.flooded > flooded)
         if p.pause_until != 0:
             p.pause_until, p.shared = 0, 0

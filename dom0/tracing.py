@@ -9,7 +9,7 @@ from hyp.abi.trace import FLOODED, NOWHERE
 from hyp.events import tracer_of
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import frame_at
-from hyp.trace.ring import DROPPED, PASSED, TAKEN, trace_frame, trace_pieces
+from hyp.trace.ring import DROPPED, PASSED, TAKEN, sampled_of_run, trace_frame, trace_pieces
 
 
 @compiled
@@ -23,16 +23,26 @@ def _offload(s):
     return 0 if s.slots == 0 else (s.offload >> 32) & 0xFFFF_FFFF
 
 
+@compiled
+def first_bytes(s):
+    """How many bytes of a staged frame lie where it begins; 0 of an entry that begins none."""
+    return 0 if s.length == 0 else s.length if s.slots == 0 else s.bytes
+
+
 @outlined
 def trace_taken(e, p) -> None:
     """A port's stage has been filled: with a guest's frames, copied or from pinned pages, or with the NIC's, as they came."""
-    k, tracer = p.next, tracer_of(e.wait)
-    while k < p.staged and tracer != 0:
+    tracer, n = tracer_of(e.wait), p.staged - p.next
+    if tracer == 0 or n == 0:
+        return
+    s, last = staged_of(p, p.next), staged_of(p, p.staged - 1)
+    k, step = sampled_of_run(tracer, n, s.addr, first_bytes(s), last.addr, first_bytes(last))
+    k += p.next
+    while k < p.staged:
         s = staged_of(p, k)
         if s.length > 0:
-            there = s.length if s.slots == 0 else s.bytes
-            trace_frame(tracer, TAKEN, _name_of(p), NOWHERE, 0, s.addr, there, s.length, _offload(s))
-        k += max(s.slots, 1)
+            trace_frame(tracer, TAKEN, _name_of(p), NOWHERE, 0, s.addr, first_bytes(s), s.length, _offload(s))
+        k += max(s.slots, 1) if step == 1 else step
 
 
 @outlined

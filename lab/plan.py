@@ -73,7 +73,8 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     ) -> dict[str, Any]:
         cpus, may = placed.processes.get(name), placed.spinning is None or name in placed.spinning
         found = {"name": name, "role": role, "module": module, "config": config, "domain": domain, "xenstore": xenstore}
-        return {**found, "cpus": cpus, "spins": may, "restart": restart}
+        limit = [topology["supervisor"][key] for key in ("restarts", "within_s")] if restart else None
+        return {**found, "cpus": cpus, "spins": may, "restart": limit}
 
     def own(role: str, config: dict[str, Any], domain: dict[str, int] | None, xenstore: int | None) -> dict[str, Any]:
         restart = role in RESTARTED and topology["supervisor"]["restart"]

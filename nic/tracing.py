@@ -7,8 +7,8 @@ from hyp.abi.nic import NO_CONTEXT
 from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.abi.trace import FLOODED, NOWHERE, WIRE
 from hyp.atomics import load64
-from hyp.kernels import outlined
-from hyp.trace.ring import DROPPED, PASSED, trace_frame, trace_pieces
+from hyp.kernels import compiled, outlined
+from hyp.trace.ring import DROPPED, PASSED, sampled_of_run, trace_frame, trace_pieces
 from nic.state import DELIVERED, STAGED_BYTES, WIRE_BUFFERS, staged_at
 
 
@@ -25,7 +25,11 @@ def trace_sent(tracer, c, f, result) -> None:
 @outlined
 def trace_run(tracer, e, port, r, done) -> None:
     """The first `done` frames of the stage, which came from `port`, are in the buffers of context `r`."""
-    for k in range(done):
+    if done == 0:
+        return
+    s, last = staged_at(e.stage), staged_at(e.stage + (done - 1) * STAGED_BYTES)
+    first, step = sampled_of_run(tracer, done, s.frame, s.length, last.frame, last.length)
+    for k in range(first, done, step):
         s = staged_at(e.stage + k * STAGED_BYTES)
         trace_frame(tracer, PASSED, port, r.number, 0, s.frame, s.length, s.length, 0)
 
@@ -33,10 +37,21 @@ def trace_run(tracer, e, port, r, done) -> None:
 @outlined
 def trace_run_to_sink(tracer, c, w, first, done) -> None:
     """`done` frames are in the wire's buffers from number `first` on."""
-    for k in range(first, first + done):
-        slot = k & (WIRE_BUFFERS - 1)
-        length = load64(w.lengths + 8 * slot)
-        trace_frame(tracer, PASSED, c.number, WIRE, 0, w.buffers + slot * LARGEST_FRAME_BUFFER, length, length, 0)
+    if done == 0:
+        return
+    one, one_bytes = _on_wire(w, first)
+    last, last_bytes = _on_wire(w, first + done - 1)
+    begin, step = sampled_of_run(tracer, done, one, one_bytes, last, last_bytes)
+    for k in range(begin, done, step):
+        frame, length = _on_wire(w, first + k)
+        trace_frame(tracer, PASSED, c.number, WIRE, 0, frame, length, length, 0)
+
+
+@compiled
+def _on_wire(w, number):
+    """Where frame `number` of the wire's buffers is, and how long it is."""
+    slot = number & (WIRE_BUFFERS - 1)
+    return w.buffers + slot * LARGEST_FRAME_BUFFER, load64(w.lengths + 8 * slot)
 
 
 @outlined

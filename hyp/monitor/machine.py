@@ -53,7 +53,7 @@ from hyp.kernels import compiled, entry, i64, void
 from hyp.model.price import charge
 from hyp.monitor.guest_queues import buffers_left, complete_receive, complete_send, receive_descriptor, send_descriptor, sends_left
 from hyp.monitor.machine_chains import UPLINK, count_handed_in, has_room, receive_one, send_one, signal_for
-from hyp.trace.ring import PASSED, trace_frame
+from hyp.trace.ring import PASSED, is_passed_over, trace_frame
 from hyp.verbs import (
     arm_receives,
     arm_sends,
@@ -135,7 +135,7 @@ def _forward(m, q, addr, length):
     memcpy(m.own_ram + gpa, m.ram + addr, length)
     post_send(q, gpa, length, signal_for(q, 1))
     tracer = tracer_of(m.wait)
-    if tracer != 0:
+    if tracer != 0 and not is_passed_over(tracer, m.own_ram + gpa, length):
         trace_frame(tracer, PASSED, m.domid, UPLINK, 0, m.own_ram + gpa, length, length, 0)
     count(m.counts, TX_FRAMES, 1)
     count(m.counts, TX_BYTES, length)
@@ -175,7 +175,7 @@ def _hand_in(m, frame, length):
     memcpy(m.ram + addr, frame, length)
     complete_receive(m, length, STATUS_OK)
     tracer = tracer_of(m.wait)
-    if tracer != 0:
+    if tracer != 0 and not is_passed_over(tracer, frame, length):
         trace_frame(tracer, PASSED, UPLINK, m.domid, 0, frame, length, length, 0)
     count_handed_in(m, length)
     count(m.uplink, RX_FRAMES, 1)

@@ -50,6 +50,8 @@ name = "{name}"  # in `launch.py status`, and in the names of its shared memory
 
 # [supervisor]
 # restart = true  # NIC, Dom0 and xenstored are started again when they die (docs/faults.md)
+# restarts = 5  # who has died so often within within_s seconds is given up
+# within_s = 10.0
 
 # [model]
 # price = {{}}  # what operations cost in addition to what they cost here: {{ hypercall_ns = 2000 }} (docs/model.md)

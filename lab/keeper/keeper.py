@@ -14,7 +14,7 @@ down asks the owner to go, and does not wait for one that does not.
 A plan is a list of processes in the order in which they are to be forked::
 
     {"name", "role", "module", "config", "domain": None or {"domid", "memory"}, "xenstore": None or domid,
-     "cpus": None or [CPU numbers], "spins": whether its loops may spin, "restart": whether it is started again when it dies}
+     "cpus": None or [CPU numbers], "spins": whether its loops may spin, "restart": None or [restarts, within_s]}
 
 Who is started again finds in its config what nobody else has: `restarts`, how often there was one before it, and `gone`, the
 domains that are no more; one of these that is to be started again is announced to Dom0 by `domain_again`.
@@ -36,7 +36,7 @@ from lab.keeper.child import GUEST, Child, describe_exit, end
 from lab.keeper.held import Held
 from lab.keeper.news import News
 from lab.keeper.output import Output
-from lab.keeper.restarts import READY_S, Restarts
+from lab.keeper.restarts import READY_S, Limit, Restarts
 from lab.keeper.store import XENSTORED, StoreKeeping
 from lab.rundir import RunDir
 
@@ -367,7 +367,7 @@ class Keeper:
         self._drop_sockets(child)
         if self._down is not None or self._info.get("state") != "up":
             return
-        child.restarting = child.plan["restart"] and not child.is_done and self._may_restart(child.name)
+        child.restarting = not child.is_done and self._may_restart(child)
         if not child.is_done:
             self._tell_death(child)
         if child.restarting:
@@ -381,8 +381,11 @@ class Keeper:
         self._owner.tell("died", name=child.name, role=child.role, cause=child.state, restarting=child.restarting)
         self._news.add("restarting" if child.restarting else "died", child.name, child.state)
 
-    def _may_restart(self, name: str) -> bool:
-        return self._forkserver_death is None and self._restarts.may(name, self._loop.time())
+    def _may_restart(self, child: Child) -> bool:
+        limit = child.plan["restart"]
+        if limit is None or self._forkserver_death is not None:
+            return False
+        return self._restarts.may(child.name, self._loop.time(), Limit(*limit))
 
     async def _restart(self, dead: Child) -> None:
         """Fork another one in the place of a dead process, and wait until it is ready, or has died in its turn."""

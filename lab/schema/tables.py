@@ -154,9 +154,11 @@ class Spin(Table):
 
 
 class Supervisor(Table):
-    """``[supervisor]``: whether the lab's own processes are started again when they die (docs/faults.md)."""
+    """``[supervisor]``: whether the lab's own processes are started again, and how often, when they die (docs/faults.md)."""
 
     restart: bool = True
+    restarts: int = Field(default=5, ge=1, le=1000)
+    within_s: float = Field(default=10.0, gt=0, le=86_400)
 
 
 class Cpu(Table):

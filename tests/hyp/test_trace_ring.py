@@ -15,7 +15,7 @@ from hyp.events import new_wait
 from hyp.kernels import entry, i64, void
 from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
 from hyp.memory import Mapping
-from hyp.trace.ring import PASSED, TRACER, key_of, trace_frame, trace_pieces
+from hyp.trace.ring import PASSED, RECEIVED, TRACER, key_of, trace_burst, trace_frame, trace_pieces
 from lab.trace.ring import Told, TraceRing
 
 SEED = 11
@@ -33,6 +33,11 @@ def tell_test_frames(tracer: int, frame: int, length: int, first: int, count: in
 @entry(void(i64, i64, i64, i64))
 def tell_pieces(tracer: int, pieces: int, count: int, length: int) -> None:
     trace_pieces(tracer, PASSED, 1, 2, 0, pieces, count, length, 0)
+
+
+@entry(void(i64, i64, i64))
+def tell_burst(tracer: int, burst: int, n: int) -> None:
+    trace_burst(tracer, RECEIVED, 0, burst, n)
 
 
 @entry(i64(i64, i64))
@@ -154,6 +159,41 @@ def test_a_frame_in_pieces_has_the_key_of_the_whole(data: st.DataObject, every: 
         for k in range(len(told.frames)):
             assert told.frame(k) == frame[:256]
             assert int(told.heads[k]["key"]) == key & (1 << 64) - 1
+
+
+def frame_of(stream: int, sequence: int) -> bytes:
+    return (
+        bytes(12) + ETHERTYPE_WIRE.to_bytes(2, "little") + stream.to_bytes(2, "little") + sequence.to_bytes(8, "little") + bytes(40)
+    )
+
+
+RUNS = st.one_of(
+    st.tuples(st.integers(0, 3), st.integers(0, 1 << 40), st.integers(1, 40)).map(
+        lambda run: [frame_of(run[0], run[1] + k) for k in range(run[2])]
+    ),
+    st.lists(st.binary(min_size=14, max_size=80), min_size=1, max_size=5),
+)
+
+
+@given(runs=st.lists(RUNS, min_size=1, max_size=3), every=st.sampled_from([1, 2, 16, 64]))
+@settings(max_examples=120, deadline=None)
+def test_of_a_burst_those_that_are_sampled_are_told_in_order(runs: list[list[bytes]], every: int) -> None:
+    frames = [frame for run in runs for frame in run]
+    contents = [np.frombuffer(frame, np.uint8).copy() for frame in frames]
+    burst = np.array([[content.ctypes.data, len(content)] for content in contents], np.int64)
+    wanted = [frame for frame, at in zip(frames, burst[:, 0], strict=True) if the_key(int(at), len(frame)) & (every - 1) == 0]
+    with TraceRing("burst") as ring:
+        teller = Teller(ring, every, snap=128)
+        tell_burst(teller.address, int(burst.ctypes.data), len(burst))
+        told = ring.read()
+        assert [told.frame(k) for k in range(len(told.frames))] == wanted
+
+
+def test_a_burst_of_nothing_is_nothing() -> None:
+    with TraceRing("burst") as ring:
+        teller = Teller(ring, 16)
+        tell_burst(teller.address, 0, 0)
+        assert len(ring.read().frames) == 0
 
 
 @pytest.mark.parametrize(("kind", "protocol", "at", "size"), [

@@ -49,7 +49,7 @@ def test_defaults(tmp_path: Path) -> None:
             },
         },
         "dom0": {"memory": 32 * MIB, "ageing_s": 300, "max_queues": 8},
-        "supervisor": {"restart": True},
+        "supervisor": {"restart": True, "restarts": 5, "within_s": 10.0},
         "confined": False,
         "spin": {"limit_us": "auto"},
         "cpu": {"hyp": None, "dom0": None, "nic": None, "guests": {}, "programs": None, "spin": None},
