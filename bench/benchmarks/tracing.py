@@ -2,13 +2,16 @@
 
 ``python -m bench tracing``
 
-The viewer (lab/trace/viewer.py) gives every loop a ring before a slice, reads them twenty times a second while it lasts, and takes
-them away after it. One frame in 1024 is what ``launch.py trace`` looks at; all of them are what a capture does, and no claim.
+The viewer (lab/trace/viewer.py) gives every loop a ring before a slice, empties them twenty times a second while it lasts, and
+takes them away after it. One frame in 1024 is recorded as ``run --trace --every 1024`` does it; all of them are what a capture
+looks at, and no claim.
 """
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Sequence
+import tempfile
+from collections.abc import AsyncIterator, Sequence
 
 from bench.method.contenders import TO_WIRE, LabBench, probe_of
 from bench.method.options import Options
@@ -17,7 +20,8 @@ from bench.method.samples import Slice
 from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
 from bench.report.results import BenchmarkResult, Row
-from lab.trace.recording import LOOK_S
+from hyp.control import Channel
+from lab.trace.recording import LOOK_S, Seen, recording, trace_sink
 from lab.trace.viewer import Viewer
 
 PATHS = ("bypass", "split", "trapped")
@@ -54,12 +58,9 @@ def _point(lab: LabBench, path: str, frame: int, probe: Probe) -> Point:
 
     def traced(every: int) -> Contender:
         async def run(seconds: float) -> Slice:
-            async with Viewer(lab.lab.channel, every) as viewer:
-                reading = asyncio.ensure_future(_read(viewer))
-                try:
-                    return await alone.run(seconds)
-                finally:
-                    reading.cancel()
+            watched = _watched_whole(lab.lab.channel) if every == ALL else _recorded(lab.lab.channel, every)
+            async with watched:
+                return await alone.run(seconds)
 
         return Contender(_traced(path, every), run)
 
@@ -68,10 +69,32 @@ def _point(lab: LabBench, path: str, frame: int, probe: Probe) -> Point:
     return Point(path, where, contenders, path, probe, [Question(_traced(path, SAMPLED), path, METRIC, ENOUGH)])
 
 
-async def _read(viewer: Viewer) -> None:
-    while True:
-        await asyncio.sleep(LOOK_S)
-        viewer.read()
+@contextlib.asynccontextmanager
+async def _recorded(keeper: Channel, every: int) -> AsyncIterator[None]:
+    """As ``launch.py run --trace`` does it, into a file that nobody keeps."""
+    said: list[Seen] = []
+    with tempfile.TemporaryFile("w") as file:
+        async with recording(keeper, [trace_sink(file)], said, every=every):
+            yield
+    if said[0].error is not None:
+        raise said[0].error
+
+
+@contextlib.asynccontextmanager
+async def _watched_whole(keeper: Channel) -> AsyncIterator[None]:
+    """All of it, as a capture looks at it, and nothing is done with it."""
+
+    async def read(viewer: Viewer) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            viewer.read()
+
+    async with Viewer(keeper, ALL) as viewer:
+        reading = asyncio.ensure_future(read(viewer))
+        try:
+            yield
+        finally:
+            reading.cancel()
 
 
 def _report(result: BenchmarkResult, points: Sequence[Point]) -> None:

@@ -22,7 +22,7 @@ from lab.command.clients import ClientError, connect, the_one
 from lab.owner import open_console
 from lab.trace.explain import explained, told
 from lab.trace.perfetto import read
-from lab.trace.recording import Seen, capture_sink, record, trace_sink, way_sink
+from lab.trace.recording import LIVE, Seen, capture_sink, record, trace_sink, way_sink
 from lab.trace.story import Way, Ways
 from lab.trace.viewer import Viewer
 
@@ -52,7 +52,7 @@ async def watch(topology: str | None, seconds: float, every: int, out: Path | No
         if out is not None:
             sinks.append(trace_sink(stack.enter_context(out.open("w"))))
         with _asked(run.name):
-            seen = await record(keeper, sinks, _until(seconds), every=every)
+            seen = await record(keeper, sinks, _until(seconds), asyncio.Event(), every=every)
     if out is None or seen.error is not None:
         return [*explained(ways, ascii_only=ascii_only), *said_of(seen)]
     return [f"{len(ways)} frames in {out}: open it at ui.perfetto.dev, or `launch.py explain {out}`", *said_of(seen)]
@@ -72,7 +72,7 @@ async def capture(topology: str | None, guest: str | None, out: Path | None, sec
             except CaptureError as error:
                 raise ClientError(str(error)) from error
             sink = await capture_sink(keeper, writer, guest)
-            seen = await record(keeper, [sink], _until(seconds), snap=snap)
+            seen = await record(keeper, [sink], _until(seconds), asyncio.Event(), snap=snap, share=LIVE)
         return [f"{writer.frames} frames in {writer.path}", *said_of(seen)]
     finally:
         keeper.close()

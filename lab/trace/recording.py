@@ -2,10 +2,11 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hyp.capture.format import CaptureError
 from hyp.capture.write import CaptureWriter
@@ -17,6 +18,10 @@ from lab.trace.story import Way, Ways
 from lab.trace.viewer import LEAST_SNAP, Sighting, Viewer
 
 LOOK_S = 0.05
+ASIDE, LIVE = 0.02, 1.0
+"""Shares of a core: for a record of what goes on, and for one that somebody reads meanwhile."""
+MOST_BACKLOG = 64 << 20
+"""Bytes of records that may wait for the end, which then takes some seconds."""
 AGAIN_S = 1.0
 """Between looks for processes that have been started again."""
 
@@ -73,10 +78,55 @@ class Seen:
     """Of a sink's, after which it was given nothing more."""
 
 
-async def record(keeper: Channel, sinks: Iterable[Sink], stop: asyncio.Event, *, every: int = 1, snap: int = LEAST_SNAP) -> Seen:
-    """Until `stop` is set or the topology ends. A sink that fails ends the recording, and no traffic."""
-    seen, to = Seen(), list(sinks)
+class _Pace:
+    """How much of a core goes into what was told, while traffic goes on: a core that it needs itself, where there are few.
+
+    Each look has its share of the time since the one before. What it does not suffice for waits, until there is little again, or
+    the end.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share, self._left, self._looked = share, 0.0, time.monotonic()
+        self._a_byte = 1e-7
+
+    def look(self) -> None:
+        """Time has passed."""
+        now = time.monotonic()
+        self._left = min(self._left + self._share * (now - self._looked), LOOK_S)
+        self._looked = now
+
+    def may(self, size: int) -> bool:
+        """There is time for so many bytes of records."""
+        return size * self._a_byte <= self._left
+
+    @contextlib.contextmanager
+    def spending(self, size: int) -> Iterator[None]:
+        """Time goes into that."""
+        begin = time.monotonic()
+        yield
+        spent = time.monotonic() - begin
+        self._left -= spent
+        if size > 0:
+            self._a_byte += 0.2 * (spent / size - self._a_byte)
+
+
+async def record(
+    keeper: Channel,
+    sinks: Iterable[Sink],
+    stop: asyncio.Event,
+    began: asyncio.Event,
+    *,
+    every: int = 1,
+    snap: int = LEAST_SNAP,
+    share: float = ASIDE,
+) -> Seen:
+    """Until `stop` is set or the topology ends. A sink that fails ends the recording, and no traffic.
+
+    `began`: set when all loops tell. `share`: of a core, what may go into sinks while traffic goes on; the rest is done at the end.
+    """
+    seen, to, pace = Seen(), list(sinks), _Pace(share)
     async with Viewer(keeper, every, snap) as viewer:
+        began.set()
         ending, looks = asyncio.ensure_future(stop.wait()), 0
         try:
             while not ending.done() and not keeper.closed.done():
@@ -85,8 +135,16 @@ async def record(keeper: Channel, sinks: Iterable[Sink], stop: asyncio.Event, *,
                 if looks * LOOK_S >= AGAIN_S and not keeper.closed.done():
                     looks = 0
                     await viewer.look_again()
-                _give(to, viewer.read(), last=False)
-            _give(to, viewer.read(last=True), last=True)
+                pace.look()
+                if sum(viewer.backlog) < MOST_BACKLOG:  # else what the rings have no room for is missed, and counted
+                    viewer.copy()
+                while viewer.backlog and pace.may(viewer.backlog[0]):
+                    with pace.spending(viewer.backlog[0]):
+                        _give(to, viewer.take_apart(), last=False)
+            viewer.copy()
+            while viewer.backlog:
+                _give(to, viewer.take_apart(), last=False)
+            _give(to, viewer.rest(), last=True)
         except (OSError, ValueError, CaptureError) as error:
             seen.error = error
         finally:
@@ -113,11 +171,21 @@ async def recorded(keeper: Channel, trace: Path | None, capture: Path | None, ev
         if not sinks:
             yield said
             return
-        stop = asyncio.Event()
-        snap = SNAP if capture is not None else LEAST_SNAP
-        recording = asyncio.ensure_future(record(keeper, sinks, stop, every=every, snap=snap))
-        try:
+        snap, share = (SNAP, LIVE) if capture is not None else (LEAST_SNAP, ASIDE)
+        async with recording(keeper, sinks, said, every=every, snap=snap, share=share):
             yield said
-        finally:
-            stop.set()
-            said.append(await recording)
+
+
+@contextlib.asynccontextmanager
+async def recording(keeper: Channel, sinks: Iterable[Sink], said: list[Seen], **options: Any) -> AsyncIterator[None]:
+    """`record` as long as the block lasts, from its beginning on; what there is to say is added to `said`."""
+    stop, began = asyncio.Event(), asyncio.Event()
+    beginning = asyncio.ensure_future(began.wait())
+    task = asyncio.ensure_future(record(keeper, sinks, stop, began, **options))
+    try:
+        await asyncio.wait([beginning, task], return_when=asyncio.FIRST_COMPLETED)
+        yield
+    finally:
+        stop.set()
+        beginning.cancel()
+        said.append(await task)

@@ -50,6 +50,15 @@ class Told:
         return self.data[self.frames[k] : self.frames[k] + int(self.heads[k]["captured"])]
 
 
+@dataclass(slots=True)
+class Copied:
+    """What lay in a ring, not looked at yet: data from free-running index `begin` on, and how many records were told since."""
+
+    data: bytes
+    begin: int
+    told: int
+
+
 class TraceRing:
     """One loop's ring, made here; `fd` is for the loop."""
 
@@ -80,6 +89,10 @@ class TraceRing:
 
     def read(self) -> Told:
         """What was told since the last call, as far as it is still there."""
+        return records_in(self.copy())
+
+    def copy(self) -> Copied:
+        """The same, for `records_in` to take apart when there is time: to copy costs next to nothing."""
         committed, records = self._word(COMMITTED_AT), self._word(RECORDS_AT)
         begin = self._next
         if (committed - begin) & _U64 > self.capacity:  # written over, or nonsense
@@ -90,21 +103,24 @@ class TraceRing:
             keep = min((oldest + BLOCK - 1) & -BLOCK, committed)
             data, begin = data[keep - begin :], keep
         self._next = committed
-        frames, nonsense = _records(data, begin)
-        heads = np.zeros(len(frames), RECORD)
-        raw = heads.view(np.uint8).reshape(len(frames), RECORD_BYTES)
-        for k, at in enumerate(frames):
-            raw[k] = np.frombuffer(data, np.uint8, RECORD_BYTES, at)
         told = (records - self._seen) & _U64
         self._seen = records
-        missed = max(told - len(frames), 0) if told < 1 << 40 else 0
-        return Told(heads, [at + RECORD_BYTES for at in frames], data, missed + nonsense)
+        return Copied(data, begin, told)
 
     def _copy(self, begin: int, end: int) -> bytes:
         """The data from `begin` to `end`, free-running, which are at most the capacity apart."""
         first, n = begin % self.capacity, end - begin
         until = min(first + n, self.capacity)
         return self._map[DATA_AT + first : DATA_AT + until] + self._map[DATA_AT : DATA_AT + n - (until - first)]
+
+
+def records_in(copied: Copied) -> Told:
+    """Take apart what was copied."""
+    frames, nonsense = _records(copied.data, copied.begin)
+    at = np.array(frames, np.int64)
+    heads = np.frombuffer(copied.data, np.uint8)[at[:, None] + np.arange(RECORD_BYTES)].reshape(-1).view(RECORD)
+    missed = max(copied.told - len(frames), 0) if copied.told < 1 << 40 else 0
+    return Told(heads, [begin + RECORD_BYTES for begin in frames], copied.data, missed + nonsense)
 
 
 def _records(data: bytes, begin: int) -> tuple[list[int], int]:

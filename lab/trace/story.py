@@ -117,9 +117,10 @@ def way_of(sightings: Iterable[Sighting]) -> Way:
 
 
 class Ways:
-    """Sorts sightings into ways, as they come. A frame that has not been seen for `LONGEST_NS` is over."""
+    """Sorts sightings into ways, as they come. A frame that has not been seen for `longest_ns` is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, longest_ns: int = LONGEST_NS) -> None:
+        self._longest_ns = longest_ns
         self._open: dict[int, list[Sighting]] = {}
 
     def add(self, sightings: Iterable[Sighting]) -> Iterator[Way]:
@@ -128,13 +129,13 @@ class Ways:
         for one in sightings:
             now = max(now, one.time_ns)
             seen = self._open.setdefault(one.key, [])
-            if seen and (_begins_anew(one) or one.time_ns - seen[-1].time_ns > LONGEST_NS):
+            if seen and (_begins_anew(one) or one.time_ns - seen[-1].time_ns > self._longest_ns):
                 yield way_of(seen)
                 seen = self._open[one.key] = []
             seen.append(one)
             if one.moment in (Moment.RECEIVED, Moment.DROPPED) or (one.process == NIC and one.other == WIRE):
                 yield way_of(self._open.pop(one.key))
-        for key in [key for key, seen in self._open.items() if now - seen[-1].time_ns > LONGEST_NS]:
+        for key in [key for key, seen in self._open.items() if now - seen[-1].time_ns > self._longest_ns]:
             yield way_of(self._open.pop(key))
 
     def rest(self) -> Iterator[Way]:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import re
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -22,7 +23,7 @@ from hyp.abi.counters import Count
 from hyp.abi.trace import DEFAULT_CAPACITY, RECORD, Moment
 from hyp.control import Channel, ControlError, Refused
 from lab.owner import open_console
-from lab.trace.ring import Told, TraceRing
+from lab.trace.ring import Copied, Told, TraceRing, records_in
 
 ANSWER_S = 10.0
 LEAST_SNAP = 64
@@ -59,6 +60,15 @@ class _Loop:
     console: Channel
 
 
+@dataclass(slots=True)
+class _Batch:
+    """Of all rings at one moment, `size` bytes; `until_ns`: what is older is there whole."""
+
+    until_ns: int
+    copied: list[tuple[_Loop, Copied]]
+    size: int
+
+
 class Viewer:
     """Of one topology. ``every``: one in so many frames, a power of two; ``snap``: bytes of each."""
 
@@ -67,6 +77,7 @@ class Viewer:
         self._loops: list[_Loop] = []
         self._restarts: dict[str, int] = {}
         self._early: list[Sighting] = []
+        self._backlog: deque[_Batch] = deque()
         self.left_out: dict[str, str] = {}
         self.missed: dict[str, int] = {}
         """By loop: what was told and not read in time."""
@@ -133,21 +144,42 @@ class Viewer:
         self._loops = []
 
     def read(self, *, last: bool = False) -> list[Sighting]:
-        """What has been told since the last call, by time.
+        """What has been told since the last call, by time; what is so new that older may follow only if this is the `last`."""
+        self.copy()
+        found = []
+        while self._backlog:
+            found += self.take_apart()
+        return [*found, *self.rest()] if last else found
 
-        Rings are read one after the other, so what is newer than the first reading is kept for the next call; not if this is the
-        `last`.
-        """
+    def copy(self) -> None:
+        """Take out of the rings what there is, for `take_apart`: whoever must not cost anything does that later."""
         until = time.monotonic_ns() - SETTLED_NS
+        copied = [(loop, loop.ring.copy()) for loop in self._loops]
+        self._backlog.append(_Batch(until, copied, sum(len(one.data) for _, one in copied)))
+
+    @property
+    def backlog(self) -> list[int]:
+        """Bytes of what was copied and not taken apart, the oldest first."""
+        return [batch.size for batch in self._backlog]
+
+    def take_apart(self) -> list[Sighting]:
+        """The oldest of what was copied, by time.
+
+        Rings are copied one after the other, so what is newer than the first copy is kept for the next one.
+        """
+        batch = self._backlog.popleft()
         found, self._early = self._early, []
-        for loop in self._loops:
-            told = loop.ring.read()
+        for loop, copied in batch.copied:
+            told = records_in(copied)
             if told.missed:
                 self.missed[loop.name] = self.missed.get(loop.name, 0) + told.missed
             found.extend(_sightings(loop, told))
-        if not last:
-            self._early = [one for one in found if one.time_ns > until]
-            found = [one for one in found if one.time_ns <= until]
+        self._early = [one for one in found if one.time_ns > batch.until_ns]
+        return sorted((one for one in found if one.time_ns <= batch.until_ns), key=lambda one: one.time_ns)
+
+    def rest(self) -> list[Sighting]:
+        """What was kept for a next one that there won't be."""
+        found, self._early = self._early, []
         return sorted(found, key=lambda one: one.time_ns)
 
 

@@ -13,6 +13,7 @@ from hyp.abi.trace import Moment
 from hyp.control import Refused
 from hyp.paths import PATHS
 from lab.owner import Lab
+from lab.trace import recording
 from lab.trace.ring import TraceRing
 from lab.trace.story import Way, Ways
 from lab.trace.viewer import Viewer
@@ -32,7 +33,7 @@ FRAMES: Final = 40
 
 async def seen(viewer: Viewer, enough: Callable[[list[Way]], bool]) -> list[Way]:
     """The ways that end until there are enough."""
-    ways, found = Ways(), list[Way]()
+    ways, found = Ways(longest_ns=10**12), list[Way]()  # however busy the machine
 
     async def there() -> bool:
         found.extend(ways.add(viewer.read()))
@@ -101,6 +102,26 @@ def test_a_drop_is_seen_with_its_name(tmp_path: Path) -> None:
                 found = await seen(viewer, lambda ways: len(ways) >= 5)
                 assert {way.route for way in found} == {f"{guest} → {by} → dropped (same_port)"}
                 assert {way.steps[-1].sighting.moment for way in found} == {Moment.DROPPED}
+
+    run(main())
+
+
+def test_a_recording_that_costs_next_to_nothing_has_all_the_same(tmp_path: Path) -> None:
+    """While traffic goes on nothing is taken apart, and if too much waits not even copied: what the rings hold comes at the end."""
+
+    async def main() -> None:
+        async with lab_of(tmp_path, "aside", LAB) as lab:
+            for stream, most in enumerate((recording.MOST_BACKLOG, 0), 1):
+                ways, said = list[Way](), list[recording.Seen]()
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(recording, "MOST_BACKLOG", most)
+                    async with recording.recording(lab.channel, [recording.way_sink(ways)], said, share=0.0):
+                        job = {"mac": macs(lab)["split1"], "frame": 64, "stream": stream, "frames": 300}
+                        await lab.call("split0", "send_stream", **job)
+                        await all_of(lab, "split1", stream, 300)
+                        assert not ways
+                assert sum(way.is_whole for way in ways) == 300
+                assert (said[0].missed, said[0].error) == ({}, None)
 
     run(main())
 
