@@ -58,12 +58,12 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._children: dict[str, Child] = {}
         self._held = Held()
-        self._exits: dict[int, int] | None = None  # of unknown processes, while one is being forked
+        self._awaits_pid = False  # one has been forked perhaps, and nobody here knows its pid yet
         self._outputs: list[Output] = []
         self._restarts = Restarts()
         self._store = StoreKeeping(rundir, functools.partial(self._ask, XENSTORED))
         self._restarting: set[asyncio.Task[None]] = set()
-        self._forking = asyncio.Lock()  # one at a time, so that an exit is told from those of unknown processes
+        self._forking = asyncio.Lock()  # one at a time: see `_reap`
         self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
         self._news = News()
@@ -244,11 +244,15 @@ class Keeper:
         more = {"output": self._output(plan["name"])} if guest else {}
         held = {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
         async with self._forking:
-            self._exits = {}
-            reply = await self._forkserver.call(
-                "fork", fds=[*fds, *held.values(), *more.values()], purposes=["console", *sockets, *held, *more], **args
-            )  # fmt: skip
-            child = self._add(plan, int(reply.value["pid"]), console, sockets, restarts)
+            self._awaits_pid = True
+            try:
+                reply = await self._forkserver.call(
+                    "fork", fds=[*fds, *held.values(), *more.values()], purposes=["console", *sockets, *held, *more], **args
+                )  # fmt: skip
+                child = self._add(plan, int(reply.value["pid"]), console, sockets, restarts)
+            finally:
+                self._awaits_pid = False
+                self._loop.call_soon(self._reap)
         far.close()
         close_all([*more.values()])
         if plan["role"] == XENSTORED:
@@ -301,9 +305,6 @@ class Keeper:
         before, self._children[name] = self._children.get(name), child
         if before is not None:
             before.forget()
-        exits, self._exits = self._exits or {}, None
-        if pid in exits:
-            self._ended(child, exits[pid])
         return child
 
     def _hung_up(self, name: str, restarts: int) -> None:
@@ -343,22 +344,31 @@ class Keeper:
     # -- deaths --
 
     def _reap(self) -> None:
+        """See who has ended. Who is just being forked stays as it is until its pidfd is open: nobody could tell it from others."""
+        if self._awaits_pid:
+            for pid in [self._forkserver_pid, *(child.pid for child in self._children.values() if not child.ended.done())]:
+                self._reap_one(pid)
+            return
         for _ in range(REAPED):
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
+            if not self._reap_one(-1):
                 return
-            if pid == 0:
-                return
-            code = os.waitstatus_to_exitcode(status)
-            child = next((child for child in self._children.values() if child.pid == pid), None)
-            if pid == self._forkserver_pid and self._down is None:
-                self._forkserver_died(describe_exit(code))
-            elif child is not None:
-                self._loop.call_soon(self._ended, child, code)  # after a last message that may be in its console
-            elif self._exits is not None:
-                self._exits[pid] = code
         self._loop.call_soon(self._reap)  # there may be more
+
+    def _reap_one(self, pid: int) -> bool:
+        """Whether that process, or any (−1), had ended and is reaped now."""
+        try:
+            pid, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return False
+        if pid == 0:
+            return False
+        code = os.waitstatus_to_exitcode(status)
+        child = next((child for child in self._children.values() if child.pid == pid), None)
+        if pid == self._forkserver_pid and self._down is None:
+            self._forkserver_died(describe_exit(code))
+        elif child is not None:
+            self._loop.call_soon(self._ended, child, code)  # after a last message that may be in its console
+        return True
 
     def _ended(self, child: Child, code: int) -> None:
         if child.ended.done():
