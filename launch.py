@@ -265,6 +265,7 @@ def trace(
     length: Annotated[int, typer.Option(help="Of FROM TO: bytes of each.")] = 64,
     out: Annotated[Path | None, typer.Option(help="Write a trace for Perfetto to this file.")] = None,
     topology: Topology = None,
+    as_json: Json = False,
 ) -> None:
     """Follow frames of a running topology from hop to hop.
 
@@ -275,20 +276,22 @@ def trace(
     check_every(every)
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S and 1 <= frames <= 1000):
         fail(f"--seconds {seconds:g}, --frames {frames}: up to {LONGEST_S:g} s, up to 1000 frames", USAGE)
-    for line in ask(trace(ends or [], topology, seconds, every, frames, length, out)):
-        print(line)
+    found, lines = ask(trace(ends or [], topology, seconds, every, frames, length, out))
+    say(found, "\n".join(lines), as_json=as_json)
 
 
 @app.command()
-def explain(file: Annotated[Path, typer.Argument(help="A trace that was written with --out or --trace.")]) -> None:
+def explain(
+    file: Annotated[Path, typer.Argument(help="A trace that was written with --out or --trace.")], as_json: Json = False
+) -> None:
     """Where the time of a trace's frames went, hop by hop.
 
     That of the median and of the 99th-percentile frame.
     """
     from lab.command.trace import explain
 
-    for line in ask(explain(file)):
-        print(line)
+    found, lines = ask(explain(file))
+    say(found, "\n".join(lines), as_json=as_json)
 
 
 @app.command()

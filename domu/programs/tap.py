@@ -41,12 +41,13 @@ from domu.guest import Guest
 from domu.machine import Machine
 from domu.netns import Addresses, Tap, create
 from hyp.abi.counters import DROP_BAD_FRAME, DROP_OVERSIZE, DROP_TAP, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRAMES
-from hyp.abi.features import SG
+from hyp.abi.features import CSUM, NAMES, SG, TSO4, TSO6
 from hyp.abi.fragment import GSO, MORE, OFFLOAD_MASK
 from hyp.abi.io_uring import OP_WRITEV
 from hyp.abi.nic import MAX_FRAME
 from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import clock_ns, load16, load64, record_view, sys_readv, sys_writev
+from hyp.control import Refused
 from hyp.counters import commit, count
 from hyp.engine import STOP, Engine, mail_opcode, mail_taken, mail_waiting
 from hyp.events import end_spin, spins, wait_at
@@ -348,12 +349,24 @@ class TapProgram:
         row["frame"] = self._frame.address
         row["longest"] = mtu + _ETHERNET_HEADER
 
+        self._tap, self._features, self._leaves = tap, 0, True
+
         def suit(record: Record) -> None:
             row["most"] = most_fragments(record[0], mtu)
-            set_offloads(tap.fd, tap.name, int(record[0]["features"]))
+            self._features = int(record[0]["features"])
+            self.offloads(on=self._leaves)
 
         suit(guest.device.record)
         guest.device.told.append(suit)
+
+    def offloads(self, on: bool) -> list[str]:
+        """Console operation: whether the guest's kernel leaves to the device what that can do. Which that is, then."""
+        if not isinstance(on, bool):
+            raise Refused("EINVAL", "on is true or false")
+        self._leaves = on
+        features = self._features if on else 0
+        set_offloads(self._tap.fd, self._tap.name, features)
+        return [NAMES[feature] for feature in (CSUM, TSO4, TSO6) if features & feature]
 
     def start(self) -> None:
         """Start the loop."""
@@ -376,6 +389,8 @@ async def main(process: Process, config: dict[str, Any]) -> None:
 
     def program(guest: Guest) -> TapProgram:
         machine.serve(process)
-        return TapProgram(guest, tap)
+        made = TapProgram(guest, tap)
+        process.serve("offloads", made.offloads)
+        return made
 
     await run_program(process, config, program)

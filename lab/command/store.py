@@ -88,12 +88,13 @@ async def _walk(store: XenstoreClient, path: str, depth: int) -> AsyncIterator[t
                 raise
 
 
-async def watch(topology: str | None, path: str, count: int | None) -> None:
-    """Print what a watch fires for, until there were `count` events. It fires once at first."""
+async def watch(topology: str | None, path: str, count: int | None, *, as_json: bool = False) -> None:
+    """Print what a watch fires for, a line each (as JSON an object each), until there were `count` events; once at first."""
     async with store_of(topology) as store:
         fired = await store.watch(path, "watch")
         for _ in itertools.repeat(None) if count is None else range(count):
-            print(await fired.get(), flush=True)
+            written = await fired.get()
+            print(json.dumps({"path": written}) if as_json else written, flush=True)
 
 
 def shown(value: bytes) -> str:

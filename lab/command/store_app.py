@@ -60,8 +60,9 @@ def watch(
     path: Annotated[str, typer.Argument()],
     count: Annotated[int | None, typer.Option("-n", min=1, help="End after so many events.")] = None,
     topology: Topology = None,
+    as_json: Json = False,
 ) -> None:
     """The paths that are written, a line each, until Ctrl-C; the watched one at first."""
     from lab.command.store import watch
 
-    ask(watch(topology, path, count))
+    ask(watch(topology, path, count, as_json=as_json))

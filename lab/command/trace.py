@@ -20,12 +20,14 @@ from hyp.control import Channel, ControlError
 from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
 from lab.command.clients import ClientError, connect, the_one
 from lab.owner import open_console
-from lab.trace.explain import explained, told
+from lab.trace.explain import explained, plain, summary, told
 from lab.trace.perfetto import read
 from lab.trace.recording import LIVE, Seen, capture_sink, record, trace_sink, way_sink
 from lab.trace.story import Way, Ways
 from lab.trace.viewer import Viewer
 
+Answer = tuple[dict[str, Any], list[str]]
+"""What there is to say: for JSON, and in lines."""
 LOOK_S = 0.05
 MOST_S, MOST_FRAMES = 3600.0, 1000
 FRAME = 64
@@ -42,8 +44,8 @@ def _asked(topology: str) -> Iterator[None]:
         raise ClientError(f"topology {topology}: {error}") from error
 
 
-async def watch(topology: str | None, seconds: float, every: int, out: Path | None, *, ascii_only: bool) -> list[str]:
-    """Watch one in `every` frames for some time. Returns what to say. ClientError; OSError if the file can't be made."""
+async def watch(topology: str | None, seconds: float, every: int, out: Path | None, *, ascii_only: bool) -> Answer:
+    """Watch one in `every` frames for some time. ClientError; OSError if the file can't be made."""
     run, ways = the_one(topology), list[Way]()
     keeper = await connect(run)
     with contextlib.ExitStack() as stack:
@@ -53,9 +55,10 @@ async def watch(topology: str | None, seconds: float, every: int, out: Path | No
             sinks.append(trace_sink(stack.enter_context(out.open("w"))))
         with _asked(run.name):
             seen = await record(keeper, sinks, _until(seconds), asyncio.Event(), every=every)
+    found = {**summary(ways), "seen": len(ways), "missed": sum(seen.missed.values()), "notes": said_of(seen)}
     if out is None or seen.error is not None:
-        return [*explained(ways, ascii_only=ascii_only), *said_of(seen)]
-    return [f"{len(ways)} frames in {out}: open it at ui.perfetto.dev, or `launch.py explain {out}`", *said_of(seen)]
+        return found, [*explained(ways, ascii_only=ascii_only), *said_of(seen)]
+    return found, [f"{len(ways)} frames in {out}: open it at ui.perfetto.dev, or `launch.py explain {out}`", *said_of(seen)]
 
 
 async def capture(topology: str | None, guest: str | None, out: Path | None, seconds: float | None, snap: int) -> list[str]:
@@ -97,10 +100,11 @@ def said_of(seen: Seen) -> list[str]:
     return said
 
 
-async def explain(file: Path) -> list[str]:
+async def explain(file: Path) -> Answer:
     """Where the time of a trace's frames went. ClientError if it can't be read."""
     try:
-        return list(explained(read(file), ascii_only=_ascii_only()))
+        ways = list(read(file))
+        return summary(ways), list(explained(ways, ascii_only=_ascii_only()))
     except OSError as error:
         raise ClientError(f"{file}: {error.strerror}") from error
     except ValueError as error:
@@ -113,7 +117,7 @@ def _ascii_only() -> bool:
 
 async def trace(
     ends: list[str], topology: str | None, seconds: float, every: int, frames: int, length: int, out: Path | None
-) -> list[str]:
+) -> Answer:
     """What `launch.py trace` does. ClientError."""
     if len(ends) > 2:
         raise ClientError("trace: a topology's name, or where frames come from and where they go")
@@ -125,7 +129,7 @@ async def trace(
         raise ClientError(f"{out}: {error.strerror}") from error
 
 
-async def follow(topology: str | None, sender: str, receiver: str, frames: int, length: int) -> list[str]:
+async def follow(topology: str | None, sender: str, receiver: str, frames: int, length: int) -> Answer:
     """Send frames from a guest, or the wire, to another, and tell their ways. ClientError."""
     run = the_one(topology)
     keeper = await connect(run)
@@ -156,7 +160,7 @@ async def follow(topology: str | None, sender: str, receiver: str, frames: int, 
         keeper.close()
 
 
-async def _told(viewer: Viewer, keeper: Channel, stream: int, frames: int) -> list[str]:
+async def _told(viewer: Viewer, keeper: Channel, stream: int, frames: int) -> Answer:
     ways, found, until = Ways(), list[Way](), asyncio.get_running_loop().time() + LOST_S
 
     def ours(way: Way) -> bool:
@@ -167,4 +171,4 @@ async def _told(viewer: Viewer, keeper: Channel, stream: int, frames: int) -> li
         found += filter(ours, ways.add(viewer.read()))
     found += filter(ours, ways.rest())
     lines = [line for way in found for line in told(way)]
-    return lines or ["nothing was seen of them"]
+    return {"ways": [plain(way) for way in found]}, lines or ["nothing was seen of them"]

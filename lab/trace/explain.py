@@ -1,7 +1,7 @@
 """Where the time of frames went: for each route, the median frame's way and the 99th percentile's, step by step, as a waterfall."""
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from lab.trace.story import Way
 
@@ -18,6 +18,45 @@ def by_route(ways: Iterable[Way]) -> dict[str, list[Way]]:
     return {route: sorted(of, key=lambda way: way.total_ns) for route, of in sorted(found.items())}
 
 
+def summary(ways: Iterable[Way]) -> dict[str, Any]:
+    """For JSON: ``{"routes": [{"route", "frames", "least_ns", "most_ns", "asleep": share, "median": way, "p99": way or None}]}``.
+
+    A way is as `plain` has it.
+    """
+    routes = []
+    for route, of in by_route(ways).items():
+        total = sum(way.total_ns for way in of) or 1
+        asleep = sum(step.asleep_ns for way in of for step in way.steps)
+        found = {
+            "route": route,
+            "frames": len(of),
+            "least_ns": of[0].total_ns,
+            "most_ns": of[-1].total_ns,
+            "asleep": asleep / total,
+        }
+        p99 = plain(of[_percentile(99, len(of))]) if len(of) >= LEAST_FOR_P99 else None
+        routes.append({**found, "median": plain(of[_percentile(50, len(of))]), "p99": p99})
+    return {"routes": routes}
+
+
+def _percentile(percent: int, n: int) -> int:
+    """The index, of `n` in order."""
+    return max(-(-percent * n // 100) - 1, 0)
+
+
+def plain(way: Way) -> dict[str, Any]:
+    """For JSON: ``{"route", "length", "total_ns", "steps": [{"at_ns", "asleep_ns", "work_ns", "process", "what", "file"}]}``."""
+    first = way.steps[0].sighting
+    steps = [
+        {
+            "at_ns": step.sighting.time_ns - first.time_ns, "asleep_ns": step.asleep_ns, "work_ns": step.work_ns,
+            "process": step.sighting.process, "what": step.what, "file": step.file,
+        }
+        for step in way.steps
+    ]  # fmt: skip
+    return {"route": way.route, "length": first.length, "total_ns": way.total_ns, "steps": steps}
+
+
 def explained(ways: Iterable[Way], *, ascii_only: bool = False) -> Iterator[str]:
     """Lines of text."""
     routes = by_route(ways)
@@ -26,9 +65,9 @@ def explained(ways: Iterable[Way], *, ascii_only: bool = False) -> Iterator[str]
     for route, of in routes.items():
         yield f"{route}: {len(of)} frames, {_us(of[0].total_ns)} to {_us(of[-1].total_ns)}"
         yield from _typical(of)
-        yield from _waterfall("the median frame", of[(len(of) - 1) // 2], ascii_only=ascii_only)
+        yield from _waterfall("the median frame", of[_percentile(50, len(of))], ascii_only=ascii_only)
         if len(of) >= LEAST_FOR_P99:
-            yield from _waterfall("the 99th percentile's", of[-(-99 * len(of) // 100) - 1], ascii_only=ascii_only)
+            yield from _waterfall("the 99th percentile's", of[_percentile(99, len(of))], ascii_only=ascii_only)
         else:
             yield from _waterfall("the slowest", of[-1], ascii_only=ascii_only)
         yield ""

@@ -7,6 +7,7 @@ was done, or raises `Refused` with one that says why not.
     stop, continue {process}          SIGSTOP, SIGCONT
     kill {process}                    SIGKILL; the keeper starts it again, or not (docs/faults.md)
     move {guest, path}                split ↔ bypass (docs/faults.md)
+    offloads {guest, on}              whether a TAP guest's kernel leaves checksums and segmentation to the device
     price {name, value}               what an operation costs in addition, in its unit (docs/model.md)
 
 Owned here, and ended by `close`: the streams, and every process that was stopped from here and not continued. If this process is
@@ -37,6 +38,7 @@ from lab.view.ways import HYP, WIRE
 
 ANSWER_S = 10.0
 END_S = 2.0
+TAP = "tap"
 LARGEST_FRAME = 1514
 MOST_PPS = 100_000_000
 MOST_PRICE = 1_000_000
@@ -56,16 +58,19 @@ class Controls:
         self._streams: dict[str, _Stream] = {}
         self._stopped: set[str] = set()
         self._prices: dict[str, int] = {}
+        self._plain: set[str] = set()
         self._numbers = itertools.cycle(range(HEADER_ONLY // 2, HEADER_ONLY))  # far from where workloads begin
         self.verbs: Mapping[str, Callable[..., Awaitable[str]]] = {
             "traffic": self.traffic, "quiet": self.quiet, "stop": self.stop, "continue": self.cont, "kill": self.kill,
-            "move": self.move, "price": self.price,
+            "move": self.move, "price": self.price, "offloads": self.offloads,
         }  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
-        """``{"streams": [{"guest", "to", "frame", "pps"}, …]: what the page has guests send, "prices": {name: value}}``."""
+        """``{"streams": [{"guest", "to", "frame", "pps"}, …]: what the page has guests send, "prices": {name: value},
+        "plain": [guests whose offloads the page has taken away]}``.
+        """
         streams = [stream.said for stream in self._streams.values() if not stream.task.done()]
-        return {"streams": streams, "prices": self._prices}
+        return {"streams": streams, "prices": self._prices, "plain": sorted(self._plain)}
 
     async def do(self, verb: str, arguments: Any) -> str:
         """Carry one out. Refused."""
@@ -176,6 +181,20 @@ class Controls:
             raise Refused("a guest can move to split or bypass")
         moved = await move_guest(self._run.name, guest, path)
         return f"{guest} is on {path}; it sent nothing for {1000 * moved['pause_s']:.1f} ms"
+
+    async def offloads(self, guest: str, on: bool) -> str:
+        """See above."""
+        if program_of(self._guest(guest)["program"]).name != TAP:
+            raise Refused(f'{guest} has no kernel of its own: a guest with program = "tap" has')
+        if not isinstance(on, bool):
+            raise Refused("on: true or false")
+        console = await self._console(guest)
+        try:
+            left: list[str] = (await console.call("offloads", on=on)).value
+        finally:
+            console.close()
+        (self._plain.discard if on else self._plain.add)(guest)
+        return f"{guest}'s kernel leaves to the device: {printable(', '.join(map(str, left))) or 'nothing'}"
 
     # -- prices --
 

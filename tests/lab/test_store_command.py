@@ -58,6 +58,8 @@ def test_watch_tells_each_path_once_at_first_and_as_it_is_written(name: str) -> 
         store(name, "write", "/tool/watched/x", "1")
         assert process.stdout.readline() == "/tool/watched/x\n"
         assert process.wait(patient(20)) == 0
+    told = store(name, "watch", "-n", "1", "--json", "/tool/watched")
+    assert json.loads(told) == {"path": "/tool/watched"}
     store(name, "rm", "/tool/watched")
 
 

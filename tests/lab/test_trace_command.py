@@ -42,6 +42,9 @@ def test_one_frame_is_told_hop_by_hop(topology: str) -> None:
         first, *hops = done.stdout.splitlines()
         assert first.startswith(f"{one} → {by} → {to}: 64 bytes, ")
         assert [line.rpartition("(")[2].rstrip(")") for line in hops[1::2]] == files
+        (way,) = json.loads(launch("trace", one, to, "--json", "--topology", topology).stdout)["ways"]
+        assert way["route"] == f"{one} → {by} → {to}"
+        assert [step["file"] for step in way["steps"]] == files
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,12 @@ def test_a_run_is_traced_and_the_trace_explained(tmp_path: Path) -> None:
     for route in ROUTES:
         assert f"{route}: " in explained.stdout
     assert "the 99th percentile's" in explained.stdout
+    found = json.loads(launch("explain", out, "--json").stdout)["routes"]
+    assert {route["route"] for route in found} >= ROUTES
+    for route in found:
+        assert route["least_ns"] <= route["median"]["total_ns"] <= route["most_ns"]
+        for way in filter(None, (route["median"], route["p99"])):
+            assert sum(step["asleep_ns"] + step["work_ns"] for step in way["steps"]) == way["total_ns"]
 
 
 @pytest.mark.needs("tshark")

@@ -4,6 +4,7 @@ import json
 import re
 import socket
 import struct
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from tests.support.labs import GUESTS, ROOT, start, staying_up, topology_file, wait_until
+from tests.support.labs import GUESTS, ROOT, launch, start, staying_up, topology_file, wait_until
 from tests.support.pages import Served, page_of, served_at
 from tests.support.patience import patient
 
@@ -208,6 +209,8 @@ def test_prices(page: Served) -> None:
         ("price", {"name": "hypercall_ns", "value": -1}),
         ("move", {"guest": "anna", "path": "trapped"}),
         ("move", {"guest": "anna", "path": 1}),
+        ("offloads", {"guest": "anna", "on": True}),
+        ("offloads", {"guest": "zoe", "on": True}),
     ],
 )
 def test_what_can_not_be_done_is_refused(page: Served, verb: str, arguments: dict[str, Any]) -> None:
@@ -220,6 +223,34 @@ def test_what_can_not_be_done_is_refused(page: Served, verb: str, arguments: dic
 def test_what_is_no_json_object_is_refused(page: Served, body: bytes) -> None:
     status, _, said = page.ask("POST", "/do/stop", body, {"X-Lab-Token": page.token})
     assert status in (400, 409), said
+
+
+TSO = """
+import array, fcntl, socket, struct
+value = array.array("I", [0x1E, 0])  # ETHTOOL_GTSO, linux/ethtool.h
+request = struct.pack("16sQ8x", b"eth0", value.buffer_info()[0])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    fcntl.ioctl(sock, 0x8946, request)  # SIOCETHTOOL
+print(value[1])
+"""
+
+
+@pytest.mark.needs("taps")
+def test_offloads_of_a_tap_guest_are_switched_under_its_kernel(tmp_path: Path) -> None:
+    guest = '[[guest]]\nname = "alice"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
+    file = topology_file(tmp_path, "offloads", guest)
+    with page_of(file) as page, page.stream() as stream:
+
+        def segments() -> str:
+            return launch("exec", "--topology", file.stem, "alice", "--", sys.executable, "-c", TSO).stdout.strip()
+
+        assert stream.next()["plain"] == []
+        for on, left, plain in ((False, "nothing", ["alice"]), (True, "csum, tso4, tso6", [])):
+            status, said = page.do("offloads", guest="alice", on=on)
+            assert (status, said.get("done")) == (200, f"alice's kernel leaves to the device: {left}")
+            stream.until(lambda view, plain=plain: view["plain"] == plain)
+            assert segments() == str(int(on))
+        assert page.do("offloads", guest="alice", on="yes")[0] == 409
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ function row(guest, guests, stream) {
 }
 
 function traffic(guest, guests, stream = { to: "wire", frame: 512, pps: 0 }) {
+  if (guest.program === "tap") return offloads(guest);
   if (guest.program !== "traffic") return make("span", { class: "soft" }, `program = "${guest.program}"`);
   const others = guests.filter((one) => one.id !== guest.id).map((one) => one.id);
   const to = make("select", { "aria-label": `${guest.id} sends to`, disabled: !mayControl },
@@ -56,6 +57,12 @@ function traffic(guest, guests, stream = { to: "wire", frame: 512, pps: 0 }) {
     control("traffic", { guest: guest.id, to: to.value, frame: frame.valueAsNumber, pps: pps.valueAsNumber });
   };
   return make("form", { onsubmit: send }, make("label", {}, "to", to), make("label", {}, frame, "B"), make("label", {}, pps, "/s"), start, quiet);
+}
+
+// Of a TAP guest: its programs send; here is whether its kernel leaves checksums and segmentation to the device.
+function offloads(guest) {
+  const box = make("input", { type: "checkbox", class: "offloads", checked: true, disabled: !mayControl, onchange: () => control("offloads", { guest: guest.id, on: box.checked }) });
+  return make("form", {}, make("span", { class: "soft" }, "its programs send"), make("label", {}, box, "offloads"));
 }
 
 // The hypervisor is not started again: set-up fails from then on.
@@ -88,6 +95,8 @@ export function fill(view) {
     put(tr.querySelector(".tx"), `${rate(guest.tx.fps)}`);
     put(tr.querySelector(".rx"), `${rate(guest.rx.fps)}`);
     put(tr.querySelector(".drops"), Object.entries({ ...guest.drops, ...guest.faults }).map(([name, n]) => `${short(n)} ${name}`).join(", ") || "0");
+    const box = tr.querySelector(".offloads");
+    if (box && document.activeElement !== box) box.checked = !view.plain.includes(tr.dataset.guest);
     const quiet = tr.querySelector(".quiet");
     if (quiet) {
       const sends = view.streams.some((stream) => stream.guest === tr.dataset.guest);
