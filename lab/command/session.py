@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.status import Status
 from rich.text import Text
 
 from domu.programs.table import program_of
@@ -65,14 +66,21 @@ class Progress:
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """What takes longer than `PATIENT_S` has a line that moves, on a terminal."""
-        later = asyncio.get_running_loop().call_later(PATIENT_S, self._line.start) if self._out.is_terminal else None
-        try:
+        """What takes long has a line that moves, on a terminal."""
+        with _if_it_takes_long(self._out, self._line):
             yield
-        finally:
-            if later is not None:
-                later.cancel()
-                self._line.stop()
+
+
+@contextlib.contextmanager
+def _if_it_takes_long(out: Screen, line: Status) -> Iterator[None]:
+    """After `PATIENT_S` a line that moves, on a terminal, until the block's end."""
+    later = asyncio.get_running_loop().call_later(PATIENT_S, line.start) if out.is_terminal else None
+    try:
+        yield
+    finally:
+        if later is not None:
+            later.cancel()
+            line.stop()
 
 
 @contextlib.asynccontextmanager
@@ -218,8 +226,10 @@ async def _recorded(lab: Lab, out: Screen, trace: Path | None, capture: Path | N
     from lab.trace.recording import recorded
 
     try:
-        async with recorded(lab.channel, trace, capture, every) as seen:
-            yield
+        with contextlib.ExitStack() as stack:
+            async with recorded(lab.channel, trace, capture, every) as seen:
+                yield
+                stack.enter_context(_if_it_takes_long(out, out.status(Text("writing what was seen …"))))
     except (OSError, CaptureError) as error:
         raise LabError(str(error)) from error
     for line in (line for one in seen for line in said_of(one)):

@@ -142,8 +142,10 @@ async def record(
                     with pace.spending(viewer.backlog[0]):
                         _give(to, viewer.take_apart(), last=False)
             viewer.copy()
+            await viewer.close()  # nobody is to tell anything while the rest is written
             while viewer.backlog:
                 _give(to, viewer.take_apart(), last=False)
+                await asyncio.sleep(0)
             _give(to, viewer.rest(), last=True)
         except (OSError, ValueError, CaptureError) as error:
             seen.error = error
