@@ -1,4 +1,5 @@
-"""A terminal as docs show it: ``python -m tests.recording`` runs the demo on one, and makes docs/demo.svg of what it shows.
+"""A terminal as docs show it: ``python -m tests.recording`` runs the demo on one, and makes docs/demo.svg of what it shows. The
+demo leaves its page, demo.html.
 
 An SVG that moves by CSS: each line of the screen is drawn once, and each picture of the screen shows lines for as long as they
 stood there. Pauses are cut to `LONGEST_S`; without motion (prefers-reduced-motion) the last picture stands.
@@ -7,7 +8,6 @@ stood there. Pauses are cut to `LONGEST_S`; without motion (prefers-reduced-moti
 import os
 import select
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
@@ -17,7 +17,7 @@ import pyte
 from tests.support.labs import LAUNCH, ROOT
 from tests.support.screens import screen
 
-COLUMNS, ROWS = 118, 34
+COLUMNS, ROWS = 130, 34
 LONGEST_S, LEAST_S, AT_END_S = 0.7, 0.12, 6.0
 FONT_PX, LINE_PX, CHAR_PX, MARGIN = 12, 16, 7.23, 12
 INK, PAGE = "#e6e9ed", "#14171b"
@@ -131,8 +131,7 @@ def _draw_line(parent: ET.Element, name: str, line: Line) -> None:
 
 def main() -> int:
     """See the module."""
-    with tempfile.TemporaryDirectory() as folder:
-        pictures = record([*LAUNCH, "demo", "--seconds", "0.2", "--page", f"{folder}/demo.html"])
+    pictures = record([*LAUNCH, "demo", "--seconds", "0.2"])
     text = draw(pictures, "make demo, on a terminal: both paths side by side, the proof, real programs")
     (ROOT / "docs" / "demo.svg").write_text(text)
     return 0

@@ -78,8 +78,16 @@ def _keeper(processes: dict[int, str]) -> int:
     return next(pid for pid, name in processes.items() if name == "keeper")
 
 
+def _is_there(pid: int) -> bool:
+    """It has not ended; one that has may wait for long until this machine's init reaps it, which is not ours to hasten."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def _left(name: str, processes: dict[int, str]) -> list[str]:
     """What there still is: processes, shared memory, the run folder."""
     run = RunDir.of(name)
-    found = [f"process {what}" for pid, what in processes.items() if Path(f"/proc/{pid}").exists()]
+    found = [f"process {what}" for pid, what in processes.items() if _is_there(pid)]
     return found + objects(name) + ([str(run.path)] if run.path.exists() else [])
