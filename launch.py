@@ -78,7 +78,10 @@ def demo(
     page_out: Annotated[Path, typer.Option("--page", help="Leave a page with all of it here.")] = Path("demo.html"),
     confined: Annotated[bool, typer.Option("--confined", help="Confine all guests (docs/isolation.md).")] = False,
 ) -> None:
-    """Split and bypass side by side, the proof, real programs, and a page that shows it."""
+    """Split and bypass side by side, the proof, real programs.
+
+    It leaves a page that shows all of it.
+    """
     if not (math.isfinite(seconds) and 0 < seconds <= LONGEST_S):
         fail(f"--seconds {seconds:g}: more than 0, and at most {LONGEST_S:g}", USAGE)
     check_output(json_out)

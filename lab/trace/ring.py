@@ -52,11 +52,14 @@ class Told:
 
 @dataclass(slots=True)
 class Copied:
-    """What lay in a ring, not looked at yet: data from free-running index `begin` on, and how many records were told since."""
+    """What lay in a ring, not looked at yet.
+
+    Data from free-running index `begin` on; of all records that there ever were at least `records` are in front of its end.
+    """
 
     data: bytes
     begin: int
-    told: int
+    records: int
 
 
 class TraceRing:
@@ -65,7 +68,7 @@ class TraceRing:
     def __init__(self, name: str, capacity: int = DEFAULT_CAPACITY) -> None:
         if capacity < 2 * BLOCK or capacity & (capacity - 1):
             raise ValueError(f"a trace ring of {capacity} bytes: a power of two, of at least {2 * BLOCK}")
-        self.capacity, self._next, self._seen = capacity, 0, 0
+        self.capacity, self._next, self._accounted = capacity, 0, 0
         self.fd = os.memfd_create(f"xbl.trace.{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, DATA_AT + capacity)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
@@ -89,11 +92,12 @@ class TraceRing:
 
     def read(self) -> Told:
         """What was told since the last call, as far as it is still there."""
-        return records_in(self.copy())
+        return self.take_apart(self.copy())
 
     def copy(self) -> Copied:
-        """The same, for `records_in` to take apart when there is time: to copy costs next to nothing."""
-        committed, records = self._word(COMMITTED_AT), self._word(RECORDS_AT)
+        """The same, for `take_apart` when there is time: to copy costs next to nothing."""
+        records = self._word(RECORDS_AT)  # before what it counts
+        committed = self._word(COMMITTED_AT)
         begin = self._next
         if (committed - begin) & _U64 > self.capacity:  # written over, or nonsense
             begin = max(committed - self.capacity + BLOCK - 1, 0) & -BLOCK
@@ -103,24 +107,23 @@ class TraceRing:
             keep = min((oldest + BLOCK - 1) & -BLOCK, committed)
             data, begin = data[keep - begin :], keep
         self._next = committed
-        told = (records - self._seen) & _U64
-        self._seen = records
-        return Copied(data, begin, told)
+        return Copied(data, begin, records)
+
+    def take_apart(self, copied: Copied) -> Told:
+        """Copies have to come in their order: what neither was in one nor is to come has been missed."""
+        frames, nonsense = _records(copied.data, copied.begin)
+        at = np.array(frames, np.int64)
+        heads = np.frombuffer(copied.data, np.uint8)[at[:, None] + np.arange(RECORD_BYTES)].reshape(-1).view(RECORD)
+        told = (copied.records - self._accounted) & _U64  # huge if more were found than were counted when it was copied
+        missed = max(told - len(frames), 0) if told < 1 << 40 else 0
+        self._accounted += len(frames) + missed
+        return Told(heads, [begin + RECORD_BYTES for begin in frames], copied.data, missed + nonsense)
 
     def _copy(self, begin: int, end: int) -> bytes:
         """The data from `begin` to `end`, free-running, which are at most the capacity apart."""
         first, n = begin % self.capacity, end - begin
         until = min(first + n, self.capacity)
         return self._map[DATA_AT + first : DATA_AT + until] + self._map[DATA_AT : DATA_AT + n - (until - first)]
-
-
-def records_in(copied: Copied) -> Told:
-    """Take apart what was copied."""
-    frames, nonsense = _records(copied.data, copied.begin)
-    at = np.array(frames, np.int64)
-    heads = np.frombuffer(copied.data, np.uint8)[at[:, None] + np.arange(RECORD_BYTES)].reshape(-1).view(RECORD)
-    missed = max(copied.told - len(frames), 0) if copied.told < 1 << 40 else 0
-    return Told(heads, [begin + RECORD_BYTES for begin in frames], copied.data, missed + nonsense)
 
 
 def _records(data: bytes, begin: int) -> tuple[list[int], int]:

@@ -23,7 +23,7 @@ from hyp.abi.counters import Count
 from hyp.abi.trace import DEFAULT_CAPACITY, RECORD, Moment
 from hyp.control import Channel, ControlError, Refused
 from lab.owner import open_console
-from lab.trace.ring import Copied, Told, TraceRing, records_in
+from lab.trace.ring import Copied, Told, TraceRing
 
 ANSWER_S = 10.0
 LEAST_SNAP = 64
@@ -170,7 +170,7 @@ class Viewer:
         batch = self._backlog.popleft()
         found, self._early = self._early, []
         for loop, copied in batch.copied:
-            told = records_in(copied)
+            told = loop.ring.take_apart(copied)
             if told.missed:
                 self.missed[loop.name] = self.missed.get(loop.name, 0) + told.missed
             found.extend(_sightings(loop, told))
