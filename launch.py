@@ -75,7 +75,7 @@ def default(context: typer.Context) -> None:
 def demo(
     seconds: Annotated[float, typer.Option(help="Length of each measurement; there are three of each.")] = 0.4,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
-    page_out: Annotated[Path, typer.Option("--page", help="Leave a page with all of it here.")] = Path("demo.html"),
+    page_out: Annotated[Path | None, typer.Option("--page", help="Leave the page here, and not in demo.html.")] = None,
     confined: Annotated[bool, typer.Option("--confined", help="Confine all guests (docs/isolation.md).")] = False,
 ) -> None:
     """Split and bypass side by side, the proof, real programs.

@@ -28,7 +28,7 @@ def write_page(file: Path, record: dict[str, Any], out: Screen) -> int:
     try:
         file.write_text(page(demo_page(record)))
     except OSError as error:
-        out.print(f"\n--page {file}: {error.strerror}")
+        out.print(f"\nThere is no page: {file}: {error.strerror} (--page says where else)")
         return 1
     out.print(f"\nThe same as a page: {shlex.quote(str(file))}")
     return 0
