@@ -18,7 +18,7 @@ def first_screen(results: Row) -> list[Element]:
     """The sentences, and the picture if paths were measured."""
     benchmarks: dict[str, Row] = results["benchmarks"]
     lines = sentences(benchmarks)
-    drawn = _drawing([record for benchmark in benchmarks.values() for record in measured(benchmark.get("records", []))])
+    drawn = _drawing([record for benchmark in benchmarks.values() for record in benchmark.get("records", [])])
     return [el("ul", *(el("li", line) for line in lines), class_="lead"), *([drawn] if drawn is not None else [])]
 
 
@@ -29,11 +29,15 @@ def sentences(benchmarks: dict[str, Row]) -> list[str]:
     titles = _listed([str(benchmark["title"]) for benchmark in benchmarks.values()])
     slices = sum(record.get("slices") or 0 for record in records)
     of = f": {_listed(names)}, in {plural(slices, 'slice')}" if names else ""
+    if not names and len(benchmarks) == 1:
+        about = str(next(iter(benchmarks.values())).get("about") or "").partition(". ")[0].rstrip(".")
+        of = f": {about}" if about else ""
     return [f"{titles}{of}.", *_farthest(benchmarks), *_known(benchmarks)]
 
 
 def _listed(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}" if words else "Nothing"
+    between = "; " if any("," in word for word in words) else ", "
+    return words[0] if len(words) == 1 else f"{between.join(words[:-1])} and {words[-1]}" if words else "Nothing"
 
 
 def _farthest(benchmarks: dict[str, Row]) -> list[str]:
@@ -70,11 +74,11 @@ def _drawing(records: Iterable[Row]) -> Element | None:
     costs: dict[str, Row] = {}
     rates: dict[str, float] = {}
     for record in records:
-        name = who(record)[1]
+        name = str(record.get("path"))
         if name not in PATHS:
             continue
         costs.setdefault(name, record.get("per_frame") or {})
-        rate = figures(record).get("mpps", {}).get("median")
+        rate = figures(record).get("mpps", {}).get("median") if measured([record]) else None
         if rate and name not in rates:
             rates[name] = rate
     if not costs:
@@ -87,9 +91,9 @@ def _drawing(records: Iterable[Row]) -> Element | None:
         for hop in (*path["tx"], *path["rx"]):
             flows[hop] = max(flows.get(hop, 0.0), rates.get(path["guest"], most) / most)
     words = {name: _cost(cost) for name, cost in costs.items() if cost}
-    caption = (
-        "The paths, each by a guest of its name; copies: what a frame cost in all, in the first figures below. Widths by rate."
-    )
+    caption = "The paths, each by a guest of its name."
+    if rates:
+        caption += " Copies: what a frame cost in all, in the first figures below. Widths by rate."
     return el(
         "figure",
         el("div", *(still(shown, size, words, flows) for size in (WIDE, NARROW)), class_="still"),

@@ -318,6 +318,8 @@ def test_sentences_of_a_run_that_found_little() -> None:
     assert sentences({}) == ["Nothing."]
     empty = {"title": "Limit", "records": [], "claims": [], "ratios": []}
     assert sentences({"limit": empty}) == ["Limit."]
+    about = {**empty, "about": "What dies. And how.", "records": [{"path": "split", "victim": "dom0"}]}
+    assert sentences({"limit": about}) == ["Limit: What dies."]
     claim = {"verdict": "no figure"}
     assert sentences({"limit": {**empty, "claims": [claim, {"verdict": "met"}]}}) == [
         "Limit.",
