@@ -136,3 +136,4 @@ class Domain:
                 log.error("domain %d (%s): %s", self.domid, self.name, error)
         self._regions.clear()
         self.upcalls.clear()
+        self.iommu = None  # its mapping has a descriptor of its own, and memory: this object may be garbage only much later
