@@ -1,4 +1,6 @@
-"""The keeper, a topology's init (keeper.py), what guests print (output.py), and their process (``python -m lab.keeper``)."""
+"""The keeper, a topology's init (keeper.py), births and reaping (births.py), what guests print (output.py); their process is
+``python -m lab.keeper``.
+"""
 
 from lab.keeper.child import describe_exit
 from lab.keeper.keeper import TITLE, Keeper

@@ -23,7 +23,6 @@ domains that are no more; one of these that is to be started again is announced 
 import asyncio
 import contextlib
 import functools
-import os
 import signal
 import socket
 from typing import Any
@@ -32,6 +31,7 @@ from hyp import linux
 from hyp.control import Answer, Channel, ControlError, Handler, PeerGone, Refused, close_all, socketpair
 from hyp.control.descriptors import hang_up, refuse_descriptors
 from hyp.control.words import printable
+from lab.keeper.births import Births
 from lab.keeper.child import GUEST, Child, describe_exit, end
 from lab.keeper.held import Held
 from lab.keeper.news import News
@@ -44,43 +44,33 @@ OWNER_TIMEOUT_S = 5.0
 MAX_NOTICES = 4
 """Of a process: what more it wants to say is in nobody's interest."""
 MAX_CLIENTS = 64
-REAPED = 64
-"""Processes that are reaped before others get a turn: a guest can make any number of orphans, which are all ours."""
 TITLE = "xen-bypass-lab"
 """What the command line of every process of a topology begins with, then the topology's name, then the process's."""
 
 
 class Keeper:
-    """Forks, holds, reaps, ends."""
+    """Starts, holds, starts again, ends."""
 
     def __init__(self, owner: socket.socket, rundir: RunDir, forkserver_pid: int, forkserver: socket.socket) -> None:
         self._rundir = rundir
         self._loop = asyncio.get_running_loop()
         self._children: dict[str, Child] = {}
         self._held = Held()
-        self._awaits_pid = False  # one has been forked perhaps, and nobody here knows its pid yet
         self._outputs: list[Output] = []
         self._restarts = Restarts()
         self._store = StoreKeeping(rundir, functools.partial(self._ask, XENSTORED))
         self._restarting: set[asyncio.Task[None]] = set()
-        self._forking = asyncio.Lock()  # one at a time: see `_reap`
-        self._warm: asyncio.Future[float] = self._loop.create_future()
         self._clients: set[Channel] = set()
         self._news = News()
         self._info: dict[str, Any] = {"name": rundir.name, "state": "starting"}
         self._up_since: float | None = None
         self._down: asyncio.Task[None] | None = None
-        self._forkserver_death: str | None = None
         self.gone = asyncio.Event()
-        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
         for number in (signal.SIGTERM, signal.SIGHUP):
             self._loop.add_signal_handler(number, self.go_down)
         self._owner = Channel(owner, self._handlers(owner=True), name="launch.py", on_close=self.go_down)
-        handlers: dict[str, Handler] = {"warm": self._is_warm, "failed": self._cannot_warm}
-        for told in ("compiling", "progress", "notice"):
-            handlers[told] = functools.partial(self._owner.tell, told)
-        self._forkserver_pid = forkserver_pid
-        self._forkserver = Channel(forkserver, handlers, name="the fork server", on_close=self._forkserver_gone)
+        passed_on = {told: functools.partial(self._owner.tell, told) for told in ("compiling", "progress", "notice")}
+        self._births = Births(self, forkserver_pid, forkserver, passed_on)
 
     def _handlers(self, *, owner: bool = False) -> dict[str, Any]:
         handlers = {
@@ -92,34 +82,12 @@ class Keeper:
         }
         return {**handlers, "boot": self.boot, "down": self.down} if owner else {**handlers, "down": self.ask_down}
 
-    # -- the fork server --
-
-    def _is_warm(self, seconds: float) -> None:
-        if not self._warm.done():
-            self._warm.set_result(seconds)
-
-    def _cannot_warm(self, cause: str) -> None:
-        if not self._warm.done():
-            self._warm.set_exception(Refused("ECHILD", f"the compiled code could not be loaded: {cause}"))
-
-    def _forkserver_gone(self) -> None:
-        if not self._warm.done():
-            self._warm.set_exception(Refused("ECHILD", "the fork server died while it loaded the compiled code"))
-
-    def _forkserver_died(self, cause: str) -> None:
-        """Nothing more can be forked. Whoever was forked goes on."""
-        cause += ": new processes cannot be started; data goes on"
-        self._forkserver_death = f"forkserver {cause}"
-        if self._info["state"] == "up":
-            self._owner.tell("died", name="forkserver", role="forkserver", cause=cause)
-            self._news.add("died", "forkserver", cause)
-
     # -- operations --
 
     async def boot(self, plan: list[dict[str, Any]], info: dict[str, Any]) -> dict[str, float]:
         """Fork the plan's processes and wait until all are ready. Refused, naming the one that is not and why."""
         self._info.update(info)
-        warm_s = await self._warm
+        warm_s = await self._births.warm()
         self._owner.tell("warm", seconds=warm_s)
         start = self._loop.time()
         for process in plan:
@@ -140,7 +108,7 @@ class Keeper:
             for c in self._children.values()
         ]
         dead = [f"{c.name} {c.state}" for c in self._children.values() if c.ended.done() and not (c.is_done or c.restarting)]
-        dead += [self._forkserver_death] if self._forkserver_death else []
+        dead += [self._births.over] if self._births.over else []
         notices = [text for c in self._children.values() for text in c.notices]
         state = self._info["state"]
         if self._down is not None:
@@ -243,16 +211,8 @@ class Keeper:
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
         more = {"output": self._output(plan["name"])} if guest else {}
         held = {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
-        async with self._forking:
-            self._awaits_pid = True
-            try:
-                reply = await self._forkserver.call(
-                    "fork", fds=[*fds, *held.values(), *more.values()], purposes=["console", *sockets, *held, *more], **args
-                )  # fmt: skip
-                child = self._add(plan, int(reply.value["pid"]), console, sockets, restarts)
-            finally:
-                self._awaits_pid = False
-                self._loop.call_soon(self._reap)
+        born = await self._births.fork(["console", *sockets, *held, *more], [*fds, *held.values(), *more.values()], args)
+        child = self._add(plan, *born, console, sockets, restarts)
         far.close()
         close_all([*more.values()])
         if plan["role"] == XENSTORED:
@@ -285,6 +245,7 @@ class Keeper:
         self,
         plan: dict[str, Any],
         pid: int,
+        pidfd: int,
         console: socket.socket,
         sockets: dict[str, tuple[socket.socket, socket.socket]],
         restarts: int,
@@ -301,7 +262,7 @@ class Keeper:
         holds = frozenset({"hold"} if plan["role"] == "hyp" else ())
         channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=plan["role"] == GUEST)
         futures = ready, self._loop.create_future(), self._loop.create_future()
-        child = Child(plan, pid, os.pidfd_open(pid), channel, *futures, restarts=restarts, sockets=sockets)
+        child = Child(plan, pid, pidfd, channel, *futures, restarts=restarts, sockets=sockets)
         before, self._children[name] = self._children.get(name), child
         if before is not None:
             before.forget()
@@ -343,32 +304,21 @@ class Keeper:
 
     # -- deaths --
 
-    def _reap(self) -> None:
-        """See who has ended. Who is just being forked stays as it is until its pidfd is open: nobody could tell it from others."""
-        if self._awaits_pid:
-            for pid in [self._forkserver_pid, *(child.pid for child in self._children.values() if not child.ended.done())]:
-                self._reap_one(pid)
-            return
-        for _ in range(REAPED):
-            if not self._reap_one(-1):
-                return
-        self._loop.call_soon(self._reap)  # there may be more
+    def living(self) -> list[int]:
+        """See `Family`."""
+        return [child.pid for child in self._children.values() if not child.ended.done()]
 
-    def _reap_one(self, pid: int) -> bool:
-        """Whether that process, or any (−1), had ended and is reaped now."""
-        try:
-            pid, status = os.waitpid(pid, os.WNOHANG)
-        except ChildProcessError:
-            return False
-        if pid == 0:
-            return False
-        code = os.waitstatus_to_exitcode(status)
+    def died(self, pid: int, code: int) -> None:
+        """See `Family`."""
         child = next((child for child in self._children.values() if child.pid == pid), None)
-        if pid == self._forkserver_pid and self._down is None:
-            self._forkserver_died(describe_exit(code))
-        elif child is not None:
+        if child is not None:
             self._loop.call_soon(self._ended, child, code)  # after a last message that may be in its console
-        return True
+
+    def childless(self, cause: str) -> None:
+        """See `Family`."""
+        if self._info["state"] == "up" and self._down is None:
+            self._owner.tell("died", name="forkserver", role="forkserver", cause=cause)
+            self._news.add("died", "forkserver", cause)
 
     def _ended(self, child: Child, code: int) -> None:
         if child.ended.done():
@@ -393,7 +343,7 @@ class Keeper:
 
     def _may_restart(self, child: Child) -> bool:
         limit = child.plan["restart"]
-        if limit is None or self._forkserver_death is not None:
+        if limit is None or self._births.over is not None:
             return False
         return self._restarts.may(child.name, self._loop.time(), Limit(*limit))
 
@@ -475,8 +425,6 @@ class Keeper:
             await end(group)
         for output in self._outputs:
             output.close()
-        self._forkserver.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._forkserver_pid, signal.SIGKILL)
+        self._births.end()
         self._owner.tell("gone")
         self.gone.set()

@@ -3,7 +3,8 @@
 import asyncio
 import os
 
-from lab.keeper.keeper import Keeper
+from hyp.control import Channel, socketpair
+from lab.keeper.births import Births
 from lab.keeper.restarts import Limit, Restarts
 from tests.support.xenstored_process import forked, succeeded
 
@@ -17,25 +18,52 @@ def test_so_often_within_so_many_seconds_and_no_more() -> None:
     assert restarts.may("nic", 11.0, Limit(3, 10.0))
 
 
-def _dies_while_nobody_knows_its_pid() -> None:
-    """In a process of its own: the keeper reaps whatever has ended."""
-    keeper = Keeper.__new__(Keeper)
-    keeper._children, keeper._forkserver_pid, keeper._down = {}, os.getpid(), None
-    keeper._loop, keeper._awaits_pid = asyncio.new_event_loop(), True
-    child = os.fork()
-    if child == 0:
-        os._exit(3)
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    keeper._reap()
-    os.close(os.pidfd_open(child))  # ProcessLookupError, if it had been reaped
-    keeper._awaits_pid = False
-    keeper._reap()
-    try:
-        os.waitpid(child, os.WNOHANG)
-    except ChildProcessError:
-        return
-    raise AssertionError("it was not reaped")
+class Relatives:
+    """Whom a death is told."""
+
+    def __init__(self) -> None:
+        self.dead: list[tuple[int, int]] = []
+        self.known: list[int] = []
+
+    def living(self) -> list[int]:
+        return self.known
+
+    def died(self, pid: int, code: int) -> None:
+        self.dead.append((pid, code))
+
+    def childless(self, cause: str) -> None:
+        raise AssertionError(cause)
 
 
-def test_who_dies_at_once_is_known_before_it_is_reaped() -> None:
-    assert succeeded(forked(_dies_while_nobody_knows_its_pid))
+def _dies_before_its_pid_is_known() -> None:
+    """In a process of its own, as whatever has ended there is reaped. The fork server is played."""
+
+    async def main() -> None:
+        ours, theirs = socketpair()
+        children = [os.fork() for _ in range(2)]  # one that is known, one that is being born
+        if 0 in children:
+            os._exit(3)
+        for child in children:
+            os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        relatives = Relatives()
+        births = Births(relatives, os.getpid(), ours, {})
+        relatives.known = children[:1]
+
+        def fork(purposes: list[str]) -> dict[str, int]:
+            births.reap()
+            return {"pid": children[1]}
+
+        Channel(theirs, {"fork": fork}, name="the keeper")
+        pid, pidfd = await births.fork([], [], {})  # ProcessLookupError, if it had been reaped
+        assert (pid, relatives.dead) == (children[1], [(children[0], 3)])
+        os.close(pidfd)
+        await asyncio.sleep(0)
+        assert relatives.dead == [(child, 3) for child in children]
+        births.reap()
+        assert len(relatives.dead) == 2, "nobody dies twice"
+
+    asyncio.run(main())
+
+
+def test_who_dies_before_its_pid_is_known_has_a_pidfd_and_then_a_death() -> None:
+    assert succeeded(forked(_dies_before_its_pid_is_known))
