@@ -1,6 +1,15 @@
 """Figures as people read them."""
 
 import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def percentile(ordered: Sequence[T], percent: int) -> T:
+    """The smallest, of values in order, that at least so many percent of them do not exceed: one that was seen."""
+    return ordered[max(-(-percent * len(ordered) // 100) - 1, 0)]
 
 
 def short(value: float) -> str:

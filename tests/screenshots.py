@@ -2,12 +2,11 @@
 
 import sys
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from tests.support.labs import ROOT
-from tests.support.pages import Served, page_of
+from tests.support.pages import Served, chromium, page_of
 from tests.support.patience import patient
-from tests.support.tools import place
 
 SIZE = {"width": 1280, "height": 800}
 TRAFFIC = (("anna", "wire", 1000), ("bert", "anna", 400), ("carl", "wire", 3000), ("dora", "carl", 1000))
@@ -30,16 +29,14 @@ def shoot(browser: Browser, served: Served, theme: str) -> None:
 
 def main() -> int:
     """See the module."""
-    with page_of(ROOT / "topologies" / "web.toml") as served, sync_playwright() as playwright:
+    with page_of(ROOT / "topologies" / "web.toml") as served, chromium() as browser:
         for guest, to, pps in TRAFFIC:
             status, said = served.do("traffic", guest=guest, to=to, frame=1500, pps=pps)
             if status != 200:
                 print(said["error"], file=sys.stderr)
                 return 1
-        browser = playwright.chromium.launch(executable_path=place("chromium"), args=["--no-sandbox"])
         for theme in ("light", "dark"):
             shoot(browser, served, theme)
-        browser.close()
     return 0
 
 

@@ -3,7 +3,6 @@
 ``python -m bench moves [--rounds N] [--seed S] [--quick]``: N moves under verified streams, as many under TCP each way.
 """
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from bench.peers import PeerError
 from bench.programs.suite import IperfTcp
 from bench.report.results import BenchmarkResult, Row
 from domu.netns import can_create
+from lab.figures import percentile
 
 MOVES, QUICK_MOVES = 100, 10
 PAUSE_MS = 20.0
@@ -58,17 +58,12 @@ def _record(under: str, session: Session) -> Row:
     return {"victim": MOVED, "action": "move", "under": under, "moves": moves, **counts, "errors": errors}
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of the values that at least so much of them does not exceed."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
-
-
 def _drops(done: Sequence[Session]) -> Counter[str]:
     return sum((Counter(session.drops) for session in done), Counter())
 
 
 def _claim(result: BenchmarkResult, under: str, done: Sequence[Session]) -> None:
-    pauses = [1000 * pause_s for session in done for _, pause_s in session.moves]
+    pauses = sorted(1000 * pause_s for session in done for _, pause_s in session.moves)
     n = f"{under}, {len(pauses)} moves"
     for what, counts in {
         "frames lost": [session.lost for session in done],
@@ -78,7 +73,7 @@ def _claim(result: BenchmarkResult, under: str, done: Sequence[Session]) -> None
     }.items():
         result.claims.append(Claim.counted(f"{n}: {what}", sum(counts), "=", 0))
     result.claims.append(Claim.counted(f"{n}: frames dropped on any hop", _drops(done).total(), "=", 0))
-    which, pause = ("99th percentile", percentile(pauses, 0.99)) if len(pauses) >= ENOUGH else ("longest", max(pauses))
+    which, pause = ("99th percentile", percentile(pauses, 99)) if len(pauses) >= ENOUGH else ("longest", pauses[-1])
     result.claims.append(Claim.counted(f"{n}: pause, {which}, ms", pause, "≤", PAUSE_MS))
 
 
@@ -95,7 +90,5 @@ def _tabulate(result: BenchmarkResult, found: dict[str, list[Session]]) -> None:
 
 
 def _pauses(moves: Sequence[tuple[str, float]], to: str) -> str:
-    pauses = [1000 * pause_s for path, pause_s in moves if path == to]
-    return (
-        ", ".join(f"{value:.1f}" for value in (percentile(pauses, 0.5), percentile(pauses, 0.99), max(pauses))) if pauses else "–"
-    )
+    pauses = sorted(1000 * pause_s for path, pause_s in moves if path == to)
+    return ", ".join(f"{value:.1f}" for value in (percentile(pauses, 50), percentile(pauses, 99), pauses[-1])) if pauses else "–"

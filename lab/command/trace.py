@@ -54,7 +54,7 @@ async def watch(topology: str | None, seconds: float, every: int, out: Path | No
         if out is not None:
             sinks.append(trace_sink(stack.enter_context(out.open("w"))))
         with _asked(run.name):
-            seen = await record(keeper, sinks, _until(seconds), asyncio.Event(), every=every)
+            seen = await record(keeper, sinks, _until(seconds), every=every)
     found = {**summary(ways), "seen": len(ways), "missed": sum(seen.missed.values()), "notes": said_of(seen)}
     if out is None or seen.error is not None:
         return found, [*explained(ways, ascii_only=ascii_only), *said_of(seen)]
@@ -75,7 +75,7 @@ async def capture(topology: str | None, guest: str | None, out: Path | None, sec
             except CaptureError as error:
                 raise ClientError(str(error)) from error
             sink = await capture_sink(keeper, writer, guest)
-            seen = await record(keeper, [sink], _until(seconds), asyncio.Event(), snap=snap, share=LIVE)
+            seen = await record(keeper, [sink], _until(seconds), snap=snap, share=LIVE)
         return [f"{writer.frames} frames in {writer.path}", *said_of(seen)]
     finally:
         keeper.close()

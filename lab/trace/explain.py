@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
+from lab.figures import percentile
 from lab.trace.story import Way
 
 BAR: Final = 32
@@ -34,14 +35,9 @@ def summary(ways: Iterable[Way]) -> dict[str, Any]:
             "most_ns": of[-1].total_ns,
             "asleep": asleep / total,
         }
-        p99 = plain(of[_percentile(99, len(of))]) if len(of) >= LEAST_FOR_P99 else None
-        routes.append({**found, "median": plain(of[_percentile(50, len(of))]), "p99": p99})
+        p99 = plain(percentile(of, 99)) if len(of) >= LEAST_FOR_P99 else None
+        routes.append({**found, "median": plain(percentile(of, 50)), "p99": p99})
     return {"routes": routes}
-
-
-def _percentile(percent: int, n: int) -> int:
-    """The index, of `n` in order."""
-    return max(-(-percent * n // 100) - 1, 0)
 
 
 def plain(way: Way) -> dict[str, Any]:
@@ -65,9 +61,9 @@ def explained(ways: Iterable[Way], *, ascii_only: bool = False) -> Iterator[str]
     for route, of in routes.items():
         yield f"{route}: {len(of)} frames, {_us(of[0].total_ns)} to {_us(of[-1].total_ns)}"
         yield from _typical(of)
-        yield from _waterfall("the median frame", of[_percentile(50, len(of))], ascii_only=ascii_only)
+        yield from _waterfall("the median frame", percentile(of, 50), ascii_only=ascii_only)
         if len(of) >= LEAST_FOR_P99:
-            yield from _waterfall("the 99th percentile's", of[_percentile(99, len(of))], ascii_only=ascii_only)
+            yield from _waterfall("the 99th percentile's", percentile(of, 99), ascii_only=ascii_only)
         else:
             yield from _waterfall("the slowest", of[-1], ascii_only=ascii_only)
         yield ""

@@ -87,7 +87,7 @@ class _Pace:
 
     def __init__(self, share: float) -> None:
         self._share, self._left, self._looked = share, 0.0, time.monotonic()
-        self._a_byte = 1e-7
+        self._a_byte = 1e-7  # seconds; a guess until the first has been timed
 
     def look(self) -> None:
         """Time has passed."""
@@ -114,8 +114,8 @@ async def record(
     keeper: Channel,
     sinks: Iterable[Sink],
     stop: asyncio.Event,
-    began: asyncio.Event,
     *,
+    began: asyncio.Event | None = None,
     every: int = 1,
     snap: int = LEAST_SNAP,
     share: float = ASIDE,
@@ -126,7 +126,8 @@ async def record(
     """
     seen, to, pace = Seen(), list(sinks), _Pace(share)
     async with Viewer(keeper, every, snap) as viewer:
-        began.set()
+        if began is not None:
+            began.set()
         ending, looks = asyncio.ensure_future(stop.wait()), 0
         try:
             while not ending.done() and not keeper.closed.done():
@@ -183,7 +184,7 @@ async def recording(keeper: Channel, sinks: Iterable[Sink], said: list[Seen], **
     """`record` as long as the block lasts, from its beginning on; what there is to say is added to `said`."""
     stop, began = asyncio.Event(), asyncio.Event()
     beginning = asyncio.ensure_future(began.wait())
-    task = asyncio.ensure_future(record(keeper, sinks, stop, began, **options))
+    task = asyncio.ensure_future(record(keeper, sinks, stop, began=began, **options))
     try:
         await asyncio.wait([beginning, task], return_when=asyncio.FIRST_COMPLETED)
         yield

@@ -27,7 +27,7 @@ from typing import Any
 from domu.programs.table import program_of
 from hyp.paths import PATHS, Attachment
 from lab.ledger import DROP_NAMES, FAULT_NAMES, Snapshot
-from lab.view.ways import DOM0, GUEST, HYP, NIC, WIRE, Mark, Step, way_of
+from lab.view.ways import DOM0, GUEST, HYP, NIC, WIRE, Mark, Step, copies, way_of
 
 Picture = dict[str, Any]
 Hop = dict[str, Any]
@@ -54,13 +54,9 @@ def picture(name: str, guests: Iterable[Mapping[str, Any]], nic: Mapping[str, An
             ]
             hops |= {hop["id"]: hop for hop in made if hop["id"] not in hops}
             ids[direction] = [hop["id"] for hop in made]
-        copies = {d: sum(_copies(step) for step in steps) for d, steps in (("tx", way.tx), ("rx", way.rx))}
-        paths.append({"guest": guest["name"], "path": guest["path"], **ids, "copies": copies, "ring": ring})
+        copied = {d: sum(copies(step.marks) for step in steps) for d, steps in (("tx", way.tx), ("rx", way.rx))}
+        paths.append({"guest": guest["name"], "path": guest["path"], **ids, "copies": copied, "ring": ring})
     return {"name": name, "nodes": _nodes(guests, nic), "hops": list(hops.values()), "paths": paths}
-
-
-def _copies(step: Step) -> int:
-    return sum(mark in (Mark.COPY, Mark.DMA) for mark in step.marks)
 
 
 # --- nodes -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ columns follow from the way: tx_… on the way out, rx_… on the way in, but th
 once, on the way out of whose row they are in (docs/packet.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -27,6 +27,11 @@ class Mark(StrEnum):
     COPY = "copy"
     DMA = "DMA"
     WAKEUP = "wake-up"
+
+
+def copies(marks: Iterable[Mark]) -> int:
+    """How often the payload is copied, by whomever."""
+    return sum(mark in (Mark.COPY, Mark.DMA) for mark in marks)
 
 
 ABOUT: Final[Mapping[Mark, str]] = {

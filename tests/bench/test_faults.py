@@ -36,13 +36,6 @@ def test_moves_under_streams_and_under_tcp() -> None:
     assert sum("pause" in claim.text for claim in result.claims) == 3
 
 
-def test_a_pause_that_is_claimed_is_no_shorter_than_those_of_99_in_100() -> None:
-    values = [float(k) for k in range(1, 201)]
-    assert moves.percentile(values, 0.99) == 198
-    assert moves.percentile([3.0], 0.99) == 3.0
-    assert moves.percentile([2.0, 1.0], 0.5) == 1.0
-
-
 @pytest.mark.needs("curl")
 def test_downloads_over_deaths() -> None:
     result = measured(downloads, repeat=2, paths=("split", "bypass"))

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from lab.api.tables import topology_of
 from lab.command.demo.page import demo_page, sentences
 from lab.page.html import page
 from lab.view.picture import picture
-from tests.support.tools import place
+from tests.support.pages import chromium, words_apart
 
 
 def workload(path: str, rate: float, to: str = "wire") -> dict[str, Any]:
@@ -74,10 +74,8 @@ def test_words_are_text_and_what_is_amiss_comes_first() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=place("chromium"), args=["--no-sandbox"])  # tests may be root
+    with chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.mark.needs("chromium")
@@ -92,14 +90,7 @@ def test_it_fits_and_nothing_of_the_drawing_overlaps(browser: Browser, tmp_path:
     shown.goto(file.as_uri())
     assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
     assert shown.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
-    boxes = shown.locator("svg.drawing:visible text").evaluate_all(
-        """texts => texts.filter(one => one.textContent).map(one => {
-             const box = one.getBoundingClientRect(); return [one.textContent, box.x, box.y, box.width, box.height]; })"""
-    )
-    assert len(boxes) > 15
-    for k, (text, x, y, width_, height) in enumerate(boxes):
-        for other, a, b, w, h in boxes[:k]:
-            assert x >= a + w - 1 or a >= x + width_ - 1 or y >= b + h - 3 or b >= y + height - 3, (text, other)
+    assert words_apart(shown) > 15
     assert shown.locator("svg.drawing:visible .hop.moves").count() == 8
     assert shown.locator("svg.drawing [tabindex]").count() == 0
     context.close()

@@ -4,12 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Error, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Locator, Page, expect
 
 from tests.support.labs import GUESTS, staying_up, topology_file
-from tests.support.pages import Served, page_of, served_at
+from tests.support.pages import Served, chromium, page_of, served_at, words_apart
 from tests.support.patience import patient
-from tests.support.tools import place
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("chromium")]
 
@@ -28,10 +27,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        one = playwright.chromium.launch(executable_path=place("chromium"), args=["--no-sandbox"])  # tests may be root
+    with chromium() as one:
         yield one
-        one.close()
 
 
 @pytest.fixture(autouse=True)
@@ -91,15 +88,7 @@ def moving(name: str) -> str:
 @SIZES
 def test_words_of_the_drawing_do_not_overlap(browser: Browser, served: Served, size: tuple[int, int]) -> None:
     page = opened(browser, served.address, size)
-    boxes = page.locator("svg.drawing:visible text").evaluate_all(
-        """texts => texts.filter(one => one.textContent).map(one => {
-             const box = one.getBoundingClientRect(); return [one.textContent, box.x, box.y, box.width, box.height]; })"""
-    )
-    assert len(boxes) > 30
-    for k, (text, x, y, width, height) in enumerate(boxes):
-        for other, a, b, w, h in boxes[:k]:
-            apart = x >= a + w - 1 or a >= x + width - 1 or y >= b + h - 3 or b >= y + height - 3
-            assert apart, (text, other)
+    assert words_apart(page) > 30
     page.context.close()
 
 

@@ -1,4 +1,4 @@
-"""Talking to the page's server as a browser does, and as one must not."""
+"""Talking to the page's server as a browser does, and as one must not; a browser, and what is looked for on pages."""
 
 import http.client
 import json
@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import Browser, Page, sync_playwright
+
 from tests.support.labs import staying_up, wait_until
 from tests.support.patience import patient
+from tests.support.tools import place
 
 ANSWER_S = 30.0
 
@@ -84,6 +87,28 @@ def served_at(lines: Sequence[str]) -> Served:
     pattern = re.compile(r"http://\S+:(\d+)/#token=(\S+)")
     found = wait_until(lambda: [match for line in lines for match in pattern.finditer(line)], "the page's address")[0]
     return Served(found[0], int(found[1]), found[2])
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A real browser."""
+    with sync_playwright() as playwright:
+        one = playwright.chromium.launch(executable_path=place("chromium"), args=["--no-sandbox"])  # tests may be root
+        yield one
+        one.close()
+
+
+def words_apart(page: Page) -> int:
+    """Look whether words of the drawing that is seen overlap: none may. How many there are."""
+    boxes = page.locator("svg.drawing:visible text").evaluate_all(
+        """texts => texts.filter(one => one.textContent).map(one => {
+             const box = one.getBoundingClientRect(); return [one.textContent, box.x, box.y, box.width, box.height]; })"""
+    )
+    for k, (text, x, y, width, height) in enumerate(boxes):
+        for other, a, b, w, h in boxes[:k]:
+            apart = x >= a + w - 1 or a >= x + width - 1 or y >= b + h - 3 or b >= y + height - 3
+            assert apart, (text, other)
+    return len(boxes)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 from lab.command.screen import Screen
 from lab.view.picture import Picture, picture
 from lab.view.samples import Sample, Sampler
-from lab.view.ways import Mark
+from lab.view.ways import copies
 from lab.workloads import WIRE, Runner, Workload
 
 FRAME = 1500
@@ -43,7 +43,7 @@ def _costs(record: dict[str, Any], shown: Picture, ids: list[str], sample: Sampl
     found = []
     for name in ids:
         counted = sample["hops"][name]
-        cost = {"id": name, "copies": sum(mark in (Mark.COPY, Mark.DMA) for mark in hops[name]["marks"])}
+        cost = {"id": name, "copies": copies(hops[name]["marks"])}
         for what in ("calls", "notifications", "wakeups"):
             cost[what] = (counted[f"{what}_s"] or 0.0) * sample["seconds"] / frames if frames else 0.0
         found.append(cost)
