@@ -61,15 +61,25 @@ class Forward:
 
     def __init__(self, sockets: GuestSockets, guest: Machine, name: str, port: int) -> None:
         self._sockets, self._guest, self._name, self._port = sockets, guest, name, port
+        self._carrying: set[asyncio.Task[None] | None] = set()  # else nobody has a connection that is not being read
 
     async def serve(self, listening: list[socket.socket]) -> None:
         """Accept and carry until the guest is gone: ClientError says so."""
         gone = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._guest.process, gone.set)
-        for sock in listening:
-            await asyncio.start_server(self._carry, sock=sock)
+        servers = [await asyncio.start_server(self._accept, sock=sock) for sock in listening]
         await gone.wait()
+        for server in servers:
+            server.close()
         raise ClientError(f"{self._name} is gone")
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._carrying.add(task)
+        try:
+            await self._carry(reader, writer)
+        finally:
+            self._carrying.discard(task)
 
     async def _carry(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
         try:

@@ -33,7 +33,9 @@ path = "bypass"
 LISTENING = {7000: "0.0.0.0", 7001: "127.0.0.1", 7002: "10.0.0.1", 7003: "::1"}
 SERVE = """
 import asyncio
+kept = []  # the loop has weak references only
 async def serve(reader, writer):
+    kept.append(asyncio.current_task())
     try:
         wanted = await reader.readexactly(1)
         if wanted == b"n":  # read nothing
@@ -50,7 +52,7 @@ async def serve(reader, writer):
         print("broken off", flush=True)
 async def main():
     for port, address in LISTENING.items():
-        await asyncio.start_server(serve, address, port)
+        kept.append(await asyncio.start_server(serve, address, port))
     print("listening", flush=True)
     await asyncio.Event().wait()
 asyncio.run(main())
@@ -93,6 +95,8 @@ def forwarding(lab: str, port: int) -> "Iterator[tuple[subprocess.Popen[str], in
             yield process, int(said.split(":")[2].split("/")[0])
         finally:
             process.kill()
+            assert process.stderr is not None
+            print("forward said:", process.stderr.read())  # shown if the test fails
 
 
 def connect(port: int, address: str = "127.0.0.1") -> socket.socket:
