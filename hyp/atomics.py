@@ -101,6 +101,17 @@ def full_fence(typing_context):
 
 
 @intrinsic
+def release_fence(typing_context):
+    """No store after it is visible before a load or store in front of it. On x86 it keeps the compiler in order, no more."""
+
+    def generate(context, builder, signature, args):
+        builder.fence("release")
+        return context.get_dummy_value()
+
+    return void(), generate
+
+
+@intrinsic
 def cpu_relax(typing_context):
     """Hint of a spinning loop (PAUSE on x86, YIELD on Arm)."""
 

@@ -29,7 +29,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
-from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, wait_at
+from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, tracer_of, wait_at
 from hyp.kernels import compiled, entry, i64
 from hyp.model.price import charge_bytes
 from hyp.patience import begin_patience
@@ -56,6 +56,7 @@ from nic.send import flood_crossed, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
 from nic.switch import enter, forget
 from nic.tap_input import serve_tap
+from nic.tracing import trace_crossed
 from nic.wire import link_wire, serve_wire, wire_due
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO, DRAIN_CONTEXT, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8, 9
@@ -230,6 +231,9 @@ def _serve_crossing(e, producer):
             waiting, e.flooded = waiting - e.flooded, 0
         else:
             result = _put_crossed(e, gate, context_of(e, number), load64(slot + SLOT_GENERATION), f)
+            tracer = tracer_of(e.wait)
+            if tracer != 0 and result != PAUSE:
+                trace_crossed(tracer, number, f, result)
         if result == PAUSE:
             break
         if gate.pause_until != 0:

@@ -265,7 +265,7 @@ def _send_one(e, c):
         count(c.counts, result, 1)
     tracer = tracer_of(e.wait)
     if tracer != 0:
-        trace_sent(tracer, c, f, result)
+        trace_sent(tracer, e, c, f, result)
     c.sq_cons = u32_add(c.sq_cons, n - 1)
     if status != STATUS_OK or signaled != 0:
         complete_send(e, c, status)

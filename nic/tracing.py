@@ -1,6 +1,7 @@
 """What an engine tells of frames, when somebody looks (hyp/trace/). Compiled.
 
-Ports go by the context's number, and WIRE.
+Ports go by the context's number, and WIRE. A frame whose receiver is another engine's is told of twice: *taken* by the one that has
+fetched it, and *passed* by the one that delivers it, from the receiver's port to that port.
 """
 
 from hyp.abi.nic import NO_CONTEXT
@@ -8,15 +9,17 @@ from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.abi.trace import FLOODED, NOWHERE, WIRE
 from hyp.atomics import load64
 from hyp.kernels import compiled, outlined
-from hyp.trace.ring import DROPPED, PASSED, sampled_of_run, trace_frame, trace_pieces
-from nic.state import DELIVERED, STAGED_BYTES, WIRE_BUFFERS, staged_at
+from hyp.trace.ring import DROPPED, PASSED, TAKEN, sampled_of_run, trace_frame, trace_pieces
+from nic.state import DELIVERED, STAGED_BYTES, WIRE_BUFFERS, receiver_of, staged_at
 
 
 @outlined
-def trace_sent(tracer, c, f, result) -> None:
+def trace_sent(tracer, e, c, f, result) -> None:
     """What became of a context's frame. `result`: DELIVERED, or the drop's name."""
     moment, other, drop = DROPPED, NOWHERE, result
-    if result == DELIVERED:
+    if result == DELIVERED and c.route >= 0 and receiver_of(e, c.route, f).mine == 0:
+        moment, drop = TAKEN, 0
+    elif result == DELIVERED:
         moment, drop = PASSED, 0
         other = c.route if c.route >= 0 else WIRE if c.route == NO_CONTEXT else FLOODED
     trace_pieces(tracer, moment, c.number, other, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)
@@ -55,7 +58,16 @@ def _on_wire(w, number):
 
 
 @outlined
-def trace_inbound(tracer, number, f, result) -> None:
-    """What became of a frame from the wire for context `number`."""
-    moment, other, drop = (PASSED, number, 0) if result == DELIVERED else (DROPPED, NOWHERE, result)
+def trace_inbound(tracer, r, f, result) -> None:
+    """What became of a frame from the wire for context `r`."""
+    moment, other, drop = (PASSED, r.number, 0) if result == DELIVERED else (DROPPED, NOWHERE, result)
+    if result == DELIVERED and r.mine == 0:
+        moment, other = TAKEN, NOWHERE
     trace_pieces(tracer, moment, WIRE, other, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)
+
+
+@outlined
+def trace_crossed(tracer, number, f, result) -> None:
+    """What became of a frame for context `number` that another engine has fetched."""
+    moment, other, drop = (PASSED, number, 0) if result == DELIVERED else (DROPPED, NOWHERE, result)
+    trace_pieces(tracer, moment, number, other, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)

@@ -77,7 +77,7 @@ def inbound(e, w, destination, f):
         result = put_or_pause(e, w, r, f)
     tracer = tracer_of(e.wait)
     if tracer != 0 and result != PAUSE:
-        trace_inbound(tracer, r.number, f, result)
+        trace_inbound(tracer, r, f, result)
     return result
 
 

@@ -25,13 +25,14 @@ from hyp.abi.trace import (
 )
 from hyp.atomics import (
     clock_ns,
-    full_fence,
     load8,
     load16,
     load64,
     memcpy,
     memzero,
+    prefetch_frame_for_write,
     record_view,
+    release_fence,
     store32,
     store64_once,
     store64_release,
@@ -137,7 +138,7 @@ def _begin(t: Any, captured: int) -> int:
     left = BLOCK - (t.head & (BLOCK - 1))
     skipped = left if size > left else 0
     store64_once(t.ring + RESERVED_AT, t.head + skipped + size)
-    full_fence()  # whoever sees anything of the record sees that
+    release_fence()  # whoever sees anything of the record sees that
     if skipped > 0:
         pad = t.ring + DATA_AT + (t.head & t.mask)
         store32(pad + _SIZE, skipped)
@@ -168,6 +169,7 @@ def _end(
     t.records += 1
     store64_release(t.ring + COMMITTED_AT, t.head)
     store64_once(t.ring + RECORDS_AT, t.records)
+    prefetch_frame_for_write(t.ring + DATA_AT + (t.head & t.mask), RECORD_BYTES + LOOKED_AT)  # a viewer has the next one's lines
 
 
 @outlined

@@ -17,13 +17,15 @@ LONGEST_NS: Final = 1_000_000_000
 """Between two sightings of one frame: later it is another one that looks the same."""
 
 PLACES: Final = {
+    (NIC, Moment.TAKEN): ("NIC: descriptor fetched and checked, frame crosses to its receiver's engine", "nic/crossing.py"),
     (NIC, Moment.PASSED): ("NIC: descriptor fetched and checked, frame copied on", "nic/send.py"),
     (DOM0, Moment.TAKEN): ("netback: request taken, frame copied from the guest", "dom0/netback_tx.py"),
     (DOM0, Moment.PASSED): ("bridge: passed on", "dom0/engine.py"),
     (HYP, Moment.PASSED): ("device model: frame copied on", "hyp/monitor/machine.py"),
 }
 """What a step is, and the file that does it."""
-FROM_WIRE: Final = ("wire: frame handed in, copied into its receiver's buffer", "nic/wire.py")
+FROM_WIRE: Final = ("wire: frame handed in, copied on", "nic/wire.py")
+CROSSED: Final = ("NIC: frame that another engine has fetched, copied into its receiver's buffer", "nic/engine.py")
 FROM_NIC: Final = ("uplink: frame taken from the NIC", "dom0/uplink.py")
 POSTED: Final = ("program sends: posted by its front end", "domu/device.py")
 RECEIVED: Final = ("program receives: frame taken", "domu/device.py")
@@ -89,6 +91,8 @@ def place_of(one: Sighting) -> tuple[str, str]:
         return RECEIVED
     if one.process == NIC and one.port == WIRE:
         return FROM_WIRE
+    if one.process == NIC and one.moment == Moment.PASSED and one.port == one.other:
+        return CROSSED
     if one.process == DOM0 and one.moment == Moment.TAKEN and one.port == 0:
         return FROM_NIC
     moment = Moment.PASSED if one.moment == Moment.DROPPED else one.moment
