@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dom0.bridge import ENTRY, FDB_SLOTS, add_static
-from dom0.control.upcall import ControlUpcall
 from dom0.engine import ADD_PORT, ENTER_PAGES, GO, NOTHING, REMOVE_PORT, ROUTE, SET_HASHING, SET_RATE
 from dom0.multicast import MOST_GROUPS
 from dom0.rate import UNLIMITED, Rate
@@ -26,6 +25,7 @@ from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from hyp.patience import GRACE_NS
 from hyp.ram import QueuePair, Ram
+from hyp.upcall import ControlUpcall
 from hyp.verbs import post_receive, qp_at, ring_receives
 
 
@@ -57,7 +57,7 @@ class QueueEnd:
     events: tuple[int, int]
     """Eventfds of the guest's channels for either; the same, if it has one for both."""
     pages: Pages | None = None
-    """For pages that are mapped: the tables of those pinned for reading and for writing (dom0/persistent.py), all 0, which the
+    """For pages that are mapped: the tables of those pinned for reading and for writing (dom0/mapped_pages.py), all 0, which the
     caller keeps until `remove_vif` has returned. None: there will be none."""
 
 
@@ -204,31 +204,29 @@ class EngineState:
         rate: Rate = UNLIMITED,
         *,
         filters: bool = False,
-        grants: str = "copy",
+        maps: bool = False,
         routed: bool = True,
     ) -> None:
         """Make a connected vif port `number` of the bridge, with so many `queues`, which count in one row.
 
-        `features`: what its front end accepts (hyp/abi/features.py). `grants`: of GRANT_MODES; all but "copy" need tables of pages,
-        `enter_pages` does too. `rate`: how much its guest may send, on all queues. `filters`: multicast control. Not `routed`:
-        its guest is moving to it.
+        `features`: what its front end accepts (hyp/abi/features.py). `maps`: pages to transmit are mapped for their batch, else
+        they are grant copies; it needs tables of pages, as `enter_pages` does. `rate`: how much its guest may send, on all queues.
+        `filters`: multicast control. Not `routed`: its guest is moving to it.
         """
         further = len(queues) - 1
         numbers, self._spare = [number, *self._spare[:further]], self._spare[further:]
         self._join(numbers)
         for one, queue in zip(numbers, queues, strict=True):
-            self._prepare(one, domid, features, counts, queue, grants)
+            self._prepare(one, domid, features, counts, queue, maps=maps)
             self.ports[one]["grace"] = 0 if routed else time.monotonic_ns() + GRACE_NS
         self.ports[number]["filters"], self.ports[number]["group_count"] = filters, 0
         await self.engine.post(ADD_PORT, port=number, **_credit(rate))
 
-    def _prepare(
-        self, number: int, domid: int, features: int, counts: tuple[int, int], queue: QueueEnd, grants: str
-    ) -> None:  # fmt: skip
+    def _prepare(self, number: int, domid: int, features: int, counts: tuple[int, int], queue: QueueEnd, *, maps: bool) -> None:
         port, pages = self.ports[number], queue.pages
         refs = port["table_refs"] = 0 if pages is None else pages.shape[1]
-        port["keeps"], port["passing_count"] = grants == "persistent", 0
-        port["tx_refs"], port["rx_refs"] = 0 if grants == "copy" else refs, refs if grants == "persistent" else 0
+        port["passing_count"] = port["rx_refs"] = 0
+        port["tx_refs"] = refs if maps else 0
         if pages is not None:
             port["tx_pages"], port["rx_pages"] = (int(pages[k].ctypes.data) for k in range(2))
         port["domid"], port["failed"] = domid, 0
@@ -258,9 +256,12 @@ class EngineState:
         """How much the guest of the vif that is port `number` may send from now on."""
         await self.engine.post(SET_RATE, port=number, **_credit(rate))
 
-    async def enter_pages(self, number: int, entries: "np.ndarray[tuple[int], np.dtype[np.void]]") -> None:
-        """Let port `number` use these STATIC_PAGEs from now on, or (address 0) no more: it doesn't when this returns."""
-        await self.engine.post(ENTER_PAGES, port=number, pages=int(entries.ctypes.data), count=len(entries))
+    async def enter_pages(self, number: int, queue: int, entries: "np.ndarray[tuple[int], np.dtype[np.void]]") -> None:
+        """Let a queue of the vif that is port `number` use these STATIC_PAGEs from now on, or (address 0) no more: it doesn't when
+        this returns.
+        """
+        port = int(self._members[number][queue])
+        await self.engine.post(ENTER_PAGES, port=port, pages=int(entries.ctypes.data), count=len(entries))
 
     async def set_hashing(self, number: int, hashing: int) -> None:
         """Choose queues of the vif that is port `number` by this HASHING record from now on; 0: by the flow hash.

@@ -12,7 +12,6 @@ from collections.abc import Coroutine
 from typing import Any
 
 from dom0.build import EngineState
-from dom0.control.upcall import ControlUpcall
 from dom0.engine import MAIL, run
 from dom0.rate import configured_rate
 from dom0.state import UPLINK
@@ -34,6 +33,7 @@ from hyp.paths import PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram, open_queue_pair, register, start_queue_pair
 from hyp.trace.points import TracePoints
+from hyp.upcall import ControlUpcall
 from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)

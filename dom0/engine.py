@@ -12,11 +12,11 @@ for an address that nobody is known to have goes to trunks only.
 from dom0.bridge import NO_PORT, forget_port, learn, move_static, whereabouts
 from dom0.credit import set_rate
 from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
+from dom0.mapped_pages import enter_pages, release_pages
 from dom0.multicast import hears
 from dom0.netback import drop_staged, tell_guest
 from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
-from dom0.persistent import enter_pages, release_pages
 from dom0.state import STAGE, UPLINK, engine_at, member_of, port_of, staged_of
 from dom0.tracing import first_bytes, trace_passed, trace_taken
 from dom0.uplink import (

@@ -1,46 +1,36 @@
-"""Granted pages that netback has mapped, and copies itself: a vif's grant mode, if that is not grant copy. Compiled.
+"""Granted pages that netback has mapped, and copies itself, where it does not have the hypervisor copy (grant copy). Compiled.
 
 ==========  =============================================================  ====================================================
-mode        pages to transmit                                              pages to receive
+a page      to transmit                                                    to receive
 ==========  =============================================================  ====================================================
 copy        grant copy                                                     grant copy
-map         mapped for the batch that uses them, one hypercall for all;    grant copy
-            read; unmapped, by another one with a TLB flush, before their
-            requests are answered
-persistent  mapped at first use, and then for good                         the same, for writing
+map         mapped for the batch that uses it, one hypercall for all;      grant copy
+            read; unmapped, by another one with a TLB flush, before its
+            request is answered
+static      mapped for good, when the front end asked for it               the same, for writing
 ==========  =============================================================  ====================================================
 
-docs/netif.md (Grants) says which real thing each is. Persistent is Xen's blkif ``feature-persistent``, applied to netif: the front
-end grants each page of its pools once, send pages read-only and receive pages writable, and revokes none while it is connected
-(domu/frontends/split.py). No hypercall, no grant and no revocation per frame. The price is isolation. Dom0 can read and write
-those pages at any time while the vif is up, so a guest must trust Dom0 not to change a frame that it has been handed, as blkif
-guests do.
+Copy or map is the topology's to say (`grants`; docs/netif.md, Grants). Static grant mappings (Xen's io/netif.h) are the front
+end's: it names the pages on its control ring, and the control plane maps them (dom0/control/mappings.py). From a queue's first one
+on all its copies are made here, and pages that were not named are mapped for their batch, either way.
 
 Who owns what: the control plane (dom0/vif_connection.py) allocates two tables per queue, `tx_pages` (pinned for reading) and
-`rx_pages` (for writing), one word per grant reference, before the port is added. It keeps them, and the mapping of the guest's RAM,
-until the port is removed. In between only the engine touches them. A word of them::
+`rx_pages` (for writing), one word per grant reference: the address of a page that has a static mapping, else 0. It keeps them, and
+the mapping of the guest's RAM, until the port is removed. In between only the engine touches them (`enter_pages`, between two
+batches), but their pins are the control plane's. A page that is mapped for a batch stands in no table: it is on the list `passing`
+of its port, from which `let_pass` unpins it.
 
-    0                          not pinned
-    0 -> address of the page   persistent, at first use: one map hypercall; refused: stays 0, and the next use asks again
-    address -> 0               the port is removed, or fails: one unmap hypercall each
-
-An address says which page was judged when it was pinned, and that page stays the guest's RAM in our mapping, whatever the
-guest does to its grant entry afterwards: it can only redirect what has not been pinned yet. So what a guest can still do is
-change the bytes under a copy, as with grant copy. A reference beyond the table, or one that cannot be mapped, costs the guest
-that frame, no more. If Dom0 dies, the hypervisor gives its pins back (`hyp.grants.release_mapper`).
-
-A page that is mapped for a batch stands in no table: it is on the list `passing` of its port, from which `let_pass` unpins it.
-
-Static grant mappings (Xen's io/netif.h; dom0/control/mappings.py) are the same tables with another owner: the control plane pins
-what the front end names on its control ring, `enter_pages` takes it up between two batches, and the pins stay the control plane's.
-From the first one on all the vif's copies are made here, and pages that were not named are mapped for their batch, either way.
+An address says which page was judged when it was pinned, and that page stays the guest's RAM in our mapping, whatever the guest
+does to its grant entry afterwards: it can only redirect what has not been pinned yet. So what a guest can still do is change the
+bytes under a copy, as with grant copy. A reference beyond the table, or one that cannot be mapped, costs the guest that frame, no
+more. If Dom0 dies, the hypervisor gives its pins back (`hyp.grants.release_mapper`).
 """
 
 import numpy as np
 
 from hyp.abi.counters import GRANT_FLUSHES, GRANT_MAPS, GRANT_UNMAPS, HYPERCALLS
 from hyp.abi.domids import DOM0
-from hyp.abi.grant import GNTST_BAD_GNTREF, GNTST_OKAY
+from hyp.abi.grant import GNTST_BAD_GNTREF
 from hyp.abi.platform import GRANT_FLUSH_PRICE, GRANT_MAP_PRICE, GRANT_UNMAP_PRICE, HYPERCALL_PRICE
 from hyp.atomics import load64, record_view, store64, sys_getppid
 from hyp.events import wait_at
@@ -63,18 +53,15 @@ def pinned_page(e, p, pages, refs, gref, write):
     if gref < 0 or gref >= refs:
         return GNTST_BAD_GNTREF
     address = load64(pages + 8 * gref)
-    return address if address != 0 else _pin_page(e, p, pages, gref, write)
+    return address if address != 0 else _pin_page(e, p, gref, write)
 
 
 @outlined
-def _pin_page(e, p, pages, gref, write):
-    # The pages of a batch are mapped by one hypercall, a page that stays pinned by one of its own
-    platform = _enter(e) if p.keeps != 0 or p.passing_count == 0 else wait_at(e.wait).platform
+def _pin_page(e, p, gref, write):
+    platform = _enter(e) if p.passing_count == 0 else wait_at(e.wait).platform  # one hypercall for the pages of a batch
     charge(platform, GRANT_MAP_PRICE, e.counts, GRANT_MAPS, 1)
     address = map_grant_at(e.views, e.view_count, DOM0, p.domid, gref, write)
-    if address > 0 and p.keeps != 0:
-        store64(pages + 8 * gref, address)
-    elif address > 0:
+    if address > 0:
         store64(p.passing + 8 * p.passing_count, gref | (write << 32))
         p.passing_count += 1
     return address
@@ -105,21 +92,10 @@ def enter_pages(p, entries, count):
 
 @outlined
 def release_pages(e, p):
-    """Unpin everything that the port's tables hold. What cannot be unpinned, by a bug of ours, stays for `dom0.vifs` to see."""
+    """Use no page of the port any more, and unpin those that were pinned for a batch."""
     if p.passing_count != 0:
         let_pass(e, p)
-    if p.keeps == 0:
-        p.tx_refs, p.rx_refs = 0, 0
-        return
-    for write in range(2):
-        pages = p.rx_pages if write else p.tx_pages
-        for gref in range(p.table_refs):
-            if load64(pages + 8 * gref) != 0:
-                platform = _enter(e)
-                charge(platform, GRANT_UNMAP_PRICE, e.counts, GRANT_UNMAPS, 1)
-                charge(platform, GRANT_FLUSH_PRICE, e.counts, GRANT_FLUSHES, 1)
-                if unmap_grant_at(e.views, e.view_count, DOM0, p.domid, gref, write) == GNTST_OKAY:
-                    store64(pages + 8 * gref, 0)
+    p.tx_refs, p.rx_refs = 0, 0
 
 
 @compiled

@@ -5,10 +5,10 @@ copy their frames into Dom0's buffers in one batch, stage them for the bridge. A
 somewhere that survives Dom0. Frames of more than one slot: dom0/netback_chains.py.
 Receive, to the guest (dom0/netback_rx.py): a frame for the guest takes the guest's next receive requests; the copies of a batch are
 one hypercall; then the responses.
-A vif whose pages are mapped (dom0/persistent.py) differs in the copy only: it is made here, through pages that are pinned.
+A vif whose pages are mapped (dom0/mapped_pages.py) differs in the copy only: it is made here, through pages that are pinned.
 """
 
-from dom0.persistent import release_pages
+from dom0.mapped_pages import release_pages
 from dom0.state import OWES_RX, OWES_TX, give_buffer, member_of, port_of, staged_of
 from hyp.abi.counters import (
     DROP_DOWN,

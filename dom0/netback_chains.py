@@ -29,9 +29,9 @@ A request whose extra info adds a group address, or takes one back (dom0/multica
 nothing is passed on, RSP_OKAY says that it was done, and RSP_ERROR that the list is full.
 """
 
+from dom0.mapped_pages import pinned_page
 from dom0.multicast import change_groups, group_change
 from dom0.netback import add_copy, was_copied
-from dom0.persistent import pinned_page
 from dom0.state import colour, give_buffer, port_of, staged_of, take_buffer
 from hyp.abi.counters import (
     COPIED_BYTES,

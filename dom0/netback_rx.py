@@ -7,8 +7,8 @@ responses are published together. If one of its copies fails, each of its respon
 front end knows which belong together.
 """
 
+from dom0.mapped_pages import let_pass, pinned_page
 from dom0.netback import add_copy, fail_port, owe_event, run_copies, was_copied
-from dom0.persistent import let_pass, pinned_page
 from dom0.state import FLUSH, OWES_RX, PENDING_BYTES, colour, pending_at, port_of
 from hyp.abi.counters import (
     COPIED_BYTES,
@@ -105,7 +105,7 @@ def _copy_pinned(e, p, number, gref, gpa, length):
 
 @compiled
 def _note_written(e, p):
-    """A response was written for a port with persistent grants; `flush_copies` publishes it."""
+    """A response was written for a port with mapped pages; `flush_copies` publishes it."""
     if p.copies == 0:
         p.next_written = e.written
         e.written = p.number

@@ -5,9 +5,9 @@ was made of it, to dom0/netback_chains.py.
 """
 
 from dom0.credit import slots_within_credit
+from dom0.mapped_pages import let_pass, pinned_page
 from dom0.netback import add_copy, fail_port, owe_event, run_copies, was_copied
 from dom0.netback_chains import settle_chain, take_chain
-from dom0.persistent import let_pass, pinned_page
 from dom0.state import OWES_TX, STAGE, colour, give_buffer, staged_of, take_buffer
 from hyp.abi.counters import (
     BATCHES,

@@ -44,12 +44,11 @@ PORT = np.dtype(
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
         ("next_written", "i8"),  # the next port in the list that ENGINE.written heads, 0: none
-        ("tx_refs", "i8"),  # words in the table of pages to transmit, if they are mapped (dom0/persistent.py); 0: grant copy
+        ("tx_refs", "i8"),  # words in the table of pages to transmit, if they are mapped (dom0/mapped_pages.py); 0: grant copy
         ("rx_refs", "i8"),  # the same, of pages to receive
         ("tx_pages", "i8"),
         ("rx_pages", "i8"),
-        ("keeps", "i8"),  # a page stays pinned from its first use on; 0: those that the front end named on its control ring do
-        ("table_refs", "i8"),  # what both become when it names the first ones
+        ("table_refs", "i8"),  # what both become when the front end names pages on its control ring
         ("passing", "i8"),  # words of pages that are pinned for this batch only: references, 1 << 32 for those that are written
         ("passing_count", "i8"),
         ("owed", "i8"),  # OWES_TX, OWES_RX: the guest asked for the event of something published, and has not been sent it
@@ -143,7 +142,7 @@ ENGINE = np.dtype(
         ("ops", "i8"),  # gnttab_copy operations
         ("op_count", "i8"),
         ("pending", "i8"),
-        ("written", "i8"),  # first of the ports with persistent grants that have responses to publish, 0: none
+        ("written", "i8"),  # first of the ports with mapped pages that have responses to publish, 0: none
         ("copy_counts", "i8"),
         ("mailbox", "i8"),
         ("mail", "i8"),

@@ -8,14 +8,14 @@ Who owns what, and when (`Connection.open` in this order, `Connection.close` bac
       event channels       one port of ours, or two, bound to the guest's, and the eventfds by which we notify
     MAC address            a filter of the NIC for context 0
     control ring           if there is one: its page, its event channel, and the pages that are mapped by it (dom0/control/ring.py)
-    bridge port            the engine's, from `add_vif` until `remove_vif` has returned; with persistent grants also what it pinned
+    bridge port            the engine's, from `add_vif` until `remove_vif` has returned; and pages that it maps for a batch
 """
 
 import asyncio
 import errno
 import os
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,6 @@ from hyp.abi.netif import (
     CTRL_RING_REF,
     CTRL_SLOT_BYTES,
     EVENT_CHANNEL_CTRL,
-    FEATURE_PERSISTENT,
     NUM_QUEUES_NODE,
     REQUEST_MULTICAST_CONTROL,
     RX_SLOT_BYTES,
@@ -99,18 +98,16 @@ class Wishes:
     """A front end's nodes, judged."""
 
     queues: tuple[QueueWishes, ...]
-    grants: str
-    """Of GRANT_MODES (hyp/paths.py)."""
     features: int
     filters: bool
     control: tuple[int, int] | None
     """The control ring's reference and port; None: there is none."""
 
 
-async def read_wishes(store: XenstoreClient, front: str, *, grants: str, max_queues: int) -> Wishes:
+async def read_wishes(store: XenstoreClient, front: str, *, max_queues: int) -> Wishes:
     """What the front end at `front` asks for. VifError, naming the node, for what cannot be.
 
-    `grants`, `max_queues`: that is on offer. Persistent grants take a front end that has them, too.
+    `max_queues`: how many are on offer.
     """
     if (queues := await _number(store, front, NUM_QUEUES_NODE, missing=1)) > max_queues or queues == 0:
         raise VifError(errno.EINVAL, f"guest requested {queues} queues, the maximum is {max_queues}")
@@ -130,7 +127,6 @@ async def read_wishes(store: XenstoreClient, front: str, *, grants: str, max_que
     places = [""] if queues == 1 else [f"queue-{k}/" for k in range(queues)]
     return Wishes(
         queues=tuple([await _read_queue(store, front, where) for where in places]),
-        grants="copy" if grants == "persistent" and not await _is_set(store, front, FEATURE_PERSISTENT) else grants,
         features=int(features),
         filters=await _is_set(store, front, REQUEST_MULTICAST_CONTROL),
         control=control,
@@ -190,19 +186,21 @@ class Connection:
         """Give everything back. It is done as far as it goes; raises what stood in its way last."""
         await self._held.aclose()
 
-    async def open(self, counters: CounterPage, wishes: Wishes, rate: Rate, *, routed: bool = True) -> None:
+    async def open(self, counters: CounterPage, wishes: Wishes, rate: Rate, *, maps: bool = False, routed: bool = True) -> None:
         """Take everything. VifError if something cannot be had, and then nothing is held.
 
-        `rate`: how much the guest may send. `routed`: the guest's address is ours; else not before `take_address`.
+        `rate`: how much the guest may send. `maps`: what it sends is mapped, not a grant copy. `routed`: the guest's address is
+        ours; else not before `take_address`.
         """
         try:
             await self._view_guest()
             grants = self._grants(counters)
-            queues = [await self._take_queue(queue, grants, tables=wishes.grants != "copy") for queue in wishes.queues]
+            tables = maps or wishes.control is not None
+            queues = [await self._take_queue(queue, grants, tables=tables) for queue in wishes.queues]
             control = await self._open_control(wishes, grants)
             if routed:
                 await self.take_address()
-            await self._become_port(counters, queues, wishes, rate, routed=routed)
+            await self._become_port(counters, queues, wishes, rate, maps=maps, routed=routed)
             if control is not None:
                 self._control = asyncio.get_running_loop().create_task(control.serve())
                 self._held.push_async_callback(self._end_control, self._control)
@@ -267,11 +265,9 @@ class Connection:
         ring = self._map(CTRL_RING_REF, wishes.control[0], CTRL_SLOT_BYTES, grants)
         upcall = self._state.control
         event_fd = await self._bind(wishes.control[1], upcall.number)
-        state, number = self._state, self._who.number
-        mappings = StaticMappings(state, number, grants, possible=wishes.grants != "persistent")
-        control = ControlRing(
-            ring, event_fd, state.debt_of(number), mappings, HashControl(state, number, grants, len(wishes.queues))
-        )
+        state, number, count = self._state, self._who.number, len(wishes.queues)
+        mappings, hashing = StaticMappings(state, number, grants, count), HashControl(state, number, grants, count)
+        control = ControlRing(ring, event_fd, state.debt_of(number), mappings, hashing)
         upcall.join(control.woken)
         self._held.callback(upcall.leave, control.woken)
         self._held.callback(control.close)
@@ -307,17 +303,10 @@ class Connection:
         self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
 
     async def _become_port(
-        self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate, *, routed: bool
+        self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate, *, maps: bool, routed: bool
     ) -> None:
         who = self._who
-        if wishes.control is not None and queues[0].pages is None:  # static mappings are for the first queue
-            queues[0] = replace(queues[0], pages=self._tables())
         counts = counters.row(f"vif{who.domid}:{who.name}")
-        self._held.push_async_callback(self._leave_bridge, wishes.grants)
-        how: dict[str, Any] = {"filters": wishes.filters, "grants": wishes.grants, "routed": routed}
+        self._held.push_async_callback(self._state.remove_vif, who.number)
+        how: dict[str, Any] = {"filters": wishes.filters, "maps": maps, "routed": routed}
         await self._state.add_vif(who.number, who.domid, wishes.features, counts, queues, rate, **how)
-
-    async def _leave_bridge(self, grants: str) -> None:
-        await self._state.remove_vif(self._who.number)
-        if left := sum(int(np.count_nonzero(pages)) for pages in self._pages) if grants == "persistent" else 0:
-            raise RuntimeError(f"{left} persistent grants could not be unmapped")

@@ -6,9 +6,8 @@ drives them: watches on the front end's state, on the back end's own nodes, whic
 A front end's mistake is told three times: in the log, in ``error/backend/vif/<domid>/<handle>/error`` under Domain 0's home, and to
 the front end by the state Closing, as Linux's xenbus_dev_fatal does. None ends the vif: a front end that closes begins anew.
 
-The topology's `grants` say how netback gets at the guest's pages (dom0/persistent.py). Persistent grants are negotiated on the way:
-a back end that is to have them writes ``feature-persistent`` 1 before InitWait, a front end that will never revoke its pages writes
-the same before Connected. Unless both say 1, each frame is a grant copy.
+The topology's `grants` say how netback gets at the guest's pages (dom0/mapped_pages.py). "persistent" is the front end's to bring
+about, by static mappings on its control ring: to netback it is "copy".
 """
 
 import asyncio
@@ -29,7 +28,6 @@ from hyp.abi.features import NETIF_NODES, NETIF_OFFERS
 from hyp.abi.netif import (
     FEATURE_CTRL_RING,
     FEATURE_MULTICAST_CONTROL,
-    FEATURE_PERSISTENT,
     FEATURE_SPLIT_EVENT_CHANNELS,
     MAX_QUEUES_NODE,
 )
@@ -74,7 +72,7 @@ class Vif:
         self.who = Identity(int(guest["domid"]), str(guest["name"]), str(guest["mac"]), number)
         self._front = frontend_path(self.who.domid, VIF, 0)
         self._back = backend_path(DOM0, VIF, self.who.domid, 0)
-        self._grants, self._max_queues, self._routed = str(guest["grants"]), max_queues, routed
+        self._maps, self._max_queues, self._routed = guest["grants"] == "map", max_queues, routed
         self.back = CLOSED  # the state that we are in, and have told last
         self.connected = asyncio.Event()  # has been, at least once
         self._node: XenbusState | None = None  # what its node said when we last read or wrote it
@@ -193,8 +191,6 @@ class Vif:
         self._registered, self.back = True, INITIALISING
         offers = {"feature-rx-copy": 1, "feature-rx-flip": 0, FEATURE_SPLIT_EVENT_CHANNELS: 1, MAX_QUEUES_NODE: self._max_queues}
         offers |= {FEATURE_MULTICAST_CONTROL: 1, FEATURE_CTRL_RING: 1}
-        if self._grants == "persistent":
-            offers[FEATURE_PERSISTENT] = 1
         offers |= {node: 1 for feature, (node, _) in NETIF_NODES.items() if feature & NETIF_OFFERS}
         await self._switch(INIT_WAIT, offers)
         self.wake(Cause.FRONT)  # it may be there already
@@ -219,10 +215,8 @@ class Vif:
         """Serve the front end's rings. False if they can't be, which has been told then."""
         connection = Connection(self._hyp, self._state, self.who)
         try:
-            wishes = await read_wishes(
-                self._store, self._front, grants=self._grants, max_queues=self._max_queues
-            )  # fmt: skip
-            await connection.open(self._counters, wishes, await self._rate(), routed=self._routed)
+            wishes = await read_wishes(self._store, self._front, max_queues=self._max_queues)
+            await connection.open(self._counters, wishes, await self._rate(), maps=self._maps, routed=self._routed)
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False

@@ -20,6 +20,7 @@ from hyp.paths import CUT_OFF, IOMMU_FRONT_ENDS, PATHS, Attachment
 from hyp.process import Process
 from hyp.ram import Ram
 from hyp.trace.points import TracePoints
+from hyp.upcall import ControlUpcall
 from hyp.xenstore.client import XenstoreClient
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Guest:
         self.devices, self.queues = [], []
         self._places: dict[int, list[tuple[int, int]]] = {}  # in RAM, of each device that has been connected
         self._store: XenstoreClient | None = None
+        self._control_upcall: ControlUpcall | None = None
         self._trace = TracePoints(process)
         self.hyp: Channel = process.hypercalls({"daemon_lost": self._daemon_lost}, on_close=self._hypervisor_gone)
         process.serve("threads", self.threads)
@@ -74,6 +76,13 @@ class Guest:
     async def _open_queue(self, number: int) -> GuestQueue:
         upcall = await self.hyp.call("upcall_create")
         return GuestQueue(self.process.name, number, self.platform, int(upcall.value["upcall"]), upcall.fds[0])
+
+    async def control_upcall(self) -> ControlUpcall:
+        """Where events arrive that are for no loop."""
+        if self._control_upcall is None:
+            reply = await self.hyp.call("upcall_create")
+            self._control_upcall = ControlUpcall(int(reply.value["upcall"]), reply.fds[0])
+        return self._control_upcall
 
     async def connect(self) -> None:
         """Let the front end of this guest's path set the device up."""

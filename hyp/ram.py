@@ -24,6 +24,10 @@ class Ram:
         self._free: dict[int, int] = {}  # place → length
         self._noted: list[tuple[int, int]] | None = None
 
+    def view(self, gpa: int, length: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+        """The bytes of a place."""
+        return self._mapping.array[gpa : gpa + length]
+
     @contextmanager
     def noting(self) -> Iterator[list[tuple[int, int]]]:
         """What is allocated in the block: (place, length) each."""

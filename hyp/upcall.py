@@ -1,4 +1,4 @@
-"""The control plane's upcall: events that its event loop waits for, not the engine."""
+"""An upcall of a control plane: events that its event loop waits for, not an engine."""
 
 import asyncio
 import select

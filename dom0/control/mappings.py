@@ -1,10 +1,11 @@
 """Static grant mappings of a vif (Xen's io/netif.h): pages that its front end names on the control ring. Control plane.
 
-A static mapping is a page of the tables of dom0/persistent.py: pinned here, entered there, and unpinned here when it is deleted or
-the vif is disconnected. The table that names references is in the guest's memory, and may change at any time: it is copied once.
+A static mapping is a page of a queue's tables of dom0/mapped_pages.py: pinned here, entered there, and unpinned here when it is
+deleted or the vif is disconnected. The table that names references is in the guest's memory, and may change at any time: it is
+copied once.
 
 =====================  =========================================================================================================
-GET_GREF_MAPPING_SIZE  how many pages a front end may have mapped: MOST_MAPPINGS; 0 with persistent grants
+GET_GREF_MAPPING_SIZE  how many pages a front end may have mapped for a queue: MOST_MAPPINGS
 ADD_GREF_MAPPING       all pages of the table are mapped, or none (INVALID_PARAMETER): already mapped, twice in the table, unknown
                        flags, not granted, too many
 DEL_GREF_MAPPING       how many were unmapped; each entry's `status` says whether it was. A page goes when Dom0's loop has let go of
@@ -18,11 +19,10 @@ import numpy as np
 
 from dom0.build import EngineState
 from dom0.control.pages import Grants, fetch, map_page, mapped, unmap_page
-from dom0.persistent import STATIC_PAGE
+from dom0.mapped_pages import STATIC_PAGE
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import (
     CTRL_STATUS_INVALID_PARAMETER,
-    CTRL_STATUS_NOT_SUPPORTED,
     CTRL_STATUS_SUCCESS,
     CTRL_TYPE_ADD_GREF_MAPPING,
     CTRL_TYPE_DEL_GREF_MAPPING,
@@ -35,7 +35,7 @@ from hyp.atomics import store16_once
 from hyp.kernels import entry, i64, void
 
 MOST_MAPPINGS: Final = SPLIT_RINGS * SPLIT_SLOTS
-"""A page for each slot of both rings."""
+"""Of a queue: a page for each slot of both rings."""
 MOST_ENTRIES: Final = PAGE_BYTES // GREF.itemsize
 GREF_STATUS: Final = 6
 """Where an entry has its status."""
@@ -51,21 +51,18 @@ class StaticMappings:
 
     KINDS: Final = frozenset({CTRL_TYPE_GET_GREF_MAPPING_SIZE, CTRL_TYPE_ADD_GREF_MAPPING, CTRL_TYPE_DEL_GREF_MAPPING})
 
-    def __init__(self, state: EngineState, number: int, grants: Grants, *, possible: bool) -> None:
-        """On port `number`, with `grants` of `map_page`. `possible`: False with persistent grants."""
+    def __init__(self, state: EngineState, number: int, grants: Grants, queues: int) -> None:
+        """Of the vif whose first port is `number`, which has so many queues. `grants`: of `map_page`."""
         self._state, self._number, self._grants = state, number, grants
-        self._most = MOST_MAPPINGS if possible else 0
-        self._mapped: dict[int, int] = {}  # reference → whether it is pinned for writing
+        self._mapped: list[dict[int, int]] = [{} for _ in range(queues)]  # reference → whether it is pinned for writing
         self._entered = np.zeros(0, STATIC_PAGE)
 
     async def carry_out(self, kind: int, queue: int, gref: int, count: int) -> tuple[int, int]:
         """(status, data) of a request."""
-        if queue != 0:
+        if queue >= len(self._mapped):
             return CTRL_STATUS_INVALID_PARAMETER, 0
         if kind == CTRL_TYPE_GET_GREF_MAPPING_SIZE:
-            return CTRL_STATUS_SUCCESS, self._most
-        if self._most == 0:
-            return CTRL_STATUS_NOT_SUPPORTED, 0
+            return CTRL_STATUS_SUCCESS, MOST_MAPPINGS
         if not 1 <= count <= MOST_ENTRIES:
             return CTRL_STATUS_INVALID_PARAMETER, 0
         with mapped(self._grants, gref, 1) as page:
@@ -74,13 +71,14 @@ class StaticMappings:
             table = np.zeros(count, GREF)
             fetch(table, page)
             if kind == CTRL_TYPE_ADD_GREF_MAPPING:
-                return await self._add(table), 0
-            return CTRL_STATUS_SUCCESS, await self._delete(table, page)
+                return await self._add(queue, table), 0
+            return CTRL_STATUS_SUCCESS, await self._delete(queue, table, page)
 
-    async def _add(self, table: "np.ndarray[tuple[int], np.dtype[np.void]]") -> int:
+    async def _add(self, queue: int, table: "np.ndarray[tuple[int], np.dtype[np.void]]") -> int:
         wanted = {int(row["ref"]): int(row["flags"]) & CTRLF_GREF_READONLY == 0 for row in table}
-        fresh = len(wanted) == len(table) and not wanted.keys() & self._mapped.keys()
-        if not fresh or (table["flags"] & ~np.uint16(CTRLF_GREF_READONLY)).any() or len(self._mapped) + len(wanted) > self._most:
+        here = self._mapped[queue]
+        fresh = len(wanted) == len(table) and not wanted.keys() & here.keys()
+        if not fresh or (table["flags"] & ~np.uint16(CTRLF_GREF_READONLY)).any() or len(here) + len(wanted) > MOST_MAPPINGS:
             return CTRL_STATUS_INVALID_PARAMETER
         entries, pinned = np.zeros(len(wanted), STATIC_PAGE), dict[int, int]()
         for k, (ref, write) in enumerate(wanted.items()):
@@ -89,31 +87,31 @@ class StaticMappings:
                 self._unpin(pinned)
                 return CTRL_STATUS_INVALID_PARAMETER
             pinned[ref], entries[k] = int(write), (ref, page, write)
-        self._mapped |= pinned  # whatever happens from here on, `close` gives them back
-        await self._enter(entries)
+        here |= pinned  # whatever happens from here on, `close` gives them back
+        await self._enter(queue, entries)
         return CTRL_STATUS_SUCCESS
 
-    async def _delete(self, table: "np.ndarray[tuple[int], np.dtype[np.void]]", page: int) -> int:
-        gone = dict[int, int]()
+    async def _delete(self, queue: int, table: "np.ndarray[tuple[int], np.dtype[np.void]]", page: int) -> int:
+        here, gone = self._mapped[queue], dict[int, int]()
         for k, row in enumerate(table):
             ref = int(row["ref"])
-            known = ref in self._mapped and ref not in gone
+            known = ref in here and ref not in gone
             if known:
-                gone[ref] = self._mapped[ref]
+                gone[ref] = here[ref]
             status = CTRL_STATUS_SUCCESS if known else CTRL_STATUS_INVALID_PARAMETER
             _write_status(page + k * GREF.itemsize + GREF_STATUS, status)
         if gone:
             entries = np.zeros(len(gone), STATIC_PAGE)
             entries["gref"], entries["write"] = list(gone), 1
-            await self._enter(entries)
+            await self._enter(queue, entries)
             for ref in gone:
-                del self._mapped[ref]
+                del here[ref]
             self._unpin(gone)
         return len(gone)
 
-    async def _enter(self, entries: "np.ndarray[tuple[int], np.dtype[np.void]]") -> None:
+    async def _enter(self, queue: int, entries: "np.ndarray[tuple[int], np.dtype[np.void]]") -> None:
         self._entered = entries  # the engine reads them, even if this task is cancelled now
-        await self._state.enter_pages(self._number, entries)
+        await self._state.enter_pages(self._number, queue, entries)
 
     def _unpin(self, pages: dict[int, int]) -> None:
         for ref, write in pages.items():
@@ -121,5 +119,6 @@ class StaticMappings:
 
     def close(self) -> None:
         """Give back what is mapped. The port is no more, and nobody serves any more."""
-        self._unpin(self._mapped)
-        self._mapped.clear()
+        for pages in self._mapped:
+            self._unpin(pages)
+            pages.clear()

@@ -5,12 +5,12 @@ What runs per frame is domu/frontends/split_rings.py; here is the set-up. A gues
 As a Linux netfront does, it grants a page per packet and takes the grant back when the packet is answered. Send page i belongs to
 request id i, receive page i to receive slot i.
 
-Where the back end offers ``feature-persistent`` it grants every page of both pools once, at set-up, and revokes none: a page is
-then shared with Dom0 as long as the device is up, and a request or its answer says only whose turn it is to use it. Dom0 could
-read or change a page out of turn; such a guest trusts it not to. The back end's side is dom0/persistent.py.
+With ``grants = "persistent"`` it grants every page of both pools once, at set-up, and has the back end map them for good:
+domu/frontends/split_mappings.py.
 
 Set-up (XenBus), as Linux's netfront has it: wait for the back end's InitWait → rings in RAM, granted (and both pools, if
-persistent) → event channels → all nodes in one transaction → Connected → the back end Connected → receive requests posted.
+persistent) → event channels → all nodes in one transaction → Connected → the back end Connected (→ pools mapped) → receive
+requests posted.
 What becomes of the back end's state afterwards: domu/frontends/split_follow.py.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from domu.device import Device, Record, device_at, new_device
 from domu.frontends.split_follow import ConnectedQueue, Following, max_queues, notifiers, tell_connected
+from domu.frontends.split_mappings import REFS, Mappings, Unmapped
 from domu.frontends.split_rings import OPERATIONS
 from domu.frontends.split_state import BACKEND, NETFRONT, POLLED, QUEUE_REFS, netfront_at, post_receive, tell
 from domu.frontends.split_state import FIRST_REF as FIRST_REF
@@ -32,7 +33,7 @@ from domu.frontends.split_state import TX_SLOTS as TX_SLOTS
 from hyp.abi.features import CSUM, CSUM6, NETIF_NODES, NO_CSUM_OFFLOAD, SG, TSO4, TSO6
 from hyp.abi.grant import ENTRY_BYTES, PAGE_BYTES
 from hyp.abi.netif import (
-    FEATURE_PERSISTENT,
+    FEATURE_CTRL_RING,
     FEATURE_SPLIT_EVENT_CHANNELS,
     NR_SLOTS_MIN,
     NUM_QUEUES_NODE,
@@ -179,23 +180,27 @@ async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> list[De
     else:
         nodes[NUM_QUEUES_NODE] = len(queues)
         nodes |= {f"queue-{k}/{name}": value for k, queue in enumerate(queues) for name, value in queue.nodes().items()}
-    if await says_one(store, f"{back}/{FEATURE_PERSISTENT}"):
-        for queue in queues:
-            _grant_pools(queue.memory.address)
-        nodes[FEATURE_PERSISTENT] = 1
+    mappings = await _make_mappings(guest, store, back, table, queues) if guest.config["grants"] == "persistent" else None
+    if mappings is not None:
+        nodes |= mappings.nodes()
     features = acceptable(int(guest.config["features"]), await offered_features(store, back))
     nodes |= {accepts: 1 for feature, (_, accepts) in NETIF_NODES.items() if feature & features}
     if not features & CSUM:
         nodes[NO_CSUM_OFFLOAD] = 1
     await tell_connected(store, front, nodes)
     await _until_connected(store, back)
+    if mappings is not None:
+        try:
+            await mappings.map_pools()
+        except Unmapped as error:
+            raise _refused(back, XenbusState.CONNECTED, str(error)) from error
     connected = [await _device(guest, queue, mac, features & ~CSUM6) for queue in queues]
     for one in connected:
         _post_all_receives(one.device.address)
-    following = Following(guest.hyp, store, front, back, nodes, features, connected)
+    following = Following(guest.hyp, store, front, back, nodes, features, connected, mappings)
     await following.begin()
     for queue, one in zip(queues, connected, strict=True):
-        one.device.keep += [following, queue.memory, store]
+        one.device.keep += [following, mappings, queue.memory, store]
         one.device.behind = VifBehind(following, one)
     return [one.device for one in connected]
 
@@ -221,9 +226,28 @@ class VifBehind:
 
 async def _grant_table(guest: "Guest", queues: int) -> Mapping:
     """The guest's grant table, large enough for so many queues."""
-    frames = max(-(-(FIRST_REF + queues * QUEUE_REFS) * ENTRY_BYTES // PAGE_BYTES), GRANT_FRAMES)
+    frames = max(-(-(_mappings_ref(queues) + REFS) * ENTRY_BYTES // PAGE_BYTES), GRANT_FRAMES)
     setup = await guest.hyp.call("gnttab_setup", frames=frames)
     return Mapping.adopt(setup.fds[0], frames * PAGE_BYTES)
+
+
+def _mappings_ref(queues: int) -> int:
+    """The first grant reference behind those of so many queues."""
+    return FIRST_REF + queues * QUEUE_REFS
+
+
+async def _make_mappings(guest: "Guest", store: XenstoreClient, back: str, table: Mapping, queues: list[_Queue]) -> Mappings:
+    """Grant all pages of the pools, and a control ring on which to say so."""
+    if not await says_one(store, f"{back}/{FEATURE_CTRL_RING}"):
+        raise _refused(
+            back, XenbusState.INIT_WAIT, f'it has no control ring ({FEATURE_CTRL_RING}), which grants = "persistent" takes'
+        )
+    rows = [queue.memory.record[0] for queue in queues]
+    for queue in queues:
+        _grant_pools(queue.memory.address)
+    mappings = Mappings(guest, table, _mappings_ref(len(queues)), [(int(row["tx_ref"]), int(row["rx_ref"])) for row in rows])
+    await mappings.open()
+    return mappings
 
 
 async def _make_queue(guest: "Guest", table: Mapping, queue: "GuestQueue", channels: int) -> _Queue:
@@ -256,6 +280,10 @@ def acceptable(wanted: int, offered: int) -> int:
     if wanted & CSUM and offered & checksums == checksums:
         return features | checksums
     return features & ~(CSUM | segmentation)
+
+
+def _refused(back: str, seen: XenbusState, why: str) -> XenbusError:
+    return XenbusError(back, seen, frozenset({XenbusState.CONNECTED}), why)
 
 
 async def _until_connected(store: XenstoreClient, back: str) -> None:

@@ -41,6 +41,7 @@ import numpy as np
 from domu.device import Device, Record
 from domu.exchange import attach, detach, lose
 from domu.frontends.split_again import begin_again, resend, settle, unanswered
+from domu.frontends.split_mappings import Mappings, Unmapped
 from hyp.abi.netif import MAX_QUEUES_NODE
 from hyp.control import Channel, Refused
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -141,11 +142,13 @@ class Following:
 
     def __init__(
         self, hyp: Channel, store: XenstoreClient, front: str, back: str, nodes: dict[str, int], features: int,
-        queues: list[ConnectedQueue],
+        queues: list[ConnectedQueue], mappings: Mappings | None,
     ) -> None:  # fmt: skip
-        """`nodes`: what it has written; `features`: agreed on."""
+        """`nodes`: what it has written; `features`: agreed on; `mappings`: of its pools, if there are some."""
         self._hyp, self._store, self._front, self._back = hyp, store, front, back
         self._nodes, self._features, self._queues = nodes, features, queues
+        self._mappings = mappings
+        self._mapping: asyncio.Task[None] | None = None
         self._attached = True
         self._life: asyncio.Task[None] | None = None
 
@@ -160,6 +163,7 @@ class Following:
             self._life.cancel()
             await asyncio.wait({self._life})
             self._store.forget(self._watch)
+        await self._stop_mapping()
         with contextlib.suppress(XenstoreError, XenbusError):  # else there is nobody who has to let go
             await switch_state(self._store, self._front, XenbusState.CLOSING)
             await wait_for_state(self._store, self._back, GONE_STATES, CLOSE_TIMEOUT_S)
@@ -170,6 +174,8 @@ class Following:
                 await self._hyp.call("evtchn_close", port=port)
             for fd in dict.fromkeys(queue.event_fds):
                 os.close(fd)
+        if self._mappings is not None:
+            await self._mappings.close()
 
     async def run(self, watch: Watch) -> None:
         """Follow the back end, whose state `watch` watches, until the device is lost, or the store."""
@@ -195,6 +201,7 @@ class Following:
                 return True
             self._attached = False
             log.info("%s is made anew", self._back)
+            await self._stop_mapping()
             if not all([await detach(queue.device, queue.guest.engine) for queue in self._queues]):
                 return False
         if back is XenbusState.INIT_WAIT and own is XenbusState.INITIALISING:
@@ -209,6 +216,8 @@ class Following:
             return True
         if self._features & ~offered or len(self._queues) > most:
             return await self._lose("does not offer what was agreed on")
+        if self._mappings is not None:
+            self._mappings.begin_again()
         try:
             for queue in self._queues:
                 queue.begin_again()
@@ -232,7 +241,22 @@ class Following:
         self._attached = True
         done = [await attach(queue.device, queue.guest.engine, queue.attached) for queue in self._queues]
         log.info("%s: connected again", self._back)
+        if self._mappings is not None:
+            self._mapping = asyncio.get_running_loop().create_task(self._map_again(self._mappings))
         return all(done)
+
+    async def _map_again(self, mappings: Mappings) -> None:
+        try:
+            await mappings.map_pools()
+        except Refused:  # it has died meanwhile
+            return
+        except Unmapped as error:
+            log.warning("%s: %s: frames go by grant copy", self._back, error)
+
+    async def _stop_mapping(self) -> None:
+        if self._mapping is not None:
+            self._mapping.cancel()
+            await asyncio.wait({self._mapping})
 
     async def _lose(self, why: str) -> bool:
         log.warning("%s: %s: the device is out of service", self._back, why)

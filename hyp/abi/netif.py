@@ -60,8 +60,6 @@ FEATURE_CTRL_RING, CTRL_RING_REF, EVENT_CHANNEL_CTRL = "feature-ctrl-ring", "ctr
 """Nodes: the back end's, "1" if it serves a control ring; the front end's, the grant of its page and the port of its events."""
 FEATURE_MULTICAST_CONTROL, REQUEST_MULTICAST_CONTROL = "feature-multicast-control", "request-multicast-control"
 """Nodes: the back end's, "1" if it can filter group addresses; the front end's, "1" if it is to, by what is added."""
-FEATURE_PERSISTENT = "feature-persistent"
-"""Node of either end in xenstore: "1" if pages once granted stay granted. blkif's (``xen/io/blkif.h``); Xen's netif has none."""
 FEATURE_SPLIT_EVENT_CHANNELS = "feature-split-event-channels"
 """Node of the back end: "1" if there may be a channel for each ring of a queue."""
 MAX_QUEUES_NODE, NUM_QUEUES_NODE = "multi-queue-max-queues", "multi-queue-num-queues"

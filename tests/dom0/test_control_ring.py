@@ -9,6 +9,7 @@ import pytest
 
 from dom0.control.mappings import MOST_ENTRIES, MOST_MAPPINGS
 from domu.frontends.split import RX_REF, TX_REF
+from domu.frontends.split_state import QUEUE_REFS
 from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READONLY
 from hyp.abi.netif import (
     CTRL_STATUS_INVALID_PARAMETER,
@@ -55,10 +56,10 @@ async def ask(bert: Bert, kind: int, *data: int) -> tuple[int, int]:
     return status, answer
 
 
-async def mapping(bert: Bert, kind: int, *entries: tuple[int, int]) -> tuple[int, int]:
+async def mapping(bert: Bert, kind: int, *entries: tuple[int, int], queue: int = 0) -> tuple[int, int]:
     """Add or delete these (reference, flags)."""
     await bert.call("table", entries=[[ref, flags, 0xAAAA] for ref, flags in entries])
-    return await ask(bert, kind, 0, TABLE_REF, len(entries))
+    return await ask(bert, kind, queue, TABLE_REF, len(entries))
 
 
 async def grant(bert: Bert) -> None:
@@ -209,17 +210,32 @@ def test_what_a_control_ring_needs(controlled: Callable[..., None]) -> None:
     controlled("ctrlneeds", body)
 
 
-def test_persistent_grants_leave_nothing_to_map(controlled: Callable[..., None]) -> None:
+def test_each_queue_has_mappings_of_its_own(controlled: Callable[..., None]) -> None:
     async def body(bert: Bert) -> None:
         await bert.state(INITIALISING)
-        await connect(bert, changed={"feature-persistent": "1"})
+        await connect(bert, queues=2)
         await grant(bert)
-        assert await ask(bert, SIZE, 0) == (OKAY, 0)
-        for kind in (ADD, DELETE):
-            assert await mapping(bert, kind, (SENT[0], READ)) == (UNSUPPORTED, 0)
-        await bert.call("nodes", values={"feature-persistent": None})
+        rings = 2 * 2 + 1
+        for queue in range(2):
+            assert await ask(bert, SIZE, queue) == (OKAY, MOST_MAPPINGS)
+        page = (await bert.call("pools", queue=1))["rx"]
+        ref = RX_REF + QUEUE_REFS
+        await bert.call("post", entries=[[ref, GTF_PERMIT_ACCESS, 0, page]], requests=[], queue=1)
+        for queue in range(2):  # either may name it
+            assert await mapping(bert, ADD, (ref, 0), queue=queue) == (OKAY, 0)
+            assert await mapping(bert, ADD, (ref, 0), queue=queue) == (INVALID, 0)
+        assert bert.held() == rings + 1
+        assert await mapping(bert, DELETE, (ref, 0), (SENT[0], 0), queue=0) == (OKAY, 1)
+        assert bert.held() == rings + 1
+        assert await mapping(bert, ADD, *((ref, 0) for ref in RECEIVED), queue=0) == (OKAY, 0)
+        assert await mapping(bert, DELETE, (ref, 0), (RECEIVED[0], 0), queue=1) == (OKAY, 1)
+        assert bert.held() == rings + len(RECEIVED)
+        for queue in (2, 0xFFFF_FFFF):
+            assert await ask(bert, SIZE, queue) == (INVALID, 0)
+            assert await mapping(bert, ADD, (ref, 0), queue=queue) == (INVALID, 0)
+        await bert.send_kept(5)
 
-    controlled("ctrlkept", body, 'grants = "persistent"\n')
+    controlled("ctrlqueues", body)
 
 
 def test_a_table_that_changes_under_the_copy_is_one_or_the_other(controlled: Callable[..., None]) -> None:

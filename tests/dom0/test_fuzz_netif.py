@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 from hypothesis import strategies as st
 
-from domu.frontends.split import GRANT_FRAMES, RX_REF, TX_REF
+from domu.frontends.split import GRANT_FRAMES, RX_REF, RX_SLOTS, TX_REF, TX_SLOTS
 from hyp.abi.counters import DROPS, FAULTS
 from hyp.abi.grant import (
     ENTRY_BYTES,
@@ -75,17 +75,20 @@ async def fuzzed_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: st
 
 
 class Model:
-    """netback, for one vif: what becomes of each request. Pages that stay pinned are remembered as they were when first used."""
+    """netback, for one vif: what becomes of each request. Pages that were mapped for good are what they were then."""
 
-    def __init__(self, ram: int, persistent: bool) -> None:
-        self.ram, self.persistent = ram, persistent
-        self.pinned: dict[tuple[int, bool], int] = {}
+    def __init__(self, pools: dict[str, int], persistent: bool) -> None:
+        self.ram = pools["ram"]
+        self.mapped: dict[tuple[int, bool], int] = {}
+        if persistent:
+            self.mapped |= {(TX_REF + k, False): pools["tx"] + k for k in range(TX_SLOTS)}
+            self.mapped |= {(RX_REF + k, write): pools["rx"] + k for k in range(RX_SLOTS) for write in (False, True)}
         self.counts: Counter[str] = Counter()
 
     def page(self, gref: int, entry: list[int] | None, *, write: bool) -> int | None:
         """The frame that Dom0 may use by this reference now; `entry`: what its entry says (flags, domid, frame). None: refused."""
-        if self.persistent and (gref, write) in self.pinned:
-            return self.pinned[gref, write]
+        if (gref, write) in self.mapped:
+            return self.mapped[gref, write]
         if gref >= REFS or entry is None:
             return None
         flags, domid, frame = entry
@@ -93,7 +96,6 @@ class Model:
             return None
         if write and flags & GTF_READONLY:
             return None
-        self.pinned[gref, write] = frame
         return frame
 
     def transmit(self, request: list[int], entry: list[int] | None, *, back: bool) -> int:
@@ -126,7 +128,7 @@ class Vif:
     def __init__(self, runner: Runner, name: str, number: int, pools: dict[str, int], persistent: bool) -> None:
         self.runner, self.name, self.pools = runner, name, pools
         self.row = f"dom0/vif{number}:{name}"
-        self.model = Model(pools["ram"], persistent)
+        self.model = Model(pools, persistent)
         self.mac = str(next(guest["mac"] for guest in runner.lab.topology["guest"] if guest["name"] == name))
         self.wire = str(runner.lab.topology["nic"]["wire"]["mac"])
         self.streams = 0

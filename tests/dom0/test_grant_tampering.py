@@ -15,8 +15,16 @@ import pytest
 
 from domu.frontends.split import RX_REF, RX_SLOTS, TX_REF
 from hyp.abi.grant import GTF_PERMIT_ACCESS, GTF_READONLY
-from hyp.abi.netif import RSP_ERROR, RSP_OKAY
+from hyp.abi.netif import (
+    CTRL_STATUS_SUCCESS,
+    CTRL_TYPE_ADD_GREF_MAPPING,
+    CTRL_TYPE_DEL_GREF_MAPPING,
+    CTRLF_GREF_READONLY,
+    RSP_ERROR,
+    RSP_OKAY,
+)
 from hyp.paths import GRANT_MODES
+from tests.dom0.test_control_ring import mapping
 from tests.dom0.test_fuzz_chains import SOUND, content_of, slots_of
 from tests.support.driven_labs import CLOSING, DRIVEN, INIT_WAIT, INITIALISING, Bert, driven_lab, others
 from tests.support.driven_netfront import KEPT
@@ -27,7 +35,8 @@ from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
-RINGS: Final = 2
+RINGS: Final = {"copy": 2, "map": 2, "persistent": 3 + 2 * 256}
+"""Pages that are mapped as long as bert is connected: his rings', and, all of which he names on a third one, his pools'."""
 FRAGMENTS: Final = 18
 PAGES: Final = 256
 OFFLOADS: Final = {"feature-sg": "1", "feature-gso-tcpv4": "1"}
@@ -53,7 +62,8 @@ async def tampering_lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants:
 
 async def connect(bert: Bert, grants: str) -> None:
     await bert.told(INIT_WAIT)
-    await bert.ready(changed={**OFFLOADS, "feature-persistent": "1" if grants == "persistent" else None})
+    keeps = grants == "persistent"
+    await bert.ready(changed={**OFFLOADS, **(await bert.call("control", start=0) if keeps else {})})
     await bert.state(4)
     await bert.told(4)
     await bert.call("notifier")
@@ -62,6 +72,10 @@ async def connect(bert: Bert, grants: str) -> None:
     await bert.call("transmit", entries=sent, frames=[], requests=[])
     received = [[RX_REF + k, GTF_PERMIT_ACCESS, 0, pages["rx"] + k] for k in range(RX_SLOTS)]
     await bert.call("post", entries=received, requests=[], quiet=True)
+    if keeps:
+        await bert.call("control_notifier")
+        pools = [(ref, CTRLF_GREF_READONLY) for ref, *_ in sent] + [(ref, 0) for ref, *_ in received]
+        assert await mapping(bert, CTRL_TYPE_ADD_GREF_MAPPING, *pools) == (CTRL_STATUS_SUCCESS, 0)
 
 
 def mac_of(bert: Bert, name: str) -> bytes:
@@ -99,14 +113,16 @@ def test_a_grant_that_is_missing_within_a_chain_costs_that_chain(
                 slots = await chain(bert, "carl", first, **shape)
                 assert len(slots) == FRAGMENTS
                 gone = [[TX_REF + first + bad, 0, 0, 0]]
+                if grants == "persistent":
+                    delete = CTRL_TYPE_DEL_GREF_MAPPING
+                    assert await mapping(bert, delete, (TX_REF + first + bad, 0)) == (CTRL_STATUS_SUCCESS, 1)
                 await bert.call("transmit", entries=gone, frames=[], requests=[])
                 answers = await bert.call("slots", writes=[], slots=slots + sound)
                 assert [status for _, status in answers] == [RSP_ERROR] * FRAGMENTS + [RSP_OKAY] * FRAGMENTS
                 first += FRAGMENTS
             grown = {name: n - before[name] for name, n in (await vif_row(bert)).items() if name.startswith(("drop_", "faults_"))}
             assert {name: n for name, n in grown.items() if n} == {"faults_grant": 4, "drop_bad_address": 4}
-            kept = 4 * (FRAGMENTS - 1) + FRAGMENTS if grants == "persistent" else 0
-            assert bert.held() == RINGS + kept
+            assert bert.held() == RINGS[grants] - (4 if grants == "persistent" else 0)
 
     run(main())
 
@@ -141,7 +157,7 @@ class Bystanders:
 
 
 SEEN: Final = {"grants": "drop_bad_address", "slots": "drop_bad_frame", "flags": "drop_bad_frame", "bytes": "faults_offload"}
-"""What netback has to have said of a kind of tampering; in persistent mode it never asks again for a page that it has."""
+"""What netback has to have said of a kind of tampering; where it has mapped all pages it never asks for one again."""
 
 
 @pytest.mark.parametrize("grants", tiered(list(GRANT_MODES), ["map"]))

@@ -21,6 +21,7 @@ from hyp.abi.netif import (
     CTRL_STATUS_INVALID_PARAMETER,
     CTRL_STATUS_NOT_SUPPORTED,
     CTRL_STATUS_SUCCESS,
+    CTRL_TYPE_ADD_GREF_MAPPING,
     CTRL_TYPE_GET_HASH_FLAGS,
     CTRL_TYPE_GET_HASH_MAPPING_SIZE,
     CTRL_TYPE_SET_HASH_ALGORITHM,
@@ -38,7 +39,7 @@ from hyp.abi.netif import (
 )
 from hyp.offload.toeplitz import KEY_BYTES
 from hyp.xenstore.xenbus import XenbusState, backend_path, wait_for_state
-from tests.dom0.test_control_ring import TABLE_REF, ask, connect
+from tests.dom0.test_control_ring import TABLE_REF, ask, bridge, connect, mapping
 from tests.lab.test_paths import check
 from tests.support.driven_labs import CONNECTED, DRIVEN, INIT_WAIT, INITIALISING, ROLE, Bert, driven_lab
 from tests.support.flow_model import flow_hash
@@ -135,6 +136,14 @@ async def post(bert: Bert, queue: int, count: int, first: int = 0) -> None:
     page, ref = (await bert.call("pools", queue=queue))["rx"], RX_REF + queue * QUEUE_REFS
     entries = [[ref + k, GTF_PERMIT_ACCESS, 0, page + k] for k in range(first, first + count)]
     await bert.call("post", entries=entries, requests=[[k, ref + k] for k in range(first, first + count)], queue=queue)
+
+
+async def have_mapped(bert: Bert, queue: int, count: int) -> None:
+    """The first pages for a queue's receive requests are mapped for good."""
+    page, ref = (await bert.call("pools", queue=queue))["rx"], RX_REF + queue * QUEUE_REFS
+    entries = [[ref + k, GTF_PERMIT_ACCESS, 0, page + k] for k in range(count)]
+    await bert.call("post", entries=entries, requests=[], queue=queue)
+    assert await mapping(bert, CTRL_TYPE_ADD_GREF_MAPPING, *((ref + k, 0) for k in range(count)), queue=queue) == (OKAY, 0)
 
 
 async def take(bert: Bert, queue: int, count: int) -> list[bytes]:
@@ -261,12 +270,18 @@ def test_what_is_refused_changes_nothing(hashing: Callable[..., None]) -> None:
     hashing("hashbad", body)
 
 
-@pytest.mark.parametrize("grants", ["copy", "persistent"])
-def test_a_hash_goes_with_segmentation_and_with_each_segment(hashing: Callable[..., None], grants: str) -> None:
-    """A TCP frame of 3000 bytes: with one extra info behind the other, then (next front end) cut up, each part with its hash."""
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_hash_goes_with_segmentation_and_with_each_segment(hashing: Callable[..., None], mapped: bool) -> None:
+    """A TCP frame of 3000 bytes: with one extra info behind the other, then (next front end) cut up, each part with its hash.
+
+    Into pages that are a grant copy each, or have been mapped for that queue.
+    """
 
     async def body(bert: Bert, anna: Anna) -> None:
         await set_up(bert, TYPES, [1])
+        if mapped:
+            await have_mapped(bert, 1, 6)
+        before = await bridge(bert)
         packet = Packet(anna.mac(DRIVEN), anna.mac("anna"), 4, TCP, bytes(3000))
         frame, gso = packet.blank(), struct.pack("<BBHBBH", 1, 0, 1448, 1, 0, 0)
         value, kind = frame_hash(frame, TYPES)
@@ -280,17 +295,18 @@ def test_a_hash_goes_with_segmentation_and_with_each_segment(hashing: Callable[.
         await bert.state(INITIALISING)
         await join(bert, QUEUES)
         await set_up(bert, TYPES, [1])
+        if mapped:
+            await have_mapped(bert, 1, 6)
         await post(bert, 1, 6)
         assert await anna.send(frame, 0, extra_info(1, 1), gso) == [(7, RSP_OKAY), (0, RSP_NULL), (0, RSP_NULL)]
         found = await take(bert, 1, 6)
         parts = [part.blank() for part in packet.segments(1448)]
         assert [await content(bert, 1, found[k]) for k in (0, 2, 4)] == [(blank | RXF_EXTRA_INFO, part) for part in parts]
         assert found[1::2] == [extra_info(value, kind)] * 3
-        await bert.call("nodes", values={"feature-sg": None, "feature-persistent": None})
+        assert (await bridge(bert))["grant_maps"] == before["grant_maps"]
+        await bert.call("nodes", values={"feature-sg": None})
 
-    nodes = {"feature_sg": "1", "feature_gso_tcpv4": "1"}
-    nodes |= {"feature_persistent": "1"} if grants == "persistent" else {}
-    hashing("hashgso", body, f'grants = "{grants}"\n', **nodes)
+    hashing("hashgso", body, feature_sg="1", feature_gso_tcpv4="1")
 
 
 def test_a_frame_waits_for_the_slot_of_its_hash(hashing: Callable[..., None]) -> None:

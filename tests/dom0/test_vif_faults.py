@@ -15,17 +15,19 @@ import pytest
 from dom0.rate import UNLIMITED, Rate
 from dom0.state import PORT
 from dom0.toolstack.libxl import create_domain, create_vif
+from dom0.vif_connection import VifError, _is_set
 from dom0.vifs import BURST, Cause, Vif
 from dom0.xenstore.server import Xenstored
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.grant import GRANT_ENTRY, GTF_PERMIT_ACCESS, PAGE_BYTES
+from hyp.abi.netif import REQUEST_MULTICAST_CONTROL
 from hyp.abi.ring import REQ_PROD, RSP_PROD
 from hyp.abi.sizes import MAX_QUEUES
 from hyp.control import PeerGone, Refused, Reply
 from hyp.counters import CounterPage
 from hyp.grants import DOMAIN_VIEW
 from hyp.memory import Mapping
-from hyp.xenstore.client import Transaction, XenstoreClient
+from hyp.xenstore.client import Transaction, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusState as S
 from hyp.xenstore.xenbus import backend_path, error_path, frontend_path, wait_for_state
 from tests.support.labs import until
@@ -94,7 +96,7 @@ class World:
                 self.macs.remove(mac)
         return Reply(None, [])
 
-    async def _add_vif(self, number: int, *rest: object, filters: bool, grants: str, routed: bool) -> None:
+    async def _add_vif(self, number: int, *rest: object, filters: bool, maps: bool, routed: bool) -> None:
         if "add_vif" in self.fails:
             raise self.fails["add_vif"]
         assert number not in self.bridge
@@ -389,3 +391,28 @@ def test_a_front_end_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> No
 
     drive(body)
     assert 0 < len(caplog.records) < 5 * BURST
+
+
+class _Store:
+    """A front end's answer."""
+
+    def __init__(self, answer: str | None) -> None:
+        self._answer = answer
+
+    async def read(self, path: str) -> str:
+        if self._answer is None:
+            raise XenstoreError("ENOENT", path, "read")
+        return self._answer
+
+
+ANSWERS: dict[str | None, bool | None] = {"1": True, "0": False, None: False, **dict.fromkeys(("2", "yes", "-1", ""), None)}
+
+
+@pytest.mark.parametrize(("answer", "taken_as"), ANSWERS.items())
+def test_what_a_front_end_may_answer(answer: str | None, taken_as: bool | None) -> None:
+    asked = _is_set(_Store(answer), "device/vif/0", REQUEST_MULTICAST_CONTROL)  # type: ignore[arg-type]
+    if taken_as is None:
+        with pytest.raises(VifError, match=f"device/vif/0/{REQUEST_MULTICAST_CONTROL}"):
+            asyncio.run(asked)
+    else:
+        assert asyncio.run(asked) is taken_as

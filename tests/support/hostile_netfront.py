@@ -1,8 +1,8 @@
 """The role of a guest with a split front end that tampers with its own rings, grants and nodes. Runs in place of a program.
 
-``answer`` in its configuration: what it writes as its ``feature-persistent``, while it grants page by page. Operations:
+In its configuration, with ``grants = "persistent"``: ``deaf``, it finds that the back end has no control ring; ``revoked``, one of
+the pages that it names to the back end is not granted. ``answer``: what it writes as its ``request-multicast-control``. Operations:
 
-regrant {first, count, flags, domid}   rewrite grant entries, as long as they are not in use
 scramble {seed}                        every entry of the pools becomes nonsense, in use or not
 repost {first, grefs}                  rewrite the references of receive requests that have been posted and not been used
 overrun                                claim more transmit requests than a ring has
@@ -16,14 +16,15 @@ import numpy as np
 
 from domu.device import Device
 from domu.frontends import split
+from domu.frontends.split_state import NETFRONT
 from domu.guest import Guest
 from domu.programs import traffic
 from hyp.abi.grant import GRANT_ENTRY, PAGE_BYTES
-from hyp.abi.netif import FEATURE_PERSISTENT, RX_REQUEST
+from hyp.abi.netif import FEATURE_CTRL_RING, REQUEST_MULTICAST_CONTROL, RX_REQUEST
 from hyp.abi.ring import FIRST_SLOT, REQ_PROD
 from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
-from hyp.xenstore.xenbus import XenbusState, frontend_path, switch_state, wait_for_state
+from hyp.xenstore.xenbus import XenbusState, frontend_path, says_one, switch_state, wait_for_state
 
 POOLS = slice(split.TX_REF, split.RX_REF + split.RX_SLOTS)
 
@@ -39,7 +40,7 @@ class Hostile:
 
     def __init__(self, process: Process, domid: int) -> None:
         self._front = frontend_path(domid, "vif", 0)
-        for op in (self.regrant, self.scramble, self.repost, self.overrun, self.close):
+        for op in (self.scramble, self.repost, self.overrun, self.close):
             process.serve(op.__name__, op)
 
     def take(self, device: Device) -> None:
@@ -48,11 +49,6 @@ class Hostile:
         row = memory.record[0]
         self._entries = _array(int(row["table"]), GRANT_ENTRY, POOLS.stop)
         self._rings = int(row["ram"]) + memory.ring_pages
-
-    def regrant(self, first: int, count: int, flags: int, domid: int) -> None:
-        rows = self._entries[first : first + count]
-        assert not (rows["flags"] & ~np.uint16(5)).any(), "in use already"
-        rows["flags"], rows["domid"] = flags, domid
 
     def scramble(self, seed: int) -> None:
         noise = np.random.default_rng(seed).bytes(self._entries[POOLS].nbytes)
@@ -77,17 +73,28 @@ async def main(process: Process, config: dict[str, Any]) -> None:
     hostile = Hostile(process, int(config["domid"]))
     honest = split.connect
 
+    grant_pools = vars(split)["_grant_pools"]
+
     async def connect(guest: Guest) -> list[Device]:
+        if "answer" in config:
+            node = f"{frontend_path(int(config['domid']), 'vif', 0)}/{REQUEST_MULTICAST_CONTROL}"
+            await (await guest.xenstore()).write(node, config["answer"])
         devices = await honest(guest)
         hostile.take(devices[0])
         return devices
 
-    async def answer(store: XenstoreClient, node: str) -> bool:
-        await store.write(f"{frontend_path(int(config['domid']), 'vif', 0)}/{FEATURE_PERSISTENT}", config["answer"])
-        return False
+    async def deaf(store: XenstoreClient, node: str) -> bool:
+        return not node.endswith(FEATURE_CTRL_RING) and await says_one(store, node)
+
+    def grant(front: int) -> None:
+        grant_pools(front)
+        table = int(_array(front, NETFRONT, 1)[0]["table"])
+        _array(table, GRANT_ENTRY, POOLS.stop)["flags"][POOLS.stop - 1] = 0
 
     vars(split)["connect"] = connect
-    if "answer" in config:
+    if "deaf" in config:
         assert "says_one" in vars(split)
-        vars(split)["says_one"] = answer
+        vars(split)["says_one"] = deaf
+    if "revoked" in config:
+        vars(split)["_grant_pools"] = grant
     await traffic.main(process, config)
