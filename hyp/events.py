@@ -136,10 +136,12 @@ def most_of(due: int) -> int:
 
 # --- loops ------------------------------------------------------------------------------------------------------------
 
-WAIT = np.dtype([("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8"), ("never", "i8"), ("woken_ns", "i8"), ("trace", "i8")])
+WAIT = np.dtype(
+    [("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8"), ("never", "i8"), ("woken_ns", "i8"), ("trace", "i8"), ("naps", "i8")]
+)
 """Private state of a loop's waiting: its upcall, the address of the platform page, how long it spins just now, and 1 in `never` if
-it may not at all, whatever that page says; when its last sleep was over, and the TRACER record for which it is to tell what it does
-(hyp/trace/ring.py), 0 if nobody looks."""
+it may not at all, whatever that page says; when its last sleep was over; the TRACER record for which it is to tell what it does
+(hyp/trace/ring.py), 0 if nobody looks; and how often it has begun or ended a sleep, odd while it is asleep."""
 
 Wait = np.ndarray[Any, np.dtype[np.void]]
 """One such record, as an array."""
@@ -195,7 +197,9 @@ def sleep(wait, timeout_ns, counts):
     lasted would not, so spin less.
     """
     start = clock_ns()
+    wait.naps += 1
     events = epoll_sleep(wait.epoll, timeout_ns)
+    wait.naps += 1
     if events != 0:
         count(counts, WAKEUPS, 1)
     wait.woken_ns = clock_ns()

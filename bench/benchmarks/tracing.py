@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import functools
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from bench.method.contenders import TO_WIRE, LabBench, probe_of
 from bench.method.options import Options
@@ -78,6 +78,7 @@ async def _recorded(keeper: Channel, every: int) -> AsyncIterator[None]:
             yield
     if said[0].error is not None:
         raise said[0].error
+    _all_told(said[0].left_out)
 
 
 @contextlib.asynccontextmanager
@@ -90,11 +91,18 @@ async def _watched_whole(keeper: Channel) -> AsyncIterator[None]:
             viewer.read()
 
     async with Viewer(keeper, ALL) as viewer:
+        _all_told(viewer.left_out)
         reading = asyncio.ensure_future(read(viewer))
         try:
             yield
         finally:
             reading.cancel()
+
+
+def _all_told(left_out: Mapping[str, str]) -> None:
+    """Raise RuntimeError if somebody was not looked at but xenstored, who has no loop: it would be measured untraced."""
+    if missing := {name: why for name, why in left_out.items() if name != "xenstored"}:
+        raise RuntimeError(f"not looked at: {missing}")
 
 
 def _report(result: BenchmarkResult, points: Sequence[Point]) -> None:

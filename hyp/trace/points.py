@@ -1,10 +1,14 @@
 """A process's trace points: its loops by name, and who looks at them. Control plane.
 
-The viewer makes the ring, and hands it over the process's console. Who looks last is told: a loop has one ring. What a loop was
-once given stays mapped as long as the process lives, as it may be in the middle of a record.
+The viewer makes the ring, and hands it over the process's console. Who looks last is told: a loop has one ring.
+
+A ring that nobody looks at any more may still be the one in which its loop is in the middle of a record. It stays mapped until the
+loop has been seen asleep, or to have slept, since it could see that it has another one (`naps` of WAIT, hyp/events.py). That is
+looked at in a later call than the one that has taken the ring from the loop: a call ends with a system call, which is a barrier.
 """
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +21,17 @@ from hyp.process import Process
 from hyp.trace.ring import LOOKED_AT, TRACER
 
 MOST_EVERY = 1 << 40
-MOST_RINGS = 256
-"""That a loop is ever given: each stays mapped."""
+MOST_RINGS = 64
+"""Of one loop that are mapped at a time."""
+
+
+@dataclass(slots=True)
+class _Given:
+    """A ring that a loop was given; `naps`: the loop's when we first looked whether it has let go of it."""
+
+    ring: Mapping
+    tracer: Any
+    naps: int | None = None
 
 
 class TracePoints:
@@ -26,7 +39,7 @@ class TracePoints:
 
     def __init__(self, process: Process) -> None:
         self._loops: dict[str, Wait] = {}
-        self._given: dict[str, list[tuple[Mapping, Any]]] = {}
+        self._given: dict[str, list[_Given]] = {}
         process.serve("trace_points", self._names)
         process.serve("trace_begin", self._begin, takes_fds=True)
         process.serve("trace_end", self._end)
@@ -47,9 +60,8 @@ class TracePoints:
                 raise Refused("EINVAL", f"one in {every}: a power of two, of 1 to {MOST_EVERY}")
             if not LOOKED_AT <= snap <= MOST_SNAP:
                 raise Refused("EINVAL", f"{snap} bytes of a frame: {LOOKED_AT} to {MOST_SNAP} are possible")
-            given = self._given.setdefault(loop, [])
-            if len(given) >= MOST_RINGS:
-                raise Refused("ENOSPC", f"loop {loop} has been looked at {MOST_RINGS} times")
+            if len(self._still_mapped(loop)) >= MOST_RINGS:
+                raise Refused("ENOSPC", f"loop {loop} has not slept since it was looked at, {MOST_RINGS} times")
             ring = Mapping(fds[0], os.fstat(fds[0]).st_size)
         finally:
             close_all(fds)
@@ -62,10 +74,25 @@ class TracePoints:
         row, wait = tracer[0], self._loops[loop]
         row["ring"], row["mask"], row["every"], row["snap"] = ring.address, capacity - 1, every - 1, snap
         row["wait"] = wait.ctypes.data
-        given.append((ring, tracer))
+        self._given[loop].append(_Given(ring, tracer))
         wait[0]["trace"] = tracer.ctypes.data
 
     def _end(self, loop: str) -> None:
         """Tell nobody any more."""
         if loop in self._loops:
+            self._still_mapped(loop)
             self._loops[loop][0]["trace"] = 0
+
+    def _still_mapped(self, loop: str) -> list[_Given]:
+        """The loop's rings, but those that it has surely let go of, which are unmapped."""
+        wait, given = self._loops[loop][0], self._given.setdefault(loop, [])
+        naps, present = int(wait["naps"]), int(wait["trace"])
+        kept = []
+        for one in given:
+            if one.tracer.ctypes.data != present:
+                if naps % 2 or one.naps not in (None, naps):
+                    continue
+                one.naps = naps
+            kept.append(one)
+        given[:] = kept
+        return given

@@ -12,6 +12,7 @@ import pytest
 from hyp.abi.trace import Moment
 from hyp.control import Refused
 from hyp.paths import PATHS
+from hyp.trace.points import MOST_RINGS
 from lab.owner import Lab
 from lab.trace import recording
 from lab.trace.ring import TraceRing
@@ -185,6 +186,27 @@ def test_a_viewer_that_goes_leaves_nothing_and_another_may_come(tmp_path: Path) 
                         await lab.call("nic", "trace_begin", fds=[ring.fd], **asked)
             with pytest.raises(Refused):
                 await lab.call("nic", "trace_begin", loop="nic0", every=1, snap=64)
+
+    run(main())
+
+
+def test_rings_of_viewers_that_have_gone_are_unmapped(tmp_path: Path) -> None:
+    """However often it is looked, at loops that sleep throughout and at such as have work."""
+
+    def mapped(pid: int) -> int:
+        return Path(f"/proc/{pid}/maps").read_text().count("xbl.trace")
+
+    async def main() -> None:
+        async with lab_of(tmp_path, "looks", LAB) as lab:
+            pids = await lab.pids()
+            job = {"mac": macs(lab)["bypass1"], "frame": 64, "stream": 1, "frames": 100}
+            for k in range(2 * MOST_RINGS):
+                async with Viewer(lab.channel) as viewer:
+                    assert viewer.left_out.keys() <= {"xenstored"}
+                    if k % 16 == 0:
+                        await lab.call("bypass0", "send_stream", **job)
+                assert mapped(pids["split0"]) <= 2
+                assert mapped(pids["nic"]) + mapped(pids["bypass0"]) < 10
 
     run(main())
 
