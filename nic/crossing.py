@@ -17,9 +17,10 @@ sender's contexts, which gets no copy.
 
 from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES
 from hyp.abi.nic import MAX_FRAME
+from hyp.abi.trace import NOWHERE
 from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_once, store64_release
 from hyp.counters import count
-from hyp.events import notify_if
+from hyp.events import notify_if, tracer_of
 from hyp.kernels import compiled
 from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr
 from hyp.offload.segments import prepare
@@ -28,6 +29,7 @@ from nic.deliver import copy_frame
 from nic.link import is_congested, link_at
 from nic.queues import buffers_for
 from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
+from nic.tracing import trace_crossing
 
 CROSSING_SLOTS = 64
 PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256
@@ -51,8 +53,11 @@ def slot_of(ring: int, index: int) -> int:
 
 
 @compiled
-def cross(e, consumer, context, generation, f):
-    """Put a frame into the crossing to engine `consumer`. DELIVERED, or PAUSE if the crossing is full."""
+def cross(e, consumer, context, generation, f, port):
+    """Put a frame into the crossing to engine `consumer`. DELIVERED, or PAUSE if the crossing is full.
+
+    `port`: where it came from, as traces have it; NOWHERE: the way of one that is flooded is told otherwise.
+    """
     ring = crossing(e, e.index, consumer)
     prod = load64(ring + PROD)
     if prod - load64_acquire(ring + CONS) >= CROSSING_SLOTS:
@@ -70,6 +75,9 @@ def cross(e, consumer, context, generation, f):
         gather(f, f.length, slot + SLOT_FRAME)
     count(e.counts, COPIES, 1)
     count(e.counts, COPIED_BYTES, f.length)
+    tracer = tracer_of(e.wait)
+    if tracer != 0 and port != NOWHERE:
+        trace_crossing(tracer, port, f)  # before the other engine can tell of it
     store64_release(ring + PROD, prod + 1)
     full_fence()
     asked = load64_once(ring + PROD_EVENT) == prod + 1  # one step passes one index
@@ -89,9 +97,9 @@ def crossed_frame(e, slot):
 
 
 @compiled
-def cross_or_pause(e, sender, r, f):
+def cross_or_pause(e, sender, r, f, port):
     """`cross` to context `r`, with a full crossing turned into a pause of `sender`, then into a drop."""
-    result = cross(e, r.engine, r.number, r.generation, f)
+    result = cross(e, r.engine, r.number, r.generation, f, port)
     return await_crossing(e, sender, r.engine) if result == PAUSE else result
 
 

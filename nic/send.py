@@ -43,6 +43,7 @@ from hyp.abi.nic import (
     STATUS_SPOOFED,
 )
 from hyp.abi.platform import KEEP_ARMED
+from hyp.abi.trace import NOWHERE
 from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, store64, u32_add, u32_sub
 from hyp.counters import count
 from hyp.events import tracer_of
@@ -107,7 +108,7 @@ def flood(e, origin, f):
         if consumer == e.index:
             continue
         e.flooded += 1
-        if cross(e, consumer, FLOOD, origin, f) == PAUSE:
+        if cross(e, consumer, FLOOD, origin, f, NOWHERE) == PAUSE:
             count(e.counts, REPLICATED, 1)
             count(e.counts, DROP_QUEUE_FULL, 1)
 
@@ -160,7 +161,7 @@ def _switch(e, c, f):
         return DROP_SAME_PORT
     r = receiver_of(e, route, f)
     if r.mine == 0 and r.active != 0:
-        return cross_or_pause(e, c, r, f)
+        return cross_or_pause(e, c, r, f, c.number)
     return put_or_pause(e, c, r, f)
 
 

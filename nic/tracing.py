@@ -16,10 +16,10 @@ from nic.state import DELIVERED, STAGED_BYTES, WIRE_BUFFERS, receiver_of, staged
 @outlined
 def trace_sent(tracer, e, c, f, result) -> None:
     """What became of a context's frame. `result`: DELIVERED, or the drop's name."""
-    moment, other, drop = DROPPED, NOWHERE, result
     if result == DELIVERED and c.route >= 0 and receiver_of(e, c.route, f).mine == 0:
-        moment, drop = TAKEN, 0
-    elif result == DELIVERED:
+        return  # it has crossed, which has been told
+    moment, other, drop = DROPPED, NOWHERE, result
+    if result == DELIVERED:
         moment, drop = PASSED, 0
         other = c.route if c.route >= 0 else WIRE if c.route == NO_CONTEXT else FLOODED
     trace_pieces(tracer, moment, c.number, other, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)
@@ -60,10 +60,16 @@ def _on_wire(w, number):
 @outlined
 def trace_inbound(tracer, r, f, result) -> None:
     """What became of a frame from the wire for context `r`."""
-    moment, other, drop = (PASSED, r.number, 0) if result == DELIVERED else (DROPPED, NOWHERE, result)
     if result == DELIVERED and r.mine == 0:
-        moment, other = TAKEN, NOWHERE
+        return  # as above
+    moment, other, drop = (PASSED, r.number, 0) if result == DELIVERED else (DROPPED, NOWHERE, result)
     trace_pieces(tracer, moment, WIRE, other, drop, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)
+
+
+@outlined
+def trace_crossing(tracer, port, f) -> None:
+    """A frame from `port` is about to cross to another engine."""
+    trace_pieces(tracer, TAKEN, port, NOWHERE, 0, f.pieces, f.count, f.length, (f.offload >> 32) & 0xFFFF_FFFF)
 
 
 @outlined

@@ -22,6 +22,7 @@ from hyp.abi.counters import (
 )
 from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
 from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
+from hyp.abi.trace import WIRE
 from hyp.atomics import clock_ns, load64, store64
 from hyp.capture.ring import record_frame, tell_recorder
 from hyp.counters import count
@@ -72,13 +73,18 @@ def inbound(e, w, destination, f):
     if r.active == 0:
         result = DROP_NO_ROUTE
     elif r.mine == 0:
-        result = cross_or_pause(e, w, r, f)
+        result = cross_or_pause(e, w, r, f, WIRE)
     else:
         result = put_or_pause(e, w, r, f)
+    _trace_inbound(e, r, f, result)
+    return result
+
+
+@compiled
+def _trace_inbound(e, r, f, result):
     tracer = tracer_of(e.wait)
     if tracer != 0 and result != PAUSE:
         trace_inbound(tracer, r, f, result)
-    return result
 
 
 @compiled
@@ -247,11 +253,12 @@ def _reflect(e, w, buffer, length, head0, head1):
     result = DROP_NO_ROUTE
     if r.active != 0:  # a reflected frame belongs to nobody's sending queue, so it does not pause anybody
         if r.mine == 0:
-            result = cross(e, r.engine, r.number, r.generation, f)
+            result = cross(e, r.engine, r.number, r.generation, f, WIRE)
             if result == PAUSE:
                 result = DROP_QUEUE_FULL
         else:
             result = put_broadcast(e, r, f)
+        _trace_inbound(e, r, f, result)
     if result != DELIVERED:
         count(w.counts, result, 1)
 
@@ -372,8 +379,9 @@ def _land(e, w, frame, length, kind):
     r = receiver_of(e, 0 if number == NO_CONTEXT else number, f)
     if r.active == 0:
         return DROP_NO_ROUTE
-    result = cross(e, r.engine, r.number, r.generation, f) if r.mine == 0 else put(e, r, f, 0)
+    result = cross(e, r.engine, r.number, r.generation, f, WIRE) if r.mine == 0 else put(e, r, f, 0)
     if result != PAUSE:
+        _trace_inbound(e, r, f, result)
         return result
     if kind == REFLECTED:
         return DROP_QUEUE_FULL

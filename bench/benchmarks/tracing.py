@@ -2,9 +2,9 @@
 
 ``python -m bench tracing``
 
-The viewer (lab/trace/viewer.py) gives every loop a ring before a slice, empties them twenty times a second while it lasts, and
-takes them away after it. One frame in 1024 is recorded as ``run --trace --every 1024`` does it; all of them are what a capture
-looks at, and no claim.
+The viewer (lab/trace/viewer.py) gives every loop a ring before a slice, empties them now and then while it lasts, and takes them
+away after it. One frame in 1024 is recorded as ``run --trace --every 1024`` does it; all of them are what a capture looks at, and
+no claim.
 """
 
 import asyncio

@@ -17,9 +17,10 @@ from lab.trace.perfetto import TraceWriter
 from lab.trace.story import Way, Ways
 from lab.trace.viewer import LEAST_SNAP, Sighting, Viewer
 
-LOOK_S = 0.05
-ASIDE, LIVE = 0.02, 1.0
-"""Shares of a core: for a record of what goes on, and for one that somebody reads meanwhile."""
+LOOK_S, ASIDE_LOOK_S = 0.05, 0.2
+"""Between looks at the rings: for somebody who reads meanwhile, and for a record of what goes on, which has less to disturb."""
+ASIDE, LIVE = 0.01, 1.0
+"""Shares of a core: for the latter, and for the former."""
 MOST_BACKLOG = 64 << 20
 """Bytes of records that may wait for the end, which then takes some seconds."""
 AGAIN_S = 1.0
@@ -129,11 +130,12 @@ async def record(
         if began is not None:
             began.set()
         ending, looks = asyncio.ensure_future(stop.wait()), 0
+        look_s = LOOK_S if share >= LIVE else ASIDE_LOOK_S
         try:
             while not ending.done() and not keeper.closed.done():
-                await asyncio.wait([ending, keeper.closed], timeout=LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([ending, keeper.closed], timeout=look_s, return_when=asyncio.FIRST_COMPLETED)
                 looks += 1
-                if looks * LOOK_S >= AGAIN_S and not keeper.closed.done():
+                if looks * look_s >= AGAIN_S and not keeper.closed.done():
                     looks = 0
                     await viewer.look_again()
                 pace.look()
