@@ -195,6 +195,10 @@ class Operations:
 Record = np.ndarray[tuple[int], np.dtype[np.void]]
 
 
+class InUse(Exception):
+    """The other side has not let go of memory of ours."""
+
+
 class Behind(Protocol):
     """A front end's hold on one queue of what it has connected, for who exchanges it (domu/move.py)."""
 
@@ -202,7 +206,10 @@ class Behind(Protocol):
         """It is behind `device` from now on, as `record`, and counts in this row."""
 
     async def close(self) -> None:
-        """Give it all back; no loop drives it any more. Of several queues the last one is closed first."""
+        """Give it all back; no loop drives it any more. Of several queues the last one is closed first.
+
+        InUse if the other side has not let go of memory, which must not be used for anything else then.
+        """
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from domu.device import Behind, Device
+from domu.device import Behind, Device, InUse
 from domu.exchange import lose
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.platform import PLATFORM_BYTES
@@ -96,6 +96,8 @@ class Guest:
         with self.ram.noting() as places:
             try:
                 devices: list[Device] = await front_end.connect(self)
+            except InUse:  # whoever has it may write there
+                raise
             except BaseException:
                 for place, length in places:
                     self.ram.free(place, length)
@@ -107,10 +109,15 @@ class Guest:
 
     async def release(self, behind: "Sequence[Behind | None]") -> None:
         """Close what is behind a device, queue by queue, and have its memory back."""
-        for one in reversed(behind):
-            if one is not None:
-                await one.close()
-        for place, length in self._places.pop(id(behind[0]), []):
+        places = self._places.pop(id(behind[0]), [])
+        try:
+            for one in reversed(behind):
+                if one is not None:
+                    await one.close()
+        except InUse as error:
+            log.warning("%s: so it stays as it is", error)
+            return
+        for place, length in places:
             self.ram.free(place, length)
 
     async def xenstore(self) -> XenstoreClient:

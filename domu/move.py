@@ -51,6 +51,7 @@ class Moving:
     def __init__(self, guest: Guest) -> None:
         self._guest = guest
         self._coming: list[Device] = []
+        self._connecting = False
         self._path = ""
         self._sends = True
         self._patience: asyncio.TimerHandle | None = None
@@ -62,13 +63,14 @@ class Moving:
     async def connect(self, path: str) -> None:
         """Connect a device on `path`. Refused if one cannot be had, or there are not as many queues."""
         guest = self._guest
-        if self._coming:
+        if self._coming or self._connecting:
             raise Refused("EBUSY", "this guest is moving already")
+        self._connecting = True
         counters, guest.counters = guest.counters, _Aside()  # type: ignore[assignment]
         try:
             self._coming = await guest.connect_on(path)
         finally:
-            guest.counters = counters
+            guest.counters, self._connecting = counters, False
         self._path = path
         if len(self._coming) != len(guest.devices):
             wanted = len(guest.devices)
@@ -119,7 +121,8 @@ class Moving:
     async def abort(self) -> None:
         """Give the new device back."""
         coming, self._coming = self._coming, []
-        await self._guest.release([device.behind for device in coming])
+        if coming:
+            await self._guest.release([device.behind for device in coming])
 
     def _must_move(self) -> Guest:
         if not self._coming:

@@ -22,7 +22,7 @@ from hyp.abi.counters import (
 )
 from hyp.abi.nic import GROUP_BIT, NO_CONTEXT
 from hyp.abi.sizes import JUMBO_BUFFER, LARGEST_FRAME_BUFFER
-from hyp.abi.trace import WIRE
+from hyp.abi.trace import NOWHERE, WIRE
 from hyp.atomics import clock_ns, load64, store64
 from hyp.capture.ring import record_frame, tell_recorder
 from hyp.counters import count
@@ -253,12 +253,11 @@ def _reflect(e, w, buffer, length, head0, head1):
     result = DROP_NO_ROUTE
     if r.active != 0:  # a reflected frame belongs to nobody's sending queue, so it does not pause anybody
         if r.mine == 0:
-            result = cross(e, r.engine, r.number, r.generation, f, WIRE)
+            result = cross(e, r.engine, r.number, r.generation, f, NOWHERE)  # of its going out nobody has told yet
             if result == PAUSE:
                 result = DROP_QUEUE_FULL
         else:
             result = put_broadcast(e, r, f)
-        _trace_inbound(e, r, f, result)
     if result != DELIVERED:
         count(w.counts, result, 1)
 

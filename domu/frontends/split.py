@@ -14,14 +14,16 @@ requests posted.
 What becomes of the back end's state afterwards: domu/frontends/split_follow.py.
 """
 
+import asyncio
+import contextlib
 import errno
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from domu.device import Device, Record, device_at, new_device
-from domu.frontends.split_follow import ConnectedQueue, Following, max_queues, notifiers, tell_connected
+from domu.device import Device, InUse, Record, device_at, new_device
+from domu.frontends.split_follow import ConnectedQueue, Following, close_front_end, max_queues, notifiers, tell_connected
 from domu.frontends.split_mappings import REFS, Mappings, Unmapped
 from domu.frontends.split_rings import OPERATIONS
 from domu.frontends.split_state import BACKEND, NETFRONT, POLLED, QUEUE_REFS, netfront_at, post_receive, tell
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
 
 GRANT_FRAMES = 4  # at least
 HANDSHAKE_TIMEOUT_S = 30.0
+LEFT = (XenbusState.INITIALISING, XenbusState.INIT_WAIT, XenbusState.CLOSING, XenbusState.CLOSED)
 
 KNOWN = SG | CSUM | TSO4 | TSO6
 """Features that this driver can use."""
@@ -94,12 +97,14 @@ def _grant_pools(front: int) -> None:
         grant_access(f.table, f.rx_ref + number, BACKEND, (f.rx_pool >> 12) + number, 0)
 
 
-@entry(void(i64))
-def _revoke_all(front: int) -> None:
-    """Revoke all that has been granted for a queue."""
+@entry(i64(i64))
+def _revoke_all(front: int) -> int:
+    """Revoke all that has been granted for a queue; of how many pages the other side has not let go."""
     f = netfront_at(front)
+    used = 0
     for ref in range(f.tx_ref - 2, f.tx_ref - 2 + QUEUE_REFS):
-        end_access(f.table, ref)
+        used += 1 - end_access(f.table, ref)
+    return used
 
 
 @entry(void(i64))
@@ -159,45 +164,50 @@ async def connect(guest: "Guest") -> list[Device]:
     """
     store = await guest.xenstore()
     front = frontend_path(guest.domid, "vif", 0)
-    try:
-        return await _connect(guest, store, front)
-    except XenbusError as error:
-        await tell_error(store, front, errno.ETIMEDOUT, str(error))
-        raise
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            devices = await _connect(guest, store, front, held)
+        except XenbusError as error:
+            await tell_error(store, front, errno.ETIMEDOUT, str(error))
+            raise
+        held.pop_all()  # it is the devices' now
+        return devices
 
 
-async def _connect(guest: "Guest", store: XenstoreClient, front: str) -> list[Device]:
+async def _connect(guest: "Guest", store: XenstoreClient, front: str, held: contextlib.AsyncExitStack) -> list[Device]:
+    """`held`: is told how everything is given back, whatever fails."""
     back = await _backend_path(store, front)
     await wait_for_state(store, back, [XenbusState.INIT_WAIT], HANDSHAKE_TIMEOUT_S)
     mac = await store.read(f"{front}/mac")
     own = guest.queues[: await max_queues(store, back)]
     table = await _grant_table(guest, len(own))
     channels = 2 if await says_one(store, f"{back}/{FEATURE_SPLIT_EVENT_CHANNELS}") else 1
-    queues = [await _make_queue(guest, table, queue, channels) for queue in own]
+    queues = [await _make_queue(guest, table, queue, channels, held) for queue in own]
     nodes = {"request-rx-copy": 1, "feature-rx-notify": 1}
     if len(queues) == 1:
         nodes |= queues[0].nodes()
     else:
         nodes[NUM_QUEUES_NODE] = len(queues)
         nodes |= {f"queue-{k}/{name}": value for k, queue in enumerate(queues) for name, value in queue.nodes().items()}
-    mappings = await _make_mappings(guest, store, back, table, queues) if guest.config["grants"] == "persistent" else None
-    if mappings is not None:
+    mappings = None
+    if guest.config["grants"] == "persistent":
+        mappings = await _make_mappings(guest, store, back, table, queues)
+        held.push_async_callback(mappings.close)
         nodes |= mappings.nodes()
     features = acceptable(int(guest.config["features"]), await offered_features(store, back))
     nodes |= {accepts: 1 for feature, (_, accepts) in NETIF_NODES.items() if feature & features}
     if not features & CSUM:
         nodes[NO_CSUM_OFFLOAD] = 1
+    held.push_async_callback(close_front_end, store, front, back)
     await tell_connected(store, front, nodes)
     await _until_connected(store, back)
     if mappings is not None:
-        try:
-            await mappings.map_pools()
-        except Unmapped as error:
-            raise _refused(back, XenbusState.CONNECTED, str(error)) from error
-    connected = [await _device(guest, queue, mac, features & ~CSUM6) for queue in queues]
+        await _have_mapped(store, back, mappings)
+    connected = [await _device(guest, queue, mac, features & ~CSUM6, held) for queue in queues]
     for one in connected:
         _post_all_receives(one.device.address)
-    following = Following(guest.hyp, store, front, back, nodes, features, connected, mappings)
+    following = Following(guest.hyp, store, front, back, nodes, features, connected, mappings, held.pop_all())
+    held.push_async_callback(following.close)
     await following.begin()
     for queue, one in zip(queues, connected, strict=True):
         one.device.keep += [following, mappings, queue.memory, store]
@@ -218,10 +228,9 @@ class VifBehind:
             one[0]["counts"], one[0]["counts_shared"] = counts
 
     async def close(self) -> None:
-        """Close the device with its first queue, and revoke what was granted for each."""
+        """All queues are closed with the first one."""
         if self._queue.guest.number == 0:
             await self._following.close()
-        _revoke_all(int(self._queue.front.ctypes.data))
 
 
 async def _grant_table(guest: "Guest", queues: int) -> Mapping:
@@ -250,15 +259,45 @@ async def _make_mappings(guest: "Guest", store: XenstoreClient, back: str, table
     return mappings
 
 
-async def _make_queue(guest: "Guest", table: Mapping, queue: "GuestQueue", channels: int) -> _Queue:
+async def _have_mapped(store: XenstoreClient, back: str, mappings: Mappings) -> None:
+    """Have the pools mapped. XenbusError if the back end does not, or leaves Connected before it has."""
+    mapping = asyncio.ensure_future(mappings.map_pools())
+    leaving = asyncio.ensure_future(wait_for_state(store, back, LEFT, HANDSHAKE_TIMEOUT_S))
+    try:
+        await asyncio.wait({mapping, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not mapping.done():
+            raise _refused(back, leaving.result(), "it left before it had mapped all pages")
+        mapping.result()
+    except Unmapped as error:
+        raise _refused(back, XenbusState.CONNECTED, str(error)) from error
+    finally:
+        for task in (mapping, leaving):
+            task.cancel()
+        await asyncio.gather(mapping, leaving, return_exceptions=True)
+
+
+async def _make_queue(
+    guest: "Guest", table: Mapping, queue: "GuestQueue", channels: int, held: contextlib.AsyncExitStack
+) -> _Queue:
     """Rings, granted, and so many event channels."""
     memory = _Memory(guest, table, queue.number)
     _init_rings(memory.address, memory.ring_pages)
-    made = [await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=queue.upcall) for _ in range(channels)]
-    return _Queue(queue, memory, [int(reply.value["port"]) for reply in made])
+    held.callback(_revoke_grants, memory)
+    ports = []
+    for _ in range(channels):
+        made = await guest.hyp.call("evtchn_alloc_unbound", remote=BACKEND, upcall=queue.upcall)
+        ports.append(int(made.value["port"]))
+        held.push_async_callback(guest.hyp.call, "evtchn_close", port=ports[-1])
+    return _Queue(queue, memory, ports)
 
 
-async def _device(guest: "Guest", queue: _Queue, mac: str, features: int) -> ConnectedQueue:
+def _revoke_grants(memory: _Memory) -> None:
+    """InUse if the back end has not let go."""
+    if used := int(_revoke_all(memory.address)):
+        raise InUse(f"the back end has not let go of {used} pages")
+
+
+async def _device(guest: "Guest", queue: _Queue, mac: str, features: int, held: contextlib.AsyncExitStack) -> ConnectedQueue:
     """The device upon a queue that the back end has connected."""
     event_fds = await notifiers(guest.hyp, queue.ports)
     memory = queue.memory
@@ -270,7 +309,9 @@ async def _device(guest: "Guest", queue: _Queue, mac: str, features: int) -> Con
     )  # fmt: skip
     row = device.record[0]
     row["fragment_room"], row["fragment_align"], row["max_fragments"] = PAGE_BYTES, PAGE_BYTES, NR_SLOTS_MIN
-    return ConnectedQueue(queue.guest, device, memory.record, memory.busy, queue.ports, event_fds)
+    connected = ConnectedQueue(queue.guest, device, memory.record, memory.busy, queue.ports, event_fds)
+    held.callback(connected.close_notifiers)
+    return connected
 
 
 def acceptable(wanted: int, offered: int) -> int:

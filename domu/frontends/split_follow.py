@@ -43,7 +43,7 @@ from domu.exchange import attach, detach, lose
 from domu.frontends.split_again import begin_again, resend, settle, unanswered
 from domu.frontends.split_mappings import Mappings, Unmapped
 from hyp.abi.netif import MAX_QUEUES_NODE
-from hyp.control import Channel, Refused
+from hyp.control import Channel, ControlError, Refused
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusError, XenbusState, offered_features, read_state, switch_state, wait_for_state
 
@@ -92,10 +92,15 @@ class ConnectedQueue:
 
     def notify_by(self, event_fds: list[int]) -> None:
         """Whoever attaches it notifies by these from now on."""
-        for fd in self.event_fds:
-            os.close(fd)
+        self.close_notifiers()
         self.event_fds = event_fds
         self.front[0]["tx_event_fd"], self.front[0]["rx_event_fd"] = event_fds[0], event_fds[-1]
+
+    def close_notifiers(self) -> None:
+        """Nobody notifies any more."""
+        for fd in dict.fromkeys(self.event_fds):
+            os.close(fd)
+        self.event_fds = []
 
 
 async def max_queues(store: XenstoreClient | Transaction, back: str) -> int:
@@ -137,14 +142,26 @@ async def tell_connected(store: XenstoreClient, front: str, nodes: dict[str, int
     await store.retry(write)
 
 
+async def close_front_end(store: XenstoreClient, front: str, back: str) -> None:
+    """Closing, the back end lets go of everything, Closed; or there is no back end that has to."""
+    with contextlib.suppress(XenstoreError, XenbusError):
+        await switch_state(store, front, XenbusState.CLOSING)
+        await wait_for_state(store, back, GONE_STATES, CLOSE_TIMEOUT_S)
+        await switch_state(store, front, XenbusState.CLOSED)
+        await wait_for_state(store, back, [XenbusState.CLOSED], CLOSE_TIMEOUT_S)
+
+
 class Following:
     """`run` is a front end's life from Connected on."""
 
     def __init__(
         self, hyp: Channel, store: XenstoreClient, front: str, back: str, nodes: dict[str, int], features: int,
-        queues: list[ConnectedQueue], mappings: Mappings | None,
+        queues: list[ConnectedQueue], mappings: Mappings | None, held: contextlib.AsyncExitStack,
     ) -> None:  # fmt: skip
-        """`nodes`: what it has written; `features`: agreed on; `mappings`: of its pools, if there are some."""
+        """`nodes`: what it has written; `features`: agreed on; `mappings`: of its pools, if there are some; `held`: all that is to
+        be given back when the device is closed.
+        """
+        self._held = held
         self._hyp, self._store, self._front, self._back = hyp, store, front, back
         self._nodes, self._features, self._queues = nodes, features, queues
         self._mappings = mappings
@@ -158,24 +175,13 @@ class Following:
         self._life = asyncio.get_running_loop().create_task(self.run(self._watch))
 
     async def close(self) -> None:
-        """Close the device, which no loop drives any more: Closing, the back end lets go, Closed; then its event channels go."""
+        """Close the device, which no loop drives any more, and give back what it holds. InUse as in `Behind`."""
         if self._life is not None:
             self._life.cancel()
             await asyncio.wait({self._life})
             self._store.forget(self._watch)
         await self._stop_mapping()
-        with contextlib.suppress(XenstoreError, XenbusError):  # else there is nobody who has to let go
-            await switch_state(self._store, self._front, XenbusState.CLOSING)
-            await wait_for_state(self._store, self._back, GONE_STATES, CLOSE_TIMEOUT_S)
-            await switch_state(self._store, self._front, XenbusState.CLOSED)
-            await wait_for_state(self._store, self._back, [XenbusState.CLOSED], CLOSE_TIMEOUT_S)
-        for queue in self._queues:
-            for port in queue.ports:
-                await self._hyp.call("evtchn_close", port=port)
-            for fd in dict.fromkeys(queue.event_fds):
-                os.close(fd)
-        if self._mappings is not None:
-            await self._mappings.close()
+        await self._held.aclose()
 
     async def run(self, watch: Watch) -> None:
         """Follow the back end, whose state `watch` watches, until the device is lost, or the store."""
@@ -233,11 +239,12 @@ class Following:
 
     async def _attach(self) -> bool:
         try:
-            fds = [await notifiers(self._hyp, queue.ports) for queue in self._queues]
+            fds = await notifiers(self._hyp, [port for queue in self._queues for port in queue.ports])
         except Refused:  # it has died meanwhile
             return True
-        for queue, event_fds in zip(self._queues, fds, strict=True):
-            queue.notify_by(event_fds)
+        for queue in self._queues:
+            queue.notify_by(fds[: len(queue.ports)])
+            fds = fds[len(queue.ports) :]
         self._attached = True
         done = [await attach(queue.device, queue.guest.engine, queue.attached) for queue in self._queues]
         log.info("%s: connected again", self._back)
@@ -248,7 +255,7 @@ class Following:
     async def _map_again(self, mappings: Mappings) -> None:
         try:
             await mappings.map_pools()
-        except Refused:  # it has died meanwhile
+        except ControlError:  # it has died meanwhile, or the hypervisor has
             return
         except Unmapped as error:
             log.warning("%s: %s: frames go by grant copy", self._back, error)
@@ -260,6 +267,7 @@ class Following:
 
     async def _lose(self, why: str) -> bool:
         log.warning("%s: %s: the device is out of service", self._back, why)
+        await self._stop_mapping()
         for queue in self._queues:
             await lose(queue.device, queue.guest.engine)
         with contextlib.suppress(XenstoreError):  # nobody is left to be told

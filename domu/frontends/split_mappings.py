@@ -14,7 +14,8 @@ anew before we are Connected, and the pages are named again once it is; frames g
 |---|---|
 | the back end has no control ring, or refuses; at set-up | the device cannot be connected, and says why |
 | the same, after the back end was made anew | it is logged, and frames go by grant copy |
-| the back end dies before it has answered | whoever waits is cancelled, when the device is made anew |
+| the back end leaves Connected, or does not answer; at set-up | the same |
+| it dies before it has answered, later | whoever waits is cancelled, when the device is made anew |
 | it answers what was not asked | as if it refused |
 """
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from domu.device import InUse
 from domu.frontends.split_state import BACKEND, RX_SLOTS, TX_SLOTS
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import (
@@ -103,10 +105,13 @@ def _grant(table: int, ref: int, frame: int) -> None:
         grant_access(table, ref + k, BACKEND, frame + k, 0)
 
 
-@entry(void(i64, i64))
-def _revoke(table: int, ref: int) -> None:
+@entry(i64(i64, i64))
+def _revoke(table: int, ref: int) -> int:
+    """How many pages are still in use."""
+    used = 0
     for k in range(PAGES):
-        end_access(table, ref + k)
+        used += 1 - end_access(table, ref + k)
+    return used
 
 
 class Unmapped(Exception):
@@ -179,8 +184,9 @@ class Mappings:
         self._event_fd = event_fd
 
     async def close(self) -> None:
-        """Give the event channel back and revoke the pages. The back end has let go of both."""
+        """Give the event channel back and revoke the pages. InUse if the back end has not let go of them."""
         (await self._guest.control_upcall()).leave(self._woken)
         self._notify_by(-1)
         await self._guest.hyp.call("evtchn_close", port=self._port)
-        _revoke(self._table.address, self._ref)
+        if _revoke(self._table.address, self._ref):
+            raise InUse("the back end has not let go of the control ring")

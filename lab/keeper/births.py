@@ -69,8 +69,9 @@ class Births:
     def end(self) -> None:
         """Nobody more will be born."""
         self._channel.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pid, signal.SIGKILL)
+        if self.over is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
 
     def reap(self) -> None:
         """See who has ended."""

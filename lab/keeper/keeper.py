@@ -310,7 +310,7 @@ class Keeper:
 
     def died(self, pid: int, code: int) -> None:
         """See `Family`."""
-        child = next((child for child in self._children.values() if child.pid == pid), None)
+        child = next((child for child in self._children.values() if child.pid == pid and not child.ended.done()), None)
         if child is not None:
             self._loop.call_soon(self._ended, child, code)  # after a last message that may be in its console
 

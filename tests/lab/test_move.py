@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from hyp.abi.grant import GRANT_ENTRY
 from hyp.control import Refused
 from tests.support.labs import GUESTS, launch, run, staying_up, topology_file, unique
 from tests.support.streams import all_of, arrived, kill, lab_of, macs, received
@@ -77,6 +80,29 @@ def test_moving_to_and_fro_uses_up_nothing(tmp_path: Path) -> None:
             await lab.call("dora", "send_stream", mac=mac["anna"], frame=64, stream=2, frames=100)
             await all_of(lab, "anna", 2, 100)
             assert await lab.call("hyp", "registrations", name="anna") == 0
+
+    run(main())
+
+
+def test_a_vif_that_is_given_back_leaves_no_page_granted(tmp_path: Path) -> None:
+    """Of any queue, and of pools that were mapped for good: they are other devices' memory from then on."""
+
+    async def main() -> None:
+        more = 'queues = 2\ngrants = "persistent"\nmemory = "32 MiB"\n'
+        text = PATIENT.format(engines=2) + GUESTS.replace('name = "anna"\n', f'name = "anna"\n{more}')
+        async with lab_of(tmp_path, "given-back", text) as lab:
+            shared = f"/dev/shm/xbl.{os.getuid()}.{lab.name}.anna"
+            granted, pinned = np.memmap(f"{shared}.gnttab", GRANT_ENTRY, "r"), np.memmap(f"{shared}.active", np.uint64, "r")
+            mac = macs(lab)
+            for k in range(2):
+                assert np.count_nonzero(granted["flags"]) == 2 * 514 + 2
+                assert np.count_nonzero(pinned) == 2 * 514 + 1
+                await lab.move("anna", "bypass")
+                assert not granted["flags"].any()
+                assert not pinned.any()
+                await lab.move("anna", "split")
+                await lab.call("dora", "send_stream", mac=mac["anna"], frame=64, stream=k, frames=100)
+                await all_of(lab, "anna", k, 100)
 
     run(main())
 
