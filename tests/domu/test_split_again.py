@@ -91,9 +91,10 @@ def test_a_program_that_does_not_run_its_loop_yet_or_sleeps(tmp_path: Path) -> N
                 await renew_vif(store, 1, 0, macs(lab)["anna"])
 
                 async def connected() -> bool:
-                    return await store.read("/local/domain/1/device/vif/0/state") == "4"
+                    ends = ("/local/domain/1/device/vif/0", "/local/domain/0/backend/vif/1/0")
+                    return [await store.read(f"{end}/state") for end in ends] == ["4", "4"]
 
-                await until(connected, "the front end to be connected again")
+                await until(connected, "both ends to be connected again")
             stream = await Stream(lab, "carl", "anna", 1).start(64, 1000)
             sent, report = await stream.end()
             assert (report["frames"], report["lost"]) == (sent, 0)
