@@ -197,7 +197,7 @@ class DriverDomain:
         self._engine = Engine("dom0", epoll)
         domains = 1 + max((int(guest["domid"]) for guest in self._config["guests"]), default=0)
         self._state = EngineState(self._engine, number, epoll, platform, domains, held=held)
-        self._trace.add("dom0", self._state.waiting)
+        self._trace.add(self._engine, self._state.waiting)
         control = await self._hyp.call("upcall_create")
         self._state.control = ControlUpcall(int(control.value["upcall"]), control.fds[0])
         entries = int(self._config["queue"])

@@ -69,7 +69,7 @@ class Guest:
         self.platform = Mapping(platform_fd, PLATFORM_BYTES, writable=False)
         self.queues = [await self._open_queue(number) for number in range(int(self.config["queues"]))]
         for queue in self.queues:
-            self._trace.add(queue.engine.name, queue.waiting)
+            self._trace.add(queue.engine, queue.waiting)
         first = self.queues[0]
         self.upcall, self.wait, self.engine = first.upcall, first.wait, first.engine
 

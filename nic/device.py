@@ -103,7 +103,7 @@ class Nic:
             if tap >= 0:
                 state.attach_tap(tap)
             self._engines.append(state)
-            self._trace.add(state.engine.name, state.waiting)
+            self._trace.add(state.engine, state.waiting)
         self._captures = WireCaptures(self._process, self._engines, kept, wire, int(self._config["mtu"]))
         for state in self._engines:
             state.engine.start(run, state.address, mail=MAIL)

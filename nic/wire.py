@@ -377,14 +377,18 @@ def _land(e, w, frame, length, kind):
     one_piece(f, frame, length, 0, head0, head1)
     r = receiver_of(e, 0 if number == NO_CONTEXT else number, f)
     if r.active == 0:
-        return DROP_NO_ROUTE
-    result = cross(e, r.engine, r.number, r.generation, f, WIRE) if r.mine == 0 else put(e, r, f, 0)
-    if result != PAUSE:
-        _trace_inbound(e, r, f, result)
-        return result
-    if kind == REFLECTED:
-        return DROP_QUEUE_FULL
-    return await_crossing(e, w, r.engine) if r.mine == 0 else await_receiver(e, w, r)
+        result = DROP_NO_ROUTE
+    elif r.mine == 0:
+        result = cross(e, r.engine, r.number, r.generation, f, WIRE)
+    else:
+        result = put(e, r, f, 0)
+    if result == PAUSE:
+        if kind == REFLECTED:
+            result = DROP_QUEUE_FULL
+        else:
+            result = await_crossing(e, w, r.engine) if r.mine == 0 else await_receiver(e, w, r)
+    _trace_inbound(e, r, f, result)
+    return result
 
 
 # --- when there is something to do -----------------------------------------------------------------------------------

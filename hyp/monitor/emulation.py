@@ -78,7 +78,7 @@ class Emulation:
         platform: Mapping,
         calls: Callable[[Domain], dict[str, Handler]],
         hold: Callable[[str, int], Awaitable[None]],
-        traced: Callable[[str, Wait], None],
+        traced: Callable[[Engine, Wait], None],
     ) -> None:
         """`calls`: the hypercalls that a domain has; `hold`: gives the keeper a region to hold; `traced`: is told of the loop."""
         self._devices, self._platform, self._calls, self._hold, self._traced = devices, platform, calls, hold, traced
@@ -106,7 +106,7 @@ class Emulation:
         self._vmm = np.zeros(1, VMM)
         self._debts, self._notifier = np.zeros(MAX_GUESTS, DEBT), np.zeros(1, NOTIFIER)
         self._wait = new_wait(engine.epoll, self._platform.address)
-        self._traced(engine.name, self._wait)
+        self._traced(engine, self._wait)
         self._frame, self._to = FrameMemory(), np.zeros(PIECES_BYTES // 8, np.int64)
         row = self._vmm[0]
         row["machines"], row["wait"] = self._records.ctypes.data, self._wait.ctypes.data

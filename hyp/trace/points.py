@@ -3,8 +3,9 @@
 The viewer makes the ring, and hands it over the process's console. Who looks last is told: a loop has one ring.
 
 A ring that nobody looks at any more may still be the one in which its loop is in the middle of a record. It stays mapped until the
-loop has been seen asleep, or to have slept, since it could see that it has another one (`naps` of WAIT, hyp/events.py). That is
-looked at in a later call than the one that has taken the ring from the loop: a call ends with a system call, which is a barrier.
+loop does not run, has been seen asleep, or to have slept, since it could see that it has another one (`naps` of WAIT,
+hyp/events.py). That is looked at in a later call than the one that has taken the ring from the loop: a call ends with a system
+call, which is a barrier, as the start of a loop's thread is.
 """
 
 import os
@@ -15,6 +16,7 @@ import numpy as np
 
 from hyp.abi.trace import BLOCK, CAPACITY_AT, DATA_AT, MAGIC, MAGIC_AT, MOST_SNAP
 from hyp.control import Refused, close_all
+from hyp.engine import Engine
 from hyp.events import Wait
 from hyp.memory import Mapping
 from hyp.process import Process
@@ -23,6 +25,16 @@ from hyp.trace.ring import LOOKED_AT, TRACER
 MOST_EVERY = 1 << 40
 MOST_RINGS = 64
 """Of one loop that are mapped at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    engine: Engine
+    wait: Wait
+
+    def may_hold(self) -> bool:
+        """It may be in the middle of something."""
+        return self.engine.running and int(self.wait[0]["naps"]) % 2 == 0
 
 
 @dataclass(slots=True)
@@ -38,15 +50,15 @@ class TracePoints:
     """The loops of one process; serves `trace_points`, `trace_begin` and `trace_end` on its consoles."""
 
     def __init__(self, process: Process) -> None:
-        self._loops: dict[str, Wait] = {}
+        self._loops: dict[str, _Loop] = {}
         self._given: dict[str, list[_Given]] = {}
         process.serve("trace_points", self._names)
         process.serve("trace_begin", self._begin, takes_fds=True)
         process.serve("trace_end", self._end)
 
-    def add(self, name: str, wait: Wait) -> None:
-        """A loop with this WAIT record (hyp/events.py), under a name of its own."""
-        self._loops[name] = wait
+    def add(self, engine: Engine, wait: Wait) -> None:
+        """This engine's loop, which has the WAIT record (hyp/events.py), under the engine's name."""
+        self._loops[engine.name] = _Loop(engine, wait)
 
     def _names(self) -> list[str]:
         return list(self._loops)
@@ -71,7 +83,7 @@ class TracePoints:
         if int(ring.words("<u8", MAGIC_AT, 1)[0]) != MAGIC:
             raise Refused("EINVAL", "that is no trace ring")
         tracer = np.zeros(1, TRACER)
-        row, wait = tracer[0], self._loops[loop]
+        row, wait = tracer[0], self._loops[loop].wait
         row["ring"], row["mask"], row["every"], row["snap"] = ring.address, capacity - 1, every - 1, snap
         row["wait"] = wait.ctypes.data
         self._given[loop].append(_Given(ring, tracer))
@@ -81,16 +93,16 @@ class TracePoints:
         """Tell nobody any more."""
         if loop in self._loops:
             self._still_mapped(loop)
-            self._loops[loop][0]["trace"] = 0
+            self._loops[loop].wait[0]["trace"] = 0
 
     def _still_mapped(self, loop: str) -> list[_Given]:
         """The loop's rings, but those that it has surely let go of, which are unmapped."""
-        wait, given = self._loops[loop][0], self._given.setdefault(loop, [])
-        naps, present = int(wait["naps"]), int(wait["trace"])
+        wait, given = self._loops[loop].wait[0], self._given.setdefault(loop, [])
+        naps, present, may_hold = int(wait["naps"]), int(wait["trace"]), self._loops[loop].may_hold()
         kept = []
         for one in given:
             if one.tracer.ctypes.data != present:
-                if naps % 2 or one.naps not in (None, naps):
+                if not may_hold or one.naps not in (None, naps):
                     continue
                 one.naps = naps
             kept.append(one)

@@ -45,6 +45,7 @@ TRACER = np.dtype([
     ("ring", "i8"),  # address of the trace ring
     ("mask", "i8"),  # its capacity less 1
     ("head", "i8"),  # data in front of it is written
+    ("reserved", "i8"),  # data up to here may have been overwritten: more than is written, when a frame was not sampled after all
     ("records", "i8"),
     ("every", "i8"),  # frames whose key has none of these bits are told of: 0 all, 2^k − 1 one in 2^k
     ("snap", "i8"),  # bytes of a frame that are told, at least LOOKED_AT
@@ -137,7 +138,8 @@ def _begin(t: Any, captured: int) -> int:
     size = (RECORD_BYTES + captured + ALIGN - 1) & -ALIGN
     left = BLOCK - (t.head & (BLOCK - 1))
     skipped = left if size > left else 0
-    store64_once(t.ring + RESERVED_AT, t.head + skipped + size)
+    t.reserved = max(t.reserved, t.head + skipped + size)
+    store64_once(t.ring + RESERVED_AT, t.reserved)
     release_fence()  # whoever sees anything of the record sees that
     if skipped > 0:
         pad = t.ring + DATA_AT + (t.head & t.mask)

@@ -1,6 +1,8 @@
 """Frames are seen on their way: where each model says that they go, in the order of time, and nowhere else."""
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +16,7 @@ from hyp.control import Refused
 from hyp.paths import PATHS
 from hyp.trace.points import MOST_RINGS
 from lab.owner import Lab
+from lab.stopping import stop
 from lab.trace import recording
 from lab.trace.ring import TraceRing
 from lab.trace.story import Way, Ways
@@ -134,6 +137,24 @@ def test_a_drop_is_seen_with_its_name(tmp_path: Path) -> None:
     run(main())
 
 
+def test_a_drop_after_a_wire_with_a_delay_is_seen(tmp_path: Path) -> None:
+    """The generator waits for a receiver that takes nothing, and then goes on."""
+    late = '[nic]\npause_us = 1000\n[nic.wire]\ndelay_us = 20\n[[guest]]\nname = "anna"\npath = "bypass"\n'
+
+    async def main() -> None:
+        async with looking(tmp_path, "late", late) as (lab, viewer):
+            anna = (await lab.pids())["anna"]
+            try:
+                await stop(anna)
+                await lab.call("nic", "wire_generate", mac=macs(lab)["anna"], frame=64, stream=3, frames=2000)
+                found = await seen(viewer, lambda ways: len(ways) >= FRAMES)
+                assert {way.route for way in found} == {"wire → nic → dropped (no_buffer)"}
+            finally:
+                os.kill(anna, signal.SIGCONT)
+
+    run(main())
+
+
 def test_a_recording_that_costs_next_to_nothing_has_all_the_same(tmp_path: Path) -> None:
     """While traffic goes on nothing is taken apart, and if too much waits not even copied: what the rings hold comes at the end."""
 
@@ -191,13 +212,14 @@ def test_a_viewer_that_goes_leaves_nothing_and_another_may_come(tmp_path: Path) 
 
 
 def test_rings_of_viewers_that_have_gone_are_unmapped(tmp_path: Path) -> None:
-    """However often it is looked, at loops that sleep throughout and at such as have work."""
+    """However often it is looked, at loops that sleep throughout, at such as have work, and at one that never runs."""
+    one_queue_of_two = "[dom0]\nmax_queues = 1\n" + LAB.replace('path = "split"\n', 'path = "split"\nqueues = 2\n', 1)
 
     def mapped(pid: int) -> int:
         return Path(f"/proc/{pid}/maps").read_text().count("xbl.trace")
 
     async def main() -> None:
-        async with lab_of(tmp_path, "looks", LAB) as lab:
+        async with lab_of(tmp_path, "looks", one_queue_of_two) as lab:
             pids = await lab.pids()
             job = {"mac": macs(lab)["bypass1"], "frame": 64, "stream": 1, "frames": 100}
             for k in range(2 * MOST_RINGS):
@@ -205,7 +227,7 @@ def test_rings_of_viewers_that_have_gone_are_unmapped(tmp_path: Path) -> None:
                     assert viewer.left_out.keys() <= {"xenstored"}
                     if k % 16 == 0:
                         await lab.call("bypass0", "send_stream", **job)
-                assert mapped(pids["split0"]) <= 2
+                assert mapped(pids["split0"]) <= 4
                 assert mapped(pids["nic"]) + mapped(pids["bypass0"]) < 10
 
     run(main())
