@@ -113,6 +113,10 @@ class Channel:
         letter = self._outbox.send(packet, fds, not_sent)
         try:
             return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                close_all(future.result().fds)  # the answer came in the turn in which we were cancelled
+            raise
         finally:
             self._inbox.calls.pop(number, None)
             if letter is not None:

@@ -211,10 +211,12 @@ class Keeper:
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
         more = {"output": self._output(plan["name"])} if guest else {}
         held = {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
-        born = await self._births.fork(["console", *sockets, *held, *more], [*fds, *held.values(), *more.values()], args)
+        try:
+            born = await self._births.fork(["console", *sockets, *held, *more], [*fds, *held.values(), *more.values()], args)
+        finally:
+            close_all([*more.values()])
         child = self._add(plan, *born, console, sockets, restarts)
         far.close()
-        close_all([*more.values()])
         if plan["role"] == XENSTORED:
             await self._store.serve(child, self._children.values())
         elif store is not None and store.ended.done():

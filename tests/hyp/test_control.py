@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import socket
 from typing import Any
 
 import msgpack
@@ -171,5 +172,28 @@ def test_a_call_that_was_given_up_does_not_disturb_the_next() -> None:
         server.gate.set()
         assert (await client.call("add", a=4, b=4)).value == 8
         close(ours, client)
+
+    run(main())
+
+
+def test_descriptors_of_an_answer_to_a_call_that_is_given_up_as_it_comes_are_closed() -> None:
+    """In one turn of the loop the answer is read, and its caller cancelled."""
+
+    async def main() -> None:
+        loop, (ours, peer) = asyncio.get_running_loop(), socketpair()
+        client, now = Channel(ours, name="the hypervisor"), os.eventfd(0, os.EFD_NONBLOCK)
+        for number in range(1, 9):
+            call = asyncio.ensure_future(client.call("file"))
+            asked = msgpack.unpackb(await receive(peer))
+            loop.add_reader(now, call.cancel)
+            socket.send_fds(peer, [msgpack.packb({"id": asked["id"], "ok": number})], [now])
+            os.eventfd_write(now, 1)
+            with pytest.raises(asyncio.CancelledError):
+                await call
+            loop.remove_reader(now)
+            os.eventfd_read(now)
+        os.close(now)
+        peer.close()
+        client.close()
 
     run(main())
