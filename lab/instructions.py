@@ -4,6 +4,7 @@ A virtual machine often has no such counters, and `why_not` then says so. Counte
 begins, in user mode only, so that no privilege is needed (``kernel.perf_event_paranoid`` up to 2).
 """
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -60,8 +61,9 @@ class Counting:
 
     def __enter__(self) -> Self:
         try:
-            for pid in self._pids:
-                self._fds += [_open(self._event, int(thread)) for thread in os.listdir(f"/proc/{pid}/task")]
+            for thread in (int(task) for pid in self._pids for task in os.listdir(f"/proc/{pid}/task")):
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    self._fds.append(_open(self._event, thread))
         except BaseException:
             self._close()
             raise

@@ -31,6 +31,7 @@ from bench.report.results import BenchmarkResult, Row
 from lab.accounting import usage
 from lab.command.top.command import INTERVAL_S
 from lab.owner import ROOT
+from lab.stopping import stop
 
 PATHS = ("bypass", "split")
 WATCHED_S = 2 * INTERVAL_S
@@ -121,7 +122,7 @@ async def _throw_away(reader: asyncio.StreamReader) -> None:
 async def _still(process: asyncio.subprocess.Process) -> AsyncIterator[None]:
     """It is stopped now, and ended at the end."""
     try:
-        process.send_signal(signal.SIGSTOP)
+        await stop(process.pid)
         yield
     finally:
         for number in (signal.SIGTERM, signal.SIGCONT):
@@ -143,7 +144,7 @@ def _point(lab: LabBench, path: str, frame: int, viewers: Mapping[str, int], pro
             try:
                 found = await alone.run(WATCHED_S)
             finally:
-                os.kill(viewer, signal.SIGSTOP)
+                await stop(viewer)
             used = (usage(viewer) - before).cpu_ns / 1e9 / (time.monotonic() - start)
             return Slice({**found.figures, VIEWER: used}, found.errors, found.detail)
 

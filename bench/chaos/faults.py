@@ -6,6 +6,7 @@ import signal
 from dataclasses import dataclass
 
 from lab.owner import Lab
+from lab.stopping import stop
 
 KILL, STOP, NOTHING = "kill", "stop", "nothing"
 VICTIM = "victim"
@@ -52,8 +53,8 @@ async def commit(fault: Fault, lab: Lab, stop_s: float) -> None:
         os.kill(pid, signal.SIGKILL)
         await lab.restarted(fault.process, times + 1)
         return
-    os.kill(pid, signal.SIGSTOP)
     try:
+        await stop(pid)
         await asyncio.sleep(stop_s)
     finally:
         os.kill(pid, signal.SIGCONT)

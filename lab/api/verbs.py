@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 from domu.programs.table import program_of, those
+from hyp import linux
 from hyp.control import ControlError, close_all
 from hyp.model.ablation import SWITCHES
 from hyp.model.operations import OPERATIONS
@@ -23,6 +24,7 @@ from lab.owner import Event, Lab
 from lab.programs import Argv, AsyncProgram
 from lab.reach import consequences
 from lab.schema.values import suggest
+from lab.stopping import standing_still
 from lab.topology import Topology, TopologyError, check_machine, check_workload
 from lab.workloads import HYPERVISOR, Runner, Workload, WorkloadError, describe
 
@@ -220,7 +222,7 @@ class AsyncLab:
         try:
             await self._runner.prepare(*loads)
         finally:
-            await self._signal(held, signal.SIGSTOP)
+            await standing_still(*await self._signal(held, signal.SIGSTOP))
 
     # -- programs in guests --
 
@@ -312,8 +314,9 @@ class AsyncLab:
 
     async def stop(self, *parts: str) -> None:
         """Stop processes (SIGSTOP), by name. They go on after `cont`, and while a workload is prepared (not measured)."""
-        await self._signal(parts, signal.SIGSTOP)
+        pids = await self._signal(parts, signal.SIGSTOP)
         self._stopped |= set(parts)
+        await standing_still(*pids)
 
     async def cont(self, *parts: str) -> None:
         """Let processes that were stopped go on (SIGCONT)."""
@@ -349,10 +352,10 @@ class AsyncLab:
             pause_s = await self._lab.move(guest, path)
         return {"name": guest, "path": path, "pause_s": pause_s}
 
-    async def _signal(self, parts: Sequence[str], number: int) -> None:
-        """LabError, and no signal to any, if one is not there."""
+    async def _signal(self, parts: Sequence[str], number: int) -> list[int]:
+        """Their pids. LabError, and no signal to any, if one is not there."""
         if not parts:
-            return
+            return []
         with _told():
             reply = await self._lab.keeper("pidfds")
         try:
@@ -365,6 +368,7 @@ class AsyncLab:
             for part in parts:
                 with contextlib.suppress(ProcessLookupError):  # it died just now, which is told soon
                     signal.pidfd_send_signal(living[part], number)
+            return [linux.pid_of(living[part]) for part in parts]
         finally:
             close_all(reply.fds)
 

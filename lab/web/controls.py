@@ -25,14 +25,17 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from domu.programs.table import program_of
+from hyp import linux
 from hyp.control import Channel, ControlError, close_all
 from hyp.control.words import printable
 from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
 from hyp.model.operations import OPERATIONS
 from lab.command.clients import ClientError, connect
 from lab.command.move import move_guest
+from lab.errors import LabError
 from lab.owner import open_console
 from lab.rundir import RunDir
+from lab.stopping import standing_still
 from lab.view.attach import Watch
 from lab.view.ways import HYP, WIRE
 
@@ -88,7 +91,7 @@ class Controls:
                     return await control(**arguments)
         except TimeoutError as error:
             raise Refused(f"{verb}: not done after {ANSWER_S:g} s; is a process stopped that it needs?") from error
-        except (ControlError, ClientError) as error:
+        except (ControlError, ClientError, LabError) as error:
             raise Refused(printable(str(error))) from error
 
     async def close(self) -> None:
@@ -141,8 +144,9 @@ class Controls:
 
     async def stop(self, process: str) -> str:
         """See above."""
-        await self._signal(process, signal.SIGSTOP)
+        pid = await self._signal(process, signal.SIGSTOP)
         self._stopped.add(process)
+        await standing_still(pid)
         return f"{process} stands still"
 
     async def cont(self, process: str) -> str:
@@ -157,7 +161,8 @@ class Controls:
         self._stopped.discard(process)
         return f"{process} has been killed"
 
-    async def _signal(self, process: str, number: signal.Signals) -> None:
+    async def _signal(self, process: str, number: signal.Signals) -> int:
+        """Its pid."""
         keeper = await connect(self._run)
         try:
             reply = await keeper.call("pidfds")
@@ -169,6 +174,7 @@ class Controls:
                 raise Refused("there is no living process of that name")
             with contextlib.suppress(ProcessLookupError):  # it died just now, which is told soon
                 signal.pidfd_send_signal(living[process], number)
+            return linux.pid_of(living[process])
         finally:
             close_all(reply.fds)
 

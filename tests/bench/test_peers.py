@@ -129,7 +129,7 @@ def test_a_peer_moves_frames_is_idle_between_slices_and_leaves_nothing(name: str
         for one in slices:
             assert one.errors == []
             assert 0 < one.frames <= one.sent
-            assert 0.1 <= one.seconds < 2
+            assert 0.099 <= one.seconds < 2  # by a clock of its own, which may be a little slower
             assert one.cpu_ns > 0
             assert 0 <= one.lost < one.sent
             assert one.lost == 0 or one.detail["drops"]["receive_buffer"] == one.lost

@@ -14,6 +14,7 @@ from hyp.control import Refused
 from hyp.load.tcp import unit_for
 from hyp.xenstore.client import XenstoreError
 from lab.owner import Lab
+from lab.stopping import stop
 from tests.support.labs import a_moment, run, until
 from tests.support.streams import ENDLESS, Stream, kill, lab_of, macs, store_of
 from tests.support.tiers import tiered
@@ -147,7 +148,7 @@ def test_a_guest_dies_meanwhile(tmp_path: Path) -> None:
         async with lab_of(tmp_path, "meanwhile", LAB.format(more="")) as lab, store_of(lab) as store:
             stream = await Stream(lab, "anna", "carl", 1).start(64, PPS)
             pids = await lab.pids()
-            os.kill(pids["dom0"], signal.SIGSTOP)
+            await stop(pids["dom0"])
             os.kill(pids["bert"], signal.SIGKILL)
             os.kill(pids["dom0"], signal.SIGKILL)
             await lab.restarted("dom0")
@@ -172,7 +173,7 @@ def test_it_stands_still_for_a_while(tmp_path: Path) -> None:
         async with lab_of(tmp_path, "still", LAB.format(more="")) as lab:
             streams = await started(lab, 1500, 5000)
             pid = (await lab.pids())["dom0"]
-            os.kill(pid, signal.SIGSTOP)
+            await stop(pid)
             await streams[2].goes_on(5000)
             before = [(await stream.report())["frames"] for stream in streams[:2]]
             await streams[2].goes_on(500)

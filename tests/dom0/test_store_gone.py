@@ -13,6 +13,7 @@ from dom0.state import ENGINE, PORT, STAGE, STAGED, engine_at, port_of
 from hyp.abi.counters import COLUMNS, FAULTS_PROTOCOL, Count
 from hyp.abi.sizes import DOM0_BUFFERS
 from hyp.kernels import entry, i64, void
+from lab.stopping import stop
 from tests.lab.test_paths import check
 from tests.support.driven_labs import INITIALISING, LAB, driven_lab, others
 from tests.support.labs import run, until, workload
@@ -61,7 +62,7 @@ def test_a_vif_fails_while_xenstored_does_not_answer(tmp_path: Path, monkeypatch
             await bert.connect()
             held = bert.held(), bert.descriptors()["dom0"]
             await bert.call("overrun", ring="tx")
-            os.kill(bert.runner.pids["xenstored"], signal.SIGSTOP)
+            await stop(bert.runner.pids["xenstored"])
             try:
 
                 async def given_back() -> bool:

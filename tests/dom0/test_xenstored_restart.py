@@ -16,6 +16,7 @@ from lab import owner
 from lab.errors import LabError
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
+from lab.stopping import stop
 from lab.workloads import Runner
 from tests.lab.test_launch import pids_of
 from tests.lab.test_paths import PAIRS, check, running
@@ -147,7 +148,7 @@ def test_one_that_stops_holds_nobody_up_and_goes_on(tmp_path: Path) -> None:
     async def main() -> None:
         async with running(tmp_path, "stops", LAB) as runner, connected(runner) as store:
             pid = runner.pids["xenstored"]
-            os.kill(pid, signal.SIGSTOP)
+            await stop(pid)
             writing = asyncio.create_task(store.write("/tool/a", "1"))
             for one, two in PAIRS.values():
                 record = await runner.run(workload("stream", one, two, 64))
@@ -157,7 +158,7 @@ def test_one_that_stops_holds_nobody_up_and_goes_on(tmp_path: Path) -> None:
             os.kill(pid, signal.SIGCONT)
             await writing
             # killed while it is stopped, with a request in its socket
-            os.kill(pid, signal.SIGSTOP)
+            await stop(pid)
             writing = asyncio.create_task(store.write("/tool/a", "2"))
             await asyncio.sleep(0)
             await kill(runner, 1)

@@ -12,6 +12,7 @@ import pytest
 
 from hyp.abi.counters import Count
 from hyp.abi.ring import REQ_PROD
+from lab.stopping import stop
 from tests.support.c_netfront import Netfronts, guest, netfronts
 from tests.support.labs import run, until
 
@@ -153,7 +154,7 @@ def test_c_notifies_only_who_has_asked(program: Path, tmp_path: Path) -> None:
         before = (await fronts.job("cc", "report"))["device"]
         produced = (4096 + REQ_PROD) // 4  # the transmit ring is page 1
         start = int(ram[produced])
-        os.kill(dom0, signal.SIGSTOP)
+        await stop(dom0)
         try:
             number = await fronts.tell("cc", f"send --to wire --stream {stream} --frames 256")
 
@@ -182,7 +183,7 @@ def test_c_is_notified_only_when_it_has_asked(program: Path, tmp_path: Path) -> 
             return counters.read()[row]
 
         before, frames = (await fronts.runner._settled())[row], Count.RX_FRAMES.name.lower()
-        os.kill(pid, signal.SIGSTOP)
+        await stop(pid)
         try:
             streams = [await fronts.stream_to("cc", "wire", 64, 50) for _ in range(4)]
 

@@ -12,6 +12,7 @@ import pytest
 
 from hyp.xenstore.client import Transaction
 from hyp.xenstore.xenbus import XenbusState, backend_path, wait_for_state
+from lab.stopping import stop
 from tests.support.c_netfront import Netfronts, guest, netfronts
 from tests.support.labs import run, until, workload
 from tests.support.patience import patient
@@ -274,7 +275,7 @@ def test_a_back_end_that_is_late_is_waited_for(program: Path, tmp_path: Path) ->
     async def body(fronts: Netfronts) -> None:
         front = f"/local/domain/{fronts.domids['cc']}/device/vif/0/state"
         for _ in range(3):
-            os.kill(fronts.runner.pids["dom0"], signal.SIGSTOP)
+            await stop(fronts.runner.pids["dom0"])
             try:
                 number = await fronts.tell("cc", "reconnect --rings fresh")
 

@@ -16,6 +16,7 @@ from hyp.abi.nic import PAGE, STATUS_OK
 from hyp.control import Refused
 from lab.counters import CounterReader
 from lab.ledger import difference, total
+from lab.stopping import stop
 from lab.workloads import Runner
 from tests.lab.test_paths import check, running
 from tests.support.drivers import FINISHED, header
@@ -227,7 +228,7 @@ def test_a_stopped_hypervisor_stops_trapped_traffic_and_no_other(tmp_path: Path)
             lab, wire = runner.lab, str(runner.lab.topology["nic"]["wire"]["mac"])
             load = workload("stream", "carl", "wire", frames=50_000)
             await runner.prepare(load)
-            os.kill(runner.pids["hyp"], signal.SIGSTOP)
+            await stop(runner.pids["hyp"])
             try:
                 stuck = asyncio.create_task(lab.call("anna", "send_stream", mac=wire, frame=64, stream=900, frames=1000))
                 reader = await lab.counters()

@@ -14,6 +14,7 @@ from lab import owner
 from lab.owner import Lab
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
+from lab.stopping import stop
 from tests.support.labs import GUESTS, run, until
 from tests.support.streams import Stream, all_of, lab_of, macs, received
 from tests.support.tiers import tiered
@@ -86,7 +87,7 @@ def test_who_waits_for_one_that_will_not_come_is_told_when_all_ends(tmp_path: Pa
     async def main() -> None:
         async with lab_of(tmp_path, "vain", LAB) as lab:
             pids = await lab.pids()
-            os.kill(pids["hyp"], signal.SIGSTOP)
+            await stop(pids["hyp"])
             os.kill(pids["nic"], signal.SIGKILL)
 
             async def restarting() -> bool:

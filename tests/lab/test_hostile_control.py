@@ -22,6 +22,7 @@ from lab.keeper.keeper import MAX_NOTICES
 from lab.keeper.output import KEPT_BYTES
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
+from lab.stopping import stop
 from lab.workloads import Runner
 from tests.lab.test_paths import running
 from tests.support.labs import launch, run, until, workload
@@ -278,7 +279,7 @@ def test_requests_that_wait_for_a_dom0_that_stands_still(tmp_path: Path, monkeyp
             for who in HOSTILE:
                 await world.tell(who, "ask", op="upcall_create", args={}, times=1)
             dom0 = world.runner.pids["dom0"]
-            os.kill(dom0, signal.SIGSTOP)
+            await stop(dom0)
             asking = {}
             for who in HOSTILE:  # more than a socket has room for
                 asking[who] = asyncio.ensure_future(world.tell(who, "ask", op="context_open", args={"upcall": 0}, times=200))

@@ -13,6 +13,7 @@ import pytest
 
 from lab.ledger import unbalanced
 from lab.owner import Lab
+from lab.stopping import stop
 from lab.workloads import Runner
 from tests.support.labs import GUESTS, left_behind, run, topology, until, workload
 from tests.support.tiers import tiered
@@ -113,9 +114,8 @@ def test_bypass_goes_on_with_dom0_and_hypervisor_stopped(tmp_path: Path) -> None
             load = workload("stream", "carl", "dora", 64, frames=100_000)
             await runner.prepare(load)
             stopped = [runner.pids["dom0"], runner.pids["hyp"]]
-            for pid in stopped:
-                os.kill(pid, signal.SIGSTOP)
             try:
+                await stop(*stopped)
                 check(await runner.measure(load))
             finally:
                 for pid in stopped:
@@ -134,7 +134,7 @@ def test_a_stopped_receiver_loses_frames_under_a_name_and_nobody_else_notices(tm
             ):
                 target = next(guest["mac"] for guest in lab.topology["guest"] if guest["name"] == receiver)
                 await runner.prepare(workload("stream", sender, receiver))
-                os.kill(runner.pids[receiver], signal.SIGSTOP)
+                await stop(runner.pids[receiver])
                 try:
                     sending = asyncio.create_task(lab.call(sender, "send_stream", mac=target, frame=64, stream=900, frames=20_000))
                     stream = {"mac": lab.topology["nic"]["wire"]["mac"], "frame": 64, "stream": 901, "frames": 20_000}

@@ -11,6 +11,7 @@ import pytest
 from hyp.control import Refused
 from hyp.load.frames import HEADER_ONLY
 from lab.owner import Lab
+from lab.stopping import stop
 from tests.support.labs import GUESTS, a_moment, run, topology
 from tests.support.patience import patient
 from tests.support.streams import all_of, arrived, kill, lab_of, macs, received
@@ -92,7 +93,7 @@ def test_set_up_waits_for_the_next_nic(tmp_path: Path) -> None:
     async def main() -> None:
         async with lab_of(tmp_path, "set-up-waits", GUESTS) as lab:
             pid = (await lab.pids())["nic"]
-            os.kill(pid, signal.SIGSTOP)
+            await stop(pid)
             call = asyncio.ensure_future(lab.call("carl", "time_registration", size=4096, rounds=3))  # each asks every engine
             await asyncio.sleep(0)
             os.kill(pid, signal.SIGKILL)

@@ -4,24 +4,24 @@ import contextlib
 import os
 import signal
 import statistics
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from lab.command.screen import Screen
 from lab.command.session import heading
 from lab.command.tables import processes
+from lab.stopping import stop
 from lab.workloads import Runner, Workload
 
 PROOF_REPEATS = 5
 PROOF_SECONDS = 0.5
 
 
-@contextlib.contextmanager
-def _stopped(pids: list[int]) -> Iterator[None]:
-    """SIGSTOP, and SIGCONT whatever happens."""
+@contextlib.asynccontextmanager
+async def _stopped(pids: list[int]) -> AsyncIterator[None]:
+    """They stand still, and go on whatever happens."""
     try:
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+        await stop(*pids)
         yield
     finally:
         for pid in pids:
@@ -46,7 +46,7 @@ async def stopped_proof(runner: Runner, out: Screen) -> dict[str, Any]:
     with out.status("bypass stream with Dom0 and hyp stopped …"):
         for _ in range(PROOF_REPEATS):
             for kind in rates:
-                with _stopped(both if kind == "stopped" else []):
+                async with _stopped(both if kind == "stopped" else []):
                     record = await runner.measure(load_)
                 rates[kind].append(record["mpps"])
                 records.append({**record, "kind": kind})
