@@ -159,6 +159,8 @@ def run(
         if importlib.util.find_spec("matplotlib") is None:
             raise OptionsError("the report needs matplotlib: `make bench` installs it, and `make setup`")
         sizes = (QUICK_FRAMES if quick else FRAMES) if frames is None else _sizes(frames)
+        if attacks and name not in (None, "isolation"):
+            raise OptionsError("--attacks is for `isolation`")
         if traffic:
             traffic, sizes = _mix(name, frames, traffic)
         time_each = seconds if seconds is not None else (QUICK_SECONDS if quick else SECONDS)

@@ -71,6 +71,10 @@ class Options:
         _known("path", self.paths, tuple(PATHS))
         _known("peer", self.peers, PEERS)
         _known("value for cores", (self.cores,), ("all", "1", "both"))
+        if self.attacks:
+            from bench.isolation.catalogue import ATTACKS
+
+            _known("attack", self.attacks, tuple(ATTACKS))
         if not self.frames:
             raise OptionsError("no frame size is given")
         for frame in self.frames:

@@ -197,6 +197,8 @@ def test_a_run_that_is_ended_reports_what_it_has(tmp_path: Path, monkeypatch: py
         (["nosuch"], "no benchmark 'nosuch'"),
         (["stub", "--paths", "bypass,warp"], "unknown path: 'warp'"),
         (["stub", "--peers", "vhosts"], "unknown peer: 'vhosts'"),
+        (["stub", "--attacks", "garbage"], "--attacks is for `isolation`"),
+        (["isolation", "--attacks", "index-ahead"], "unknown attack: 'index-ahead' (known: index ahead, "),
         (["stub", "--cores", "3"], "unknown value for cores"),
         (["stub", "--frames", "64,big"], "--frames 64,big"),
         (["stub", "--frames", "65537"], "65537 bytes"),
