@@ -18,6 +18,8 @@ from domu.guest import Guest, GuestQueue
 from domu.programs.long_frames import LongFrames
 from domu.programs.replay import Replay
 from domu.programs.traffic_loop import (
+    ANSWER_BYTES,
+    ANSWERS,
     ECHO,
     END_JOB,
     IDLE,
@@ -81,6 +83,7 @@ class Loop:
         self.histograms = attach_histograms(self.trackers)
         self._schedule = np.zeros(1, SCHEDULE)
         self._latencies = np.zeros(MAX_ROUND_TRIPS, np.int64)
+        self._answers = np.zeros(ANSWERS * ANSWER_BYTES, np.uint8)
         self._engine, self.room = queue.engine, int(device.record[0]["room"])
         self.long = LongFrames(device, mtu)
         self._recorded: tuple[Any, Any] | None = None
@@ -89,7 +92,7 @@ class Loop:
         row = self._record[0]
         row["device"], row["mailbox"], row["done_fd"] = device.address, self._engine.mailbox, self._done_fd
         row["trackers"], row["latencies"] = self.trackers.ctypes.data, self._latencies.ctypes.data
-        row["schedule"] = self._schedule.ctypes.data
+        row["schedule"], row["answers"] = self._schedule.ctypes.data, self._answers.ctypes.data
         self.long.attach(row)
         self.replay = Replay(device, mtu)
         self.replay.attach(row)

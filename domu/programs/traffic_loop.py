@@ -4,8 +4,8 @@ A stream is sent as fast as the device takes it, or, given a rate, on a schedule
 are longer than a send buffer: `domu/programs/long_frames.py`.
 
 It always receives: every test frame is verified and accounted for; one whose stream has the ECHO bit is sent back with its MAC
-addresses swapped, unless this loop asked for it. At most one job of its own runs at a time: a stream or a series of round trips.
-What starts jobs is domu/programs/traffic.py.
+addresses swapped, unless this loop asked for it. An answer that finds no room to send waits, and what comes meanwhile is received.
+At most one job of its own runs at a time: a stream or a series of round trips. What starts jobs is domu/programs/traffic.py.
 """
 
 import numpy as np
@@ -33,7 +33,9 @@ from domu.exchange import EXCHANGE, take_up
 from domu.programs.long_frames import LONG_FIELDS, put_together, receive_long, send_long
 from domu.programs.mix import MIX_FIELDS, begin_mix, send_mix
 from domu.programs.replay import REPLAY_FIELDS, begin_replaying, send_replay
+from hyp.abi.counters import DROP_QUEUE_FULL
 from hyp.abi.fragment import CSUM_BLANK, MORE
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.atomics import (
     clock_ns,
     cpu_relax,
@@ -47,7 +49,7 @@ from hyp.atomics import (
     store64,
 )
 from hyp.capture.ring import record_frame, tell_recorder
-from hyp.counters import commit
+from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, spin_limit, spins, wait_at
 from hyp.frames import head_words, source_of
@@ -68,6 +70,8 @@ SEND_STREAM, ROUND_TRIPS, END_JOB, SEND_REPLAY, SEND_MIX = 1, 2, 3, 4, 5
 MAIL = mail_record("stream", "destination", "length", "frames", "nanoseconds", "pps", "units", "unit", "entries", "round_ns")
 IDLE, STREAMING, DRAINING, ASKING = 0, 1, 2, 3
 MAX_ROUND_TRIPS = 1 << 20
+ANSWERS, ANSWER_BYTES = 64, LARGEST_FRAME_BUFFER + 16
+"""Answers that wait for room to send, while other frames are received: who asks and takes no answers is to hold up nobody else."""
 REPLY_TIMEOUT_NS = 1_000_000_000
 
 TRAFFIC = np.dtype(
@@ -99,7 +103,9 @@ TRAFFIC = np.dtype(
         ("failed", "i8"),
         ("recorder", "i8"),  # a RING record (hyp/capture/ring.py): what arrives is recorded; 0: it isn't
         ("recorded", "i8"),  # frames at the head of the receive queue that have been
-        ("no_room", "i8"),  # an answer waits for a send buffer
+        ("answers", "i8"),  # answers that wait for a send buffer: ANSWERS × (length, 8 bytes of padding, frame)
+        ("answers_prod", "i8"),
+        ("answers_cons", "i8"),
         ("now", "i8"),
         ("idle_since", "i8"),
     ]
@@ -149,19 +155,34 @@ def _take_mail(p):
 
 
 @compiled
-def _echo(p, d, frame, length):
-    """Send a frame back with its addresses swapped. False if there is no room to send."""
-    if tx_reserve(p.device, 1) != 1:
-        return False
-    buffer = frame_addr(d.tx, 0)
-    memcpy(buffer, frame, length)
-    head0, head1 = load64(frame), load64(frame + 8)
-    back0, back1 = head_words(source_of(head0, head1), d.mac, head1)
-    store64(buffer, back0)
-    store64(buffer + 8, back1)
-    set_word(d.tx, 0, length)
-    tx_commit(p.device, 1)
-    return True
+def _answer(p, frame, length):
+    """Have a frame sent back at the end of this burst, or when there is room. What is too much to wait drops under that name."""
+    if p.answers_prod - p.answers_cons >= ANSWERS or length > LARGEST_FRAME_BUFFER:
+        count(p.counts, DROP_QUEUE_FULL, 1)
+        return
+    place = p.answers + (p.answers_prod % ANSWERS) * ANSWER_BYTES
+    store64(place, length)
+    memcpy(place + 16, frame, length)
+    p.answers_prod += 1
+
+
+@outlined
+def _send_answers(p, d):
+    """Send the frames back that are to be, their addresses swapped, as far as there is room. Returns their number, or FAILED."""
+    n = tx_reserve(p.device, min(p.answers_prod - p.answers_cons, BURST))
+    if n <= 0:
+        return n
+    for k in range(n):
+        place = p.answers + (p.answers_cons % ANSWERS) * ANSWER_BYTES
+        length, frame, buffer = min(load64(place), d.room), place + 16, frame_addr(d.tx, k)
+        memcpy(buffer, frame, length)
+        head0, head1 = load64(frame), load64(frame + 8)
+        back0, back1 = head_words(source_of(head0, head1), d.mac, head1)
+        store64(buffer, back0)
+        store64(buffer + 8, back1)
+        set_word(d.tx, k, length)
+        p.answers_cons += 1
+    return tx_commit(p.device, n)
 
 
 @outlined
@@ -189,7 +210,6 @@ def _receive(p, d):
     if p.recorder != 0:
         _record(p, d, n)
     done = 0
-    p.no_room = 0
     while done < n:
         addr, length = frame_addr(d.rx, done), frame_length(d.rx, done)
         if frame_word(d.rx, done) & (MORE | CSUM_BLANK) != 0:
@@ -198,9 +218,8 @@ def _receive(p, d):
         if length >= MIN_TEST_FRAME and is_test_frame(addr, length) and load16(addr + STREAM) & ECHO:
             prefetch_frame(addr, length)
             mine = p.job == ASKING and load16(addr + STREAM) == p.stream
-            if not mine and not _echo(p, d, addr, length):
-                p.no_room = 1
-                break
+            if not mine:
+                _answer(p, addr, length)
             good = verify(p.trackers, p.counts, addr, length, p.now)
             if mine and good and p.waiting != 0:
                 store64(p.latencies + 8 * p.answered, clock_ns() - p.asked_ns)
@@ -283,6 +302,7 @@ def _ask(p, d):
 def _work(p, d):
     """One round. Returns the number of frames moved, or FAILED."""
     moved = _receive(p, d)
+    answered = _send_answers(p, d) if p.answers_prod != p.answers_cons else 0
     sent = 0
     if p.job == STREAMING:
         sent = _send_stream(p, d)
@@ -290,9 +310,9 @@ def _work(p, d):
         sent = _ask(p, d)
     elif p.job == DRAINING and tx_pending(p.device) == 0:
         _end_job(p)
-    if moved < 0 or sent < 0:
+    if moved < 0 or answered < 0 or sent < 0:
         return FAILED
-    return moved + sent
+    return moved + answered + sent
 
 
 @compiled
@@ -326,7 +346,7 @@ def _idle(p, d):
     commit(p.counts, p.counts_shared)
     commit(d.counts, d.counts_shared)
     what = RX
-    if (p.job == STREAMING and due == 0) or p.no_room != 0:
+    if (p.job == STREAMING and due == 0) or p.answers_prod != p.answers_cons:
         what |= TX
     elif p.job == DRAINING:
         what |= ALL
