@@ -1,4 +1,6 @@
-"""Memory that its owner takes away: a guest can cut its own short, and who touches what is not there any more gets SIGBUS.
+"""Memory that its owner takes away: a guest can cut its own short, and punch holes into it.
+
+Who touches what has been cut off gets SIGBUS.
 
 With POSIX shared memory (hyp/memory.py) nothing keeps a guest from `ftruncate` of its own RAM. It must cost the guest its device
 and nobody else, so a process that maps others' memory has a handler for SIGBUS, compiled, which
@@ -13,15 +15,21 @@ What the guest does from then on nobody sees, and what a device reads is zeros: 
 that are not there. So its device fails, or serves nothing, by the checks that any guest's passes. Nothing of this is on the data
 path.
 
+Who touches a hole gets a page made anew, by a page fault that waits as long as a hole is being punched: who goes on punching takes
+up the loops that serve it. All regions are whole from the beginning: one that has fewer blocks than when it was mapped has holes.
+So every `LOOK_S` a process looks whether it had many page faults, and if so, which regions have holes: these are lost, too.
+
 The handler is called with no argument of ours, so the table is at an address that every process knows. All of it is
 async-signal-safe: loads and stores, mmap(2), write(2), sigaction(2).
 """
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import mmap
 import os
+import resource
 import signal
 import weakref
 from collections.abc import Callable
@@ -53,8 +61,16 @@ IN_ITS_PLACE: Final = 0x32 | 0x4000  # MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS |
 FIXED_NOREPLACE: Final = 0x22 | 0x100000  # MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE
 SA_SIGINFO, SA_ONSTACK, SA_NODEFER = 4, 0x0800_0000, 0x4000_0000
 KERNEL_SIGACTION_BYTES: Final = 32
+LOOK_S: Final = 0.25
+MANY_FAULTS: Final = 500
+"""Page faults in that time, from which on it is looked for holes: 0.2 ms to 20 ms of them, if each is waited for."""
+LOOKS: Final = 32
+"""At the blocks of each region, as a hole may have been filled again."""
 
 _names: list[str] = [""] * ENTRIES
+_files: list[tuple[int, int]] = [(0, 0)] * ENTRIES
+"""Inode of each region, and how many blocks it had when it was mapped."""
+_libc: Any = None
 _table: Any = None
 _before: Any = None
 
@@ -87,8 +103,8 @@ def guard(told: Callable[[str], None] | None = None) -> None:
 
     Once a process. OSError if the kernel has no place for the table.
     """
-    global _table, _before
-    libc = ctypes.CDLL(None, use_errno=True)
+    global _table, _before, _libc
+    _libc = libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     found = libc.mmap(TABLE, TABLE_BYTES, READ_WRITE, FIXED_NOREPLACE, -1, 0)
@@ -106,15 +122,50 @@ def guard(told: Callable[[str], None] | None = None) -> None:
         raise OSError(ctypes.get_errno(), "SIGBUS cannot be handled")
     _table = np.frombuffer(memory, ENTRY, ENTRIES, ENTRY_BYTES)
     told_of_mappings.append(_enter)
-    asyncio.get_running_loop().add_reader(told_fd, _look, told_fd, told)
+    loop = asyncio.get_running_loop()
+    loop.add_reader(told_fd, _look, told_fd, told)
+    loop.call_later(LOOK_S, _look_for_holes, loop, told_fd, _page_faults())
+
+
+def _page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def _look_for_holes(loop: asyncio.AbstractEventLoop, told_fd: int, before: int) -> None:
+    """Every `LOOK_S`."""
+    if _page_faults() - before >= MANY_FAULTS:
+        for k in _with_holes():
+            start, size = int(_table[k]["start"]), int(_table[k]["end"] - _table[k]["start"])
+            if _libc.mmap(start, size, READ_WRITE, IN_ITS_PLACE, -1, 0) == start:
+                _files[k] = (0, 0)
+                _table[k]["lost"] = 2
+                os.eventfd_write(told_fd, 1)
+    loop.call_later(LOOK_S, _look_for_holes, loop, told_fd, _page_faults())
+
+
+def _with_holes() -> set[int]:
+    """The regions that have fewer blocks than they had. Each is open in this process, by its mapping's descriptor at least."""
+    least: dict[int, int] = {}
+    files = {_files[k][0] for k in np.flatnonzero(_table["end"])}
+    fds = [int(fd) for fd in os.listdir("/proc/self/fd")]
+    for _ in range(LOOKS):
+        for fd in list(fds):
+            with contextlib.suppress(OSError):
+                found = os.fstat(fd)
+                if found.st_ino not in files:
+                    fds.remove(fd)
+                else:
+                    least[found.st_ino] = min(found.st_blocks, least.get(found.st_ino, found.st_blocks))
+    return {int(k) for k in np.flatnonzero(_table["end"]) if least.get(_files[k][0], _files[k][1]) < _files[k][1]}
 
 
 def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
     """Which regions were lost."""
     os.eventfd_read(told_fd)
     for k in np.flatnonzero(_table["lost"]):
+        what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it"
         _table[k]["lost"] = 0
-        log.warning("%s was cut off by its owner: zeros are in its place, and its device serves nothing any more", _names[k])
+        log.warning("%s %s by its owner: zeros are in its place, and its device serves nothing any more", _names[k], what)
         if told is not None:
             told(_names[k])
 
@@ -127,6 +178,8 @@ def _enter(start: int, size: int, fd: int, mapped: mmap.mmap) -> None:
         return
     k = int(free[0])
     _names[k] = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)"))
+    found = os.fstat(fd)
+    _files[k] = (found.st_ino, found.st_blocks)
     _table[k] = (start, 0, 0, 0)
     _table[k]["end"] = start + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     header: Any = (ctypes.c_long * 4).from_address(TABLE)

@@ -73,3 +73,62 @@ def test_a_fault_of_our_own_is_told_as_ever() -> None:
     assert "Fatal Python error: Bus error" in done.stderr
     for name in Path("/dev/shm").glob("xbl.*.lost*.*.ram"):  # it could not put them away
         name.unlink()
+
+
+HOLES = """
+import asyncio, ctypes, mmap, os, threading
+from hyp import lost_memory
+from hyp.memory import Mapping, create_region
+
+libc = ctypes.CDLL(None, use_errno=True)
+PAGES, told, over = 64, [], threading.Event()
+
+def punch(fd):
+    while not over.is_set():
+        assert libc.fallocate(fd, 3, ctypes.c_long(4096), ctypes.c_long(PAGES // 2 * 4096)) == 0
+
+def use(memory):
+    while not over.is_set():
+        memory.array[::4096] = 1
+
+async def main():
+    lost_memory.guard(told.append)
+    whole = {backing: create_region(backing, f"holes{os.getpid()}", "anna", "ram", PAGES * 4096) for backing in ("posix", "sealed")}
+    sparse = create_region("sealed", "holes", "bert", "ram", PAGES * 4096)
+    os.ftruncate(memory := os.memfd_create("sparse"), 1 << 24)
+    try:
+        mapped = {backing: Mapping(region.fd, region.size) for backing, region in whole.items()}
+        honest, grows = Mapping(sparse.fd, sparse.size), Mapping(memory, 1 << 24, populate=False)
+        threads = [threading.Thread(target=use, args=(one,)) for one in (*mapped.values(), honest)]
+        threads += [threading.Thread(target=punch, args=(region.fd,)) for region in whole.values()]
+        for thread in threads: thread.start()
+        first = 0
+        while len(told) < 2:
+            grows.array[first % (1 << 24)] = 1  # pages that it never had make faults, too
+            first += 4096
+            await asyncio.sleep(0)
+        over.set()
+        for thread in threads: thread.join()
+        assert sorted(name.rpartition(".anna.")[2] for name in told) == ["ram", "ram"], told
+        for one in mapped.values():  # nobody sees any more what is written there
+            one.array[:] = 3
+        assert set(os.pread(whole["sealed"].fd, 4096, 0)) <= {0, 1}
+        assert set(os.pread(whole["posix"].fd, 4096, 0)) <= {0, 1}
+        honest.array[:] = 5
+        assert set(os.pread(sparse.fd, 1 << 24, 0)) == {5}
+    finally:
+        over.set()
+        for region in (*whole.values(), sparse): region.close()
+
+asyncio.run(main())
+print("alive")
+"""
+
+
+def test_who_punches_holes_loses_the_region_and_nobody_else() -> None:
+    """On both backings, while it is used; one that is whole, and one that had no pages to begin with, are left alone."""
+    done = subprocess.run([sys.executable, "-c", HOLES], cwd=ROOT, capture_output=True, text=True, timeout=patient(60))
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+    assert done.stderr.count("has had holes punched into it by its owner") == 2
+    assert "bert" not in done.stderr
+    assert "sparse" not in done.stderr
