@@ -6,7 +6,7 @@ rate beside the attack is held against their rate beside that, so that what is m
 more process wants a CPU.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
@@ -32,7 +32,8 @@ class Control(StrEnum):
     QUIET = "quiet"
     BUSY = "computes"
     NOTIFIED = "computes, and is notified of what it is sent"
-    SENDS = "sends frames"
+    SENDS = "sends frames as fast as it can"
+    ADDRESSES = "sends a neighbour as many frames, as long, and sound"
     CALLS = "makes calls"
     READS = "reads from the store"
 
@@ -45,10 +46,19 @@ class Attack:
     about: str
     door: Door
     control: Control
+    """But on a path in `controls`; see `control_on`."""
     run: Run
     paths: frozenset[str]
     sent_to: bool
     """Somebody honest sends frames to the attacker meanwhile."""
+    controls: Mapping[str, Control]
+
+    def control_on(self, path: str) -> Control:
+        """What it is held against on a path. What is done to a ring of an emulated device traps, as an honest sender's sends do."""
+        if path in self.controls:
+            return self.controls[path]
+        traps = path == "trapped" and (self.door is Door.RINGS or self.sent_to)
+        return Control.SENDS if traps and self.control is Control.BUSY else self.control
 
 
 ATTACKS: Final[dict[str, Attack]] = {}
@@ -62,13 +72,14 @@ def attack(
     *,
     paths: Collection[str] = tuple(PATHS),
     sent_to: bool = False,
+    **controls: Control,
 ) -> Callable[[Run], Run]:
-    """Enter a function into the catalogue, under its own name in words."""
+    """Enter a function into the catalogue, under its own name in words. `controls`: others than `control`, by path."""
 
     def enter(run: Run) -> Run:
         name = run.__name__.replace("_", " ")
         assert name not in ATTACKS, name
-        ATTACKS[name] = Attack(name, about, door, control, run, frozenset(paths), sent_to)
+        ATTACKS[name] = Attack(name, about, door, control, run, frozenset(paths), sent_to, controls)
         return run
 
     return enter

@@ -239,7 +239,7 @@ def duplicate_numbers(a: Attacker) -> None:
 # --- a second thread --------------------------------------------------------------------------------------------------
 
 
-@attack("takes the pages' grants or registrations away while they are used", Door.RINGS)
+@attack("takes the pages' grants or registrations away while they are used", Door.RINGS, Control.CALLS, split=Control.BUSY)
 def revoked_in_flight(a: Attacker) -> None:
     frames = [_frame(a)] * 32
     while a.goes_on():
@@ -295,7 +295,7 @@ def _head_words(a: Attacker, to: str, source: str) -> tuple[int, int]:
     return int.from_bytes(raw[:8], "little", signed=True), int.from_bytes(raw[8:], "little", signed=True)
 
 
-@attack("descriptors and requests of every kind, rewritten as they are read, at full speed", Door.RINGS)
+@attack("descriptors and requests of every kind, rewritten as they are read, at full speed", Door.RINGS, Control.SENDS)
 def garbage(a: Attacker) -> None:
     a.loop(loops.post_ring_garbage if isinstance(a.driver, RingDriver) else loops.post_garbage)
 

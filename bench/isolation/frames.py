@@ -12,6 +12,8 @@ BROADCAST: Final = "ff:ff:ff:ff:ff:ff"
 NOBODY: Final = "02:00:00:00:77:77"
 INVENTED: Final = 1500
 DRIP_S: Final = 0.015
+RANDOM_LENGTHS: Final = (46, 1400)
+"""Bytes behind the header, at least and less than."""
 
 
 def _test_frame(a: Attacker, to: str, source: str, stream: int, sequence: int) -> bytes:
@@ -95,7 +97,7 @@ def vlan_escape(a: Attacker) -> None:
 @attack(
     "its own frames under the numbers of its neighbours' streams, and numbers that fall together with theirs",
     Door.FRAMES,
-    Control.SENDS,
+    Control.ADDRESSES,
 )
 def forged_streams(a: Attacker) -> None:
     numbers = [(stream + add) % (1 << 14) for stream in a.streams for add in (0, 64, 128)]
@@ -104,11 +106,11 @@ def forged_streams(a: Attacker) -> None:
         a.send_all(frames)
 
 
-@attack("frames of random bytes behind a header that is sound", Door.FRAMES, Control.SENDS)
+@attack("frames of random bytes behind a header that is sound", Door.FRAMES, Control.ADDRESSES)
 def random_contents(a: Attacker) -> None:
     noise = np.random.default_rng(2)
     kinds = (b"\x08\x00", b"\x86\xdd", b"\x81\x00", TEST_ETHERTYPE, b"\x00\x2e", b"\xb5\x88")
-    frames = [a.header(a.macs["anna"], kind=kinds[k % 6]) + noise.bytes(int(noise.integers(46, 1400))) for k in range(32)]
+    frames = [a.header(a.macs["anna"], kind=kinds[k % 6]) + noise.bytes(int(noise.integers(*RANDOM_LENGTHS))) for k in range(32)]
     while a.goes_on():
         a.send_all(frames)
 

@@ -13,16 +13,16 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from bench.isolation import loops
 from bench.isolation.attack import Control
 from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
+from bench.isolation.frames import RANDOM_LENGTHS
 from domu.guest import Guest
 from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
-
-NOBODY = "02:00:00:00:77:77"
-HONEST_FRAME = 64
 
 
 class Hostile:
@@ -45,7 +45,8 @@ class Hostile:
             Control.QUIET: (lambda: receive(a)) if sent_to else a.rest,
             Control.BUSY: lambda: a.loop(loops.compute),
             Control.NOTIFIED: lambda: be_notified(a),
-            Control.SENDS: lambda: send(a),
+            Control.SENDS: a.rest,  # another one does, whose driver is nobody's toy (trial.py)
+            Control.ADDRESSES: lambda: address(a),
             Control.CALLS: lambda: call(a),
             Control.READS: lambda: read(a),
         }
@@ -69,11 +70,12 @@ def be_notified(a: Attacker) -> None:
     computing.join()
 
 
-def send(a: Attacker) -> None:
-    """As many frames as attacks by frames send, in the same way."""
-    frame = (a.header(NOBODY) + bytes(HONEST_FRAME))[:HONEST_FRAME]
+def address(a: Attacker) -> None:
+    """As many frames as attacks by frames send, in the same way, and of the lengths that random ones have."""
+    noise = np.random.default_rng(2)
+    frames = [a.header(a.macs["anna"], kind=b"\x08\x00") + bytes(int(noise.integers(*RANDOM_LENGTHS))) for _ in range(32)]
     while a.goes_on():
-        a.send_all([frame] * 32)
+        a.send_all(frames)
 
 
 def call(a: Attacker) -> None:

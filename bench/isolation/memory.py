@@ -54,13 +54,13 @@ def truncated_memory(a: Attacker) -> None:
 
 @attack("punches holes into its RAM, again and again, so that its pages have to be made anew", Door.MEMORY, sent_to=True)
 def punched_memory(a: Attacker) -> None:
-    ram = own_regions(a)[0]
-    first, size = a.driver.tx_pool // PAGE * PAGE, a.driver.size - a.driver.tx_pool // PAGE * PAGE
+    ram, size = own_regions(a)[0], ctypes.c_long(a.driver.pages * PAGE)
     while a.goes_on():
-        if libc.fallocate(ram, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ctypes.c_long(first), ctypes.c_long(size)):
-            a.got[os.strerror(ctypes.get_errno())] += 1
-            if not a.rest(0.001):
-                return
+        for pool in (a.driver.page(0), a.driver.buffer(0)):
+            if libc.fallocate(ram, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, ctypes.c_long(pool), size):
+                a.got[os.strerror(ctypes.get_errno())] += 1
+                if not a.rest(0.001):
+                    return
         for k in range(min(a.driver.room(), 16)):
             a.driver.send(a.driver.page(k), 200)
         a.take_what_comes()

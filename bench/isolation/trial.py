@@ -1,7 +1,8 @@
 """A topology under attack: who is in it, and what an attack does to the others.
 
 On one path: anna and bert exchange verified streams, both ways at a time; carl, full of canaries, asks hypervisor and store; dave,
-an honest guest, sends to the attackers that are to be sent to; and one hostile guest for each attack. A *slice* is the bystanders'
+an honest guest, sends to the attackers that are to be sent to, or as fast as he can, where that is the control; and one hostile
+guest for each attack. A *slice* is the bystanders'
 streams beside an attack, or beside its control: their rate, their losses, the canaries, and how many set-up calls were answered.
 
 Attackers have a CPU to themselves, as virtual CPUs that are pinned have; all that serves them shares another one with the
@@ -14,7 +15,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from bench.isolation.attack import Attack
+from bench.isolation.attack import Attack, Control
 from bench.method.contenders import topology
 from bench.method.samples import Slice
 from hyp.control import ControlError
@@ -28,10 +29,11 @@ ONE, OTHER, CANARIES, SENDER = "anna", "bert", "carl", "dave"
 HONEST = (ONE, OTHER, CANARIES, SENDER)
 ATTACKER, VICTIM = "bench.isolation.hostile", "bench.isolation.victim"
 FRAME = 200
+NOBODY = "02:00:00:00:77:77"
 SENT_TO_PPS = 20_000
 REST_S = 5.0
-PAUSE_US = 200_000
-"""How long who sends waits for a bystander that has its turn on the CPU yet to come: longer than a scheduler lets it wait."""
+PAUSE_US = 1_000_000
+"""How long who sends waits for a bystander that has its turn on the CPU yet to come: longer than a busy machine lets it wait."""
 CALLS_S = 0.05
 
 
@@ -91,7 +93,14 @@ class Trial:
         if name not in self.lab.deaths:
             before = self._reader.read()
             await self._begin(name, attack, [stream, stream + 1], attacked=attacked)
-        result = await self._bystanders(stream, seconds, self.macs[name] if attack.sent_to else None)
+        to = (
+            self.macs[name]
+            if attack.sent_to
+            else NOBODY
+            if not attacked and attack.control_on(self.path) is Control.SENDS
+            else None
+        )
+        result = await self._bystanders(stream, seconds, to)
         if name not in self.lab.deaths:
             result.detail |= await self._end(name, before)
         else:
@@ -104,7 +113,7 @@ class Trial:
             if attacked:
                 begun = self.lab.call(name, "attack", name=attack.name, macs=self.macs, streams=streams)
             else:
-                begun = self.lab.call(name, "control", name=attack.control, macs=self.macs, sent_to=attack.sent_to)
+                begun = self.lab.call(name, "control", name=attack.control_on(self.path), macs=self.macs, sent_to=attack.sent_to)
             await asyncio.wait_for(begun, REST_S)
         except (ControlError, TimeoutError):  # what it has done has hit its own console, too
             return
@@ -123,7 +132,7 @@ class Trial:
         return report
 
     async def _bystanders(self, stream: int, seconds: float, sent_to: str | None) -> Slice:
-        """Streams both ways between anna and bert; carl's calls; dave's frames to the attacker."""
+        """Streams both ways between anna and bert; carl's calls; dave's frames to `sent_to`, if that is somebody."""
         try:
             for sender, receiver, number in ((ONE, OTHER, stream), (OTHER, ONE, stream + 1)):
                 await self.lab.call(receiver, "expect", stream=number, mac=self.macs[sender])
@@ -141,7 +150,8 @@ class Trial:
             self.lab.call(CANARIES, "calls", seconds=min(CALLS_S, seconds)),
         ]
         if sent_to is not None:
-            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 2, pps=SENT_TO_PPS, **job))
+            paced = {} if sent_to == NOBODY else {"pps": SENT_TO_PPS}
+            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 2, **paced, **job))
         return work
 
     async def _received(self, stream: int, sent: Sequence[dict[str, Any]]) -> Slice:

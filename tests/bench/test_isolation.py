@@ -8,7 +8,7 @@ import pytest
 from bench.benchmarks import isolation
 from bench.isolation.attack import Attack, Control, Door
 from bench.isolation.trial import ONE, Trial, hostile_name
-from bench.method.options import Options, OptionsError
+from bench.method.options import Options
 from bench.method.progress import Silent
 from bench.report.results import BenchmarkResult
 from hyp.paths import PATHS
@@ -75,13 +75,8 @@ def test_what_the_bench_says_of_an_attack() -> None:
     assert claim.verdict == "met"
 
 
-def test_an_unknown_attack_is_named() -> None:
-    with pytest.raises(OptionsError, match="no attack 'nonsense'"):
-        run(isolation.run(BenchmarkResult("", ""), Options(paths=("bypass",), attacks=("nonsense",)), Silent()))
-
-
 def test_a_trial_notices_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
-    attack = Attack("none", "", Door.CALLS, Control.QUIET, lambda a: a.rest(), frozenset(PATHS), False)
+    attack = Attack("none", "", Door.CALLS, Control.QUIET, lambda a: a.rest(), frozenset(PATHS), False, {})
     monkeypatch.setitem(ATTACKS, "none", attack)
 
     async def body() -> None:
