@@ -25,6 +25,7 @@ from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from hyp.patience import GRACE_NS
 from hyp.ram import QueuePair, Ram
+from hyp.storm import storm_ns
 from hyp.upcall import ControlUpcall
 from hyp.verbs import post_receive, qp_at, ring_receives
 
@@ -136,6 +137,7 @@ class EngineState:
         ageing_s: float,
         pause_us: int,
         mtu: int,
+        storm_pps: int = 0,
     ) -> None:
         """Set RAM, uplink and limits.
 
@@ -146,6 +148,7 @@ class EngineState:
         record["scratch"], record["max_frame"] = scratch, mtu + LINK_HEADER
         record["counts"], record["counts_shared"] = counts
         record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
+        record["storm_ns"] = storm_ns(storm_pps)
         self.ports["patience"] = pause_us * 1000
         self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
         record["posted"] = self._posted.ctypes.data

@@ -210,8 +210,8 @@ class DriverDomain:
         if features != UPLINK_TAKES:  # netback relies on it: frames go to the NIC as they came
             raise RuntimeError(f"the NIC offers {features:#x}, and the uplink needs {UPLINK_TAKES:#x}")
         counts = self._counters.row("bridge")
-        ageing_s, pause_us, mtu = float(self._config["ageing_s"]), int(self._config["pause_us"]), int(self._config["mtu"])
-        self._state.configure(ram, pair, rx_pool, pool, scratch, counts, ageing_s, pause_us, mtu)
+        limits = {name: int(self._config[name]) for name in ("pause_us", "mtu", "storm_pps")}
+        self._state.configure(ram, pair, rx_pool, pool, scratch, counts, float(self._config["ageing_s"]), **limits)
         for guest in self._config["guests"]:
             self._state.add_guest(str(guest["mac"]), ports.get(int(guest["domid"]), UPLINK), trunk=bool(guest["trunk"]))
         self._state.add_station(str(self._config["wire"]), UPLINK)

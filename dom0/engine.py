@@ -36,6 +36,7 @@ from hyp.abi.counters import (
     DROP_QUEUE_FULL,
     DROP_SAME_PORT,
     DROP_SPOOFED,
+    DROP_STORM,
     INTERRUPTS,
     REPLICATED,
 )
@@ -53,6 +54,7 @@ from hyp.offload.frame import frame_at, one_piece
 from hyp.offload.toeplitz import hashing_at, steer
 from hyp.patience import begin_patience
 from hyp.ring import arm_requests, ring_at
+from hyp.storm import may_flood
 from hyp.trace.ring import is_passed_over
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 
@@ -149,7 +151,7 @@ def _pass_on(e, p, s):
     if source != p.mac and (p.trunk == 0 or (not learn(e.fdb, source, p.vif, e.now) and p.number != UPLINK)):
         return DROP_SPOOFED
     if destination & GROUP_BIT:
-        return _flood(e, p, s)
+        return _flood(e, p, s) if p.number == UPLINK or may_flood(e, p) else DROP_STORM
     number = whereabouts(e.fdb, destination, e.now, e.ageing_ns)
     if number == NO_PORT:
         return _flood(e, p, s)

@@ -38,6 +38,7 @@ PORT = np.dtype(
         # as a receiver that holds others up (hyp/patience.py)
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it has room
         ("patience", "i8"),  # for how long it still may, in ns
+        ("storm_at", "i8"),  # when its next broadcast is due (hyp/storm.py)
         ("full_since", "i8"),
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),
@@ -150,6 +151,7 @@ ENGINE = np.dtype(
         ("counts_shared", "i8"),
         ("flooded", "i8"),  # copies of flooded frames in this turn
         ("pause_ns", "i8"),
+        ("storm_ns", "i8"),  # between two broadcasts of a vif's queue (hyp/storm.py); 0: no limit
         ("now", "i8"),
         ("idle_since", "i8"),
         ("wait", "i8"),

@@ -95,6 +95,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         "queue": topology["nic"]["queue"],
         "mtu": topology["nic"]["mtu"],
         "pause_us": topology["nic"]["pause_us"],
+        "storm_pps": topology["nic"]["storm_pps"],
     }
     processes = [
         own("hyp", shared, None, None),

@@ -13,6 +13,7 @@ from hyp.events import DEBT, NOTIFIER, new_eventfd, new_wait
 from hyp.load.frames import attach_histograms
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
+from hyp.storm import storm_ns
 from nic.crossing import CONS, CROSSING_BYTES, CROSSING_SLOTS, FIRST_SLOT, PROD, SLOT_BYTES, SLOT_CONTEXT
 from nic.kept import Kept
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE_BUFFERS
@@ -141,11 +142,12 @@ class EngineState:
         if reads:
             self.engine.wake_on(fd)
 
-    def configure(self, counters: CounterPage, wire_mac: str, pause_us: int, mtu: int) -> None:
+    def configure(self, counters: CounterPage, wire_mac: str, pause_us: int, mtu: int, storm_pps: int = 0) -> None:
         """Set what comes from the topology, and the rows that count."""
         index = int(self._record[0]["index"])
         self._record[0]["max_frame"] = mtu + LINK_HEADER
         self._record[0]["pause_ns"] = self.pause_ns = pause_us * 1000
+        self._record[0]["storm_ns"] = storm_ns(storm_pps)
         self._record[0]["counts"], self._record[0]["counts_shared"] = counters.row(f"engine{index}")
         self.wire[0]["counts"], self.wire[0]["counts_shared"] = counters.row(f"wire{index}")
         self.wire[0]["mac"] = mac_to_int(wire_mac)

@@ -98,7 +98,8 @@ class Nic:
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
             page = Mapping.adopt(page_fd, ENGINE_BYTES)
             state = EngineState(index, self._crossings, kept, page, platform, shootdown_fd, epoll)
-            state.configure(self._counters, self._config["wire"]["mac"], self._config["pause_us"], self._config["mtu"])
+            limits = {name: int(self._config[name]) for name in ("pause_us", "mtu", "storm_pps")}
+            state.configure(self._counters, self._config["wire"]["mac"], **limits)
             state.engine.wake_on(int(self._crossings.kicks[index]))
             if tap >= 0:
                 state.attach_tap(tap)

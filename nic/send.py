@@ -13,6 +13,7 @@ from hyp.abi.counters import (
     DROP_QUEUE_FULL,
     DROP_SAME_PORT,
     DROP_SPOOFED,
+    DROP_STORM,
     FAULTS_ADDRESS,
     FAULTS_CHAIN,
     FAULTS_DESCRIPTOR,
@@ -54,6 +55,7 @@ from hyp.model.ablation import ablated
 from hyp.offload.fragments import fragment_fault, offload_fault
 from hyp.offload.frame import add_piece, begin_frame, frame_at, piece_addr, piece_length
 from hyp.offload.segments import longest_part, prepare
+from hyp.storm import may_flood
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import put_broadcast, put_or_pause, put_run
 from nic.queues import (
@@ -155,6 +157,8 @@ def _switch(e, c, f):
             await_wire(e, c)
             return PAUSE
         if route == FLOODED and c.part == 0:
+            if c.number != 0 and not may_flood(e, c):  # the physical function's are others', and were counted there
+                return DROP_STORM
             flood(e, context_of(e, c.first).generation, f)
         return outbound(e, c, f)
     if route == c.first:

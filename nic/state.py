@@ -62,6 +62,7 @@ CONTEXT = np.dtype(
         # as a receiver that holds senders up (hyp/patience.py)
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
         ("patience", "i8"),  # for how long it still may, in ns
+        ("storm_at", "i8"),  # when its next broadcast is due (hyp/storm.py)
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
@@ -163,6 +164,7 @@ ENGINE = np.dtype(
         ("drained_fd", "i8"),
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("pause_ns", "i8"),
+        ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/storm.py); 0: no limit
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch
         ("idle_since", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)

@@ -35,6 +35,8 @@ REST_S = 5.0
 PAUSE_US = 1_000_000
 """How long who sends waits for a bystander that has its turn on the CPU yet to come: longer than a busy machine lets it wait."""
 CALLS_S = 0.05
+STORM_PPS = 1000
+"""Broadcasts a second that a guest may send, as any network has a limit in which guests are not trusted."""
 
 
 class AttackedLab(Lab):
@@ -69,7 +71,8 @@ class Trial:
         cpu: dict[str, Any] = {"hyp": ours, "dom0": ours, "nic": ours, "spin": []}
         cpu["guests"] = {one: ours if one in HONEST[:3] else theirs for one in names}
         guests = [{"name": one, "path": path} for one in names]
-        plain = topology(name, (), others=guests, memory={"backing": backing}, cpu=cpu, nic={"pause_us": PAUSE_US}, **more)
+        nic = {"pause_us": PAUSE_US, "storm_pps": STORM_PPS}
+        plain = topology(name, (), others=guests, memory={"backing": backing}, cpu=cpu, nic=nic, **more)
         self.lab = AttackedLab(plain)
         self.macs = {guest["name"]: guest["mac"] for guest in plain["guest"]} | {"wire": plain["nic"]["wire"]["mac"]}
         self._streams = itertools.cycle(range(1, HEADER_ONLY - 3, 3))

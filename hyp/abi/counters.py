@@ -78,6 +78,7 @@ class Count(IntEnum):
     CREDIT_WAITS = 51  # a vif with a rate began to wait for credit
     RESENT = 52  # frames that a split front end has sent again, as the back end that had them is no more
     NOTIFY_NS = 53  # CPU time that notifying it took beyond what is fair: further ones are put off (hyp/events.py)
+    DROP_STORM = 54  # more broadcasts and multicasts than its sender may send (hyp/storm.py)
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]
@@ -113,6 +114,7 @@ DROP_DOWN: Final = int(Count.DROP_DOWN)
 DROP_SAME_PORT: Final = int(Count.DROP_SAME_PORT)
 DROP_TAP: Final = int(Count.DROP_TAP)
 DROP_OVERSIZE: Final = int(Count.DROP_OVERSIZE)
+DROP_STORM: Final = int(Count.DROP_STORM)
 SEGMENTED: Final = int(Count.SEGMENTED)
 FAULTS_CHAIN: Final = int(Count.FAULTS_CHAIN)
 FAULTS_OFFLOAD: Final = int(Count.FAULTS_OFFLOAD)

@@ -130,12 +130,13 @@ class Wire(Table):
 
 
 class Nic(Table):
-    """``[nic]``: `pause_us` in microseconds, `queue` in descriptors, `mtu` in bytes."""
+    """``[nic]``: `pause_us` in microseconds, `storm_pps` in frames a second, `queue` in descriptors, `mtu` in bytes."""
 
     engines: Engines = 1
     mtu: int = Field(default=DEFAULT_MTU, ge=DEFAULT_MTU, le=MAX_MTU)
     pause_us: int = Field(default=20_000, ge=0, le=1_000_000)
     queue: Annotated[int, Field(ge=64, le=4096), AfterValidator(checked_power_of_two)] = 256
+    storm_pps: int = Field(default=0, ge=0, le=1_000_000_000)
     wire: Wire = Wire()
 
 

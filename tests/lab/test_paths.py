@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from lab.ledger import unbalanced
+from hyp.paths import PATHS
+from hyp.storm import BURST
+from lab.ledger import difference, total, unbalanced
 from lab.owner import Lab
 from lab.stopping import stop
 from lab.workloads import Runner
@@ -104,6 +106,29 @@ def test_other_settings(tmp_path: Path, settings: str) -> None:
         async with running(tmp_path, "settings", settings + GUESTS) as runner:
             for one, other in (*PAIRS.values(), ("carl", "wire"), ("anna", "wire"), ("anna", "dora")):
                 check(await runner.run(workload("stream", one, other, 200, frames=10_000)))
+
+    run(main())
+
+
+def test_a_guest_has_no_more_broadcasts_passed_on_than_it_may(tmp_path: Path) -> None:
+    """On each path; those of the others are none of its affair, and what is for one station is not counted."""
+    lab_of_all = "[nic]\nstorm_pps = 1\n" + "".join(f'[[guest]]\nname = "{path}"\npath = "{path}"\n' for path in PATHS)
+    sent = 3 * BURST
+
+    async def main() -> None:
+        async with running(tmp_path, "storm", lab_of_all) as runner:
+            lab, wire = runner.lab, runner.lab.topology["nic"]["wire"]["mac"]
+            for number, path in enumerate(PATHS, 1):
+                before = await runner._settled()
+                for stream, mac in ((2 * number, "ff:ff:ff:ff:ff:ff"), (2 * number + 1, wire)):
+                    await lab.call(path, "send_stream", mac=mac, frame=64, stream=stream, frames=sent)
+                moved = difference(await runner._settled(), before)
+                reports = [await lab.call("nic", "wire_report", stream=2 * number + k) for k in range(2)]
+                dropped = total(moved, "drop_storm")
+                assert BURST <= sent - dropped <= BURST + 60  # those of a minute
+                assert [report["received"]["frames"] for report in reports] == [sent - dropped, sent]
+                (blamed,) = [row for row, counts in moved.items() if counts["drop_storm"]]
+                assert blamed.rpartition(":")[2].removesuffix(".vmm") == path
 
     run(main())
 
