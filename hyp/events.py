@@ -10,10 +10,13 @@ while that adapts, then sleep. `passed` and `notify_if` are the hold-off: whethe
 that serve several guests.
 """
 
+import contextlib
 import errno
+import functools
 import os
 import select
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +26,7 @@ from hyp.abi.counters import NOTIFICATIONS, NOTIFY_NS, SPIN_NS, SUPPRESSED, WAKE
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, notify, record_view, thread_cpu_ns, u32_sub
+from hyp.control.aside import Aside, Stuck
 from hyp.control.debt import Debt
 from hyp.counters import count
 from hyp.kernels import compiled, outlined
@@ -240,19 +244,28 @@ class EventError(OSError):
 
 
 class Upcall:
-    """Where the events of one engine of a domain arrive: an epoll descriptor that the hypervisor fills."""
+    """Where the events of one engine of a domain arrive: an epoll descriptor that the hypervisor fills.
 
-    def __init__(self, debt: Debt | None = None) -> None:
-        """`debt`: its domain's, with the hypervisor."""
-        self._debt = debt or Debt()
+    A guest has it, too, and with it locks for which epoll_ctl(2) and close(2) wait: both are called aside (hyp/control/aside.py).
+    """
+
+    def __init__(self, debt: Debt | None = None, aside: Aside | None = None) -> None:
+        """`debt`, `aside`: its domain's, with the hypervisor. None: the domain is trusted."""
+        self._debt, self._aside = debt or Debt(), aside
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
 
     def deliver(self, eventfd: int, port: int) -> None:
         """From now on a write to `eventfd` wakes the waiter. EventError if the waiter has spoilt its epoll descriptor."""
+        how = (eventfd, select.EPOLLIN | select.EPOLLET)
         try:
-            self.epoll.register(eventfd, select.EPOLLIN | select.EPOLLET)
+            if self._aside is None:
+                self.epoll.register(*how)
+            else:
+                self._aside.call(self.epoll.register, *how)
         except ValueError:
             raise EventError(errno.EBADF, f"port {port}: the waiter is gone") from None
+        except Stuck as error:
+            raise EventError(errno.EBUSY, f"port {port}: the waiter's upcall does not let go ({error})") from error
         except OSError as error:
             raise EventError(error.errno, f"port {port}: the waiter's upcall takes no events ({error.strerror})") from error
 
@@ -268,12 +281,26 @@ class Upcall:
         with self._debt.pays():
             raise_event(eventfd)
 
-    def forget(self, eventfd: int) -> None:
-        """The inverse of `deliver`; nothing happens if it is gone already."""
-        try:
-            self.epoll.unregister(eventfd)
-        except (OSError, ValueError):  # ValueError: closed, its domain has ended
-            pass
+    def forget(self, eventfd: int, then: Callable[[], None] | None = None) -> None:
+        """The inverse of `deliver`; nothing happens if it is gone already. `then` is called once that is so."""
+
+        def unregister() -> None:
+            with contextlib.suppress(OSError, ValueError):  # ValueError: closed, its domain has ended
+                self.epoll.unregister(eventfd)
+            if then is not None:
+                then()
+
+        if self._aside is None:
+            unregister()
+        else:
+            self._aside.later(unregister)
+
+    def close_eventfd(self, eventfd: int) -> None:
+        """Close one that the waiter may have, too."""
+        if self._aside is None:
+            os.close(eventfd)
+        else:
+            self._aside.later(os.close, eventfd)
 
     def close(self) -> None:
         self.epoll.close()
@@ -374,8 +401,7 @@ class EventChannels:
     def _disconnect(one: Port, other: Port) -> None:
         for end, far in ((one, other), (other, one)):
             if end.notifier >= 0:
-                far.upcall.forget(end.notifier)
-                os.close(end.notifier)
+                far.upcall.forget(end.notifier, functools.partial(end.upcall.close_eventfd, end.notifier))
                 end.notifier = -1
 
     def _port(self, domid: int, number: int) -> Port:

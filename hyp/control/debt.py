@@ -25,6 +25,11 @@ class Debt:
         """For how long nothing is to be sent to it; 0: it may be."""
         return max(self._until - CREDIT_NS - self._clock(), 0) / 1e9
 
+    def owe(self, beyond_ns: int) -> None:
+        """It has cost so much more than is fair."""
+        if beyond_ns > 0:
+            self._until = max(self._until, self._clock()) + DEARNESS * beyond_ns
+
     @contextmanager
     def pays(self) -> Iterator[None]:
         """What is done here wakes it."""
@@ -32,8 +37,7 @@ class Debt:
         try:
             yield
         finally:
-            if (beyond := self._used() - before - FAIR_NS) > 0:
-                self._until = max(self._until, self._clock()) + DEARNESS * beyond
+            self.owe(self._used() - before - FAIR_NS)
 
 
 NO_DEBT = Debt(used=lambda: 0)

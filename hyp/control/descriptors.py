@@ -42,11 +42,14 @@ def brings_descriptors(sock: socket.socket, size: int = _LONGEST_LOOK) -> bool:
     return bool(flags & socket.MSG_CTRUNC)
 
 
-def hang_up(sock: socket.socket) -> None:
-    """End a connection for both sides, whoever else holds copies of the socket, and close it; never waits."""
+def hang_up(sock: socket.socket, *, shared: bool = False) -> None:
+    """End a connection for both sides, whoever else holds copies of the socket, and close it; never waits.
+
+    `shared`: others have this end, too. Who reads from it has its lock as long as his page faults take: it is not even looked at.
+    """
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
-    if _is_empty(sock):
+    if not shared and _is_empty(sock):
         sock.close()
         return
     try:

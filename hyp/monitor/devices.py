@@ -27,6 +27,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any
 
 from hyp.abi.domids import DOM0
@@ -346,9 +347,8 @@ class Devices:
         self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context.number}
         if self._engine_upcalls:
             self._engine_upcalls[context.engine].forget(context.doorbell_fd)
-        context.upcall.forget(context.completion_fd)
-        os.close(context.doorbell_fd)
-        os.close(context.completion_fd)
+        context.upcall.forget(context.completion_fd, partial(context.upcall.close_eventfd, context.completion_fd))
+        context.upcall.close_eventfd(context.doorbell_fd)
         context.doorbell.close()
 
     async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:

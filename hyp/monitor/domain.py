@@ -8,7 +8,8 @@ from typing import Any
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
-from hyp.control.debt import Debt
+from hyp.control.aside import Aside
+from hyp.control.debt import FAIR_NS, Debt
 from hyp.events import Upcall
 from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region, create_sparse
@@ -67,9 +68,13 @@ class Domain:
     dying: bool = False
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its calls at a time asks toolstack and NIC for a device
     debt: Debt = field(default_factory=Debt)  # for notifications of the hypervisor's own
+    aside: Aside = field(init=False)  # what may wait for locks that it has
     device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/monitor/emulation.py); `domid` is its guest's
     _regions: dict[str, Region] = field(default_factory=dict)
     _next_key: int = 1
+
+    def __post_init__(self) -> None:
+        self.aside = Aside(lambda blocked_ns: self.debt.owe(blocked_ns - FAIR_NS))
 
     def region(self, purpose: str, size: int, *, one_writer: bool = False) -> Region:
         """The domain's region for `purpose`, made at the first call."""

@@ -15,6 +15,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -279,11 +280,10 @@ class Emulation:
         if domain.iommu is not None:
             domain.iommu.clear()
             await self._devices.shootdown()
-        for upcall, fd in (
-            (self._upcall, machine.trap_fd), (machine.answers, machine.answer_fd), (machine.interrupts, machine.interrupt_fd),
-        ):  # fmt: skip
-            upcall.forget(fd)
-        close_all([machine.trap_fd, machine.answer_fd, machine.interrupt_fd])
+        self._upcall.forget(machine.trap_fd)
+        machine.answers.close_eventfd(machine.trap_fd)
+        for upcall, fd in ((machine.answers, machine.answer_fd), (machine.interrupts, machine.interrupt_fd)):
+            upcall.forget(fd, partial(upcall.close_eventfd, fd))
         if machine.pair is not None:
             close_all([int(machine.pair.record[0]["doorbell_fd"])])
         machine.ram, machine.pair = None, None

@@ -404,7 +404,7 @@ class Keeper:
             for purpose, ends in list(ends_of.items()):
                 if purpose == serves or child is dead:
                     for end in ends:
-                        hang_up(end)
+                        hang_up(end, shared=True)
                     ends_of.pop(purpose)
 
     # -- the end --

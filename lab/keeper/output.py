@@ -5,18 +5,25 @@ that others write to or read from. The keeper reads its pipe, `TURN_BYTES` at a 
 `KEPT_BYTES` at least: the log, and the one before it under the name with ".1" behind it. A guest that prints faster waits in its
 own write(2). The lab shows nothing of it on a terminal.
 
-The pipe lives as long as somebody has its end: the guest, and programs that it has left behind.
+The pipe lives as long as somebody has its end: the guest, and programs that it has left behind. Each is read by a thread of its own:
+who writes has the pipe's lock while the kernel copies from his memory, which takes as long as his page faults do: as long as he likes.
+Then the thread waits, whether the pipe is to block or not, and nobody else does.
 """
 
-import asyncio
 import contextlib
 import os
+import select
+import threading
+import time
 from pathlib import Path
+
+from hyp.events import new_eventfd
 
 KEPT_BYTES = 1 << 20
 TURN_BYTES = 1 << 16
 RATE = 8 << 20
 """Bytes a second."""
+LAST_WORDS_S = 0.5
 
 
 class Output:
@@ -26,11 +33,12 @@ class Output:
         self._path, self._size = path, 0
         with contextlib.suppress(FileNotFoundError):  # of a guest that was there before, and was started again
             os.replace(path, self._before)
-        self._loop = asyncio.get_running_loop()
         self._log = self._open()
         self._pipe, self._guests_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._pipe, False)
-        self._loop.add_reader(self._pipe, self._readable)
+        self._end, self._lock = new_eventfd(), threading.Lock()
+        self._thread = threading.Thread(target=self._read, name=f"output {path.stem}", daemon=True)
+        self._thread.start()
 
     @property
     def _before(self) -> Path:
@@ -43,22 +51,25 @@ class Output:
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
-    def _readable(self) -> None:
-        try:
-            printed = os.read(self._pipe, TURN_BYTES)
-        except BlockingIOError:
-            return
-        self._loop.remove_reader(self._pipe)
-        if not printed:
-            self._close()
-            return
-        with contextlib.suppress(OSError):  # a full disk costs the guest its words
-            self._keep(printed)
-        self._loop.call_later(len(printed) / RATE, self._go_on)
-
-    def _go_on(self) -> None:
-        if self._pipe >= 0:
-            self._loop.add_reader(self._pipe, self._readable)
+    def _read(self) -> None:
+        """The thread: until nobody has the other end, or the topology ends."""
+        poll, end, ended = select.poll(), self._end, False
+        for fd in (self._pipe, end):
+            poll.register(fd, select.POLLIN)
+        while not ended:
+            ended = end in dict(poll.poll())
+            printed = b""
+            with contextlib.suppress(BlockingIOError):
+                printed = os.read(self._pipe, TURN_BYTES)
+                ended = ended or not printed
+            with contextlib.suppress(OSError):  # a full disk costs the guest its words
+                self._keep(printed)
+            if not ended:
+                time.sleep(len(printed) / RATE)
+        with self._lock:
+            self._end = -1
+        for fd in (self._pipe, self._log, end):
+            os.close(fd)
 
     def _keep(self, printed: bytes) -> None:
         if self._size + len(printed) > KEPT_BYTES:
@@ -72,13 +83,7 @@ class Output:
 
     def close(self) -> None:
         """Take what waits in the pipe, and end."""
-        if self._pipe >= 0:
-            self._loop.remove_reader(self._pipe)
-            with contextlib.suppress(OSError):
-                self._keep(os.read(self._pipe, TURN_BYTES))
-            self._close()
-
-    def _close(self) -> None:
-        os.close(self._pipe)
-        os.close(self._log)
-        self._pipe = self._log = -1
+        with self._lock:
+            if self._end >= 0:
+                os.eventfd_write(self._end, 1)
+        self._thread.join(LAST_WORDS_S)

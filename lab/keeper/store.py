@@ -90,4 +90,4 @@ def _replace(child: Child, pair: Pair) -> None:
     else:
         child.console.tell("xenstore", fds=[pair[1].fileno()])
     for end in old:
-        hang_up(end)
+        hang_up(end, shared=True)

@@ -32,6 +32,7 @@ def test_defaults(tmp_path: Path) -> None:
             "engines": 1,
             "mtu": 1500,
             "pause_us": 20_000,
+            "storm_pps": 0,
             "queue": 256,
             "wire": {
                 "mode": "sink",
@@ -131,7 +132,7 @@ def test_everything_given(tmp_path: Path) -> None:
     assert (plain["name"], plain["memory"]["backing"], plain["spin"]["limit_us"]) == ("full-1", "sealed", 0)
     wire = {"mode": "generate", "mac": "0a:00:00:00:00:01", "to": "tess", "frame": 1514, "pps": 1000, "gbps": 10.0, "delay_us": 50}
     host: dict[str, Any] = {"interface": "xbl0", "address": None, "address6": None, **REPLAY, "rewrite": {}}
-    assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "wire": wire | host}
+    assert plain["nic"] == {"engines": 8, "mtu": 4000, "pause_us": 0, "queue": 512, "storm_pps": 0, "wire": wire | host}
     assert plain["dom0"] == {"memory": 1024 * MIB, "ageing_s": 5, "max_queues": 8}
     assert [(g["mac"], g["memory"], g["mtu"], g["address"]) for g in plain["guest"]] == [
         ("02:00:00:00:ab:cd", 4 * MIB, 576, None),

@@ -78,6 +78,7 @@ class Bench:
             "engines": engines,
             "engine_cpus": [],
             "pause_us": pause_us,
+            "storm_pps": 0,
             "mtu": mtu,
             "wire": {"mac": WIRE_MAC, "mode": wire},
         }

@@ -1,0 +1,94 @@
+"""Calls that may wait as long as a guest likes, made by a thread of the guest's that nobody else waits for.
+
+Some system calls on what a guest holds, too, take a lock that it may have: epoll_ctl(2) that of an epoll from which the guest takes
+events, and close(2) that of each epoll which it has put the descriptor into. It has it while the kernel copies to its memory, which
+takes as long as its page faults do. So such calls are made aside: for each guest by a thread of its own, one after the other, which
+is there as long as there is something to do.
+
+`call` waits for the answer, but not long: what its thread was blocked for is told to `blocked`, so that the guest pays for it. Who
+does not answer by `LIMIT_S` is *stuck*: what is asked of it from then on fails at once, until all that it was asked before has been
+done. `later` waits for nothing. In the end a stuck thread goes when its guest does.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+LIMIT_S: Final = 0.25
+"""More than a thread that is not blocked waits for a CPU."""
+
+
+class Stuck(OSError):
+    """What was asked aside is not answered."""
+
+
+class _Job:
+    __slots__ = ("answered", "arguments", "error", "function", "result")
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.function, self.arguments = function, arguments
+        self.answered = threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+
+class Aside:
+    """One guest's. `blocked`: called, by `call`, with the time (ns) for which the thread waited for a lock."""
+
+    def __init__(self, blocked: Callable[[int], None]) -> None:
+        self._blocked = blocked
+        self._jobs: deque[_Job] = deque()
+        self._lock = threading.Lock()
+        self._at_work = self._stuck = False
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function returns, or raises. Stuck if there is no answer; it is called all the same, some time."""
+        if self._stuck:
+            raise Stuck("what it was asked before is not answered")
+        job = self.later(function, *arguments)
+        if not job.answered.wait(LIMIT_S):
+            self._stuck = True
+            raise Stuck(f"there is no answer after {LIMIT_S} s")
+        if job.error is not None:
+            raise job.error
+        return job.result
+
+    def later(self, function: Callable[..., Any], *arguments: Any) -> _Job:
+        """Have it called, after what was asked before."""
+        job = _Job(function, arguments)
+        with self._lock:
+            self._jobs.append(job)
+            if self._at_work:
+                return job
+            self._at_work = True
+        try:
+            threading.Thread(target=self._work, name="aside", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._work()
+        return job
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                if not self._jobs:
+                    self._at_work = self._stuck = False
+                    return
+                job = self._jobs.popleft()
+            began, waited = time.monotonic_ns(), _not_blocked()
+            try:
+                job.result = job.function(*job.arguments)
+            except BaseException as error:
+                job.error = error
+            with contextlib.suppress(OSError):
+                self._blocked(time.monotonic_ns() - began - (_not_blocked() - waited))
+            job.answered.set()
+
+
+def _not_blocked() -> int:
+    """Time (ns) for which this thread has had a CPU, or waited for one."""
+    used, delayed, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    return int(used) + int(delayed)
