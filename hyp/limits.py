@@ -88,7 +88,11 @@ def _threads_of(uid: int) -> int:
     for folder in os.scandir("/proc"):
         if folder.name.isdigit():
             with contextlib.suppress(OSError):
-                fields = dict(line.split(":", 1) for line in Path(folder.path, "status").read_text().splitlines() if ":" in line)
+                fields = dict(
+                    line.split(":", 1)
+                    for line in Path(folder.path, "status").read_text(errors="replace").splitlines()
+                    if ":" in line
+                )
                 if int(fields["Uid"].split()[0]) == uid:
                     found += int(fields["Threads"])
     return found

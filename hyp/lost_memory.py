@@ -17,7 +17,7 @@ path.
 
 Who touches a hole gets a page made anew, by a page fault that waits as long as a hole is being punched: who goes on punching takes
 up the loops that serve it. All regions are whole from the beginning: one that has fewer blocks than when it was mapped has holes.
-So every `LOOK_S` a process looks whether it had many page faults, and if so, which regions have holes: these are lost, too.
+So a process looks every `LOOK_S` which regions have holes, and more closely if it had many page faults: these are lost, too.
 
 The handler is called with no argument of ours, so the table is at an address that every process knows. All of it is
 async-signal-safe: loads and stores, mmap(2), write(2), sigaction(2).
@@ -31,8 +31,10 @@ import mmap
 import os
 import resource
 import signal
+import threading
+import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -63,13 +65,15 @@ SA_SIGINFO, SA_ONSTACK, SA_NODEFER = 4, 0x0800_0000, 0x4000_0000
 KERNEL_SIGACTION_BYTES: Final = 32
 LOOK_S: Final = 0.25
 MANY_FAULTS: Final = 500
-"""Page faults in that time, from which on it is looked for holes: 0.2 ms to 20 ms of them, if each is waited for."""
+"""Page faults in that time, from which on it is looked more closely."""
 LOOKS: Final = 32
 """At the blocks of each region, as a hole may have been filled again."""
 
 _names: list[str] = [""] * ENTRIES
 _files: list[tuple[int, int]] = [(0, 0)] * ENTRIES
 """Inode of each region, and how many blocks it had when it was mapped."""
+_holed: set[int] = set()
+"""Inodes of those in which holes were seen."""
 _libc: Any = None
 _table: Any = None
 _before: Any = None
@@ -122,46 +126,63 @@ def guard(told: Callable[[str], None] | None = None) -> None:
         raise OSError(ctypes.get_errno(), "SIGBUS cannot be handled")
     _table = np.frombuffer(memory, ENTRY, ENTRIES, ENTRY_BYTES)
     told_of_mappings.append(_enter)
-    loop = asyncio.get_running_loop()
-    loop.add_reader(told_fd, _look, told_fd, told)
-    loop.call_later(LOOK_S, _look_for_holes, loop, told_fd, _page_faults())
+    asyncio.get_running_loop().add_reader(told_fd, _look, told_fd, told)
+    threading.Thread(target=_look_for_holes, args=(told_fd,), name="holes", daemon=True).start()
 
 
-def _page_faults() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+def _look_for_holes(told_fd: int) -> None:
+    """The thread that looks at the regions' blocks: fstat(2) may wait until a hole has been punched."""
+    fds: dict[int, int] = {}
+    faults = 0
+    while True:
+        time.sleep(LOOK_S)
+        before, faults = faults, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        whole: dict[int, int] = {}
+        for k in np.flatnonzero(_table["end"]):
+            inode, blocks = _files[k]
+            whole[inode] = max(blocks, whole.get(inode, 0))
+        if not whole.keys() <= fds.keys():
+            fds = _open_files(whole)
+        holed = {inode for _ in range(LOOKS if faults - before >= MANY_FAULTS else 1) for inode in _with_holes(whole, fds)}
+        if holed:
+            _holed.update(holed)
+            os.eventfd_write(told_fd, 1)
 
 
-def _look_for_holes(loop: asyncio.AbstractEventLoop, told_fd: int, before: int) -> None:
-    """Every `LOOK_S`."""
-    if _page_faults() - before >= MANY_FAULTS:
-        for k in _with_holes():
-            start, size = int(_table[k]["start"]), int(_table[k]["end"] - _table[k]["start"])
-            if _libc.mmap(start, size, READ_WRITE, IN_ITS_PLACE, -1, 0) == start:
-                _files[k] = (0, 0)
-                _table[k]["lost"] = 2
-                os.eventfd_write(told_fd, 1)
-    loop.call_later(LOOK_S, _look_for_holes, loop, told_fd, _page_faults())
+def _open_files(inodes: Collection[int]) -> dict[int, int]:
+    """A descriptor of this process for each: each is open, by its mapping's at least."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            inode = os.fstat(int(name)).st_ino
+            if inode in inodes:
+                found[inode] = int(name)
+    return found
 
 
-def _with_holes() -> set[int]:
-    """The regions that have fewer blocks than they had. Each is open in this process, by its mapping's descriptor at least."""
-    least: dict[int, int] = {}
-    files = {_files[k][0] for k in np.flatnonzero(_table["end"])}
-    fds = [int(fd) for fd in os.listdir("/proc/self/fd")]
-    for _ in range(LOOKS):
-        for fd in list(fds):
-            with contextlib.suppress(OSError):
-                found = os.fstat(fd)
-                if found.st_ino not in files:
-                    fds.remove(fd)
-                else:
-                    least[found.st_ino] = min(found.st_blocks, least.get(found.st_ino, found.st_blocks))
-    return {int(k) for k in np.flatnonzero(_table["end"]) if least.get(_files[k][0], _files[k][1]) < _files[k][1]}
+def _with_holes(whole: dict[int, int], fds: dict[int, int]) -> Iterator[int]:
+    """Inodes of those that have fewer blocks than when they were `whole`."""
+    for inode, fd in list(fds.items()):
+        try:
+            found = os.fstat(fd)
+        except OSError:
+            found = None
+        if found is None or found.st_ino != inode:
+            del fds[inode]  # it was another mapping's, which has gone
+        elif found.st_blocks < whole.get(inode, 0):
+            yield inode
 
 
 def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
     """Which regions were lost."""
     os.eventfd_read(told_fd)
+    while _holed:
+        inode = _holed.pop()
+        for k in np.flatnonzero(_table["end"]):
+            start, size = int(_table[k]["start"]), int(_table[k]["end"] - _table[k]["start"])
+            if _files[k][0] == inode and _libc.mmap(start, size, READ_WRITE, IN_ITS_PLACE, -1, 0) == start:
+                _files[k] = (0, 0)
+                _table[k]["lost"] = 2
     for k in np.flatnonzero(_table["lost"]):
         what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it"
         _table[k]["lost"] = 0

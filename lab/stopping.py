@@ -46,7 +46,7 @@ def stands_still(pid: int) -> bool:
 
 def _state(pid: int, task: str) -> str:
     try:
-        stat = Path(f"/proc/{pid}/task/{task}/stat").read_text()
+        stat = Path(f"/proc/{pid}/task/{task}/stat").read_text(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return "X"
     return stat.rpartition(")")[2].split()[0]

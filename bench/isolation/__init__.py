@@ -1,7 +1,7 @@
 """Attacks: what a hostile guest does, on any path and through any door, and what its neighbours notice of it.
 
     attack.py       what an attack is               catalogue.py    all of them
-    descriptors.py, frames.py, calls.py, memory.py    the attacks, by what they abuse
+    descriptors.py, frames.py, calls.py, memory.py, nowhere.py    the attacks, by what they abuse
     drivers.py      a front end that does as it is told: rings and descriptors of each path without a thought for the protocol
     loops.py        what attacks at full speed, compiled
     attacker.py     what an attack works with       hostile.py      the hostile guest's role

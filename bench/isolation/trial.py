@@ -185,6 +185,10 @@ class Trial:
             self.broken = "the topology is broken"
         if self.broken:
             return
+        try:
+            await asyncio.wait_for(self.lab.keeper("status"), REST_S)
+        except TimeoutError:
+            result.errors.append("the keeper does not answer")
         changed = await self.lab.call(CANARIES, "intact")
         leaked = 0
         if name not in self.lab.deaths:

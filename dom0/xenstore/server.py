@@ -37,6 +37,7 @@ from hyp.control.descriptors import hang_up, refuse_descriptors
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX = 512  # beyond it a listening socket takes no more
+WATCH_AGAIN_S = 0.1
 _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
@@ -238,17 +239,24 @@ class Xenstored:
         """Read unless a request may wait, write if there is something left to write."""
         waits = connection.congested or connection.paused or self._clients[connection].waiting
         reading, writing = not waits, connection.unread > 0 and not connection.held
-        if reading != connection.reading:
-            if reading:
+        try:
+            if reading and not connection.reading:
                 self._loop.add_reader(connection.sock, self._readable, connection)
-            else:
+            elif connection.reading and not reading:
                 self._loop.remove_reader(connection.sock)
-        if writing != connection.writing:
-            if writing:
+            connection.reading = reading
+            if writing and not connection.writing:
                 self._loop.add_writer(connection.sock, self._flush, connection)
-            else:
+            elif connection.writing and not writing:
                 self._loop.remove_writer(connection.sock)
-        connection.reading, connection.writing = reading, writing
+            connection.writing = writing
+        except OSError as error:  # the user has all the epoll watches that he may have (fs.epoll.max_user_watches)
+            log.error("%s cannot be watched: %s; tried again in %g s", connection.sock, error.strerror, WATCH_AGAIN_S)
+            self._loop.call_later(WATCH_AGAIN_S, self._watch_again, connection)
+
+    def _watch_again(self, connection: Connection) -> None:
+        if not connection.closed:
+            self._watch_socket(connection)
 
     def _disconnect(self, connection: Connection, cause: str, text: str) -> None:
         if connection.closed:

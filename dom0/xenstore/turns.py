@@ -67,8 +67,10 @@ class Turns:
             worker.had_ns += self._clock() - start
             if more:
                 self._enter(worker)
-            self._after()
-            self._in_turn = False
-            if self._line:
-                self._due = True
-                self._loop.call_soon(self._turn)
+            try:
+                self._after()
+            finally:  # whatever fails, who waits has his turn
+                self._in_turn = False
+                if self._line:
+                    self._due = True
+                    self._loop.call_soon(self._turn)

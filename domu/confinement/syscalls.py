@@ -36,7 +36,9 @@ timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd
 umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev fstat fstatfs
 """
 _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 2, 10, 16, 17
-_ADVICE = (*range(5), 8, *range(10, 24), 25)  # of madvise(2): all but MADV_REMOVE, MADV_HWPOISON and what only root has
+_ADVICE = (*range(5), 8, *range(10, 20), 22, 23)
+"""Of madvise(2): all but MADV_REMOVE, MADV_HWPOISON, what only root has, and what takes pages away from others who map them, be it
+for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during which who touches one waits, for seconds."""
 _NO_HOLE = (0, 1)  # of fallocate(2): FALLOC_FL_KEEP_SIZE at most
 _PERSONALITY = (0, 0xFFFF_FFFF)
 _ENOSYS = 38

@@ -1,0 +1,51 @@
+"""Calls made aside: they are answered, or their guest is stuck; nobody else waits, and nothing is lost or done out of order."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from hyp.control.aside import Aside, Stuck
+from tests.support.labs import wait_until
+
+
+@pytest.fixture
+def blocked() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def aside(blocked: list[int]) -> Iterator[Aside]:
+    yield Aside(blocked.append)
+    wait_until(lambda: not any(thread.name == "aside" for thread in threading.enumerate()), "its thread to end with its work")
+
+
+def test_a_call_returns_or_raises(aside: Aside, blocked: list[int]) -> None:
+    assert [aside.call(divmod, 7, k) for k in (2, 3)] == [(3, 1), (2, 1)]
+    with pytest.raises(ZeroDivisionError):
+        aside.call(divmod, 7, 0)
+    assert aside.call(threading.get_ident) != threading.get_ident()
+    assert len(blocked) == 4
+
+
+def test_who_does_not_answer_is_stuck_until_all_is_done_and_others_are_not(aside: Aside, blocked: list[int]) -> None:
+    gate, done = threading.Event(), list[str]()
+    with pytest.raises(Stuck, match="no answer after"):
+        aside.call(gate.wait)
+    aside.later(done.append, "first")
+    with pytest.raises(Stuck, match="asked before"):
+        aside.call(done.append, "never")
+    aside.later(done.append, "second")
+    assert Aside(blocked.append).call(divmod, 9, 4) == (2, 1)
+    assert done == []
+    gate.set()
+    wait_until(lambda: done == ["first", "second"], "what was asked to be done")
+    wait_until(lambda: not aside._stuck, "it to be free")
+    assert aside.call(divmod, 9, 4) == (2, 1)
+
+
+def test_what_it_was_blocked_for_is_told(aside: Aside, blocked: list[int]) -> None:
+    aside.call(threading.Event().wait, 0.05)
+    assert blocked[0] > 40_000_000
+    aside.call(sum, range(1_000_000))  # that takes as long, of a CPU
+    assert blocked[1] < blocked[0]
