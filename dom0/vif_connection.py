@@ -13,7 +13,6 @@ Who owns what, and when (`Connection.open` in this order, `Connection.close` bac
 
 import asyncio
 import errno
-import os
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +37,7 @@ from hyp.abi.netif import (
     TX_SLOT_BYTES,
 )
 from hyp.control import Channel, ControlError, Refused, Reply
+from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
 from hyp.kernels import entry, i64
 from hyp.memory import Mapping
@@ -294,7 +294,7 @@ class Connection:
     async def _bind(self, port: int, upcall: int) -> int:
         bound = await self._bound(port, upcall)
         self._held.push_async_callback(self._hyp.call, "evtchn_close", port=int(bound.value["port"]))
-        self._held.callback(os.close, bound.fds[0])
+        self._held.callback(close_shared, [bound.fds[0]])
         return bound.fds[0]
 
     async def take_address(self) -> None:

@@ -18,6 +18,7 @@ from hyp.abi.nic import LINK_HEADER, PAGE, SQ_PROD, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
 from hyp.control import Handler, Refused, close_all
+from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
 from hyp.load.frames import MIN_TEST_FRAME, keep_for, tracker_report
 from hyp.load.schedule import MAX_RATE
@@ -230,7 +231,7 @@ class Nic:
             for state in self._engines:
                 await state.engine.post(STOP_CONTEXT, context=context)
             self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
-            os.close(int(self._engines[0].contexts[context]["completion_fd"]))
+            close_shared([int(self._engines[0].contexts[context]["completion_fd"])])
             self._started.discard(context)
             self._patience[self._names[context]] = int(self._engines[self._owner(context)].contexts[context]["patience"])
             del self._mappings[context], self._generations[context], self._names[context]

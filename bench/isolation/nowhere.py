@@ -1,7 +1,7 @@
 """Attacks by page faults that do not end: the kernel copies to or from such a page with a lock held that others wait for.
 
-Who may have a userfaultfd gets the kernel's own page faults by it and does not answer (``vm.unprivileged_userfaultfd``). Who may not
-is told so by the kernel, and has tried.
+Who may have a userfaultfd gets the kernel's own page faults by it and does not answer (``vm.unprivileged_userfaultfd``). Who may
+not is told so by the kernel, and has tried.
 """
 
 import contextlib

@@ -27,10 +27,10 @@ class Stuck(OSError):
 
 
 class _Job:
-    __slots__ = ("answered", "arguments", "error", "function", "result")
+    __slots__ = ("answered", "arguments", "error", "function", "result", "waited_for")
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.function, self.arguments = function, arguments
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], waited_for: bool) -> None:
+        self.function, self.arguments, self.waited_for = function, arguments, waited_for
         self.answered = threading.Event()
         self.result: Any = None
         self.error: BaseException | None = None
@@ -49,7 +49,7 @@ class Aside:
         """What the function returns, or raises. Stuck if there is no answer; it is called all the same, some time."""
         if self._stuck:
             raise Stuck("what it was asked before is not answered")
-        job = self.later(function, *arguments)
+        job = self._begin(_Job(function, arguments, waited_for=True))
         if not job.answered.wait(LIMIT_S):
             self._stuck = True
             raise Stuck(f"there is no answer after {LIMIT_S} s")
@@ -57,9 +57,11 @@ class Aside:
             raise job.error
         return job.result
 
-    def later(self, function: Callable[..., Any], *arguments: Any) -> _Job:
+    def later(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have it called, after what was asked before."""
-        job = _Job(function, arguments)
+        self._begin(_Job(function, arguments, waited_for=False))
+
+    def _begin(self, job: _Job) -> _Job:
         with self._lock:
             self._jobs.append(job)
             if self._at_work:
@@ -83,8 +85,9 @@ class Aside:
                 job.result = job.function(*job.arguments)
             except BaseException as error:
                 job.error = error
-            with contextlib.suppress(OSError):
-                self._blocked(time.monotonic_ns() - began - (_not_blocked() - waited))
+            if job.waited_for:  # else it may have waited for the interpreter's lock, which who waits leaves to it
+                with contextlib.suppress(OSError):
+                    self._blocked(time.monotonic_ns() - began - (_not_blocked() - waited))
             job.answered.set()
 
 

@@ -27,6 +27,14 @@ def close_all(fds: Sequence[int]) -> None:
             pass
 
 
+def close_shared(fds: Sequence[int]) -> None:
+    """Close descriptors that a guest has, or has had: where that is the last close, its epolls are waited for. By a thread."""
+    try:
+        threading.Thread(target=close_all, args=(list(fds),), name="closing", daemon=True).start()
+    except RuntimeError:  # no more threads
+        close_all(fds)
+
+
 def refuse_descriptors(sock: socket.socket) -> None:
     """Let the kernel refuse all that are sent to this socket from now on, if it can."""
     with contextlib.suppress(OSError):

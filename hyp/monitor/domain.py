@@ -9,12 +9,14 @@ from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
 from hyp.control.aside import Aside
-from hyp.control.debt import FAIR_NS, Debt
+from hyp.control.debt import Debt
 from hyp.events import Upcall
 from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region, create_sparse
 
 log = logging.getLogger(__name__)
+FAIR_BLOCKED_NS = 2_000_000
+"""For which the hypervisor may wait while it changes a domain's upcalls."""
 
 MAX_UPCALLS = 16
 MAX_REGISTRATIONS = 4096
@@ -74,7 +76,7 @@ class Domain:
     _next_key: int = 1
 
     def __post_init__(self) -> None:
-        self.aside = Aside(lambda blocked_ns: self.debt.owe(blocked_ns - FAIR_NS))
+        self.aside = Aside(lambda blocked_ns: self.debt.owe(blocked_ns - FAIR_BLOCKED_NS))
 
     def region(self, purpose: str, size: int, *, one_writer: bool = False) -> Region:
         """The domain's region for `purpose`, made at the first call."""
