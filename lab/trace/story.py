@@ -15,6 +15,8 @@ from lab.trace.viewer import Sighting
 NIC, DOM0, HYP = "nic", "dom0", "hyp"
 LONGEST_NS: Final = 1_000_000_000
 """Between two sightings of one frame: later it is another one that looks the same."""
+MOST_STEPS: Final = 256
+"""Of a way; who tells of more has made them up."""
 
 PLACES: Final = {
     (NIC, Moment.TAKEN): ("NIC: descriptor fetched and checked, frame crosses to its receiver's engine", "nic/crossing.py"),
@@ -137,7 +139,11 @@ class Ways:
                 yield way_of(seen)
                 seen = self._open[one.key] = []
             seen.append(one)
-            if one.moment in (Moment.RECEIVED, Moment.DROPPED) or (one.process == NIC and one.other == WIRE):
+            if (
+                len(seen) >= MOST_STEPS
+                or one.moment in (Moment.RECEIVED, Moment.DROPPED)
+                or (one.process == NIC and one.other == WIRE)
+            ):
                 yield way_of(self._open.pop(one.key))
         for key in [key for key, seen in self._open.items() if now - seen[-1].time_ns > self._longest_ns]:
             yield way_of(self._open.pop(key))

@@ -14,10 +14,12 @@ import contextlib
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
+
+import numpy as np
 
 from hyp.abi.counters import Count
 from hyp.abi.trace import DEFAULT_CAPACITY, RECORD, Moment
@@ -77,6 +79,7 @@ class Viewer:
         self._loops: list[_Loop] = []
         self._restarts: dict[str, int] = {}
         self._early: list[Sighting] = []
+        self._began_ns = time.monotonic_ns()
         self._backlog: deque[_Batch] = deque()
         self.left_out: dict[str, str] = {}
         self.missed: dict[str, int] = {}
@@ -167,13 +170,15 @@ class Viewer:
 
         Rings are copied one after the other, so what is newer than the first copy is kept for the next one.
         """
-        batch = self._backlog.popleft()
+        batch, now_ns = self._backlog.popleft(), time.monotonic_ns()
         found, self._early = self._early, []
         for loop, copied in batch.copied:
             told = loop.ring.take_apart(copied)
-            if told.missed:
-                self.missed[loop.name] = self.missed.get(loop.name, 0) + told.missed
-            found.extend(_sightings(loop, told))
+            times = told.heads["time_ns"]
+            seen = np.flatnonzero((times >= self._began_ns) & (times <= now_ns))  # a guest may say any time
+            if missed := told.missed + len(times) - len(seen):
+                self.missed[loop.name] = self.missed.get(loop.name, 0) + missed
+            found.extend(_sightings(loop, told, seen.tolist()))
         self._early = [one for one in found if one.time_ns > batch.until_ns]
         return sorted((one for one in found if one.time_ns <= batch.until_ns), key=lambda one: one.time_ns)
 
@@ -183,9 +188,9 @@ class Viewer:
         return sorted(found, key=lambda one: one.time_ns)
 
 
-def _sightings(loop: _Loop, told: Told) -> Iterator[Sighting]:
+def _sightings(loop: _Loop, told: Told, which: Iterable[int]) -> Iterator[Sighting]:
     columns: dict[str, list[Any]] = {name: told.heads[name].tolist() for name in RECORD.names or ()}
-    for k in range(len(told.frames)):
+    for k in which:
         yield Sighting(
             columns["time_ns"][k], loop.process, loop.name, Moment(columns["moment"][k]), columns["key"][k], columns["length"][k],
             columns["port"][k], columns["other"][k], _drop(columns["drop"][k]), columns["offload"][k], columns["woken_ns"][k],

@@ -1,26 +1,29 @@
 """Frames are seen on their way: where each model says that they go, in the order of time, and nowhere else."""
 
 import asyncio
+import mmap
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pytest
 
-from hyp.abi.trace import Moment
-from hyp.control import Refused
+from hyp.abi.trace import COMMITTED_AT, DATA_AT, RECORD, RECORD_BYTES, RECORDS_AT, RESERVED_AT, Moment
+from hyp.control import Channel, Refused, socketpair
 from hyp.paths import PATHS
 from hyp.trace.points import MOST_RINGS
 from lab.owner import Lab
 from lab.stopping import stop
 from lab.trace import recording
 from lab.trace.ring import TraceRing
-from lab.trace.story import Way, Ways
-from lab.trace.viewer import Viewer
+from lab.trace.story import MOST_STEPS, Way, Ways
+from lab.trace.viewer import Viewer, _Loop
 from tests.support.labs import run, until
 from tests.support.streams import all_of, kill, lab_of, macs
 
@@ -245,5 +248,35 @@ def test_streams_lose_nothing_while_all_of_it_is_told(tmp_path: Path) -> None:
                 assert (report["lost"], report["corrupt"]) == (0, 0)
             viewer.read()
             assert viewer.missed
+
+    run(main())
+
+
+def test_a_guest_that_makes_records_up_spoils_its_own_alone() -> None:
+    """Times that can't be are missed records, and a frame that has been everywhere is cut short."""
+
+    async def main() -> None:
+        ours, theirs = socketpair()
+        keeper = Channel(ours, name="the keeper")
+        viewer = Viewer(keeper)
+        with TraceRing("evil") as ring, mmap.mmap(ring.fd, DATA_AT + ring.capacity) as memory:
+            viewer._loops = [_Loop("evil", "evil", ring, keeper)]
+            now, written = time.monotonic_ns(), 0
+            for times in ([-(1 << 63), 0, now, (1 << 63) - 1], [now + 1] * (3 * MOST_STEPS)):
+                heads = np.zeros(len(times), RECORD)
+                heads["size"], heads["moment"], heads["length"], heads["time_ns"] = RECORD_BYTES, int(Moment.TAKEN), 60, times
+                told = heads.tobytes()
+                memory[DATA_AT + written : DATA_AT + written + len(told)] = told
+                written += len(told)
+                for at, value in ((RESERVED_AT, written), (COMMITTED_AT, written), (RECORDS_AT, written // RECORD_BYTES)):
+                    memory[at : at + 8] = value.to_bytes(8, "little")
+            found = viewer.read(last=True)
+            assert [one.time_ns for one in found] == [now, *[now + 1] * (3 * MOST_STEPS)]
+            assert viewer.missed == {"evil": 3}
+            ways = Ways()
+            cut = [*ways.add(found), *ways.rest()]
+            assert max(len(way.steps) for way in cut) <= MOST_STEPS
+        keeper.close()
+        theirs.close()
 
     run(main())
