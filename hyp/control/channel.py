@@ -16,7 +16,7 @@ import msgpack
 from hyp import limits
 from hyp.control.descriptors import brings_descriptors, close_all, hang_up, refuse_descriptors
 from hyp.control.errors import PeerGone, Refused, describe
-from hyp.control.outbox import Outbox
+from hyp.control.outbox import RETRY_S, Outbox
 from hyp.control.words import printable
 
 log = logging.getLogger(__name__)
@@ -303,11 +303,15 @@ class Channel:
         paused = unread or len(self._inbox.tasks) >= MAX_PENDING
         if paused == self._inbox.paused or self.closed.done():
             return
-        self._inbox.paused = paused
-        if paused:
-            self._loop.remove_reader(self._sock.fileno())
+        try:
+            if paused:
+                self._loop.remove_reader(self._sock.fileno())
+            else:
+                self._loop.add_reader(self._sock.fileno(), self._readable)
+        except OSError:  # the user has all the epoll watches that he may have
+            self._loop.call_later(RETRY_S, self._pause_or_go_on)
         else:
-            self._loop.add_reader(self._sock.fileno(), self._readable)
+            self._inbox.paused = paused
 
     # -- the end --
 

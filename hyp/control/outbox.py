@@ -138,8 +138,11 @@ class Outbox:
 
     def _wait(self, letter: Letter, error: OSError) -> None:
         if isinstance(error, BlockingIOError):
-            self._loop.add_writer(self._sock.fileno(), self._flush)
-            self._writing = True
+            try:
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+                self._writing = True
+            except OSError:  # the user has all the epoll watches that he may have
+                self._retry = self._loop.call_later(RETRY_S, self._flush)
             return
         if letter.give_up_at == 0:
             letter.give_up_at = self._loop.time() + REFS_S
