@@ -3,8 +3,8 @@
 Descriptors, with G guests and E engines of the NIC; what depends on a guest's path is in `hyp.paths` (`takes`, and `further`
 for each queue beyond the first):
 
-    keeper     29 + 10 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints and the log of
-                                    that, of each guest; the counters of the device models
+    keeper     29 + 11 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints, the log of that
+                                    and its end, of each guest; the counters of the device models
     forkserver 4
     hyp        30 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
@@ -46,7 +46,7 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     guests, engines, mode = topology["guest"], topology["nic"]["engines"], topology["nic"]["wire"]["mode"]
     takes, emulates = [_takes(guest) for guest in guests], _emulates(topology)
     found = {
-        "keeper": 29 + 10 * len(guests) + emulates,
+        "keeper": 29 + 11 * len(guests) + emulates,
         "forkserver": 4,
         "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 16 + len(guests),
@@ -83,9 +83,12 @@ def _emulates(topology: Mapping[str, Any]) -> bool:
 
 
 def threads(topology: Mapping[str, Any]) -> dict[str, int]:
-    """Threads of each process by name, the first one included. launch.py, which is there already, is not."""
-    found = {"keeper-stub": 1, "keeper": 1, "forkserver": 1, "hyp": 1 + _emulates(topology), "xenstored": 1, "dom0": 2}
-    found["nic"] = 1 + topology["nic"]["engines"]
+    """Threads of each process by name, the first one included. launch.py, which is there already, is not.
+
+    Who maps guests' memory has one that looks for holes in it (hyp/lost_memory.py); the keeper has one for each guest's output.
+    """
+    found = {"keeper-stub": 1, "keeper": 1 + len(topology["guest"]), "forkserver": 1, "xenstored": 1}
+    found |= {"hyp": 2 + _emulates(topology), "nic": 2 + topology["nic"]["engines"], "dom0": 3}
     found |= {f"init:{guest['name']}": 1 for guest in topology["guest"] if _has_init(guest)}
     return found | {guest["name"]: _takes(guest).threads for guest in topology["guest"]}
 

@@ -100,7 +100,7 @@ def controlled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                 await bert.exchange()
                 assert await ask(bert, 99) == (UNSUPPORTED, 0)
                 assert bert.held() == RINGS
-                assert bert.descriptors() == before
+                await bert.have_closed(before)
                 await bert.state(INITIALISING)
                 await bert.told(INIT_WAIT)
                 assert bert.held() == 0

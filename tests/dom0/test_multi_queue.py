@@ -50,7 +50,7 @@ def driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Bo
                 await again(bert, 1)
                 await send(bert, 0, 3)
                 assert bert.held() == RINGS
-                assert bert.descriptors() == before
+                await bert.have_closed(before)
 
         run(main())
 
@@ -325,6 +325,6 @@ def test_a_front_end_that_dies_in_the_middle_of_its_queues(driven: Driven) -> No
             await bert.state(CONNECTED)
             await bert.told(CLOSING)
             assert bert.held() == 0
-            assert bert.descriptors() == before
+            await bert.have_closed(before)
 
     driven("middle", body)

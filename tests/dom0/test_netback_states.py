@@ -55,7 +55,7 @@ def driven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Ca
                 await bert.again()
                 await bert.exchange()
                 assert bert.held() == RINGS
-                assert bert.descriptors() == before
+                await bert.have_closed(before)
 
         run(main())
 

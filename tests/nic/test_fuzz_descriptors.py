@@ -245,7 +245,8 @@ NOT_THE_NICS: Final = {
     "drop_tap",
     "faults_chain",
     "drop_no_route",
-}  # Dom0's, a TAP's: the wire has what nobody has
+    "drop_storm",
+}  # Dom0's, a TAP's: the wire has what nobody has, and there is no limit on broadcasts
 
 
 @TIERS

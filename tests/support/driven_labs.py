@@ -158,6 +158,14 @@ class Bert:
         """How many Dom0, the hypervisor and xenstored have open: mappings, eventfds, connections."""
         return {name: len(os.listdir(f"/proc/{self.runner.pids[name]}/fd")) for name in ("dom0", "hyp", "xenstored")}
 
+    async def have_closed(self, before: dict[str, int]) -> None:
+        """Wait until they have no more open than before: what the guest has, too, is closed by threads, a little later."""
+
+        async def closed() -> bool:
+            return all(count <= before[name] for name, count in self.descriptors().items())
+
+        await until(closed, f"no more to be open than before: {before}")
+
     async def logged(self, text: str) -> None:
         """Wait until the topology's log has this in it."""
 
