@@ -70,10 +70,14 @@ LOOKS: Final = 32
 """At the blocks of each region, as a hole may have been filled again."""
 
 _names: list[str] = [""] * ENTRIES
-_files: list[tuple[int, int]] = [(0, 0)] * ENTRIES
-"""Inode of each region, and how many blocks it had when it was mapped."""
-_holed: set[int] = set()
-"""Inodes of those in which holes were seen."""
+File = tuple[int, int]
+"""Device and inode: several file systems have the same inodes."""
+NO_FILE: Final[File] = (0, 0)
+
+_files: list[tuple[File, int]] = [(NO_FILE, 0)] * ENTRIES
+"""The file of each region, and how many blocks it had when it was mapped."""
+_holed: set[File] = set()
+"""Those in which holes were seen."""
 _libc: Any = None
 _table: Any = None
 _before: Any = None
@@ -132,60 +136,63 @@ def guard(told: Callable[[str], None] | None = None) -> None:
 
 def _look_for_holes(told_fd: int) -> None:
     """The thread that looks at the regions' blocks: fstat(2) may wait until a hole has been punched."""
-    fds: dict[int, int] = {}
+    fds: dict[File, int] = {}
     faults = 0
     while True:
         time.sleep(LOOK_S)
         before, faults = faults, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        whole: dict[int, int] = {}
-        for k in np.flatnonzero(_table["end"]):
-            inode, blocks = _files[k]
-            whole[inode] = max(blocks, whole.get(inode, 0))
+        whole: dict[File, int] = {}
+        for file, blocks in (_files[k] for k in np.flatnonzero(_table["end"])):
+            if file != NO_FILE:  # else it is lost already
+                whole[file] = max(blocks, whole.get(file, 0))
         if not whole.keys() <= fds.keys():
             fds = _open_files(whole)
-        holed = {inode for _ in range(LOOKS if faults - before >= MANY_FAULTS else 1) for inode in _with_holes(whole, fds)}
+        holed = {file for _ in range(LOOKS if faults - before >= MANY_FAULTS else 1) for file in _with_holes(whole, fds)}
         if holed:
             _holed.update(holed)
             os.eventfd_write(told_fd, 1)
 
 
-def _open_files(inodes: Collection[int]) -> dict[int, int]:
+def _open_files(files: Collection[File]) -> dict[File, int]:
     """A descriptor of this process for each: each is open, by its mapping's at least."""
     found = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
-            inode = os.fstat(int(name)).st_ino
-            if inode in inodes:
-                found[inode] = int(name)
+            file = _file_of(os.fstat(int(name)))
+            if file in files:
+                found[file] = int(name)
     return found
 
 
-def _with_holes(whole: dict[int, int], fds: dict[int, int]) -> Iterator[int]:
-    """Inodes of those that have fewer blocks than when they were `whole`."""
-    for inode, fd in list(fds.items()):
+def _file_of(found: os.stat_result) -> File:
+    return found.st_dev, found.st_ino
+
+
+def _with_holes(whole: dict[File, int], fds: dict[File, int]) -> Iterator[File]:
+    """Those that have fewer blocks than when they were `whole`."""
+    for file, fd in list(fds.items()):
         try:
             found = os.fstat(fd)
         except OSError:
             found = None
-        if found is None or found.st_ino != inode:
-            del fds[inode]  # it was another mapping's, which has gone
-        elif found.st_blocks < whole.get(inode, 0):
-            yield inode
+        if found is None or _file_of(found) != file:
+            del fds[file]  # it was another mapping's, which has gone
+        elif found.st_blocks < whole.get(file, 0):
+            yield file
 
 
 def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
     """Which regions were lost."""
     os.eventfd_read(told_fd)
     while _holed:
-        inode = _holed.pop()
+        file = _holed.pop()
         for k in np.flatnonzero(_table["end"]):
             start, size = int(_table[k]["start"]), int(_table[k]["end"] - _table[k]["start"])
-            if _files[k][0] == inode and _libc.mmap(start, size, READ_WRITE, IN_ITS_PLACE, -1, 0) == start:
-                _files[k] = (0, 0)
+            if _files[k][0] == file and _libc.mmap(start, size, READ_WRITE, IN_ITS_PLACE, -1, 0) == start:
                 _table[k]["lost"] = 2
     for k in np.flatnonzero(_table["lost"]):
         what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it"
-        _table[k]["lost"] = 0
+        _table[k]["lost"], _files[k] = 0, (NO_FILE, 0)
         log.warning("%s %s by its owner: zeros are in its place, and its device serves nothing any more", _names[k], what)
         if told is not None:
             told(_names[k])
@@ -200,7 +207,7 @@ def _enter(start: int, size: int, fd: int, mapped: mmap.mmap) -> None:
     k = int(free[0])
     _names[k] = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)"))
     found = os.fstat(fd)
-    _files[k] = (found.st_ino, found.st_blocks)
+    _files[k] = (_file_of(found), found.st_blocks)
     _table[k] = (start, 0, 0, 0)
     _table[k]["end"] = start + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     header: Any = (ctypes.c_long * 4).from_address(TABLE)

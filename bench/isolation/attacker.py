@@ -24,7 +24,6 @@ from hyp.xenstore.xenbus import frontend_path
 
 CALL_S = 30.0
 TEST_ETHERTYPE = b"\x88\xb5"
-HONEST_FRAME = 64
 
 
 class Attacker:

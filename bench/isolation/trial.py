@@ -2,8 +2,8 @@
 
 On one path: anna and bert exchange verified streams, both ways at a time; carl, full of canaries, asks hypervisor and store; dave,
 an honest guest, sends to the attackers that are to be sent to, or as fast as he can, where that is the control; and one hostile
-guest for each attack. A *slice* is the bystanders'
-streams beside an attack, or beside its control: their rate, their losses, the canaries, and how many set-up calls were answered.
+guest for each attack. A *slice* is the bystanders' streams beside an attack, or beside its control: their rate, their losses, the
+canaries, and how many set-up calls were answered.
 
 Attackers have a CPU to themselves, as virtual CPUs that are pinned have; all that serves them shares another one with the
 bystanders. So an attack costs the bystanders what it makes others do, and no more.
@@ -96,13 +96,9 @@ class Trial:
         if name not in self.lab.deaths:
             before = self._reader.read()
             await self._begin(name, attack, [stream, stream + 1], attacked=attacked)
-        to = (
-            self.macs[name]
-            if attack.sent_to
-            else NOBODY
-            if not attacked and attack.control_on(self.path) is Control.SENDS
-            else None
-        )
+        to = self.macs[name] if attack.sent_to else None
+        if not attacked and attack.control_on(self.path) is Control.SENDS:
+            to = NOBODY
         result = await self._bystanders(stream, seconds, to)
         if name not in self.lab.deaths:
             result.detail |= await self._end(name, before)

@@ -51,7 +51,8 @@ class Aside:
             raise Stuck("what it was asked before is not answered")
         job = self._begin(_Job(function, arguments, waited_for=True))
         if not job.answered.wait(LIMIT_S):
-            self._stuck = True
+            with self._lock:
+                self._stuck = self._at_work
             raise Stuck(f"there is no answer after {LIMIT_S} s")
         if job.error is not None:
             raise job.error

@@ -42,6 +42,28 @@ class Counted(Worker):
         return self.done < self.pieces
 
 
+def test_turns_go_on_whatever_fails_after_one() -> None:
+    async def main() -> None:
+        clock, left = Clock(), [3]
+
+        def after() -> None:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(28, "no more watches")
+
+        failures: list[BaseException] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failures.append(context["exception"]))
+        turns, worker = Turns(after, lambda: clock.now), Counted(clock, 50)
+        with contextlib.suppress(OSError):
+            turns.ready(worker)
+        while worker.done < 50:
+            await asyncio.sleep(0)
+        assert left[0] < 0
+        assert all(isinstance(failure, OSError) for failure in failures)
+
+    asyncio.run(asyncio.wait_for(main(), patient(20)))
+
+
 def test_who_comes_is_next_and_who_has_rested_has_saved_nothing() -> None:
     async def main() -> None:
         clock = Clock()
