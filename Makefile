@@ -10,8 +10,8 @@ FOR_TESTS := $(VENV)/.installed-tests
 PYTEST := $(VENV)/bin/python -m pytest --cache-clear --numprocesses auto --maxprocesses 4 --dist loadfile
 INSTALL := $(VENV)/bin/python lab/environment/install.py
 
-# Of the caller's, what would send packages elsewhere or bring in those of another Python.
-unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV
+# Of the caller's, what would send packages elsewhere, bring in those of another Python, or have all sources compiled at each start.
+unexport PYTHONDONTWRITEBYTECODE PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_ROOT PIP_REQUIRE_VIRTUALENV
 
 .PHONY: demo web web-packages bench test test-all fuzz soak model check tools setup clean
 

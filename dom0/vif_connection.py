@@ -36,11 +36,11 @@ from hyp.abi.netif import (
     RX_SLOT_BYTES,
     TX_SLOT_BYTES,
 )
-from hyp.control import Channel, ControlError, Refused, Reply
+from hyp.control import Channel, ControlError, Refused, Reply, close_all
 from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
 from hyp.kernels import entry, i64
-from hyp.memory import Mapping
+from hyp.memory import MappedOnce, Mapping, SharedMemoryError
 from hyp.ring import RING, resume_back, ring_at, ring_size
 from hyp.xenstore.client import XenstoreClient, XenstoreError
 
@@ -169,8 +169,8 @@ async def _number(store: XenstoreClient, front: str, node: str, missing: int | N
 class Connection:
     """A vif's resources: none until `open` has returned, none once `close` has."""
 
-    def __init__(self, hyp: Channel, state: EngineState, who: Identity) -> None:
-        self._hyp, self._state, self._who = hyp, state, who
+    def __init__(self, hyp: Channel, state: EngineState, who: Identity, ram: MappedOnce) -> None:
+        self._hyp, self._state, self._who, self._ram = hyp, state, who, ram
         self._rings: dict[int, np.ndarray[tuple[int], np.dtype[np.void]]] = {}  # RING records, by their shared page
         self._pages: list[Pages] = []  # the engine's, from add_vif to remove_vif
         self._control: asyncio.Task[None] | None = None  # it ends by itself only if the control ring has run away
@@ -215,8 +215,14 @@ class Connection:
         """Let the grant hypercalls, which run on our threads, see the guest."""
         reply = await self._hyp.call("foreign_view", domid=self._who.domid)
         memory, refs = int(reply.value["memory"]), int(reply.value["refs"])
-        regions = [Mapping.adopt(fd, size) for fd, size in zip(reply.fds, (memory, refs * 8, refs * 8), strict=True)]
-        ram, table, active = regions
+        try:
+            ram = self._ram.map(self._who.name, reply.fds[0], memory)
+            regions = [ram, *(Mapping(fd, refs * 8) for fd in reply.fds[1:])]
+        except SharedMemoryError as error:
+            raise VifError(errno.EFAULT, str(error)) from error
+        finally:
+            close_all(reply.fds)
+        _, table, active = regions
         view = self._state.views[self._who.domid]
         view["grant_table"], view["refs"], view["active"] = table.address, refs, active.address
         view["ram"], view["ram_bytes"], view["present"] = ram.address, memory, 1

@@ -33,6 +33,7 @@ from hyp.abi.netif import (
 )
 from hyp.control import Channel
 from hyp.counters import CounterPage
+from hyp.memory import MappedOnce
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, parse_state, read_state, tell_error
 
@@ -78,6 +79,7 @@ class Vif:
         self._node: XenbusState | None = None  # what its node said when we last read or wrote it
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
+        self._ram = MappedOnce()  # of the guest
         self._causes: set[Cause] = set()
         self._woken = asyncio.Event()
         self._log = _RateLimit(f"vif {self.who.domid}.0 ({self.who.name})")
@@ -213,7 +215,7 @@ class Vif:
 
     async def _connect(self, front: XenbusState) -> bool:
         """Serve the front end's rings. False if they can't be, which has been told then."""
-        connection = Connection(self._hyp, self._state, self.who)
+        connection = Connection(self._hyp, self._state, self.who, self._ram)
         try:
             wishes = await read_wishes(self._store, self._front, max_queues=self._max_queues)
             await connection.open(self._counters, wishes, await self._rate(), maps=self._maps, routed=self._routed)

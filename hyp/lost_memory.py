@@ -39,10 +39,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from hyp import limits
 from hyp.atomics import load64, store64, sys_syscall, sys_write
 from hyp.events import new_eventfd
 from hyp.kernels import i64, operation
-from hyp.memory import told_of_mappings
+from hyp.memory import Mapping, told_of_mappings
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ NO_FILE: Final[File] = (0, 0)
 
 _files: list[tuple[File, int]] = [(NO_FILE, 0)] * ENTRIES
 """The file of each region, and how many blocks it had when it was mapped."""
+_mappings: list[Callable[[], Mapping | None]] = [lambda: None] * ENTRIES
+"""Of each region, as long as there is one."""
 _holed: set[File] = set()
 """Those in which holes were seen."""
 _libc: Any = None
@@ -131,7 +134,8 @@ def guard(told: Callable[[str], None] | None = None) -> None:
     _table = np.frombuffer(memory, ENTRY, ENTRIES, ENTRY_BYTES)
     told_of_mappings.append(_enter)
     asyncio.get_running_loop().add_reader(told_fd, _look, told_fd, told)
-    threading.Thread(target=_look_for_holes, args=(told_fd,), name="holes", daemon=True).start()
+    with limits.told_of_threads("the thread that looks for holes in others' memory"):
+        threading.Thread(target=_look_for_holes, args=(told_fd,), name="holes", daemon=True).start()
 
 
 def _look_for_holes(told_fd: int) -> None:
@@ -191,6 +195,8 @@ def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
             if _files[k][0] == file and _libc.mmap(start, size, READ_WRITE, IN_ITS_PLACE, -1, 0) == start:
                 _table[k]["lost"] = 2
     for k in np.flatnonzero(_table["lost"]):
+        if (mapping := _mappings[k]()) is not None:
+            mapping.lost = True
         what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it"
         _table[k]["lost"], _files[k] = 0, (NO_FILE, 0)
         log.warning("%s %s by its owner: zeros are in its place, and its device serves nothing any more", _names[k], what)
@@ -198,14 +204,16 @@ def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
             told(_names[k])
 
 
-def _enter(start: int, size: int, fd: int, mapped: mmap.mmap) -> None:
+def _enter(mapping: Mapping, fd: int, mapped: mmap.mmap) -> None:
     """Guard a mapping of `fd` for as long as it is there."""
+    start, size = mapping.address, mapping.size
     free = np.flatnonzero(_table["end"] == 0)
     if len(free) == 0:
         log.error("no place is left in the table of guarded memory")
         return
     k = int(free[0])
     _names[k] = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)"))
+    _mappings[k] = weakref.ref(mapping)
     found = os.fstat(fd)
     _files[k] = (_file_of(found), found.st_blocks)
     _table[k] = (start, 0, 0, 0)

@@ -171,7 +171,7 @@ _ROWS = (
         ram=_context_ram,
         beside_ram=_nothing,
         takes=Takes(hyp=9, nic=4, dom0=0, guest=27, threads=2),
-        further=Takes(hyp=4, nic=4, dom0=0, guest=6, threads=1),
+        further=Takes(hyp=4, nic=3, dom0=0, guest=6, threads=1),
         port="nic/ctx",
         on_thread=None,
         placed_like="bypass",

@@ -10,7 +10,7 @@ for each queue beyond the first):
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
     xenstored  16 + G               the socket at which it listens, the journal; a socket of each guest
     nic        22 + 6 E (+ 1)       its engines; the TAP of a wire to the host
-               + `takes.nic` each   mappings of RAM, IOMMU table and doorbell, the completion's eventfd
+               + `takes.nic` each   mappings of RAM (one a guest), IOMMU table and doorbell, the completion's eventfd
     dom0       26                   its own context, the upcall of control rings
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
     a guest    `takes.guest` (+ 2)  its own regions and their mappings, sockets, loop; the TAP, what its init is held by,

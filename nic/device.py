@@ -22,7 +22,7 @@ from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
 from hyp.load.frames import MIN_TEST_FRAME, keep_for, tracker_report
 from hyp.load.schedule import MAX_RATE
-from hyp.memory import Mapping
+from hyp.memory import MappedOnce, Mapping
 from hyp.patience import GRACE_NS
 from hyp.process import Process
 from hyp.trace.points import TracePoints
@@ -67,6 +67,7 @@ class Nic:
         self._config, self._process = config, process
         self._engines: list[EngineState] = []
         self._mappings: dict[int, list[Mapping]] = {}
+        self._ram = MappedOnce()
         self._names: dict[int, str] = {}  # of the contexts' domains
         self._generations: dict[int, int] = {}  # of the contexts that there are
         self._patience: dict[str, int] = {}  # that the last context of a domain left
@@ -77,6 +78,7 @@ class Nic:
         handlers: dict[str, Handler] = {
             "context_create": self.context_create, "context_start": self.context_start,
             "context_destroy": self.context_destroy, "context_settle": self.context_settle, "filter_change": self.filter_change,
+            "ram_let_go": self._ram.let_go,
         }  # fmt: skip
         self._trace = TracePoints(process)
         self._hyp = process.hypercalls(handlers, takes_fds=frozenset({"context_create"}))
@@ -147,7 +149,7 @@ class Nic:
             return {"features": int(NIC_OFFERS)}
         ram_fd, iommu_fd, doorbell_fd, completion_fd = fds
         try:
-            ram, doorbell = Mapping(ram_fd, memory), Mapping(doorbell_fd, PAGE)
+            ram, doorbell = self._ram.map(name, ram_fd, memory), Mapping(doorbell_fd, PAGE)
             iommu = Mapping(iommu_fd, memory // PAGE * 8, writable=False)
             counts, shared = self._counters.row(f"ctx{context}:{name}")
         except Exception:  # the guest has cut its RAM short, or we are out of something

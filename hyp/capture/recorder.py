@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from hyp import limits
 from hyp.capture.format import CaptureError
 from hyp.capture.ring import LONGEST, RING, attach_ring
 from hyp.capture.write import interface_block, section_block
@@ -53,7 +54,8 @@ class Recorder:
             if not resume:
                 row["since_1970"], row["open"] = since, 1
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
-        self._thread.start()
+        with limits.told_of_threads("the thread that writes a capture"):
+            self._thread.start()
 
     def _open(self, names: Sequence[str], resume: bool) -> int:
         first, fd = self._rings[0][0], -1

@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 
 from hyp import limits
+from hyp.control.debt import FAIR_TURN_NS, NO_DEBT, Debt
 from hyp.control.descriptors import brings_descriptors, close_all, hang_up, refuse_descriptors
 from hyp.control.errors import PeerGone, Refused, describe
 from hyp.control.outbox import RETRY_S, Outbox
@@ -90,7 +91,9 @@ class Channel:
         self._untrusted = untrusted
         self._loop = asyncio.get_running_loop()
         self._inbox = _Inbox()
-        self._outbox = Outbox(sock, self._end, self._pause_or_go_on, untrusted=untrusted)
+        self._debt = Debt() if untrusted else NO_DEBT
+        self._outbox = Outbox(sock, self._end, self._pause_or_go_on, self._debt)
+        self._paid: asyncio.TimerHandle | None = None  # when it has paid what it owes
         self._next_id = 1
         self.closed = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)
@@ -201,7 +204,9 @@ class Channel:
                 if lacking:
                     self._do_without(packet)
                 else:
-                    self._dispatch(packet, fds)
+                    with self._debt.pays(FAIR_TURN_NS):
+                        self._dispatch(packet, fds)
+                    self._pause_or_go_on()
             except Exception as error:  # anything an untrusted packet can provoke ends this channel alone
                 self._end(f"broke the protocol: {printable(str(error))}")
                 return
@@ -273,7 +278,7 @@ class Channel:
         finally:
             close_all(fds)
         if isinstance(result, Awaitable):
-            task = self._loop.create_task(self._finish(op, number, result))
+            task = self._loop.create_task(self._finish(op, number, self._debt.charged(result)))
             self._inbox.tasks.add(task)
             task.add_done_callback(self._finished)
             self._pause_or_go_on()
@@ -298,10 +303,15 @@ class Channel:
         self._pause_or_go_on()
 
     def _pause_or_go_on(self) -> None:
-        """Read the peer's packets, unless it has as many requests under way as it may have, or leaves our replies unread."""
+        """Read the peer's packets, unless it has as many requests under way as it may have, leaves our replies unread, or owes."""
+        if self.closed.done():
+            return
         unread = self._untrusted and len(self._outbox) >= MAX_UNSENT
-        paused = unread or len(self._inbox.tasks) >= MAX_PENDING
-        if paused == self._inbox.paused or self.closed.done():
+        owes_s = self._debt.wait_s()
+        paused = unread or len(self._inbox.tasks) >= MAX_PENDING or owes_s > 0
+        if owes_s > 0 and self._paid is None:
+            self._paid = self._loop.call_later(owes_s, self._is_paid)
+        if paused == self._inbox.paused:
             return
         try:
             if paused:
@@ -313,6 +323,10 @@ class Channel:
         else:
             self._inbox.paused = paused
 
+    def _is_paid(self) -> None:
+        self._paid = None
+        self._pause_or_go_on()
+
     # -- the end --
 
     def _end(self, reason: str) -> None:
@@ -320,6 +334,8 @@ class Channel:
             return
         self.closed.set_result(reason)
         self._outbox.close()
+        if self._paid is not None:
+            self._paid.cancel()
         if not self._inbox.paused:
             self._loop.remove_reader(self._sock.fileno())
         hang_up(self._sock)

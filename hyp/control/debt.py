@@ -1,18 +1,22 @@
-"""What waking a peer costs a control plane, and what follows: as hyp/events.py has it for compiled loops.
+"""What a peer costs a control plane, and what follows: as hyp/events.py has it for compiled loops.
 
-Who sends to a socket, or makes an upcall ready, pays for every place at which the peer polls it. CPU time beyond `FAIR_NS` is the
-peer's debt, paid off by `DEARNESS` times as much time. While it owes more than `CREDIT_NS` of that, nothing is sent to it: what is
-to be sent stays with its sender, who goes on after `wait_s`.
+Who sends to a socket, or makes an upcall ready, pays for every place at which the peer polls it; and some of what a peer asks for
+takes the longer the more memory it has. CPU time beyond what is fair, `FAIR_NS` to wake it and `FAIR_TURN_NS` to serve it, is the
+peer's debt, paid off by `DEARNESS` times as much time. While it owes more than `CREDIT_NS` of that, nothing is sent to it, and
+nothing that it sends is read: what is to be sent stays with its sender, who goes on after `wait_s`.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 
 FAIR_NS = 100_000
 """Of Python and a system call: more than a compiled loop's."""
+FAIR_TURN_NS = 500_000
+"""Of what is done for a request without anybody else's turn in between."""
 
 
 class Debt:
@@ -31,13 +35,39 @@ class Debt:
             self._until = max(self._until, self._clock()) + DEARNESS * beyond_ns
 
     @contextmanager
-    def pays(self) -> Iterator[None]:
-        """What is done here wakes it."""
+    def pays(self, fair_ns: int = FAIR_NS) -> Iterator[None]:
+        """What is done here is done for it, and may take `fair_ns`; by default, it is woken."""
         before = self._used()
         try:
             yield
         finally:
-            self.owe(self._used() - before - FAIR_NS)
+            self.owe(self._used() - before - fair_ns)
+
+    def charged(self, awaitable: Awaitable[Any]) -> "Charged":
+        """The same to wait for, with every step of it as a turn that it pays."""
+        return Charged(self, awaitable)
+
+
+class Charged(Awaitable[Any]):
+    """An awaitable whose steps somebody pays."""
+
+    def __init__(self, debt: Debt, awaitable: Awaitable[Any]) -> None:
+        self._debt, self._awaitable = debt, awaitable
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps = self._awaitable.__await__()
+        thrown: BaseException | None = None
+        while True:
+            try:
+                with self._debt.pays(FAIR_TURN_NS):
+                    awaited = next(steps) if thrown is None else steps.throw(thrown)
+            except StopIteration as end:
+                return end.value
+            thrown = None
+            try:
+                yield awaited
+            except BaseException as error:  # who waits is cancelled
+                thrown = error
 
 
 NO_DEBT = Debt(used=lambda: 0)

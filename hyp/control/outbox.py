@@ -40,13 +40,12 @@ class Letter:
 class Outbox:
     """Of one socket. `gone(reason)` is called once sending has shown that the peer is no more, `fewer()` when less waits."""
 
-    def __init__(self, sock: socket.socket, gone: Callable[[str], None], fewer: Callable[[], None], *, untrusted: bool) -> None:
-        self._sock, self._gone, self._fewer = sock, gone, fewer
+    def __init__(self, sock: socket.socket, gone: Callable[[str], None], fewer: Callable[[], None], debt: Debt = NO_DEBT) -> None:
+        self._sock, self._gone, self._fewer, self._debt = sock, gone, fewer, debt
         self._loop = asyncio.get_running_loop()
         self._letters: deque[Letter] = deque()
         self._writing = False
         self._retry: asyncio.TimerHandle | None = None
-        self._debt = Debt() if untrusted else NO_DEBT
 
     def __len__(self) -> int:
         return len(self._letters)

@@ -28,11 +28,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvmlite
 import numba
 from numba.core import sigutils, types
 from numba.core.caching import NullCache
 from numba.core.ccallback import CFunc
 from numba.core.compiler import CompileResult
+from numba.core.runtime.nrt import rtsys
 from numba.core.serialize import dumps
 
 from hyp.kernels import reach
@@ -71,7 +73,7 @@ class _Cache(NullCache):
         data = self.read()
         if data is None:
             return None
-        target_context.refresh()
+        rtsys.initialize(target_context)  # what it may call; its types, which take longer to load, are not needed
         try:
             return CompileResult._rebuild(target_context, *pickle.loads(data))
         except Exception:  # whatever is wrong with it: it is compiled again, and replaced
@@ -81,7 +83,20 @@ class _Cache(NullCache):
         """Keep a result, if it can be kept. `data`: numba's CompileResult."""
         self.was_compiled = True
         if self.key and not data.library.has_dynamic_globals:
-            store.write(self._name, self.key, dumps(data._reduce()))
+            library, *rest = data._reduce()
+            store.write(self._name, self.key, dumps((_for_calls_only(library, data.fndesc), *rest)))
+
+
+def _for_calls_only(library: tuple[str, str, tuple[bytes, bytes]], fndesc: Any) -> tuple[str, str, tuple[bytes, bytes]]:
+    """A library as numba keeps it, without the code in it that others could inline: that takes longer to load than all the rest.
+
+    What stands for it says no more than which functions can be called.
+    """
+    name, kind, (machine_code, inlinable) = library
+    names = (fndesc.llvm_func_name, fndesc.llvm_cpython_wrapper_name, fndesc.llvm_cfunc_wrapper_name)
+    there = {function.name for function in llvmlite.parse_bitcode(inlinable).functions if not function.is_declaration}
+    text = "".join(f'define void @"{one}"() {{ ret void }}\n' for one in names if one in there)
+    return name, kind, (machine_code, llvmlite.parse_assembly(text).as_bitcode())
 
 
 class _Kernel:

@@ -78,12 +78,14 @@ def is_kernel_source(path: Path) -> bool:
 def _file(module: str) -> Path | None:
     """The file of a module that is loaded and whose text matters to compiled code."""
     loaded = sys.modules.get(module)
-    path = Path(getattr(loaded, "__file__", None) or "").resolve()
-    if not isinstance(loaded, ModuleType) or path.suffix != ".py" or module.partition(".")[0] in sys.stdlib_module_names:
+    name = getattr(loaded, "__file__", None) or ""
+    if not isinstance(loaded, ModuleType) or not name.endswith(".py") or module.partition(".")[0] in sys.stdlib_module_names:
         return None
-    return path if is_kernel_source(path) else None
+    path = Path(name).resolve()
+    return path if path.suffix == ".py" and is_kernel_source(path) else None
 
 
+@cache
 def sources(module: str) -> dict[str, Path]:
     """The modules on whose text the compiled code of `module` depends, itself among them, and their files."""
     found: dict[str, Path] = {}

@@ -319,6 +319,8 @@ class Devices:
             else:
                 await asyncio.wait({closing})
                 closing.result()
+        if self.nic is not None:
+            self.nic.tell("ram_let_go", owner=domain.name)
 
     @staticmethod
     def _with_later_queues(domain: Domain, number: int) -> list[Context]:

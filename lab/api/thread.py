@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from hyp import limits
+
 T = TypeVar("T")
 
 
@@ -22,7 +24,8 @@ class LoopThread:
         self._started = threading.Event()
         # a daemon: a script may end without closing its lab, which the keeper notices
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._thread.start()
+        with limits.told_of_threads(f"the thread of {name}"):
+            self._thread.start()
         self._started.wait()
 
     def _main(self) -> None:

@@ -1,5 +1,6 @@
 """What launch.py does for a program in a guest: finds the guest, starts the program, stands for it in the caller's job."""
 
+import asyncio
 import errno
 import os
 import select
@@ -7,10 +8,12 @@ import signal
 import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from domu.confinement import syscalls
 from domu.programs.table import program_of, those
+from hyp import linux
 from hyp.control import ControlError, close_all
 from lab.command.clients import HOW_TO_START, ClientError, connect, living, not_running
 from lab.execute import inherited, supervisor
@@ -20,6 +23,7 @@ from lab.owner import open_console
 from lab.rundir import RunDir
 
 FAILED = 1
+ANSWER_S = 10.0
 FORWARDED = {
     signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTSTP,
     signal.SIGWINCH, signal.SIGIO, signal.SIGPWR, *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
@@ -86,14 +90,30 @@ async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...], cpus:
             raise ClientError(f"{guest} is gone")
         console = await open_console(keeper, guest, takes_fds=True)
         try:
-            init, lifeline = (await console.call("machine")).fds
+            async with asyncio.timeout(ANSWER_S):
+                fds = (await console.call("machine")).fds
         finally:
             console.close()
     except ControlError as error:
         raise ClientError(f"{guest}: {error}") from error
+    except TimeoutError:
+        raise ClientError(f"{guest} has not said within {ANSWER_S:g} s where its programs run") from None
     finally:
         keeper.close()
+    if len(fds) != 2 or not _is_child(fds[0], int(process)):  # a guest can say anything
+        close_all([*fds, int(process)])
+        raise ClientError(f"{guest} names as its machine what is none of its processes: no program is started in that")
+    init, lifeline = fds
     return Machine(int(process), init, lifeline, addresses, None if cpus is None else frozenset(cpus))
+
+
+def _is_child(init: int, process: int) -> bool:
+    """`init`, a descriptor from a guest, is a pidfd of a child of `process`."""
+    try:
+        status = Path(f"/proc/{linux.pid_of(init)}/status").read_text(errors="replace")
+    except OSError:
+        return False
+    return f"\nPPid:\t{linux.pid_of(process)}\n" in status
 
 
 # --- standing for the program ----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import threading
 import time
 from pathlib import Path
 
-from hyp.events import new_eventfd
+from hyp import limits
 
 KEPT_BYTES = 1 << 20
 TURN_BYTES = 1 << 16
@@ -36,9 +36,10 @@ class Output:
         self._log = self._open()
         self._pipe, self._guests_end = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(self._pipe, False)
-        self._end, self._lock = new_eventfd(), threading.Lock()
+        self._end, self._lock = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK), threading.Lock()
         self._thread = threading.Thread(target=self._read, name=f"output {path.stem}", daemon=True)
-        self._thread.start()
+        with limits.told_of_threads(f"the thread that reads the output of {path.stem}"):
+            self._thread.start()
 
     @property
     def _before(self) -> Path:

@@ -98,6 +98,8 @@ def test_a_program_that_does_not_run_its_loop_yet_or_sleeps(tmp_path: Path) -> N
             stream = await Stream(lab, "carl", "anna", 1).start(64, 1000)
             sent, report = await stream.end()
             assert (report["frames"], report["lost"]) == (sent, 0)
+            mapped = Path(f"/proc/{(await lab.pids())['dom0']}/maps").read_text()
+            assert mapped.count(".anna.ram") == 1, "Dom0 maps a guest's RAM once, as often as its device is made"
 
     run(main())
 

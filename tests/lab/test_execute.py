@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from hyp.control import Reply
+from lab.command.clients import ClientError
+from lab.execute import front
 from lab.owner import Lab
 from lab.programs import run_in_guest
 from tests.support.labs import (
@@ -356,3 +359,42 @@ def test_a_program_has_those_streams_that_the_caller_has(lab: str, fds: tuple[in
     done = inside(lab, "sh", "-c", script, preexec_fn=closing(*fds))
     assert (done.returncode, done.stderr) == (3, "")
     assert here.read_text().split() == [str(fd) for fd in range(3) if fd not in fds or fd == 1]
+
+
+class Liar:
+    """A guest's console on which a hostile guest answers."""
+
+    def __init__(self, answer: Callable[[], list[int]]) -> None:
+        self._answer = answer
+
+    async def call(self, op: str) -> Reply:
+        return Reply(None, self._answer())
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        list,
+        lambda: [os.pidfd_open(os.getpid())],
+        lambda: [os.pidfd_open(os.getpid()), os.dup(0)],  # ours: the program would run outside
+        lambda: [os.pidfd_open(1), os.dup(0)],
+        lambda: [os.dup(0), os.dup(0)],
+        lambda: [os.pidfd_open(os.getpid()), os.dup(0), os.dup(0)],
+    ],
+    ids=["nothing", "one", "the caller", "the machine's init", "no process", "three"],
+)
+@pytest.mark.usefixtures("no_descriptor_is_left")
+def test_a_guest_that_names_another_process_as_its_machine(
+    lab: str, answer: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No program is started there: it would have that process's network, files and name."""
+
+    async def opened(*_: Any, **__: Any) -> Liar:
+        return Liar(answer)
+
+    monkeypatch.setattr(front, "open_console", opened)
+    with pytest.raises(ClientError, match="alice names as its machine what is none of its processes"):
+        run(front.find_guest("alice", lab))

@@ -200,6 +200,13 @@ def test_import_starts_no_thread() -> None:
     assert run.stdout.split() == ["1", "False"]
 
 
+def test_the_keeper_has_no_compiled_code() -> None:
+    """Nor the compiler: the fork server loads both meanwhile, and the keeper's parent and its init are small."""
+    code = "import lab.keeper.__main__, sys; print('numba' in sys.modules, 'hyp.kernels' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=patient(60))
+    assert run.stdout.split() == ["False", "False"]
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

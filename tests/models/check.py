@@ -52,7 +52,7 @@ def check(model: str, defines: tuple[str, ...] = (), *, ltl: bool = False, short
         if re.search(r"\berror\b", said, re.IGNORECASE):
             raise ModelError(f"{model}: {said.strip()[:600]}")
         kind = ["-DNOFAIR"] if ltl else ["-DSAFETY", "-DNOCLAIM", *(["-DBFS"] if shortest else [])]
-        run("gcc", "-O1" if shortest else "-O2", "-w", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_MB}", *kind, "-o", "pan", "pan.c")
+        run("gcc", "-O0" if shortest else "-O1", "-w", "-DCOLLAPSE", f"-DMEMLIM={MEMORY_MB}", *kind, "-o", "pan", "pan.c")
         return _read(model, run("./pan", f"-m{DEPTH}", *(["-a"] if ltl else [])))
 
 

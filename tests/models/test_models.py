@@ -10,14 +10,25 @@ from tests.models.check import HERE, ModelError, check
 from tests.models.manifest import MODELS, Model, Seed, Variant
 from tests.support.labs import ROOT
 
+LONG = [pytest.mark.long]
+# In the short tier each model has its first variant that is not long, and its first seed
 VARIANTS = [
-    pytest.param(model, variant, id="-".join((model.name, *variant.defines, *(["ltl"] if variant.ltl else []))), marks=marks)
+    pytest.param(
+        model,
+        variant,
+        id="-".join((model.name, *variant.defines, *(["ltl"] if variant.ltl else []))),
+        marks=LONG if variant is not next(one for one in model.variants if not one.long) else [],
+    )
     for model in MODELS
     for variant in model.variants
-    for marks in ([pytest.mark.long] if variant.long else [],)
 ]
 SEEDS = [
-    pytest.param(model, seed, id="-".join((model.name, seed.macro, *seed.defines, *(["superfluous"] if seed.superfluous else []))))
+    pytest.param(
+        model,
+        seed,
+        id="-".join((model.name, seed.macro, *seed.defines, *(["superfluous"] if seed.superfluous else []))),
+        marks=LONG if seed is not model.seeds[0] else [],
+    )
     for model in MODELS
     for seed in model.seeds
 ]

@@ -1,0 +1,176 @@
+"""A peer that asks for what takes long pays for it: it is not read until it has, and nobody else waits for it."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+import pytest
+
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS
+from hyp.control import Channel, Refused, socketpair
+from hyp.control import channel as channels
+from hyp.control.debt import FAIR_TURN_NS, Debt
+from tests.support.control_ends import run
+
+pytestmark = pytest.mark.usefixtures("settled", "no_descriptor_is_left")
+
+DEAR_NS = CREDIT_NS // DEARNESS + 2 * FAIR_TURN_NS
+"""Beyond what is fair this is more than all of the credit."""
+
+
+class Clocks:
+    """The time of day and the CPU's, as the test says."""
+
+    def __init__(self) -> None:
+        self.now = self.used = 0
+
+    def debt(self) -> Debt:
+        return Debt(clock=lambda: self.now, used=lambda: self.used)
+
+    def work(self) -> None:
+        self.used += DEAR_NS
+
+
+class Ends:
+    """A server's channels, of a guest and of a bystander, and the peers' ends of both."""
+
+    def __init__(self, handlers: dict[str, Callable[..., Any]]) -> None:
+        pairs = socketpair(), socketpair()
+        self.served = [Channel(near, handlers, untrusted=True) for near, _ in pairs]
+        self.guest, self.bystander = (Channel(far) for _, far in pairs)
+
+    async def close(self) -> None:
+        for channel in (self.guest, self.bystander, *self.served):
+            channel.close()
+            await channel.closed
+
+
+@pytest.mark.parametrize("op", ["dear", "dear in a later step"])
+def test_who_asks_for_what_takes_long_is_not_read_until_that_is_paid(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    cheap: list[str] = []
+    monkeypatch.setattr(channels, "Debt", clocks.debt)
+
+    async def later() -> None:
+        await asyncio.sleep(0)
+        clocks.work()
+        await asyncio.sleep(0)
+
+    handlers: dict[str, Callable[..., Any]] = {"dear": clocks.work, "dear in a later step": later}
+    handlers["cheap"] = lambda object: cheap.append(object)
+
+    async def main() -> None:
+        ends = Ends(handlers)
+        dear = asyncio.ensure_future(ends.guest.call(op))
+        while clocks.used == 0:
+            await asyncio.sleep(0)
+        asked = asyncio.ensure_future(ends.guest.call("cheap", object="guest"))
+        for _ in range(100):
+            await ends.bystander.call("cheap", object="bystander")
+        assert cheap == ["bystander"] * 100
+        clocks.now = DEARNESS * DEAR_NS
+        await dear
+        await asked
+        assert cheap[100:] == ["guest"]
+        await ends.close()
+
+    run(main())
+
+
+def test_what_is_fair_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(channels, "Debt", clocks.debt)
+
+    def fair() -> None:
+        clocks.used += FAIR_TURN_NS
+
+    async def main() -> None:
+        ends = Ends({"fair": fair})
+        for _ in range(1000):
+            await ends.guest.call("fair")
+        await ends.close()
+
+    run(main())
+    assert clocks.used == 1000 * FAIR_TURN_NS
+
+
+def test_a_request_that_takes_long_to_read_is_paid_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks, unpacked = Clocks(), msgpack.unpackb
+
+    def slow(packet: bytes, **how: Any) -> Any:
+        message = unpacked(packet, **how)
+        if message.get("op") == "long":
+            clocks.work()
+        return message
+
+    monkeypatch.setattr(channels, "Debt", clocks.debt)
+    monkeypatch.setattr(msgpack, "unpackb", slow)
+
+    async def main() -> None:
+        ends = Ends({"cheap": lambda: None})
+        refused = asyncio.ensure_future(ends.guest.call("long"))
+        while clocks.used == 0:
+            await asyncio.sleep(0)
+        asked = asyncio.ensure_future(ends.guest.call("cheap"))
+        for _ in range(100):
+            await ends.bystander.call("cheap")
+        assert not asked.done()
+        clocks.now = DEARNESS * DEAR_NS
+        await asked
+        with pytest.raises(Refused, match="there is no operation"):
+            await refused
+        await ends.close()
+
+    run(main())
+
+
+def test_a_channel_that_ends_while_its_peer_owes(monkeypatch: pytest.MonkeyPatch) -> None:
+    clocks = Clocks()
+    monkeypatch.setattr(channels, "Debt", clocks.debt)
+
+    async def main() -> None:
+        ends = Ends({"dear": clocks.work})
+        await ends.guest.call("dear")
+        asked = asyncio.ensure_future(ends.guest.call("dear"))
+        await asyncio.sleep(0)
+        ends.served[0].close()
+        with pytest.raises(Exception, match="is gone"):
+            await asked
+        await ends.close()
+
+    run(main())
+
+
+class Step:
+    """An awaitable with one step, that notes what is thrown into it."""
+
+    def __init__(self, ends: BaseException | str) -> None:
+        self.ends = ends
+        self.thrown: list[type[BaseException]] = []
+
+    def __await__(self) -> Any:
+        try:
+            yield
+        except BaseException as error:
+            self.thrown.append(type(error))
+            raise
+        if isinstance(self.ends, BaseException):
+            raise self.ends
+        return self.ends
+
+
+def test_what_is_charged_ends_as_it_would() -> None:
+    async def main() -> None:
+        assert await Debt().charged(Step("its result")) == "its result"
+        with pytest.raises(KeyError):
+            await Debt().charged(Step(KeyError("its error")))
+        cancelled = Step("never")
+        task = asyncio.ensure_future(Debt().charged(cancelled))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert cancelled.thrown == [asyncio.CancelledError]
+
+    run(main())
