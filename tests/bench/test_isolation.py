@@ -19,7 +19,7 @@ from tests.support.tiers import tiered
 GROUP = 24
 GROUPS = [list(ATTACKS)[k : k + GROUP] for k in range(0, len(ATTACKS), GROUP)]
 NAMED = [(path, number) for path in PATHS for number in range(len(GROUPS))]
-SHORT = [("bypass", 1), ("split", 1)]
+SHORT = [("split", 0)]
 
 
 def test_the_catalogue_is_large_and_its_names_are_told_apart() -> None:

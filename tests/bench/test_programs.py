@@ -48,6 +48,7 @@ def test_each_program_gives_a_figure(program: suite.Program) -> None:
     assert program.figures(reading, 1000).keys() == {program.rate, program.cost}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("warm")
 @pytest.mark.needs("ip", "taps", "iperf3", "redis")
 def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -301,6 +301,7 @@ def test_reconnecting_with_other_numbers_of_queues(driven: Driven) -> None:
     driven("numbers", body)
 
 
+@pytest.mark.long
 def test_a_hundred_connects_with_all_queues_leave_nothing(driven: Driven) -> None:
     async def body(bert: Bert) -> None:
         async with others_streaming(bert):

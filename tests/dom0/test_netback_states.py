@@ -352,6 +352,7 @@ def test_a_killed_guest_leaves_no_nodes_and_nothing_held(tmp_path: Path, monkeyp
 # --- any of it, and much of it -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_hundred_reconnections_cost_the_others_nothing(driven: Driven) -> None:
     async def body(bert: Bert) -> None:
         ways = [way for way in WAYS.values() if None not in dict(way)]

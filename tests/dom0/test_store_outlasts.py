@@ -216,6 +216,7 @@ def test_an_idle_client_outlasts_any_number() -> None:
         asyncio.run(limited(main(made)))
 
 
+@pytest.mark.long
 def test_guests_that_write_without_end_make_the_journal_no_longer_than_their_quotas_allow() -> None:
     """Nor do they keep others from being served; killed in the midst of it, compactions included, each tree is whole."""
     value, names = "v" * 2000, [f"{k}{'x' * 300}" for k in range(900)]

@@ -47,6 +47,7 @@ async def kill(runner: Runner, times: int) -> None:
     await runner.lab.restarted("xenstored", times)
 
 
+@pytest.mark.long
 def test_streams_lose_nothing_and_the_store_loses_nothing(tmp_path: Path) -> None:
     """On both paths, to guests and to the wire, while clients write, in transactions too, and watch."""
 
@@ -238,6 +239,7 @@ def test_one_that_dies_while_a_topology_starts_is_named(tmp_path: Path, monkeypa
     run(main())
 
 
+@pytest.mark.long
 def test_commands_and_xens_tools_wait_for_the_next_one(tmp_path: Path) -> None:
     """Who is connected, and who connects while there is none."""
     name = unique("tools")

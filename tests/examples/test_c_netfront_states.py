@@ -78,7 +78,8 @@ async def works(fronts: Netfronts) -> None:
 WAYS: Final = ["--way close --rings fresh", "--way restart --rings fresh", "--way close --rings kept", "--way restart --rings kept"]
 
 
-@pytest.mark.parametrize("words", tiered(WAYS, [WAYS[0], WAYS[3]]))
+@pytest.mark.long
+@pytest.mark.parametrize("words", WAYS)
 def test_it_reconnects_a_hundred_times_beside_others(program: Path, tmp_path: Path, words: str) -> None:
     """5 → 5, 6 → 6, 1 → 2, 4 → 4, or 1 → 2 at once as after kexec; rings anew, or taken up where they are. It loses nothing."""
 

@@ -112,6 +112,7 @@ def test_hops_are_reached_and_chosen_by_keyboard(browser: Browser, served: Serve
     page.context.close()
 
 
+@pytest.mark.long
 def test_who_asks_for_no_motion_gets_none(browser: Browser, served: Served) -> None:
     for wish, name in (("no-preference", "flow"), ("reduce", "none")):
         page = opened(browser, served.address, reduced_motion=wish)
@@ -129,6 +130,7 @@ def test_without_the_token_it_is_to_look_at(browser: Browser, served: Served) ->
     page.context.close()
 
 
+@pytest.mark.long
 def test_the_proof_is_a_button(browser: Browser, served: Served) -> None:
     page = opened(browser, served.address)
     assert served.token not in page.url

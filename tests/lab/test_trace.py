@@ -214,6 +214,7 @@ def test_a_viewer_that_goes_leaves_nothing_and_another_may_come(tmp_path: Path) 
     run(main())
 
 
+@pytest.mark.long
 def test_rings_of_viewers_that_have_gone_are_unmapped(tmp_path: Path) -> None:
     """However often it is looked, at loops that sleep throughout, at such as have work, and at one that never runs."""
     one_queue_of_two = "[dom0]\nmax_queues = 1\n" + LAB.replace('path = "split"\n', 'path = "split"\nqueues = 2\n', 1)

@@ -155,6 +155,7 @@ def test_a_name_that_is_taken_is_refused(lab: Lab, tmp_path_factory: pytest.Temp
     )
 
 
+@pytest.mark.long
 @pytest.mark.needs("root", "util-linux")
 def test_without_privilege_it_is_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
     file = topology_file(tmp_path_factory.mktemp("denied"), "denied", WIRE + '[[guest]]\nname = "gus"\npath = "bypass"\n')
