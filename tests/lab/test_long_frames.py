@@ -21,7 +21,7 @@ PATHS: Final = ("cdna", "trapped", "bypass", "split")
 
 def lab(mtu: int, *others: tuple[str, str, str]) -> str:
     """Two guests of each path, which accept all offloads; `others`: name, path, offloads."""
-    text = f"[nic]\nmtu = {mtu}\n"
+    text = f"[nic]\nmtu = {mtu}\npause_us = 1000000\n"  # who gets no CPU for a while is to cost nobody a frame
     guests = [(f"{path}{number}", path, '["sg", "csum", "tso"]') for path in PATHS for number in range(2)]
     for name, path, offloads in (*guests, *others):
         text += f'[[guest]]\nname = "{name}"\npath = "{path}"\nmtu = {mtu}\noffloads = {offloads}\n'
