@@ -21,6 +21,7 @@ def measured(module: Any, **options: Any) -> BenchmarkResult:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.needs("iperf3")
 def test_moves_under_streams_and_under_tcp() -> None:
     result = measured(moves, repeat=4)
@@ -36,6 +37,7 @@ def test_moves_under_streams_and_under_tcp() -> None:
     assert sum("pause" in claim.text for claim in result.claims) == 3
 
 
+@pytest.mark.long
 @pytest.mark.needs("curl")
 def test_downloads_over_deaths() -> None:
     result = measured(downloads, repeat=2, paths=("split", "bypass"))

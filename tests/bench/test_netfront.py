@@ -26,6 +26,7 @@ def measured(options: Options) -> BenchmarkResult:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("warm")
 @pytest.mark.needs("gcc", "xen-headers")
 def test_both_front_ends_are_measured_side_by_side() -> None:

@@ -160,7 +160,7 @@ SEEN: Final = {"grants": "drop_bad_address", "slots": "drop_bad_frame", "flags":
 """What netback has to have said of a kind of tampering; where it has mapped all pages it never asks for one again."""
 
 
-@pytest.mark.parametrize("grants", tiered(list(GRANT_MODES), ["map"]))
+@pytest.mark.parametrize("grants", tiered(list(GRANT_MODES), []))
 def test_what_is_rewritten_under_a_flood_of_chains_harms_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str
 ) -> None:

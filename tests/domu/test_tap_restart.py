@@ -12,6 +12,7 @@ from lab.owner import Lab
 from tests.support.labs import LAUNCH, ROOT, run, until
 from tests.support.patience import patient
 from tests.support.streams import kill, lab_of
+from tests.support.tiers import tiered
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps"), pytest.mark.needs("curl")]
 
@@ -31,8 +32,13 @@ async def inside(lab: Lab, guest: str, *argv: str) -> asyncio.subprocess.Process
     )
 
 
-@pytest.mark.parametrize(("server", "client"), [("bob", "alice"), ("carol", "alice"), ("alice", "carol")])
-def test_a_download_over_deaths_of_dom0(tmp_path: Path, server: str, client: str) -> None:
+ENDS = [("bob", "alice"), ("carol", "alice"), ("alice", "carol")]
+"""Server and client."""
+
+
+@pytest.mark.parametrize("between", tiered(ENDS, [ENDS[0]]), ids="-".join)
+def test_a_download_over_deaths_of_dom0(tmp_path: Path, between: tuple[str, str]) -> None:
+    server, client = between
     data, copy = tmp_path / "data", tmp_path / "copy"
     data.write_bytes(os.urandom(1 << 20) * MIB)
 
