@@ -16,7 +16,7 @@ never crosses a block's end: what is left there is a record whose moment is PAD.
 Writer: reserved := end; record; committed := end. A viewer reads committed, copies, then reads reserved: what is older than
 reserved − capacity may have been written over while it copied, and is not believed.
 
-A guest's loop writes its own ring, and may write anything there: a viewer checks each record, and believes none of it for others.
+A guest's loop writes its own ring, and may write anything there: a viewer checks that each record makes sense.
 """
 
 from enum import IntEnum
