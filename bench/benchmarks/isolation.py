@@ -9,11 +9,13 @@ takes as much of the machine.
 
 import itertools
 import os
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from bench.isolation import catalogue
-from bench.isolation.attack import Attack
+from bench.isolation.attack import Attack, Control
 from bench.isolation.trial import Trial
 from bench.method.claims import Claim
 from bench.method.contenders import probe_of, run_name
@@ -21,15 +23,17 @@ from bench.method.options import Options
 from bench.method.progress import Part, Steps
 from bench.method.samples import Ratio, Samples, Slice
 from bench.method.slices import Contender, Probe
-from bench.method.study import Point, Question, study
+from bench.method.study import Point, Question, next_rounds
 from bench.method.verdicts import MET, MISSED, decide
 from bench.report.results import BenchmarkResult, Row
 from lab.figures import short
 
-ATTACKED, UNDISTURBED = "attacked", "undisturbed"
+UNDISTURBED = "undisturbed"
 ENOUGH = 0.9
 SLICE_S = 0.3
 """Processes that share a CPU have it in turns of milliseconds: in less time equal things differ by half."""
+BETWEEN_S = 0.2
+"""What comes with a slice, about."""
 GROUP = 14
 """Attackers in one topology; one that has been broken is begun anew."""
 COUNTS = ("lost", "corrupt", "leaked", "changed")
@@ -47,23 +51,20 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
     """Every attack on every path."""
     found: list[Row] = []
     chosen = {path: _chosen(path, options.attacks) for path in options.paths}
-    pairs = [(path, attack) for path, attacks in chosen.items() for attack in attacks]
-    budget_s = options.budget_s / max(1, len(pairs))
+    pairs = sum(map(len, chosen.values()))
+    waiting = deque((path, group) for path, attacks in chosen.items() for group in _groups(attacks))
     with probe_of("all") as probe:
-        done = 0
-        for path in options.paths:
-            for group in _groups(chosen[path]):
-                waiting = list(group)
-                while waiting:
-                    async with Trial(path, waiting, run_name("isolation", os.getpid())) as trial:
-                        for attack in list(waiting):
-                            part = Part(progress, done / len(pairs), (done + 1) / len(pairs), path)
-                            found.append(await _try(trial, attack, options, budget_s, part, probe))
-                            waiting.remove(attack)
-                            done += 1
-                            _report(result, found, options.paths)
-                            if trial.broken:
-                                break
+        while waiting:
+            path, group = waiting.popleft()
+            part = Part(progress, len(found) / pairs, (len(found) + len(group)) / pairs, path)
+            async with Trial(path, group, run_name("isolation", os.getpid())) as trial:
+                rows = await _try(trial, group, options, options.budget_s / pairs, part, probe)
+            if trial.broken and len(group) > 1:  # by one of them: each that met it is tried by itself
+                met = [attack for attack, row in zip(group, rows, strict=True) if row["errors"]]
+                rows = [row for row in rows if not row["errors"]]
+                waiting.extendleft((path, [attack]) for attack in met)
+            found += rows
+            _report(result, found, options.paths)
 
 
 def _chosen(path: str, names: Sequence[str]) -> list[Attack]:
@@ -78,32 +79,56 @@ def _groups(attacks: Sequence[Attack]) -> Iterator[list[Attack]]:
         yield group
 
 
-async def _try(trial: Trial, attack: Attack, options: Options, budget_s: float, progress: Steps, probe: Probe) -> Row:
-    """One attack on one path: its record."""
-    reports: list[Row] = []
-    contenders = [_contender(trial, attack, UNDISTURBED, []), _contender(trial, attack, ATTACKED, reports)]
-    question = Question(ATTACKED, UNDISTURBED, "mpps", ENOUGH)
-    point = Point(attack.name, {}, contenders, UNDISTURBED, probe, [question])
-    seconds = max(options.slice_s, SLICE_S)
-    await study([point], rounds=options.rounds, seconds=seconds, budget_s=budget_s, progress=progress)
-    return _record(trial.path, attack, point.samples, question, reports)
+async def _try(
+    trial: Trial, attacks: Sequence[Attack], options: Options, budget_s: float, progress: Steps, probe: Probe
+) -> list[Row]:
+    """Attacks on one path, those with the same control side by side: their records. `budget_s`: for each, beyond the rounds."""
+    alike: dict[tuple[Control, bool], list[Attack]] = {}
+    for attack in attacks:
+        alike.setdefault((attack.control_on(trial.path), attack.sent_to), []).append(attack)
+    records: dict[str, Row] = {}
+    for (control, _), those in alike.items():
+        part = Part(progress, len(records) / len(attacks), (len(records) + len(those)) / len(attacks), str(control))
+        reports: dict[str, list[Row]] = {attack.name: [] for attack in those}
+        contenders = [_contender(trial, those[0], None), *(_contender(trial, attack, reports[attack.name]) for attack in those)]
+        questions = {attack.name: Question(attack.name, UNDISTURBED, "mpps", ENOUGH) for attack in those}
+        point = Point(str(control), {}, contenders, UNDISTURBED, probe, list(questions.values()))
+        await _measure(point, options, budget_s * len(those), part)
+        for attack in those:
+            records[attack.name] = _record(trial.path, attack, point.samples, questions[attack.name], reports[attack.name])
+    return [records[attack.name] for attack in attacks]
 
 
-def _contender(trial: Trial, attack: Attack, name: str, reports: list[Row]) -> Contender:
-    """The bystanders beside an attack, or beside its control. `reports`: what each slice came to."""
+async def _measure(point: Point, options: Options, budget_s: float, progress: Steps) -> None:
+    """The rounds that were asked for; then more of those attacks whose question is open, while the budget lasts."""
+    seconds, every = max(options.slice_s, SLICE_S), point.contenders
+    await point.run(options.rounds, seconds, progress)
+    begin = time.monotonic()
+    while (open_ := {UNDISTURBED, *(question.of for question in point.open())}) != {UNDISTURBED}:
+        rounds = next_rounds(point)
+        point.contenders = [one for one in every if one.name in open_]
+        longer_s = rounds * (len(point.contenders) + 1) * (seconds + BETWEEN_S)
+        if rounds < 1 or time.monotonic() - begin + longer_s > budget_s:
+            return
+        await point.run(rounds, seconds, progress)
+
+
+def _contender(trial: Trial, attack: Attack, reports: list[Row] | None) -> Contender:
+    """The bystanders beside an attack, with what each slice came to; or beside its control (`reports` is None)."""
 
     async def run(seconds: float) -> Slice:
-        found = await trial.slice(attack, seconds, attacked=name == ATTACKED)
-        reports.append(found.detail)
+        found = await trial.slice(attack, seconds, attacked=reports is not None)
+        if reports is not None:
+            reports.append(found.detail)
         return found
 
-    return Contender(name, run)
+    return Contender(UNDISTURBED if reports is None else attack.name, run)
 
 
 def _record(path: str, attack: Attack, samples: Samples, question: Question, details: Sequence[Row]) -> Row:
     """What became of it. `contained` is None where the bystanders' rate is not decided and all else is well."""
-    errors = samples.errors(ATTACKED)
-    rate, calls = question.ratio(samples), samples.ratio(ATTACKED, UNDISTURBED, "calls_per_s")
+    errors = samples.errors(attack.name)
+    rate, calls = question.ratio(samples), samples.ratio(attack.name, UNDISTURBED, "calls_per_s")
     verdict = decide(rate, ENOUGH)
     contained = False if errors or verdict.verdict == MISSED else True if verdict.verdict == MET else None
     got: dict[str, int] = {}
@@ -117,7 +142,7 @@ def _record(path: str, attack: Attack, samples: Samples, question: Question, det
         "bystanders": _figure(rate), "calls": _figure(calls),
         **{name: sum(max(0, detail.get(name, 0)) for detail in details) for name in COUNTS},
         "attempts": sum(detail.get("attempts", 0) for detail in details), "got": got,
-        "regime": rate.regime, "n": rate.pairs, "slices": samples.slices(ATTACKED), "errors": errors,
+        "regime": rate.regime, "n": rate.pairs, "slices": samples.slices(attack.name), "errors": errors,
     }  # fmt: skip
 
 

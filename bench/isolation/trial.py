@@ -1,9 +1,9 @@
 """A topology under attack: who is in it, and what an attack does to the others.
 
 On one path: anna and bert exchange verified streams, both ways at a time; carl, full of canaries, asks hypervisor and store; dave,
-an honest guest, sends to the attackers that are to be sent to, or as fast as he can, where that is the control; and one hostile
-guest for each attack. A *slice* is the bystanders' streams beside an attack, or beside its control: their rate, their losses, the
-canaries, and how many set-up calls were answered.
+an honest guest, sends to the attackers that are to be sent to, or as fast as he can, where that is the control; erin does what the
+other controls say; and one hostile guest for each attack. A *slice* is the bystanders' streams beside an attack, or beside its
+control: their rate, their losses, the canaries, and how many set-up calls were answered.
 
 Attackers have a CPU to themselves, as virtual CPUs that are pinned have; all that serves them shares another one with the
 bystanders. So an attack costs the bystanders what it makes others do, and no more.
@@ -25,8 +25,8 @@ from lab.ledger import DROP_NAMES, FAULT_NAMES, difference
 from lab.owner import Lab
 from lab.plan import MODULES
 
-ONE, OTHER, CANARIES, SENDER = "anna", "bert", "carl", "dave"
-HONEST = (ONE, OTHER, CANARIES, SENDER)
+ONE, OTHER, CANARIES, SENDER, EQUAL = "anna", "bert", "carl", "dave", "erin"
+HONEST = (ONE, OTHER, CANARIES, SENDER, EQUAL)
 ATTACKER, VICTIM = "bench.isolation.hostile", "bench.isolation.victim"
 FRAME = 200
 NOBODY = "02:00:00:00:77:77"
@@ -81,7 +81,7 @@ class Trial:
     async def __aenter__(self) -> "Trial":
         await self.lab.start()
         self._reader = await self.lab.counters()
-        for one in HONEST:  # so that who belongs where is known
+        for one in HONEST[:4]:  # so that who belongs where is known
             await self.lab.call(one, "send_stream", mac="ff:ff:ff:ff:ff:ff", frame=64, stream=next(self._streams), frames=1)
         return self
 
@@ -92,7 +92,7 @@ class Trial:
         """The bystanders beside an attack, or beside its control."""
         if self.broken:
             return Slice(errors=[self.broken])
-        name, stream = hostile_name(attack), next(self._streams)
+        name, stream = hostile_name(attack) if attacked else EQUAL, next(self._streams)
         if name not in self.lab.deaths:
             before = self._reader.read()
             await self._begin(name, attack, [stream, stream + 1], attacked=attacked)

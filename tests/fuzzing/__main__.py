@@ -1,6 +1,7 @@
 """``python -m tests.fuzzing``: see the package."""
 
 import importlib
+import resource
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from hyp.paths import PATHS
 from tests.fuzzing import NAMES, cases, flood
 
 RUNS, DESCRIPTORS = 100_000, 10_000_000
+MEMORY_MB = 2048
 
 
 def guided(name: str, runs: int) -> None:
@@ -21,7 +23,16 @@ def guided(name: str, runs: int) -> None:
     with tempfile.TemporaryDirectory() as corpus:
         for number, case in enumerate(cases(name)):
             Path(corpus, str(number)).write_bytes(case)
-        options = [f"-runs={runs}", "-seed=1", "-max_len=400", "-timeout=60", f"-artifact_prefix={name}-"]
+        # What it goes by is the largest size that this process has had, of which exec(2) leaves that of the process that it was
+        most_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024 + MEMORY_MB
+        options = [
+            f"-runs={runs}",
+            "-seed=1",
+            "-max_len=400",
+            "-timeout=60",
+            f"-artifact_prefix={name}-",
+            f"-rss_limit_mb={most_mb}",
+        ]
         atheris.Setup([sys.argv[0], *options, corpus], target)
         atheris.Fuzz()
 
