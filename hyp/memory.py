@@ -121,13 +121,14 @@ class MappedOnce:
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, Mapping] = {}
+        self._kept: dict[str, tuple[Mapping, os.stat_result]] = {}
 
     def map(self, owner: str, fd: int, size: int) -> Mapping:
         """All of `owner`'s RAM, `fd`, which stays the caller's. SharedMemoryError if it is shorter, or was taken away."""
-        mapping = self._kept.get(owner)
-        if mapping is None:
-            mapping = self._kept[owner] = Mapping(fd, size)
+        file, (mapping, kept) = os.fstat(fd), self._kept.get(owner, (None, None))
+        if mapping is None or kept is None or not os.path.samestat(file, kept):  # another domain has its name now
+            mapping = Mapping(fd, size)
+            self._kept[owner] = mapping, file
         if mapping.lost:
             raise SharedMemoryError(
                 errno.EFAULT, f"{owner} has cut off its RAM, or has punched holes into it: it has no device any more"

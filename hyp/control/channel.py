@@ -281,7 +281,6 @@ class Channel:
             task = self._loop.create_task(self._finish(op, number, self._debt.charged(result)))
             self._inbox.tasks.add(task)
             task.add_done_callback(self._finished)
-            self._pause_or_go_on()
         else:
             self._answer(op, number, result)
 

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from hyp.control.debt import NO_DEBT, Debt
+from hyp.control.debt import Debt
 from hyp.control.descriptors import close_all
 
 REFS_S = 2.0
@@ -40,7 +40,7 @@ class Letter:
 class Outbox:
     """Of one socket. `gone(reason)` is called once sending has shown that the peer is no more, `fewer()` when less waits."""
 
-    def __init__(self, sock: socket.socket, gone: Callable[[str], None], fewer: Callable[[], None], debt: Debt = NO_DEBT) -> None:
+    def __init__(self, sock: socket.socket, gone: Callable[[str], None], fewer: Callable[[], None], debt: Debt) -> None:
         self._sock, self._gone, self._fewer, self._debt = sock, gone, fewer, debt
         self._loop = asyncio.get_running_loop()
         self._letters: deque[Letter] = deque()

@@ -1,5 +1,6 @@
 """A guest's RAM is mapped once, however often its contexts come and go: to map much of it keeps the NIC from everybody else."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from hyp import linux
 from hyp.control import Refused, close_all
+from hyp.memory import MappedOnce, create_region
 from tests.support.guests import eventually
 from tests.support.labs import unique
 from tests.support.peers import Bench, well
@@ -45,6 +47,19 @@ def test_contexts_of_a_guest_share_its_ram_until_it_ends(forked: Bench) -> None:
     forked.run(forked.hypervisor.domain_destroy(several[0].domid))
     eventually(lambda: mappings(forked, "guest1") == [], "the RAM of who has ended to go")
     assert len(mappings(forked, other.name)) == 1
+
+
+def test_a_name_that_is_another_domains_now_is_not_mistaken() -> None:
+    """Even if nobody has said that the one before has gone."""
+    regions = [create_region("sealed", unique("mistaken"), "anna", "ram", 1 << 16) for _ in range(2)]
+    once = MappedOnce()
+    first, second = (once.map("anna", region.fd, 1 << 16) for region in regions)
+    second.array[:] = 7
+    assert set(os.pread(regions[1].fd, 1 << 16, 0)) == {7}
+    assert set(first.array.tolist()) == {0}
+    assert once.map("anna", regions[1].fd, 1 << 16) is second
+    for region in regions:
+        region.close()
 
 
 def test_who_has_punched_holes_into_its_ram_has_no_device_any_more(forked: Bench) -> None:
