@@ -180,6 +180,8 @@ def _forward(e, p):
                 break
             if result != DELIVERED:
                 count(p.counts, result, 1)
+                if result == DROP_SPOOFED:
+                    p.wary = 1
             if tracer != 0 and not is_passed_over(tracer, s.addr, first_bytes(s)):
                 trace_passed(tracer, e, p, s, result, e.flooded > flooded)
         if p.pause_until != 0:

@@ -195,6 +195,7 @@ def _first_fault(offset, octets, total, rest):
 @compiled
 def _refuse(p, first, total, drop):
     """No slot of the frame is used."""
+    p.wary = 1
     count(p.counts, TX_FRAMES, 1)
     count(p.counts, TX_BYTES, total)
     count(p.counts, drop, 1)
@@ -254,7 +255,7 @@ def settle_chain(e, p, n, limit):
 def give_up(e, p, n):
     """The frame whose entries begin at `n` goes nowhere: its requests are answered by RSP_ERROR, its buffers are free."""
     first = staged_of(p, n)
-    first.length = 0
+    first.length, p.wary = 0, 1
     for k in range(n, n + first.slots):
         s = staged_of(p, k)
         if s.buffer >= 0:

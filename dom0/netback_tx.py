@@ -2,6 +2,9 @@
 
 Most frames are one request without flags: those are all that stands in the loops here. A request that is not goes, as the copy that
 was made of it, to dom0/netback_chains.py.
+
+A turn takes in STAGE slots; after one in which something had to be refused, WARY: what is refused takes longer than what is sound,
+and that is nobody's fault but its sender's.
 """
 
 from dom0.credit import slots_within_credit
@@ -41,13 +44,14 @@ from hyp.ring import (
     unconsumed_requests,
 )
 
+WARY = STAGE // 8
 PLAIN = TXF_DATA_VALIDATED
 """Flags of a request that is a whole frame with nothing to be done to it. What a sender says of a checksum is nobody's proof."""
 
 
 @compiled
 def take_requests(e, p):
-    """Take in up to STAGE slots of the transmit ring, the last one's frame to its end, and stage their frames."""
+    """Take in the slots of a turn from the transmit ring, the last one's frame to its end, and stage their frames."""
     ring = ring_at(p.tx_ring)
     ready = unconsumed_requests(ring)
     if ready == PROTOCOL_FAULT:
@@ -55,7 +59,7 @@ def take_requests(e, p):
         return
     if ready == 0:
         return
-    most = min(ready, STAGE)
+    most, p.wary = min(ready, STAGE if p.wary == 0 else WARY), 0
     if p.credit_bytes != 0:
         most = slots_within_credit(e, p, most)
         if most == 0:
@@ -165,6 +169,7 @@ def _refuse_request(p, s, malformed):
     count(p.counts, FAULTS_DESCRIPTOR, 1 if malformed else 0)
     count(p.counts, DROP_BAD_FRAME if malformed else DROP_OVERSIZE, 1)
     s.length, s.buffer, s.status = 0, -1, RSP_ERROR
+    p.wary = 1
 
 
 @compiled
@@ -181,6 +186,7 @@ def _settle_request(e, p, s, limit, copied):
         count(p.counts, DROP_BAD_ADDRESS, 1)
         give_buffer(e, s.buffer)
         s.length, s.buffer, s.status = 0, -1, RSP_ERROR
+        p.wary = 1
 
 
 @compiled

@@ -29,6 +29,7 @@ PORT = np.dtype(
         ("stage", "i8"),
         ("staged", "i8"),
         ("next", "i8"),
+        ("wary", "i8"),  # 1: of its last turn something was refused (dom0/netback_tx.py)
         ("part", "i8"),  # of the next frame: how many of the frames that it is for its receiver have been passed on
         ("pause_until", "i8"),
         ("pause_for", "i8"),  # the port that it waits for

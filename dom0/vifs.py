@@ -6,6 +6,9 @@ drives them: watches on the front end's state, on the back end's own nodes, whic
 A front end's mistake is told three times: in the log, in ``error/backend/vif/<domid>/<handle>/error`` under Domain 0's home, and to
 the front end by the state Closing, as Linux's xenbus_dev_fatal does. None ends the vif: a front end that closes begins anew.
 
+A guest can write its state without end, and each time there is much to look at. What that takes of Domain 0's time is its debt
+(hyp/control/debt.py): while it owes, only what others have caused is looked at, and of what it has written only the last is seen.
+
 The topology's `grants` say how netback gets at the guest's pages (dom0/mapped_pages.py). "persistent" is the front end's to bring
 about, by static mappings on its control ring: to netback it is "copy".
 """
@@ -32,6 +35,7 @@ from hyp.abi.netif import (
     MAX_QUEUES_NODE,
 )
 from hyp.control import Channel
+from hyp.control.debt import Bill, Debt
 from hyp.counters import CounterPage
 from hyp.memory import MappedOnce
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -41,6 +45,10 @@ log = logging.getLogger(__name__)
 
 BURST, INTERVAL_S = 10, 5.0
 """So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
+
+
+DEARNESS = 4
+"""A front end may take a fifth of our time: to connect takes milliseconds, and a driver that is loaded anew is not to wait long."""
 
 
 class Cause(IntEnum):
@@ -80,6 +88,7 @@ class Vif:
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
         self._ram = MappedOnce()  # of the guest
+        self._debt = Debt(dearness=DEARNESS)
         self._causes: set[Cause] = set()
         self._woken = asyncio.Event()
         self._log = _RateLimit(f"vif {self.who.domid}.0 ({self.who.name})")
@@ -94,7 +103,9 @@ class Vif:
         pumps = [asyncio.get_running_loop().create_task(self._pump(watch, cause)) for watch, cause in watches]
         try:
             while (cause := await self._next()) is not Cause.GONE:
-                await self._look(cause)
+                bill = Bill()
+                await bill.charged(self._look(cause))
+                self._debt.owe(bill.ns)
         finally:
             for pump in pumps:
                 pump.cancel()
@@ -127,12 +138,18 @@ class Vif:
                 self.wake(cause)
 
     async def _next(self) -> Cause:
-        await self._woken.wait()
-        cause = min(self._causes)
-        self._causes.remove(cause)
-        if not self._causes:
+        while not (due := self._due()):
             self._woken.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._debt.wait_s() or None):
+                    await self._woken.wait()
+        cause = min(due)
+        self._causes.remove(cause)
         return cause
+
+    def _due(self) -> set[Cause]:
+        """What is to be looked at now."""
+        return self._causes - {Cause.FRONT} if self._debt.wait_s() > 0 else self._causes
 
     # -- what happens --
 

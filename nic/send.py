@@ -68,7 +68,20 @@ from nic.queues import (
     seek,
     send_descriptor,
 )
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES, DELIVERED, FOR_WIRE, PAUSE, STAGE, context_of, receiver_of, stage, touch, wire_at
+from nic.state import (
+    BUDGET_BYTES,
+    BUDGET_FRAMES,
+    DELIVERED,
+    FOR_WIRE,
+    PAUSE,
+    REFUSAL,
+    STAGE,
+    context_of,
+    receiver_of,
+    stage,
+    touch,
+    wire_at,
+)
 from nic.switch import lookup
 from nic.tracing import trace_run, trace_run_to_sink, trace_sent
 from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
@@ -251,16 +264,19 @@ def _judge(e, c, f, status):
 
 @outlined
 def _send_one(e, c):
-    """Send the next frame, whatever it is. Returns (descriptors, bytes); (0, 0): it has to wait, or the context failed."""
+    """Send the next frame, whatever it is. Returns (descriptors, bytes, whether it was refused).
+
+    0 descriptors: it has to wait, or the context failed.
+    """
     f = frame_at(e.frame)
     n, status, signaled = _take_chain(e, c, f)
     if n == 0:
-        return 0, 0
+        return 0, 0, False
     status, result = _judge(e, c, f, status)
     if result == DELIVERED:
         result = _switch(e, c, f)
         if result == PAUSE:
-            return 0, 0
+            return 0, 0, False
         if result != DELIVERED:
             status = STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED
     if c.pause_until != 0:
@@ -275,7 +291,7 @@ def _send_one(e, c):
     if status != STATUS_OK or signaled != 0:
         complete_send(e, c, status)
     c.sq_cons = u32_add(c.sq_cons, 1)
-    return n, f.length & 0xFFFF
+    return n, f.length & 0xFFFF, status != STATUS_OK and status != STATUS_DROPPED
 
 
 # --- many frames -----------------------------------------------------------------------------------------------------
@@ -362,29 +378,34 @@ def _send_run(e, c, n, room):
 
 @compiled
 def serve_sends(e, c):
-    """One turn of a context's send queue. Returns the number of descriptors done."""
+    """One turn of a context's send queue. Returns the number of descriptors done.
+
+    A frame that is refused is as much of it as REFUSAL sound ones: it takes longer, and that is nobody's fault but its sender's.
+    """
     waiting = posted_sends(c)
     if waiting == 0 or is_paused(e, c):
         return 0
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
-    limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
-    done, sent, total, most = 0, 0, 0, limit
-    while done < limit and total < room and c.active != 0:
+    left, room = BUDGET_FRAMES, BUDGET_BYTES
+    done, sent, total, most = 0, 0, 0, left
+    while done < waiting and left > 0 and total < room and c.active != 0:
         frames, octets = 0, 0
         if c.part == 0:
-            frames, octets = _send_run(e, c, min(limit - done, most), room - total)
+            frames, octets = _send_run(e, c, min(waiting - done, left, most), room - total)
         most = 2 * frames + 1  # so that a receiver whose buffers end each run has no more than that staged in vain
         if frames > 0:
             done += frames
+            left -= frames
         else:
-            taken, octets = _send_one(e, c)
+            taken, octets, refused = _send_one(e, c)
             if taken == 0:
                 break
             done += taken
+            left -= REFUSAL if refused else taken
             frames = 1
             if e.flooded > 0:  # its copies are its sender's turn, too
-                limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
+                left, room, e.flooded = left - e.flooded, room - e.flooded * octets, 0
         sent += frames
         total += octets
     end_outbound(e)

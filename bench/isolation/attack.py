@@ -33,6 +33,7 @@ class Control(StrEnum):
     BUSY = "computes"
     NOTIFIED = "computes, and is notified of what it is sent"
     SENDS = "sends frames as fast as it can"
+    POSTS = "posts as many frames to the wire, and sound"
     ADDRESSES = "sends a neighbour as many frames, as long, and sound"
     CALLS = "makes calls"
     READS = "reads from the store"

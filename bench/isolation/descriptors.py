@@ -9,6 +9,7 @@ from bench.isolation import loops
 from bench.isolation.attack import Control, Door, attack
 from bench.isolation.attacker import Attacker
 from bench.isolation.drivers import WRAP, RingDriver
+from bench.isolation.frames import NOBODY
 from hyp.abi.netif import EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, TXF_EXTRA_INFO, TXF_MORE_DATA
 from hyp.abi.nic import PAGE
 
@@ -18,7 +19,7 @@ SPLIT: Final = ("split",)
 
 def _frame(a: Attacker, length: int = FRAME) -> bytes:
     """A sound frame to the wire's side, which nobody takes for a test frame."""
-    return (a.header("02:00:00:00:77:77", kind=b"\x08\x00") + bytes(length))[:length]
+    return (a.header(NOBODY, kind=b"\x08\x00") + bytes(length))[:length]
 
 
 def _keep_sending(a: Attacker, lengths: list[int], *, at: int = 0, more: bool = False) -> None:
@@ -66,7 +67,7 @@ def index_behind(a: Attacker) -> None:
     a.rest()
 
 
-@attack("claims new indices without end, with nothing behind them", Door.RINGS)
+@attack("claims new indices without end, with nothing behind them", Door.RINGS, Control.SENDS)
 def indices_without_end(a: Attacker) -> None:
     ahead = 0
     while a.goes_on():
@@ -74,7 +75,7 @@ def indices_without_end(a: Attacker) -> None:
         a.driver.claim(ahead)
 
 
-@attack("sends a whole ring and never takes an answer", Door.RINGS)
+@attack("sends a whole ring and never takes an answer", Door.RINGS, Control.SENDS)
 def never_reaping(a: Attacker) -> None:
     a.driver.write(a.driver.page(0), _frame(a))
     for _ in range(a.driver.room()):
@@ -87,12 +88,12 @@ def never_reaping(a: Attacker) -> None:
 # --- chains -----------------------------------------------------------------------------------------------------------
 
 
-@attack("a chain that has no end", Door.RINGS)
+@attack("a chain that has no end", Door.RINGS, Control.POSTS)
 def endless_chain(a: Attacker) -> None:
     _keep_sending(a, [FRAME], more=True)
 
 
-@attack("chains of more fragments than one may have, ended and not", Door.RINGS)
+@attack("chains of more fragments than one may have, ended and not", Door.RINGS, Control.POSTS)
 def overlong_chain(a: Attacker) -> None:
     while a.goes_on():
         if a.driver.room() >= 60:
@@ -101,7 +102,7 @@ def overlong_chain(a: Attacker) -> None:
             a.driver.publish()
 
 
-@attack("chains whose fragments are all the same page", Door.RINGS)
+@attack("chains whose fragments are all the same page", Door.RINGS, Control.POSTS)
 def looping_chain(a: Attacker) -> None:
     a.driver.write(a.driver.page(0), _frame(a))
     while a.goes_on():
@@ -111,7 +112,7 @@ def looping_chain(a: Attacker) -> None:
             a.driver.publish()
 
 
-@attack("fragments of zero bytes, alone and in chains", Door.RINGS)
+@attack("fragments of zero bytes, alone and in chains", Door.RINGS, Control.POSTS)
 def zero_length(a: Attacker) -> None:
     number = 0
     while a.goes_on():
@@ -121,7 +122,7 @@ def zero_length(a: Attacker) -> None:
         a.driver.publish()
 
 
-@attack("a header that is spread over two fragments", Door.RINGS)
+@attack("a header that is spread over two fragments", Door.RINGS, Control.POSTS)
 def header_in_two(a: Attacker) -> None:
     a.driver.write(a.driver.page(0), _frame(a))
     while a.goes_on():
@@ -132,7 +133,7 @@ def header_in_two(a: Attacker) -> None:
             a.driver.publish()
 
 
-@attack("extra infos without end, of types that there are and are not", Door.RINGS, paths=SPLIT)
+@attack("extra infos without end, of types that there are and are not", Door.RINGS, Control.POSTS, paths=SPLIT)
 def endless_extras(a: Attacker) -> None:
     driver = a.driver
     assert isinstance(driver, RingDriver)
@@ -148,22 +149,22 @@ def endless_extras(a: Attacker) -> None:
 # --- lengths and addresses --------------------------------------------------------------------------------------------
 
 
-@attack("frames longer than any may be, in one piece", Door.RINGS)
+@attack("frames longer than any may be, in one piece", Door.RINGS, Control.POSTS)
 def overlong_length(a: Attacker) -> None:
     _keep_sending(a, [4097, 0xFFFF, 1 << 16, (1 << 31) - 1, 1 << 31, WRAP - 1])
 
 
-@attack("lengths that leave the page, or RAM, behind their address", Door.RINGS)
+@attack("lengths that leave the page, or RAM, behind their address", Door.RINGS, Control.POSTS)
 def offset_and_length(a: Attacker) -> None:
     _keep_sending(a, [4000, 4096, 60_000], at=PAGE - 16)
 
 
-@attack("addresses whose sum with the length wraps around", Door.RINGS)
+@attack("addresses whose sum with the length wraps around", Door.RINGS, Control.POSTS)
 def address_overflow(a: Attacker) -> None:
     _keep_addressing(a, [(1 << 64) - 32, (1 << 63) - 16, -8, (1 << 44) - 1, (1 << 52) + a.driver.page(0)])
 
 
-@attack("pages that it has not granted or registered", Door.RINGS)
+@attack("pages that it has not granted or registered", Door.RINGS, Control.POSTS)
 def page_not_granted(a: Attacker) -> None:
     driver, number = a.driver, 0
     if not isinstance(driver, RingDriver):
@@ -178,7 +179,9 @@ def page_not_granted(a: Attacker) -> None:
 
 
 @attack(
-    "addresses and grants of memory that is somebody else's: beyond its RAM, for another domain, of another's number", Door.RINGS
+    "addresses and grants of memory that is somebody else's: beyond its RAM, for another domain, of another's number",
+    Door.RINGS,
+    Control.POSTS,
 )
 def somebody_elses(a: Attacker) -> None:
     driver = a.driver
@@ -220,7 +223,7 @@ def senseless_buffers(a: Attacker) -> None:
         a.driver.publish()
 
 
-@attack("the same request number, and one that there is not, in every request", Door.RINGS)
+@attack("the same request number, and one that there is not, in every request", Door.RINGS, Control.POSTS)
 def duplicate_numbers(a: Attacker) -> None:
     driver, number = a.driver, 0
     a.driver.write(driver.page(0), _frame(a))
@@ -247,7 +250,7 @@ def revoked_in_flight(a: Attacker) -> None:
         a.driver.revoke()
 
 
-@attack("rewrites slots and descriptors after they were published", Door.RINGS)
+@attack("rewrites slots and descriptors after they were published", Door.RINGS, Control.POSTS)
 def rewritten_after_the_check(a: Attacker) -> None:
     frames, seed = [_frame(a)] * 16, 0
     while a.goes_on():
@@ -257,7 +260,7 @@ def rewritten_after_the_check(a: Attacker) -> None:
             a.driver.rewrite(seed)
 
 
-@attack("writes answers, completions and the other side's indices itself", Door.RINGS)
+@attack("writes answers, completions and the other side's indices itself", Door.RINGS, Control.POSTS)
 def forged_answers(a: Attacker) -> None:
     frames, seed = [_frame(a)] * 8, 0
     while a.goes_on():
@@ -267,7 +270,7 @@ def forged_answers(a: Attacker) -> None:
         a.driver.notify()
 
 
-@attack("changes a frame's source address to and fro while it is read", Door.RINGS)
+@attack("changes a frame's source address to and fro while it is read", Door.RINGS, Control.POSTS)
 def header_rewritten(a: Attacker) -> None:
     victim, other = a.macs["anna"], a.macs["bert"]
     first = a.driver.page(0)
@@ -319,18 +322,18 @@ def doorbell_storm(a: Attacker) -> None:
 # --- offloads ---------------------------------------------------------------------------------------------------------
 
 
-@attack("frames to be cut into segments of 1, 47 or 65,535 bytes, with headers that say anything", Door.RINGS)
+@attack("frames to be cut into segments of 1, 47 or 65,535 bytes, with headers that say anything", Door.RINGS, Control.POSTS)
 def segment_nonsense(a: Attacker) -> None:
     noise = np.random.default_rng(1)
-    frames = [a.header("02:00:00:00:77:77", kind=b"\x08\x00") + noise.bytes(1400) for _ in range(8)]
-    frames += [a.header("02:00:00:00:77:77", kind=b"\x08\x00") + b"\x45" + bytes(8) + b"\x06" + noise.bytes(1400) for _ in range(8)]
+    frames = [a.header(NOBODY, kind=b"\x08\x00") + noise.bytes(1400) for _ in range(8)]
+    frames += [a.header(NOBODY, kind=b"\x08\x00") + b"\x45" + bytes(8) + b"\x06" + noise.bytes(1400) for _ in range(8)]
     number = 0
     while a.goes_on():
         number += 1
         a.send_all(frames, segment=(1, 47, 48, 1000, 65_535)[number % 5])
 
 
-@attack("flags that there are not, or that were not agreed upon", Door.RINGS)
+@attack("flags that there are not, or that were not agreed upon", Door.RINGS, Control.POSTS)
 def unknown_flags(a: Attacker) -> None:
     number, frames = 0, [_frame(a)] * 8
     while a.goes_on():

@@ -19,7 +19,8 @@ from bench.isolation import loops
 from bench.isolation.attack import Control
 from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
-from bench.isolation.frames import RANDOM_LENGTHS
+from bench.isolation.descriptors import FRAME
+from bench.isolation.frames import NOBODY, RANDOM_LENGTHS
 from domu.guest import Guest
 from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
@@ -46,6 +47,7 @@ class Hostile:
             Control.BUSY: lambda: a.loop(loops.compute),
             Control.NOTIFIED: lambda: be_notified(a),
             Control.SENDS: a.rest,  # another one does, whose driver is nobody's toy (trial.py)
+            Control.POSTS: lambda: post(a),
             Control.ADDRESSES: lambda: address(a),
             Control.CALLS: lambda: call(a),
             Control.READS: lambda: read(a),
@@ -68,6 +70,15 @@ def be_notified(a: Attacker) -> None:
     computing.start()
     a.be_notified()
     computing.join()
+
+
+def post(a: Attacker) -> None:
+    """As attacks by descriptors post theirs, a few at a time, each a sound frame to nobody on the wire."""
+    a.driver.write(a.driver.page(0), a.header(NOBODY, kind=b"\x08\x00").ljust(FRAME, b"\0"))
+    while a.goes_on():
+        for _ in range(min(a.driver.room(), 16)):
+            a.driver.send(a.driver.page(0), FRAME)
+        a.driver.publish()
 
 
 def address(a: Attacker) -> None:

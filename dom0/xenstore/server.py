@@ -6,7 +6,7 @@ Everything happens on the loop's thread, asyncio's or uvloop's.
 What a client can cost the others is bounded. Of the time each has an equal share, in small turns (dom0/xenstore/turns.py). A
 client's turn is its requests, one by one, and what these cause: before the events of one are out, for however many watches, the
 next is not looked at. Of memory: its quota (dom0/xenstore/tree.py), and what a connection may hold (dom0/xenstore/connection.py). A
-guest that makes Domain 0's transactions fail has to wait (dom0/xenstore/credit.py).
+guest that makes Domain 0's transactions fail, or has it told of very much, has to wait (dom0/xenstore/credit.py).
 
 What a request has changed is in the journal before it is answered (dom0/xenstore/journal.py): the next xenstored has it, if this
 one dies.
@@ -24,7 +24,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 
 from dom0.xenstore.connection import Connection
-from dom0.xenstore.credit import Credit
+from dom0.xenstore.credit import CONFLICTS, EVENTS, Credit
 from dom0.xenstore.journal import Journal
 from dom0.xenstore.requests import answer
 from dom0.xenstore.store import Store
@@ -42,17 +42,17 @@ _PEER = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
 class _Telling(Worker):
-    """Tells watches of changes, one at a time."""
+    """Tells watches of changes, one at a time, which domain `domid` has made."""
 
-    def __init__(self, server: "Xenstored", changes: deque[Change]) -> None:
-        self._server, self.changes = server, changes
+    def __init__(self, server: "Xenstored", domid: int, changes: deque[Change]) -> None:
+        self._server, self._domid, self.changes = server, domid, changes
         self._events: Iterator[Event | None] = iter(())
 
     def work(self) -> bool:
         """A step. False if all have been told."""
         for event in self._events:
             if event is not None:
-                self._server.tell(event)
+                self._server.tell(event, self._domid)
             return True
         self._events = self._server.store.events(self.changes)
         return bool(self.changes)
@@ -63,7 +63,7 @@ class _Client(Worker):
 
     def __init__(self, server: "Xenstored", connection: Connection) -> None:
         self._server, self.connection = server, connection
-        self._telling = _Telling(server, connection.changes)
+        self._telling = _Telling(server, connection.domid, connection.changes)
 
     def work(self) -> bool:
         """Tell a watch, also when the client has gone; or answer a request."""
@@ -84,8 +84,8 @@ class Xenstored:
         self.turns = Turns(self._flush_all)
         self._loop = asyncio.get_running_loop()
         self._clients: dict[Connection, _Client] = {}
-        self._credit = Credit()
-        self._own = _Telling(self, deque())  # of what no request has caused
+        self._credits = {"conflicts": Credit(*CONFLICTS), "events": Credit(*EVENTS)}
+        self._own = _Telling(self, DOM0, deque())  # of what no request has caused
         self._unflushed: set[Connection] = set()
         self._listeners: list[tuple[socket.socket, str]] = []
         self._expected: dict[int, list[socket.socket]] = {}  # connections of domains that are not introduced yet
@@ -133,7 +133,8 @@ class Xenstored:
         self._record(domains=True)
         for connection in [c for c in self.connections.values() if c.domid == domid]:
             self._disconnect(connection, "released", "its domain was released")
-        self._credit.forget(domid)
+        for credit in self._credits.values():
+            credit.forget(domid)
         self._tell_all()
 
     async def serve_unix(self, path: str, domid: int = 0) -> None:
@@ -280,7 +281,7 @@ class Xenstored:
         """Answer a request. False if there is none, or it has to wait: for the client to read, or for its domain's credit."""
         if connection.closed or connection.congested or connection.paused:
             return False
-        if (wait_s := self._credit.wait_s(connection.domid)) > 0:
+        if (wait_s := max(credit.wait_s(connection.domid) for credit in self._credits.values())) > 0:
             connection.paused = True
             self._loop.call_later(wait_s, self._ready, connection)
             self._unflushed.add(connection)
@@ -298,7 +299,7 @@ class Xenstored:
         connection.send(reply)
         self._unflushed.add(connection)
         for domid in self.store.blamed:
-            self._credit.debit(domid)
+            self._credits["conflicts"].debit(domid)
         self.store.blamed.clear()
         connection.changes.extend(self.store.tree.changes)
         self.store.tree.changes.clear()
@@ -311,11 +312,13 @@ class Xenstored:
             self.journal.commit(puts, domains=domains)
         puts.clear()
 
-    def tell(self, event: Event) -> None:
-        """Let a watch's client know."""
+    def tell(self, event: Event, by: int) -> None:
+        """Let a watch's client know of what domain `by` has done."""
         watch = event.watch
         connection = self.connections.get(watch.session)
         if connection is not None:
+            if connection.domid == DOM0 != by:
+                self._credits["events"].debit(by)
             connection.send_event(event.path, watch.token, watch.path.removeprefix(watch.prefix))
             self._unflushed.add(connection)
 

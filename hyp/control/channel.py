@@ -8,13 +8,14 @@ import reprlib
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence, Set
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgpack
 
 from hyp import limits
-from hyp.control.debt import FAIR_TURN_NS, NO_DEBT, Debt
+from hyp.control.debt import FAIR_TURN_NS, NO_DEBT, PAYER, Bill, Debt
 from hyp.control.descriptors import brings_descriptors, close_all, hang_up, refuse_descriptors
 from hyp.control.errors import PeerGone, Refused, describe
 from hyp.control.outbox import RETRY_S, Outbox
@@ -60,8 +61,16 @@ def socketpair() -> tuple[socket.socket, socket.socket]:
 
 
 @dataclass(slots=True)
+class _Call:
+    """Of ours, under way."""
+
+    reply: asyncio.Future[Reply]
+    payer: Debt | None
+
+
+@dataclass(slots=True)
 class _Inbox:
-    calls: dict[int, asyncio.Future[Reply]] = field(default_factory=dict)
+    calls: dict[int, _Call] = field(default_factory=dict)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     paused: bool = False
 
@@ -105,14 +114,15 @@ class Channel:
         if self.closed.done():
             raise PeerGone(f"{self.name} is gone; {op} was not sent")
         number, self._next_id = self._next_id, self._next_id + 1
-        packet = self._packed({"id": number, "op": op, "args": args}, op)
+        payer = PAYER.get()
+        packet = self._packed({"id": number, "op": op, "args": args} | ({} if payer is None else {"bill": True}), op)
         future: asyncio.Future[Reply] = self._loop.create_future()
 
         def not_sent(error: OSError) -> None:
             if not future.done():
                 future.set_exception(self._not_sent(op, error))
 
-        self._inbox.calls[number] = future
+        self._inbox.calls[number] = _Call(future, payer)
         letter = self._outbox.send(packet, fds, not_sent)
         try:
             return await future
@@ -140,20 +150,20 @@ class Channel:
         """End the channel; calls under way raise `PeerGone`."""
         self._end("closed here")
 
-    def _answer(self, op: str, number: int | None, result: Any = None, error: Exception | None = None) -> None:
-        """Reply to a request that was served with `result`, or `error`; close what was handed out."""
+    def _answer(self, op: str, number: int | None, debt: Debt, result: Any = None, error: Exception | None = None) -> None:
+        """Reply to a request that was served with `result`, or `error`; close what was handed out. `debt`: who pays for it."""
         answer = result if isinstance(result, Answer) else Answer(result)
+        head = {"id": number, "gen": self.generation} | ({"ns": debt.ns} if isinstance(debt, Bill) else {})
 
         def instead(why: Exception) -> bytes:
-            reply = {"id": number, "gen": self.generation, "error": describe(why)}
-            return bytes(msgpack.packb(reply))
+            return bytes(msgpack.packb({**head, "error": describe(why)}))
 
         try:
             if number is None or self.closed.done():
                 return
             if error is None:
                 try:
-                    packet = self._packed({"id": number, "gen": self.generation, "ok": answer.value}, op)
+                    packet = self._packed({**head, "ok": answer.value}, op)
                 except Exception as wrong:  # it is too long, or nothing that can be packed
                     error = wrong
             if error is not None:
@@ -235,7 +245,7 @@ class Channel:
         if "op" not in message:
             self._take_reply({"id": message["id"], "error": refusal}, [])
         elif isinstance(message.get("id"), int):
-            self._answer(str(message["op"]), message["id"], error=Refused(*refusal))
+            self._answer(str(message["op"]), message["id"], self._debt, error=Refused(*refusal))
 
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
         try:
@@ -251,7 +261,10 @@ class Channel:
             raise
 
     def _take_reply(self, message: dict[str, Any], fds: list[int]) -> None:
-        future = self._inbox.calls.get(message["id"])
+        call = self._inbox.calls.get(message["id"])
+        if call is not None and call.payer is not None and not self._untrusted:
+            call.payer.owe(int(message.get("ns", 0)))
+        future = None if call is None else call.reply
         if future is None or future.done():
             close_all(fds)
         elif "error" in message:
@@ -265,37 +278,40 @@ class Channel:
         op, args, number = message["op"], message.get("args", {}), message.get("id")
         if not isinstance(op, str) or not isinstance(args, dict) or not (number is None or isinstance(number, int)):
             raise ValueError("op, args or id has the wrong type")
+        debt = Bill() if "bill" in message and not self._untrusted else self._debt
         try:
             handler = self._handlers.get(op)
             if handler is None:
                 raise Refused("ENOSYS", f"there is no operation {reprlib.repr(op)}")
             if op in self._takes_fds:
                 args, fds = {**args, "fds": fds}, []
-            result = handler(**args)
+            with debt.pays() if isinstance(debt, Bill) else nullcontext():
+                result = handler(**args)
         except Exception as error:
-            self._failed(op, number, error)
+            self._failed(op, number, debt, error)
             return
         finally:
             close_all(fds)
         if isinstance(result, Awaitable):
-            task = self._loop.create_task(self._finish(op, number, self._debt.charged(result)))
+            task = self._loop.create_task(self._finish(op, number, debt, result))
             self._inbox.tasks.add(task)
             task.add_done_callback(self._finished)
         else:
-            self._answer(op, number, result)
+            self._answer(op, number, debt, result)
 
-    async def _finish(self, op: str, number: int | None, under_way: Awaitable[Any]) -> None:
+    async def _finish(self, op: str, number: int | None, debt: Debt, under_way: Awaitable[Any]) -> None:
+        PAYER.set(debt if self._untrusted else None)
         try:
-            result = await under_way
+            result = await debt.charged(under_way)
         except Exception as error:
-            self._failed(op, number, error)
+            self._failed(op, number, debt, error)
         else:
-            self._answer(op, number, result)
+            self._answer(op, number, debt, result)
 
-    def _failed(self, op: str, number: int | None, error: Exception) -> None:
+    def _failed(self, op: str, number: int | None, debt: Debt, error: Exception) -> None:
         if describe(error)[0] == "EFAULT":
             log.error("%s: operation %s failed", self.name, printable(op), exc_info=error)
-        self._answer(op, number, error=error)
+        self._answer(op, number, debt, error=error)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._inbox.tasks.discard(task)
@@ -338,8 +354,8 @@ class Channel:
         if not self._inbox.paused:
             self._loop.remove_reader(self._sock.fileno())
         hang_up(self._sock)
-        for future in self._inbox.calls.values():
-            if not future.done():
-                future.set_exception(PeerGone(f"{self.name} is gone ({reason})"))
+        for call in self._inbox.calls.values():
+            if not call.reply.done():
+                call.reply.set_exception(PeerGone(f"{self.name} is gone ({reason})"))
         if self._on_close is not None:
             self._on_close()

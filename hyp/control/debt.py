@@ -4,11 +4,16 @@ Who sends to a socket, or makes an upcall ready, pays for every place at which t
 takes the longer the more memory it has. CPU time beyond what is fair, `FAIR_NS` to wake it and `FAIR_TURN_NS` to serve it, is the
 peer's debt, paid off by `DEARNESS` times as much time. While it owes more than `CREDIT_NS` of that, nothing is sent to it, and
 nothing that it sends is read: what is to be sent stays with its sender, who goes on after `wait_s`.
+
+Where a peer's request has one control plane ask another one, that one's time is the peer's, too: the question asks for a *bill*,
+the answer brings it, and all of it is owed, as no fair part of it is known. So who has the NIC or the toolstack work without end
+has them work for a `DEARNESS`-th of the time.
 """
 
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
@@ -20,10 +25,15 @@ FAIR_TURN_NS = 500_000
 
 
 class Debt:
-    """A peer's."""
+    """A peer's, paid off by `dearness` times as much time."""
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns, used: Callable[[], int] = time.thread_time_ns) -> None:
-        self._clock, self._used, self._until = clock, used, 0
+    def __init__(
+        self,
+        clock: Callable[[], int] = time.monotonic_ns,
+        used: Callable[[], int] = time.thread_time_ns,
+        dearness: int = DEARNESS,
+    ) -> None:
+        self._clock, self._used, self._until, self._dearness = clock, used, 0, dearness
 
     def wait_s(self) -> float:
         """For how long nothing is to be sent to it; 0: it may be."""
@@ -32,7 +42,7 @@ class Debt:
     def owe(self, beyond_ns: int) -> None:
         """It has cost so much more than is fair."""
         if beyond_ns > 0:
-            self._until = max(self._until, self._clock()) + DEARNESS * beyond_ns
+            self._until = max(self._until, self._clock()) + self._dearness * beyond_ns
 
     @contextmanager
     def pays(self, fair_ns: int = FAIR_NS) -> Iterator[None]:
@@ -69,6 +79,25 @@ class Charged(Awaitable[Any]):
             except BaseException as error:  # who waits is cancelled
                 thrown = error
 
+
+class Bill(Debt):
+    """What a request costs that somebody else is to pay."""
+
+    ns = 0
+
+    def owe(self, beyond_ns: int) -> None:
+        """See `Debt.owe`."""
+        self.ns += max(beyond_ns, 0)
+
+    @contextmanager
+    def pays(self, fair_ns: int = 0) -> Iterator[None]:
+        """See `Debt.pays`. Nothing of it is fair."""
+        with super().pays(0):
+            yield
+
+
+PAYER: ContextVar[Debt | None] = ContextVar("PAYER", default=None)
+"""Who pays for what is done in this context: that whose request is served."""
 
 NO_DEBT = Debt(used=lambda: 0)
 """Of whom is trusted."""

@@ -88,9 +88,9 @@ def signal_for(q: Any, n: int) -> int:
 
 @outlined
 def send_one(m: Any, q: Any) -> Any:
-    """Send the guest's next frame, whatever it is. Returns the number of descriptors done.
+    """Send the guest's next frame, whatever it is. Returns (the number of descriptors done, whether it was refused).
 
-    0: `m.send_wanted` slots of our queue are waited for.
+    0 descriptors: `m.send_wanted` slots of our queue are waited for.
     """
     f = frame_at(m.frame)
     n, status, signaled = _take_chain(m, f)
@@ -98,7 +98,7 @@ def send_one(m: Any, q: Any) -> Any:
         buffers = (f.length + LARGEST_FRAME_BUFFER - 1) // LARGEST_FRAME_BUFFER
         if not has_room(q, buffers):
             m.send_wanted = buffers
-            return 0
+            return 0, False
         _take_over(m, q, f, buffers)
         if f.offload != 0 and not prepare(f):
             status = STATUS_BAD_OFFLOAD
@@ -116,7 +116,7 @@ def send_one(m: Any, q: Any) -> Any:
     if status != STATUS_OK or signaled != 0:
         complete_send(m, status)
     m.sq_cons = u32_add(m.sq_cons, 1)
-    return n
+    return n, status != STATUS_OK
 
 
 @compiled

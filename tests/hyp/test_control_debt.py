@@ -10,7 +10,7 @@ import pytest
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.control import Channel, Refused, socketpair
 from hyp.control import channel as channels
-from hyp.control.debt import FAIR_TURN_NS, Debt
+from hyp.control.debt import FAIR_TURN_NS, PAYER, Bill, Debt
 from tests.support.control_ends import run
 
 pytestmark = pytest.mark.usefixtures("settled", "no_descriptor_is_left")
@@ -172,5 +172,55 @@ def test_what_is_charged_ends_as_it_would() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         assert cancelled.thrown == [asyncio.CancelledError]
+
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["at once", "later", "refused"])
+def test_what_is_asked_of_others_for_a_peer_is_paid_in_full(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As what the NIC does for a guest's context. No step takes longer than is fair; of a bill nothing is."""
+    clocks, created, free = Clocks(), 0, CREDIT_NS // (DEARNESS * FAIR_TURN_NS)
+
+    class OfTheseClocks(Bill):
+        def __init__(self) -> None:
+            super().__init__(used=lambda: clocks.used)
+
+    monkeypatch.setattr(channels, "Debt", clocks.debt)
+    monkeypatch.setattr(channels, "Bill", OfTheseClocks)
+
+    def create() -> None:
+        nonlocal created
+        created += 1
+        clocks.used += FAIR_TURN_NS
+        if how == "refused":
+            raise Refused("ENOSPC", "there is no room")
+
+    async def create_later() -> None:
+        await asyncio.sleep(0)
+        create()
+
+    async def main() -> None:
+        near, far = socketpair()
+        device, of_device = Channel(near), Channel(far, {"create": create_later if how == "later" else create})
+
+        async def context_open() -> None:
+            await asyncio.sleep(0)
+            await device.call("create")
+
+        ends = Ends({"context_open": context_open, "cheap": lambda: None})
+        for _ in range(free):
+            await asyncio.gather(ends.guest.call("context_open"), return_exceptions=True)
+        assert (PAYER.get(), created) == (None, free)
+        late = asyncio.ensure_future(ends.guest.call("context_open"))
+        for _ in range(100):
+            await ends.bystander.call("cheap")
+        assert created == free + 1
+        assert not late.done()
+        clocks.now = DEARNESS * FAIR_TURN_NS
+        await asyncio.gather(late, return_exceptions=True)
+        for channel in (device, of_device):
+            channel.close()
+            await channel.closed
+        await ends.close()
 
     run(main())

@@ -233,6 +233,7 @@ print("limit", most)
 """
 
 
+@pytest.mark.needs("util-linux")
 @pytest.mark.parametrize("room", tiered([0, 1, 2, 3, 5, 7, 9, 12], [0, 5]))
 def test_a_process_or_thread_that_cannot_be_is_named_with_the_limit(room: int) -> None:
     """Each step of the start, from the keeper's process to a guest's thread. Root is exempt from the limit, hence another user."""

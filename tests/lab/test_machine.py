@@ -42,7 +42,7 @@ def status_of(lab: str) -> dict[str, Any]:
 
 
 def test_a_program_sees_the_guest(lab: str) -> None:
-    script = "hostname; ls /sys/class/net; cat /sys/class/net/eth0/address; cat /proc/1/comm; pwd; echo $$; ls -d /proc/[0-9]*"
+    script = "uname -n; ls /sys/class/net; cat /sys/class/net/eth0/address; cat /proc/1/comm; pwd; echo $$; ls -d /proc/[0-9]*"
     done = inside(lab, "bob", script)
     *seen, own, init, shell = done.stdout.splitlines()
     assert seen == ["bob", "eth0", "lo", "02:00:00:00:00:02", "init", str(ROOT)], done.stderr
@@ -84,7 +84,7 @@ def test_what_the_kernel_refuses_is_said(tmp_path_factory: pytest.TempPathFactor
         assert any(said in line for line in lines), lines
         assert status_of(unique("refused"))["notices"] == [said]
         assert said in launch("status").stdout
-        assert inside(unique("refused"), "alice", "hostname; test $$ -lt 10 && echo few").stdout == "alice\nfew\n"
+        assert inside(unique("refused"), "alice", "uname -n; test $$ -lt 10 && echo few").stdout == "alice\nfew\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(patient(30)) == 143
     assert left_behind(unique("refused")) == []

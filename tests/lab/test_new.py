@@ -76,7 +76,7 @@ def test_it_is_written_once_and_checked(tmp_path: Path) -> None:
         (["--workloads", "none,rr"], 2, "none, or some"),
         (["--workloads", "storm"], 2, "'storm' is no workload; there are stream, rr, none"),
         (["--program", "own"], 2, "'own' is not a program; there are traffic, tap"),
-        (["--guests", "0"], 2, "0 is not in the range"),
+        (["--guests", "0"], 2, "Invalid value for '--guests'"),
     ],
 )
 def test_what_is_chosen_wrongly_is_said(tmp_path: Path, arguments: list[str], status: int, reason: str) -> None:

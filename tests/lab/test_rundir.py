@@ -348,6 +348,7 @@ def test_the_folder_is_for_this_user_alone(place: Path, name: str) -> None:
 
 
 @as_root
+@pytest.mark.needs("util-linux")
 def test_a_user_without_a_name_or_a_home() -> None:
     """May read what root may, since the lab's own files can be where nobody else gets to."""
     within = ["setpriv", f"--reuid={UNKNOWN_UID}", f"--regid={UNKNOWN_UID}", "--clear-groups"]

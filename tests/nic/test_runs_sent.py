@@ -22,7 +22,7 @@ from hyp.abi.nic import (
     STATUS_SPOOFED,
 )
 from hyp.abi.sizes import LARGEST_FRAME_BUFFER
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES, WIRE_BUFFERS
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, REFUSAL, WIRE_BUFFERS
 from tests.support.drivers import head_words, header
 from tests.support.guests import (
     HOSTILE_ADDRESSES,
@@ -263,3 +263,25 @@ def test_a_route_does_not_outlive_its_context_or_filter(engines: int) -> None:
         bench.at_rest(4 + 5 + 2 + 3 + 4)
         assert bench.count("rx_frames", "wire") == 3 + 3 + 2 + 4
         assert dora.waiting() == 0
+
+
+@pytest.mark.parametrize("fault", ["descriptor", "address", "source"])
+def test_what_is_refused_takes_more_of_a_turn_than_what_is_sound(start: int, fault: str) -> None:
+    """So who sends nothing else has few in a turn, however many there are: each takes longer than a sound one."""
+    with bench_of(2, start=start, queue=BUDGET_FRAMES, memory=4 << 20) as (bench, anna, bert):
+        turns = []
+        for bad in (False, True):
+            before = bench.of(anna).get("batches", 0)
+            for k in range(BUDGET_FRAMES):
+                forged = bad and fault == "source"
+                frame = anna.frame(WIRE_MAC, sequence=k, source=bert.mac if forged else None)
+                where = HOSTILE_ADDRESSES["unregistered"](anna) if bad and fault == "address" else place(anna, 0, frame)
+                flags = DESC_SIGNALED if not bad and k == BUDGET_FRAMES - 1 else 0
+                anna.post(where, 13 if bad and fault == "descriptor" else 64, flags)
+            anna.ring()
+            statuses = {status for _, status in completed(anna, BUDGET_FRAMES if bad else 1)}
+            bench.at_rest()
+            turns.append(bench.of(anna)["batches"] - before)
+        assert statuses == {{"descriptor": STATUS_BAD_LENGTH, "address": STATUS_BAD_ADDRESS, "source": STATUS_SPOOFED}[fault]}
+        assert turns[0] < 4
+        assert turns[1] == BUDGET_FRAMES // REFUSAL
