@@ -300,17 +300,23 @@ def notify(typing_context, eventfd):
     return i64(i64), generate
 
 
+MOST_EVENTS = 16
+EVENT_BYTES = 12 if platform.machine() == "x86_64" else 16  # struct epoll_event
+EVENT_DATA = EVENT_BYTES - 8
+
+
 @intrinsic
-def epoll_sleep(typing_context, epoll, timeout_ns):
+def epoll_sleep(typing_context, epoll, timeout_ns, into):
     """Sleep in epoll_pwait2(2) until an event or for `timeout_ns` (negative: no limit). Number of events, or −1.
 
-    The events are hints (edge-triggered, never read): the rings tell what happened. Up to 16 are taken at a time; what is
-    left over wakes the next call.
+    The events are hints (edge-triggered, never read): the rings tell what happened. Up to MOST_EVENTS are taken at a time; what is
+    left over wakes the next call. `into`: address of room for them, or 0.
     """
 
     def generate(context, builder, signature, args):
-        # struct epoll_event is 12 bytes on x86-64 and 16 elsewhere
-        events = cgutils.alloca_once(builder, ir.ArrayType(_I64, 32))
+        own = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2 * MOST_EVENTS))
+        nowhere = builder.icmp_signed("==", args[2], _I64(0))
+        events = builder.select(nowhere, builder.bitcast(own, _PTR), builder.inttoptr(args[2], _PTR))
         spec = cgutils.alloca_once(builder, ir.ArrayType(_I64, 2))
         billion = _I64(1_000_000_000)
         builder.store(builder.sdiv(args[1], billion), cgutils.gep_inbounds(builder, spec, 0, 0))
@@ -318,7 +324,7 @@ def epoll_sleep(typing_context, epoll, timeout_ns):
         forever = builder.icmp_signed("<", args[1], _I64(0))
         limit = builder.select(forever, ir.Constant(_PTR, None), builder.bitcast(spec, _PTR))
         wait = _libc(builder, "epoll_pwait2", _I32, [_I32, _PTR, _I32, _PTR, _PTR])
-        call = [builder.trunc(args[0], _I32), builder.bitcast(events, _PTR), _I32(16), limit, ir.Constant(_PTR, None)]
+        call = [builder.trunc(args[0], _I32), events, _I32(MOST_EVENTS), limit, ir.Constant(_PTR, None)]
         return builder.sext(builder.call(wait, call), _I64)
 
-    return i64(i64, i64), generate
+    return i64(i64, i64, i64), generate

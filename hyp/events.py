@@ -25,7 +25,20 @@ import numpy as np
 from hyp.abi.counters import NOTIFICATIONS, NOTIFY_NS, SPIN_NS, SUPPRESSED, WAKEUPS
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.abi.platform import SPIN_LIMIT_NS
-from hyp.atomics import clock_ns, cpu_relax, epoll_sleep, load64_once, notify, record_view, thread_cpu_ns, u32_sub
+from hyp.atomics import (
+    EVENT_BYTES,
+    EVENT_DATA,
+    MOST_EVENTS,
+    clock_ns,
+    cpu_relax,
+    epoll_sleep,
+    load32_once,
+    load64_once,
+    notify,
+    record_view,
+    thread_cpu_ns,
+    u32_sub,
+)
 from hyp.control.aside import Aside, Stuck
 from hyp.control.debt import Debt
 from hyp.counters import count
@@ -140,12 +153,12 @@ def most_of(due: int) -> int:
 
 # --- loops ------------------------------------------------------------------------------------------------------------
 
-WAIT = np.dtype(
-    [("epoll", "i8"), ("platform", "i8"), ("spin_ns", "i8"), ("never", "i8"), ("woken_ns", "i8"), ("trace", "i8"), ("naps", "i8")]
-)
+_WORDS = ["epoll", "platform", "spin_ns", "never", "woken_ns", "trace", "naps", "rang"]
+WAIT = np.dtype({"names": _WORDS, "formats": ["i8"] * len(_WORDS), "itemsize": 8 * len(_WORDS) + MOST_EVENTS * EVENT_BYTES})
 """Private state of a loop's waiting: its upcall, the address of the platform page, how long it spins just now, and 1 in `never` if
 it may not at all, whatever that page says; when its last sleep was over; the TRACER record for which it is to tell what it does
-(hyp/trace/ring.py), 0 if nobody looks; and how often it has begun or ended a sleep, odd while it is asleep."""
+(hyp/trace/ring.py), 0 if nobody looks; how often it has begun or ended a sleep, odd while it is asleep; and where the events are
+that have ended its last one, behind the record, or 0."""
 
 Wait = np.ndarray[Any, np.dtype[np.void]]
 """One such record, as an array."""
@@ -157,6 +170,12 @@ _TRACE_AT = WAIT.fields["trace"][1]  # type: ignore[index]
 def tracer_of(wait):
     """The TRACER of the loop with the WAIT record at this address; 0: nobody looks, as nearly always."""
     return load64_once(wait + _TRACE_AT)
+
+
+@compiled
+def port_rang(wait, k):
+    """Which descriptor event `k` of those that ended the last sleep is for, by the number that it had where it was entered."""
+    return load32_once(wait.rang + k * EVENT_BYTES + EVENT_DATA)
 
 
 FIRST_SPIN_NS = 4000
@@ -202,7 +221,7 @@ def sleep(wait, timeout_ns, counts):
     """
     start = clock_ns()
     wait.naps += 1
-    events = epoll_sleep(wait.epoll, timeout_ns)
+    events = epoll_sleep(wait.epoll, timeout_ns, wait.rang)
     wait.naps += 1
     if events != 0:
         count(counts, WAKEUPS, 1)
@@ -229,6 +248,7 @@ def new_wait(epoll: int, platform: int) -> "Wait":
     """A WAIT record, an array of one. `epoll`: the loop's upcall; `platform`: address of the platform page."""
     wait = np.zeros(1, WAIT)
     wait[0]["epoll"], wait[0]["platform"], wait[0]["never"] = epoll, platform, _never
+    wait[0]["rang"] = wait.ctypes.data + 8 * len(_WORDS)
     return wait
 
 

@@ -9,7 +9,7 @@ for each queue beyond the first):
     hyp        30 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
     xenstored  16 + G               the socket at which it listens, the journal; a socket of each guest
-    nic        22 + 6 E (+ 1)       its engines; the TAP of a wire to the host
+    nic        22 + 8 E (+ 1)       its engines; the TAP of a wire to the host
                + `takes.nic` each   mappings of RAM (one a guest), IOMMU table and doorbell, the completion's eventfd
     dom0       26                   its own context, the upcall of control rings
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
@@ -50,7 +50,7 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
         "forkserver": 4,
         "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 16 + len(guests),
-        "nic": 22 + 7 * engines + (mode == "tap") + 2 * (mode == "record") + sum(one.nic for one in takes),
+        "nic": 22 + 8 * engines + (mode == "tap") + 2 * (mode == "record") + sum(one.nic for one in takes),
         "dom0": 26 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }

@@ -115,6 +115,7 @@ class EngineState:
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox
         record["shootdown_fd"], record["held"], record["drained_fd"] = shootdown_fd, kept.resumed, new_eventfd()
+        record["hush_fd"] = self.hush_fd = new_eventfd()
         self.drained_fd = int(record["drained_fd"])
         record["epoch"] = page.words("<u8", EPOCH, 1)[0]
 

@@ -28,6 +28,7 @@ from hyp.process import Process
 from hyp.trace.points import TracePoints
 from nic.build import Crossings, EngineState
 from nic.captures import ENDLESS, WireCaptures
+from nic.doorbell import Hushed
 from nic.engine import (
     DRAIN_CONTEXT,
     FILTER,
@@ -66,6 +67,7 @@ class Nic:
     def __init__(self, process: Process, config: dict[str, Any]) -> None:
         self._config, self._process = config, process
         self._engines: list[EngineState] = []
+        self._hushed: list[Hushed] = []
         self._mappings: dict[int, list[Mapping]] = {}
         self._ram = MappedOnce()
         self._names: dict[int, str] = {}  # of the contexts' domains
@@ -108,6 +110,7 @@ class Nic:
                 state.attach_tap(tap)
             self._engines.append(state)
             self._trace.add(state.engine, state.waiting)
+            self._hushed.append(Hushed(state, self._hush))
         self._captures = WireCaptures(self._process, self._engines, kept, wire, int(self._config["mtu"]))
         for state in self._engines:
             state.engine.start(run, state.address, mail=MAIL)
@@ -137,10 +140,11 @@ class Nic:
         first: int,
         queue: int,
         fresh: bool,
+        doorbell_port: int,
     ) -> dict[str, int]:
         """Map what a context needs; answers what the device offers it. It is number `queue` of those whose first is `first`.
 
-        `fresh`: its domain has had no context for that queue yet.
+        `fresh`: its domain has had no context for that queue yet. `doorbell_port`: as what its doorbell is in the upcall.
         fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd. The same is answered once more to who
         asks again, because the NIC has died over the first answer.
         """
@@ -167,6 +171,7 @@ class Nic:
             record["ram"], record["ram_pages"] = ram.address, memory // PAGE
             record["iommu"], record["iommu_pages"] = iommu.address, memory // PAGE
             record["doorbell"], record["completion_fd"] = doorbell.address, completion_fd
+            record["doorbell_port"] = doorbell_port
             record["counts"], record["counts_shared"] = counts, shared
         for fd in (ram_fd, iommu_fd, doorbell_fd):
             os.close(fd)
@@ -292,6 +297,11 @@ class Nic:
             await state.engine.post(FILTER, mac=mac, context=context)
         if context < 0:
             del self._filters[mac]
+
+    def _hush(self, context: int) -> None:
+        """Let an engine not be woken by a context's doorbell for a while."""
+        if context in self._generations:
+            self._hyp.tell("doorbell_hush", context=context, generation=self._generations[context])
 
     def _owner(self, context: int) -> int:
         return context % len(self._engines)

@@ -48,6 +48,7 @@ from nic.crossing import (
     want_room,
 )
 from nic.deliver import put_or_pause
+from nic.doorbell import note_rings
 from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
 from nic.replay import begin_replaying
@@ -390,7 +391,9 @@ def _idle(e):
     store64_release(e.page + EPOCH, e.epoch)
     full_fence()
     _heed_shootdown(e)
-    sleep(wait, -1 if deadline < 0 else max(deadline - clock_ns(), 0), e.counts)
+    events = sleep(wait, -1 if deadline < 0 else max(deadline - clock_ns(), 0), e.counts)
+    if events > 0:
+        note_rings(e, wait, events)
     wire_at(e.wire).tap_readable = 1
     end_spin(e, e.counts)
 

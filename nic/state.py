@@ -28,6 +28,7 @@ CONTEXT = np.dtype(
         ("iommu_pages", "i8"),
         ("doorbell", "i8"),
         ("completion_fd", "i8"),
+        ("doorbell_port", "i8"),  # by what its doorbell's events go in the engine's upcall
         ("debt", "i8"),  # DEBT record (hyp/events.py) of its guest on this engine
         ("sq", "i8"),
         ("scq", "i8"),
@@ -63,6 +64,11 @@ CONTEXT = np.dtype(
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
         ("patience", "i8"),  # for how long it still may, in ns
         ("storm_at", "i8"),  # when its next broadcast is due (hyp/storm.py)
+        # its doorbell (nic/doorbell.py)
+        ("rung_at", "i8"),  # `sq_cons` when it last woke the engine
+        ("vain", "i8"),  # how often it has for nothing since `vain_since` (ns)
+        ("vain_since", "i8"),
+        ("hushed_until", "i8"),  # it isn't listened to (ns)
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
@@ -162,6 +168,7 @@ ENGINE = np.dtype(
         ("heed_again", "i8"),  # it was new at the last boundary
         ("shootdown_fd", "i8"),
         ("drained_fd", "i8"),
+        ("hush_fd", "i8"),
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("pause_ns", "i8"),
         ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/storm.py); 0: no limit

@@ -21,7 +21,7 @@ SPINS_PER_CLOCK = 256
 def _receive(word, previous, epoll, stall_ns):
     """Wait until the word is no longer `previous`; returns it, or STALLED if that takes longer than `stall_ns`."""
     if epoll >= 0:
-        while epoll_sleep(epoll, stall_ns) > 0:  # first the wait, then the look: every hop pays for a wake-up
+        while epoll_sleep(epoll, stall_ns, 0) > 0:  # first the wait, then the look: every hop pays for a wake-up
             value = load64_acquire(word)
             if value != previous:
                 return value

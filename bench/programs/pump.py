@@ -16,7 +16,7 @@ def pump(one: int, other: int, epoll: int, room: int) -> int:
     What the kernel doesn't take is lost, as on a TAP. Returns how many were moved.
     """
     moved = 0
-    while epoll_sleep(epoll, -1) >= 0:
+    while epoll_sleep(epoll, -1, 0) >= 0:
         source, sink = one, other
         for _ in range(2):
             for _ in range(BATCH):

@@ -103,6 +103,7 @@ MAX_FRAGMENTS: Final = 36
 """Of a chain: MAX_FRAME in a driver's frame buffers, and its headers apart."""
 
 CONTEXTS: Final = 128  # contexts a NIC has; context 0 is the physical function
+HUSH_NS: Final = 100_000_000  # for which a doorbell that rings for nothing is not listened to (nic/doorbell.py)
 NO_CONTEXT: Final = -1
 BROADCAST: Final = 0xFFFF_FFFF_FFFF  # a MAC as an integer: first byte on the wire in the low 8 bits
 """A MAC address as compiled code sees it: the six bytes as a little-endian integer, first byte on the wire lowest."""

@@ -31,9 +31,9 @@ from functools import partial
 from typing import Any
 
 from hyp.abi.domids import DOM0
-from hyp.abi.nic import CONTEXTS, PAGE
+from hyp.abi.nic import CONTEXTS, HUSH_NS, PAGE
 from hyp.control import Channel, PeerGone, Refused, Reply
-from hyp.events import Upcall, new_eventfd
+from hyp.events import EventError, Upcall, new_eventfd
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
@@ -266,7 +266,7 @@ class Devices:
                 "context_create", fds=(domain.ram.fd, iommu, context.doorbell.fd, context.completion_fd), context=context.number,
                 generation=context.generation, name=domain.name, memory=domain.memory, mac=context.mac,
                 privileged=domain.domid == DOM0, passthrough=context.passthrough, first=self._first(domain), queue=context.queue,
-                fresh=context.fresh,
+                fresh=context.fresh, doorbell_port=context.doorbell_fd,
             )  # fmt: skip
         finally:
             os.close(iommu)
@@ -352,6 +352,20 @@ class Devices:
         context.upcall.forget(context.completion_fd, partial(context.upcall.close_eventfd, context.completion_fd))
         context.upcall.close_eventfd(context.doorbell_fd)
         context.doorbell.close()
+
+    def hush(self, number: int, generation: int) -> None:
+        """Let a context's doorbell not wake the NIC for HUSH_NS; nothing happens if there is no such context."""
+        domain = self._contexts.get(number)
+        context = None if domain is None else domain.contexts[number]
+        if domain is None or context is None or context.generation != generation:
+            return
+        self._engine_upcalls[context.engine].forget(context.doorbell_fd)
+        asyncio.get_running_loop().call_later(HUSH_NS / 1e9, self._listen_again, domain, context)
+
+    def _listen_again(self, domain: Domain, context: Context) -> None:
+        if domain.contexts.get(context.number) is context:
+            with suppress(EventError):  # EEXIST: it was hushed twice
+                self._engine_upcalls[context.engine].deliver(context.doorbell_fd, context.number)
 
     async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:
         """Wait until what is under way of the domain's contexts has arrived: "sent", what they have posted, or "arriving".

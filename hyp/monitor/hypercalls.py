@@ -239,6 +239,12 @@ async def nic_ready(system: System, domain: Domain) -> None:
     await system.devices.nic_resumes()
 
 
+@hypercall(Callers.NIC, context=Integer(0, CONTEXTS - 1), generation=Integer(0, (1 << 63) - 1))
+def doorbell_hush(system: System, domain: Domain, context: int, generation: int) -> None:
+    """A context's doorbell is not to wake the NIC for a while: it rings without end, for nothing (nic/doorbell.py)."""
+    system.devices.hush(context, generation)
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ def keep_book(address: int) -> int:
     """Write down the first word of each NOTE, add up what ADD has; returns the number of notes."""
     b = _book_at(address)
     while True:
-        epoll_sleep(b.epoll, -1)
+        epoll_sleep(b.epoll, -1, 0)
         stop = False
         while mail_waiting(b.mailbox, b.mail) > 0:
             m = _mail_at(mail_address(b.mailbox, b.mail))

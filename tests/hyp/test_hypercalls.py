@@ -50,7 +50,11 @@ OF_DOM0_ONLY: dict[str, set[str]] = {
     "contexts_settle": {"domid", "sent"},
     "spin_limit": {"limit_us"},
 }
-OF_THE_NIC: dict[str, set[str]] = {"nic_register": {"engines", "kept"}, "nic_ready": set()}
+OF_THE_NIC: dict[str, set[str]] = {
+    "nic_register": {"engines", "kept"},
+    "nic_ready": set(),
+    "doorbell_hush": {"context", "generation"},
+}
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "hypercalls.md").read_text()
 MEMORY = 16 * PAGE
@@ -179,6 +183,8 @@ BAD: list[tuple[int, str, dict[str, Any], str, str]] = [
     (DOM0, "contexts_settle", {"domid": 9, "sent": True}, "ESRCH", "domid is 9"),
     (DOM0, "contexts_settle", {"domid": 1, "sent": 1}, "EINVAL", "sent is 1"),
     (DOM0, "spin_limit", {"limit_us": 1001}, "EINVAL", "limit_us is 1001, not an integer in [0, 1000]"),
+    (DOMID_NIC, "doorbell_hush", {"context": 128, "generation": 1}, "EINVAL", "context is 128"),
+    (DOMID_NIC, "doorbell_hush", {"context": 1, "generation": -1}, "EINVAL", "generation is -1"),
     (DOMID_NIC, "nic_register", {"engines": 9}, "EINVAL", "engines is 9, not an integer in [1, 8]"),
 ]  # fmt: skip
 

@@ -74,7 +74,7 @@ def drive(rings, side, count, kick, epoll, tally):  # type: ignore[no-untyped-de
             tally[2] += 1
         if idle and not (arm_responses(front) if side == FRONT else arm_requests(back)):
             tally[1] += 1
-            if epoll_sleep(epoll, STALL_NS) == 0:
+            if epoll_sleep(epoll, STALL_NS, 0) == 0:
                 return STALLED
     return done
 

@@ -126,7 +126,7 @@ def shoot(platform: int, page: int, epoll: int, until_ns: int, gap: int) -> int:
         store64_release(platform + SHOOTDOWN_REQUEST, load64_once(platform + SHOOTDOWN_REQUEST) + 1)
         full_fence()
         while epoch & 1 and load64_acquire(page + EPOCH) == epoch:
-            if epoll_sleep(epoll, LOST_NS) == 0:
+            if epoll_sleep(epoll, LOST_NS, 0) == 0:
                 return LOST
         for _ in range(turn % gap):
             cpu_relax()
@@ -182,7 +182,7 @@ def spray(address: int) -> int:
         if room == 0:
             if job.stop != 0 and send_room(q) == q.sq_size:
                 return job.done
-            epoll_sleep(job.epoll, 1_000_000)
+            epoll_sleep(job.epoll, 1_000_000, 0)
 
 
 @entry(i64(i64))
@@ -194,7 +194,7 @@ def inspect(address: int) -> int:
         index, length, _ = peek_receive(q, 0)
         if index < 0:
             ring_receives(q)
-            epoll_sleep(job.epoll, 1_000_000)
+            epoll_sleep(job.epoll, 1_000_000, 0)
             continue
         poisoned = 0
         addr = job.ram + job.rx_pool + (index & (q.rq_size - 1)) * PAGE

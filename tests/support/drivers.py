@@ -96,7 +96,7 @@ def exchange(address: int) -> int:
             full_fence()
             if sends_completed(q) or receives_completed(q):
                 continue
-            if epoll_sleep(job.epoll, STALL_NS) == 0 and not sends_completed(q) and not receives_completed(q):
+            if epoll_sleep(job.epoll, STALL_NS, 0) == 0 and not sends_completed(q) and not receives_completed(q):
                 return STALLED
 
 
@@ -114,7 +114,7 @@ def fence() -> None:
 @entry(i64(i64, i64))
 def sleep_until_event(epoll: int, timeout_ns: int) -> int:
     """epoll_pwait2 without the GIL. Number of events, 0 at the timeout."""
-    return epoll_sleep(epoll, timeout_ns)
+    return epoll_sleep(epoll, timeout_ns, 0)
 
 
 def header(destination: str, source: str) -> bytes:
