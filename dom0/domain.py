@@ -199,7 +199,7 @@ class DriverDomain:
         self._state = EngineState(self._engine, number, epoll, platform, domains, held=held)
         self._trace.add(self._engine, self._state.waiting)
         control = await self._hyp.call("upcall_create")
-        self._state.control = ControlUpcall(int(control.value["upcall"]), control.fds[0])
+        self._state.control = ControlUpcall(int(control.value["upcall"]), control.fds[0], rests=True)
         entries = int(self._config["queue"])
         uplink_counts = self._counters.row("uplink")
         pair = await open_queue_pair(self._hyp, number, entries, uplink_counts[0])

@@ -37,6 +37,7 @@ from hyp.abi.netif import (
     TX_SLOT_BYTES,
 )
 from hyp.control import Channel, ControlError, Refused, Reply, close_all
+from hyp.control.debt import Debt
 from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
 from hyp.kernels import entry, i64
@@ -169,8 +170,9 @@ async def _number(store: XenstoreClient, front: str, node: str, missing: int | N
 class Connection:
     """A vif's resources: none until `open` has returned, none once `close` has."""
 
-    def __init__(self, hyp: Channel, state: EngineState, who: Identity, ram: MappedOnce) -> None:
-        self._hyp, self._state, self._who, self._ram = hyp, state, who, ram
+    def __init__(self, hyp: Channel, state: EngineState, who: Identity, ram: MappedOnce, debt: Debt) -> None:
+        """`ram`: where the guest's is mapped while its domain lives. `debt`: the guest's, for what it has us do."""
+        self._hyp, self._state, self._who, self._ram, self._debt = hyp, state, who, ram, debt
         self._rings: dict[int, np.ndarray[tuple[int], np.dtype[np.void]]] = {}  # RING records, by their shared page
         self._pages: list[Pages] = []  # the engine's, from add_vif to remove_vif
         self._control: asyncio.Task[None] | None = None  # it ends by itself only if the control ring has run away
@@ -273,7 +275,7 @@ class Connection:
         event_fd = await self._bind(wishes.control[1], upcall.number)
         state, number, count = self._state, self._who.number, len(wishes.queues)
         mappings, hashing = StaticMappings(state, number, grants, count), HashControl(state, number, grants, count)
-        control = ControlRing(ring, event_fd, state.debt_of(number), mappings, hashing)
+        control = ControlRing(ring, event_fd, (state.debt_of(number), self._debt), mappings, hashing, upcall.found)
         upcall.join(control.woken)
         self._held.callback(upcall.leave, control.woken)
         self._held.callback(control.close)

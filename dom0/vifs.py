@@ -232,7 +232,7 @@ class Vif:
 
     async def _connect(self, front: XenbusState) -> bool:
         """Serve the front end's rings. False if they can't be, which has been told then."""
-        connection = Connection(self._hyp, self._state, self.who, self._ram)
+        connection = Connection(self._hyp, self._state, self.who, self._ram, self._debt)
         try:
             wishes = await read_wishes(self._store, self._front, max_queues=self._max_queues)
             await connection.open(self._counters, wishes, await self._rate(), maps=self._maps, routed=self._routed)

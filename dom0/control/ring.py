@@ -2,13 +2,15 @@
 
 Who owns what: the page is the front end's, mapped by grant while the vif is connected. This task (`ControlRing.serve`) is its only
 consumer, and a slot is copied once, judged and then served, one after the other; it sleeps until the front end's event, which
-arrives at an upcall of the control plane's own (hyp/upcall.py). A ring that ran away ends the task, and the vif with it.
+arrives at an upcall of the control plane's own (hyp/upcall.py). A ring that ran away ends the task, and the vif with it. What the
+requests take of Domain 0's time is their guest's debt, as what its states do (dom0/vifs.py): while it owes, the next one waits.
 
 What a request asks for is done by dom0/control/mappings.py (static grant mappings) or dom0/control/hashing.py (hash control), which
 have the tables of answers; all others are NOT_SUPPORTED.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from dom0.control.hashing import HashControl
 from dom0.control.mappings import StaticMappings
 from hyp.abi.netif import CTRL_REQUEST, CTRL_RESPONSE, CTRL_SLOT_BYTES, CTRL_STATUS_NOT_SUPPORTED
 from hyp.atomics import load32_once, memcpy, store32
-from hyp.control.debt import Debt
+from hyp.control.debt import Bill, Debt
 from hyp.events import raise_event
 from hyp.kernels import entry, i64
 from hyp.ring import (
@@ -29,6 +31,8 @@ from hyp.ring import (
     unconsumed_requests,
 )
 
+LEAST_NS = 50_000
+"""Of a request: to take it, and to answer."""
 _NOTHING, _TAKEN = 0, 1
 
 
@@ -58,9 +62,18 @@ def _answer(ring: int, response: int, size: int) -> int:
 class ControlRing:
     """One vif's: `serve` is its life, from `open` on until it is cancelled; then `close`."""
 
-    def __init__(self, ring: int, event_fd: int, debt: Debt, mappings: StaticMappings, hashing: HashControl) -> None:
-        """`ring`: the address of its RING record. `debt`: the guest's, for notifications."""
-        self._ring, self._event_fd, self._debt = ring, event_fd, debt
+    def __init__(
+        self,
+        ring: int,
+        event_fd: int,
+        debts: tuple[Debt, Debt],
+        mappings: StaticMappings,
+        hashing: HashControl,
+        found: Callable[[], None],
+    ) -> None:
+        """`ring`: the address of its RING record. `debts`: the guest's, for notifications and for work. `found`: an upcall's."""
+        self._ring, self._event_fd, self._found = ring, event_fd, found
+        self._debt, self._work = debts
         self._mappings, self._hashing = mappings, hashing
         self._request, self._response = np.zeros(1, CTRL_REQUEST), np.zeros(1, CTRL_RESPONSE)
         self.woken = asyncio.Event()
@@ -73,14 +86,17 @@ class ControlRing:
                 await self.woken.wait()
                 self.woken.clear()
                 continue
+            self._found()
             number, kind, data = self._request[0]["id"], self._request[0]["type"], [int(word) for word in self._request[0]["data"]]
-            status, answer = await self._carry_out(int(kind), *data)
+            bill = Bill()
+            status, answer = await bill.charged(self._carry_out(int(kind), *data))
+            self._work.owe(bill.ns + LEAST_NS)
             self._response[0] = (number, kind, status, answer)
             if _answer(self._ring, response, self._response.nbytes):
                 await asyncio.sleep(self._debt.wait_s())  # mostly not at all
                 with self._debt.pays():
                     raise_event(self._event_fd)
-            await asyncio.sleep(0)  # others' turn
+            await asyncio.sleep(self._work.wait_s())  # others' turn, if nothing else
 
     async def _carry_out(self, kind: int, *data: int) -> tuple[int, int]:
         """(status, data) of a request."""
