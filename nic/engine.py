@@ -12,7 +12,7 @@ If nothing moved: spin for a while, then arm every queue, fence, look again, pub
 
 from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SEGMENTED, SUPPRESSED, TX_BYTES
 from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
-from hyp.abi.platform import DMA_BYTE_PRICE, EPOCH, SHOOTDOWN_REQUEST
+from hyp.abi.platform import DMA_BYTE_PRICE, EPOCH, KEEP_ARMED, SHOOTDOWN_REQUEST
 from hyp.atomics import (
     clock_ns,
     cpu_relax,
@@ -31,6 +31,7 @@ from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, tracer_of, wait_at
 from hyp.kernels import compiled, entry, i64
+from hyp.model.ablation import ablated
 from hyp.model.price import charge_bytes
 from hyp.patience import begin_patience
 from nic.crossing import (
@@ -392,7 +393,7 @@ def _idle(e):
     full_fence()
     _heed_shootdown(e)
     events = sleep(wait, -1 if deadline < 0 else max(deadline - clock_ns(), 0), e.counts)
-    if events > 0:
+    if events > 0 and ablated(e.platform, KEEP_ARMED) == 0:  # by which drivers ring always
         note_rings(e, wait, events)
     wire_at(e.wire).tap_readable = 1
     end_spin(e, e.counts)
