@@ -10,6 +10,7 @@ while that adapts, then sleep. `passed` and `notify_if` are the hold-off: whethe
 that serve several guests.
 """
 
+import asyncio
 import contextlib
 import errno
 import functools
@@ -255,6 +256,7 @@ def new_wait(epoll: int, platform: int) -> "Wait":
 # --- the hypervisor's table -------------------------------------------------------------------------------------------
 
 
+PAID_S = 1.0
 MAX_EVENT_PORTS = 1024
 """Ports of a domain, port 0 included, which nobody has."""
 
@@ -288,6 +290,10 @@ class Upcall:
             raise EventError(errno.EBUSY, f"port {port}: the waiter's upcall does not let go ({error})") from error
         except OSError as error:
             raise EventError(error.errno, f"port {port}: the waiter's upcall takes no events ({error.strerror})") from error
+
+    async def paid(self) -> None:
+        """Wait until its events are no longer too dear, for a while at most: that can be due to a slow machine, too."""
+        await asyncio.sleep(min(self._debt.wait_s(), PAID_S))
 
     def check(self) -> None:
         """EventError if its events are too dear just now."""

@@ -79,6 +79,7 @@ class Channel:
     """One end of a control socket. `handlers` serves the peer's requests; `call` makes ours.
 
     `untrusted`: the peer is a guest, or speaks for one. Nothing that it does costs more than this channel.
+    `bills`: what others do for its requests is its debt, too (hyp/control/debt.py).
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Channel:
         generation: int = 0,
         takes_fds: Set[str] = frozenset(),
         untrusted: bool = False,
+        bills: bool = False,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         sock.setblocking(False)
@@ -97,7 +99,7 @@ class Channel:
             refuse_descriptors(sock)
         self.name, self.generation = name, generation
         self._sock, self._handlers, self._takes_fds, self._on_close = sock, handlers or {}, takes_fds, on_close
-        self._untrusted = untrusted
+        self._untrusted, self._bills = untrusted, bills
         self._loop = asyncio.get_running_loop()
         self._inbox = _Inbox()
         self._debt = Debt() if untrusted else NO_DEBT
@@ -300,7 +302,7 @@ class Channel:
             self._answer(op, number, debt, result)
 
     async def _finish(self, op: str, number: int | None, debt: Debt, under_way: Awaitable[Any]) -> None:
-        PAYER.set(debt if self._untrusted else None)
+        PAYER.set(debt if self._bills else None)
         try:
             result = await debt.charged(under_way)
         except Exception as error:

@@ -7,7 +7,7 @@ nothing that it sends is read: what is to be sent stays with its sender, who goe
 
 Where a peer's request has one control plane ask another one, that one's time is the peer's, too: the question asks for a *bill*,
 the answer brings it, and all of it is owed, as no fair part of it is known. So who has the NIC or the toolstack work without end
-has them work for a `DEARNESS`-th of the time.
+has them work for a `DEARNESS`-th of the time. What is done only once while a guest lives is `unpaid`.
 """
 
 import time
@@ -98,6 +98,17 @@ class Bill(Debt):
 
 PAYER: ContextVar[Debt | None] = ContextVar("PAYER", default=None)
 """Who pays for what is done in this context: that whose request is served."""
+
+
+@contextmanager
+def unpaid() -> Iterator[None]:
+    """What is asked of others in here nobody pays."""
+    token = PAYER.set(None)
+    try:
+        yield
+    finally:
+        PAYER.reset(token)
+
 
 NO_DEBT = Debt(used=lambda: 0)
 """Of whom is trusted."""

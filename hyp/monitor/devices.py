@@ -26,13 +26,14 @@ import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, HUSH_NS, PAGE
 from hyp.control import Channel, PeerGone, Refused, Reply
+from hyp.control.debt import unpaid
 from hyp.events import EventError, Upcall, new_eventfd
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
@@ -214,6 +215,7 @@ class Devices:
         They are opened in their order, and lie on different engines of the NIC, as far as there are so many.
         """
         mac, passthrough, queues = await self.policy_for(domain, emulated=domain.device_model)
+        await upcall.paid()
         # Checked after the wait: another call of the same guest, or its end, may have come in between.
         who, opened = f"domain {domain.domid} ({domain.name})", sorted(context.queue for context in domain.contexts.values())
         if queue in opened:
@@ -247,7 +249,8 @@ class Devices:
         try:
             self._engine_upcalls[engine].deliver(context.doorbell_fd, number)
             upcall.deliver(context.completion_fd, number)
-            created = await self._create(domain, context, self.call)
+            with unpaid() if fresh else nullcontext():  # the NIC maps its RAM, perhaps
+                created = await self._create(domain, context, self.call)
             context.features, context.ready = int(created.value["features"]), True
             if domain.contexts.get(number) is not context or context.closing is not None:
                 raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")

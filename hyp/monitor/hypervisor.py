@@ -109,7 +109,7 @@ class Hypervisor:
         on_close = None if guest else partial(self._hung_up, domain, restarts)
         domain.channel = Channel(
             adopt_socket(fd), calls_for(self.system, domain), name=f"domain {domain.domid} ({domain.name})",
-            generation=self.system.generation, untrusted=guest, on_close=on_close,
+            generation=self.system.generation, untrusted=guest, bills=guest, on_close=on_close,
         )  # fmt: skip
         if domain.domid == DOMID_NIC:
             self.system.devices.nic_restarts(domain.channel)

@@ -37,7 +37,7 @@ class Ends:
 
     def __init__(self, handlers: dict[str, Callable[..., Any]]) -> None:
         pairs = socketpair(), socketpair()
-        self.served = [Channel(near, handlers, untrusted=True) for near, _ in pairs]
+        self.served = [Channel(near, handlers, untrusted=True, bills=True) for near, _ in pairs]
         self.guest, self.bystander = (Channel(far) for _, far in pairs)
 
     async def close(self) -> None:
