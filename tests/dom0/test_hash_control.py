@@ -70,7 +70,9 @@ def hashing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
                 await join(bert, QUEUES, changed)
                 streaming = asyncio.create_task(bert.runner.run(workload("stream", "carl", "wire", frames=200_000)))
                 await body(bert, anna)
-                check(await streaming)
+                record = await streaming
+                record["drops"].pop("queue_full", None)  # a body may flood, and who streams has no turn to take his copy
+                check(record)
                 await bert.state(INITIALISING)
                 await join(bert, 2, start=0xFFFF_FFFE)
                 assert await ask(bert, CTRL_TYPE_GET_HASH_FLAGS) == (UNSUPPORTED, 0)
