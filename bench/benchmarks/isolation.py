@@ -36,6 +36,8 @@ BETWEEN_S = 0.2
 """What comes with a slice, about."""
 GROUP = 14
 """Attackers in one topology; one that has been broken is begun anew."""
+BESIDE = 5
+"""Attacks that take turns beside one control: what is compared is to be near in time, as a machine changes within seconds."""
 COUNTS = ("lost", "corrupt", "leaked", "changed")
 
 TITLE = "Isolation"
@@ -52,7 +54,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
     found: list[Row] = []
     chosen = {path: _chosen(path, options.attacks) for path in options.paths}
     pairs = sum(map(len, chosen.values()))
-    waiting = deque((path, group) for path, attacks in chosen.items() for group in _groups(attacks))
+    waiting = deque((path, group) for path, attacks in chosen.items() for group in _groups(attacks, GROUP))
     with probe_of("all") as probe:
         while waiting:
             path, group = waiting.popleft()
@@ -72,10 +74,10 @@ def _chosen(path: str, names: Sequence[str]) -> list[Attack]:
     return [one for one in catalogue.on(path) if not names or one.name in names]
 
 
-def _groups(attacks: Sequence[Attack]) -> Iterator[list[Attack]]:
+def _groups(attacks: Sequence[Attack], most: int) -> Iterator[list[Attack]]:
     """So many at a time."""
     left = iter(attacks)
-    while group := list(itertools.islice(left, GROUP)):
+    while group := list(itertools.islice(left, most)):
         yield group
 
 
@@ -87,7 +89,7 @@ async def _try(
     for attack in attacks:
         alike.setdefault((attack.control_on(trial.path), attack.sent_to), []).append(attack)
     records: dict[str, Row] = {}
-    for (control, _), those in alike.items():
+    for control, those in ((control, some) for (control, _), all_ in alike.items() for some in _groups(all_, BESIDE)):
         part = Part(progress, len(records) / len(attacks), (len(records) + len(those)) / len(attacks), str(control))
         reports: dict[str, list[Row]] = {attack.name: [] for attack in those}
         contenders = [_contender(trial, those[0], None), *(_contender(trial, attack, reports[attack.name]) for attack in those)]
