@@ -12,7 +12,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from hyp.control import ControlError
+from hyp.control import ControlError, PeerGone
 from hyp.load.frames import HEADER_ONLY
 from hyp.paths import PATHS
 from lab.accounting import Usage, spent, usages
@@ -31,6 +31,7 @@ BROADCAST = "ff:ff:ff:ff:ff:ff"
 ANNOUNCEMENT = 64
 REST_TIMEOUT_S = 10.0
 MARGIN_S = 30.0
+DEATH_TOLD_S = 2.0
 END_TIMEOUT_S = 2.0
 
 Workload = dict[str, Any]
@@ -101,6 +102,8 @@ class Runner:
         work = asyncio.ensure_future(self._all(loads))
         try:
             await asyncio.wait({death, work}, return_when=asyncio.FIRST_COMPLETED)
+            if work.done() and isinstance(work.exception(), PeerGone):  # of what, the keeper says a little later
+                await asyncio.wait({death}, timeout=DEATH_TOLD_S)
             if death.done():
                 raise PeerDied(f"{describe(loads[0])}: {death.result()}")
             return work.result()
