@@ -29,7 +29,6 @@ PORT = np.dtype(
         ("stage", "i8"),
         ("staged", "i8"),
         ("next", "i8"),
-        ("wary", "i8"),  # 1: of its last turn something was refused (dom0/netback_tx.py)
         ("part", "i8"),  # of the next frame: how many of the frames that it is for its receiver have been passed on
         ("pause_until", "i8"),
         ("pause_for", "i8"),  # the port that it waits for
@@ -72,6 +71,7 @@ PORT = np.dtype(
         ("window", "i8"),  # when the last one began
         ("allowance", "i8"),  # the count of its TX_BYTES that it may come to
         ("credit_at", "i8"),  # when the next frame may have enough; 0: it doesn't wait
+        ("wary", "i8"),  # 1: of its last turn something was refused (dom0/netback_tx.py)
     ]
 )
 PORT_BYTES = PORT.itemsize

@@ -28,7 +28,6 @@ CONTEXT = np.dtype(
         ("iommu_pages", "i8"),
         ("doorbell", "i8"),
         ("completion_fd", "i8"),
-        ("doorbell_port", "i8"),  # by what its doorbell's events go in the engine's upcall
         ("debt", "i8"),  # DEBT record (hyp/events.py) of its guest on this engine
         ("sq", "i8"),
         ("scq", "i8"),
@@ -64,11 +63,6 @@ CONTEXT = np.dtype(
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
         ("patience", "i8"),  # for how long it still may, in ns
         ("storm_at", "i8"),  # when its next broadcast is due (hyp/storm.py)
-        # its doorbell (nic/doorbell.py)
-        ("rung_at", "i8"),  # `sq_cons` when it last woke the engine
-        ("vain", "i8"),  # how often it has for nothing since `vain_since` (ns)
-        ("vain_since", "i8"),
-        ("hushed_until", "i8"),  # it isn't listened to (ns)
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
@@ -78,6 +72,12 @@ CONTEXT = np.dtype(
         ("failed", "i8"),
         ("queue", "i8"),  # which of its guest's contexts it is
         ("members", "i8"),  # numbers (i8 each) of the contexts that are the guest's queues: of the first
+        # its doorbell (nic/doorbell.py)
+        ("doorbell_port", "i8"),  # by what its doorbell's events go in the engine's upcall
+        ("rung_at", "i8"),  # `sq_cons` when it last woke the engine
+        ("vain", "i8"),  # how often it has for nothing since `vain_since` (ns)
+        ("vain_since", "i8"),
+        ("hushed_until", "i8"),  # it isn't listened to (ns)
     ]
 )
 CONTEXT_BYTES = CONTEXT.itemsize
@@ -168,7 +168,6 @@ ENGINE = np.dtype(
         ("heed_again", "i8"),  # it was new at the last boundary
         ("shootdown_fd", "i8"),
         ("drained_fd", "i8"),
-        ("hush_fd", "i8"),
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("pause_ns", "i8"),
         ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/storm.py); 0: no limit
@@ -179,6 +178,7 @@ ENGINE = np.dtype(
         ("kick_fds", "i8"),  # by engine: its eventfd for crossings, i8 each
         ("gates", "i8"),  # by engine: a GATE for what arrives from it
         ("held", "i8"),  # 1: contexts of a NIC that died are still being handed over, so nothing moves but mail
+        ("hush_fd", "i8"),  # contexts are to be hushed (nic/doorbell.py)
     ]
 )
 
