@@ -73,8 +73,8 @@ from nic.state import (
     BUDGET_FRAMES,
     DELIVERED,
     FOR_WIRE,
+    MOST_REFUSED,
     PAUSE,
-    REFUSAL,
     STAGE,
     context_of,
     receiver_of,
@@ -380,32 +380,35 @@ def _send_run(e, c, n, room):
 def serve_sends(e, c):
     """One turn of a context's send queue. Returns the number of descriptors done.
 
-    A frame that is refused is as much of it as REFUSAL sound ones: it takes longer, and that is nobody's fault but its sender's.
+    After MOST_REFUSED frames that had to be refused it ends: they take longer than sound ones, which is nobody's fault but theirs
+    who sent them.
     """
     waiting = posted_sends(c)
     if waiting == 0 or is_paused(e, c):
         return 0
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
-    left, room = BUDGET_FRAMES, BUDGET_BYTES
-    done, sent, total, most = 0, 0, 0, left
-    while done < waiting and left > 0 and total < room and c.active != 0:
+    limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
+    done, sent, total, most, bad = 0, 0, 0, limit, 0
+    while done < limit and total < room and c.active != 0:
         frames, octets = 0, 0
         if c.part == 0:
-            frames, octets = _send_run(e, c, min(waiting - done, left, most), room - total)
+            frames, octets = _send_run(e, c, min(limit - done, most), room - total)
         most = 2 * frames + 1  # so that a receiver whose buffers end each run has no more than that staged in vain
         if frames > 0:
             done += frames
-            left -= frames
         else:
             taken, octets, refused = _send_one(e, c)
             if taken == 0:
                 break
             done += taken
-            left -= REFUSAL if refused else taken
             frames = 1
+            if refused:
+                bad += 1
+                if bad == MOST_REFUSED:
+                    limit = done
             if e.flooded > 0:  # its copies are its sender's turn, too
-                left, room, e.flooded = left - e.flooded, room - e.flooded * octets, 0
+                limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
         sent += frames
         total += octets
     end_outbound(e)

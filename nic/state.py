@@ -198,8 +198,8 @@ GATE_BYTES = GATE.itemsize
 BUDGET_FRAMES = 256
 BUDGET_BYTES = 128 * 1024
 """What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts)."""
-REFUSAL = 16
-"""Frames of its sender's turn that one counts as which has to be refused."""
+MOST_REFUSED = 16
+"""Frames in a turn that have to be refused: they take longer than sound ones."""
 
 STAGE = 64
 STAGED = np.dtype([("frame", "i8"), ("length", "i8"), ("head1", "i8")])

@@ -70,7 +70,7 @@ from hyp.verbs import (
 )
 
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
-REFUSAL = 8  # of them that a frame counts as which has to be refused
+MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
     [
@@ -148,9 +148,9 @@ def _forward(m, q, addr, length):
 
 @compiled
 def _serve_sends(m, q):
-    """Step 2. Returns the number of descriptors done. A frame that is refused counts as REFUSAL (nic/send.py)."""
-    done, limit = 0, BUDGET
-    while done < limit and sends_left(m) > 0 and has_room(q, m.send_wanted):
+    """Step 2. Returns the number of descriptors done. The turn ends after MOST_REFUSED that were refused (nic/send.py)."""
+    done, bad = 0, 0
+    while done < BUDGET and bad < MOST_REFUSED and sends_left(m) > 0 and has_room(q, m.send_wanted):
         m.send_wanted = 1
         addr, word = send_descriptor(m, 0)
         if send_fault(word) != STATUS_OK or not lies_within(addr, word & LENGTH_MASK, m.ram_bytes):
@@ -158,8 +158,7 @@ def _serve_sends(m, q):
             if taken == 0:
                 break
             done += taken
-            if refused:
-                limit -= REFUSAL - 1
+            bad += refused
             continue
         _forward(m, q, addr, word & LENGTH_MASK)
         if word & SIGNALED != 0:

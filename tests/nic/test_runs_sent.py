@@ -22,7 +22,7 @@ from hyp.abi.nic import (
     STATUS_SPOOFED,
 )
 from hyp.abi.sizes import LARGEST_FRAME_BUFFER
-from nic.state import BUDGET_BYTES, BUDGET_FRAMES, REFUSAL, WIRE_BUFFERS
+from nic.state import BUDGET_BYTES, BUDGET_FRAMES, MOST_REFUSED, WIRE_BUFFERS
 from tests.support.drivers import head_words, header
 from tests.support.guests import (
     HOSTILE_ADDRESSES,
@@ -266,7 +266,7 @@ def test_a_route_does_not_outlive_its_context_or_filter(engines: int) -> None:
 
 
 @pytest.mark.parametrize("fault", ["descriptor", "address", "source"])
-def test_what_is_refused_takes_more_of_a_turn_than_what_is_sound(start: int, fault: str) -> None:
+def test_a_turn_has_few_frames_that_have_to_be_refused(start: int, fault: str) -> None:
     """So who sends nothing else has few in a turn, however many there are: each takes longer than a sound one."""
     with bench_of(2, start=start, queue=BUDGET_FRAMES, memory=4 << 20) as (bench, anna, bert):
         turns = []
@@ -284,4 +284,4 @@ def test_what_is_refused_takes_more_of_a_turn_than_what_is_sound(start: int, fau
             turns.append(bench.of(anna)["batches"] - before)
         assert statuses == {{"descriptor": STATUS_BAD_LENGTH, "address": STATUS_BAD_ADDRESS, "source": STATUS_SPOOFED}[fault]}
         assert turns[0] < 4
-        assert turns[1] == BUDGET_FRAMES // REFUSAL
+        assert turns[1] == BUDGET_FRAMES // MOST_REFUSED
