@@ -245,11 +245,12 @@ def never_spin() -> None:
     _never = True
 
 
-def new_wait(epoll: int, platform: int) -> "Wait":
-    """A WAIT record, an array of one. `epoll`: the loop's upcall; `platform`: address of the platform page."""
+def new_wait(epoll: int, platform: int, *, ports: bool = False) -> "Wait":
+    """A WAIT record, an array of one. `epoll`: the loop's upcall; `platform`: the platform page; `ports`: for `port_rang`."""
     wait = np.zeros(1, WAIT)
     wait[0]["epoll"], wait[0]["platform"], wait[0]["never"] = epoll, platform, _never
-    wait[0]["rang"] = wait.ctypes.data + 8 * len(_WORDS)
+    if ports:
+        wait[0]["rang"] = wait.ctypes.data + 8 * len(_WORDS)
     return wait
 
 
