@@ -100,7 +100,8 @@ def tx_reserve(device: int, want: int) -> int:
     d = device_at(device)
     f = _front_at(d.front)
     q = qp_at(f.qp)
-    if f.failed != 0 or (send_room(q) < want and _reap(d, f, q) < 0):
+    # `arm` looks for completions once more after it has unmapped: a slot is not free before that has been done for it, too
+    if f.failed != 0 or ((send_room(q) < want or f.unmapped != q.sq_done) and _reap(d, f, q) < 0):
         return FAILED
     n = min(send_room(q), want)
     for k in range(n):

@@ -6,15 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from domu.device import FAILED, device_at, new_device, set_word, tx_commit, tx_pending, tx_reserve
+from domu.frontends.mapped import MAPPED, OPERATIONS
 from hyp.abi.counters import COLUMNS, FAULTS_ADDRESS, FAULTS_PROTOCOL, HYPERCALLS, IOMMU_FLUSHES, IOMMU_MAPS, IOMMU_UNMAPS
-from hyp.abi.nic import PAGE
+from hyp.abi.nic import CQE_BYTES, PAGE, STATUS_OK
 from hyp.abi.platform import EPOCH, PLATFORM_BYTES
+from hyp.abi.sizes import FRAME_BUFFER
 from hyp.control import Refused
+from hyp.events import new_wait
+from hyp.frames import write_completion
 from hyp.iommu import READ, WRITE
-from hyp.kernels import entry, i64
+from hyp.kernels import entry, i64, void
 from hyp.monitor import dma
-from hyp.monitor.dma import DEFERRED_PAGES, DMA, dma_at, dma_map, dma_unmap, holds_bytes
+from hyp.monitor.dma import DEFERRED_PAGES, DMA, REQUEST_BYTES, dma_at, dma_map, dma_unmap, holds_bytes
 from hyp.paths import IOMMU_FRONT_ENDS
+from hyp.verbs import QP, poll_sends, qp_at
 from lab.topology import TopologyError, load
 from lab.workloads import Runner
 from tests.lab.test_paths import check, running
@@ -133,6 +139,56 @@ def test_an_engine_that_stays_in_its_batch_is_not_waited_for_for_ever() -> None:
     assert caller.unmap([(PAGE, 64)]) == -1
     assert caller.counts[FAULTS_PROTOCOL] == 1
     assert caller.reachable == {}, "taken away all the same"
+
+
+# --- the front end ----------------------------------------------------------------------------------------------------
+
+
+@entry(i64(i64))
+def _send(device: int) -> Any:
+    """Send a frame of 64 bytes."""
+    if tx_reserve(device, 1) != 1:
+        return FAILED
+    set_word(device_at(device).tx, 0, 64)
+    return tx_commit(device, 1)
+
+
+@entry(i64(i64))
+def _pending(device: int) -> Any:
+    return tx_pending(device)
+
+
+@entry(void(i64, i64))
+def _complete(qp: int, index: int) -> None:
+    """Be the NIC, which completes a send; and `arm`, which sees that too late to unmap it."""
+    q = qp_at(qp)
+    write_completion(q.scq + (index & (q.sq_size - 1)) * CQE_BYTES, q.sq_size, index, index, 0, STATUS_OK)
+    poll_sends(q)
+
+
+def test_a_send_that_is_completed_while_its_driver_arms_is_unmapped_before_its_slot_is_used_again() -> None:
+    entries = 8
+    caller, ram = Caller(), np.zeros(RAM, np.uint8)
+    queues, doorbell, platform = np.zeros((2, PAGE), np.uint8), np.zeros(PAGE, np.uint8), np.zeros(PLATFORM_BYTES, np.uint8)
+    requests = np.zeros((2, entries * REQUEST_BYTES), np.uint8)  # the second is nobody's
+    pair, front, counts = np.zeros(1, QP), np.zeros(1, MAPPED), np.zeros((2, COLUMNS + 8), np.int64)
+    wait = new_wait(-1, int(platform.ctypes.data))
+    q, f = pair[0], front[0]
+    q["doorbell"], q["doorbell_fd"], q["sq"], q["scq"] = doorbell.ctypes.data, -1, queues[0].ctypes.data, queues[1].ctypes.data
+    q["sq_size"], q["counts"] = entries, counts[0].ctypes.data
+    f["qp"], f["ram"], f["dma"] = pair.ctypes.data, ram.ctypes.data, caller.call.ctypes.data
+    f["requests"], f["tx_pool"] = requests[0].ctypes.data, PAGE
+    shared = np.zeros(COLUMNS + 8, np.int64)
+    caller.call[0]["counts_shared"] = shared.ctypes.data
+    rows = int(counts[0].ctypes.data), int(counts[1].ctypes.data)
+    device = new_device(OPERATIONS, int(front.ctypes.data), "", 0, 2048, rows, int(wait.ctypes.data), 0)
+    for index in range(3 * entries):
+        assert _send(device.address) == 1
+        assert caller.reachable.keys() == {1 + index % entries * FRAME_BUFFER // PAGE}, "its own page, and no other one's"
+        _complete(int(pair.ctypes.data), index)
+    assert _pending(device.address) == 0
+    assert caller.reachable == {}
+    assert not requests[1].any()
 
 
 # --- in a topology ----------------------------------------------------------------------------------------------------
