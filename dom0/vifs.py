@@ -35,7 +35,7 @@ from hyp.abi.netif import (
     MAX_QUEUES_NODE,
 )
 from hyp.control import Channel
-from hyp.control.debt import Bill, Debt
+from hyp.control.debt import Debt
 from hyp.counters import CounterPage
 from hyp.memory import MappedOnce
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -45,9 +45,7 @@ log = logging.getLogger(__name__)
 
 BURST, INTERVAL_S = 10, 5.0
 """So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
-
-
-DEARNESS = 4
+LOOK_DEARNESS = 4
 """A front end may take a fifth of our time: to connect takes milliseconds, and a driver that is loaded anew is not to wait long."""
 
 
@@ -88,7 +86,7 @@ class Vif:
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
         self._ram = MappedOnce()  # of the guest
-        self._debt = Debt(dearness=DEARNESS)
+        self._debt = Debt(dearness=LOOK_DEARNESS)
         self._causes: set[Cause] = set()
         self._woken = asyncio.Event()
         self._log = _RateLimit(f"vif {self.who.domid}.0 ({self.who.name})")
@@ -103,9 +101,7 @@ class Vif:
         pumps = [asyncio.get_running_loop().create_task(self._pump(watch, cause)) for watch, cause in watches]
         try:
             while (cause := await self._next()) is not Cause.GONE:
-                bill = Bill()
-                await bill.charged(self._look(cause))
-                self._debt.owe(bill.ns)
+                await self._debt.charged(self._look(cause), fair_ns=0)
         finally:
             for pump in pumps:
                 pump.cancel()

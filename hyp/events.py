@@ -154,7 +154,7 @@ def most_of(due: int) -> int:
 
 # --- loops ------------------------------------------------------------------------------------------------------------
 
-_WORDS = ["epoll", "platform", "spin_ns", "never", "woken_ns", "trace", "naps", "rang"]
+_WORDS = ["epoll", "platform", "spin_ns", "never", "woken_ns", "trace", "naps", "events"]
 WAIT = np.dtype({"names": _WORDS, "formats": ["i8"] * len(_WORDS), "itemsize": 8 * len(_WORDS) + MOST_EVENTS * EVENT_BYTES})
 """Private state of a loop's waiting: its upcall, the address of the platform page, how long it spins just now, and 1 in `never` if
 it may not at all, whatever that page says; when its last sleep was over; the TRACER record for which it is to tell what it does
@@ -174,9 +174,9 @@ def tracer_of(wait):
 
 
 @compiled
-def port_rang(wait, k):
-    """Which descriptor event `k` of those that ended the last sleep is for, by the number that it had where it was entered."""
-    return load32_once(wait.rang + k * EVENT_BYTES + EVENT_DATA)
+def event_data(wait, k):
+    """What event `k` of those that ended the last sleep carries: its descriptor, by its number in the process that entered it."""
+    return load32_once(wait.events + k * EVENT_BYTES + EVENT_DATA)
 
 
 FIRST_SPIN_NS = 4000
@@ -222,7 +222,7 @@ def sleep(wait, timeout_ns, counts):
     """
     start = clock_ns()
     wait.naps += 1
-    events = epoll_sleep(wait.epoll, timeout_ns, wait.rang)
+    events = epoll_sleep(wait.epoll, timeout_ns, wait.events)
     wait.naps += 1
     if events != 0:
         count(counts, WAKEUPS, 1)
@@ -245,12 +245,12 @@ def never_spin() -> None:
     _never = True
 
 
-def new_wait(epoll: int, platform: int, *, ports: bool = False) -> "Wait":
-    """A WAIT record, an array of one. `epoll`: the loop's upcall; `platform`: the platform page; `ports`: for `port_rang`."""
+def new_wait(epoll: int, platform: int, *, events: bool = False) -> "Wait":
+    """A WAIT record, an array of one. `epoll`: the loop's upcall; `platform`: the platform page; `events`: for `event_data`."""
     wait = np.zeros(1, WAIT)
     wait[0]["epoll"], wait[0]["platform"], wait[0]["never"] = epoll, platform, _never
-    if ports:
-        wait[0]["rang"] = wait.ctypes.data + 8 * len(_WORDS)
+    if events:
+        wait[0]["events"] = wait.ctypes.data + 8 * len(_WORDS)
     return wait
 
 
@@ -258,6 +258,7 @@ def new_wait(epoll: int, platform: int, *, ports: bool = False) -> "Wait":
 
 
 PAID_S = 1.0
+"""For how long somebody waits for a waiter that is too dear to notify."""
 MAX_EVENT_PORTS = 1024
 """Ports of a domain, port 0 included, which nobody has."""
 

@@ -140,11 +140,11 @@ class Nic:
         first: int,
         queue: int,
         fresh: bool,
-        doorbell_port: int,
+        doorbell_data: int,
     ) -> dict[str, int]:
         """Map what a context needs; answers what the device offers it. It is number `queue` of those whose first is `first`.
 
-        `fresh`: its domain has had no context for that queue yet. `doorbell_port`: as what its doorbell is in the upcall.
+        `fresh`: its domain has had no context for that queue yet. `doorbell_data`: what its doorbell's events carry.
         fds: RAM (read-write), IOMMU table (read-only), doorbell page, completion eventfd. The same is answered once more to who
         asks again, because the NIC has died over the first answer.
         """
@@ -171,7 +171,7 @@ class Nic:
             record["ram"], record["ram_pages"] = ram.address, memory // PAGE
             record["iommu"], record["iommu_pages"] = iommu.address, memory // PAGE
             record["doorbell"], record["completion_fd"] = doorbell.address, completion_fd
-            record["doorbell_port"] = doorbell_port
+            record["doorbell_data"] = doorbell_data
             record["counts"], record["counts_shared"] = counts, shared
         for fd in (ram_fd, iommu_fd, doorbell_fd):
             os.close(fd)

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from hyp.abi.nic import HUSH_NS, SQ_PROD
 from hyp.atomics import load32_once, load64, notify
-from hyp.events import port_rang
+from hyp.events import event_data
 from hyp.kernels import compiled, outlined
 from nic.state import context_of
 
@@ -43,10 +43,10 @@ MOST_VAIN, WINDOW_NS = 50, 10_000_000
 def note_rings(e, wait, events):
     """The engine was woken by `events` events of its upcall: whose doorbells rang, and in vain?"""
     for k in range(events):
-        port = port_rang(wait, k)
+        data = event_data(wait, k)
         for j in range(e.active):
             c = context_of(e, load64(e.order + 8 * j))
-            if c.doorbell_port == port:
+            if c.doorbell_data == data:
                 _note_ring(e, c, wait.woken_ns)
 
 

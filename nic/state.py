@@ -73,7 +73,7 @@ CONTEXT = np.dtype(
         ("queue", "i8"),  # which of its guest's contexts it is
         ("members", "i8"),  # numbers (i8 each) of the contexts that are the guest's queues: of the first
         # its doorbell (nic/doorbell.py)
-        ("doorbell_port", "i8"),  # by what its doorbell's events go in the engine's upcall
+        ("doorbell_data", "i8"),  # what its doorbell's events carry (hyp/events.py, event_data)
         ("rung_at", "i8"),  # `sq_cons` when it last woke the engine
         ("vain", "i8"),  # how often it has for nothing since `vain_since` (ns)
         ("vain_since", "i8"),

@@ -44,8 +44,8 @@ TITLE = "Isolation"
 ABOUT = (
     "A guest attacks, two others exchange verified streams both ways, a third one's memory is full of canaries. Contained: nothing "
     "lost, corrupted, leaked or changed, nobody else dead, and the bystanders at 0.9 or more of their rate beside an honest guest "
-    "that takes as much (it is quiet, computes, sends as many frames, or makes as many calls). Attackers have a CPU of their own; "
-    "all that serves them shares another one with the bystanders."
+    "that takes as much (it is quiet, computes, sends as many frames, posts as many descriptors, or makes as many calls). "
+    "Attackers have a CPU of their own; all that serves them shares another one with the bystanders."
 )
 
 

@@ -18,7 +18,7 @@ from dom0.control.hashing import HashControl
 from dom0.control.mappings import StaticMappings
 from hyp.abi.netif import CTRL_REQUEST, CTRL_RESPONSE, CTRL_SLOT_BYTES, CTRL_STATUS_NOT_SUPPORTED
 from hyp.atomics import load32_once, memcpy, store32
-from hyp.control.debt import Bill, Debt
+from hyp.control.debt import Debt
 from hyp.events import raise_event
 from hyp.kernels import entry, i64
 from hyp.ring import (
@@ -88,9 +88,8 @@ class ControlRing:
                 continue
             self._found()
             number, kind, data = self._request[0]["id"], self._request[0]["type"], [int(word) for word in self._request[0]["data"]]
-            bill = Bill()
-            status, answer = await bill.charged(self._carry_out(int(kind), *data))
-            self._work.owe(bill.ns + LEAST_NS)
+            status, answer = await self._work.charged(self._carry_out(int(kind), *data), fair_ns=0)
+            self._work.owe(LEAST_NS)
             self._response[0] = (number, kind, status, answer)
             if _answer(self._ring, response, self._response.nbytes):
                 await asyncio.sleep(self._debt.wait_s())  # mostly not at all

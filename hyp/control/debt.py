@@ -53,23 +53,23 @@ class Debt:
         finally:
             self.owe(self._used() - before - fair_ns)
 
-    def charged(self, awaitable: Awaitable[Any]) -> "Charged":
-        """The same to wait for, with every step of it as a turn that it pays."""
-        return Charged(self, awaitable)
+    def charged(self, awaitable: Awaitable[Any], fair_ns: int = FAIR_TURN_NS) -> "Charged":
+        """The same to wait for, with every step of it as a turn that it pays, beyond `fair_ns`."""
+        return Charged(self, awaitable, fair_ns)
 
 
 class Charged(Awaitable[Any]):
     """An awaitable whose steps somebody pays."""
 
-    def __init__(self, debt: Debt, awaitable: Awaitable[Any]) -> None:
-        self._debt, self._awaitable = debt, awaitable
+    def __init__(self, debt: Debt, awaitable: Awaitable[Any], fair_ns: int) -> None:
+        self._debt, self._awaitable, self._fair_ns = debt, awaitable, fair_ns
 
     def __await__(self) -> Generator[Any, Any, Any]:
         steps = self._awaitable.__await__()
         thrown: BaseException | None = None
         while True:
             try:
-                with self._debt.pays(FAIR_TURN_NS):
+                with self._debt.pays(self._fair_ns):
                     awaited = next(steps) if thrown is None else steps.throw(thrown)
             except StopIteration as end:
                 return end.value

@@ -269,7 +269,7 @@ class Devices:
                 "context_create", fds=(domain.ram.fd, iommu, context.doorbell.fd, context.completion_fd), context=context.number,
                 generation=context.generation, name=domain.name, memory=domain.memory, mac=context.mac,
                 privileged=domain.domid == DOM0, passthrough=context.passthrough, first=self._first(domain), queue=context.queue,
-                fresh=context.fresh, doorbell_port=context.doorbell_fd,
+                fresh=context.fresh, doorbell_data=context.doorbell_fd,
             )  # fmt: skip
         finally:
             os.close(iommu)

@@ -226,7 +226,6 @@ def test_who_has_domain_0_told_of_much_has_to_wait() -> None:
         guest.sock.sendall(b"".join(request(MessageType.WRITE, "state", f"{k}") for k in range(writes)))
         for k in range(writes):
             assert bystander.call(MessageType.WRITE, "name", f"{k}") == b"OK\0"
-        assert dom0.call(MessageType.READ, "/local/domain/5/state").rstrip(b"\0") != f"{writes - 1}".encode()
         for _ in range(writes):
             assert guest.receive().type == MessageType.WRITE
         assert time.monotonic() - began >= 20 / per_s

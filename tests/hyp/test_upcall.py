@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import os
 import select
-import threading
 import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 from hyp.upcall import LEAST_S, MOST_S, ControlUpcall
+from tests.support.beside import beside
 from tests.support.control_ends import run
 
 ROUNDS = 20
@@ -32,27 +32,18 @@ async def upcall_of(*, rests: bool) -> AsyncIterator[tuple[ControlUpcall, int]]:
 
 async def looks(upcall: ControlUpcall, fd: int, rounds: int, *, found: bool) -> float:
     """How long it takes until somebody has looked so often, beside a storm of notifications, in s."""
-    stop, woken = threading.Event(), asyncio.Event()
+    woken = asyncio.Event()
     upcall.join(woken)
-
-    def storm() -> None:
-        while not stop.is_set():
-            os.eventfd_write(fd, 1)
-
-    storming = threading.Thread(target=storm)
-    storming.start()
-    try:
+    with beside(lambda: os.eventfd_write(fd, 1)):
         begin = time.monotonic()
         for _ in range(rounds):
             await woken.wait()
             woken.clear()
             if found:
                 upcall.found()
-        return time.monotonic() - begin
-    finally:
-        stop.set()
-        storming.join()
-        upcall.leave(woken)
+        took = time.monotonic() - begin
+    upcall.leave(woken)
+    return took
 
 
 @pytest.mark.parametrize("found", [True, False])

@@ -2,12 +2,12 @@
 
 import contextlib
 import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from hyp.abi.nic import STATUS_OK
 from nic.doorbell import MOST_VAIN
+from tests.support.beside import beside
 from tests.support.guests import WIRE_MAC, Guest, eventually
 from tests.support.peers import Bench, bench_of, well
 
@@ -25,22 +25,16 @@ def is_heard(bench: Bench, guest: Guest) -> bool:
 @contextlib.contextmanager
 def ringing(guest: Guest, *, swallowing: bool = False) -> Iterator[None]:
     """In a second thread, its doorbell rings without end; `swallowing`: it also reads what it writes."""
-    stop, fd = threading.Event(), int(guest.q["doorbell_fd"])
+    fd = int(guest.q["doorbell_fd"])
 
     def ring() -> None:
-        while not stop.is_set():
-            os.eventfd_write(fd, 1)
-            if swallowing:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(fd)
+        os.eventfd_write(fd, 1)
+        if swallowing:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(fd)
 
-    thread = threading.Thread(target=ring)
-    thread.start()
-    try:
+    with beside(ring):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_who_rings_for_nothing_is_not_heard_for_a_while() -> None:

@@ -1,13 +1,13 @@
 """What one guest does with its own queues and calls is no other guest's affair: the NIC. Bystanders exchange verified frames."""
 
 import asyncio
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from hyp.abi.nic import STATUS_OK
 from hyp.control import Refused, close_all
+from tests.support.beside import beside
 from tests.support.guests import WRAP, Guest, eventually
 from tests.support.peers import bench_of, well
 
@@ -76,20 +76,13 @@ async def _close_all(guest: Guest) -> None:
 @contextmanager
 def dripping(guest: Guest) -> Iterator[None]:
     """`guest` posts one buffer every 15 ms, less than the 20 ms that a sender waits, and takes what comes."""
-    over = threading.Event()
 
     def drip() -> None:
-        while not over.wait(0.015):
-            guest.post_buffers(1)
-            guest.q["rcq_cons"] = (int(guest.q["rcq_cons"]) + guest.waiting()) % WRAP
+        guest.post_buffers(1)
+        guest.q["rcq_cons"] = (int(guest.q["rcq_cons"]) + guest.waiting()) % WRAP
 
-    thread = threading.Thread(target=drip)
-    thread.start()
-    try:
+    with beside(drip, 0.015):
         yield
-    finally:
-        over.set()
-        thread.join()
 
 
 def test_who_drips_buffers_holds_up_no_other_engines_frames() -> None:
