@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 BURST, INTERVAL_S = 10, 5.0
 """So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
-LOOK_DEARNESS = 4
-"""A front end may take a fifth of our time: to connect takes milliseconds, and a driver that is loaded anew is not to wait long."""
+LOOK_DEARNESS = 10
+"""A front end may take an eleventh of our time: to connect takes milliseconds, and who loads a driver anew is not to wait long."""
 
 
 class Cause(IntEnum):
@@ -87,6 +87,7 @@ class Vif:
         self._connection: Connection | None = None
         self._ram = MappedOnce()  # of the guest
         self._debt = Debt(dearness=LOOK_DEARNESS)
+        self._ring_debt = Debt()  # for what requests on its control ring have us do
         self._causes: set[Cause] = set()
         self._woken = asyncio.Event()
         self._log = _RateLimit(f"vif {self.who.domid}.0 ({self.who.name})")
@@ -228,7 +229,7 @@ class Vif:
 
     async def _connect(self, front: XenbusState) -> bool:
         """Serve the front end's rings. False if they can't be, which has been told then."""
-        connection = Connection(self._hyp, self._state, self.who, self._ram, self._debt)
+        connection = Connection(self._hyp, self._state, self.who, self._ram, self._ring_debt)
         try:
             wishes = await read_wishes(self._store, self._front, max_queues=self._max_queues)
             await connection.open(self._counters, wishes, await self._rate(), maps=self._maps, routed=self._routed)

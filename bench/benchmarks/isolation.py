@@ -11,7 +11,9 @@ import itertools
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from bench.isolation import catalogue
@@ -55,12 +57,13 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
     chosen = {path: _chosen(path, options.attacks) for path in options.paths}
     pairs = sum(map(len, chosen.values()))
     waiting = deque((path, group) for path, attacks in chosen.items() for group in _groups(attacks, GROUP))
+    budget = Budget(options.budget_s, pairs)
     with probe_of("all") as probe:
         while waiting:
             path, group = waiting.popleft()
             part = Part(progress, len(found) / pairs, (len(found) + len(group)) / pairs, path)
             async with Trial(path, group, run_name("isolation", os.getpid())) as trial:
-                rows = await _try(trial, group, options, options.budget_s / pairs, part, probe)
+                rows = await _try(trial, group, options, budget, part, probe)
             if trial.broken and len(group) > 1:  # by one of them: each that met it is tried by itself
                 met = [attack for attack, row in zip(group, rows, strict=True) if row["errors"]]
                 rows = [row for row in rows if not row["errors"]]
@@ -81,10 +84,23 @@ def _groups(attacks: Sequence[Attack], most: int) -> Iterator[list[Attack]]:
         yield group
 
 
+@dataclass
+class Budget:
+    """Seconds for what is undecided after the rounds, of so many attacks: what some don't need the ones after them may use."""
+
+    left_s: float
+    attacks: int
+
+    async def spend(self, attacks: int, work: Callable[[float], Awaitable[float]]) -> None:
+        """``work(seconds at most)`` for so many of them; it returns how many seconds it took."""
+        self.left_s -= await work(self.left_s * attacks / max(self.attacks, attacks))
+        self.attacks -= attacks
+
+
 async def _try(
-    trial: Trial, attacks: Sequence[Attack], options: Options, budget_s: float, progress: Steps, probe: Probe
+    trial: Trial, attacks: Sequence[Attack], options: Options, budget: Budget, progress: Steps, probe: Probe
 ) -> list[Row]:
-    """Attacks on one path, those with the same control side by side: their records. `budget_s`: for each, beyond the rounds."""
+    """Attacks on one path, those with the same control side by side: their records."""
     alike: dict[tuple[Control, bool], list[Attack]] = {}
     for attack in attacks:
         alike.setdefault((attack.control_on(trial.path), attack.sent_to), []).append(attack)
@@ -95,14 +111,14 @@ async def _try(
         contenders = [_contender(trial, those[0], None), *(_contender(trial, attack, reports[attack.name]) for attack in those)]
         questions = {attack.name: Question(attack.name, UNDISTURBED, "mpps", ENOUGH) for attack in those}
         point = Point(str(control), {}, contenders, UNDISTURBED, probe, list(questions.values()))
-        await _measure(point, options, budget_s * len(those), part)
+        await budget.spend(len(those), partial(_measure, point, options, part))
         for attack in those:
             records[attack.name] = _record(trial.path, attack, point.samples, questions[attack.name], reports[attack.name])
     return [records[attack.name] for attack in attacks]
 
 
-async def _measure(point: Point, options: Options, budget_s: float, progress: Steps) -> None:
-    """The rounds that were asked for; then more of those attacks whose question is open, while the budget lasts."""
+async def _measure(point: Point, options: Options, progress: Steps, budget_s: float) -> float:
+    """The rounds that were asked for; then more of those attacks whose question is open, while the budget lasts: what that took."""
     seconds, every = max(options.slice_s, SLICE_S), point.contenders
     await point.run(options.rounds, seconds, progress)
     begin = time.monotonic()
@@ -111,8 +127,9 @@ async def _measure(point: Point, options: Options, budget_s: float, progress: St
         point.contenders = [one for one in every if one.name in open_]
         longer_s = rounds * (len(point.contenders) + 1) * (seconds + BETWEEN_S)
         if rounds < 1 or time.monotonic() - begin + longer_s > budget_s:
-            return
+            break
         await point.run(rounds, seconds, progress)
+    return time.monotonic() - begin
 
 
 def _contender(trial: Trial, attack: Attack, reports: list[Row] | None) -> Contender:

@@ -53,6 +53,8 @@ class Attack:
     sent_to: bool
     """Somebody honest sends frames to the attacker meanwhile."""
     controls: Mapping[str, Control]
+    guest: Mapping[str, Any]
+    """What its guest has in the topology beside its path."""
 
     def control_on(self, path: str) -> Control:
         """What it is held against on a path. What is done to a ring of an emulated device traps, as an honest sender's sends do."""
@@ -73,6 +75,7 @@ def attack(
     *,
     paths: Collection[str] = tuple(PATHS),
     sent_to: bool = False,
+    guest: Mapping[str, Any] | None = None,
     **controls: Control,
 ) -> Callable[[Run], Run]:
     """Enter a function into the catalogue, under its own name in words. `controls`: others than `control`, by path."""
@@ -80,7 +83,7 @@ def attack(
     def enter(run: Run) -> Run:
         name = run.__name__.replace("_", " ")
         assert name not in ATTACKS, name
-        ATTACKS[name] = Attack(name, about, door, control, run, frozenset(paths), sent_to, controls)
+        ATTACKS[name] = Attack(name, about, door, control, run, frozenset(paths), sent_to, controls, guest or {})
         return run
 
     return enter

@@ -126,11 +126,11 @@ def zero_length(a: Attacker) -> None:
 def header_in_two(a: Attacker) -> None:
     a.driver.write(a.driver.page(0), _frame(a))
     while a.goes_on():
-        if a.driver.room() >= 8:
-            for length in (1, 5, 13):
-                a.driver.send(a.driver.page(0), FRAME if isinstance(a.driver, RingDriver) else length, more=True)
-                a.driver.send(a.driver.page(0), FRAME - length)
-            a.driver.publish()
+        for number in range(min(a.driver.room() // 2, 8)):
+            length = (1, 5, 13)[number % 3]
+            a.driver.send(a.driver.page(0), FRAME if isinstance(a.driver, RingDriver) else length, more=True)
+            a.driver.send(a.driver.page(0), FRAME - length)
+        a.driver.publish()
 
 
 @attack("extra infos without end, of types that there are and are not", Door.RINGS, Control.POSTS, paths=SPLIT)
@@ -227,12 +227,11 @@ def senseless_buffers(a: Attacker) -> None:
 def duplicate_numbers(a: Attacker) -> None:
     driver, number = a.driver, 0
     a.driver.write(driver.page(0), _frame(a))
-    if isinstance(driver, RingDriver):
-        driver.grant(10, driver.page(0), writable=False)
     while a.goes_on():
         for _ in range(min(driver.room(), 16)):
             number += 1
             if isinstance(driver, RingDriver):
+                driver.grant(10, driver.page(0), writable=False)  # each time, as its control does: in the same time as many
                 driver.request(10, 0, FRAME, number=(7, 0xFFFF)[number & 1])
             else:
                 driver.send(driver.page(0), FRAME)

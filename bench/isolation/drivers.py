@@ -54,7 +54,7 @@ def array_at(address: int, dtype: Any, count: int) -> Any:
     return np.frombuffer(memory, dtype)
 
 
-def _signal(eventfd: int) -> None:
+def signal(eventfd: int) -> None:
     """Notify; one that is full, by an attack of ours, says so already."""
     with contextlib.suppress(BlockingIOError):
         os.eventfd_write(eventfd, 1)
@@ -180,7 +180,7 @@ class QueueDriver(_Memory):
         loops.ring(self._qp)
 
     def notify(self) -> None:
-        _signal(int(self.q["doorbell_fd"]))
+        signal(int(self.q["doorbell_fd"]))
 
     def room(self) -> int:
         return int(loops.room(self._qp))
@@ -295,7 +295,7 @@ class RingDriver(_Memory):
 
     def notify(self) -> None:
         for name in ("tx_event_fd", "rx_event_fd"):
-            _signal(int(self.front[name]))
+            signal(int(self.front[name]))
 
     def room(self) -> int:
         return TX_SLOTS - (self.sent - int(self.tx_words[RSP_PROD // 4])) % WRAP

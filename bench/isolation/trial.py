@@ -70,7 +70,8 @@ class Trial:
         theirs, ours = allowed[:1], allowed[-1:]
         cpu: dict[str, Any] = {"hyp": ours, "dom0": ours, "nic": ours, "spin": []}
         cpu["guests"] = {one: ours if one in HONEST[:3] else theirs for one in names}
-        guests = [{"name": one, "path": path} for one in names]
+        guests: list[dict[str, Any]] = [{"name": one, "path": path} for one in HONEST]
+        guests += [{"name": hostile_name(attack), "path": path, **attack.guest} for attack in attacks]
         nic = {"pause_us": PAUSE_US, "storm_pps": STORM_PPS}
         plain = topology(name, (), others=guests, memory={"backing": backing}, cpu=cpu, nic=nic, **more)
         self.lab = AttackedLab(plain)

@@ -75,26 +75,27 @@ class StaticMappings:
             return CTRL_STATUS_SUCCESS, await self._delete(queue, table, page)
 
     async def _add(self, queue: int, table: "np.ndarray[tuple[int], np.dtype[np.void]]") -> int:
-        wanted = {int(row["ref"]): int(row["flags"]) & CTRLF_GREF_READONLY == 0 for row in table}
+        writable = (table["flags"] & np.uint16(CTRLF_GREF_READONLY)) == 0
+        wanted = dict(zip(table["ref"].tolist(), writable.tolist(), strict=True))
         here = self._mapped[queue]
         fresh = len(wanted) == len(table) and not wanted.keys() & here.keys()
         if not fresh or (table["flags"] & ~np.uint16(CTRLF_GREF_READONLY)).any() or len(here) + len(wanted) > MOST_MAPPINGS:
             return CTRL_STATUS_INVALID_PARAMETER
-        entries, pinned = np.zeros(len(wanted), STATIC_PAGE), dict[int, int]()
-        for k, (ref, write) in enumerate(wanted.items()):
+        places, pinned = [], dict[int, int]()
+        for ref, write in wanted.items():
             page = map_page(*self._grants, ref, int(write))
             if page < 0:
                 self._unpin(pinned)
                 return CTRL_STATUS_INVALID_PARAMETER
-            pinned[ref], entries[k] = int(write), (ref, page, write)
+            pinned[ref] = int(write)
+            places.append((ref, page, write))
         here |= pinned  # whatever happens from here on, `close` gives them back
-        await self._enter(queue, entries)
+        await self._enter(queue, np.array(places, STATIC_PAGE))
         return CTRL_STATUS_SUCCESS
 
     async def _delete(self, queue: int, table: "np.ndarray[tuple[int], np.dtype[np.void]]", page: int) -> int:
         here, gone = self._mapped[queue], dict[int, int]()
-        for k, row in enumerate(table):
-            ref = int(row["ref"])
+        for k, ref in enumerate(table["ref"].tolist()):
             known = ref in here and ref not in gone
             if known:
                 gone[ref] = here[ref]

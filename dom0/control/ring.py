@@ -3,7 +3,7 @@
 Who owns what: the page is the front end's, mapped by grant while the vif is connected. This task (`ControlRing.serve`) is its only
 consumer, and a slot is copied once, judged and then served, one after the other; it sleeps until the front end's event, which
 arrives at an upcall of the control plane's own (hyp/upcall.py). A ring that ran away ends the task, and the vif with it. What the
-requests take of Domain 0's time is their guest's debt, as what its states do (dom0/vifs.py): while it owes, the next one waits.
+requests take of Domain 0's time is their guest's debt (hyp/control/debt.py): while it owes too much, the next one waits.
 
 What a request asks for is done by dom0/control/mappings.py (static grant mappings) or dom0/control/hashing.py (hash control), which
 have the tables of answers; all others are NOT_SUPPORTED.

@@ -119,18 +119,22 @@ class Unmapped(Exception):
 
 
 class Mappings:
-    """One device's: `nodes` are written before Connected, `map_pools` is called after it, each time; then `close`."""
+    """One device's: `nodes` are written before Connected, `map_pools` is called after it, each time; then `close`.
+
+    `sring`: the address of the ring's page; `event_fd`: its notifier, -1 before `map_pools`; `table_ref`: the grant of the table.
+    """
 
     def __init__(self, guest: "Guest", table: Mapping, ref: int, pools: Sequence[tuple[int, int]]) -> None:
         """Granted as `ref` and the ones behind it. `pools`: the first references of each queue's pages, to send and to receive."""
         self._guest, self._table, self._ref = guest, table, ref
+        self.table_ref = ref + 1
         self._pages = guest.ram.allocate(PAGES * PAGE_BYTES)
         at = guest.ram.address + self._pages
         self._ring, self._request, self._response = np.zeros(1, RING), np.zeros(1, CTRL_REQUEST), np.zeros(1, CTRL_RESPONSE)
-        self._sring, self._named = at, guest.ram.view(self._pages + PAGE_BYTES, PAGE_BYTES).view(GREF)
+        self.sring, self._named = at, guest.ram.view(self._pages + PAGE_BYTES, PAGE_BYTES).view(GREF)
         self._pools = pools
         self._woken = asyncio.Event()
-        self._event_fd = -1
+        self.event_fd = -1
 
     async def open(self) -> None:
         """Take the event channel, and grant the pages."""
@@ -147,7 +151,7 @@ class Mappings:
 
     def begin_again(self) -> None:
         """Begin the ring anew. No back end is behind it."""
-        _begin(int(self._ring.ctypes.data), self._sring)
+        _begin(int(self._ring.ctypes.data), self.sring)
 
     async def map_pools(self) -> None:
         """Have the back end, which has just connected, map every page. Unmapped if it does not; Refused if it is gone."""
@@ -159,7 +163,7 @@ class Mappings:
                 raise Unmapped(f"the back end maps {most} pages of a queue for good, and there are {len(refs)}")
             self._named["ref"], self._named["flags"], self._named["status"] = refs, 0, 0
             self._named["flags"][:TX_SLOTS] = CTRLF_GREF_READONLY
-            await self._answered(CTRL_TYPE_ADD_GREF_MAPPING, queue, self._ref + 1, len(refs))
+            await self._answered(CTRL_TYPE_ADD_GREF_MAPPING, queue, self.table_ref, len(refs))
 
     async def _answered(self, kind: int, *data: int) -> int:
         """The data of an answer. Unmapped if it is not SUCCESS."""
@@ -167,7 +171,7 @@ class Mappings:
         number = (int(self._request[0]["id"]) + 1) & 0xFFFF
         self._request[0] = (number, kind, [*data, *[0] * (3 - len(data))])
         if _ask(ring, int(self._request.ctypes.data)):
-            raise_event(self._event_fd)
+            raise_event(self.event_fd)
         while (taken := _take(ring, response)) == 0:
             await self._woken.wait()
             self._woken.clear()
@@ -179,9 +183,9 @@ class Mappings:
         return int(answer["data"])
 
     def _notify_by(self, event_fd: int) -> None:
-        if self._event_fd >= 0:
-            os.close(self._event_fd)
-        self._event_fd = event_fd
+        if self.event_fd >= 0:
+            os.close(self.event_fd)
+        self.event_fd = event_fd
 
     async def close(self) -> None:
         """Give the event channel back and revoke the pages. InUse if the back end has not let go of them."""

@@ -25,8 +25,8 @@ They are arguments, private to the caller: the hypervisor copies them in, and wr
 
 import numpy as np
 
-DEARNESS = 20
-CREDIT_NS = 100_000_000
+DEARNESS = 40
+CREDIT_NS = 200_000_000
 
 OP_BIND_INTERDOMAIN = 0
 OP_CLOSE = 3

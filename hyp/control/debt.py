@@ -7,7 +7,7 @@ nothing that it sends is read: what is to be sent stays with its sender, who goe
 
 Where a peer's request has one control plane ask another one, that one's time is the peer's, too: the question asks for a *bill*,
 the answer brings it, and all of it is owed, as no fair part of it is known. So who has the NIC or the toolstack work without end
-has them work for a `DEARNESS`-th of the time. What is done only once while a guest lives is `unpaid`.
+has them work for a `DEARNESS`-th of the time, or less. What is done only once while a guest lives is `unpaid`.
 """
 
 import time
@@ -22,6 +22,8 @@ FAIR_NS = 100_000
 """Of Python and a system call: more than a compiled loop's."""
 FAIR_TURN_NS = 500_000
 """Of what is done for a request without anybody else's turn in between."""
+BILLED = 2
+"""How often what is on a bill is owed: to ask for it and to clear up after it are on none."""
 
 
 class Debt:

@@ -56,6 +56,7 @@ def test_nor_with_sealed_memory(path: str) -> None:
     run(body())
 
 
+@pytest.mark.long
 def test_what_the_bench_says_of_an_attack() -> None:
     result = BenchmarkResult(isolation.TITLE, isolation.ABOUT)
     options = Options(paths=("bypass",), repeat=2, slice_s=0.02, attacks=("index ahead", "spoofed source"))
@@ -76,7 +77,7 @@ def test_what_the_bench_says_of_an_attack() -> None:
 
 
 def test_a_trial_notices_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
-    attack = Attack("none", "", Door.CALLS, Control.QUIET, lambda a: a.rest(), frozenset(PATHS), False, {})
+    attack = Attack("none", "", Door.CALLS, Control.QUIET, lambda a: a.rest(), frozenset(PATHS), False, {}, {})
     monkeypatch.setitem(ATTACKS, "none", attack)
 
     async def body() -> None:

@@ -33,7 +33,7 @@ NEEDS: dict[str, Any] = {
     "memif": pytest.mark.needs("dpdk", "memif", "two-cpus"),
     "veth": pytest.mark.needs("ip"),
 }
-MEMBERS = tiered(PEERS, ["vhost", "veth", "unix"], **NEEDS)
+MEMBERS = tiered(PEERS, ["veth", "unix"], **NEEDS)
 OWNER = """
 import asyncio, sys, uvloop
 from bench.peers import peer_class

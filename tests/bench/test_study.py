@@ -102,6 +102,7 @@ def test_what_is_decided_takes_no_more_time() -> None:
     assert len(looks) <= 1 + math.ceil(math.log(close.samples.rounds / 12, 1.4))  # seldom
 
 
+@pytest.mark.long
 def test_nobody_measures_for_ever() -> None:
     machine = Shared(random.Random(SEED), 0.16)
     equal = point(machine, 1.0, 1.0)

@@ -15,6 +15,7 @@ def measured() -> BenchmarkResult:
     return result
 
 
+@pytest.mark.long
 @pytest.mark.needs("taps")
 def test_each_way_and_burst_is_timed_both_ways() -> None:
     result = measured()

@@ -32,6 +32,7 @@ from tests.support.fuzz import TIERS, fuzz
 from tests.support.labs import run, until, workload
 from tests.support.netback_model import CSUM_BLANK, EXTRA, HASH, MORE, RECEIVERS, RX_BLANK, RX_VALIDATED, VALIDATED, Delivery, Model
 from tests.support.plain_packets import ETHERNET, TCP, UDP, Packet, read
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -371,7 +372,7 @@ CUT_OFF: Final = {
 }
 
 
-@pytest.mark.parametrize("grants", GRANT_MODES)
+@pytest.mark.parametrize("grants", tiered(GRANT_MODES, ["map"]))
 def test_a_frame_that_is_cut_off_costs_the_vif_and_nobody_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str
 ) -> None:

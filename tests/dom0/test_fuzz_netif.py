@@ -41,6 +41,7 @@ from lab.workloads import Runner
 from tests.lab.test_paths import running
 from tests.support.fuzz import TIERS, fuzz
 from tests.support.labs import run, until, workload
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -285,7 +286,7 @@ async def overrun(vif: Vif, ring: str, seen: Counter[str]) -> None:
 
 
 @TIERS
-@pytest.mark.parametrize("grants", GRANT_MODES)
+@pytest.mark.parametrize("grants", tiered(GRANT_MODES, ["map"]))
 def test_netback_does_what_the_model_does_with_any_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, grants: str
 ) -> None:

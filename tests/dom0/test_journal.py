@@ -281,6 +281,7 @@ def test_a_restored_store_goes_on_as_the_first_would_have() -> None:
         assert again.node("n8").generation > generation
 
 
+@pytest.mark.long
 def test_memory_stays_bounded_however_much_is_written() -> None:
     """A guest that writes without end, with all that its quota allows, and one that makes and removes: the bound is the tree's."""
     with world() as w:

@@ -368,7 +368,7 @@ def test_a_hundred_reconnections_cost_the_others_nothing(driven: Driven) -> None
     driven("hundred", body)
 
 
-@pytest.mark.parametrize("seed", tiered(range(8), range(2)))
+@pytest.mark.parametrize("seed", tiered(range(8), [0]))
 def test_random_front_ends_and_toolstacks_leave_a_vif_that_works(driven: Driven, seed: int) -> None:
     """Sequences of six: states, nodes right and wrong, nodes removed, rings that run away, the toolstack's meddling."""
     print(f"seed {seed}")

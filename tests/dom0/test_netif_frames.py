@@ -8,6 +8,7 @@ import pytest
 from hyp.paths import GRANT_MODES
 from tests.lab.test_paths import running
 from tests.support.labs import run, workload
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -51,7 +52,7 @@ FEW: Final = [
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(FEW, id="few"), pytest.param(PAIRS, id="all", marks=pytest.mark.long)])
-@pytest.mark.parametrize("grants", GRANT_MODES)
+@pytest.mark.parametrize("grants", tiered(GRANT_MODES, ["map"]))
 def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, grants: str, pairs: list[tuple[str, str]]) -> None:
     async def main() -> None:
         async with running(tmp_path, "gso", lab(grants)) as runner:
@@ -65,7 +66,7 @@ def test_frames_of_64_kib_between_all_kinds_of_ends(tmp_path: Path, grants: str,
 JUMBO: Final = [("whole", "cut"), ("cut", "fill"), ("whole", "carl"), ("carl", "fill"), ("cut", "wire"), ("carl", "whole")]
 
 
-@pytest.mark.parametrize("grants", GRANT_MODES)
+@pytest.mark.parametrize("grants", tiered(GRANT_MODES, ["copy"]))
 def test_jumbo_frames_are_chains(tmp_path: Path, grants: str) -> None:
     async def main() -> None:
         async with running(tmp_path, "jumbo", lab(grants, mtu=9000)) as runner:

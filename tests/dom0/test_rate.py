@@ -286,6 +286,7 @@ def test_bystanders_do_not_wait(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("warm")
 def test_the_toolstack_may_change_it_at_any_time(tmp_path: Path) -> None:
     async def main() -> None:

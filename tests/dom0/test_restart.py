@@ -186,6 +186,7 @@ def test_it_stands_still_for_a_while(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 def test_nobody_hangs_where_there_is_no_next_one(tmp_path: Path) -> None:
     async def main() -> None:
         async with lab_of(tmp_path, "no-next-one", "[supervisor]\nrestart = false\n" + LAB.format(more="")) as lab:

@@ -32,6 +32,7 @@ from hyp.xenstore.xenbus import XenbusState as S
 from hyp.xenstore.xenbus import backend_path, error_path, frontend_path, wait_for_state
 from tests.support.labs import until
 from tests.support.patience import patient
+from tests.support.tiers import tiered
 
 DOMID, PAGES, REFS = 1, 16, 512
 FRONT, BACK = frontend_path(DOMID, "vif", 0), backend_path(0, "vif", DOMID, 0)
@@ -247,7 +248,7 @@ def test_what_cannot_be_given_back_does_not_keep_the_rest(call: str) -> None:
     drive(body)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", tiered(range(12), [0]))
 def test_sequences_of_six_with_failures_in_between_never_leave_it_stuck(seed: int, no_descriptor_is_left: None) -> None:
     print(f"seed {seed}")
     chance = random.Random(seed)
@@ -288,6 +289,7 @@ def test_sequences_of_six_with_failures_in_between_never_leave_it_stuck(seed: in
     drive(body)
 
 
+@pytest.mark.long
 def test_a_device_made_anew_at_any_moment_is_on_offer_wherever_it_waits(no_descriptor_is_left: None) -> None:
     """As tests/models/reconnect.pml: the back end is in the middle of something, and tells its state afterwards."""
 
@@ -379,6 +381,7 @@ def test_the_rate_is_read_when_it_connects_and_when_it_is_written(caplog: pytest
     drive(body)
 
 
+@pytest.mark.long
 def test_a_front_end_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="dom0.vifs")
 

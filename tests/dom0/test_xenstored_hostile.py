@@ -97,6 +97,7 @@ def test_a_guest_that_never_reads_its_events_is_told_less_and_holds_no_more(serv
     assert served.stop()["disconnects"] == {}
 
 
+@pytest.mark.long
 def test_domain_0_that_is_slow_loses_detail_not_its_connection(served: Served) -> None:
     slow, guest = served.raw(0), served.raw(5)
     assert slow.call(MessageType.WATCH, "/local/domain/5", "t") == b"OK\0"

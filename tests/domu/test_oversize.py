@@ -47,7 +47,7 @@ print(lengths)
 """
 
 
-@pytest.fixture(scope="module", params=tiered(sorted(PATHS), ["bypass", "split"]))
+@pytest.fixture(scope="module", params=tiered(sorted(PATHS), ["split"]))
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, taps: None) -> Iterator[str]:
     """Two TAP guests of a path with a small MTU."""
     guest = '[[guest]]\nname = "{}"\npath = "{}"\nprogram = "tap"\naddress = "10.0.0.{}/24"\nmtu = {}\n'

@@ -126,7 +126,7 @@ def _named(case: tuple[int, int]) -> str:
     return f"{NAMES[case[0] - 1]} and {NAMES[case[1] - 1]}"
 
 
-@pytest.mark.parametrize("case", tiered(CASES, [(1, 2), (2, 4), (4, 7), (5, 7)]), ids=_named)
+@pytest.mark.parametrize("case", tiered(CASES, [(2, 4)]), ids=_named)
 def test_what_is_sent_arrives(lab: str, case: tuple[int, int]) -> None:
     one, other = case
     before = counters(lab, one)

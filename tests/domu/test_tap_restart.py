@@ -36,6 +36,7 @@ ENDS = [("bob", "alice"), ("carol", "alice"), ("alice", "carol")]
 """Server and client."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("between", tiered(ENDS, [ENDS[0]]), ids="-".join)
 def test_a_download_over_deaths_of_dom0(tmp_path: Path, between: tuple[str, str]) -> None:
     server, client = between

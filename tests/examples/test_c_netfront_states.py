@@ -123,6 +123,7 @@ def test_frames_that_are_under_way_when_it_leaves(program: Path, tmp_path: Path,
     of(program, f"abrupt-{rings}", tmp_path, body)
 
 
+@pytest.mark.long
 def test_rings_that_are_kept_go_over_the_wrap_while_they_are(program: Path, tmp_path: Path) -> None:
     async def body(fronts: Netfronts) -> None:
         stream = fronts.stream()
@@ -334,6 +335,7 @@ def test_a_job_that_is_none_is_answered(program: Path, tmp_path: Path) -> None:
     of(program, "none", tmp_path, body)
 
 
+@pytest.mark.long
 def test_jobs_one_upon_the_other_are_all_heard(program: Path, tmp_path: Path) -> None:
     """Each is told as soon as the report before is there, while the program may still be writing that."""
 

@@ -10,7 +10,7 @@ import pytest
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.control import Channel, Refused, socketpair
 from hyp.control import channel as channels
-from hyp.control.debt import FAIR_TURN_NS, PAYER, Bill, Debt
+from hyp.control.debt import BILLED, FAIR_TURN_NS, PAYER, Bill, Debt
 from tests.support.control_ends import run
 
 pytestmark = pytest.mark.usefixtures("settled", "no_descriptor_is_left")
@@ -177,9 +177,9 @@ def test_what_is_charged_ends_as_it_would() -> None:
 
 
 @pytest.mark.parametrize("how", ["at once", "later", "refused"])
-def test_what_is_asked_of_others_for_a_peer_is_paid_in_full(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_asked_of_others_for_a_peer_is_paid_and_nothing_of_it_is_fair(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As what the NIC does for a guest's context. No step takes longer than is fair; of a bill nothing is."""
-    clocks, created, free = Clocks(), 0, CREDIT_NS // (DEARNESS * FAIR_TURN_NS)
+    clocks, created, free = Clocks(), 0, CREDIT_NS // (BILLED * DEARNESS * FAIR_TURN_NS)
 
     class OfTheseClocks(Bill):
         def __init__(self) -> None:
@@ -216,7 +216,7 @@ def test_what_is_asked_of_others_for_a_peer_is_paid_in_full(how: str, monkeypatc
             await ends.bystander.call("cheap")
         assert created == free + 1
         assert not late.done()
-        clocks.now = DEARNESS * FAIR_TURN_NS
+        clocks.now = BILLED * DEARNESS * FAIR_TURN_NS
         await asyncio.gather(late, return_exceptions=True)
         for channel in (device, of_device):
             channel.close()

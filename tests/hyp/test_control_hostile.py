@@ -305,6 +305,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 def test_descriptors_parked_under_way_end_no_channel() -> None:
     command = [sys.executable, "-c", PARKING, str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=patient(60), cwd="/")

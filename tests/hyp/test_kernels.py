@@ -177,6 +177,7 @@ def test_a_warm_run_compiles_nothing_and_an_edit_is_never_served_stale(tree: Tre
     assert (back["missing"], back["values"]) == ([], RIGHT)
 
 
+@pytest.mark.long
 def test_the_settings_of_numba_are_in_the_key(tree: Tree) -> None:
     tree.run()
     assert tree.run(NUMBA_OPT="0")["missing"] == BOTH
@@ -212,7 +213,7 @@ def test_what_a_dead_helper_had_claimed_is_compiled_by_the_caller(tree: Tree) ->
 DAMAGES = ["cut off", "empty", "changed", "another's", "a link", "a folder", "a FIFO"]
 
 
-@pytest.mark.parametrize("damage", tiered(DAMAGES, ["cut off", "a link"]))
+@pytest.mark.parametrize("damage", tiered(DAMAGES, ["cut off"]))
 def test_a_bad_file_is_compiled_again_and_replaced(tree: Tree, damage: str) -> None:
     tree.run()
     bad = tree.file_of(BOTH[0])

@@ -257,6 +257,7 @@ def test_the_hint_works_and_names_the_topology_where_it_must(lab: tuple[str, lis
         process.wait(patient(30))
 
 
+@pytest.mark.long
 def test_status_has_counters_of_tap_guests(lab: tuple[str, list[str]]) -> None:
     name = lab[0]
     script = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('10.0.0.2', 9)); s.recv(99)"

@@ -81,6 +81,7 @@ def test_all_are_started_again(tmp_path: Path, together: tuple[tuple[str, ...], 
     run(main())
 
 
+@pytest.mark.long
 def test_who_waits_for_one_that_will_not_come_is_told_when_all_ends(tmp_path: Path) -> None:
     """The NIC's next one can't come: hyp, which gives it its domain, stands still. Then the topology is taken down."""
 

@@ -143,6 +143,7 @@ def test_a_client_that_goes_away_breaks_off_the_other_side(lab: str, server: "su
         assert echoed(stays, b"here") == b"here"
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("server")
 def test_who_reads_nothing_holds_up_who_sends(lab: str) -> None:
     """No more is under way than buffers hold."""

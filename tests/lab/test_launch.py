@@ -97,6 +97,7 @@ def test_a_guest_that_cannot_start_names_itself_and_its_cause(tmp_path: Path, ca
     assert left_behind(unique("tiny")) == []
 
 
+@pytest.mark.long
 def test_a_frame_lost_without_a_name_is_an_exit_status(tmp_path: Path) -> None:
     """A guest killed in mid-workload: the run fails and says who died."""
     file = topology_file(tmp_path, "dying", GUESTS + STREAM.format("carl", "dora", "seconds = 600"))
@@ -120,7 +121,7 @@ def _up(name: str) -> bool:
     return any(status["name"] == name and status.get("state") == "up" for status in statuses)
 
 
-@pytest.mark.parametrize("moment", ["at once", "starting", "up"])
+@pytest.mark.parametrize("moment", tiered(["at once", "starting", "up"], ["starting"]))
 def test_ctrl_c_at_any_moment_leaves_nothing(tmp_path: Path, moment: str) -> None:
     name = unique(f"ctrlc-{moment[:2]}")
     file = topology_file(tmp_path, f"ctrlc-{moment[:2]}", GUESTS + STREAM.format("carl", "dora", "seconds = 600"))
@@ -158,7 +159,7 @@ def test_kill_9_of_everything_at_once_is_swept_by_launch(tmp_path: Path) -> None
     assert left_behind(name) == []
 
 
-@pytest.mark.parametrize("victim", tiered(["hyp", "dom0", "nic", "xenstored", "dora"], ["dom0", "dora"]))
+@pytest.mark.parametrize("victim", tiered(["hyp", "dom0", "nic", "xenstored", "dora"], ["dora"]))
 def test_kill_9_of_any_process_leaves_nothing(tmp_path: Path, victim: str) -> None:
     name = unique(f"kill-{victim}")
     text = "[supervisor]\nrestart = false\n" + GUESTS

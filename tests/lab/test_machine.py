@@ -73,6 +73,7 @@ def test_a_guest_whose_init_is_killed_is_dead(lab: str) -> None:
     assert inside(lab, "alice", "true").returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.needs("root", "mounts")
 def test_what_the_kernel_refuses_is_said(tmp_path_factory: pytest.TempPathFactory) -> None:
     """In a user namespace with a /proc of which something is hidden, as in a container."""

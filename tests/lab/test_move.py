@@ -141,6 +141,7 @@ def test_a_device_that_cannot_be_connected_leaves_the_guest_where_it_was(tmp_pat
     run(main())
 
 
+@pytest.mark.long
 def test_the_command_says_how_long_it_took(tmp_path: Path) -> None:
     which = "--topology", unique("by-command")
     with staying_up(topology_file(tmp_path, "by-command", GUESTS)):

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Error, Locator, Page, expect
 from tests.support.labs import GUESTS, staying_up, topology_file
 from tests.support.pages import Served, chromium, page_of, served_at, words_apart
 from tests.support.patience import patient
+from tests.support.tiers import tiered
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("chromium")]
 
@@ -55,7 +56,7 @@ def hop(page: Page, name: str) -> Locator:
 
 
 @SIZES
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", tiered(["light", "dark"], ["light"]))
 def test_it_is_all_there_at_either_size_in_either_theme(
     browser: Browser, served: Served, size: tuple[int, int], theme: str
 ) -> None:
@@ -85,6 +86,7 @@ def moving(name: str) -> str:
     return f"hop path-{path} carries-frames moves"
 
 
+@pytest.mark.long
 @SIZES
 def test_words_of_the_drawing_do_not_overlap(browser: Browser, served: Served, size: tuple[int, int]) -> None:
     page = opened(browser, served.address, size)
@@ -145,6 +147,7 @@ def test_the_proof_is_a_button(browser: Browser, served: Served) -> None:
     page.context.close()
 
 
+@pytest.mark.long
 def test_traffic_and_paths_are_changed(browser: Browser, served: Served) -> None:
     page = opened(browser, served.address)
     row = page.locator('[data-guest="dora"]')
@@ -162,6 +165,7 @@ def test_traffic_and_paths_are_changed(browser: Browser, served: Served) -> None
     page.context.close()
 
 
+@pytest.mark.long
 def test_the_topology_ends_under_the_page(browser: Browser, tmp_path: Path) -> None:
     file = topology_file(tmp_path, "page-end", '[[guest]]\nname = "carl"\npath = "bypass"\n')
     with staying_up(file, "--web", "--port", "0") as (topology, lines):

@@ -157,6 +157,7 @@ def lengths_of(path: Path) -> list[int]:
         return [frame.length for frame in reader]
 
 
+@pytest.mark.long
 def test_the_wire_goes_on_replaying_and_recording_when_the_nic_has_been_restarted(tmp_path: Path) -> None:
     frames = captures.traffic(count=2000)
     file, out, back = (tmp_path / name for name in ("in.pcapng", "out.pcapng", "back.pcapng"))

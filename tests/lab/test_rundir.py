@@ -360,6 +360,7 @@ def test_a_user_without_a_name_or_a_home() -> None:
     assert not Path(f"/tmp/xen-bypass-lab-{UNKNOWN_UID}").exists()
 
 
+@pytest.mark.long
 @pytest.mark.needs("taps")
 def test_the_keeper_killed_and_another_started_meanwhile(tmp_path: Path, warm: None) -> None:
     """What the owner of a killed keeper cleans up is never what a new topology of the same name has made."""

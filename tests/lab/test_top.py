@@ -182,6 +182,7 @@ def test_a_terminal_that_can_do_nothing_has_the_table(lab: str) -> None:
     assert "\x1b" not in shown.shown
 
 
+@pytest.mark.long
 def test_the_topologys_end_is_said(tmp_path_factory: pytest.TempPathFactory, warm: None) -> None:
     name = unique("top-end")
     with staying_up(topology_file(tmp_path_factory.mktemp("end"), "top-end", TEXT)) as (process, _):

@@ -177,6 +177,7 @@ def test_a_recording_that_costs_next_to_nothing_has_all_the_same(tmp_path: Path)
     run(main())
 
 
+@pytest.mark.long
 def test_who_is_started_again_is_looked_at_again(tmp_path: Path) -> None:
     async def main() -> None:
         async with looking(tmp_path, "again") as (lab, viewer):

@@ -137,6 +137,7 @@ def fps(view: dict[str, Any], hop: str) -> float:
     return figures["fps"] or 0 if figures else 0
 
 
+@pytest.mark.long
 def test_the_proof(page: Served) -> None:
     for guest in ("anna", "carl"):
         assert page.do("traffic", guest=guest, to="wire", frame=256, pps=5000)[0] == 200
@@ -235,6 +236,7 @@ print(value[1])
 """
 
 
+@pytest.mark.long
 @pytest.mark.needs("taps")
 def test_offloads_of_a_tap_guest_are_switched_under_its_kernel(tmp_path: Path) -> None:
     guest = '[[guest]]\nname = "alice"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\n'
@@ -300,6 +302,7 @@ def test_the_topology_ends_under_a_page(tmp_path: Path) -> None:
         assert command.returncode == 0
 
 
+@pytest.mark.long
 def test_the_page_ends_and_what_it_stopped_goes_on(tmp_path: Path) -> None:
     file = topology_file(tmp_path, "web-left", '[[guest]]\nname = "carl"\npath = "bypass"\n')
     with staying_up(file):

@@ -11,13 +11,14 @@ from tests.models.manifest import MODELS, Model, Seed, Variant
 from tests.support.labs import ROOT
 
 LONG = [pytest.mark.long]
-# In the short tier each model has its first variant that is not long, and its first seed
+LARGE = ("checkpoint", "reconnect", "move")
+# In the short tier each model has its first seed, and, if it isn't large, its first variant that is not long
 VARIANTS = [
     pytest.param(
         model,
         variant,
         id="-".join((model.name, *variant.defines, *(["ltl"] if variant.ltl else []))),
-        marks=LONG if variant is not next(one for one in model.variants if not one.long) else [],
+        marks=LONG if model.name in LARGE or variant is not next(one for one in model.variants if not one.long) else [],
     )
     for model in MODELS
     for variant in model.variants

@@ -76,6 +76,7 @@ def test_others_beside_who_polls_its_upcall_many_times_over() -> None:
         well(bench, anna, bert)
 
 
+@pytest.mark.long
 def test_others_beside_an_emulated_nics_guest_that_does_so() -> None:
     with Bench() as bench:
         mallory, carl, anna, bert = trapped(bench), trapped(bench), bench.guest(), bench.guest()

@@ -63,6 +63,7 @@ def test_nothing_is_lost_on_any_path(tmp_path: Path, engines: int, frame: int) -
     run(main())
 
 
+@pytest.mark.long
 def test_the_wire_outlives_the_nic(tmp_path: Path) -> None:
     async def main() -> None:
         text = PATIENT.format(engines=2) + '[nic.wire]\nmode = "sink"\ngbps = 5.0\ndelay_us = 200\n' + GUESTS
@@ -103,6 +104,7 @@ def test_set_up_waits_for_the_next_nic(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 def test_who_dies_again_and_again_is_given_up_and_its_guests_are_told(tmp_path: Path) -> None:
     async def main() -> None:
         events: list[str] = []
