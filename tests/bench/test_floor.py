@@ -211,6 +211,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("end", tiered(["kill", "exit"], ["kill"]))
 def test_workers_die_with_their_parent(end: str) -> None:
     """Killed with its workers' loops running, or leaving without a word."""

@@ -338,14 +338,14 @@ SEEN_KINDS: Final = {"whole GSO", "whole 3", "cut 3", "fill 0", "lone 3", "plain
 
 
 @TIERS
-@pytest.mark.parametrize(("grants", "mtu"), [("copy", 1500), ("map", 9000), ("persistent", 9000)])
+@pytest.mark.parametrize("mode", tiered([("copy", 1500), ("map", 9000), ("persistent", 9000)], [("map", 9000)]), ids=str)
 def test_netback_does_what_the_model_does_with_any_frames(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, grants: str, mtu: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int, mode: tuple[str, int]
 ) -> None:
     seen: Counter[str] = Counter()
 
     async def main() -> None:
-        async with world(tmp_path, monkeypatch, grants, mtu) as there:
+        async with world(tmp_path, monkeypatch, *mode) as there:
             loop = asyncio.get_running_loop()
 
             def body(case: Any) -> None:  # hypothesis has a thread, the topology has this loop

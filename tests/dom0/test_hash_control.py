@@ -46,6 +46,7 @@ from tests.support.flow_model import flow_hash
 from tests.support.labs import run, until, workload
 from tests.support.patience import patient
 from tests.support.plain_packets import TCP, UDP, Packet
+from tests.support.tiers import tiered
 from tests.support.toeplitz_model import IPV4, IPV4_TCP, KEY, frame_hash
 
 pytestmark = pytest.mark.usefixtures("warm")
@@ -272,7 +273,7 @@ def test_what_is_refused_changes_nothing(hashing: Callable[..., None]) -> None:
     hashing("hashbad", body)
 
 
-@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("mapped", tiered([False, True], [True]))
 def test_a_hash_goes_with_segmentation_and_with_each_segment(hashing: Callable[..., None], mapped: bool) -> None:
     """A TCP frame of 3000 bytes: with one extra info behind the other, then (next front end) cut up, each part with its hash.
 
@@ -365,6 +366,7 @@ def test_any_requests_in_any_order_under_traffic_are_as_a_model_says(hashing: Ca
     hashing("hashany", body)
 
 
+@pytest.mark.long
 def test_one_queue_is_served_as_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever it asks for: there is nothing to choose, and no frame has an extra info."""
 

@@ -129,7 +129,7 @@ MISTAKES: dict[str, tuple[Nodes, str]] = {
     "a channel of nobody's": ({"queue-2/event-channel-tx": "88"}, "22 domain 0: port 88 of domain 2 is not open to it"),
     "flat nodes only": ({"queue-0": None, "queue-1": None, "queue-2": None}, f"2 reading {FRONT}/queue-0/tx-ring-ref"),
 }  # fmt: skip
-QUICK = ["too many", "a ring is missing", "one ring for two queues", "one channel of two is missing"]
+QUICK = ["too many", "one ring for two queues"]
 
 
 @pytest.mark.parametrize("mistake", tiered(list(MISTAKES), QUICK))
@@ -178,7 +178,7 @@ def test_what_is_offered(driven: Driven) -> None:
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["one channel", "split channels"])
-@pytest.mark.parametrize("queues", [1, 3])
+@pytest.mark.parametrize("queues", tiered([1, 3], [3]))
 def test_frames_go_both_ways_on_every_queue(driven: Driven, queues: int, apart: bool) -> None:
     async def body(bert: Bert) -> None:
         await again(bert, queues, apart)
@@ -270,7 +270,7 @@ def test_a_queue_whose_owner_stops_costs_each_sender_one_pause_and_the_other_que
 
 
 @pytest.mark.parametrize("queue", tiered([0, 2], [2]))
-@pytest.mark.parametrize("ring", ["tx", "rx"])
+@pytest.mark.parametrize("ring", tiered(["tx", "rx"], ["tx"]))
 def test_a_queue_that_runs_away_closes_its_whole_vif(driven: Driven, ring: str, queue: int) -> None:
     async def body(bert: Bert) -> None:
         await again(bert, 3)

@@ -137,6 +137,7 @@ def test_guests_with_and_without_reach_each_other(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("settings", ['[memory]\nbacking = "sealed"\n', "[model]\nprice = { grant_map_ns = 20_000 }\n"])
 def test_other_settings(tmp_path: Path, settings: str) -> None:
     async def main() -> None:
@@ -227,6 +228,7 @@ def test_an_entry_rewritten_in_use_changes_nothing_that_is_pinned(tmp_path: Path
     run(main())
 
 
+@pytest.mark.long
 def test_a_vif_out_of_service_lets_go_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with hostile_lab(tmp_path, monkeypatch, "persistfail") as runner:

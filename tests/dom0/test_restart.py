@@ -119,6 +119,7 @@ def test_what_is_lost_of_the_wires_is_counted(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 def test_it_dies_again_while_front_ends_reconnect(tmp_path: Path) -> None:
     rng = random.Random(seed := 7)
     print("seed", seed)
@@ -166,6 +167,7 @@ def test_a_guest_dies_meanwhile(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 def test_it_stands_still_for_a_while(tmp_path: Path) -> None:
     """Bypass goes on; the others do as soon as it does, and nothing is lost, nor sent again."""
 

@@ -169,6 +169,7 @@ def test_one_that_stops_holds_nobody_up_and_goes_on(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 def test_one_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
     """Then requests fail at once, and what is connected goes on."""
 

@@ -132,6 +132,7 @@ def test_deferred_flushes_once_for_many() -> None:
     assert caller.reachable == {}
 
 
+@pytest.mark.long
 def test_an_engine_that_stays_in_its_batch_is_not_waited_for_for_ever() -> None:
     caller = Caller()
     caller.engine[EPOCH // 8] = 7  # odd, and it does not move

@@ -85,7 +85,7 @@ def frames_sent(lab: str, guest: int) -> int:
     return int(next(one["counters"]["tx_frames"] for one in status["guests"] if one["name"] == f"g{guest}"))
 
 
-@pytest.mark.parametrize("who", tiered(RECEIVERS, RECEIVERS[1:3]), ids=str)
+@pytest.mark.parametrize("who", tiered(RECEIVERS, RECEIVERS[2:3]), ids=str)
 def test_a_burst_arrives_whole_and_in_order(lab: str, who: tuple[str, bool]) -> None:
     path, batches = who
     sender, receiver = (1 if path == "split" else 2), 3 + RECEIVERS.index(who)

@@ -107,6 +107,7 @@ def busy_neighbours(cpu: int) -> Iterator[None]:
             neighbour.wait()
 
 
+@pytest.mark.long
 def test_nobody_is_blamed_for_a_notifier_that_loses_its_cpu(sender: Sender) -> None:
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, [min(cpus)])

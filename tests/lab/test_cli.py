@@ -54,7 +54,11 @@ def status_of(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "terminated")]
+    ("number", "word"),
+    [
+        (signal.SIGINT, "interrupted"),
+        *(pytest.param(number, "terminated", marks=pytest.mark.long) for number in (signal.SIGTERM, signal.SIGHUP)),
+    ],
 )
 def test_each_signal_takes_everything_down_and_a_second_one_changes_nothing(tmp_path: Path, number: int, word: str) -> None:
     """SIGINT although a shell has ignored it for a job in the background."""

@@ -107,7 +107,7 @@ def test_who_waits_for_one_that_will_not_come_is_told_when_all_ends(tmp_path: Pa
     run(main())
 
 
-@pytest.mark.parametrize("daemon", ["nic", "dom0"])
+@pytest.mark.parametrize("daemon", tiered(["nic", "dom0"], ["dom0"]))
 def test_a_daemon_that_hangs_up_is_as_good_as_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, daemon: str) -> None:
     """It lives, and its data path would go on, but nobody could be set up any more."""
 

@@ -50,6 +50,7 @@ def test_frames_of_all_sizes(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("offloads", tiered(["[]", '["sg"]', '["csum"]', '["sg", "csum"]'], ['["sg"]']))
 def test_ends_that_accept_less(tmp_path: Path, offloads: str) -> None:
     async def main() -> None:

@@ -64,6 +64,7 @@ def test_what_a_program_leaves_is_the_inits(lab: str) -> None:
     assert done.stdout == "PPid:\t1\nkilled\n", done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_guest_whose_init_is_killed_is_dead(lab: str) -> None:
     init = next(pid for pid, line in processes(lab).items() if "init:bob" in line.split())
     os.kill(init, signal.SIGKILL)

@@ -32,7 +32,7 @@ def every_path() -> object:
     assert left_behind("varied") == []
 
 
-@pytest.mark.parametrize("pair", tiered(PAIRS, PAIRS[-3:]), ids="-".join)
+@pytest.mark.parametrize("pair", tiered(PAIRS, PAIRS[-2:]), ids="-".join)
 def test_800_frames_of_every_kind_arrive_as_they_were_sent(every_path: Lab, pair: tuple[str, str]) -> None:
     sender, receiver = pair
     print(f"seed {SEED}")

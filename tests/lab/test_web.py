@@ -16,6 +16,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from tests.support.labs import GUESTS, ROOT, launch, start, staying_up, topology_file, wait_until
 from tests.support.pages import Served, page_of, served_at
 from tests.support.patience import patient
+from tests.support.tiers import tiered
 
 pytestmark = pytest.mark.usefixtures("warm")
 
@@ -61,7 +62,7 @@ def test_other_pages_are_refused(page: Served, headers: dict[str, str]) -> None:
     assert "T" not in state_of(page, "dom0")
 
 
-@pytest.mark.parametrize("token", [None, "", "x", "é" * 32, "{token}x"])
+@pytest.mark.parametrize("token", tiered([None, "", "x", "é" * 32, "{token}x"], [None, "{token}x"]))
 def test_changing_things_takes_the_token(page: Served, token: str | None) -> None:
     given = {} if token is None else {"X-Lab-Token": token.format(token=page.token)}
     body = json.dumps({"process": "dom0"}).encode()

@@ -85,7 +85,7 @@ INDICES = st.integers(WORDS, WORDS + 300) | st.integers(2 * WORDS - 300, 2 * WOR
 """At the start, and about where 32 bits wrap."""
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SIZES, INDICES, st.data())
 def test_receives_go_on_where_the_dead_engine_stopped(size: int, done: int, data: st.DataObject) -> None:
     dead = Dead(size)
@@ -101,7 +101,7 @@ def test_receives_go_on_where_the_dead_engine_stopped(size: int, done: int, data
     assert not any(dead.is_written("rcq", prod) for prod in range(done, done + size))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(SIZES, INDICES, st.data())
 def test_sends_go_on_after_the_last_completion(size: int, done: int, data: st.DataObject) -> None:
     dead = Dead(size)
