@@ -135,18 +135,16 @@ class Vif:
                 self.wake(cause)
 
     async def _next(self) -> Cause:
-        while not (due := self._due()):
+        owes_s = self._debt.wait_s()
+        while not (due := self._causes - {Cause.FRONT} if owes_s > 0 else self._causes):
             self._woken.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._debt.wait_s() or None):
+                async with asyncio.timeout(owes_s or None):  # what it owed when it was left out: it may owe nothing by now
                     await self._woken.wait()
+            owes_s = self._debt.wait_s()
         cause = min(due)
         self._causes.remove(cause)
         return cause
-
-    def _due(self) -> set[Cause]:
-        """What is to be looked at now."""
-        return self._causes - {Cause.FRONT} if self._debt.wait_s() > 0 else self._causes
 
     # -- what happens --
 

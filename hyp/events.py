@@ -295,7 +295,9 @@ class Upcall:
 
     async def paid(self) -> None:
         """Wait until its events are no longer too dear, for a while at most: that can be due to a slow machine, too."""
-        await asyncio.sleep(min(self._debt.wait_s(), PAID_S))
+        until = asyncio.get_running_loop().time() + PAID_S
+        while (wait_s := self._debt.wait_s()) > 0 and asyncio.get_running_loop().time() < until:
+            await asyncio.sleep(min(wait_s, PAID_S))  # which may end a little early
 
     def check(self) -> None:
         """EventError if its events are too dear just now."""

@@ -24,6 +24,7 @@ from hyp.abi.netif import REQUEST_MULTICAST_CONTROL
 from hyp.abi.ring import REQ_PROD, RSP_PROD
 from hyp.abi.sizes import MAX_QUEUES
 from hyp.control import PeerGone, Refused, Reply
+from hyp.control.debt import Debt
 from hyp.counters import CounterPage
 from hyp.grants import DOMAIN_VIEW
 from hyp.memory import Mapping
@@ -394,6 +395,24 @@ def test_a_front_end_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> No
 
     drive(body)
     assert 0 < len(caplog.records) < 5 * BURST
+
+
+def test_a_debt_that_runs_out_between_two_looks_at_it_leaves_nobody_waiting() -> None:
+    class AlmostPaid(Debt):
+        """It has run out by the time it is looked at once more."""
+
+        looks = 0
+
+        def wait_s(self) -> float:
+            self.looks += 1
+            return 1e-4 * (self.looks % 2)
+
+    async def body(front: Front) -> None:
+        front.vif._debt = debt = AlmostPaid()
+        await front.connect()
+        assert debt.looks > 1
+
+    drive(body)
 
 
 class _Store:

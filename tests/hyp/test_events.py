@@ -1,5 +1,6 @@
 """Event channels: the hypervisor's table, what a hostile waiter can do with what it holds (R6), and loops that sleep on them."""
 
+import asyncio
 import errno
 import fcntl
 import mmap
@@ -19,6 +20,7 @@ from bench.isolation.pollers import polled_many_times
 from hyp.abi.evtchn import NR_CHANNELS
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64_acquire, load64_once, notify, store64_once, store64_release
+from hyp.control.debt import Debt
 from hyp.counters import PRIVATE_ROW_BYTES
 from hyp.events import WAIT, EventChannels, EventError, Upcall, may_spin, new_eventfd, raise_event, sleep, wait_at
 from hyp.kernels import entry, i64
@@ -447,3 +449,20 @@ def test_who_is_too_dear_to_notify_is_bound_to_no_more_channels(table: EventChan
 def bind_again_and_again(table: EventChannels, one: Upcall, other: Upcall) -> None:
     for _ in range(100):
         table.bind_interdomain(OTHER, ONE, table.alloc_unbound(ONE, OTHER, one), other)
+
+
+def test_who_waits_until_it_is_paid_finds_it_paid() -> None:
+    """Timers end a little early."""
+    owed = [0.0004, 0.0001, 0.0]
+
+    class Paying(Debt):
+        def wait_s(self) -> float:
+            return owed.pop(0) if len(owed) > 1 else owed[0]
+
+    async def main() -> None:
+        upcall = Upcall(Paying())
+        await upcall.paid()
+        upcall.check()
+        upcall.epoll.close()
+
+    asyncio.run(main())
