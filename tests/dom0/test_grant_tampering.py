@@ -98,7 +98,7 @@ async def vif_row(bert: Bert) -> dict[str, int]:
     return rows[f"dom0/vif2:{DRIVEN}"]
 
 
-@pytest.mark.parametrize("grants", GRANT_MODES)
+@pytest.mark.parametrize("grants", tiered(GRANT_MODES, ["map"]))
 def test_a_grant_that_is_missing_within_a_chain_costs_that_chain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str
 ) -> None:
