@@ -218,7 +218,8 @@ def sleep(wait, timeout_ns, counts):
     """Sleep until an event or for `timeout_ns` (negative: no limit), and learn from it how long to spin next time.
 
     As KVM's halt-polling does: a sleep that ended soon would have been a spin that found work, so spin longer; one that
-    lasted would not, so spin less.
+    lasted would not, so spin less. A sleep is longer than what it waited for took, by the wake-up: between distant cores by as much
+    as a loop may spin at all.
     """
     start = clock_ns()
     wait.naps += 1
@@ -229,7 +230,7 @@ def sleep(wait, timeout_ns, counts):
     wait.woken_ns = clock_ns()
     slept = wait.woken_ns - start
     limit = spin_limit(wait)
-    if events > 0 and slept <= limit:
+    if events > 0 and slept <= 2 * limit:
         wait.spin_ns = min(max(2 * wait.spin_ns, FIRST_SPIN_NS), limit)
     elif slept > 8 * limit:
         wait.spin_ns >>= 1
