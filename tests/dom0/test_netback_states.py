@@ -393,6 +393,7 @@ def test_random_front_ends_and_toolstacks_leave_a_vif_that_works(driven: Driven,
                     await chance.choice(acts)()
                 if chance.random() < 0.3:
                     await bert.call("store", op="read", path=f"{bert.back}/state")  # lets Dom0 come in between
+        await bert.state(INITIALISING)  # else Dom0, which may be late, could connect what was before while we wait for what comes
         await give(bert)
         await bert.ready()
 
