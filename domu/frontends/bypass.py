@@ -29,8 +29,8 @@ from hyp.abi.features import CSUM, SG, TSO4, TSO6
 from hyp.abi.fragment import LENGTH_MASK, MORE, MORE_BIT, SIGNALED
 from hyp.abi.nic import DESC_BYTES, STATUS_OK, mac_to_int
 from hyp.abi.platform import BOUNCE
-from hyp.abi.sizes import FRAME_BUFFER
-from hyp.atomics import full_fence, memcpy, prefetch_for_write, record_view, u32_sub
+from hyp.abi.sizes import FRAME_BUFFER, SHORT_FRAME
+from hyp.atomics import full_fence, memcpy, prefetch, prefetch_for_write, record_view, u32_sub
 from hyp.control import Channel
 from hyp.counters import commit, count
 from hyp.events import spin_limit, wait_at
@@ -167,7 +167,10 @@ def rx_poll(device: int, want: int) -> int:
         index, word, status = peek_fragment(q, n)
         if index < 0:
             break
-        set_frame(d.rx, n, b.ram + buffer_of(b.rx_pool, index, q.rq_size), word if status == STATUS_OK else 0)
+        addr = b.ram + buffer_of(b.rx_pool, index, q.rq_size)
+        if word & LENGTH_MASK <= SHORT_FRAME:
+            prefetch(addr)  # the NIC has written it last
+        set_frame(d.rx, n, addr, word if status == STATUS_OK else 0)
         n += 1
         if word & MORE == 0:
             whole = n

@@ -35,8 +35,8 @@ from hyp.abi.counters import FAULTS_GRANT, RX_BYTES, RX_FRAMES, TX_BYTES, TX_FRA
 from hyp.abi.fragment import LENGTH_MASK, MORE
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import RSP_NULL
-from hyp.abi.sizes import COLOUR_BYTES, COLOURS
-from hyp.atomics import load32_once, load64, load64_once
+from hyp.abi.sizes import COLOUR_BYTES, COLOURS, SHORT_FRAME
+from hyp.atomics import load32_once, load64, load64_once, prefetch
 from hyp.counters import commit, count
 from hyp.grants import end_access
 from hyp.kernels import compiled, i64, operation
@@ -174,6 +174,8 @@ def rx_poll(device: int, want: int) -> int:
     n, whole = min(want, f.polled_tail - f.polled_head), 0
     for k in range(n):
         entry = polled(f, f.polled_head + k)
+        if entry.word & LENGTH_MASK <= SHORT_FRAME:
+            prefetch(entry.addr)  # netback has written it last
         set_frame(d.rx, k, entry.addr, entry.word)
         if entry.word & MORE == 0:
             whole = k + 1

@@ -14,6 +14,8 @@ QUEUE_ENTRY: Final = 16  # a descriptor or a completion of the NIC (hyp/abi/nic.
 
 FRAME_BUFFER: Final = 2048 + 64
 """A driver's buffer for one frame, to send or to receive: a guest's on a NIC context, the uplink's, the device model's."""
+SHORT_FRAME: Final = 256
+"""A frame no longer than that is few cache lines: loops that pass many fetch its first one ahead."""
 LARGEST_FRAME_BUFFER: Final = 4096 + 64
 """A buffer that holds any frame that the NIC takes: the wire's, and the device model's for what its guest sends."""
 

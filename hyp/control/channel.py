@@ -15,7 +15,7 @@ from typing import Any
 import msgpack
 
 from hyp import limits
-from hyp.control.debt import BILLED, FAIR_TURN_NS, NO_DEBT, PAYER, Bill, Debt
+from hyp.control.debt import ASKED_NS, BILLED, FAIR_TURN_NS, NO_DEBT, PAYER, Bill, Debt
 from hyp.control.descriptors import brings_descriptors, close_all, hang_up, refuse_descriptors
 from hyp.control.errors import PeerGone, Refused, describe
 from hyp.control.outbox import RETRY_S, Outbox
@@ -265,7 +265,7 @@ class Channel:
     def _take_reply(self, message: dict[str, Any], fds: list[int]) -> None:
         call = self._inbox.calls.get(message["id"])
         if call is not None and call.payer is not None and not self._untrusted:
-            call.payer.owe(BILLED * int(message.get("ns", 0)))
+            call.payer.owe(ASKED_NS + BILLED * int(message.get("ns", 0)))
         future = None if call is None else call.reply
         if future is None or future.done():
             close_all(fds)

@@ -23,7 +23,9 @@ FAIR_NS = 100_000
 FAIR_TURN_NS = 500_000
 """Of what is done for a request without anybody else's turn in between."""
 BILLED = 2
-"""How often what is on a bill is owed: to ask for it and to clear up after it are on none."""
+"""How often what is on a bill is owed: to clear up after it is on none."""
+ASKED_NS = 60_000
+"""What a question costs beside its bill: a packet each way, and at either end a wake-up for it."""
 
 
 class Debt:

@@ -28,7 +28,7 @@ class Call:
 
     def refused(self, reason: str, error: str = "EINVAL") -> Refused:
         """The error to raise: `error` as in errno, `reason` as the end of a sentence that names domain and operation."""
-        return Refused(error, f"domain {self.domain.domid} ({self.domain.name}): {self.operation}: {reason}")
+        return Refused(error, f"{self.domain.who}: {self.operation}: {reason}")
 
 
 Argument = Callable[[Call, str, Any], Any]

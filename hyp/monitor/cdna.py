@@ -114,9 +114,7 @@ def table_bytes(memory: int) -> int:
 def cdna_attach(system: System, domain: Domain, context: int) -> Answer:
     """The pin table of one's context, which must be one that the IOMMU lets through. fds: the table (read-write)."""
     if not domain.contexts[context].passthrough:
-        raise Refused(
-            "EPERM", f"domain {domain.domid} ({domain.name}): context {context} is checked by the IOMMU, not by hypercalls"
-        )
+        raise Refused("EPERM", f"{domain.who}: context {context} is checked by the IOMMU, not by hypercalls")
     return Answer({}, fds=[domain.region("pins", table_bytes(domain.memory)).fd])
 
 

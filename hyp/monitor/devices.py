@@ -214,21 +214,15 @@ class Devices:
 
         They are opened in their order, and lie on different engines of the NIC, as far as there are so many.
         """
+        self._check_open(domain, queue)
         mac, passthrough, queues = await self.policy_for(domain, emulated=domain.device_model)
         await upcall.paid()
-        # Checked after the wait: another call of the same guest, or its end, may have come in between.
-        who, opened = f"domain {domain.domid} ({domain.name})", sorted(context.queue for context in domain.contexts.values())
-        if queue in opened:
-            raise Refused("EBUSY", f"{who} has a context already" + (f" for queue {queue}" if queue > 0 else ""))
+        self._check_open(domain, queue)  # another call of the same guest, or its end, may have come in between
         if queue >= queues:
-            raise Refused("EPERM", f"the toolstack gives {who} {queues} queues: there is no queue {queue}")
-        if queue != len(opened):
-            raise Refused("EINVAL", f"{who} asks for queue {queue}, and has opened {len(opened)}: they are opened in their order")
-        if not all(context.ready and context.closing is None for context in domain.contexts.values()):
-            # It would belong to one that is perhaps no more
-            raise Refused("EBUSY", f"{who} has a context that is being opened or closed")
-        if domain.dying:
-            raise Refused("ESRCH", f"{who} has ended")
+            raise Refused("EPERM", f"the toolstack gives {domain.who} {queues} queues: there is no queue {queue}")
+        if queue != len(domain.contexts):
+            opened = len(domain.contexts)
+            raise Refused("EINVAL", f"{domain.who} asks for queue {queue}, and has opened {opened}: they are opened in their order")
         upcall.check()
         if self.nic is None:
             raise Refused("ENODEV", "the NIC is gone")
@@ -253,13 +247,24 @@ class Devices:
                 created = await self._create(domain, context, self.call)
             context.features, context.ready = int(created.value["features"]), True
             if domain.contexts.get(number) is not context or context.closing is not None:
-                raise Refused("ESRCH", f"domain {domain.domid} ({domain.name}): the context was closed while it was opened")
+                raise Refused("ESRCH", f"{domain.who}: the context was closed while it was opened")
             upcall.wake(context.completion_fd)
         except BaseException:
             if context.closing is None:  # else who closes it releases it, when the NIC has let go: its number is not free before
                 self._release(domain, context)
             raise
         return context
+
+    @staticmethod
+    def _check_open(domain: Domain, queue: int) -> None:
+        """Refuse what this domain may not have opened now, whatever the toolstack says: nobody is asked for that."""
+        if any(context.queue == queue for context in domain.contexts.values()):
+            raise Refused("EBUSY", f"{domain.who} has a context already" + (f" for queue {queue}" if queue > 0 else ""))
+        if not all(context.ready and context.closing is None for context in domain.contexts.values()):
+            # It would belong to one that is perhaps no more
+            raise Refused("EBUSY", f"{domain.who} has a context that is being opened or closed")
+        if domain.dying:
+            raise Refused("ESRCH", f"{domain.who} has ended")
 
     async def _create(self, domain: Domain, context: Context, ask: Callable[..., Awaitable[Reply]]) -> Reply:
         """Let the NIC map what a context is made of; `ask` asks it."""
@@ -283,7 +288,7 @@ class Devices:
         """Let the NIC serve a context of `domain`. Refused if it is just being opened or closed."""
         context = domain.contexts[number]
         if context.closing is not None or not context.ready:
-            raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}): context {number} is being opened or closed")
+            raise Refused("EBUSY", f"{domain.who}: context {number} is being opened or closed")
         await self.call("context_start", context=number, generation=context.generation, resume=False, **what)
         context.started = what
 
@@ -302,7 +307,7 @@ class Devices:
         """
         going = self._with_later_queues(domain, number)
         if any(one.closing is not None for one in going):
-            raise Refused("EBUSY", f"domain {domain.domid} ({domain.name}): context {number} is being closed already")
+            raise Refused("EBUSY", f"{domain.who}: context {number} is being closed already")
         # The calls are not the caller's: it may be cancelled, and the number stays taken until the NIC has answered
         closing = asyncio.get_running_loop().create_task(self._close(domain, going))
         for one in going:

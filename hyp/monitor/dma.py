@@ -83,9 +83,9 @@ def holds_bytes(memory: int) -> int:
 def dma_attach(system: System, domain: Domain, context: int) -> Answer:
     """To map for one's context by hypercalls. fds: IOMMU table (read-write), holds (read-write), the engine's page (read-only)."""
     if domain.contexts[context].passthrough:
-        raise Refused("EPERM", f"domain {domain.domid} ({domain.name}): the IOMMU lets context {context} through")
+        raise Refused("EPERM", f"{domain.who}: the IOMMU lets context {context} through")
     if domain.backing != "posix":
-        raise Refused("EPERM", f"domain {domain.domid} ({domain.name}): its IOMMU table is sealed: only the hypervisor writes it")
+        raise Refused("EPERM", f"{domain.who}: its IOMMU table is sealed: only the hypervisor writes it")
     engine = system.devices.engine_page(domain.contexts[context].engine)
     holds = domain.region("holds", holds_bytes(domain.memory))
     return Answer({}, fds=[domain.iommu_region().fd, holds.fd, engine], close=[engine])

@@ -91,6 +91,11 @@ class Domain:
         return self._regions["kept"]
 
     @property
+    def who(self) -> str:
+        """It, as causes name it."""
+        return f"domain {self.domid} ({self.name})"
+
+    @property
     def ram(self) -> Region:
         return self.region("ram", self.memory)
 

@@ -152,7 +152,7 @@ class Emulation:
         """
         domid = guest.domid
         if domid in self._machines or domid in self._attaching:
-            raise Refused("EBUSY", f"domain {domid} ({guest.name}) has an emulated device already")
+            raise Refused("EBUSY", f"{guest.who} has an emulated device already")
         self._attaching.add(domid)
         try:
             await self._devices.policy_for(guest, emulated=True)  # before anything is made for it
@@ -195,7 +195,7 @@ class Emulation:
     def _must_live(self, guest: Domain) -> None:
         """ESRCH if the guest has ended while something was waited for."""
         if guest.dying:
-            raise Refused("ESRCH", f"domain {guest.domid} ({guest.name}) has ended")
+            raise Refused("ESRCH", f"{guest.who} has ended")
 
     async def _open(self, guest: Domain, interrupts: Upcall, answers: Upcall, queues: dict[str, int]) -> tuple[Machine, QueuePair]:
         """Everything of a machine but its start."""

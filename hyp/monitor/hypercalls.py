@@ -45,7 +45,7 @@ EMULATION_FEATURES = accepted_features(lambda call: EMULATION_OFFERS)
 def _room_for_event(system: System, domain: Domain) -> None:
     """Refused if a guest has all the upcalls and ports that it may have: they are descriptors of the hypervisor's."""
     if domain.domid != DOM0 and len(domain.upcalls) + system.events.count(domain.domid) >= GUEST_EVENTS:
-        raise Refused("ENOSPC", f"domain {domain.domid} ({domain.name}) has all its {GUEST_EVENTS} upcalls and event-channel ports")
+        raise Refused("ENOSPC", f"{domain.who} has all its {GUEST_EVENTS} upcalls and event-channel ports")
 
 
 # --- operations of every domain ---------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def domain_info(system: System, domain: Domain) -> Answer:
 def upcall_create(system: System, domain: Domain) -> Answer:
     """A new upcall: where events of one engine arrive. fds: its epoll descriptor."""
     if len(domain.upcalls) >= MAX_UPCALLS:
-        raise Refused("ENOSPC", f"domain {domain.domid} ({domain.name}) has all its {MAX_UPCALLS} upcalls")
+        raise Refused("ENOSPC", f"{domain.who} has all its {MAX_UPCALLS} upcalls")
     _room_for_event(system, domain)
     domain.upcalls.append(Upcall(domain.debt, domain.aside))
     return Answer({"upcall": len(domain.upcalls) - 1}, fds=[domain.upcalls[-1].epoll.fileno()])
@@ -118,7 +118,7 @@ def gnttab_setup(system: System, domain: Domain, frames: int) -> Answer:
 def mr_register(system: System, domain: Domain, addr: int, length: int, writable: bool) -> dict[str, int]:
     """Pin [addr, addr + length) of one's own RAM and let one's NIC contexts reach it."""
     if len(domain.registrations) >= MAX_REGISTRATIONS:
-        raise Refused("ENOSPC", f"domain {domain.domid} ({domain.name}) has all its {MAX_REGISTRATIONS} memory regions")
+        raise Refused("ENOSPC", f"{domain.who} has all its {MAX_REGISTRATIONS} memory regions")
     domain.iommu_region()
     assert domain.iommu is not None
     domain.iommu.register(addr, length, writable=writable)
@@ -190,7 +190,7 @@ def foreign_view(system: System, domain: Domain, domid: int) -> Answer:
     other = system.domains[domid]
     regions = other.regions()
     if "gnttab" not in regions:
-        raise Refused("ENOENT", f"domain {domid} ({other.name}) has no grant table")
+        raise Refused("ENOENT", f"{other.who} has no grant table")
     gnttab, active = regions["gnttab"], regions["active"]
     value = {"memory": other.memory, "refs": gnttab.size // PAGE * REFS_PER_FRAME}
     return Answer(value, fds=[other.ram.fd, gnttab.fd, active.fd])

@@ -108,7 +108,7 @@ class Hypervisor:
         guest = domain.domid not in (DOM0, DOMID_NIC)
         on_close = None if guest else partial(self._hung_up, domain, restarts)
         domain.channel = Channel(
-            adopt_socket(fd), calls_for(self.system, domain), name=f"domain {domain.domid} ({domain.name})",
+            adopt_socket(fd), calls_for(self.system, domain), name=domain.who,
             generation=self.system.generation, untrusted=guest, bills=guest, on_close=on_close,
         )  # fmt: skip
         if domain.domid == DOMID_NIC:
@@ -165,10 +165,7 @@ class Hypervisor:
             ("its contexts", partial(devices.close_contexts, domain)),
             ("its translations", lambda: self._clear_translations(domain)),
             ("its event channels", lambda: self.system.events.close_all(domid)),
-            *(
-                (f"grants of domain {other.domid} ({other.name})", partial(self._release_pins, other, domid))
-                for other in self.system.domains.values()
-            ),
+            *((f"grants of {other.who}", partial(self._release_pins, other, domid)) for other in self.system.domains.values()),
             ("its RAM at the keeper", lambda: self._process.console.call("let_go", key=f"{domain.name}.ram")),  # not its counters
             ("its memory", domain.close),
             ("its contexts' numbers", lambda: devices.forget(domain.name)),

@@ -65,6 +65,12 @@ def test_contexts_are_opened_in_their_order_and_as_many_as_the_toolstack_says() 
         assert contexts[anna.context].mac == contexts[other.context].mac == anna.mac
 
 
+def test_what_a_guest_has_already_is_refused_without_the_toolstack_being_asked(bench: Bench) -> None:
+    anna = bench.guest()
+    del bench.macs[anna.domid]  # the toolstack would find nothing
+    assert refusal(anna, "context_open", upcall=0) == "EBUSY"
+
+
 def test_contexts_of_guests_that_come_in_between_still_lie_on_different_engines() -> None:
     with Bench(engines=2) as bench:
         first = [bench.guest(memory=4 << 20) for _ in range(3)]
