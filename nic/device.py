@@ -90,7 +90,7 @@ class Nic:
     async def start(self) -> None:
         """Register with the hypervisor and start the engines."""
         engines = int(self._config["engines"])
-        reply = await self._hyp.call("nic_register", engines=engines, kept=kept_bytes(engines))
+        reply = await self._hyp.call("nic_register", engines=engines, kept=kept_bytes(engines), mtu=int(self._config["mtu"]))
         counters_fd, platform_fd, kept_fd, *rest = reply.fds
         self._counters = CounterPage(Mapping.adopt(counters_fd, COUNTERS_BYTES))
         platform = Mapping.adopt(platform_fd, PLATFORM_BYTES, writable=False)

@@ -68,6 +68,7 @@ class Devices:
         self.nic_ready: asyncio.Future[None] = loop.create_future()
         self.toolstack_ready: asyncio.Future[None] = loop.create_future()
         self.nic: Channel | None = None
+        self.max_frame = 0  # bytes of a frame that the NIC takes if it is not to be segmented
         self.ending = False  # the topology goes down: who goes is not waited for
         self.toolstack: Channel | None = None
         self._engine_regions: list[Region] = []

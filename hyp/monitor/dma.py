@@ -53,6 +53,8 @@ REQUEST_BYTES: Final = DESC_BYTES
 DEFERRED_PAGES: Final = 250
 PAST_BATCH_NS: Final = 2 * 10**9
 """An engine that is in one batch for so long is stopped: the device is of no more use."""
+LOOK_NS: Final = 10**7
+"""As which a longer time between two looks counts: whoever looks did not run, and perhaps no more did the engine."""
 LOOKS: Final = 200
 """At an engine's epoch before the CPU is offered to it."""
 _PAGE_SHIFT: Final = 12
@@ -157,16 +159,17 @@ def _flush(c: Any) -> int:
     epoch = load64_acquire(c.engine + EPOCH)
     if epoch & 1 == 0:
         return 0
-    looks, until = 0, 0
+    looks, waited, before = 0, 0, clock_ns()
     while load64_acquire(c.engine + EPOCH) == epoch:
         looks += 1
         if looks % LOOKS != 0:
             cpu_relax()
             continue
-        sys_sched_yield()
-        now = clock_ns()
-        until = now + PAST_BATCH_NS if until == 0 else until
-        if now > until:
+        if waited > PAST_BATCH_NS:
             count(c.counts, FAULTS_PROTOCOL, 1)
             return -1
+        sys_sched_yield()
+        now = clock_ns()
+        waited += min(now - before, LOOK_NS)
+        before = now
     return 0

@@ -242,6 +242,7 @@ class Emulation:
         row["frame"], row["to"] = self._frame.address, self._to.ctypes.data
         row["wait"], row["domid"] = self._wait.ctypes.data, guest.domid
         row["send_wanted"] = row["receive_wanted"] = 1
+        row["max_frame"] = self._devices.max_frame
         for pool, size, writable in (("tx_pool", LARGEST_FRAME_BUFFER, False), ("rx_pool", FRAME_BUFFER, True)):
             row[pool] = ram.allocate(entries * size)
             await register(channel, int(row[pool]), entries * size, writable=writable)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hyp.abi.domids import DOM0
 from hyp.abi.features import EMULATION_OFFERS
-from hyp.abi.nic import CONTEXTS, MAX_ENGINES, PAGE
+from hyp.abi.nic import CONTEXTS, DEFAULT_MTU, LINK_HEADER, MAX_ENGINES, MAX_MTU, PAGE
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.abi.sizes import GUEST_EVENTS, MAX_QUEUES
 from hyp.control import Answer, Handler, Refused
@@ -220,11 +220,12 @@ def spin_limit(system: System, domain: Domain, limit_us: int) -> None:
 # --- operations of the NIC --------------------------------------------------------------------------------------------
 
 
-@hypercall(Callers.NIC, engines=Integer(1, MAX_ENGINES), kept=Integer(PAGE, MAX_KEPT))
-def nic_register(system: System, domain: Domain, engines: int, kept: int) -> Answer:
+@hypercall(Callers.NIC, engines=Integer(1, MAX_ENGINES), kept=Integer(PAGE, MAX_KEPT), mtu=Integer(DEFAULT_MTU, MAX_MTU))
+def nic_register(system: System, domain: Domain, engines: int, kept: int, mtu: int) -> Answer:
     """fds: counters, platform page (read-only), `kept` bytes of memory, then per engine: its page, its upcall, the eventfd of
     shootdowns. All of these outlive the NIC's process: the next one gets the same, and goes on with what is in them.
     """
+    system.devices.max_frame = mtu + LINK_HEADER
     platform = system.platform.readonly_fd()
     fds = [domain.counters.fd, platform, domain.kept(kept).fd]
     for index in range(engines):

@@ -70,6 +70,7 @@ from hyp.verbs import (
 )
 
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
+BUDGET_BYTES = 128 * 1024  # that it sends in its turn; and what is left of a frame
 MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
@@ -90,6 +91,7 @@ MACHINE = np.dtype(
         ("rq_size", "i8"),
         ("qp", "i8"),  # our queue pair on the NIC
         ("features", "i8"),  # what the guest accepted, and we on the NIC
+        ("max_frame", "i8"),  # bytes of a frame that the NIC takes if it is not to be segmented
         ("frame", "i8"),  # a FRAME record (hyp/offload/frame.py) and a table of pieces: the loop's, for all machines
         ("to", "i8"),
         ("wait", "i8"),  # the loop's WAIT record, and the guest's domain id, for who traces
@@ -149,18 +151,21 @@ def _forward(m, q, addr, length):
 @compiled
 def _serve_sends(m, q):
     """Step 2. Returns the number of descriptors done. The turn ends after MOST_REFUSED that were refused (nic/send.py)."""
-    done, bad = 0, 0
-    while done < BUDGET and bad < MOST_REFUSED and sends_left(m) > 0 and has_room(q, m.send_wanted):
+    done, total, bad = 0, 0, 0
+    while done < BUDGET and total < BUDGET_BYTES and bad < MOST_REFUSED and sends_left(m) > 0 and has_room(q, m.send_wanted):
         m.send_wanted = 1
         addr, word = send_descriptor(m, 0)
-        if send_fault(word) != STATUS_OK or not lies_within(addr, word & LENGTH_MASK, m.ram_bytes):
-            taken, refused = send_one(m, q)
+        length = word & LENGTH_MASK
+        if send_fault(word) != STATUS_OK or length > m.max_frame or not lies_within(addr, length, m.ram_bytes):
+            taken, copied, refused = send_one(m, q)
             if taken == 0:
                 break
             done += taken
+            total += copied
             bad += refused
             continue
-        _forward(m, q, addr, word & LENGTH_MASK)
+        _forward(m, q, addr, length)
+        total += length
         if word & SIGNALED != 0:
             complete_send(m, STATUS_OK)
         m.sq_cons = u32_add(m.sq_cons, 1)

@@ -88,18 +88,20 @@ def signal_for(q: Any, n: int) -> int:
 
 @outlined
 def send_one(m: Any, q: Any) -> Any:
-    """Send the guest's next frame, whatever it is. Returns (the number of descriptors done, whether it was refused).
+    """Send the guest's next frame, whatever it is. Returns (descriptors done, bytes copied, whether it was refused).
 
     0 descriptors: `m.send_wanted` slots of our queue are waited for.
     """
     f = frame_at(m.frame)
     n, status, signaled = _take_chain(m, f)
+    copied = 0
     if status == STATUS_OK:
         buffers = (f.length + LARGEST_FRAME_BUFFER - 1) // LARGEST_FRAME_BUFFER
         if not has_room(q, buffers):
             m.send_wanted = buffers
-            return 0, False
+            return 0, 0, False
         _take_over(m, q, f, buffers)
+        copied = f.length
         if f.offload != 0 and not prepare(f):
             status = STATUS_BAD_OFFLOAD
     count(m.counts, TX_FRAMES, 1)
@@ -116,7 +118,7 @@ def send_one(m: Any, q: Any) -> Any:
     if status != STATUS_OK or signaled != 0:
         complete_send(m, status)
     m.sq_cons = u32_add(m.sq_cons, 1)
-    return n, status != STATUS_OK
+    return n, copied, status != STATUS_OK
 
 
 @compiled
@@ -148,15 +150,16 @@ def _take_chain(m: Any, f: Any) -> Any:
         total += word & LENGTH_MASK
         n += 1
     f.length = total
-    if status == STATUS_OK and (total < MIN_FRAME or total > _longest(m)):
+    if status == STATUS_OK and (total < MIN_FRAME or total > _longest(m, f)):
         status = STATUS_BAD_LENGTH
     return n, status, word & SIGNALED
 
 
 @compiled
-def _longest(m: Any) -> int:
-    """The longest frame that is taken: without SG, what goes on in one piece."""
-    return MAX_FRAME if m.features & SG != 0 else MAX_LONE_FRAME
+def _longest(m: Any, f: Any) -> int:
+    """The longest frame that is taken: as the NIC, which segments those that are to be; without SG, what goes on in one piece."""
+    longest = m.max_frame if f.offload == 0 else MAX_FRAME
+    return longest if m.features & SG != 0 else min(longest, MAX_LONE_FRAME)
 
 
 @compiled
@@ -200,7 +203,7 @@ def _refuse(m: Any, f: Any, status: int) -> int:
         fault = FAULTS_OFFLOAD
     else:
         fault = FAULTS_DESCRIPTOR
-        if status == STATUS_BAD_LENGTH and f.length > _longest(m):
+        if status == STATUS_BAD_LENGTH and f.length > _longest(m, f):
             drop = DROP_OVERSIZE
     count(m.counts, fault, 1)
     count(m.counts, drop, 1)

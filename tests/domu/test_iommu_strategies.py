@@ -253,7 +253,7 @@ def test_strategies_that_cannot_be(tmp_path: Path, text: str, key: str, reason: 
 
 def test_who_is_let_through_or_sealed_does_not_attach() -> None:
     class Domain:
-        domid, name, backing = 3, "anna", "sealed"
+        who, backing = "domain 3 (anna)", "sealed"
 
         def __init__(self, passthrough: bool) -> None:
             self.contexts = {1: type("Context", (), {"passthrough": passthrough, "engine": 0})()}

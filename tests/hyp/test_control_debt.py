@@ -10,7 +10,7 @@ import pytest
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.control import Channel, Refused, socketpair
 from hyp.control import channel as channels
-from hyp.control.debt import BILLED, FAIR_TURN_NS, PAYER, Bill, Debt
+from hyp.control.debt import ASKED_NS, BILLED, FAIR_TURN_NS, PAYER, Bill, Debt
 from tests.support.control_ends import run
 
 pytestmark = pytest.mark.usefixtures("settled", "no_descriptor_is_left")
@@ -176,10 +176,11 @@ def test_what_is_charged_ends_as_it_would() -> None:
     run(main())
 
 
-@pytest.mark.parametrize("how", ["at once", "later", "refused"])
+@pytest.mark.parametrize("how", ["at once", "later", "refused", "for nothing"])
 def test_what_is_asked_of_others_for_a_peer_is_paid_and_nothing_of_it_is_fair(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As what the NIC does for a guest's context. No step takes longer than is fair; of a bill nothing is."""
-    clocks, created, free = Clocks(), 0, CREDIT_NS // (BILLED * DEARNESS * FAIR_TURN_NS)
+    """As what the NIC does for a guest's context. No step takes longer than is fair; of bill and asking nothing is."""
+    cost = DEARNESS * (ASKED_NS + (0 if how == "for nothing" else BILLED * FAIR_TURN_NS))
+    clocks, created, free = Clocks(), 0, CREDIT_NS // cost
 
     class OfTheseClocks(Bill):
         def __init__(self) -> None:
@@ -191,7 +192,8 @@ def test_what_is_asked_of_others_for_a_peer_is_paid_and_nothing_of_it_is_fair(ho
     def create() -> None:
         nonlocal created
         created += 1
-        clocks.used += FAIR_TURN_NS
+        if how != "for nothing":
+            clocks.used += FAIR_TURN_NS
         if how == "refused":
             raise Refused("ENOSPC", "there is no room")
 
@@ -216,7 +218,7 @@ def test_what_is_asked_of_others_for_a_peer_is_paid_and_nothing_of_it_is_fair(ho
             await ends.bystander.call("cheap")
         assert created == free + 1
         assert not late.done()
-        clocks.now = BILLED * DEARNESS * FAIR_TURN_NS
+        clocks.now = cost
         await asyncio.gather(late, return_exceptions=True)
         for channel in (device, of_device):
             channel.close()

@@ -51,7 +51,7 @@ OF_DOM0_ONLY: dict[str, set[str]] = {
     "spin_limit": {"limit_us"},
 }
 OF_THE_NIC: dict[str, set[str]] = {
-    "nic_register": {"engines", "kept"},
+    "nic_register": {"engines", "kept", "mtu"},
     "nic_ready": set(),
     "doorbell_hush": {"context", "generation"},
 }
@@ -218,7 +218,7 @@ def test_each_argument_of_each_operation_is_checked() -> None:
                 caller = {Callers.EVERY_DOMAIN: ANNA, Callers.DOM0: DOM0, Callers.NIC: DOMID_NIC}[row.callers]
                 right: dict[str, Any] = {
                     **dict.fromkeys(row.arguments, 0), **queues(), "length": PAGE, "writable": True, "port": 1, "remote_port": 1,
-                    "frames": 1, "engines": 1, "add": [], "remove": [],
+                    "frames": 1, "engines": 1, "kept": PAGE, "add": [], "remove": [],
                 }  # fmt: skip
                 for wrong in row.arguments:
                     arguments = {argument: right[argument] for argument in row.arguments}
