@@ -72,7 +72,7 @@ class Nic:
         self._ram = MappedOnce()
         self._names: dict[int, str] = {}  # of the contexts' domains
         self._generations: dict[int, int] = {}  # of the contexts that there are
-        self._patience: dict[str, int] = {}  # that the last context of a domain left
+        self._patience: dict[tuple[str, int], int] = {}  # that the last context of a domain's queue left
         self._started: set[int] = set()
         self._setup = asyncio.Lock()  # a guest's calls may overtake each other; what they do to a context must not
         self._filters: dict[int, int] = {}  # MAC → context
@@ -160,11 +160,11 @@ class Nic:
             close_all(fds)
             raise
         self._mappings[context] = [ram, iommu, doorbell]
-        if fresh and queue == 0:  # a domain before it may have had the name
-            self._patience.pop(name, None)
+        if fresh:  # a domain before it may have had the name
+            self._patience.pop((name, queue), None)
         for index, state in enumerate(self._engines):
             record = state.clear(context, first, fresh=fresh)
-            record["generation"], record["patience"] = generation, self._patience.get(name, state.pause_ns)
+            record["generation"], record["patience"] = generation, self._patience.get((name, queue), state.pause_ns)
             record["first"], record["queue"] = first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
             record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)
@@ -210,7 +210,8 @@ class Nic:
             for state in self._engines:
                 for name, value in queues.items():
                     state.contexts[context][name] = value
-            if mac in self._filters and not resume:  # its guest is to move to it, and the toolstack says when
+            owner, first = self._filters.get(mac), int(record["first"])
+            if owner not in (None, first) and not resume:  # its guest is to move to it, and the toolstack says when
                 grace = time.monotonic_ns() + GRACE_NS
                 for state in self._engines:
                     state.contexts[context]["grace"] = grace
@@ -240,7 +241,8 @@ class Nic:
             self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
             close_shared([int(self._engines[0].contexts[context]["completion_fd"])])
             self._started.discard(context)
-            self._patience[self._names[context]] = int(self._engines[self._owner(context)].contexts[context]["patience"])
+            left = self._engines[self._owner(context)].contexts[context]
+            self._patience[self._names[context], int(left["queue"])] = int(left["patience"])
             del self._mappings[context], self._generations[context], self._names[context]
 
     async def context_settle(self, context: int, generation: int, what: str) -> dict[str, int]:

@@ -4,7 +4,8 @@ Any other is ENOSYS, which libraries know how to do without. What isn't on the l
 (ptrace, process_vm_readv, pidfd_getfd, kcmp), makes namespaces and mounts, has kernel surface that no guest needs (bpf,
 perf_event_open, userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory), or passes this
 list by (io_uring). Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest
-needs (of AF_UNIX pairs only: a socket in the file system is nobody's but its host's), no hole in memory that others have mapped.
+needs (of AF_UNIX pairs only: a socket in the file system is nobody's but its host's), no hole in memory that others have mapped, no
+ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's.
 
 Source of the rest: the system calls that moby's default profile allows unprivileged containers.
 """
@@ -41,7 +42,8 @@ _ADVICE = (*range(5), 8, *range(10, 20), 22, 23)
 for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during which who touches one waits, for seconds."""
 _NO_HOLE = (0, 1)  # of fallocate(2): FALLOC_FL_KEEP_SIZE at most
 _PERSONALITY = (0, 0xFFFF_FFFF)
-_ENOSYS = 38
+_TYPING = (0x5412, 0x541C)  # of ioctl(2), of which the kernel reads 32 bits: TIOCSTI, and TIOCLINUX, which pastes
+_EPERM, _ENOSYS = 1, 38
 
 
 def library() -> ModuleType:
@@ -57,6 +59,10 @@ def library() -> ModuleType:
 def restrict(*, network: bool) -> None:
     """From now on this process, which has one thread, and its descendants make these calls only. `network`: sockets among them."""
     seccomp = library()
+    refused = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
+    for request in _TYPING:
+        refused.add_rule(seccomp.ERRNO(_EPERM), "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF_FFFF, request))
+    refused.load()  # of two filters the stricter one holds
     allowed = seccomp.SyscallFilter(defaction=seccomp.ERRNO(_ENOSYS))
 
     def allow(name: str, *conditions: Any) -> None:

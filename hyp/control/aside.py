@@ -5,9 +5,9 @@ events, and close(2) that of each epoll which it has put the descriptor into. It
 takes as long as its page faults do. So such calls are made aside: for each guest by a thread of its own, one after the other, which
 is there as long as there is something to do.
 
-`call` waits for the answer, but not long: what its thread was blocked for is told to `blocked`, so that the guest pays for it. Who
-does not answer by `LIMIT_S` is *stuck*: what is asked of it from then on fails at once, until all that it was asked before has been
-done. `later` waits for nothing. In the end a stuck thread goes when its guest does.
+`call` waits for the answer, but not long: what its thread was blocked for meanwhile, by whatever was asked before, too, is told to
+`blocked`, so that the guest pays for it. Who does not answer by `LIMIT_S` is *stuck*: what is asked of it then fails at once, until all
+that it was asked before has been done. `later` waits for nothing. In the end a stuck thread goes when its guest does.
 """
 
 import contextlib
@@ -27,30 +27,34 @@ class Stuck(OSError):
 
 
 class _Job:
-    __slots__ = ("answered", "arguments", "error", "function", "result", "waited_for")
+    __slots__ = ("answered", "arguments", "error", "function", "result")
 
-    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], waited_for: bool) -> None:
-        self.function, self.arguments, self.waited_for = function, arguments, waited_for
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.function, self.arguments = function, arguments
         self.answered = threading.Event()
         self.result: Any = None
         self.error: BaseException | None = None
 
 
 class Aside:
-    """One guest's. `blocked`: called, by `call`, with the time (ns) for which the thread waited for a lock."""
+    """One guest's. `blocked`: called with the time (ns) for which the thread waited for a lock and `call` for the thread."""
 
     def __init__(self, blocked: Callable[[int], None]) -> None:
         self._blocked = blocked
         self._jobs: deque[_Job] = deque()
         self._lock = threading.Lock()
         self._at_work = self._stuck = False
+        self._awaited_since = 0  # `call` waits since then (ns); 0: it does not
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What the function returns, or raises. Stuck if there is no answer; it is called all the same, some time."""
         if self._stuck:
             raise Stuck("what it was asked before is not answered")
-        job = self._begin(_Job(function, arguments, waited_for=True))
-        if not job.answered.wait(LIMIT_S):
+        self._awaited_since = time.monotonic_ns()
+        job = self._begin(_Job(function, arguments))
+        answered = job.answered.wait(LIMIT_S)
+        self._awaited_since = 0
+        if not answered:
             with self._lock:
                 self._stuck = self._at_work
             raise Stuck(f"there is no answer after {LIMIT_S} s")
@@ -60,7 +64,7 @@ class Aside:
 
     def later(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Have it called, after what was asked before."""
-        self._begin(_Job(function, arguments, waited_for=False))
+        self._begin(_Job(function, arguments))
 
     def _begin(self, job: _Job) -> _Job:
         with self._lock:
@@ -86,9 +90,10 @@ class Aside:
                 job.result = job.function(*job.arguments)
             except BaseException as error:
                 job.error = error
-            if job.waited_for:  # else it may have waited for the interpreter's lock, which who waits leaves to it
+            since = self._awaited_since
+            if since > 0:  # else it may have waited for the interpreter's lock, which who waits leaves to it
                 with contextlib.suppress(OSError):
-                    self._blocked(time.monotonic_ns() - began - (_not_blocked() - waited))
+                    self._blocked(time.monotonic_ns() - max(began, since) - (_not_blocked() - waited))
             job.answered.set()
 
 

@@ -1,10 +1,12 @@
 """Confined guests do their work, and nothing else: of each kind of program one that tries, beside bystanders that stream."""
 
 import asyncio
+import ctypes
 import errno
 import json
 import os
 import tempfile
+import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +33,8 @@ from tests.support.xenstored_process import forked, succeeded
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("confinement", "taps")]
 
+SYS_IOCTL = {"x86_64": 16, "aarch64": 29}[os.uname().machine]
+TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 ROLE = "tests.support.confined_guest"
 GUESTS = "".join(
     f'[[guest]]\nname = "{name}"\npath = "{path}"\n{more}'
@@ -214,3 +218,18 @@ def test_who_is_not_root_can_confine_too() -> None:
         return lacking()
 
     assert in_a_child(body) == "None"
+
+
+def test_nobody_types_for_who_sits_at_the_terminal() -> None:
+    """Of a request the kernel reads 32 bits; what is not refused finds that a pipe is no terminal."""
+
+    def body() -> str:
+        syscalls.restrict(network=False)
+        reader, _ = os.pipe()
+        libc, found = ctypes.CDLL(None, use_errno=True), []
+        for request in (TIOCSTI, TIOCSTI | 1 << 32, TIOCLINUX, TIOCLINUX | -1 << 32, termios.TIOCGWINSZ):
+            libc.syscall(SYS_IOCTL, reader, ctypes.c_long(request), ctypes.c_long(0))
+            found.append(errno.errorcode[ctypes.get_errno()])
+        return " ".join(found)
+
+    assert in_a_child(body) == "EPERM EPERM EPERM EPERM ENOTTY"

@@ -49,3 +49,16 @@ def test_what_it_was_blocked_for_is_told(aside: Aside, blocked: list[int]) -> No
     assert blocked[0] > 40_000_000
     aside.call(sum, range(1_000_000))  # that takes as long, of a CPU
     assert blocked[1] < blocked[0]
+
+
+def test_what_a_call_waits_for_that_was_asked_before_is_told_too(aside: Aside, blocked: list[int]) -> None:
+    """Else who has each answer kept for a while holds up everybody, and pays for nothing."""
+    gate = threading.Event()
+    aside.later(gate.wait)
+    threading.Timer(0.05, gate.set).start()
+    assert aside.call(divmod, 7, 2) == (3, 1)
+    assert sum(blocked) > 40_000_000
+    before = len(blocked)
+    aside.later(threading.Event().wait, 0.01)  # for which nobody waits
+    wait_until(lambda: not aside._at_work, "it to be done")
+    assert len(blocked) == before

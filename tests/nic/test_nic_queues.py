@@ -96,6 +96,19 @@ def test_contexts_are_started_in_their_order() -> None:
                 os.close(fd)
 
 
+def test_a_later_queue_has_no_grace_and_the_patience_that_the_one_before_it_left(bench: Bench) -> None:
+    """All wait for a device to which its guest is just moving: a guest that starts a queue again and again moves nowhere."""
+    mallory, other = bench.several(2)
+    records = bench.nic._engines[0].contexts
+    assert [int(records[one.context]["grace"]) for one in (mallory, other)] == [0, 0]
+    for state in bench.nic._engines:
+        state.contexts[other.context]["patience"] = 1
+    mallory.call("context_close", context=other.context)
+    again = bench.sibling(mallory, 1)
+    assert [int(records[one.context]["patience"]) > 1 for one in (mallory, again)] == [True, False]
+    assert int(records[again.context]["grace"]) == 0
+
+
 def test_the_first_context_takes_the_others_with_it_and_all_can_be_opened_again(bench: Bench) -> None:
     bert, *others = bench.several(3)
     anna = bench.guest()
