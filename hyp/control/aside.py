@@ -6,8 +6,8 @@ takes as long as its page faults do. So such calls are made aside: for each gues
 is there as long as there is something to do.
 
 `call` waits for the answer, but not long: what its thread was blocked for meanwhile, by whatever was asked before, too, is told to
-`blocked`, so that the guest pays for it. Who does not answer by `LIMIT_S` is *stuck*: what is asked of it then fails at once, until all
-that it was asked before has been done. `later` waits for nothing. In the end a stuck thread goes when its guest does.
+`blocked`, so that the guest pays for it. Who does not answer by `LIMIT_S` is *stuck*: what is asked of it then fails at once, until
+all that it was asked before has been done. `later` waits for nothing. In the end a stuck thread goes when its guest does.
 """
 
 import contextlib
