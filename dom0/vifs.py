@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 BURST, INTERVAL_S = 10, 5.0
 """So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
-LOOK_DEARNESS = 20
-"""A front end may take a twentieth of our time: to connect takes milliseconds, and who loads a driver anew is not to wait long."""
+LOOK_DEARNESS = 10
+"""A front end may take an eleventh of our time: to connect takes milliseconds, and who loads a driver anew is not to wait long."""
 
 
 class Cause(IntEnum):
