@@ -34,6 +34,8 @@ from lab.ledger import Snapshot
 from lab.view.picture import Feed, Hop, Picture, rows_of
 
 Sample = dict[str, Any]
+MOST_ROWS = 1024
+"""Of one process that are told apart, ever. A guest names its rows as it likes, and as often as it likes."""
 MOST_A_SECOND = 1e12
 """Of whatever is counted, bytes too. More is a lie."""
 STOPPED = ("T", "t")
@@ -70,6 +72,7 @@ class Sampler:
     def __init__(self, picture: Picture) -> None:
         self._last: _Reading | None = None
         self._grown: Snapshot = {}  # what was counted in all, however often a process began anew
+        self._named: dict[str, int] = {}  # rows of each process that there have been
         self._delta: Snapshot = {}
         self._balances: dict[str, _Balance] = {}
         self._pairs: Pairs = {}
@@ -95,6 +98,7 @@ class Sampler:
 
     def take(self, at: float, time: float, counts: Snapshot, use: Mapping[str, Use], pairs: Pairs | None = None) -> Sample:
         """The sample of a reading: `at` by a monotonic clock, `time` by the wall's. `pairs`: where both ends were read together."""
+        counts = self._known(counts)
         last, self._pairs = self._last, pairs or {}
         seconds = at - last.at if last is not None else 0.0
         if counts.keys() - self._grown.keys():
@@ -117,6 +121,18 @@ class Sampler:
             "guests": {path["guest"]: self._guest(path, hops) for path in self._picture["paths"]},
             "processes": _processes(use, last.use if last is not None else {}, seconds),
         }
+
+    def _known(self, counts: Snapshot) -> Snapshot:
+        """The rows of a reading without those that are too many of a process's, counted over all readings."""
+        known = {}
+        for row, columns in counts.items():
+            if row not in self._grown:
+                process = row.partition("/")[0]
+                if self._named.get(process, 0) == MOST_ROWS:
+                    continue
+                self._named[process] = self._named.get(process, 0) + 1
+            known[row] = columns
+        return known
 
     # -- hops --
 

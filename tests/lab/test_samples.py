@@ -12,7 +12,7 @@ from lab.ledger import Snapshot
 from lab.view.ends import Ends
 from lab.view.events import KEPT, EventLog, event
 from lab.view.picture import picture
-from lab.view.samples import Sample, Sampler, Use
+from lab.view.samples import MOST_ROWS, Sample, Sampler, Use
 from tests.lab.test_ledger import page_of
 
 NOTHING = {count.name.lower(): 0 for count in Count}
@@ -110,6 +110,17 @@ def test_what_a_guest_makes_up_makes_no_figure(made_up: int) -> None:
         for figure in ("fps", "gbps", "notifications_s", "wakeups_s", "calls_s"):
             assert hop[figure] is None or 0 <= hop[figure] <= 1e13, (name, figure)
     assert last["hops"]["anna>dom0"]["frames"] == 5
+
+
+def test_a_guest_that_names_its_rows_anew_each_time_takes_no_room_without_end() -> None:
+    looking = sampler()
+    for k in range(20):
+        named = {f"anna/device{k}.{n}": row(tx_frames=k) for n in range(160)}
+        sample = looking.take(k, 1e9 + k, {**named, "dom0/vif1:anna": row(tx_frames=k, tx_bytes=k)}, {})
+    assert len(looking._grown) == MOST_ROWS + 1
+    assert looking._last is not None
+    assert len(looking._last.counts) == MOST_ROWS + 1
+    assert sample["hops"]["anna>dom0"]["frames"] == 19
 
 
 def test_cpu_of_processes() -> None:
