@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,8 @@ ROUND_TRIP = ("bypass", "split")
 FRAME, FRAMES = 200, 1 << 40
 EARLIEST_S, LATEST_S = 0.02, 0.2
 LOOK_S = 0.01
+LONGEST_S = 20
+"""A run of iperf3: it is given up as hanging after half a minute (bench/programs/running.py)."""
 
 
 @dataclass(slots=True)
@@ -162,39 +164,54 @@ async def moves_under_streams(moves: int, seed: int, progress: Steps) -> list[Se
 
 
 async def moves_under_tcp(moves: int, seed: int, progress: Steps, *, reverse: bool) -> list[Session]:
-    """As many moves of iperf3's client while it sends or, in `reverse`, receives. PeerError if it fails."""
+    """As many moves of iperf3's client while it sends or, in `reverse`, receives: one run of it after the other until all are done.
+
+    PeerError if it fails.
+    """
     ends, program, chance = GuestEnds("split", pause_us=PAUSE_US), IperfTcp(), random.Random(seed)
-    client, session = ends.guests[0], Session()
+    to, done = itertools.islice(itertools.cycle(ROUND_TRIP), moves), list[Session]()
     try:
         await ends.start()
         server = await program.serve(ends)
-        reader = await ends.lab.counters()
-        before = _sent(reader, client)
-        seconds = 1 + int(moves * (LATEST_S + EARLIEST_S))
-        argv = ["iperf3", "-c", ends.address, "-p", str(program.port), "-J", "-t", str(seconds), *(["-R"] if reverse else [])]
-        running = asyncio.ensure_future(run_client(ends, argv))
         try:
-            follow = reader.follow(client, "device", "tx_frames")
-
-            async def flows() -> bool:
-                return running.done() or follow() > before[0]["sent"] + 1000
-
-            await _until(flows)
-            for number, path in enumerate(itertools.islice(itertools.cycle(ROUND_TRIP), moves)):
-                if running.done():
-                    break
-                progress.step(f"TCP, move {number + 1}", number / moves)
-                await asyncio.sleep(chance.uniform(EARLIEST_S, LATEST_S))
-                session.moves.append((path, await ends.lab.move(client, path)))
-            said = await running
+            reader = await ends.lab.counters()
+            while (moved := sum(len(session.moves) for session in done)) < moves:
+                progress.step(f"TCP, move {moved + 1}", moved / moves)
+                seconds = min(1 + int((moves - moved) * (LATEST_S + EARLIEST_S)), LONGEST_S)
+                argv = ["iperf3", "-c", ends.address, "-p", str(program.port), "-J", "-t", str(seconds)]
+                done.append(await _tcp_session(ends, [*argv, *(["-R"] if reverse else [])], reader, to, chance))
+                if not done[-1].moves:
+                    raise PeerError("iperf3 has ended before the first move")
         finally:
-            running.cancel()
             server.stop()
-        end = json.loads(said.output)["end"]
-        session.resent = int(end["sum_sent"].get("retransmits", 0))
-        if not end["sum_received"]["bytes"]:
-            raise PeerError("iperf3 has moved nothing")
-        await _counted(reader, client, before, session)
     finally:
         await ends.stop()
-    return [session]
+    return done
+
+
+async def _tcp_session(
+    ends: GuestEnds, argv: list[str], reader: CounterReader, to: Iterator[str], chance: random.Random
+) -> Session:
+    """One run of iperf3, and its client's moves until it ends, or all are done."""
+    client, session = ends.guests[0], Session()
+    before, follow = _sent(reader, client), reader.follow(client, "device", "tx_frames")
+    running = asyncio.ensure_future(run_client(ends, argv))
+
+    async def flows() -> bool:
+        return running.done() or follow() > before[0]["sent"] + 1000
+
+    try:
+        await _until(flows)
+        while True:
+            await asyncio.sleep(chance.uniform(EARLIEST_S, LATEST_S))
+            if running.done() or (path := next(to, None)) is None:
+                break
+            session.moves.append((path, await ends.lab.move(client, path)))
+        end = json.loads((await running).output)["end"]
+    finally:
+        running.cancel()
+    session.resent = int(end["sum_sent"].get("retransmits", 0))
+    if not end["sum_received"]["bytes"]:
+        raise PeerError("iperf3 has moved nothing")
+    await _counted(reader, client, before, session)
+    return session

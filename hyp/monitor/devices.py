@@ -304,9 +304,11 @@ class Devices:
     async def close_context(self, domain: Domain, number: int) -> None:
         """Take a context away, and before it those of later queues; the NIC's engine is past it when this returns.
 
-        There is one close of a context under way: another one is refused (EBUSY).
+        There is one close of a context under way: another one is refused, EBUSY; ENODEV if it has ended since it was asked for.
         """
         going = self._with_later_queues(domain, number)
+        if not going:
+            raise Refused("ENODEV", f"{domain.who}: context {number} is closed already")
         if any(one.closing is not None for one in going):
             raise Refused("EBUSY", f"{domain.who}: context {number} is being closed already")
         # The calls are not the caller's: it may be cancelled, and the number stays taken until the NIC has answered

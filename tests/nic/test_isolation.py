@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from hyp.abi.nic import STATUS_OK
 from hyp.control import Refused, close_all
 from tests.support.beside import beside
@@ -49,6 +51,10 @@ def test_a_context_is_closed_once_however_often_it_is_asked_for() -> None:
             assert {error.name for error in refused if isinstance(error, Refused)} <= {"EBUSY", "ENODEV"}
             assert len(bench.nic._mappings) == 3, "the context that was opened meanwhile has gone"
             bench.run(_close_all(mallory))
+        # Asked for while there was one, begun when there is none any more
+        system = bench.hypervisor.system
+        with pytest.raises(Refused, match="context 3 is closed already"):
+            bench.run(system.devices.close_context(system.domains[mallory.domid], 3))
         well(bench, anna, bert)
 
 
