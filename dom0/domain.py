@@ -67,6 +67,7 @@ class DriverDomain:
         self._domains: dict[int, str] = {}  # domid → its /vm path
         self._vifs: dict[int, tuple[Vif, asyncio.Task[None]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._moves: Moves | None = None  # none can begin before all are up
         self._up = asyncio.Event()
         self._burials: dict[int, asyncio.Task[None]] = {}  # of domains of which the hypervisor has said that they are gone
         process.serve("threads", self.threads)
@@ -96,8 +97,8 @@ class DriverDomain:
             for guest in filter(_is_split, guests):
                 self._serve(guest)
         self._spawn(self._check_ports())
-        moves = Moves(self._hyp, self._state, self._toolstack, self)
-        for name, handler in moves.handlers().items():
+        self._moves = Moves(self._hyp, self._state, self._toolstack, self)
+        for name, handler in self._moves.handlers().items():
             self._process.serve(name, handler)
         self._up.set()
 
@@ -128,6 +129,10 @@ class DriverDomain:
     def vif(self, domid: int) -> Vif:
         """The vif that a guest has."""
         return self._vifs[domid][0]
+
+    def vif_port(self, domid: int) -> int:
+        """The bridge's port of the vif that a guest has, or would have."""
+        return self._ports[domid]
 
     def uplink_port(self) -> int:
         """The bridge's port to the NIC."""
@@ -224,6 +229,8 @@ class DriverDomain:
 
     async def _bury(self, domid: int) -> None:
         """A guest's domain is gone: close its vif, then remove its nodes, as xl does."""
+        if self._moves is not None:
+            await self._moves.gone(domid)
         if domid in self._vifs:
             vif, life = self._vifs.pop(domid)
             vif.wake(Cause.GONE)

@@ -186,6 +186,7 @@ def _forward(e, p):
                 trace_passed(tracer, e, p, s, result, e.flooded > flooded)
         if p.pause_until != 0:
             p.pause_until, p.shared = 0, 0
+        p.part = 0  # of a frame whose way has changed in between, too
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
     return done

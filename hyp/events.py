@@ -272,21 +272,31 @@ class Upcall:
     """Where the events of one engine of a domain arrive: an epoll descriptor that the hypervisor fills.
 
     A guest has it, too, and with it locks for which epoll_ctl(2) and close(2) wait: both are called aside (hyp/control/aside.py).
+    Into a trusted domain's guests' eventfds are put, for whose locks epoll_ctl(2) spins: the guest's thread does that, too.
     """
 
-    def __init__(self, debt: Debt | None = None, aside: Aside | None = None) -> None:
-        """`debt`, `aside`: its domain's, with the hypervisor. None: the domain is trusted."""
-        self._debt, self._aside = debt or Debt(), aside
+    def __init__(self, debt: Debt | None = None, aside: Aside | None = None, bells: Aside | None = None) -> None:
+        """`debt`, `aside`, `bells`: its domain's, with the hypervisor. None: the domain is trusted."""
+        self._debt, self._aside, self._bells = debt or Debt(), aside, bells
         self.epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
 
-    def deliver(self, eventfd: int, port: int) -> None:
-        """From now on a write to `eventfd` wakes the waiter. EventError if the waiter has spoilt its epoll descriptor."""
-        how = (eventfd, select.EPOLLIN | select.EPOLLET)
+    def _changed_by(self, holder: "Upcall | None") -> Aside | None:
+        """Who puts an eventfd of `holder`'s domain into it, or takes it out."""
+        if self._aside is not None:
+            return self._aside
+        return None if holder is None else holder._bells
+
+    def deliver(self, eventfd: int, port: int, holder: "Upcall | None" = None) -> None:
+        """From now on a write to `eventfd` wakes the waiter. EventError if the waiter has spoilt its epoll descriptor.
+
+        `holder`: an upcall of the domain that has the eventfd, too.
+        """
+        how, aside = (eventfd, select.EPOLLIN | select.EPOLLET), self._changed_by(holder)
         try:
-            if self._aside is None:
+            if aside is None:
                 self.epoll.register(*how)
             else:
-                self._aside.call(self.epoll.register, *how)
+                aside.call(self.epoll.register, *how)
         except ValueError:
             raise EventError(errno.EBADF, f"port {port}: the waiter is gone") from None
         except Stuck as error:
@@ -312,7 +322,7 @@ class Upcall:
         with self._debt.pays():
             raise_event(eventfd)
 
-    def forget(self, eventfd: int, then: Callable[[], None] | None = None) -> None:
+    def forget(self, eventfd: int, holder: "Upcall | None" = None, then: Callable[[], None] | None = None) -> None:
         """The inverse of `deliver`; nothing happens if it is gone already. `then` is called once that is so."""
 
         def unregister() -> None:
@@ -321,10 +331,11 @@ class Upcall:
             if then is not None:
                 then()
 
-        if self._aside is None:
+        aside = self._changed_by(holder)
+        if aside is None:
             unregister()
         else:
-            self._aside.later(unregister)
+            aside.later(unregister)
 
     def close_eventfd(self, eventfd: int) -> None:
         """Close one that the waiter may have, too."""
@@ -388,8 +399,8 @@ class EventChannels:
         try:
             ours.notifier = new_eventfd()
             theirs.notifier = new_eventfd()
-            theirs.upcall.deliver(ours.notifier, theirs.number)
-            ours.upcall.deliver(theirs.notifier, ours.number)
+            theirs.upcall.deliver(ours.notifier, theirs.number, upcall)
+            ours.upcall.deliver(theirs.notifier, ours.number, theirs.upcall)
         except OSError:
             self._disconnect(ours, theirs)
             raise
@@ -432,7 +443,7 @@ class EventChannels:
     def _disconnect(one: Port, other: Port) -> None:
         for end, far in ((one, other), (other, one)):
             if end.notifier >= 0:
-                far.upcall.forget(end.notifier, functools.partial(end.upcall.close_eventfd, end.notifier))
+                far.upcall.forget(end.notifier, end.upcall, functools.partial(end.upcall.close_eventfd, end.notifier))
                 end.notifier = -1
 
     def _port(self, domid: int, number: int) -> Port:

@@ -27,9 +27,9 @@ async def move(call: Call, guest: str, domid: int, path: str) -> float:
     try:
         await call("dom0", "move_switch", domid=domid)
     except BaseException:
-        with contextlib.suppress(ControlError):
-            await call(guest, "move_abort")
-            await call("dom0", "move_abort", domid=domid)
+        for process, argument in ((guest, {}), ("dom0", {"domid": domid})):
+            with contextlib.suppress(ControlError):  # the guest may be gone, and it is undone all the same
+                await call(process, "move_abort", **argument)
         raise
     paused = time.monotonic()
     await call(guest, "move_receive")

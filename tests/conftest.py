@@ -1,5 +1,6 @@
 """For all tests: one thread for numpy, assertions that say what they saw; and the fixtures of several files."""
 
+import functools
 import gc
 import os
 import signal
@@ -132,6 +133,14 @@ def no_descriptor_is_left(settled: None) -> Iterator[None]:
     yield
     gc.collect()
     wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, f"what was opened to be closed: {before} were open before")
+
+
+@pytest.fixture
+def nobody_owes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what is not about who pays: a guest's requests are served as they come, whatever they cost."""
+    from hyp.control import channel, debt
+
+    monkeypatch.setattr(channel, "Debt", functools.partial(debt.Debt, dearness=0))
 
 
 @pytest.fixture

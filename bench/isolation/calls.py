@@ -4,6 +4,7 @@ import itertools
 import os
 import select
 import socket
+import threading
 from typing import Any, Final
 
 import msgpack
@@ -14,9 +15,12 @@ from bench.isolation.drivers import array_at
 from bench.isolation.pollers import places, polled_many_times
 from domu.guest import Guest
 from hyp.abi.nic import CONTEXTS, PAGE
+from hyp.control import close_all
 from hyp.events import WAIT
 
 UNDER_WAY: Final = 64
+TIMES_POLLED: Final = 10
+"""An eventfd, by an epoll that is polled 320,000 times."""
 LINGER_S: Final = 60
 PLACES: Final = {"sq": PAGE, "scq": 2 * PAGE, "rq": 3 * PAGE, "rcq": 4 * PAGE, "sq_size": 64, "rq_size": 64}
 
@@ -121,6 +125,58 @@ def duplicate_polls(a: Attacker) -> None:
             a.be_notified()
     except OSError as error:
         a.got[str(error)] += 1
+
+
+@attack("writes to eventfds polled three million times, for whose locks who takes them back spins", Door.CALLS, Control.CALLS)
+def locks_of_eventfds(a: Attacker) -> None:
+    polled = select.epoll()
+    a.kept.append(polled)
+    before = len(a.kept)
+    with polled_many_times(polled.fileno()):
+        while a.goes_on():
+            back = _eventfd_shared(a)
+            if not back:
+                continue
+            eventfd, over = a.kept[-1], threading.Event()
+            dups = [os.dup(eventfd) for _ in range(TIMES_POLLED)]
+            for one in dups:
+                polled.register(one, select.EPOLLIN | select.EPOLLET)
+            writer = threading.Thread(target=_write_until, args=(eventfd, over))
+            writer.start()
+            for op, arguments in back:
+                a.call(op, **arguments)
+            over.set()
+            writer.join()
+            close_all([*dups, *a.kept[before:]])
+            del a.kept[before:]
+
+
+def _eventfd_shared(a: Attacker) -> list[tuple[str, dict[str, Any]]]:
+    """Have one, of a context or else of an event channel, put into `kept`; by which calls it is given back. Empty: try again."""
+    if a.path in ("bypass", "native"):
+        opened = a.call("context_open", upcall=a.guest.upcall, keep=True)
+        if opened is None:
+            a.calls([("context_close", {"context": k}) for k in range(1, 9)])
+            return []
+        return [("context_close", {"context": opened["context"]})]
+    made = a.call("evtchn_alloc_unbound", remote=a.guest.domid, upcall=a.guest.upcall)
+    if made is None:
+        a.rest(0.001)
+        return []
+    ports = [made["port"]]
+    bound = a.call("evtchn_bind_interdomain", remote=a.guest.domid, remote_port=made["port"], upcall=a.guest.upcall, keep=True)
+    if bound is not None:
+        ports.insert(0, bound["port"])
+    back = [("evtchn_close", {"port": port}) for port in ports]
+    if bound is None:
+        a.calls(back)
+        return []
+    return back
+
+
+def _write_until(eventfd: int, over: threading.Event) -> None:
+    while not over.is_set():
+        os.eventfd_write(eventfd, 1)
 
 
 def upcall_of(guest: Guest) -> int:

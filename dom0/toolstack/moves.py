@@ -54,6 +54,9 @@ class Vifs(Protocol):
     def vif(self, domid: int) -> Vif:
         """The vif that a guest has."""
 
+    def vif_port(self, domid: int) -> int:
+        """The bridge's port of the vif that a guest has, or would have."""
+
     def uplink_port(self) -> int:
         """The bridge's port to the NIC."""
 
@@ -99,7 +102,7 @@ class Moves:
         mac = str(self._moving(domid)["mac"])
         if self._to_split(domid):
             vif = self._vifs.vif(domid)
-            await self._state.route(mac, vif.who.number)
+            await self._state.route(mac, self._vifs.vif_port(domid))
             try:
                 await self._settled(DOM0, sent=True)
             except ControlError:
@@ -136,6 +139,14 @@ class Moves:
         guest["path"] = self._before.pop(domid)
         if to_split:
             await self._vifs.take_vif(domid)
+
+    async def gone(self, domid: int) -> None:
+        """A guest's domain is gone, in the middle of a move perhaps: the next one of its number begins where this one came from."""
+        if domid in self._before:
+            guest = self._toolstack.guest(domid)
+            guest["path"] = self._before.pop(domid)
+            port = self._vifs.vif_port(domid) if self._to_split(domid) else self._vifs.uplink_port()
+            await self._state.route(str(guest["mac"]), port)
 
     def _moving(self, domid: int) -> dict[str, Any]:
         if domid not in self._before:

@@ -1,13 +1,15 @@
 """Calls that may wait as long as a guest likes, made by a thread of the guest's that nobody else waits for.
 
-Some system calls on what a guest holds, too, take a lock that it may have: epoll_ctl(2) that of an epoll from which the guest takes
-events, and close(2) that of each epoll which it has put the descriptor into. It has it while the kernel copies to its memory, which
-takes as long as its page faults do. So such calls are made aside: for each guest by a thread of its own, one after the other, which
-is there as long as there is something to do.
+Some system calls on what a guest holds, too, take a lock that it may have: epoll_ctl(2) that of an epoll from which the guest
+takes events, and close(2) that of each epoll which it has put the descriptor into. It has it while the kernel copies to its memory,
+which takes as long as its page faults do. An eventfd's it has while all who poll it are told of a write, and who waits for that
+one spins. So such calls are made aside: for each guest by a thread of its own, one after the other, which is there as long as there
+is something to do.
 
-`call` waits for the answer, but not long: what its thread was blocked for meanwhile, by whatever was asked before, too, is told to
-`blocked`, so that the guest pays for it. Who does not answer by `LIMIT_S` is *stuck*: what is asked of it then fails at once, until
-all that it was asked before has been done. `later` waits for nothing. In the end a stuck thread goes when its guest does.
+What a call takes is told to `takes`, so that the guest pays for it: its CPU time and, while `call` waits for an answer, the time
+for which the thread is blocked, by whatever was asked before, too. `call` does not wait long. Who does not answer by `LIMIT_S` is
+*stuck*: what is asked of it then fails at once, until all that it was asked before has been done. `later` waits for nothing. In the
+end a stuck thread goes when its guest does.
 """
 
 import contextlib
@@ -37,10 +39,10 @@ class _Job:
 
 
 class Aside:
-    """One guest's. `blocked`: called with the time (ns) for which the thread waited for a lock and `call` for the thread."""
+    """One guest's. `takes`: called with the time (ns) that each call has taken, by the thread itself."""
 
-    def __init__(self, blocked: Callable[[int], None]) -> None:
-        self._blocked = blocked
+    def __init__(self, takes: Callable[[int], None]) -> None:
+        self._takes = takes
         self._jobs: deque[_Job] = deque()
         self._lock = threading.Lock()
         self._at_work = self._stuck = False
@@ -85,19 +87,21 @@ class Aside:
                     self._at_work = self._stuck = False
                     return
                 job = self._jobs.popleft()
-            began, waited = time.monotonic_ns(), _not_blocked()
+            began, (used, delayed) = time.monotonic_ns(), _cpu_times()
             try:
                 job.result = job.function(*job.arguments)
             except BaseException as error:
                 job.error = error
-            since = self._awaited_since
-            if since > 0:  # else it may have waited for the interpreter's lock, which who waits leaves to it
-                with contextlib.suppress(OSError):
-                    self._blocked(time.monotonic_ns() - max(began, since) - (_not_blocked() - waited))
+            with contextlib.suppress(OSError):
+                since, (used_by_now, delayed_by_now) = self._awaited_since, _cpu_times()
+                takes = used_by_now - used
+                if since > 0:  # else it may be blocked by the interpreter's lock, which who waits leaves to it
+                    takes = max(takes, time.monotonic_ns() - max(began, since) - (delayed_by_now - delayed))
+                self._takes(takes)
             job.answered.set()
 
 
-def _not_blocked() -> int:
-    """Time (ns) for which this thread has had a CPU, or waited for one."""
+def _cpu_times() -> tuple[int, int]:
+    """For how long (ns) this thread has had a CPU, and waited for one."""
     used, delayed, _ = Path("/proc/thread-self/schedstat").read_text().split()
-    return int(used) + int(delayed)
+    return int(used), int(delayed)

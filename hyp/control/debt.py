@@ -10,6 +10,7 @@ the answer brings it, and all of it is owed, as no fair part of it is known. So 
 has them work for a `DEARNESS`-th of the time, or less. What is done only once while a guest lives is `unpaid`.
 """
 
+import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class Debt:
         dearness: int = DEARNESS,
     ) -> None:
         self._clock, self._used, self._until, self._dearness = clock, used, 0, dearness
+        self._lock = threading.Lock()  # what is done aside is owed by another thread
 
     def wait_s(self) -> float:
         """For how long nothing is to be sent to it; 0: it may be."""
@@ -46,7 +48,8 @@ class Debt:
     def owe(self, beyond_ns: int) -> None:
         """It has cost so much more than is fair."""
         if beyond_ns > 0:
-            self._until = max(self._until, self._clock()) + self._dearness * beyond_ns
+            with self._lock:
+                self._until = max(self._until, self._clock()) + self._dearness * beyond_ns
 
     @contextmanager
     def pays(self, fair_ns: int = FAIR_NS) -> Iterator[None]:

@@ -242,7 +242,7 @@ class Devices:
         self._contexts[number] = domain
         domain.contexts[number] = context
         try:
-            self._engine_upcalls[engine].deliver(context.doorbell_fd, number)
+            self._engine_upcalls[engine].deliver(context.doorbell_fd, number, upcall)
             upcall.deliver(context.completion_fd, number)
             with unpaid() if fresh else nullcontext():  # the NIC maps its RAM, perhaps
                 created = await self._create(domain, context, self.call)
@@ -358,10 +358,9 @@ class Devices:
         domain.contexts.pop(context.number)
         self._contexts.pop(context.number, None)
         self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context.number}
-        if self._engine_upcalls:
-            self._engine_upcalls[context.engine].forget(context.doorbell_fd)
-        context.upcall.forget(context.completion_fd, partial(context.upcall.close_eventfd, context.completion_fd))
-        context.upcall.close_eventfd(context.doorbell_fd)
+        upcall, rings, completes = context.upcall, context.doorbell_fd, context.completion_fd
+        self._engine_upcalls[context.engine].forget(rings, upcall, partial(upcall.close_eventfd, rings))
+        upcall.forget(completes, upcall, partial(upcall.close_eventfd, completes))
         context.doorbell.close()
 
     def hush(self, number: int, generation: int) -> None:
@@ -370,13 +369,13 @@ class Devices:
         context = None if domain is None else domain.contexts[number]
         if domain is None or context is None or context.generation != generation:
             return
-        self._engine_upcalls[context.engine].forget(context.doorbell_fd)
+        self._engine_upcalls[context.engine].forget(context.doorbell_fd, context.upcall)
         asyncio.get_running_loop().call_later(HUSH_NS / 1e9, self._listen_again, domain, context)
 
     def _listen_again(self, domain: Domain, context: Context) -> None:
         if domain.contexts.get(context.number) is context:
             with suppress(EventError):  # EEXIST: it was hushed twice
-                self._engine_upcalls[context.engine].deliver(context.doorbell_fd, context.number)
+                self._engine_upcalls[context.engine].deliver(context.doorbell_fd, context.number, context.upcall)
 
     async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:
         """Wait until what is under way of the domain's contexts has arrived: "sent", what they have posted, or "arriving".

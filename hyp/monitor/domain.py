@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
 from hyp.control.aside import Aside
@@ -15,8 +16,8 @@ from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region, create_sparse
 
 log = logging.getLogger(__name__)
-FAIR_BLOCKED_NS = 2_000_000
-"""For which the hypervisor may wait while it changes a domain's upcalls."""
+FAIR_ASIDE_NS = 2_000_000
+"""Which a change of a domain's upcalls may take."""
 
 MAX_UPCALLS = 16
 MAX_REGISTRATIONS = 4096
@@ -70,13 +71,19 @@ class Domain:
     dying: bool = False
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its calls at a time asks toolstack and NIC for a device
     debt: Debt = field(default_factory=Debt)  # for notifications of the hypervisor's own
-    aside: Aside = field(init=False)  # what may wait for locks that it has
+    aside: Aside = field(init=False)  # what may wait for locks that it has, for as long as it likes
+    bells: Aside = field(init=False)  # what may spin for the lock of an eventfd that it has, no longer than one write takes
     device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/monitor/emulation.py); `domid` is its guest's
     _regions: dict[str, Region] = field(default_factory=dict)
     _next_key: int = 1
 
     def __post_init__(self) -> None:
-        self.aside = Aside(lambda blocked_ns: self.debt.owe(blocked_ns - FAIR_BLOCKED_NS))
+        self.aside, self.bells = (Aside(lambda taken_ns: self.debt.owe(taken_ns - FAIR_ASIDE_NS)) for _ in range(2))
+
+    @property
+    def trusted(self) -> bool:
+        """Dom0 or the NIC, which serve others."""
+        return self.domid in (DOM0, DOMID_NIC) and not self.device_model
 
     def region(self, purpose: str, size: int, *, one_writer: bool = False) -> Region:
         """The domain's region for `purpose`, made at the first call."""

@@ -204,7 +204,7 @@ class Emulation:
         try:
             self._records[machine.number : machine.number + 1] = 0
             # First what the guest can make fail, which costs little
-            self._upcall.deliver(machine.trap_fd, guest.domid)
+            self._upcall.deliver(machine.trap_fd, guest.domid, answers)
             answers.deliver(machine.answer_fd, guest.domid)
             interrupts.deliver(machine.interrupt_fd, guest.domid)
             self._set_up(guest, machine, queues)
@@ -281,10 +281,13 @@ class Emulation:
         if domain.iommu is not None:
             domain.iommu.clear()
             await self._devices.shootdown()
-        self._upcall.forget(machine.trap_fd)
-        machine.answers.close_eventfd(machine.trap_fd)
-        for upcall, fd in ((machine.answers, machine.answer_fd), (machine.interrupts, machine.interrupt_fd)):
-            upcall.forget(fd, partial(upcall.close_eventfd, fd))
+        answers, interrupts = machine.answers, machine.interrupts
+        for upcall, fd, holder in (
+            (self._upcall, machine.trap_fd, answers),
+            (answers, machine.answer_fd, answers),
+            (interrupts, machine.interrupt_fd, interrupts),
+        ):
+            upcall.forget(fd, holder, partial(holder.close_eventfd, fd))
         if machine.pair is not None:
             close_all([int(machine.pair.record[0]["doorbell_fd"])])
         machine.ram, machine.pair = None, None

@@ -65,7 +65,7 @@ def upcall_create(system: System, domain: Domain) -> Answer:
     if len(domain.upcalls) >= MAX_UPCALLS:
         raise Refused("ENOSPC", f"{domain.who} has all its {MAX_UPCALLS} upcalls")
     _room_for_event(system, domain)
-    domain.upcalls.append(Upcall(domain.debt, domain.aside))
+    domain.upcalls.append(Upcall(domain.debt) if domain.trusted else Upcall(domain.debt, domain.aside, domain.bells))
     return Answer({"upcall": len(domain.upcalls) - 1}, fds=[domain.upcalls[-1].epoll.fileno()])
 
 

@@ -105,11 +105,10 @@ class Hypervisor:
     def _connect(self, domain: Domain, fd: int, restarts: int) -> None:
         """Enter a domain into the table, and serve its socket."""
         self.system.domains[domain.domid] = domain
-        guest = domain.domid not in (DOM0, DOMID_NIC)
-        on_close = None if guest else partial(self._hung_up, domain, restarts)
+        on_close = partial(self._hung_up, domain, restarts) if domain.trusted else None
         domain.channel = Channel(
             adopt_socket(fd), calls_for(self.system, domain), name=domain.who,
-            generation=self.system.generation, untrusted=guest, bills=guest, on_close=on_close,
+            generation=self.system.generation, untrusted=not domain.trusted, bills=not domain.trusted, on_close=on_close,
         )  # fmt: skip
         if domain.domid == DOMID_NIC:
             self.system.devices.nic_restarts(domain.channel)

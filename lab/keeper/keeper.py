@@ -41,6 +41,8 @@ from lab.keeper.store import XENSTORED, StoreKeeping
 from lab.rundir import RunDir
 
 OWNER_TIMEOUT_S = 5.0
+ATTACH_TIMEOUT_S = 60.0
+"""Who is stopped may be let go on, and is waited for; but a guest that does not answer is not kept in mind for good."""
 MAX_NOTICES = 4
 """Of a process: what more it wants to say is in nobody's interest."""
 MAX_CLIENTS = 64
@@ -139,7 +141,11 @@ class Keeper:
         child = await self._living(name)
         ours, theirs = socketpair()
         with theirs:
-            await child.console.call("attach", fds=[theirs.fileno()])
+            try:
+                async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                    await child.console.call("attach", fds=[theirs.fileno()])
+            except TimeoutError:
+                raise Refused("ETIMEDOUT", f"{name} has not answered for {ATTACH_TIMEOUT_S:g} s") from None
         fd = ours.detach()
         return Answer({"role": child.role}, fds=[fd], close=[fd])
 

@@ -9,14 +9,18 @@ import select
 import signal
 import struct
 import termios
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from bench.isolation.pollers import polled_many_times
 from hyp.abi.evtchn import NR_CHANNELS
+from hyp.control.aside import Aside
 from hyp.control.debt import Debt
-from hyp.events import EventChannels, EventError, Upcall, raise_event
+from hyp.events import EventChannels, EventError, Upcall, new_eventfd, raise_event
+from tests.support.labs import wait_until
 from tests.support.patience import patient
 
 ONE, OTHER, THIRD = 3, 7, 9
@@ -334,3 +338,37 @@ def test_who_waits_until_it_is_paid_finds_it_paid() -> None:
         upcall.epoll.close()
 
     asyncio.run(main())
+
+
+def test_eventfds_of_a_guest_in_a_trusted_waiters_epoll_are_put_and_taken_by_its_own_thread() -> None:
+    """It has their locks: who waits for one spins."""
+    calls: list[tuple[str, Any]] = []
+
+    class Noting(Aside):
+        def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+            calls.append(("call", arguments[0]))
+            return super().call(function, *arguments)
+
+        def later(self, function: Callable[..., Any], *arguments: Any) -> None:
+            calls.append(("later", None))
+            super().later(function, *arguments)
+
+    aside, bells = Aside(lambda taken_ns: None), Noting(lambda taken_ns: None)
+    trusted, guests, eventfd, closed = Upcall(), Upcall(aside=aside, bells=bells), new_eventfd(), threading.Event()
+    trusted.deliver(eventfd, 1, guests)
+    raise_event(eventfd)
+    assert trusted.epoll.poll(timeout=0) == [(eventfd, select.EPOLLIN)]
+
+    def close() -> None:
+        guests.close_eventfd(eventfd)
+        closed.set()
+
+    trusted.forget(eventfd, guests, close)
+    assert closed.wait(patient(60))
+    wait_until(lambda: not (aside._at_work or bells._at_work), "both threads to be done")
+    assert calls == [("call", eventfd), ("later", None)]
+    assert trusted.epoll.poll(timeout=0) == []
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(eventfd)
+    for upcall in (trusted, guests):
+        upcall.epoll.close()

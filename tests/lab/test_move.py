@@ -142,6 +142,30 @@ def test_a_device_that_cannot_be_connected_leaves_the_guest_where_it_was(tmp_pat
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("switched", [False, True])
+@pytest.mark.parametrize(("guest", "domid", "path"), [("bert", 2, "bypass"), ("dora", 4, "split")])
+def test_who_dies_on_its_way_begins_again_where_it_came_from_and_can_move(
+    tmp_path: Path, guest: str, domid: int, path: str, switched: bool
+) -> None:
+    async def main() -> None:
+        text = GUESTS.replace(f'name = "{guest}"', f'name = "{guest}"\nrestart = true')
+        async with lab_of(tmp_path, "on-its-way", PATIENT.format(engines=1) + text) as lab:
+            await lab.call("dom0", "move_begin", domid=domid, path=path)
+            await lab.call(guest, "move_connect", path=path)
+            if switched:
+                await lab.call("dom0", "move_switch", domid=domid)
+            await kill(lab, guest)
+            mac = macs(lab)
+            for stream in (0, 2):
+                for k, sender in enumerate(("anna", "carl"), stream):
+                    await lab.call(sender, "send_stream", mac=mac[guest], frame=200, stream=k, frames=100)
+                    await all_of(lab, guest, k, 100)
+                if stream == 0:
+                    await lab.move(guest, path)
+
+    run(main())
+
+
 def test_the_command_says_how_long_it_took(tmp_path: Path) -> None:
     which = "--topology", unique("by-command")
     with staying_up(topology_file(tmp_path, "by-command", GUESTS)):

@@ -34,6 +34,7 @@ def test_frames_that_wait_for_a_context_never_reach_who_has_its_number_next() ->
         well(bench, carl, emil)
 
 
+@pytest.mark.usefixtures("nobody_owes")
 def test_a_context_is_closed_once_however_often_it_is_asked_for() -> None:
     with bench_of(2) as (bench, anna, bert):
         mallory = bench.domain()

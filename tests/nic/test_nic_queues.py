@@ -262,6 +262,7 @@ def test_streams_to_all_queues_at_a_time_arrive_whole(bench: Bench) -> None:
     assert bench.drops() == {}
 
 
+@pytest.mark.usefixtures("nobody_owes")
 @pytest.mark.parametrize("seed", tiered(range(2), [0]))
 def test_contexts_opened_and_closed_in_any_order_leave_the_others_alone(seed: int) -> None:
     print(f"seed {seed}")
