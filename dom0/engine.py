@@ -184,9 +184,8 @@ def _forward(e, p):
                     p.wary = 1
             if tracer != 0 and not is_passed_over(tracer, s.addr, first_bytes(s)):
                 trace_passed(tracer, e, p, s, result, e.flooded > flooded)
-        if p.pause_until != 0:
-            p.pause_until, p.shared = 0, 0
-        p.part = 0  # of a frame whose way has changed in between, too
+        if p.pause_until != 0:  # part of it may have been passed on, before its way has changed
+            p.pause_until, p.shared, p.part = 0, 0, 0
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
     return done

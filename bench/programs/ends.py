@@ -4,8 +4,8 @@ guest, a veth pair, the pump's two TAPs.
 Whatever carries the frames is up as long as the pair is; `processes` names who that is. `enter` takes a child of one thread to an
 end, where it becomes the program.
 
-A lab is placed as its start places it. Whoever has nobody to do that gets the best of PLACEMENTS for each program, lest a
-comparison be won by the scheduler's luck.
+Each gets the best of its placements for each program, lest a comparison be won by the scheduler's luck: a lab that of its start, or
+all on one CPU, as `[cpu]` in its topology would have it; whoever has nobody to place it one of PLACEMENTS.
 """
 
 import asyncio
@@ -87,7 +87,9 @@ class GuestEnds:
             nic["wire"] = self.wire
         name = run_name(path + "-wire" if self.wire else path, os.getpid())
         self.lab = Lab(parse({"name": name, "guest": tables, "nic": nic}).plain())
-        self.placements: tuple[str, ...] = (self.lab.seats.text,)
+        self.placements: tuple[str, ...] = (self.lab.seats.text, TOGETHER)
+        self._seated: dict[int, set[int]] = {}  # thread → CPUs, as the lab's start has it
+        self._together: set[int] | None = None
         self._pids: dict[str, int] = {}
         self._pidfds: list[int] = []
 
@@ -101,16 +103,27 @@ class GuestEnds:
         await self.lab.start()
         self._pids = await self.lab.pids()
         self._pidfds = [os.pidfd_open(self._pids[name]) for name in self.guests]
+        threads = (int(thread) for pid in self._pids.values() for thread in os.listdir(f"/proc/{pid}/task"))
+        self._seated = {thread: os.sched_getaffinity(thread) for thread in threads}
 
     def enter(self, end: int) -> None:
         """See `Ends`."""
         guest = self.guests.index(GUESTS[end])
-        if (cpus := self.lab.seats.programs.get(GUESTS[end])) is not None:  # as launch.py exec does
+        cpus = self._together or self.lab.seats.programs.get(GUESTS[end])
+        if cpus is not None:  # as launch.py exec does
             os.sched_setaffinity(0, cpus)
         linux.enter_namespaces(self._pidfds[guest], without={"pid"})  # else the program could start no thread
 
     def place(self, placement: str, server: int) -> None:
-        """See `Ends`: it is done."""
+        """See `Ends`."""
+        cpus = os.sched_getaffinity(0)
+        self._together = {max(cpus)} if placement == TOGETHER else None
+        servers = set(self.lab.seats.programs.get(GUESTS[SERVER], cpus))
+        for pid in (server, *self._pids.values()):
+            for thread in map(int, os.listdir(f"/proc/{pid}/task")):
+                seat = servers if pid == server else self._seated.get(thread) or self._seated[pid]
+                with suppress(ProcessLookupError):  # it has ended
+                    os.sched_setaffinity(thread, self._together or seat)
 
     def processes(self) -> dict[str, int]:
         """See `Ends`."""
@@ -128,7 +141,8 @@ class GuestEnds:
 class WireEnds(GuestEnds):
     """A guest of a lab on one path, which serves, and a machine beyond the NIC's wire, which asks.
 
-    That machine is the network namespace that the lab is started in, one of its own. Programs there run on any CPU.
+    That machine is the network namespace that the lab is started in, one of its own. Programs there run on any CPU, unless all are
+    on one.
     """
 
     guests = (GUESTS[SERVER],)
@@ -159,6 +173,8 @@ class WireEnds(GuestEnds):
         if end == SERVER:
             super().enter(end)
         else:
+            if self._together is not None:
+                os.sched_setaffinity(0, self._together)
             linux.enter([self._network])
 
     async def stop(self) -> None:

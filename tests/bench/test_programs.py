@@ -65,6 +65,8 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
         assert all(row[rate]["median"] > 0 for row in rows if row["n"])
         pump = next(row for row in rows if row.get("peer") == "pump")
         assert pump["placement"] in ends.PLACEMENTS
+        placed = {row["placement"] for row in rows if "path" in row}
+        assert all(one == ends.TOGETHER or "nic on CPU" in one or "nic, bob on CPU" in one for one in placed), placed
         ours, beyond = (
             next(row for row in rows if row.get("path") == "split" and row["direction"] == where)
             for where in (programs.BETWEEN_GUESTS, programs.BY_THE_WIRE)
