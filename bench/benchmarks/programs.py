@@ -27,7 +27,7 @@ from bench.report.results import BenchmarkResult, Row, Series
 from lab.accounting import spent, usages
 from lab.errors import LabError
 
-SLICE_S, TRIAL_S, TRIALS = 0.3, 0.1, 3
+SLICE_S, TRIAL_S, TRIALS = 0.3, 0.15, 5
 PATHS = ("bypass", "split", "trapped")
 PUMP = PumpEnds.name
 BETWEEN_GUESTS, BY_THE_WIRE = "guest↔guest", "wire↔guest"
