@@ -34,7 +34,7 @@ test: $(FOR_TESTS)
 	$(PYTEST) -m 'not long' || { [ $$? -eq 1 ] && $(ALONE) -m 'not long'; }
 
 test-all: $(FOR_TESTS)
-	$(PYTEST) || { [ $$? -eq 1 ] && $(ALONE); }
+	$(PYTEST) --durations 40 || { [ $$? -eq 1 ] && $(ALONE); }
 
 # Long: traffic with faults for half an hour, then 500 starts and stops: does anything grow, is anything left?
 soak: $(STAMP)
