@@ -24,7 +24,7 @@ INK, FAINT = "#1b1f24", "#d0d5db"
 PALETTE = {
     **{path.name: path.colour for path in PATHS.values()}, "floor": "#7a7a7a",
     "vhost": "#8a6d00", "vhost-hugepages": "#b99300", "vhost-packed": "#a4661e", "memif": "#2e7d5b",
-    "veth": "#3f8fc4", "unix": "#6f5bb5", "ucx": "#7d5a2e",
+    "veth": "#7a8f3c", "unix": "#6f5bb5", "ucx": "#7d5a2e",
 }  # fmt: skip
 SPARE = ("#9c6b30", "#4f7a28", "#a83232", "#2f6f73")
 MARKERS = {**{path.name: path.marker for path in PATHS.values()}, "floor": "v"}
