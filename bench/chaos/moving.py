@@ -169,14 +169,13 @@ async def moves_under_tcp(moves: int, seed: int, progress: Steps, *, reverse: bo
     PeerError if it fails.
     """
     ends, program, chance = GuestEnds("split", pause_us=PAUSE_US), IperfTcp(), random.Random(seed)
-    to, done = itertools.islice(itertools.cycle(ROUND_TRIP), moves), list[Session]()
+    to, done = _told(moves, progress), list[Session]()
     try:
         await ends.start()
         server = await program.serve(ends)
         try:
             reader = await ends.lab.counters()
             while (moved := sum(len(session.moves) for session in done)) < moves:
-                progress.step(f"TCP, move {moved + 1}", moved / moves)
                 seconds = min(1 + int((moves - moved) * (LATEST_S + EARLIEST_S)), LONGEST_S)
                 argv = ["iperf3", "-c", ends.address, "-p", str(program.port), "-J", "-t", str(seconds)]
                 done.append(await _tcp_session(ends, [*argv, *(["-R"] if reverse else [])], reader, to, chance))
@@ -187,6 +186,13 @@ async def moves_under_tcp(moves: int, seed: int, progress: Steps, *, reverse: bo
     finally:
         await ends.stop()
     return done
+
+
+def _told(moves: int, progress: Steps) -> Iterator[str]:
+    """Where each move leads, and how far it is."""
+    for number, path in enumerate(itertools.islice(itertools.cycle(ROUND_TRIP), moves)):
+        progress.step(f"TCP, move {number + 1}", number / moves)
+        yield path
 
 
 async def _tcp_session(

@@ -163,15 +163,11 @@ def _eventfd_shared(a: Attacker) -> list[tuple[str, dict[str, Any]]]:
     if made is None:
         a.rest(0.001)
         return []
-    ports = [made["port"]]
     bound = a.call("evtchn_bind_interdomain", remote=a.guest.domid, remote_port=made["port"], upcall=a.guest.upcall, keep=True)
-    if bound is not None:
-        ports.insert(0, bound["port"])
-    back = [("evtchn_close", {"port": port}) for port in ports]
     if bound is None:
-        a.calls(back)
+        a.call("evtchn_close", port=made["port"])
         return []
-    return back
+    return [("evtchn_close", {"port": end["port"]}) for end in (bound, made)]
 
 
 def _write_until(eventfd: int, over: threading.Event) -> None:

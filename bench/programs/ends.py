@@ -103,8 +103,9 @@ class GuestEnds:
         await self.lab.start()
         self._pids = await self.lab.pids()
         self._pidfds = [os.pidfd_open(self._pids[name]) for name in self.guests]
-        threads = (int(thread) for pid in self._pids.values() for thread in os.listdir(f"/proc/{pid}/task"))
-        self._seated = {thread: os.sched_getaffinity(thread) for thread in threads}
+        for thread in (int(thread) for pid in self._pids.values() for thread in os.listdir(f"/proc/{pid}/task")):
+            with suppress(ProcessLookupError):  # it has ended
+                self._seated[thread] = os.sched_getaffinity(thread)
 
     def enter(self, end: int) -> None:
         """See `Ends`."""
