@@ -26,7 +26,7 @@ from hyp.control import channel, outbox, words
 from hyp.load import frames, histogram
 from hyp.model.operations import OPERATIONS
 from hyp.model.price import PRICES
-from hyp.monitor import devices, domain, emulation, hypercalls, machine
+from hyp.monitor import devices, domain, emulation, event_channels, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
 from lab.keeper import child, keeper, output
@@ -94,7 +94,7 @@ FACTS = [
          counters.COUNTERS_BYTES, platform.PLATFORM_BYTES),
     fact(HYPERCALLS, rf"`upcall_create` \|[^\n]*?`ENOSPC`: {N} at most", domain.MAX_UPCALLS),
     fact(HYPERCALLS, rf"`mr_register` \|.*?`ENOSPC`: {N} at most", domain.MAX_REGISTRATIONS),
-    fact(HYPERCALLS, rf"`ENOSPC`: {N} ports at most", events.MAX_EVENT_PORTS - 1),
+    fact(HYPERCALLS, rf"`ENOSPC`: {N} ports at most", event_channels.MAX_EVENT_PORTS - 1),
     fact(HYPERCALLS, rf"`frames`, 1 to {N} \|", hypercalls.MAX_GRANT_FRAMES),
     fact(HYPERCALLS, rf"`limit_us`, 0 to {N} \|", hypercalls.MAX_SPIN_US),
     fact(HYPERCALLS, rf"`\{{refs\}}`: {N} for each frame \| grant table \(`refs` × {N} B",

@@ -17,8 +17,9 @@ from typing import Any
 from bench.floor.layout import MAX_WORKERS, REGION_BYTES
 from bench.floor.loops import load_loops
 from hyp.control import Channel, PeerGone, socketpair
-from hyp.events import Upcall, new_eventfd
+from hyp.events import new_eventfd
 from hyp.memory import Mapping, create_region
+from hyp.monitor.event_channels import Upcall
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_TIMEOUT_S = 60.0

@@ -12,8 +12,8 @@ from typing import Any
 from hyp.abi.features import MAX_WORD, unoffered
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, MAX_QUEUE, MIN_QUEUE, PAGE, mac_to_int
 from hyp.control import Refused
-from hyp.events import Upcall
 from hyp.monitor.domain import Domain
+from hyp.monitor.event_channels import Upcall
 from hyp.monitor.system import System
 
 

@@ -34,10 +34,11 @@ from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, HUSH_NS, PAGE
 from hyp.control import Channel, PeerGone, Refused, Reply
 from hyp.control.debt import unpaid
-from hyp.events import EventError, Upcall, new_eventfd
+from hyp.events import new_eventfd
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
+from hyp.monitor.event_channels import EventError, Upcall
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from hyp.abi.nic import PAGE
 from hyp.control import Channel
 from hyp.control.aside import Aside
 from hyp.control.debt import Debt
-from hyp.events import Upcall
 from hyp.iommu import IommuTable
 from hyp.memory import Mapping, Region, create_region, create_sparse
+from hyp.monitor.event_channels import Upcall
 
 log = logging.getLogger(__name__)
 FAIR_ASIDE_NS = 2_000_000

@@ -28,10 +28,11 @@ from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import DEBT, NOTIFIER, Upcall, Wait, new_eventfd, new_wait
+from hyp.events import DEBT, NOTIFIER, Wait, new_eventfd, new_wait
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import DEVICE_MODEL, Domain
+from hyp.monitor.event_channels import Upcall
 from hyp.monitor.machine import MACHINE, post_all_buffers
 from hyp.monitor.vmm import MAIL, START_MACHINE, STOP_MACHINE, VMM, run
 from hyp.offload.frame import PIECES_BYTES, FrameMemory

@@ -13,7 +13,6 @@ from hyp.abi.nic import CONTEXTS, DEFAULT_MTU, LINK_HEADER, MAX_ENGINES, MAX_MTU
 from hyp.abi.platform import ENGINE_BYTES
 from hyp.abi.sizes import GUEST_EVENTS, MAX_QUEUES
 from hyp.control import Answer, Handler, Refused
-from hyp.events import MAX_EVENT_PORTS, Upcall
 from hyp.grants import ACTIVE_BYTES_PER_REF, REFS_PER_FRAME
 from hyp.monitor.arguments import (
     PAGE_ADDRESS,
@@ -31,6 +30,7 @@ from hyp.monitor.arguments import (
 )
 from hyp.monitor.dispatch import HYPERCALLS, Callers, dispatch, hypercall
 from hyp.monitor.domain import MAX_REGISTRATIONS, MAX_UPCALLS, Domain, Registration
+from hyp.monitor.event_channels import MAX_EVENT_PORTS, Upcall
 from hyp.monitor.system import System
 
 MAX_GRANT_FRAMES = 16

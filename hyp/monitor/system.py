@@ -7,13 +7,13 @@ from hyp.abi.nic import PAGE
 from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
 from hyp.abi.sizes import MAX_PRICE
 from hyp.control import Refused
-from hyp.events import EventChannels
 from hyp.memory import create_region
 from hyp.model.ablation import SWITCHES
 from hyp.model.price import PRICES
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
+from hyp.monitor.event_channels import EventChannels
 
 
 class System:

@@ -17,8 +17,9 @@ from bench.floor.ring import BUFFERS, FINISHED, PLATFORM, PROD, consume, produce
 from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.control import ControlError
 from hyp.counters import PRIVATE_ROW_BYTES
-from hyp.events import WAIT, Upcall, new_eventfd
+from hyp.events import WAIT, new_eventfd
 from hyp.load.frames import TRACKER, TRACKERS, tracker_report
+from hyp.monitor.event_channels import Upcall
 from lab.accounting import usage
 from nic.state import WIRE_BUFFERS
 from tests.support.labs import ROOT, run, until, wait_until

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hyp.events import EventChannels, Upcall
+from hyp.monitor.event_channels import EventChannels, Upcall
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ import pytest
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64_acquire, load64_once, notify, store64_once, store64_release
 from hyp.counters import PRIVATE_ROW_BYTES
-from hyp.events import WAIT, EventChannels, Upcall, may_spin, new_eventfd, raise_event, sleep, wait_at
+from hyp.events import WAIT, may_spin, new_eventfd, raise_event, sleep, wait_at
 from hyp.kernels import entry, i64
+from hyp.monitor.event_channels import EventChannels, Upcall
 from tests.hyp.test_events import ONE, OTHER, bind
 
 STALL_NS = 60_000_000_000

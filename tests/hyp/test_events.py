@@ -19,7 +19,8 @@ from bench.isolation.pollers import polled_many_times
 from hyp.abi.evtchn import NR_CHANNELS
 from hyp.control.aside import Aside
 from hyp.control.debt import Debt
-from hyp.events import EventChannels, EventError, Upcall, new_eventfd, raise_event
+from hyp.events import new_eventfd, raise_event
+from hyp.monitor.event_channels import EventChannels, EventError, Upcall
 from tests.support.labs import wait_until
 from tests.support.patience import patient
 

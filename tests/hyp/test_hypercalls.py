@@ -14,11 +14,11 @@ import pytest
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.nic import PAGE
 from hyp.control import MAX_MESSAGE, Channel, Refused, socketpair
-from hyp.events import EventError
 from hyp.monitor import cdna, dma  # noqa: F401  back ends with a hypercall of their own
 from hyp.monitor.arguments import Default, Integer
 from hyp.monitor.dispatch import HYPERCALLS, Callers
 from hyp.monitor.domain import Context, Domain, Registration
+from hyp.monitor.event_channels import EventError
 from hyp.monitor.hypercalls import calls_for
 from hyp.monitor.system import System
 from tests.support.control_ends import run

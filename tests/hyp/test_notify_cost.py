@@ -13,16 +13,9 @@ from bench.isolation.pollers import polled_many_times
 from hyp.abi.counters import COLUMNS, NOTIFICATIONS, NOTIFY_NS
 from hyp.abi.evtchn import CREDIT_NS, DEARNESS
 from hyp.atomics import clock_ns, cpu_relax, load64, store64, thread_cpu_ns
-from hyp.events import (
-    DEBT,
-    FAIR_NS,
-    NOTIFIER,
-    Upcall,
-    may_notify,
-    new_eventfd,
-    notify_guest,
-)
+from hyp.events import DEBT, FAIR_NS, NOTIFIER, may_notify, new_eventfd, notify_guest
 from hyp.kernels import entry, i64
+from hyp.monitor.event_channels import Upcall
 from tests.support.patience import effort
 
 SECONDS = 1.0

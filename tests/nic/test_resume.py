@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, PAGE, RQ_PROD
 from hyp.abi.platform import CHECKPOINT, CHECKPOINT_BYTES, CHECKPOINTS, ENGINE_BYTES, PLATFORM_BYTES
-from hyp.events import Upcall
 from hyp.frames import owner_bit
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
+from hyp.monitor.event_channels import Upcall
 from nic.build import Crossings, EngineState
 from nic.kept import Kept, kept_bytes
 from nic.resume import resume
