@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import NOTIFICATIONS, NOTIFY_NS, SPIN_NS, SUPPRESSED, WAKEUPS
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import (
     EVENT_BYTES,
@@ -77,7 +77,8 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 #
 # * CPU time beyond FAIR_NS of a notification makes a *debt* of its waiter, which is paid off by DEARNESS times as much time. While
 #   it owes more than CREDIT_NS of that, nothing is sent to it. So it gets no more than that share of its notifiers' time, and a
-#   single dear one, or one of a slow machine, costs an honest guest nothing.
+#   single dear one, or one of a slow machine, costs an honest guest nothing, and one of a machine that stood still not more than
+#   MOST_NS makes.
 # * A notification that is put off is never lost, and is its sender's: it stays as due as it was, in the sender's own state, and
 #   the loop's sleep ends at `notify_at`. Whoever of its waiter's is told meanwhile by anybody else is told.
 # * What is measured is CPU time, since a notifier loses the CPU most easily in just this call. But reading that clock costs as much
@@ -132,7 +133,7 @@ def _owe(n, debt, start, end, counts) -> None:
     used = min(cpu - n.cpu - (start - n.at), end - start)
     n.cpu, n.at = cpu, clock_ns()
     if used > FAIR_NS:
-        debt.until = max(debt.until, end) + DEARNESS * (used - FAIR_NS)
+        debt.until = max(debt.until, end) + DEARNESS * (min(used, MOST_NS) - FAIR_NS)
         count(counts, NOTIFY_NS, used - FAIR_NS)
 
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
 
 FAIR_NS = 100_000
 """Of Python and a system call: more than a compiled loop's."""
@@ -58,7 +58,7 @@ class Debt:
         try:
             yield
         finally:
-            self.owe(self._used() - before - fair_ns)
+            self.owe(min(self._used() - before, MOST_NS) - fair_ns)
 
     def charged(self, awaitable: Awaitable[Any], fair_ns: int = FAIR_TURN_NS) -> "Charged":
         """The same to wait for, with every step of it as a turn that it pays, beyond `fair_ns`."""

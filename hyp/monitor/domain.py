@@ -7,6 +7,7 @@ from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.domids import DOM0, DOMID_NIC
+from hyp.abi.evtchn import MOST_NS
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
 from hyp.control.aside import Aside
@@ -78,7 +79,10 @@ class Domain:
     _next_key: int = 1
 
     def __post_init__(self) -> None:
-        self.aside, self.bells = (Aside(lambda taken_ns: self.debt.owe(taken_ns - FAIR_ASIDE_NS)) for _ in range(2))
+        self.aside, self.bells = (Aside(self._owes_for) for _ in range(2))
+
+    def _owes_for(self, taken_ns: int) -> None:
+        self.debt.owe(min(taken_ns, MOST_NS) - FAIR_ASIDE_NS)
 
     @property
     def trusted(self) -> bool:

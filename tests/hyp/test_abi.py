@@ -237,6 +237,7 @@ def test_every_constant_is_compared() -> None:
     ours = {
         (evtchn, "DEARNESS"),
         (evtchn, "CREDIT_NS"),
+        (evtchn, "MOST_NS"),
         (grant, "PAGE_BYTES"),
         (grant, "PAGE_SHIFT"),
         *((grant, n) for n in vars(grant) if n.startswith("ACTIVE_")),

@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.control import Channel, Refused, socketpair
 from hyp.control import channel as channels
 from hyp.control.debt import ASKED_NS, BILLED, FAIR_TURN_NS, PAYER, Bill, Debt
@@ -158,6 +158,18 @@ class Step:
         if isinstance(self.ends, BaseException):
             raise self.ends
         return self.ends
+
+
+def test_a_machine_that_stood_still_costs_nobody_most_of_an_hour() -> None:
+    clocks = Clocks()
+    debt = clocks.debt()
+    with debt.pays():
+        clocks.used += 52_000_000_000
+    assert 0 < debt.wait_s() <= DEARNESS * MOST_NS / 1e9
+    for _ in range(8):  # what is dear time and again is owed for each time
+        with debt.pays():
+            clocks.used += MOST_NS
+    assert debt.wait_s() > 8 * DEARNESS * MOST_NS / 1e9
 
 
 def test_what_is_charged_ends_as_it_would() -> None:

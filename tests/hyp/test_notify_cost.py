@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,9 +12,9 @@ import pytest
 
 from bench.isolation.pollers import polled_many_times
 from hyp.abi.counters import COLUMNS, NOTIFICATIONS, NOTIFY_NS
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS
+from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.atomics import clock_ns, cpu_relax, load64, store64, thread_cpu_ns
-from hyp.events import DEBT, FAIR_NS, NOTIFIER, may_notify, new_eventfd, notify_guest
+from hyp.events import DEBT, FAIR_NS, NOTIFIER, _owe, debt_at, may_notify, new_eventfd, notifier_at, notify_at, notify_guest
 from hyp.kernels import entry, i64
 from hyp.monitor.event_channels import Upcall
 from tests.support.patience import effort
@@ -35,6 +36,13 @@ def notify_for(notifier: int, debt: int, eventfd: int, counts: int, spent: int, 
         else:
             put_off += 1
     return put_off
+
+
+@entry(i64(i64, i64, i64, i64, i64))
+def blame(notifier: int, debt: int, start: int, end: int, counts: int) -> int:
+    """A notification has taken from `start` to `end`; until when its waiter owes."""
+    _owe(notifier_at(notifier), debt_at(debt), start, end, counts)
+    return int(notify_at(debt))
 
 
 class Sender:
@@ -85,6 +93,16 @@ def test_a_waiter_that_makes_notifications_dear_gets_a_small_share_of_who_notifi
     allowed = (sender.ns + CREDIT_NS) / DEARNESS + sender.sent * FAIR_NS
     assert sender.beyond_fair < allowed + 100_000_000
     assert sender.spent < 2 * allowed + 100_000_000, f"{sender.spent} ns in {sender.ns} ns for {sender.sent} notifications"
+
+
+@pytest.mark.parametrize(("took_ns", "owed_ns"), [(1_000_000, 1_000_000), (MOST_NS, MOST_NS), (52_000_000_000, MOST_NS)])
+def test_a_machine_that_stood_still_costs_a_waiter_no_more_than_one_that_was_slow(took_ns: int, owed_ns: int) -> None:
+    notifier, debt, counts = np.zeros(1, NOTIFIER), np.zeros(1, DEBT), np.zeros(2 * COLUMNS, np.int64)
+    end = time.monotonic_ns()
+    notifier[0]["cpu"], notifier[0]["at"] = time.thread_time_ns() - took_ns, end - took_ns
+    until = blame(*(int(array.ctypes.data) for array in (notifier, debt)), end - took_ns, end, int(counts.ctypes.data))
+    assert until == end + DEARNESS * (owed_ns - FAIR_NS) - CREDIT_NS
+    assert counts[NOTIFY_NS] == took_ns - FAIR_NS
 
 
 @contextmanager
