@@ -1,6 +1,5 @@
 """For all tests: one thread for numpy, assertions that say what they saw; and the fixtures of several files."""
 
-import functools
 import gc
 import os
 import signal
@@ -138,9 +137,9 @@ def no_descriptor_is_left(settled: None) -> Iterator[None]:
 @pytest.fixture
 def nobody_owes(monkeypatch: pytest.MonkeyPatch) -> None:
     """For what is not about who pays: a guest's requests are served as they come, whatever they cost."""
-    from hyp.control import channel, debt
+    from hyp.control import debt
 
-    monkeypatch.setattr(channel, "Debt", functools.partial(debt.Debt, dearness=0))
+    monkeypatch.setattr(debt.Debt, "owe", lambda self, beyond_ns: None)
 
 
 @pytest.fixture

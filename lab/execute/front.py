@@ -204,8 +204,11 @@ class _Front:
             self._tell(number)
 
     def _stopped(self, number: int) -> None:
-        """The program has stopped: let it have the terminal if that is what it wants and we can give; else stop with it."""
-        if number in AT_TERMINAL and self._terminal is not None and self._terminal.is_ours():
+        """The program has stopped: let it have the terminal if that is what it wants and we can give; else stop with it.
+
+        It may have it by now: a shell gave us the terminal, and we lent it, as the program, just before, asked for it.
+        """
+        if number in AT_TERMINAL and self._terminal is not None and self._terminal.is_ours(borrower=self._program):
             self._terminal.lend(self._program)
             self._tell(signal.SIGCONT)
             return

@@ -34,10 +34,10 @@ class Terminal:
         except OSError:
             return None
 
-    def is_ours(self) -> bool:
-        """Whether this process's group has the terminal."""
+    def is_ours(self, borrower: int | None = None) -> bool:
+        """Whether this process's group has the terminal; or `borrower`, a group to which it may have been lent."""
         try:
-            return os.tcgetpgrp(self.fd) == self._group
+            return os.tcgetpgrp(self.fd) in (self._group, borrower)
         except OSError:  # hung up
             return False
 

@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import signal
+import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,7 +203,7 @@ def test_in_the_background_it_writes_but_takes_no_keystrokes(lab: str, name: str
 
 
 def test_brought_to_the_foreground_while_it_runs_it_reads(lab: str, tmp_path: Path) -> None:
-    """A shell sends no SIGCONT to a job that runs."""
+    """Of its shell it has the terminal, or is continued as well (dash), or not (bash)."""
     gate = tmp_path / "gate"
     os.mkfifo(gate)
     with shell() as shown:
@@ -216,6 +217,34 @@ def test_brought_to_the_foreground_while_it_runs_it_reads(lab: str, tmp_path: Pa
         shown.enter("yes")
         shown.expect("answer yes")
         shown.expect(PROMPT)
+
+
+ASKED_BEFORE_IT_WAS_LENT = """
+import os, signal, socket, time
+from lab.execute import front, supervisor
+from lab.execute.terminal import Terminal
+
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+program = os.fork()
+if program == 0:
+    while True:
+        time.sleep(1000)
+os.setpgid(program, program)
+ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+standing = front._Front(ours, Terminal.controlling(), supervisor.Arrivals(), program)
+print("lent", os.tcgetpgrp(0) == program, supervisor.hear(theirs))
+standing._stopped(signal.SIGTTIN)
+print("heard", os.tcgetpgrp(0) == program, supervisor.hear(theirs))
+os.kill(program, signal.SIGKILL)
+"""
+
+
+def test_a_program_that_asked_for_the_terminal_just_before_it_had_it_goes_on() -> None:
+    """A shell that continues a job gives it the terminal first: the program may ask for it in between."""
+    with screen(sys.executable, "-c", ASKED_BEFORE_IT_WAS_LENT) as shown:
+        shown.expect(r"lent True \(<Message.GO: 1>, 0\)\r\n")
+        shown.expect(rf"heard True \(<Message.SIGNAL: 2>, {signal.SIGCONT.value}\)\r\n")
+        assert shown.wait() == 0
 
 
 def test_nohup_outlives_the_terminal(lab: str) -> None:
