@@ -57,6 +57,8 @@ class Confinement:
     """That it may read and execute, besides the system's."""
     network: bool
     """It may open sockets."""
+    placed: bool
+    """It stays on the CPUs that it is given."""
 
 
 def uid_of(topology: str, domid: int) -> int:
@@ -78,7 +80,7 @@ def lacking() -> str | None:
         enter(spec)
         return linux.asked_of_a_child(give_up)
 
-    spec = Confinement(FIRST_UID if os.geteuid() == 0 else None, (), (), network=False)
+    spec = Confinement(FIRST_UID if os.geteuid() == 0 else None, (), (), network=False, placed=False)
     return linux.asked_of_a_child(tried)
 
 
@@ -152,17 +154,17 @@ def furnish(spec: Confinement) -> None:
 
 def seal(spec: Confinement) -> None:
     """Give up, for good, all that a guest does not need. The process has one thread. SetupError."""
-    _seal(spec.readable, (), network=spec.network)
+    _seal(spec.readable, (), network=spec.network, placed=spec.placed)
 
 
-def seal_program(readable: Iterable[str]) -> None:
+def seal_program(readable: Iterable[str], *, placed: bool) -> None:
     """`seal`, of a program in a TAP guest's namespaces, in which this process is; as their root."""
     with step("be the guest's root"):
         linux.be_root()
-    _seal(readable, _NETWORK_ADMIN, network=True)
+    _seal(readable, _NETWORK_ADMIN, network=True, placed=placed)
 
 
-def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bool) -> None:
+def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bool, placed: bool) -> None:
     with step("set limits"):
         _limit()
     with step("give up capabilities"):
@@ -180,7 +182,7 @@ def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bo
             ]
         )
     with step("filter system calls (seccomp)"):
-        syscalls.restrict(network=network)
+        syscalls.restrict(network=network, placed=placed)
 
 
 def _limit() -> None:
@@ -218,4 +220,5 @@ def confinement_of(config: dict[str, object]) -> Confinement | None:
     table = config.get("confinement")
     if not isinstance(table, dict):
         return None
-    return Confinement(table["uid"], tuple(table["hidden"]), tuple(table["readable"]), network=bool(table["network"]))
+    hidden, readable = tuple(table["hidden"]), tuple(table["readable"])
+    return Confinement(table["uid"], hidden, readable, network=bool(table["network"]), placed=bool(table["placed"]))

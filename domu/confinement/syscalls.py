@@ -5,7 +5,8 @@ Any other is ENOSYS, which libraries know how to do without. What isn't on the l
 perf_event_open, userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory), or passes this
 list by (io_uring). Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest
 needs (of AF_UNIX pairs only: a socket in the file system is nobody's but its host's), no hole in memory that others have mapped, no
-ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's.
+ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's. Where a topology's `[cpu]` says on which CPUs
+the guest runs it does not choose others: they are somebody's, too.
 
 Source of the rest: the system calls that moby's default profile allows unprivileged containers.
 """
@@ -56,12 +57,17 @@ def library() -> ModuleType:
         raise RuntimeError("libseccomp is not installed (Debian, Ubuntu: libseccomp2)") from None
 
 
-def restrict(*, network: bool) -> None:
-    """From now on this process, which has one thread, and its descendants make these calls only. `network`: sockets among them."""
+def restrict(*, network: bool, placed: bool) -> None:
+    """From now on this process, which has one thread, and its descendants make these calls only.
+
+    `network`: sockets among them. `placed`: they stay on the CPUs on which this process may run.
+    """
     seccomp = library()
     refused = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
     for request in _TYPING:
         refused.add_rule(seccomp.ERRNO(_EPERM), "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF_FFFF, request))
+    if placed:
+        refused.add_rule(seccomp.ERRNO(_EPERM), "sched_setaffinity")
     refused.load()  # of two filters the stricter one holds
     allowed = seccomp.SyscallFilter(defaction=seccomp.ERRNO(_ENOSYS))
 

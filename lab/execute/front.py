@@ -63,7 +63,7 @@ async def find_guest(guest: str, topology: str | None) -> Machine:
         syscalls.library()  # while its file can be read
     except RuntimeError as error:
         raise ClientError(f"{guest} is confined, and {error}") from None
-    return replace(machine, confined=True)
+    return replace(machine, confined=True, placed=found[0]["cpu"]["said"])
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:

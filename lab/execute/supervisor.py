@@ -69,7 +69,8 @@ def hear(sock: socket.socket) -> tuple[Message, int] | None:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A guest as who runs programs in it needs it: pidfds of the guest's process and of its init, and what keeps init alive
-    (domu/machine.py); its addresses on the lab's network; the CPUs of programs in it, None: any; if programs in it are confined."""
+    (domu/machine.py); its addresses on the lab's network; the CPUs of programs in it, None: any; if programs in it are confined,
+    and have to stay on these CPUs."""
 
     process: int
     init: int
@@ -77,6 +78,7 @@ class Machine:
     addresses: tuple[str, ...]
     cpus: frozenset[int] | None = None
     confined: bool = False
+    placed: bool = False
 
     @property
     def fds(self) -> set[int]:
@@ -238,7 +240,7 @@ def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, guest:
             if guest.cpus is not None and (both := os.sched_getaffinity(0) & guest.cpus):
                 os.sched_setaffinity(0, both)
             if guest.confined:
-                seal_program([str(Path(__file__).parents[2])])
+                seal_program([str(Path(__file__).parents[2])], placed=guest.placed)
                 inherited.environment.update((os.fsencode(name), os.fsencode(value)) for name, value in ENVIRONMENT.items())
                 linux.die_with_parent()  # anew, as somebody else
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

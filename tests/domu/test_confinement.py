@@ -220,11 +220,41 @@ def test_who_is_not_root_can_confine_too() -> None:
     assert in_a_child(body) == "None"
 
 
+@pytest.mark.parametrize(("placed", "outcome"), [(True, "EPERM"), (False, "done")])
+def test_who_is_placed_stays_there(placed: bool, outcome: str) -> None:
+    def body() -> str:
+        syscalls.restrict(network=False, placed=placed)
+        try:
+            os.sched_setaffinity(0, os.sched_getaffinity(0))
+        except OSError as error:
+            return errno.errorcode[error.errno or 0]
+        return "done"
+
+    assert in_a_child(body) == outcome
+
+
+@pytest.mark.needs("two-cpus")
+def test_confined_guests_leave_the_nic_the_core_that_the_topology_says_is_its_own(tmp_path: Path) -> None:
+    first, last = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+    text = f'confined = true\nmemory.backing = "sealed"\ncpu.nic = [{last}]\ncpu.programs = [{first}]\n' + "".join(
+        f'[[guest]]\nname = "{name}"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.{number}/24"\n'
+        for number, name in enumerate(("tess", "ulla"), 1)
+    )
+    tries = f"import os\ntry: os.sched_setaffinity(0, [{last}])\nexcept OSError as no: print(no.strerror, os.sched_getaffinity(0))"
+
+    async def main() -> None:
+        async with running(tmp_path, "placed", text) as runner:
+            status, output = await run_in_guest(runner.lab, "tess", [interpreter(), "-c", tries])
+            assert (status, output) == (0, f"Operation not permitted {{{first}}}\n")
+
+    run(main())
+
+
 def test_nobody_types_for_who_sits_at_the_terminal() -> None:
     """Of a request the kernel reads 32 bits; what is not refused finds that a pipe is no terminal."""
 
     def body() -> str:
-        syscalls.restrict(network=False)
+        syscalls.restrict(network=False, placed=False)
         reader, _ = os.pipe()
         libc, found = ctypes.CDLL(None, use_errno=True), []
         for request in (TIOCSTI, TIOCSTI | 1 << 32, TIOCLINUX, TIOCLINUX | -1 << 32, termios.TIOCGWINSZ):
