@@ -89,6 +89,13 @@ def spread(figure: Figure | Ratio, *, percent: bool = False) -> str:
     return f"{show(figure.median)} ({show(figure.low)} to {show(figure.high)})"
 
 
+def _part(share: Figure) -> str:
+    """A share in words: how much, or that it may be none."""
+    if share.low is None or share.high is None or sign(share) != 0:
+        return spread(share, percent=True)
+    return f"can't be told from none ({share.low:.0%} to {share.high:.0%})"
+
+
 class Answer:
     """What is known now. `points` and `settings` belong together; `reference` is what the other paths are held against."""
 
@@ -173,10 +180,7 @@ class Answer:
         gain = shares.difference(point.samples, self.asked.metric)
         if sign(gain) == 0:
             return [f"what the difference is made of can't be said: it is {spread(gain)} {self.asked.unit}."]
-        said = [
-            f"{shares.TEXTS[part]} {spread(shares.share(point.samples, self.asked.metric, part), percent=True)}"
-            for part in self.parts
-        ]
+        said = [f"{shares.TEXTS[part]} {_part(shares.share(point.samples, self.asked.metric, part))}" for part in self.parts]
         return [f"of the difference, {spread(gain)} {self.asked.unit}: {'; '.join(said)}."]
 
     def _varied(self) -> list[str]:

@@ -11,11 +11,11 @@ HEAD: list[str | tuple[str, str]] = [
 ]  # fmt: skip
 
 
-def claims(benchmarks: dict[str, Row]) -> Element:
-    """The section."""
+def claims(benchmarks: dict[str, Row]) -> Element | None:
+    """The section; None if the run makes none."""
     asked = {name: benchmark for name, benchmark in benchmarks.items() if benchmark.get("claims")}
     if not asked:
-        return section("claims", "Claims", el("p", "This run makes no claims.", class_="soft"))
+        return None
     everything = [claim for benchmark in asked.values() for claim in benchmark["claims"]]
     parts: list[Element | str | None] = [_tally(everything)] if len(asked) > 1 else []
     for name, benchmark in asked.items():

@@ -73,15 +73,16 @@ def report(results: Row, pictures: dict[str, list[Element]]) -> Element:
     started = str(results["started"]).replace("T", " ").replace("+00:00", " UTC")
     when = f"{started}, {duration(results['seconds'])}.{quick}"
     parts = [(f"b-{name}", str(benchmark["title"])) for name, benchmark in benchmarks.items()]
-    names = [("claims", "Claims"), ("trends", "Published trends"), *parts]
+    asked, known = claims(benchmarks), _trends(results)
+    names = [("claims", "Claims")] * (asked is not None) + [("trends", "Published trends")] * (known is not None) + parts
     links = [el("a", text, href=f"#{name}") for name, text in [*names, ("machine", "Machine"), ("method", "Method")]]
     return document(
         title,
         el("header", el("h1", title), el("p", ", ".join(words), el("br"), when, class_="soft"), el("nav", *spaced(links))),
         _alarm(benchmarks),
         *first_screen(results),
-        claims(benchmarks),
-        _trends(results),
+        asked,
+        known,
         *(_benchmark(name, benchmark, pictures.get(name, [])) for name, benchmark in benchmarks.items()),
         section("machine", "Machine", _pairs(machine), el("h3", "Options"), _pairs(results["options"])),
         section("method", "Method", el("ul", *(el("li", text) for text in METHOD))),
@@ -91,9 +92,11 @@ def report(results: Row, pictures: dict[str, list[Element]]) -> Element:
     )  # fmt: skip
 
 
-def _trends(results: Row) -> Element:
-    """What others published, beside what came out here."""
+def _trends(results: Row) -> Element | None:
+    """What others published, beside what came out here; None if nothing of the kind was measured."""
     rows = trends(results)
+    if all(row["verdict"] == ABSENT for row in rows):
+        return None
     shown = table(
         ["Verdict", "Trend", "Published", "Here"],
         [

@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,15 @@ def test_parts_are_said_with_their_intervals() -> None:
     said = answer(samples(COST), parts=("hop", "copy", "grant")).sentences()
     assert said[1].startswith("At 1 guest: of the difference, 2")
     assert said[1].count("% to") == 3
+
+
+def test_a_part_that_may_be_none_is_said_to_be_so() -> None:
+    found = samples(
+        {**COST, shares.NO_HOLD_OFF: 250.0}, noise=0.02,
+        more={"per_frame_notifications": {**dict.fromkeys(COST, 0.01), shares.NO_HOLD_OFF: 0.015}},
+    )  # fmt: skip
+    text = answer(found, parts=("copy", "notify")).sentences()[1]
+    assert re.search(r"notifications \(of the detour's part\) can't be told from none \(-\d+% to \d+%\)", text), text
 
 
 def test_why_says_who_and_what_a_frame_met() -> None:

@@ -334,11 +334,19 @@ def test_claims_are_grouped_by_benchmark(tmp_path: Path, results: dict[str, Any]
     other = {**stub, "title": "Second question", "series": []}
     silent = {**other, "title": "No claims", "claims": []}
     text = write(tmp_path, {**results, "benchmarks": {"stub": stub, "other": other, "silent": silent}}).read_text()
-    part = text[text.index('id="claims"') : text.index('id="trends"')]
+    part = text[text.index('id="claims"') : text.index('id="b-stub"')]
     assert part.index('href="#b-stub"') < part.index('href="#b-other"')
     assert "b-silent" not in part
     assert part.count("<table") == 2
     assert part.count('class="tally"') == 3  # of all, of each
+
+
+def test_a_run_that_claims_nothing_shows_no_empty_tables(tmp_path: Path, results: dict[str, Any]) -> None:
+    silent = {**results["benchmarks"]["stub"], "claims": []}
+    text = write(tmp_path, {**results, "benchmarks": {"stub": silent}}).read_text()
+    for name in ("claims", "trends"):
+        assert f'id="{name}"' not in text
+        assert f'href="#{name}"' not in text
 
 
 def test_no_two_lines_have_one_colour() -> None:
