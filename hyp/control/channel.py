@@ -28,6 +28,8 @@ MAX_FDS = 250  # the kernel's own limit is 253
 MAX_PENDING = 64
 MAX_UNSENT = 64
 TURN_S = 0.0005
+LAST_TURNS = 16
+"""In which a peer is heard that has gone: what it said before, the cause of its end perhaps."""
 
 
 @dataclass(slots=True)
@@ -103,7 +105,7 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._inbox = _Inbox()
         self._debt = Debt() if untrusted else NO_DEBT
-        self._outbox = Outbox(sock, self._end, self._pause_or_go_on, self._debt)
+        self._outbox = Outbox(sock, self._gone, self._pause_or_go_on, self._debt)
         self._paid: asyncio.TimerHandle | None = None  # when it has paid what it owes
         self._next_id = 1
         self.closed = self._loop.create_future()
@@ -205,6 +207,8 @@ class Channel:
                 packet, fds, lacking = self._receive()
             except BlockingIOError:
                 return
+            except ConnectionResetError:  # it left what we had sent unread; what it has sent comes next, and then the end
+                continue
             except OSError as error:
                 self._end(str(error))
                 return
@@ -345,6 +349,15 @@ class Channel:
         self._pause_or_go_on()
 
     # -- the end --
+
+    def _gone(self, reason: str) -> None:
+        """Sending has shown that the peer is no more, or does not read for good."""
+        self._loop.call_soon(self._hear_last, reason)
+
+    def _hear_last(self, reason: str) -> None:
+        for _ in range(LAST_TURNS):
+            self._readable()
+        self._end(reason)
 
     def _end(self, reason: str) -> None:
         if self.closed.done():

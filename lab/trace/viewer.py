@@ -25,6 +25,7 @@ from hyp.abi.counters import Count
 from hyp.abi.trace import DEFAULT_CAPACITY, RECORD, Moment
 from hyp.control import Channel, ControlError, Refused
 from lab.owner import open_console
+from lab.plan import ROLES
 from lab.trace.ring import Copied, Told, TraceRing
 
 ANSWER_S = 10.0
@@ -32,6 +33,7 @@ LEAST_SNAP = 64
 MOST_LOOPS = 64
 SETTLED_NS = 5_000_000
 """How old a sighting is when it is surely in its ring, though its loop may have lost the CPU since it looked at the clock."""
+_SERVICES = frozenset(ROLES)
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -60,6 +62,12 @@ class _Loop:
     name: str
     ring: TraceRing
     console: Channel
+
+    @property
+    def shown(self) -> str:
+        """Its name where all loops' are: a guest, which may call its loops anything, calls them after itself."""
+        own = self.process in _SERVICES or self.name == self.process or self.name.startswith(f"{self.process}.")
+        return self.name if own else f"{self.process}.{self.name}"
 
 
 @dataclass(slots=True)
@@ -177,7 +185,7 @@ class Viewer:
             times = told.heads["time_ns"]
             seen = np.flatnonzero((times >= self._began_ns) & (times <= now_ns))  # a guest may say any time
             if missed := told.missed + len(times) - len(seen):
-                self.missed[loop.name] = self.missed.get(loop.name, 0) + missed
+                self.missed[loop.shown] = self.missed.get(loop.shown, 0) + missed
             found.extend(_sightings(loop, told, seen.tolist()))
         self._early = [one for one in found if one.time_ns > batch.until_ns]
         return sorted((one for one in found if one.time_ns <= batch.until_ns), key=lambda one: one.time_ns)
@@ -192,7 +200,7 @@ def _sightings(loop: _Loop, told: Told, which: Iterable[int]) -> Iterator[Sighti
     columns: dict[str, list[Any]] = {name: told.heads[name].tolist() for name in RECORD.names or ()}
     for k in which:
         yield Sighting(
-            columns["time_ns"][k], loop.process, loop.name, Moment(columns["moment"][k]), columns["key"][k], columns["length"][k],
+            columns["time_ns"][k], loop.process, loop.shown, Moment(columns["moment"][k]), columns["key"][k], columns["length"][k],
             columns["port"][k], columns["other"][k], _drop(columns["drop"][k]), columns["offload"][k], columns["woken_ns"][k],
             told.frame(k),
         )  # fmt: skip

@@ -135,6 +135,41 @@ def test_the_end_of_a_peer_ends_calls_under_way_and_later_ones() -> None:
     run(main())
 
 
+@pytest.mark.parametrize("unread", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_a_peer_said_before_it_went_is_heard_though_sending_finds_it_gone(unread: bool, asked: bool) -> None:
+    async def main() -> None:
+        here, there = socketpair()
+        heard: list[str] = []
+        channel = Channel(here, {"failed": lambda cause: heard.append(cause)}, name="one that fails")
+        if unread:
+            channel.tell("hello")
+        there.send(msgpack.packb({"op": "failed", "args": {"cause": "no memory"}}))
+        there.close()
+        if asked:
+            with pytest.raises(PeerGone, match="one that fails is gone"):
+                await channel.call("hello")
+        else:
+            channel.tell("hello")
+            await channel.closed
+        assert heard == ["no memory"]
+        assert channel.closed.done()
+
+    run(main())
+
+
+def test_who_does_not_read_for_good_is_gone_though_it_could_still_say_something() -> None:
+    async def main() -> None:
+        here, there = socketpair()
+        channel = Channel(here, name="a deaf one")
+        there.shutdown(socket.SHUT_RD)
+        with pytest.raises(PeerGone, match="Broken pipe"):
+            await channel.call("hello")
+        there.close()
+
+    run(main())
+
+
 def test_a_process_that_dies_is_gone() -> None:
     async def main() -> None:
         ours, theirs = socketpair()

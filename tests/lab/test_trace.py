@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import pytest
@@ -253,15 +253,31 @@ def test_streams_lose_nothing_while_all_of_it_is_told(tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    ("process", "loop", "shown"),
+    [
+        ("evil", "bob", "evil.bob"),
+        ("evil", "evil", "evil"),
+        ("evil", "evil.1", "evil.1"),
+        ("evil", "evil2", "evil.evil2"),
+        ("evil", "nic", "evil.nic"),
+        ("nic", "engine", "engine"),
+    ],
+)
+def test_a_guest_calls_its_loops_after_itself(process: str, loop: str, shown: str) -> None:
+    with TraceRing("evil") as ring:
+        assert _Loop(process, loop, ring, cast(Channel, None)).shown == shown
+
+
 def test_a_guest_that_makes_records_up_spoils_its_own_alone() -> None:
-    """Times that can't be are missed records, and a frame that has been everywhere is cut short."""
+    """Times that can't be are missed records, a frame that has been everywhere is cut short, and all of it is seen at the guest."""
 
     async def main() -> None:
         ours, theirs = socketpair()
         keeper = Channel(ours, name="the keeper")
         viewer = Viewer(keeper)
         with TraceRing("evil") as ring, mmap.mmap(ring.fd, DATA_AT + ring.capacity) as memory:
-            viewer._loops = [_Loop("evil", "evil", ring, keeper)]
+            viewer._loops = [_Loop("evil", "bob", ring, keeper)]
             now, written = time.monotonic_ns(), 0
             for times in ([-(1 << 63), 0, now, (1 << 63) - 1], [now + 1] * (3 * MOST_STEPS)):
                 heads = np.zeros(len(times), RECORD)
@@ -273,7 +289,8 @@ def test_a_guest_that_makes_records_up_spoils_its_own_alone() -> None:
                     memory[at : at + 8] = value.to_bytes(8, "little")
             found = viewer.read(last=True)
             assert [one.time_ns for one in found] == [now, *[now + 1] * (3 * MOST_STEPS)]
-            assert viewer.missed == {"evil": 3}
+            assert viewer.missed == {"evil.bob": 3}
+            assert {one.loop for one in found} == {"evil.bob"}
             ways = Ways()
             cut = [*ways.add(found), *ways.rest()]
             assert max(len(way.steps) for way in cut) <= MOST_STEPS
