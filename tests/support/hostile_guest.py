@@ -85,11 +85,19 @@ class Hostile:
         while True:
             try:
                 port = (await self._hyp.call("evtchn_alloc_unbound", remote=me, upcall=upcall)).value["port"]
-                bound = await self._hyp.call("evtchn_bind_interdomain", remote=me, remote_port=port, upcall=upcall)
-                os.close(bound.fds[0])
+                os.close(await self._bound(me, port, upcall))
                 made += 1
             except Refused as error:
                 return {"made": made, "error": error.name, "told": str(error)}
+
+    async def _bound(self, me: int, port: int, upcall: int) -> int:
+        """The eventfd of a port that is bound to another one. While it is too dear to notify, as on a busy machine, it asks again."""
+        while True:
+            try:
+                return (await self._hyp.call("evtchn_bind_interdomain", remote=me, remote_port=port, upcall=upcall)).fds[0]
+            except Refused as error:
+                if error.name != "EBUSY":
+                    raise
 
     async def region(self, what: str) -> str:
         ram, counters, _ = (await self._hyp.call("domain_info")).fds
