@@ -91,7 +91,7 @@ class Hostile:
                 return {"made": made, "error": error.name, "told": str(error)}
 
     async def _bound(self, me: int, port: int, upcall: int) -> int:
-        """The eventfd of a port that is bound to another one. While it is too dear to notify, as on a busy machine, it asks again."""
+        """The eventfd of a port, bound to another one. While it is too dear to notify, as on a busy machine, it asks again."""
         while True:
             try:
                 return (await self._hyp.call("evtchn_bind_interdomain", remote=me, remote_port=port, upcall=upcall)).fds[0]
