@@ -11,7 +11,7 @@ for an address that nobody is known to have goes to trunks only.
 
 from dom0.bridge import NO_PORT, forget_port, learn, move_static, whereabouts
 from dom0.credit import set_rate
-from dom0.frames import DELIVERED, PAUSE, await_receiver, judge_frame, put_copy, put_frame
+from dom0.frames import DELIVERED, PARTS_BUDGET, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.mapped_pages import enter_pages, release_pages
 from dom0.multicast import hears
 from dom0.netback import drop_staged, tell_guest
@@ -151,7 +151,8 @@ def _pass_on(e, p, s):
     if source != p.mac and (p.trunk == 0 or (not learn(e.fdb, source, p.vif, e.now) and p.number != UPLINK)):
         return DROP_SPOOFED
     if destination & GROUP_BIT:
-        return _flood(e, p, s) if p.number == UPLINK or may_flood(e, p) else DROP_STORM
+        frames = frame_at(e.frame).parts if s.slots > 0 else 1
+        return _flood(e, p, s) if p.number == UPLINK or may_flood(e, p, frames) else DROP_STORM
     number = whereabouts(e.fdb, destination, e.now, e.ageing_ns)
     if number == NO_PORT:
         return _flood(e, p, s)
@@ -169,8 +170,8 @@ def _pass_on(e, p, s):
 @compiled
 def _forward(e, p):
     """Pass the port's staged frames on, as far as its turn goes. Returns how many slots these are."""
-    done, e.flooded, tracer = 0, 0, tracer_of(e.wait)
-    while p.next < p.staged and e.flooded < FLOOD_BUDGET:
+    done, e.flooded, e.parts, tracer = 0, 0, 0, tracer_of(e.wait)
+    while p.next < p.staged and e.flooded < FLOOD_BUDGET and e.parts < PARTS_BUDGET:
         s, flooded = staged_of(p, p.next), e.flooded
         if s.length > 0:
             result = DELIVERED if s.slots == 0 else judge_frame(e, p, p.next)
@@ -215,7 +216,20 @@ def _serve_port(e, p):
             repost_received(e, p)
         else:
             answer_requests(e, p)
-    return done
+    return done + e.parts  # of a frame, perhaps, that is not done
+
+
+@outlined
+def _serve_vif(e, first):
+    """One turn of a vif of several queues, which is one queue's: how many it has its guest says. Returns the slots passed on."""
+    for k in range(first.queues):
+        number = (first.turn + k) % first.queues
+        p = member_of(e, first, number)
+        moved = _serve_port(e, p) if p.active != 0 else 0
+        if moved > 0:
+            first.turn = number + 1
+            return moved
+    return 0
 
 
 @compiled
@@ -227,7 +241,9 @@ def _round(e):
     for k in range(e.port_count):
         at = e.first + k
         p = port_of(e, at if at < e.port_count else at - e.port_count)
-        if p.active != 0:
+        if p.queues > 1:
+            moved += _serve_vif(e, p)
+        elif p.active != 0 and p.vif == p.number:
             moved += _serve_port(e, p)
     return moved
 

@@ -20,7 +20,7 @@ A frame that becomes several counts as one where it was taken in, and in SEGMENT
 
 from dom0.netback_chains import give_up
 from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, pages_for, queue_frame
-from dom0.state import UPLINK, staged_of
+from dom0.state import STAGE, UPLINK, staged_of
 from dom0.uplink import post_chain, uplink_has_room
 from hyp.abi.counters import (
     DROP_BAD_FRAME,
@@ -45,6 +45,8 @@ from hyp.patience import lose_patience, platform_wait_ends, wait_ends, waits_on
 DELIVERED, PAUSE = 0, -1
 WHOLE = -1
 """In place of a part's number."""
+PARTS_BUDGET = 2 * STAGE
+"""Frames made of longer ones for which a port's turn ends: the other ports wait for each of them."""
 
 
 @outlined
@@ -143,12 +145,15 @@ def put_frame(e, p, k, t):
     f, result = frame_at(e.frame), DELIVERED
     parts = _parts_for(t, p, k, f)
     while p.part < parts and result == DELIVERED:  # the guest may be another one since the last time, and take fewer
+        if e.parts >= PARTS_BUDGET:  # the turn is over; nobody is waited for
+            return PAUSE
         result = _put_part(e, p, k, t, f, p.part)
         if result == PAUSE:
             result = await_receiver(e, p, t)
             if result == PAUSE:
                 return PAUSE
         _count_part(e, parts, p.part, result)
+        e.parts += 1 if parts > 1 else 0
         p.part += 1
         p.pause_until = 0
     p.part = 0
@@ -166,6 +171,7 @@ def put_copy(e, p, k, t):
             result = DROP_QUEUE_FULL
         _count_part(e, parts, part, result)
         part += 1
+    e.parts += part if parts > 1 else 0
     return result
 
 

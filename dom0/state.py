@@ -56,6 +56,7 @@ PORT = np.dtype(
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
         ("failed", "i8"),
+        ("turn", "i8"),  # of the queues of the vif whose first port it is: the one that comes first in the vif's next turn
         ("members", "i8"),  # numbers (i8 each) of the ports that are the vif's queues: of its first port
         ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
         ("rx_event_fd", "i8"),
@@ -151,6 +152,7 @@ ENGINE = np.dtype(
         ("counts", "i8"),
         ("counts_shared", "i8"),
         ("flooded", "i8"),  # copies of flooded frames in this turn
+        ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("pause_ns", "i8"),
         ("storm_ns", "i8"),  # between two broadcasts of a vif's queue (hyp/storm.py); 0: no limit
         ("now", "i8"),

@@ -16,7 +16,8 @@ that are not there. So its device fails, or serves nothing, by the checks that a
 path.
 
 Who touches a hole gets a page made anew, by a page fault that waits as long as a hole is being punched: who goes on punching takes
-up the loops that serve it. All regions are whole from the beginning: one that has fewer blocks than when it was mapped has holes.
+up the loops that serve it. All regions are whole from the beginning: one that has fewer blocks than when it was mapped has holes,
+and one that has more has got some beyond its end, which would hide as many holes.
 So a process looks every `LOOK_S` which regions have holes, and more closely if it had many page faults: these are lost, too.
 
 The handler is called with no argument of ours, so the table is at an address that every process knows. All of it is
@@ -67,6 +68,9 @@ KERNEL_SIGACTION_BYTES: Final = 32
 LOOK_S: Final = 0.25
 MANY_FAULTS: Final = 500
 """Page faults in that time, from which on it is looked more closely."""
+BLOCK: Final = 512
+"""In which stat(2) counts, in bytes."""
+MANY_BLOCKS: Final = 1 << 62
 LOOKS: Final = 32
 """At the blocks of each region, as a hole may have been filled again."""
 
@@ -75,8 +79,8 @@ File = tuple[int, int]
 """Device and inode: several file systems have the same inodes."""
 NO_FILE: Final[File] = (0, 0)
 
-_files: list[tuple[File, int]] = [(NO_FILE, 0)] * ENTRIES
-"""The file of each region, and how many blocks it had when it was mapped."""
+_files: list[tuple[File, int, int]] = [(NO_FILE, 0, 0)] * ENTRIES
+"""The file of each region, how many blocks it had when it was mapped, and may have: if it was whole then, no more."""
 _mappings: list[Callable[[], Mapping | None]] = [lambda: None] * ENTRIES
 """Of each region, as long as there is one."""
 _holed: set[File] = set()
@@ -145,10 +149,11 @@ def _look_for_holes(told_fd: int) -> None:
     while True:
         time.sleep(LOOK_S)
         before, faults = faults, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        whole: dict[File, int] = {}
-        for file, blocks in (_files[k] for k in np.flatnonzero(_table["end"])):
+        whole: dict[File, tuple[int, int]] = {}
+        for file, least, most in (_files[k] for k in np.flatnonzero(_table["end"])):
             if file != NO_FILE:  # else it is lost already
-                whole[file] = max(blocks, whole.get(file, 0))
+                before_it = whole.get(file, (0, 0))
+                whole[file] = max(least, before_it[0]), max(most, before_it[1])
         if not whole.keys() <= fds.keys():
             fds = _open_files(whole)
         holed = {file for _ in range(LOOKS if faults - before >= MANY_FAULTS else 1) for file in _with_holes(whole, fds)}
@@ -172,8 +177,8 @@ def _file_of(found: os.stat_result) -> File:
     return found.st_dev, found.st_ino
 
 
-def _with_holes(whole: dict[File, int], fds: dict[File, int]) -> Iterator[File]:
-    """Those that have fewer blocks than when they were `whole`."""
+def _with_holes(whole: dict[File, tuple[int, int]], fds: dict[File, int]) -> Iterator[File]:
+    """Those that have fewer blocks than when they were `whole`, or more."""
     for file, fd in list(fds.items()):
         try:
             found = os.fstat(fd)
@@ -181,7 +186,9 @@ def _with_holes(whole: dict[File, int], fds: dict[File, int]) -> Iterator[File]:
             found = None
         if found is None or _file_of(found) != file:
             del fds[file]  # it was another mapping's, which has gone
-        elif found.st_blocks < whole.get(file, 0):
+            continue
+        least, most = whole.get(file, (0, MANY_BLOCKS))
+        if not least <= found.st_blocks <= most:
             yield file
 
 
@@ -197,8 +204,8 @@ def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
     for k in np.flatnonzero(_table["lost"]):
         if (mapping := _mappings[k]()) is not None:
             mapping.lost = True
-        what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it"
-        _table[k]["lost"], _files[k] = 0, (NO_FILE, 0)
+        what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it, or memory added,"
+        _table[k]["lost"], _files[k] = 0, (NO_FILE, 0, 0)
         log.warning("%s %s by its owner: zeros are in its place, and its device serves nothing any more", _names[k], what)
         if told is not None:
             told(_names[k])
@@ -215,7 +222,8 @@ def _enter(mapping: Mapping, fd: int, mapped: mmap.mmap) -> None:
     _names[k] = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)"))
     _mappings[k] = weakref.ref(mapping)
     found = os.fstat(fd)
-    _files[k] = (_file_of(found), found.st_blocks)
+    is_whole = found.st_blocks * BLOCK >= found.st_size
+    _files[k] = (_file_of(found), found.st_blocks, found.st_blocks if is_whole else MANY_BLOCKS)
     _table[k] = (start, 0, 0, 0)
     _table[k]["end"] = start + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     header: Any = (ctypes.c_long * 4).from_address(TABLE)

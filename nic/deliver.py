@@ -36,7 +36,7 @@ from nic.queues import (
     receive_descriptor,
     seek,
 )
-from nic.state import DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
+from nic.state import BUDGET_FRAMES, DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
 
 
 @compiled
@@ -128,7 +128,7 @@ def _claim_buffers(e, r, length):
     n, left = 0, length
     while left > 0:
         if n == MAX_FRAGMENTS or (n > 0 and r.features & SG == 0):
-            return _refuse_buffers(e, r, 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
+            return _refuse_buffers(e, r, n, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
         e.wanted = n + 1
         if buffers_for(r, n + 1) <= n:
             return PAUSE if r.active != 0 else DROP_DOWN
@@ -150,7 +150,7 @@ def _claim_buffers(e, r, length):
 
 @compiled
 def _refuse_buffers(e, r, n, fault, status, drop):
-    """The last of the next `n` buffers is no good: use them up."""
+    """The next `n` buffers are no good, or the last of them is: use up all that were looked at, lest they are once more."""
     count(r.counts, fault, 1)
     for _ in range(n):
         if r.active != 0:
@@ -227,16 +227,25 @@ def put_or_pause(e, sender, r, f):
     return _put_parts(e, sender, r, f)
 
 
+@compiled
+def is_turn_over(e):
+    """True if a sender has had its turn with a frame that becomes many: it pauses, and nobody is waited for."""
+    return e.parts >= BUDGET_FRAMES
+
+
 @outlined
 def _put_parts(e, sender, r, f):
     parts, result = parts_for(r, f), DELIVERED
     while sender.part < parts and result == DELIVERED:  # its sender may have made the frame shorter since the last time
+        if is_turn_over(e):
+            return PAUSE
         result = put(e, r, f, sender.part)
         if result == PAUSE:
             result = await_receiver(e, sender, r)
             if result == PAUSE:
                 return PAUSE
         count_part(e, parts, sender.part, result)
+        e.parts += 1 if parts > 1 else 0
         sender.part += 1
         sender.pause_until = 0
     sender.part = 0
@@ -272,4 +281,6 @@ def put_broadcast(e, r, f):
             result = DROP_QUEUE_FULL
         count_part(e, parts, part, result)
         part += 1
+    if parts > 1:
+        e.parts += part
     return result

@@ -48,7 +48,7 @@ from nic.crossing import (
     slot_of,
     want_room,
 )
-from nic.deliver import put_or_pause
+from nic.deliver import is_turn_over, put_or_pause
 from nic.doorbell import note_rings
 from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
@@ -220,9 +220,9 @@ def _serve_crossing(e, producer):
     waiting = min(crossed(ring), CROSSING_BUDGET)
     if waiting == 0 or is_paused(e, gate):
         return 0
-    done = 0
+    done, e.parts = 0, 0
     cons = load64(ring + CONS)
-    while done < waiting:
+    while done < waiting and not is_turn_over(e):
         slot = slot_of(ring, cons)
         number, f = load64(slot + SLOT_CONTEXT), crossed_frame(e, slot)
         result = DELIVERED

@@ -58,7 +58,7 @@ from hyp.offload.frame import add_piece, begin_frame, frame_at, piece_addr, piec
 from hyp.offload.segments import longest_part, prepare
 from hyp.storm import may_flood
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
-from nic.deliver import put_broadcast, put_or_pause, put_run
+from nic.deliver import is_turn_over, put_broadcast, put_or_pause, put_run
 from nic.queues import (
     NO_WINDOW,
     complete_send,
@@ -173,7 +173,7 @@ def _switch(e, c, f):
             await_wire(e, c)
             return PAUSE
         if route == FLOODED and c.part == 0:
-            if c.number != 0 and not may_flood(e, c):  # the physical function's are others', and were counted there
+            if c.number != 0 and not may_flood(e, c, f.parts):  # the physical function's are others', and were counted there
                 return DROP_STORM
             flood(e, context_of(e, c.first).generation, f)
         return outbound(e, c, f)
@@ -395,7 +395,7 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
-    done, sent, total, most, bad = 0, 0, 0, limit, 0
+    done, sent, total, most, bad, e.parts = 0, 0, 0, limit, 0, 0
     while done < limit and total < room and c.active != 0:
         frames, octets = 0, 0
         if c.part == 0:
@@ -405,16 +405,20 @@ def serve_sends(e, c):
             done += frames
         else:
             taken, octets, refused = _send_one(e, c)
+            if e.flooded > 0:  # its copies are its sender's turn, too
+                limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
             if taken == 0:
                 break
+            if e.parts > 0:
+                end_outbound(e)
+                if is_turn_over(e):
+                    limit = done
             done += taken
             frames = 1
             if refused:
                 bad += 1
                 if bad == MOST_REFUSED:
                     limit = done
-            if e.flooded > 0:  # its copies are its sender's turn, too
-                limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
         sent += frames
         total += octets
     end_outbound(e)
@@ -425,4 +429,4 @@ def serve_sends(e, c):
         count(c.counts, TX_BYTES, total)
         count(c.counts, BATCHES, 1)
         touch(e, c)
-    return sent
+    return sent + e.parts  # of a frame, perhaps, that is not done

@@ -169,6 +169,7 @@ ENGINE = np.dtype(
         ("shootdown_fd", "i8"),
         ("drained_fd", "i8"),
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
+        ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("pause_ns", "i8"),
         ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/storm.py); 0: no limit
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch
@@ -197,7 +198,8 @@ GATE_BYTES = GATE.itemsize
 
 BUDGET_FRAMES = 256
 BUDGET_BYTES = 128 * 1024
-"""What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts)."""
+"""What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts). Of
+the parts of segmented frames there are as many at most: a frame that becomes more takes several turns."""
 MOST_REFUSED = 16
 """Frames in a turn that have to be refused: they take longer than sound ones."""
 

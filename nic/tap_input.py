@@ -16,6 +16,7 @@ from hyp.offload.frame import frame_at, one_piece
 from hyp.offload.segments import prepare
 from hyp.offload.vnet import TOO_LONG, has_offload, set_iovec, word_of
 from nic.crossing import is_paused
+from nic.deliver import is_turn_over
 from nic.send import flood
 from nic.state import DELIVERED, PAUSE, wire_at
 from nic.wire import BATCH, WIRE_ORIGIN, inbound
@@ -30,15 +31,15 @@ def serve_tap(e):
     w = wire_at(e.wire)
     if w.tap_got == 0 and w.tap_readable == 0 and e.now - w.tap_looked < LOOK_NS:
         return 0
-    w.tap_looked, moved = e.now, 0
-    while moved < BATCH:
+    w.tap_looked, moved, e.parts = e.now, 0, 0
+    while moved < BATCH and not is_turn_over(e):
         if w.tap_got == 0 and not _read(e, w):
             break
         if w.tap_got > 0 and (is_paused(e, w) or not _pass_on(e, w)):
             break
         moved += 1 + e.flooded
         e.flooded = 0
-    return moved
+    return moved + e.parts
 
 
 @compiled

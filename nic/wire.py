@@ -35,7 +35,7 @@ from hyp.load.tcp import verify_frame
 from hyp.offload.frame import frame_at, is_simple, one_piece, piece_addr, set_piece, write_whole
 from hyp.offload.segments import part_length, write_part
 from nic.crossing import await_crossing, cross, cross_or_pause, is_paused
-from nic.deliver import await_receiver, copy_frame, count_part, put, put_broadcast, put_or_pause
+from nic.deliver import await_receiver, copy_frame, count_part, is_turn_over, put, put_broadcast, put_or_pause
 from nic.link import (
     ENTRY_ARRIVAL,
     ENTRY_FRAME,
@@ -122,6 +122,8 @@ def outbound(e, sender, f):
 def _outbound_parts(e, sender, f):
     w = wire_at(e.wire)
     while sender.part < f.parts:  # its sender may have made it shorter since the last time
+        if is_turn_over(e):
+            return PAUSE
         if is_wire_full(e):
             await_wire(e, sender)
             return PAUSE
@@ -146,6 +148,7 @@ def _outbound_parts(e, sender, f):
         w.fresh += 1
         w.fresh_bytes += length
         count_part(e, f.parts, sender.part, DELIVERED)
+        e.parts += 1 if f.parts > 1 else 0
         sender.part += 1
     sender.part = 0
     return DELIVERED

@@ -10,6 +10,7 @@ from bench.isolation.attack import Control, Door, attack
 from bench.isolation.attacker import Attacker
 from bench.isolation.drivers import WRAP, RingDriver
 from bench.isolation.frames import NOBODY
+from hyp.abi.fragment import MIN_SEGMENT
 from hyp.abi.netif import EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, TXF_EXTRA_INFO, TXF_MORE_DATA
 from hyp.abi.nic import PAGE
 
@@ -223,6 +224,14 @@ def senseless_buffers(a: Attacker) -> None:
         a.driver.publish()
 
 
+@attack("receive buffers of a byte, as many as there is room for", Door.RINGS, sent_to=True)
+def shortest_buffers(a: Attacker) -> None:
+    while a.goes_on():
+        for _ in range(a.driver.drain()):
+            a.driver.post(a.driver.buffer(0), 1)
+        a.driver.publish()
+
+
 @attack("the same request number, and one that there is not, in every request", Door.RINGS, Control.POSTS)
 def duplicate_numbers(a: Attacker) -> None:
     driver, number = a.driver, 0
@@ -330,6 +339,19 @@ def segment_nonsense(a: Attacker) -> None:
     while a.goes_on():
         number += 1
         a.send_all(frames, segment=(1, 47, 48, 1000, 65_535)[number % 5])
+
+
+@attack("sound frames, as long as there are, to be cut into segments as short as there are", Door.RINGS, Control.SENDS)
+def shortest_segments(a: Attacker) -> None:
+    driver = a.driver
+    length = 4000 if isinstance(driver, RingDriver) else min(0xFFFF, driver.pages * PAGE)
+    ip = bytes.fromhex("4500") + (length - 14).to_bytes(2) + bytes.fromhex("00004000 40060000 0a000001 0a000002")
+    tcp = bytes.fromhex("10001001 00000000 00000000 5010ffff 00000000")
+    driver.write(driver.page(0), a.header(NOBODY, kind=b"\x08\x00") + ip + tcp)
+    while a.goes_on():
+        for _ in range(min(driver.room(), 16)):
+            driver.send(driver.page(0), length, segment=MIN_SEGMENT)
+        driver.publish()
 
 
 @attack("flags that there are not, or that were not agreed upon", Door.RINGS, Control.POSTS)

@@ -54,6 +54,17 @@ def truncated_memory(a: Attacker) -> None:
 
 @attack("punches holes into its RAM, again and again, so that its pages have to be made anew", Door.MEMORY, sent_to=True)
 def punched_memory(a: Attacker) -> None:
+    _keep_punching(a)
+
+
+@attack("has pages beyond the end of its RAM, as many as it punches holes into it then", Door.MEMORY, sent_to=True)
+def hidden_holes(a: Attacker) -> None:
+    ram, size = own_regions(a)[0], 2 * a.driver.pages * PAGE
+    _try(a, lambda: os.posix_fallocate(ram, os.fstat(ram).st_size, size))
+    _keep_punching(a)
+
+
+def _keep_punching(a: Attacker) -> None:
     ram, size = own_regions(a)[0], ctypes.c_long(a.driver.pages * PAGE)
     while a.goes_on():
         for pool in (a.driver.page(0), a.driver.buffer(0)):

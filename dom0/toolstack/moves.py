@@ -15,13 +15,14 @@ switch     NIC: the address is the context's                     bridge: the add
            bridge: the address is behind the uplink              wait: what was on its way to the guest's context is there
 settle     all that Dom0 had posted has left the NIC             all that the guest's context had posted has left the NIC, and
                                                                  the uplink has passed on what came to it of that
-end        the vif and its nodes are taken away                  (the guest closes its context)
+end        the vif and its nodes are taken away                  the guest's contexts are taken away, if it has not closed them
 =========  ====================================================  =============================================================
 
 In a switch nothing may be waited for behind which there can be a frame for the new device: nobody takes that before `move_receive`.
 For the same reason senders wait for the new device longer than for others (`grace`, hyp/patience.py).
 Between `switch` and `settle` the guest stops to send by the old device, takes what that has received, then what the new one has.
-tests/models/move.pml is a model of it. `abort` undoes `begin`; from `switch` on there is no way back but another move.
+tests/models/move.pml is a model of it. `abort` undoes `begin`; from `switch` on there is no way back but another move. Whatever the
+guest does, it has no device but that of its path when it is over: nobody else would close a context that it kept.
 """
 
 import asyncio
@@ -130,15 +131,19 @@ class Moves:
         self._moving(domid)
         to_split = self._to_split(domid)
         del self._before[domid]
-        if not to_split:
-            await self._vifs.take_vif(domid)
+        await self._take_device(domid, vif=not to_split)
 
     async def abort(self, domid: int) -> None:
         """The guest stays where it was: the new device could not be connected."""
         guest, to_split = self._moving(domid), self._to_split(domid)
         guest["path"] = self._before.pop(domid)
-        if to_split:
+        await self._take_device(domid, vif=to_split)
+
+    async def _take_device(self, domid: int, *, vif: bool) -> None:
+        if vif:
             await self._vifs.take_vif(domid)
+        else:
+            await self._tried(self._revoke(domid))
 
     async def gone(self, domid: int) -> None:
         """A guest's domain is gone, in the middle of a move perhaps: the next one of its number begins where this one came from."""
@@ -156,6 +161,9 @@ class Moves:
     def _to_split(self, domid: int) -> bool:
         return PATHS[str(self._toolstack.guest(domid)["path"])].attachment is Attachment.VIF
 
+    async def _revoke(self, domid: int) -> None:
+        await self._hyp.call("contexts_revoke", domid=domid)
+
     async def _settled(self, domid: int, *, sent: bool) -> dict[str, Any]:
         return dict((await self._hyp.call("contexts_settle", domid=domid, sent=sent)).value)
 
@@ -170,4 +178,4 @@ class Moves:
         try:
             await wait
         except (ControlError, TimeoutError) as error:
-            log.warning("a guest moves on without waiting: %s", error)
+            log.warning("a guest's move goes on without that: %s", error)

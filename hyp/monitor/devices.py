@@ -217,9 +217,12 @@ class Devices:
         They are opened in their order, and lie on different engines of the NIC, as far as there are so many.
         """
         self._check_open(domain, queue)
+        revoked = domain.revoked
         mac, passthrough, queues = await self.policy_for(domain, emulated=domain.device_model)
         await upcall.paid()
         self._check_open(domain, queue)  # another call of the same guest, or its end, may have come in between
+        if domain.revoked != revoked:
+            raise Refused("EPERM", f"the toolstack allows {domain.who} no context any more")
         if queue >= queues:
             raise Refused("EPERM", f"the toolstack gives {domain.who} {queues} queues: there is no queue {queue}")
         if queue != len(domain.contexts):
@@ -323,6 +326,13 @@ class Devices:
 
         Of Dom0's what has been posted is sent first: it has answered for those frames, which are its guests'.
         """
+        await self.revoke_contexts(domain)
+        if self.nic is not None:
+            self.nic.tell("ram_let_go", owner=domain.name)
+
+    async def revoke_contexts(self, domain: Domain) -> None:
+        """Take all contexts of a domain away, as `close_contexts` does; it may open others, if the toolstack allows them anew."""
+        domain.revoked += 1
         while domain.contexts:
             number, context = min(domain.contexts.items(), key=lambda item: item[1].queue)
             closing = next((one.closing for one in self._with_later_queues(domain, number) if one.closing is not None), None)
@@ -331,8 +341,6 @@ class Devices:
             else:
                 await asyncio.wait({closing})
                 closing.result()
-        if self.nic is not None:
-            self.nic.tell("ram_let_go", owner=domain.name)
 
     @staticmethod
     def _with_later_queues(domain: Domain, number: int) -> list[Context]:

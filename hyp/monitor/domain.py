@@ -70,6 +70,7 @@ class Domain:
     contexts: dict[int, Context] = field(default_factory=dict)
     iommu: IommuTable | None = None
     dying: bool = False
+    revoked: int = 0  # how often all its contexts have been taken away: what was allowed before is not any more
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)  # one of its calls at a time asks toolstack and NIC for a device
     debt: Debt = field(default_factory=Debt)  # for notifications of the hypervisor's own
     aside: Aside = field(init=False)  # what may wait for locks that it has, for as long as it likes

@@ -211,6 +211,12 @@ async def contexts_settle(system: System, domain: Domain, domid: int, sent: bool
     return await system.devices.settle(system.domains[domid], "sent" if sent else "arriving")
 
 
+@hypercall(Callers.DOM0, domid=domain_number)
+async def contexts_revoke(system: System, domain: Domain, domid: int) -> None:
+    """Close all contexts of a domain, that are being opened, too: the toolstack allows it none any more."""
+    await system.devices.revoke_contexts(system.domains[domid])
+
+
 @hypercall(Callers.DOM0, limit_us=Integer(0, MAX_SPIN_US))
 def spin_limit(system: System, domain: Domain, limit_us: int) -> None:
     """Set how long loops may spin before they sleep, in µs (0: never)."""

@@ -48,6 +48,7 @@ OF_DOM0_ONLY: dict[str, set[str]] = {
     "foreign_view": {"domid"},
     "filter_change": {"context", "add", "remove"},
     "contexts_settle": {"domid", "sent"},
+    "contexts_revoke": {"domid"},
     "spin_limit": {"limit_us"},
 }
 OF_THE_NIC: dict[str, set[str]] = {

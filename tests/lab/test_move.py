@@ -141,6 +141,37 @@ def test_a_device_that_cannot_be_connected_leaves_the_guest_where_it_was(tmp_pat
     run(main())
 
 
+@pytest.mark.parametrize("aborted", [False, True])
+def test_a_guest_that_keeps_the_device_that_it_is_to_give_back_has_it_no_more(tmp_path: Path, aborted: bool) -> None:
+    """Of a path to which it has not come, or from which it has gone."""
+
+    async def main() -> None:
+        async with lab_of(tmp_path, "keeps", PATIENT.format(engines=1) + GUESTS) as lab:
+            guest, domid, path = ("anna", 1, "bypass") if aborted else ("carl", 3, "split")
+            doorbells = Path("/dev/shm").glob
+
+            def contexts() -> int:
+                return len(list(doorbells(f"xbl.{os.getuid()}.{lab.name}.{guest}.doorbell*")))
+
+            await lab.call("dom0", "move_begin", domid=domid, path=path)
+            await lab.call(guest, "move_connect", path=path)
+            assert contexts() == 1
+            if aborted:
+                await lab.call("dom0", "move_abort", domid=domid)
+            else:
+                await lab.call("dom0", "move_switch", domid=domid)
+                await lab.call(guest, "move_receive")
+                await lab.call("dom0", "move_settle", domid=domid)
+                await lab.call(guest, "move_send")
+                await lab.call("dom0", "move_end", domid=domid)
+            assert contexts() == 0
+            mac = macs(lab)
+            await lab.call("dora", "send_stream", mac=mac[guest], frame=64, stream=2, frames=100)
+            await all_of(lab, guest, 2, 100)
+
+    run(main())
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("switched", [False, True])
 @pytest.mark.parametrize(("guest", "domid", "path"), [("bert", 2, "bypass"), ("dora", 4, "split")])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import strategies as st
 
 from hyp.abi.features import CSUM, SG, TSO4, TSO6
-from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO_TCPV4, GSO_TCPV6
+from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO_TCPV4, GSO_TCPV6, MIN_SEGMENT
 from hyp.abi.nic import (
     DESC_MORE,
     DESC_SIGNALED,
@@ -21,6 +21,7 @@ from hyp.abi.nic import (
     STATUS_BAD_OFFLOAD,
     STATUS_OK,
 )
+from nic.state import BUDGET_FRAMES
 from tests.support.fuzz import SEED, TIERS, fuzz
 from tests.support.guests import JUST_BELOW_WRAP, WIRE_MAC, Guest
 from tests.support.packets import FIN, Packet, cut
@@ -152,6 +153,48 @@ def test_the_rest_of_a_cut_frame_drops_with_the_segment_that_found_no_buffer() -
         assert [carl.take_frame()[2] for _ in range(10)] == one.segments(1000)[:10]
         bench.at_rest(1)
         assert bench.drops() == {"drop_no_buffer": 20}
+
+
+@pytest.mark.parametrize("engines", [1, 2])
+def test_a_frame_that_becomes_very_many_takes_several_turns(engines: int) -> None:
+    """And loses nothing by that. Who sends to the same guest has his turn in between."""
+    with bench_of(3, engines=engines, mtu=MTU, features=ALL, pause_us=60_000_000) as (bench, anna, _, dora):
+        carl = bench.guest(queue=1024, memory=16 << 20)
+        one = packet(anna, carl.mac, MIN_SEGMENT * 900)
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], MIN_SEGMENT)
+        dora.send(dora.frame(carl.mac))
+        assert carl.waiting() == 0
+        carl.post_buffers(901)
+        found = [carl.take_frame()[2] for _ in range(901)]
+        if engines == 1:  # else both may have come over the same crossing
+            assert found.index(dora.frame(carl.mac)) <= 2 * BUDGET_FRAMES
+        found.remove(dora.frame(carl.mac))
+        assert found == one.segments(MIN_SEGMENT)
+        assert (anna.sent(1), dora.sent(1)) == ([STATUS_OK], [STATUS_OK])
+        bench.at_rest(2)
+        assert bench.drops() == {}
+
+
+def test_nor_is_anything_lost_on_the_wire(trio: tuple[Bench, Guest, Guest, Guest]) -> None:
+    bench, anna, _, _ = trio
+    one = packet(anna, WIRE_MAC, 65_000 - 54)
+    for _ in range(3):
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], MIN_SEGMENT)
+    assert anna.sent(3) == [STATUS_OK] * 3
+    bench.at_rest(3)
+    assert bench.count("segmented") == 3 * (len(one.segments(MIN_SEGMENT)) - 1) > 3 * BUDGET_FRAMES
+    assert bench.drops() == {}
+
+
+def test_buffers_that_are_too_many_for_a_frame_are_all_used_up() -> None:
+    """Lest the next frame's sender waits while they are looked at once more."""
+    with bench_of(1, mtu=MTU, features=ALL, queue=128, memory=4 << 20) as (bench, anna):
+        carl = bench.guest(queue=128, memory=4 << 20, features=ALL)
+        carl.post_buffers(MAX_FRAGMENTS + 5, 1)
+        anna.send(anna.frame(carl.mac), anna.frame(carl.mac))
+        anna.sent(1)
+        assert [status for status, _ in carl.take(MAX_FRAGMENTS)] == [STATUS_BAD_LENGTH] * MAX_FRAGMENTS
+        assert bench.drops()["drop_small_buffer"] == 1
 
 
 @pytest.mark.parametrize("engines", [1, 2])
