@@ -1,5 +1,6 @@
 """What a topology takes of descriptors, processes and threads: as the model says, told before the start, named when met."""
 
+import contextlib
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from lab import demand
 from lab.keeper import TITLE
 from lab.owner import Lab
 from lab.topology import TopologyError, check_machine, parse
-from tests.support.labs import ROOT, launch, left_behind, processes, run, staying_up, topology_file, unique, wait_until
+from tests.support.labs import ROOT, launch, left_behind, processes, run, staying_up, topology_file, unique, until, wait_until
 from tests.support.patience import patient
 from tests.support.tiers import tiered
 
@@ -64,19 +65,26 @@ def counted(topology: dict[str, Any], kind: str) -> dict[str, int]:
 @pytest.mark.parametrize("mix", tiered(MIXES, ["one split", "queues", "all"], all=pytest.mark.needs("taps")))
 def test_the_model_is_what_proc_says(mix: str) -> None:
     topology = mixed("model", **MIXES[mix])
+    model = demand.descriptors(topology)
+    of_launch = model.pop("launch.py")
+    if tried(lambda tap: why_plain(tap.fd)) is not None:  # no io_uring here
+        model |= {guest["name"]: model[guest["name"]] - 1 for guest in topology["guest"] if guest["program"] == "tap"}
 
     async def body() -> tuple[dict[str, int], dict[str, int], int, int]:
         before = len(os.listdir("/proc/self/fd"))
+
+        async def as_modelled() -> bool:
+            return counted(topology, "fd") | {"keeper-stub": 0} == model | {"keeper-stub": 0}
+
         async with Lab(topology):
+            with contextlib.suppress(AssertionError):  # which would not say what differs
+                await until(as_modelled, "what was needed to start to be closed")
             descriptors, threads = counted(topology, "fd"), counted(topology, "task")
             return descriptors, threads, before, len(os.listdir("/proc/self/fd"))
 
     descriptors, threads, before, after = run(body())
-    model = demand.descriptors(topology)
-    assert after - before <= model.pop("launch.py")
+    assert after - before <= of_launch
     assert descriptors.pop("keeper-stub", 0) <= 4
-    if tried(lambda tap: why_plain(tap.fd)) is not None:  # no io_uring here
-        model |= {guest["name"]: model[guest["name"]] - 1 for guest in topology["guest"] if guest["program"] == "tap"}
     assert descriptors == model
     assert threads == {name: n for name, n in demand.threads(topology).items() if name in threads}
     assert demand.threads(topology).keys() - threads.keys() <= {"keeper-stub"}  # none where there is no PID namespace
