@@ -45,8 +45,9 @@ from hyp.patience import lose_patience, platform_wait_ends, wait_ends, waits_on
 DELIVERED, PAUSE = 0, -1
 WHOLE = -1
 """In place of a part's number."""
-PARTS_BUDGET = 2 * STAGE
-"""Frames made of longer ones for which a port's turn ends: the other ports wait for each of them."""
+PARTS_BUDGET = 4 * STAGE
+"""Frames made of longer ones for which a port's turn ends: the other ports wait for each of them. One that is made here counts as two,
+one that the NIC makes as one. A stage of the longest frames, for an MTU of 1500, is one turn."""
 
 
 @outlined
@@ -109,6 +110,7 @@ def _put_part(e, p, k, t, f, part):
             return PAUSE
         had_room(e, t)
         post_chain(e, t, p, k)
+        e.parts += f.parts if f.parts > 1 else 0
         return DELIVERED
     whole = f.offload & GSO == 0 or _takes(t, f)  # one with GSO may be of a single part, and is a part to who does not accept it
     length = f.length if whole else part_length(f, part)
@@ -153,7 +155,7 @@ def put_frame(e, p, k, t):
             if result == PAUSE:
                 return PAUSE
         _count_part(e, parts, p.part, result)
-        e.parts += 1 if parts > 1 else 0
+        e.parts += 2 if parts > 1 else 0
         p.part += 1
         p.pause_until = 0
     p.part = 0
@@ -171,7 +173,7 @@ def put_copy(e, p, k, t):
             result = DROP_QUEUE_FULL
         _count_part(e, parts, part, result)
         part += 1
-    e.parts += part if parts > 1 else 0
+    e.parts += 2 * part if parts > 1 else 0
     return result
 
 

@@ -36,7 +36,7 @@ from nic.queues import (
     receive_descriptor,
     seek,
 )
-from nic.state import BUDGET_FRAMES, DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
+from nic.state import BUDGET_PARTS, DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
 
 
 @compiled
@@ -230,7 +230,7 @@ def put_or_pause(e, sender, r, f):
 @compiled
 def is_turn_over(e):
     """True if a sender has had its turn with a frame that becomes many: it pauses, and nobody is waited for."""
-    return e.parts >= BUDGET_FRAMES
+    return e.parts >= BUDGET_PARTS
 
 
 @outlined

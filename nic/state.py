@@ -198,8 +198,9 @@ GATE_BYTES = GATE.itemsize
 
 BUDGET_FRAMES = 256
 BUDGET_BYTES = 128 * 1024
-"""What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts). Of
-the parts of segmented frames there are as many at most: a frame that becomes more takes several turns."""
+"""What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts)."""
+BUDGET_PARTS = 96
+"""Of segmented frames, in a turn: two as long as there are, for an MTU of 1500. One that becomes more takes several turns."""
 MOST_REFUSED = 16
 """Frames in a turn that have to be refused: they take longer than sound ones."""
 

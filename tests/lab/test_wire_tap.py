@@ -81,11 +81,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         with staying_up(file, within=within) as (process, _):
             yield unique("wiretap"), within
             nic = next(pid for pid, line in processes(unique("wiretap")).items() if line.split()[-1] == "nic")
+            number = index(within)
             os.kill(nic, signal.SIGKILL)
-            wait_until(lambda: "lab0" not in interfaces(within), "the interface to be gone with the NIC")
+            wait_until(lambda: index(within) != number, "the interface to be gone with the NIC, whose next one makes another")
             process.send_signal(signal.SIGTERM)
             process.wait(patient(30))
     assert left_behind(unique("wiretap")) == []
+
+
+def index(within: list[str]) -> str | None:
+    """The number of the interface on the wire; None if there is none."""
+    found = [line for line in interfaces(within).splitlines() if " lab0 " in line]
+    return found[0].split(":")[0] if found else None
 
 
 def interfaces(within: list[str]) -> str:

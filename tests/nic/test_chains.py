@@ -21,7 +21,7 @@ from hyp.abi.nic import (
     STATUS_BAD_OFFLOAD,
     STATUS_OK,
 )
-from nic.state import BUDGET_FRAMES
+from nic.state import BUDGET_PARTS
 from tests.support.fuzz import SEED, TIERS, fuzz
 from tests.support.guests import JUST_BELOW_WRAP, WIRE_MAC, Guest
 from tests.support.packets import FIN, Packet, cut
@@ -167,7 +167,7 @@ def test_a_frame_that_becomes_very_many_takes_several_turns(engines: int) -> Non
         carl.post_buffers(901)
         found = [carl.take_frame()[2] for _ in range(901)]
         if engines == 1:  # else both may have come over the same crossing
-            assert found.index(dora.frame(carl.mac)) <= 2 * BUDGET_FRAMES
+            assert found.index(dora.frame(carl.mac)) <= 2 * BUDGET_PARTS
         found.remove(dora.frame(carl.mac))
         assert found == one.segments(MIN_SEGMENT)
         assert (anna.sent(1), dora.sent(1)) == ([STATUS_OK], [STATUS_OK])
@@ -182,7 +182,7 @@ def test_nor_is_anything_lost_on_the_wire(trio: tuple[Bench, Guest, Guest, Guest
         anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], MIN_SEGMENT)
     assert anna.sent(3) == [STATUS_OK] * 3
     bench.at_rest(3)
-    assert bench.count("segmented") == 3 * (len(one.segments(MIN_SEGMENT)) - 1) > 3 * BUDGET_FRAMES
+    assert bench.count("segmented") == 3 * (len(one.segments(MIN_SEGMENT)) - 1) > 3 * BUDGET_PARTS
     assert bench.drops() == {}
 
 

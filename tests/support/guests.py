@@ -61,6 +61,7 @@ class Guest:
         self.upcall, self.epoll = upcall
         self.memory = ram.array
         self._counts = np.zeros(128, np.int64)
+        self.loops: list[Loop] = []
         self.pair: QueuePair
 
     def call(self, op: str, **args: Any) -> Reply:
@@ -99,7 +100,9 @@ class Guest:
         os.eventfd_write(self.bench.hypervisor.system.domains[self.domid].contexts[self.context].completion_fd, 1)
 
     def close(self) -> None:
-        """Close what it holds open."""
+        """Close what it holds open. A loop that a test has left behind ends: it would go on without end, and take a CPU."""
+        for loop in self.loops:
+            loop.job[0]["stop"] = 1
         self.hyp.close()
         close_all([self.epoll, *([int(self.q["doorbell_fd"])] if hasattr(self, "q") else [])])
 
@@ -263,6 +266,7 @@ class Loop:
         self.trackers = np.zeros(TRACKER_ROWS, TRACKER)
         job[0]["trackers"] = self.trackers.ctypes.data
         self.result: int | None = None
+        guest.loops.append(self)
         self._thread = threading.Thread(target=self._run, args=(kernel,), daemon=True)
         self._thread.start()
 
