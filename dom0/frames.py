@@ -46,8 +46,8 @@ DELIVERED, PAUSE = 0, -1
 WHOLE = -1
 """In place of a part's number."""
 PARTS_BUDGET = 4 * STAGE
-"""Frames made of longer ones for which a port's turn ends: the other ports wait for each of them. One that is made here counts as two,
-one that the NIC makes as one. A stage of the longest frames, for an MTU of 1500, is one turn."""
+"""Frames made of longer ones for which a port's turn ends: the other ports wait for each of them. One that is made here counts as
+two, one that the NIC makes as one. A stage of the longest frames, for an MTU of 1500, is one turn."""
 
 
 @outlined

@@ -348,8 +348,9 @@ def shortest_segments(a: Attacker) -> None:
     ip = bytes.fromhex("4500") + (length - 14).to_bytes(2) + bytes.fromhex("00004000 40060000 0a000001 0a000002")
     tcp = bytes.fromhex("10001001 00000000 00000000 5010ffff 00000000")
     driver.write(driver.page(0), a.header(NOBODY, kind=b"\x08\x00") + ip + tcp)
+    slots = 2 if isinstance(driver, RingDriver) else 1  # a request, and an extra info
     while a.goes_on():
-        for _ in range(min(driver.room(), 16)):
+        for _ in range(min(driver.room() // slots, 16)):
             driver.send(driver.page(0), length, segment=MIN_SEGMENT)
         driver.publish()
 
