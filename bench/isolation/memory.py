@@ -143,6 +143,18 @@ def flooded_log(a: Attacker) -> None:
             a.rest(0.001)
 
 
+@attack("prints a byte at a time, each a packet of the pipe's", Door.MEMORY, Control.BUSY)
+def dripping_log(a: Attacker) -> None:
+    out = sys.stdout.fileno()
+    _try(a, lambda: fcntl.fcntl(out, fcntl.F_SETFL, fcntl.fcntl(out, fcntl.F_GETFL) | os.O_DIRECT))
+    while a.goes_on():
+        try:
+            os.write(out, b"x")
+        except OSError as error:
+            a.got[str(error.strerror)] += 1
+            a.rest(0.001)
+
+
 @attack("opens, reads and closes every descriptor that it has been given", Door.MEMORY, Control.QUIET)
 def own_descriptors_misused(a: Attacker) -> None:
     numbers = [int(name) for name in os.listdir("/proc/self/fd")]

@@ -81,6 +81,30 @@ def upcall_into_nowhere(a: Attacker) -> None:
     _held(a, lambda address: libc.epoll_wait(epoll, address, 16, -1), lambda: [a.call("evtchn_close", port=port) for port in ports])
 
 
+@attack("has its upcall changed while it is in use, for as long as is waited for it, lets go, and again", Door.CALLS, Control.CALLS)
+def let_go_in_time(a: Attacker) -> None:
+    before = len(a.kept)
+    upcall = (a.call("upcall_create", keep=True) or {})["upcall"]
+    epoll = select.epoll.fromfd(os.dup(int(a.kept[before])))
+    port = (a.call("evtchn_alloc_unbound", remote=a.guest.domid, upcall=upcall) or {})["port"]
+    always = os.eventfd(1)
+    a.kept += [epoll, always]
+    epoll.register(always, select.EPOLLIN)
+    while a.goes_on():
+        try:
+            memory = Nowhere()
+        except OSError as error:
+            a.got[str(error.strerror)] += 1
+            a.rest(0.001)
+            continue
+        held = threading.Thread(target=libc.epoll_wait, args=(epoll.fileno(), memory.address, 16, -1), daemon=True)
+        held.start()
+        a.rest(0.002)
+        a.call("evtchn_bind_interdomain", remote=a.guest.domid, remote_port=port, upcall=upcall)
+        memory.close()
+        held.join()
+
+
 @attack("has the last close of an event channel wait for an epoll of its own", Door.CALLS, Control.QUIET)
 def last_close_into_nowhere(a: Attacker) -> None:
     _, ports, notifiers = _channel(a)

@@ -177,7 +177,8 @@ def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bo
             [
                 *((path, landlock.READ) for path in (*_SYSTEM, *readable, sys.prefix, sys.base_prefix)),
                 *((path, landlock.READ | landlock.WRITE_FILE | landlock.IOCTL_DEV) for path in _DEVICES),
-                ("/proc", landlock.READ | landlock.WRITE_FILE),
+                ("/proc", landlock.READ),  # not its own oom_score_adj, for one
+                ("/proc/sys", landlock.READ | landlock.WRITE_FILE),  # of its network
                 (SHM, landlock.ALL),
             ]
         )

@@ -8,8 +8,8 @@ is something to do.
 
 What a call takes is told to `takes`, so that the guest pays for it: its CPU time and, while `call` waits for an answer, the time
 for which the thread is blocked, by whatever was asked before, too. `call` does not wait long. Who does not answer by `LIMIT_S` is
-*stuck*: what is asked of it then fails at once, until all that it was asked before has been done. `later` waits for nothing. In the
-end a stuck thread goes when its guest does.
+*stuck*: what is asked of it then fails at once, until all that it was asked before has been done; what was waited for in vain is
+told, too. `later` waits for nothing. In the end a stuck thread goes when its guest does.
 """
 
 import contextlib
@@ -47,16 +47,19 @@ class Aside:
         self._lock = threading.Lock()
         self._at_work = self._stuck = False
         self._awaited_since = 0  # `call` waits since then (ns); 0: it does not
+        self._thread = 0  # the kernel's number of the one that is at work
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What the function returns, or raises. Stuck if there is no answer; it is called all the same, some time."""
         if self._stuck:
             raise Stuck("what it was asked before is not answered")
         self._awaited_since = time.monotonic_ns()
+        worker, delayed = self._thread, _delayed(self._thread)
         job = self._begin(_Job(function, arguments))
         answered = job.answered.wait(LIMIT_S)
-        self._awaited_since = 0
+        waited, self._awaited_since = time.monotonic_ns() - self._awaited_since, 0
         if not answered:
+            self._takes(waited - (_delayed(self._thread) - (delayed if worker == self._thread else 0)))
             with self._lock:
                 self._stuck = self._at_work
             raise Stuck(f"there is no answer after {LIMIT_S} s")
@@ -81,6 +84,7 @@ class Aside:
         return job
 
     def _work(self) -> None:
+        self._thread = threading.get_native_id()
         while True:
             with self._lock:
                 if not self._jobs:
@@ -99,6 +103,14 @@ class Aside:
                     takes = max(takes, time.monotonic_ns() - max(began, since) - (delayed_by_now - delayed))
                 self._takes(takes)
             job.answered.set()
+
+
+def _delayed(thread: int) -> int:
+    """For how long (ns) a thread of this process has waited for a CPU; 0 if there is no such thread."""
+    try:
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1])
+    except OSError:
+        return 0
 
 
 def _cpu_times() -> tuple[int, int]:

@@ -23,6 +23,8 @@ KEPT_BYTES = 1 << 20
 TURN_BYTES = 1 << 16
 RATE = 8 << 20
 """Bytes a second."""
+TURN_S = 0.002
+"""From one look at the pipe to the next, at least: who prints a byte at a time, each a packet, has as little of a CPU as others."""
 LAST_WORDS_S = 0.5
 
 
@@ -66,7 +68,7 @@ class Output:
             with contextlib.suppress(OSError):  # a full disk costs the guest its words
                 self._keep(printed)
             if not ended:
-                time.sleep(len(printed) / RATE)
+                time.sleep(max(len(printed) / RATE, TURN_S))
         with self._lock:
             self._end = -1
         for fd in (self._pipe, self._log, end):
@@ -74,9 +76,12 @@ class Output:
 
     def _keep(self, printed: bytes) -> None:
         if self._size + len(printed) > KEPT_BYTES:
-            os.close(self._log)
-            os.replace(self._path, self._before)
-            self._log = self._open()
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # gone before there could be another; or a dead guest's, which is read, too
+                os.replace(self._path, self._before)
+            full, self._log = self._log, self._open()  # if there can be no other, the full one goes on being ours
+            os.close(full)
             self._size = os.write(
                 self._log, f"[what came before is in {self._before.name}, and what came before that is gone]\n".encode()
             )

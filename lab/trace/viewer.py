@@ -120,7 +120,15 @@ class Viewer:
             self.left_out[process] = str(error) or "it does not answer"
 
     async def _look_at(self, process: str) -> None:
-        console = await open_console(self._keeper, process, takes_fds=True)
+        console = await open_console(self._keeper, process)
+        try:
+            await self._have_told(process, console)
+        finally:
+            if not any(one.console is console for one in self._loops):
+                console.close()
+
+    async def _have_told(self, process: str, console: Channel) -> None:
+        """Give each loop that the process says it has a ring."""
         loops = (await console.call("trace_points")).value
         if not isinstance(loops, list) or len(loops) > MOST_LOOPS or not all(_NAME.fullmatch(str(loop)) for loop in loops):
             raise Refused("EPROTO", "what it says of its loops makes no sense")

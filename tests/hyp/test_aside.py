@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from hyp.control.aside import Aside, Stuck
+from hyp.control.aside import LIMIT_S, Aside, Stuck
 from tests.support.labs import wait_until
 
 
@@ -48,6 +48,16 @@ def test_who_does_not_answer_is_stuck_until_all_is_done_and_others_are_not(aside
 def test_what_it_was_blocked_for_is_told(aside: Aside, taken: list[int]) -> None:
     aside.call(threading.Event().wait, 0.05)
     assert taken[0] > 40_000_000
+
+
+def test_what_it_is_waited_for_in_vain_is_told(aside: Aside, taken: list[int]) -> None:
+    """Else who lets go just after nobody waits any more holds up everybody, again and again, and pays for nothing."""
+    gate = threading.Event()
+    with pytest.raises(Stuck):
+        aside.call(gate.wait)
+    assert sum(taken) > 0.8 * LIMIT_S * 1e9
+    gate.set()
+    wait_until(lambda: not aside._at_work, "it to be free")
 
 
 def _spin() -> None:

@@ -21,6 +21,7 @@ from hyp.trace.points import MOST_RINGS
 from lab.owner import Lab
 from lab.stopping import stop
 from lab.trace import recording
+from lab.trace import viewer as looks
 from lab.trace.ring import TraceRing
 from lab.trace.story import MOST_STEPS, Way, Ways
 from lab.trace.viewer import Viewer, _Loop
@@ -267,6 +268,26 @@ def test_streams_lose_nothing_while_all_of_it_is_told(tmp_path: Path) -> None:
 def test_a_guest_calls_its_loops_after_itself(process: str, loop: str, shown: str) -> None:
     with TraceRing("evil") as ring:
         assert _Loop(process, loop, ring, cast(Channel, None)).shown == shown
+
+
+def test_a_process_without_loops_leaves_no_console_and_nobody_is_trusted_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        ours, theirs = socketpair()
+        console, guest = Channel(ours, name="evil", untrusted=True), Channel(theirs, {"trace_points": list[str]}, name="us")
+        asked: list[tuple[object, ...]] = []
+
+        async def given(*how: object, **more: object) -> Channel:
+            asked.append((*how, more))
+            return console
+
+        monkeypatch.setattr(looks, "open_console", given)
+        keeper = cast(Channel, None)
+        await Viewer(keeper)._look_at("evil")
+        assert asked == [(keeper, "evil", {})]  # as it was opened for a guest, it takes no descriptors
+        assert console.closed.done()
+        guest.close()
+
+    run(main())
 
 
 def test_a_guest_that_makes_records_up_spoils_its_own_alone() -> None:
