@@ -194,7 +194,7 @@ def _forward(e, p):
 
 @compiled
 def _serve_port(e, p):
-    """One turn of a port. Returns the number of slots passed on."""
+    """One turn of a port. Returns the number of slots passed on, and of the parts of frames; 0: nothing moved."""
     if p.next == p.staged:
         if p.number == UPLINK:
             take_received(e, p)

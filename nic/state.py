@@ -200,8 +200,7 @@ BUDGET_FRAMES = 256
 BUDGET_BYTES = 128 * 1024
 """What a queue may send in its turn, copies of flooded frames included; then the next one's comes (fair service among contexts)."""
 BUDGET_PARTS = 46
-"""Of segmented frames, in a turn: one as long as there are, for an MTU of 1500, takes as long as some 200 short frames. One that
-becomes more takes several turns."""
+"""Of segmented frames, in a turn: those of the longest one, for an MTU of 1500. One that becomes more takes several turns."""
 MOST_REFUSED = 16
 """Frames in a turn that have to be refused: they take longer than sound ones."""
 

@@ -76,9 +76,7 @@ class Output:
 
     def _keep(self, printed: bytes) -> None:
         if self._size + len(printed) > KEPT_BYTES:
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # gone before there could be another; or a dead guest's, which is read, too
+            with contextlib.suppress(FileNotFoundError):  # put aside already, when there could be no other
                 os.replace(self._path, self._before)
             full, self._log = self._log, self._open()  # if there can be no other, the full one goes on being ours
             os.close(full)
