@@ -19,13 +19,14 @@ from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, S
 from hyp.control.debt import Debt
 from hyp.engine import Engine
 from hyp.events import DEBT, NOTIFIER, new_wait
+from hyp.fairness.patience import GRACE_NS
+from hyp.fairness.standing import STANDING
+from hyp.fairness.storm import storm_ns
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
-from hyp.patience import GRACE_NS
 from hyp.ram import QueuePair, Ram
-from hyp.storm import storm_ns
 from hyp.upcall import ControlUpcall
 from hyp.verbs import post_receive, qp_at, ring_receives
 
@@ -87,6 +88,7 @@ class EngineState:
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self.waiting = new_wait(epoll, platform.address)
         self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), np.zeros(1, NOTIFIER)
+        self.standings = np.zeros(domains, STANDING)
         self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
         self._spare = list(range(domains, MAX_PORTS))  # for queues that are not their vif's first, in order
@@ -97,6 +99,7 @@ class EngineState:
             port["passing"] = self._passing[number].ctypes.data
             port["groups"] = self._groups[number].ctypes.data
         self._join([UPLINK])
+        self.ports[UPLINK]["standing"] = self.standings.ctypes.data
         record = self._record[0]
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
@@ -149,7 +152,7 @@ class EngineState:
         record["counts"], record["counts_shared"] = counts
         record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
         record["storm_ns"] = storm_ns(storm_pps)
-        self.ports["patience"] = pause_us * 1000
+        self.standings["patience"] = pause_us * 1000
         self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
         record["posted"] = self._posted.ctypes.data
         view = self.views[0]
@@ -208,20 +211,19 @@ class EngineState:
         *,
         filters: bool = False,
         maps: bool = False,
-        routed: bool = True,
     ) -> None:
         """Make a connected vif port `number` of the bridge, with so many `queues`, which count in one row.
 
         `features`: what its front end accepts (hyp/abi/features.py). `maps`: pages to transmit are mapped for their batch, else
         they are grant copies; it needs tables of pages, as `enter_pages` does. `rate`: how much its guest may send, on all queues.
-        `filters`: multicast control. Not `routed`: its guest is moving to it.
+        `filters`: multicast control.
         """
         further = len(queues) - 1
         numbers, self._spare = [number, *self._spare[:further]], self._spare[further:]
         self._join(numbers)
         for one, queue in zip(numbers, queues, strict=True):
             self._prepare(one, domid, features, counts, queue, maps=maps)
-            self.ports[one]["grace"] = 0 if routed else time.monotonic_ns() + GRACE_NS
+            self.ports[one]["grace"] = 0
         self.ports[number]["filters"], self.ports[number]["group_count"] = filters, 0
         await self.engine.post(ADD_PORT, port=number, **_credit(rate))
 
@@ -235,8 +237,8 @@ class EngineState:
         port["domid"], port["failed"] = domid, 0
         vif = int(port["vif"])
         first = self.ports[vif]
-        port["mac"], port["trunk"], port["patience"] = first["mac"], first["trunk"], first["patience"]
-        port["debt"] = self._debts[vif : vif + 1].ctypes.data
+        port["mac"], port["trunk"] = first["mac"], first["trunk"]
+        port["debt"], port["standing"] = (of[vif : vif + 1].ctypes.data for of in (self._debts, self.standings))
         port["hashing"] = port["hash_info"] = 0
         port["tx_ring"], port["rx_ring"] = queue.rings
         port["tx_event_fd"], port["rx_event_fd"] = queue.events
@@ -246,7 +248,11 @@ class EngineState:
         port["credit_bytes"] = 0
 
     async def route(self, mac: str, number: int) -> None:
-        """The guest's address `mac` is behind port `number` from now on: no frame for it goes elsewhere when this returns."""
+        """The guest's address `mac` is behind port `number` from now on: no frame for it goes elsewhere when this returns.
+
+        It moves there, and doesn't look at a new vif yet: senders wait for it (hyp/fairness/patience.py).
+        """
+        self.ports["grace"][self.ports["vif"] == number] = time.monotonic_ns() + GRACE_NS
         await self.engine.post(ROUTE, mac=mac_to_int(mac), port=number)
 
     async def received_by_uplink(self, completions: int) -> None:
@@ -278,13 +284,12 @@ class EngineState:
         await self.engine.post(REMOVE_PORT, port=number)
         first = self.ports[number]
         further = self._members[number][1 : int(first["queues"])].tolist()
-        first["patience"] = min(int(self.ports[one]["patience"]) for one in [number, *further])
         self._spare = sorted(further + self._spare)
         self._join([number])
 
     def forget_guest(self, number: int) -> None:
         """Who has port `number` next, which has no vif now, is another guest: it begins with all patience and without debts."""
-        self.ports[number]["patience"], self._debts[number] = self._record[0]["pause_ns"], 0
+        self.standings[number], self._debts[number] = (self._record[0]["pause_ns"], 0), 0
         self._control_debts[number] = Debt()
 
     def debt_of(self, number: int) -> Debt:

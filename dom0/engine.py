@@ -46,15 +46,15 @@ from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, sleep, spins, tracer_of, wait_at
+from hyp.fairness.patience import begin_patience
+from hyp.fairness.storm import may_flood
 from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.price import charge
 from hyp.offload.flow import queue_of
 from hyp.offload.frame import frame_at, one_piece
 from hyp.offload.toeplitz import hashing_at, steer
-from hyp.patience import begin_patience
 from hyp.ring import arm_requests, ring_at
-from hyp.storm import may_flood
 from hyp.trace.ring import is_passed_over
 from hyp.verbs import arm_receives, arm_sends, qp_at, receives_completed, sends_completed
 

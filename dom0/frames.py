@@ -20,7 +20,7 @@ A frame that becomes several counts as one where it was taken in, and in SEGMENT
 
 from dom0.netback_chains import give_up
 from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, pages_for, queue_frame
-from dom0.state import STAGE, UPLINK, staged_of
+from dom0.state import STAGE, UPLINK, port_of, staged_of
 from dom0.uplink import post_chain, uplink_has_room
 from hyp.abi.counters import (
     DROP_BAD_FRAME,
@@ -37,10 +37,10 @@ from hyp.abi.features import CSUM, CSUM6, SG
 from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO
 from hyp.atomics import load64
 from hyp.counters import count
+from hyp.fairness.patience import lose_patience, platform_wait_ends, wait_ends, waits_on
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import add_piece, begin_frame, frame_at
 from hyp.offload.segments import blank_in_place, finish_in_place, longest_part, needed_features, part_length, prepare
-from hyp.patience import lose_patience, platform_wait_ends, wait_ends, waits_on
 
 DELIVERED, PAUSE = 0, -1
 WHOLE = -1
@@ -179,11 +179,12 @@ def put_copy(e, p, k, t):
 
 @compiled
 def await_receiver(e, p, t):
-    """Port `t` has no room for `e.wanted` fragments: PAUSE while it may hold up who waits (hyp/patience.py), then a drop's name."""
+    """Port `t` has no room for `e.wanted` fragments: PAUSE while it may hold up who waits (hyp/fairness), then a drop's name."""
     if t.stalled != 0:
         return DROP_NO_BUFFER
     if p.pause_until == 0 or p.pause_for != t.number:
-        p.pause_until = platform_wait_ends(e) if t.number == UPLINK else wait_ends(e, t, p.shared)
+        vif = port_of(e, t.vif)
+        p.pause_until = platform_wait_ends(e) if t.number == UPLINK else wait_ends(e, t, vif, p.shared)
         p.pause_for = t.number
         if p.pause_until == 0:
             return DROP_NO_BUFFER

@@ -34,10 +34,10 @@ from hyp.abi.netif import (
 )
 from hyp.atomics import load64, load64_once, memcpy, store64
 from hyp.counters import count
+from hyp.fairness.patience import note_posted
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import piece_addr, piece_length, set_piece, write_whole
 from hyp.offload.segments import segment_of, write_part
-from hyp.patience import note_posted
 from hyp.ring import (
     PROTOCOL_FAULT,
     next_request_slot,

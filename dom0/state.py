@@ -35,13 +35,11 @@ PORT = np.dtype(
         ("towards", "i8"),  # the vif that its last frame was for
         ("shared", "i8"),  # it is the uplink, and has had frames for others since it waited last
         ("waited_for", "i8"),  # as a receiver: some port pauses until it has room for so many fragments; 0: none does
-        # as a receiver that holds others up (hyp/patience.py)
+        # as a receiver that holds others up (hyp/fairness/patience.py)
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it has room
-        ("patience", "i8"),  # for how long it still may, in ns
-        ("storm_at", "i8"),  # when its next broadcast is due (hyp/storm.py)
         ("full_since", "i8"),
         ("grace", "i8"),  # somebody is moving to it until then (ns)
-        ("taken", "i8"),
+        ("taken", "i8"),  # frames that its vif had taken when its patience was last filled up: of the vif's first port
         ("answers", "i8"),  # transmit requests staged and not yet answered
         ("copies", "i8"),  # receive copies queued, or made and not yet published, in this flush
         ("next_written", "i8"),  # the next port in the list that ENGINE.written heads, 0: none
@@ -61,6 +59,7 @@ PORT = np.dtype(
         ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
         ("rx_event_fd", "i8"),
         ("debt", "i8"),  # DEBT record (hyp/events.py) of the guest
+        ("standing", "i8"),  # and STANDING record (hyp/fairness/standing.py)
         ("hash_info", "i8"),  # of a vif with several queues: extra info that goes with the frame that goes to it now; 0: none
         # of a vif's first port, for all its queues
         ("hashing", "i8"),  # a HASHING record (hyp/offload/toeplitz.py) that its queues are chosen by; 0: by the flow hash
@@ -154,7 +153,7 @@ ENGINE = np.dtype(
         ("flooded", "i8"),  # copies of flooded frames in this turn
         ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("pause_ns", "i8"),
-        ("storm_ns", "i8"),  # between two broadcasts of a vif's queue (hyp/storm.py); 0: no limit
+        ("storm_ns", "i8"),  # between two broadcasts of a vif's queue (hyp/fairness/storm.py); 0: no limit
         ("now", "i8"),
         ("idle_since", "i8"),
         ("wait", "i8"),

@@ -202,7 +202,7 @@ class Connection:
             control = await self._open_control(wishes, grants)
             if routed:
                 await self.take_address()
-            await self._become_port(counters, queues, wishes, rate, maps=maps, routed=routed)
+            await self._become_port(counters, queues, wishes, rate, maps=maps)
             if control is not None:
                 self._control = asyncio.get_running_loop().create_task(control.serve())
                 self._held.push_async_callback(self._end_control, self._control)
@@ -310,11 +310,9 @@ class Connection:
         await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
         self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
 
-    async def _become_port(
-        self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate, *, maps: bool, routed: bool
-    ) -> None:
+    async def _become_port(self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate, *, maps: bool) -> None:
         who = self._who
         counts = counters.row(f"vif{who.domid}:{who.name}")
         self._held.push_async_callback(self._state.remove_vif, who.number)
-        how: dict[str, Any] = {"filters": wishes.filters, "maps": maps, "routed": routed}
+        how: dict[str, Any] = {"filters": wishes.filters, "maps": maps}
         await self._state.add_vif(who.number, who.domid, wishes.features, counts, queues, rate, **how)

@@ -10,10 +10,11 @@ from hyp.abi.sizes import MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import DEBT, NOTIFIER, new_eventfd, new_wait
+from hyp.fairness.standing import STANDING
+from hyp.fairness.storm import storm_ns
 from hyp.load.frames import attach_histograms
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
-from hyp.storm import storm_ns
 from nic.crossing import CONS, CROSSING_BYTES, CROSSING_SLOTS, FIRST_SLOT, PROD, SLOT_BYTES, SLOT_CONTEXT
 from nic.kept import Kept
 from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE_BUFFERS
@@ -77,6 +78,7 @@ class EngineState:
         self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
         self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), np.zeros(1, NOTIFIER)
+        self.standings, self.pause_ns = np.zeros(CONTEXTS, STANDING), 0
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]
         self.wire, self.schedule, self.replay, self.buffers = out.wire, out.schedule, out.replay, out.buffers
@@ -122,15 +124,17 @@ class EngineState:
     def clear(self, number: int, first: int = -1, *, fresh: bool = True) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
         """Forget all about context `number`, which no engine serves; returns its record.
 
-        What its guest owes for notifications is kept with the `first` of its contexts, and forgotten only of a `fresh` guest.
+        What its guest owes for notifications, and its standing, are kept with the `first` of its contexts, and forgotten only of a
+        `fresh` guest.
         """
         first = number if first < 0 else first
         if fresh and number == first:
-            self._debts[first] = 0
+            self._debts[first], self.standings[first] = 0, (self.pause_ns, 0)
         record = self.contexts[number : number + 1]
         record[:] = 0
         record["number"], record["head1"], record["members"] = number, -1, self._members[number].ctypes.data
         record["debt"] = self._debts[first : first + 1].ctypes.data
+        record["standing"] = self.standings[first : first + 1].ctypes.data
         record["clock"] = self._record["now"].ctypes.data
         return record
 
@@ -148,6 +152,7 @@ class EngineState:
         index = int(self._record[0]["index"])
         self._record[0]["max_frame"] = mtu + LINK_HEADER
         self._record[0]["pause_ns"] = self.pause_ns = pause_us * 1000
+        self.standings["patience"] = self.pause_ns
         self._record[0]["storm_ns"] = storm_ns(storm_pps)
         self._record[0]["counts"], self._record[0]["counts_shared"] = counters.row(f"engine{index}")
         self.wire[0]["counts"], self.wire[0]["counts_shared"] = counters.row(f"wire{index}")

@@ -21,10 +21,10 @@ from hyp.abi.trace import NOWHERE
 from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_once, store64_release
 from hyp.counters import count
 from hyp.events import notify_if, tracer_of
+from hyp.fairness.patience import waits_on
 from hyp.kernels import compiled
 from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr
 from hyp.offload.segments import prepare
-from hyp.patience import waits_on
 from nic.deliver import copy_frame
 from nic.link import is_congested, link_at
 from nic.queues import buffers_for

@@ -20,12 +20,12 @@ from hyp.abi.fragment import CSUM_VALID, LENGTH_MASK
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, MAX_FRAGMENTS, STATUS_BAD_ADDRESS, STATUS_BAD_LENGTH, STATUS_OK
 from hyp.atomics import copy32, load64_once, memcpy, store8, store64, u32_add
 from hyp.counters import count
+from hyp.fairness.patience import lose_patience, platform_wait_ends, wait_ends
 from hyp.frames import takes_frame, write_completion
 from hyp.iommu import NO_TRANSLATION, READ, WRITE
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import is_simple, piece_addr, set_piece, write_whole
 from hyp.offload.segments import needed_features, part_length, write_part
-from hyp.patience import lose_patience, platform_wait_ends, wait_ends
 from nic.queues import (
     NO_WINDOW,
     buffers_for,
@@ -254,12 +254,12 @@ def _put_parts(e, sender, r, f):
 
 @compiled
 def await_receiver(e, sender, r):
-    """Context `r` is full: PAUSE while it may hold up who waits for it (hyp/patience.py), then a drop's name."""
+    """Context `r` is full: PAUSE while it may hold up who waits for it (hyp/fairness/patience.py), then a drop's name."""
     if r.stalled != 0:
         return DROP_NO_BUFFER
     sender.pause_need = e.wanted
     if sender.pause_until == 0 or sender.pause_for != r.number:  # a sender may change its frame while it waits
-        sender.pause_until = platform_wait_ends(e) if r.privileged != 0 else wait_ends(e, r, sender.shared)
+        sender.pause_until = platform_wait_ends(e) if r.privileged != 0 else wait_ends(e, r, r, sender.shared)
         sender.pause_for = r.number
         if sender.pause_until == 0:
             return DROP_NO_BUFFER

@@ -20,10 +20,10 @@ from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
 from hyp.control import Handler, Refused, close_all
 from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
+from hyp.fairness.patience import GRACE_NS
 from hyp.load.frames import MIN_TEST_FRAME, keep_for, tracker_report
 from hyp.load.schedule import MAX_RATE
 from hyp.memory import MappedOnce, Mapping
-from hyp.patience import GRACE_NS
 from hyp.process import Process
 from hyp.trace.points import TracePoints
 from nic.build import Crossings, EngineState
@@ -70,9 +70,7 @@ class Nic:
         self._hushed: list[Hushed] = []
         self._mappings: dict[int, list[Mapping]] = {}
         self._ram = MappedOnce()
-        self._names: dict[int, str] = {}  # of the contexts' domains
         self._generations: dict[int, int] = {}  # of the contexts that there are
-        self._patience: dict[tuple[str, int], int] = {}  # that the last context of a domain's queue left
         self._started: set[int] = set()
         self._setup = asyncio.Lock()  # a guest's calls may overtake each other; what they do to a context must not
         self._filters: dict[int, int] = {}  # MAC → context
@@ -160,12 +158,9 @@ class Nic:
             close_all(fds)
             raise
         self._mappings[context] = [ram, iommu, doorbell]
-        if fresh:  # a domain before it may have had the name
-            self._patience.pop((name, queue), None)
         for index, state in enumerate(self._engines):
             record = state.clear(context, first, fresh=fresh)
-            record["generation"], record["patience"] = generation, self._patience.get((name, queue), state.pause_ns)
-            record["first"], record["queue"] = first, queue
+            record["generation"], record["first"], record["queue"] = generation, first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
             record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)
             record["ram"], record["ram_pages"] = ram.address, memory // PAGE
@@ -175,7 +170,7 @@ class Nic:
             record["counts"], record["counts_shared"] = counts, shared
         for fd in (ram_fd, iommu_fd, doorbell_fd):
             os.close(fd)
-        self._generations[context], self._names[context] = generation, name
+        self._generations[context] = generation
         return {"features": int(NIC_OFFERS)}
 
     async def context_start(
@@ -210,12 +205,8 @@ class Nic:
             for state in self._engines:
                 for name, value in queues.items():
                     state.contexts[context][name] = value
-            owner, first = self._filters.get(mac), int(record["first"])
-            if owner not in (None, first) and not resume:  # its guest is to move to it, and the toolstack says when
-                grace = time.monotonic_ns() + GRACE_NS
-                for state in self._engines:
-                    state.contexts[context]["grace"] = grace
-            elif mac and queue == 0:
+            moves = self._filters.get(mac) not in (None, context) and not resume  # its guest: the toolstack says when
+            if mac and queue == 0 and not moves:
                 await self._filter(mac, context)
             for state in self._engines:
                 await state.engine.post(RESUME_CONTEXT if resume else START_CONTEXT, context=context)
@@ -241,9 +232,7 @@ class Nic:
             self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context}
             close_shared([int(self._engines[0].contexts[context]["completion_fd"])])
             self._started.discard(context)
-            left = self._engines[self._owner(context)].contexts[context]
-            self._patience[self._names[context], int(left["queue"])] = int(left["patience"])
-            del self._mappings[context], self._generations[context], self._names[context]
+            del self._mappings[context], self._generations[context]
 
     async def context_settle(self, context: int, generation: int, what: str) -> dict[str, int]:
         """Wait for frames that are under way when this is asked; answers how many completions the receive queue has been given.
@@ -283,13 +272,21 @@ class Nic:
                 os.eventfd_read(state.drained_fd)
 
     async def filter_change(self, context: int, add: list[int], remove: list[int]) -> None:
-        """Give MAC addresses to a context, take others away."""
+        """Give MAC addresses to a context, take others away. One that another context has had is of a guest that moves."""
         async with self._setup:
             for mac in remove:
                 if self._filters.get(mac) == context:
                     await self._filter(mac, -1)
             for mac in add:
+                if self._filters.get(mac) not in (None, context):
+                    self._begin_grace(context)
                 await self._filter(mac, context)
+
+    def _begin_grace(self, first: int) -> None:
+        """Let senders wait for a guest that doesn't look at its new contexts yet (hyp/fairness/patience.py)."""
+        grace = time.monotonic_ns() + GRACE_NS
+        for state in self._engines:
+            state.contexts["grace"][state.contexts["first"] == first] = grace
 
     async def _filter(self, mac: int, context: int) -> None:
         if context >= 0 and mac not in self._filters and len(self._filters) >= MAX_FILTERS:

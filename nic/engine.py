@@ -30,10 +30,10 @@ from hyp.atomics import (
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, tracer_of, wait_at
+from hyp.fairness.patience import begin_patience
 from hyp.kernels import compiled, entry, i64
 from hyp.model.ablation import ablated
 from hyp.model.price import charge_bytes
-from hyp.patience import begin_patience
 from nic.crossing import (
     CONS,
     FLOOD,

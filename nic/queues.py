@@ -5,11 +5,11 @@ from hyp.abi.fragment import MORE
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RQ_PROD, SQ_PROD
 from hyp.atomics import load32_acquire, load64, load64_once, u32_add, u32_sub
 from hyp.counters import commit, count
+from hyp.fairness.patience import note_posted
 from hyp.frames import write_completion, write_fragment_completion
 from hyp.iommu import NO_TRANSLATION, READ, WRITE, translate
 from hyp.kernels import compiled
 from hyp.offload.frame import piece_length
-from hyp.patience import note_posted
 from nic.state import touch
 
 

@@ -49,6 +49,7 @@ from hyp.abi.trace import NOWHERE
 from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, store64, u32_add, u32_sub
 from hyp.counters import count
 from hyp.events import tracer_of
+from hyp.fairness.storm import may_flood
 from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
@@ -56,7 +57,6 @@ from hyp.model.ablation import ablated
 from hyp.offload.fragments import fragment_fault, offload_fault
 from hyp.offload.frame import add_piece, begin_frame, frame_at, piece_addr, piece_length
 from hyp.offload.segments import longest_part, prepare
-from hyp.storm import may_flood
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
 from nic.deliver import is_turn_over, put_broadcast, put_or_pause, put_run
 from nic.queues import (

@@ -29,6 +29,7 @@ CONTEXT = np.dtype(
         ("doorbell", "i8"),
         ("completion_fd", "i8"),
         ("debt", "i8"),  # DEBT record (hyp/events.py) of its guest on this engine
+        ("standing", "i8"),  # and STANDING record (hyp/fairness/standing.py)
         ("sq", "i8"),
         ("scq", "i8"),
         ("rq", "i8"),
@@ -59,13 +60,11 @@ CONTEXT = np.dtype(
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
         ("route", "i8"),
         ("first", "i8"),  # the first of the contexts that are one guest's queues: the switch knows them all by it; often itself
-        # as a receiver that holds senders up (hyp/patience.py)
+        # as a receiver that holds senders up (hyp/fairness/patience.py)
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
-        ("patience", "i8"),  # for how long it still may, in ns
-        ("storm_at", "i8"),  # when its next broadcast is due (hyp/storm.py)
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
         ("grace", "i8"),  # somebody is moving to it until then (ns)
-        ("taken", "i8"),  # frames that it had taken when `patience` was last filled up
+        ("taken", "i8"),  # frames that it had taken when its patience was last filled up
         ("clock", "i8"),  # address of its engine's `now`
         ("moved", "i8"),  # bytes read and written that have been charged for
         ("dirty", "i8"),  # in this batch's list of contexts to publish
@@ -171,7 +170,7 @@ ENGINE = np.dtype(
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("pause_ns", "i8"),
-        ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/storm.py); 0: no limit
+        ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/fairness/storm.py); 0: no limit
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch
         ("idle_since", "i8"),
         ("wait", "i8"),  # a WAIT record (hyp/events.py)

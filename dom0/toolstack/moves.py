@@ -19,7 +19,7 @@ end        the vif and its nodes are taken away                  the guest's con
 =========  ====================================================  =============================================================
 
 In a switch nothing may be waited for behind which there can be a frame for the new device: nobody takes that before `move_receive`.
-For the same reason senders wait for the new device longer than for others (`grace`, hyp/patience.py).
+For the same reason senders wait for the new device longer than for others, from the switch on (`grace`, hyp/fairness/patience.py).
 Between `switch` and `settle` the guest stops to send by the old device, takes what that has received, then what the new one has.
 tests/models/move.pml is a model of it. `abort` undoes `begin`; from `switch` on there is no way back but another move. Whatever the
 guest does, it has no device but that of its path when it is over: nobody else would close a context that it kept.

@@ -78,7 +78,7 @@ class Count(IntEnum):
     CREDIT_WAITS = 51  # a vif with a rate began to wait for credit
     RESENT = 52  # frames that a split front end has sent again, as the back end that had them is no more
     NOTIFY_NS = 53  # CPU time that notifying it took beyond what is fair: further ones are put off (hyp/events.py)
-    DROP_STORM = 54  # more broadcasts and multicasts than its sender may send (hyp/storm.py)
+    DROP_STORM = 54  # more broadcasts and multicasts than its sender may send (hyp/fairness/storm.py)
 
 
 DROPS: Final = [count for count in Count if count.name.startswith("DROP_")]

@@ -98,7 +98,7 @@ class World:
                 self.macs.remove(mac)
         return Reply(None, [])
 
-    async def _add_vif(self, number: int, *rest: object, filters: bool, maps: bool, routed: bool) -> None:
+    async def _add_vif(self, number: int, *rest: object, filters: bool, maps: bool) -> None:
         if "add_vif" in self.fails:
             raise self.fails["add_vif"]
         assert number not in self.bridge

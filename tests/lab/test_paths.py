@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from hyp.fairness.storm import BURST
 from hyp.paths import PATHS
-from hyp.storm import BURST
 from lab.ledger import difference, total, unbalanced
 from lab.owner import Lab
 from lab.stopping import stop
@@ -129,6 +129,23 @@ def test_a_guest_has_no_more_broadcasts_passed_on_than_it_may(tmp_path: Path) ->
                 assert [report["received"]["frames"] for report in reports] == [sent - dropped, sent]
                 (blamed,) = [row for row, counts in moved.items() if counts["drop_storm"]]
                 assert blamed.rpartition(":")[2].removesuffix(".vmm") == path
+
+    run(main())
+
+
+@pytest.mark.parametrize("path", ["split", "bypass"])
+def test_a_guest_of_many_queues_has_no_more_broadcasts_passed_on_than_one_of_one(tmp_path: Path, path: str) -> None:
+    text = f'[nic]\nstorm_pps = 1\n[[guest]]\nname = "many"\npath = "{path}"\nqueues = 4\n'
+
+    async def main() -> None:
+        async with running(tmp_path, "storms", text) as runner:
+            before, streams = await runner._settled(), range(16)
+            for stream in streams:  # each is of one queue
+                await runner.lab.call("many", "send_stream", mac="ff:ff:ff:ff:ff:ff", frame=64, stream=stream, frames=BURST)
+            moved = difference(await runner._settled(), before)
+            used = [row for row, counts in moved.items() if row.startswith("many/device") and counts["tx_frames"]]
+            assert len(used) > 1
+            assert BURST <= len(streams) * BURST - total(moved, "drop_storm") <= BURST + 60  # those of a minute
 
     run(main())
 

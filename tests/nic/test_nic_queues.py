@@ -2,13 +2,16 @@
 
 import os
 import random
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hyp.abi.nic import STATUS_DROPPED, STATUS_OK
 from hyp.control import Refused
+from hyp.fairness.patience import GRACE_NS, TRUSTED, grace_ends
 from tests.support.drivers import FINISHED, compose
 from tests.support.flow_model import flow_hash
 from tests.support.guests import BROADCAST_MAC, WIRE_MAC, Guest, eventually
@@ -96,17 +99,45 @@ def test_contexts_are_started_in_their_order() -> None:
                 os.close(fd)
 
 
-def test_a_later_queue_has_no_grace_and_the_patience_that_the_one_before_it_left(bench: Bench) -> None:
+def test_all_queues_of_a_guest_have_one_patience_and_none_has_a_grace_of_its_own(bench: Bench) -> None:
     """All wait for a device to which its guest is just moving: a guest that starts a queue again and again moves nowhere."""
     mallory, other = bench.several(2)
-    records = bench.nic._engines[0].contexts
+    records, standings = bench.nic._engines[0].contexts, bench.nic._engines[0].standings
+    assert len({int(records[one.context]["standing"]) for one in (mallory, other, bench.guest())}) == 2
     assert [int(records[one.context]["grace"]) for one in (mallory, other)] == [0, 0]
-    for state in bench.nic._engines:
-        state.contexts[other.context]["patience"] = 1
+    standings["patience"][mallory.context] = 1
     mallory.call("context_close", context=other.context)
     again = bench.sibling(mallory, 1)
-    assert [int(records[one.context]["patience"]) > 1 for one in (mallory, again)] == [True, False]
+    assert records[again.context]["standing"] == records[mallory.context]["standing"]
+    assert standings["patience"][mallory.context] == 1
+    mallory.call("context_close", context=mallory.context)
+    mallory.call("context_open", upcall=0)
+    assert standings["patience"][mallory.context] == 1
     assert int(records[again.context]["grace"]) == 0
+
+
+def test_who_moves_is_waited_for_from_the_switch_on_and_less_long_in_a_shared_queue() -> None:
+    """Who has frames for others behind that for the one who moves, as Dom0 has, waits no longer than for the platform."""
+    with Bench(pause_us=1000) as bench:
+        physical, anna, moving = bench.physical_function(), bench.guest(), bench.several(2)
+        fill([anna])
+        contexts = bench.nic._engines[0].contexts
+        of = [contexts[one.context : one.context + 1] for one in (anna, *moving)]
+        bench.filters(0, add=(moving[0].mac,))  # it is behind Dom0
+        assert [int(record["grace"][0]) for record in of] == [0, 0, 0]
+        switched = time.monotonic_ns()
+        bench.filters(moving[0].context, add=(moving[0].mac,))
+        assert int(of[0]["grace"][0]) == 0
+        assert all(int(record["grace"][0]) >= switched + GRACE_NS for record in of[1:])
+        physical.send(*(physical.frame(mac) for mac in (anna.mac, moving[0].mac, anna.mac)))
+        assert len(anna.take(2)) == 2
+        assert bench.drops() == {"drop_no_buffer": 1}
+    one, most = SimpleNamespace(grace=10 * GRACE_NS), TRUSTED * 1_000_000
+    assert [grace_ends.py_func(SimpleNamespace(pause_ns=1_000_000), one, shared) for shared in (0, 1)] == [
+        one.grace,
+        one.grace - GRACE_NS + most - 1_000_000,  # its patience comes after that
+    ]
+    assert grace_ends.py_func(SimpleNamespace(pause_ns=GRACE_NS), one, 1) == one.grace
 
 
 def test_the_first_context_takes_the_others_with_it_and_all_can_be_opened_again(bench: Bench) -> None:

@@ -1,13 +1,14 @@
 """Storm control: how many broadcasts and multicasts a guest may send. Compiled.
 
 Each is copied to all, so that what it costs is the others'; one to be segmented counts as what it becomes. With a rate (``[nic]
-storm_pps``) a sender may have so many passed on in a second, and BURST at once; more drop by name. The generic cell rate algorithm
-(ITU-T I.371): `storm_at` of a sender is when its next one is due by its rate, `storm_ns` of a loop the time from one to the next;
-0: as many as anybody likes.
+storm_pps``) a guest may have so many passed on in a second, and BURST at once; more drop by name. The generic cell rate algorithm
+(ITU-T I.371): `storm_at` is when a guest's next one is due by its rate (standing.py), `storm_ns` of a loop the time from one to
+the next; 0: as many as anybody likes.
 """
 
 from typing import Any
 
+from hyp.fairness.standing import standing_of
 from hyp.kernels import compiled
 
 BURST = 64
@@ -20,11 +21,12 @@ def storm_ns(pps: int) -> int:
 
 @compiled
 def may_flood(e: Any, sender: Any, frames: int) -> bool:
-    """Whether `sender` may have a frame, or what becomes so many, passed on to all, now; it has had it then."""
+    """Whether the guest of `sender` may have a frame, or what becomes so many, passed on to all, now; it has had it then."""
     if e.storm_ns == 0:
         return True
-    at = max(sender.storm_at, e.now - (BURST - 1) * e.storm_ns)
+    guest = standing_of(sender)
+    at = max(guest.storm_at, e.now - (BURST - 1) * e.storm_ns)
     if at > e.now or frames > BURST:
         return False
-    sender.storm_at = at + frames * e.storm_ns
+    guest.storm_at = at + frames * e.storm_ns
     return True
