@@ -17,6 +17,7 @@ from hyp import linux
 from hyp.control import ControlError, close_all
 from lab.command.clients import HOW_TO_START, ClientError, connect, living, not_running
 from lab.execute import inherited, supervisor
+from lab.execute.relay import Relay, terminals
 from lab.execute.supervisor import Machine, Message
 from lab.execute.terminal import Terminal
 from lab.owner import open_console
@@ -133,18 +134,21 @@ def run_inside(guest: Machine, name: str, argv: list[bytes]) -> int:
         signal.signal(number, supervisor.nothing)
     for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
         signal.signal(number, signal.SIG_IGN)
+    replaced = terminals() if guest.confined else set()
+    relay = Relay(replaced, terminal) if replaced else None
     try:
-        sock = supervisor.fork(guest, name, argv)
+        sock = supervisor.fork(guest, name, argv, relay)
     except OSError as error:  # a limit on processes
         return _cannot_execute(name, argv, error.errno or errno.EAGAIN, guest)
     with sock:
         guest.let_go()
         front, heard = None, supervisor.hear(sock)
         if heard is not None and heard[0] == Message.BORN:
-            front, heard = _Front(sock, terminal, signals, heard[1]), supervisor.hear(sock)
+            front, heard = _Front(sock, terminal, signals, heard[1], relay), supervisor.hear(sock)
         match heard:
             case Message.RUNNING, _ if front is not None:
-                inherited.let_go({sock.fileno(), *signals.fds} | ({terminal.fd} if terminal is not None else set()))
+                kept = signals.fds.union({terminal.fd} if terminal is not None else (), relay.fds if relay is not None else ())
+                inherited.let_go({sock.fileno(), *kept})
                 return front.run()
             case Message.NO_PROGRAM, code:
                 if front is not None:
@@ -166,21 +170,29 @@ def _cannot_execute(name: str, argv: list[bytes], code: int, guest: Machine) -> 
 
 
 class _Front:
-    """This process, in its caller's job, for the program in process group `program`."""
+    """This process, in its caller's job, for the program in process group `program`.
 
-    def __init__(self, sock: socket.socket, terminal: Terminal | None, signals: supervisor.Arrivals, program: int) -> None:
-        self._sock, self._terminal, self._signals, self._program = sock, terminal, signals, program
-        self._interactive = terminal is not None and terminal.is_both(0, 1)
+    That is lent the caller's terminal, or with a `relay` has one of its own.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        terminal: Terminal | None,
+        signals: supervisor.Arrivals,
+        program: int,
+        relay: Relay | None = None,
+    ) -> None:
+        self._sock, self._signals, self._program, self._relay = sock, signals, program, relay
+        self._terminal = terminal if relay is None else None
+        self._interactive = self._terminal is not None and self._terminal.is_both(0, 1)
         self._lend()
         supervisor.say(sock, Message.GO)
 
     def run(self) -> int:
         """Stand for the program until it has ended; returns the exit status."""
-        poll = select.poll()
-        for fd in (self._sock.fileno(), self._signals.fd):
-            poll.register(fd, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            for fd in self._wait():
                 if fd == self._signals.fd:
                     self._pass_on(self._signals.read())
                 elif (heard := supervisor.hear(self._sock)) is None:
@@ -190,7 +202,14 @@ class _Front:
                 else:
                     return self._ended(*heard)
 
+    def _wait(self) -> list[int]:
+        """Wait for signals and for the supervisor; returns the descriptors at which there are any."""
+        fds = {self._sock.fileno(), self._signals.fd}
+        return self._relay.poll(fds) if self._relay is not None else select.select(fds, [], [])[0]
+
     def _lend(self) -> None:
+        if self._relay is not None:
+            self._relay.begin()
         if self._interactive and self._terminal is not None and self._terminal.is_ours():
             self._terminal.lend(self._program)
 
@@ -201,7 +220,10 @@ class _Front:
         for number in numbers:
             if number == signal.SIGCONT:
                 self._lend()
-            self._tell(number)
+            if number == signal.SIGWINCH and self._relay is not None:
+                self._relay.resize()
+            else:
+                self._tell(number)
 
     def _stopped(self, number: int) -> None:
         """The program has stopped: let it have the terminal if that is what it wants and we can give; else stop with it.
@@ -250,4 +272,7 @@ class _Front:
 
     def end(self, *, restore: bool = False) -> bool:
         """Have the terminal again; returns whether the program had it."""
+        if self._relay is not None:
+            self._relay.drain()
+            return self._relay.pause()
         return self._terminal is not None and self._terminal.take_back(restore=restore)

@@ -3,7 +3,7 @@
 A process of its own between launch.py and the program, forked by `fork`, because launch.py stops with the program (Ctrl-Z) and a
 stopped parent cannot reap: a PID namespace does not end before whoever was put into it from outside has been reaped, so that a
 topology could not be taken down. It is in a process group of its own, which no terminal signals, and keeps none of the program's
-descriptors.
+descriptors. Of a program in a confined guest it leads the session, which has not the caller's terminal (relay.py).
 
 The program is ended (SIGKILL to its process group) when launch.py or the guest's process has ended, and reaped before the guest's
 init, which it keeps alive, kills what is left there; should the supervisor itself be
@@ -15,11 +15,13 @@ Messages on the socket to launch.py are `Message`: up, what happens to the progr
 
 import contextlib
 import errno
+import fcntl
 import os
 import select
 import signal
 import socket
 import struct
+import termios
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -29,6 +31,7 @@ from domu.confinement.confine import ENVIRONMENT, seal_program
 from hyp import linux
 from hyp.net.steps import SetupError
 from lab.execute import inherited
+from lab.execute.relay import Relay
 
 
 class Message(IntEnum):
@@ -111,11 +114,11 @@ def nothing(number: int, _: object) -> None:
     """The handler of a signal that `Arrivals` is to say."""
 
 
-def fork(guest: Machine, name: str, argv: list[bytes]) -> socket.socket:
+def fork(guest: Machine, name: str, argv: list[bytes], relay: Relay | None = None) -> socket.socket:
     """Start the supervisor of a program that is to run in the guest `name`; returns our end of its socket.
 
-    `guest` stays the caller's. The program gets all that the caller has (inherited.py), and of the CPUs
-    that the caller may use those that are the guest's, if there are any.
+    `guest` stays the caller's, and of a `relay` the caller's end. The program gets all that the caller has (inherited.py), with a
+    terminal of its own if there is a `relay`, and of the CPUs that the caller may use those that are the guest's, if there are any.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     mask: set[int] = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -123,25 +126,36 @@ def fork(guest: Machine, name: str, argv: list[bytes]) -> socket.socket:
         if os.fork() == 0:
             try:
                 ours.close()
-                _Supervisor(theirs, guest, name).run(argv, mask)
+                _Supervisor(theirs, guest, name, relay).run(argv, mask)
             finally:
                 os._exit(0)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     theirs.close()
+    if relay is not None:
+        os.close(relay.end)
     return ours
 
 
 class _Supervisor:
-    def __init__(self, front: socket.socket, guest: Machine, name: str) -> None:
-        self._front, self._guest, self._name = front, guest, name
+    def __init__(self, front: socket.socket, guest: Machine, name: str, relay: Relay | None) -> None:
+        self._front, self._guest, self._name, self._relay = front, guest, name, relay
         self._front_pid = os.getppid()
         self._program = 0
         self._guest_gone = False
-        os.setpgid(0, 0)
+        if guest.confined:
+            self._begin_session()
+        else:
+            os.setpgid(0, 0)
         self._signals = Arrivals()
         signal.signal(signal.SIGCHLD, nothing)  # if it was ignored, the kernel would not keep the program's status
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+    def _begin_session(self) -> None:
+        """A session without the caller's terminal, which what the program leaves behind could open."""
+        os.setsid()
+        if self._relay is not None:
+            fcntl.ioctl(self._relay.end, termios.TIOCSCTTY, 0)
 
     def run(self, argv: list[bytes], mask: set[int]) -> None:
         """Be the supervisor, to the program's end."""
@@ -152,7 +166,8 @@ class _Supervisor:
             say(self._front, Message.NO_ENTRY, error.errno or 0)
             return
         if self._start(argv, mask):
-            inherited.let_go({self._front.fileno(), *self._guest.fds, *self._signals.fds})
+            terminal = {self._relay.end} if self._relay is not None else set()  # it stays one as long as the program runs
+            inherited.let_go({self._front.fileno(), *self._guest.fds, *self._signals.fds, *terminal})
             say(self._front, Message.RUNNING)
             self._watch()
 
@@ -166,10 +181,12 @@ class _Supervisor:
             return False
         if self._program == 0:
             os.close(go)
-            _become(argv, mask, may_go, failure, self._guest)
+            _become(argv, mask, may_go, failure, self._guest, self._relay)
         os.close(may_go)
         os.close(failure)
         os.setpgid(self._program, self._program)  # by us: launch.py's group has no number where the program is
+        if self._relay is not None:
+            os.tcsetpgrp(self._relay.end, self._program)
         say(self._front, Message.BORN, self._program)
         if hear(self._front) is not None:
             os.write(go, b"!")
@@ -230,13 +247,16 @@ class _Supervisor:
                 os.write(stderr, f"{self._name} is gone\n".encode())
 
 
-def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, guest: Machine) -> NoReturn:
+def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, guest: Machine, relay: Relay | None) -> NoReturn:
     """In the child: become the program when `may_go` says so; its end before that is the supervisor's. `failure` takes an errno."""
     try:
         signal.set_wakeup_fd(-1)
         linux.die_with_parent()
         if os.read(may_go, 1):
             inherited.give_back()
+            if relay is not None:
+                for fd in relay.replaced:
+                    os.dup2(relay.end, fd)
             if guest.cpus is not None and (both := os.sched_getaffinity(0) & guest.cpus):
                 os.sched_setaffinity(0, both)
             if guest.confined:
