@@ -1,7 +1,8 @@
 """What every process of a topology has in common: born of the fork server, a console to the keeper, an event loop, an end.
 
 A role is a module with ``async def main(process, config)``. It is forked with all code loaded, gets its sockets by number, serves
-operations on its console and on whatever consoles the keeper attaches later, says `ready`, and ends when `stopped` is set.
+operations on its console and on whatever consoles the keeper attaches later, says `ready`, and ends when `stopped` is set. Asked to
+stop before it is ready it ends at once: it may be waiting for one that will never be.
 """
 
 import asyncio
@@ -35,7 +36,8 @@ class Process:
     def __init__(self, name: str, role: str, sockets: dict[str, int]) -> None:
         self.name, self.role, self.sockets = name, role, sockets
         self.stopped = asyncio.Event()
-        self._handlers: dict[str, Handler] = {"stop": self.stopped.set, "attach": self._attach, "xenstore": self._store}
+        self._is_ready = False
+        self._handlers: dict[str, Handler] = {"stop": self._stop, "attach": self._attach, "xenstore": self._store}
         self._takes_fds: set[str] = {"attach", "xenstore"}
         self._store_came = asyncio.Event()
         self._store_is_gone = False
@@ -50,7 +52,14 @@ class Process:
 
     def ready(self) -> None:
         """Tell the keeper that this process does its work from now on."""
+        self._is_ready = True
         self.console.tell("ready")
+
+    def _stop(self) -> None:
+        self.stopped.set()
+        if not self._is_ready:
+            sys.stderr.flush()
+            os._exit(0)
 
     def failed(self, cause: str) -> None:
         """Tell the keeper why this process cannot do its work."""

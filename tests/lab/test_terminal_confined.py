@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.test_terminal import INSIDE, SHELLS, has_terminal, program_of, status_is, words
+from tests.lab.test_terminal import INSIDE, has_terminal, program_of, status_is, words
 from tests.support.labs import SAY_PROCESS, left_behind, staying_up, topology_file, unique, wait_until
 from tests.support.patience import patient
 from tests.support.screens import PROMPT, START, Screen, screen, shell, state
+from tests.support.tiers import tiered
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("confinement", "taps")]
 
@@ -26,6 +27,7 @@ confined = true
 program = "tap"
 address = "10.0.0.1/24"
 """
+FEW = tiered(START, ["dash"], **{name: pytest.mark.needs(name) for name in START})
 RAW = termios.ICANON | termios.ECHO | termios.ISIG
 
 
@@ -75,7 +77,7 @@ os.read(0, 1)
 """
 
 
-@pytest.mark.parametrize("streams", ["", " | cat", " 2>/dev/null"])
+@pytest.mark.parametrize("streams", tiered(["", " | cat", " 2>/dev/null"], [""]))
 def test_what_it_leaves_behind_reads_nothing_of_what_is_typed_later(lab: str, streams: str) -> None:
     with shell() as shown:
         shown.enter(f"{shlex.join(words(lab, 'rm', '-f', '/dev/shm/found'))}")
@@ -119,7 +121,7 @@ def test_every_descriptor_that_is_a_terminal_is_the_programs(lab: str) -> None:
 # --- as on the caller's ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SHELLS)
+@pytest.mark.parametrize("name", FEW)
 def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
     with screen(*words(lab, name, *START[name]), PS1=INSIDE, ENV="") as shown:
         shown.expect(INSIDE)
@@ -148,7 +150,7 @@ def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
         assert shown.wait() == 3
 
 
-@pytest.mark.parametrize("name", SHELLS)
+@pytest.mark.parametrize("name", FEW)
 def test_a_plain_program_is_stopped_and_continued_with_its_exec(lab: str, name: str) -> None:
     with shell(name) as shown:
         before = shown.modes()
@@ -181,7 +183,7 @@ def test_a_program_where_no_shell_could_continue_it_is_not_stopped(lab: str) -> 
         assert shown.wait() == 0
 
 
-@pytest.mark.parametrize("name", SHELLS)
+@pytest.mark.parametrize("name", FEW)
 def test_in_the_background_it_writes_but_takes_no_keystrokes(lab: str, name: str) -> None:
     with shell(name) as shown:
         shown.enter(line(lab, "echo writ''ing; read answer; echo ans''wer $answer") + " &")
@@ -231,6 +233,7 @@ def test_all_that_it_has_written_is_shown_at_its_end(lab: str) -> None:
         assert [number for number in found if number.isdigit()][-20_000:] == [str(k) for k in range(1, 20_001)]
 
 
+@pytest.mark.long
 def test_more_is_typed_than_there_is_room_for(lab: str) -> None:
     """It waits, and is not lost; nor is what is shown meanwhile."""
     keys = 50_000
@@ -243,7 +246,10 @@ def test_more_is_typed_than_there_is_room_for(lab: str) -> None:
         shown.expect(PROMPT)
 
 
-@pytest.mark.parametrize("end", ["the program is killed", "the exec is terminated", "the supervisor is killed"])
+ENDS = ["the program is killed", "the exec is terminated", "the supervisor is killed"]
+
+
+@pytest.mark.parametrize("end", tiered(ENDS, ENDS[1:2]))
 def test_the_terminal_is_as_it_was(lab: str, end: str) -> None:
     with shell() as shown:
         before = shown.modes()
@@ -260,6 +266,7 @@ def test_the_terminal_is_as_it_was(lab: str, end: str) -> None:
         wait_until(lambda: state(program) == "", "the program to end")
 
 
+@pytest.mark.long
 def test_the_terminals_hangup_ends_a_program(lab: str) -> None:
     with shell() as shown:
         shown.enter(line(lab, "exec sleep 1000"))
@@ -268,6 +275,7 @@ def test_the_terminals_hangup_ends_a_program(lab: str) -> None:
     wait_until(lambda: state(program) == "", "the program to end")
 
 
+@pytest.mark.long
 def test_what_cannot_be_executed_is_said(lab: str) -> None:
     with shell() as shown:
         before = shown.modes()
