@@ -7,7 +7,8 @@ affinity, OOM score, signal mask, ignored signals, session and controlling termi
 namespace makes of the caller's. Once it runs, nobody but the program holds the caller's streams.
 
 The terminal, when there is one, is the caller's own, not a second one behind it; size, modes, Ctrl-C, SIGWINCH and an interactive
-shell's job control are the kernel's. The program has a process group of its own. This process stands for it in the caller's job:
+shell's job control are the kernel's. Of a confined guest's program it is a second one, in a session without the caller's
+(relay.py). The program has a process group of its own. This process stands for it in the caller's job:
 
 * If standard input and output are the terminal and the caller's job is in the foreground, the program's group gets the terminal. In
   any other case it gets it when it first wants it (the kernel then stops it by SIGTTIN or SIGTTOU) while the caller's job is in the

@@ -134,11 +134,12 @@ def run_inside(guest: Machine, name: str, argv: list[bytes]) -> int:
         signal.signal(number, supervisor.nothing)
     for number in {signal.SIGTTOU, *(FORWARDED & inherited.ignored)}:
         signal.signal(number, signal.SIG_IGN)
-    replaced = terminals() if guest.confined else set()
-    relay = Relay(replaced, terminal) if replaced else None
+    relay = None
     try:
+        if guest.confined and (replaced := terminals()):
+            relay = Relay(replaced, terminal)
         sock = supervisor.fork(guest, name, argv, relay)
-    except OSError as error:  # a limit on processes
+    except OSError as error:  # a limit on processes, on terminals
         return _cannot_execute(name, argv, error.errno or errno.EAGAIN, guest)
     with sock:
         guest.let_go()
@@ -184,8 +185,8 @@ class _Front:
         relay: Relay | None = None,
     ) -> None:
         self._sock, self._signals, self._program, self._relay = sock, signals, program, relay
-        self._terminal = terminal if relay is None else None
-        self._interactive = self._terminal is not None and self._terminal.is_both(0, 1)
+        self._terminal = terminal if relay is None else relay
+        self._interactive = terminal is not None and terminal.is_both(0, 1)
         self._lend()
         supervisor.say(sock, Message.GO)
 
@@ -205,13 +206,21 @@ class _Front:
     def _wait(self) -> list[int]:
         """Wait for signals and for the supervisor; returns the descriptors at which there are any."""
         fds = {self._sock.fileno(), self._signals.fd}
-        return self._relay.poll(fds) if self._relay is not None else select.select(fds, [], [])[0]
+        if self._relay is not None:
+            return self._relay.poll(fds)
+        poll = select.poll()
+        for fd in fds:
+            poll.register(fd, select.POLLIN)
+        return [fd for fd, _ in poll.poll()]
 
     def _lend(self) -> None:
-        if self._relay is not None:
-            self._relay.begin()
         if self._interactive and self._terminal is not None and self._terminal.is_ours():
-            self._terminal.lend(self._program)
+            self._give(self._terminal)
+
+    def _give(self, terminal: Terminal) -> None:
+        terminal.lend(self._program)
+        if self._relay is not None:
+            supervisor.say(self._sock, Message.LEND)
 
     def _tell(self, number: int) -> None:
         supervisor.say(self._sock, Message.SIGNAL, number)
@@ -231,7 +240,7 @@ class _Front:
         It may have it by now: a shell gave us the terminal, and we lent it, as the program, just before, asked for it.
         """
         if number in AT_TERMINAL and self._terminal is not None and self._terminal.is_ours(borrower=self._program):
-            self._terminal.lend(self._program)
+            self._give(self._terminal)
             self._tell(signal.SIGCONT)
             return
         arrived = self._signals.read()
@@ -274,5 +283,5 @@ class _Front:
         """Have the terminal again; returns whether the program had it."""
         if self._relay is not None:
             self._relay.drain()
-            return self._relay.pause()
+            supervisor.say(self._sock, Message.TAKE)
         return self._terminal is not None and self._terminal.take_back(restore=restore)

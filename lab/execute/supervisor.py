@@ -9,8 +9,8 @@ The program is ended (SIGKILL to its process group) when launch.py or the guest'
 init, which it keeps alive, kills what is left there; should the supervisor itself be
 killed, the kernel kills the program.
 
-Messages on the socket to launch.py are `Message`: up, what happens to the program; down, `GO` once its process group may run, and
-`SIGNAL`.
+Messages on the socket to launch.py are `Message`: up, what happens to the program; down, `GO` once its process group may run,
+`SIGNAL`, and of a program with a terminal of its own `LEND` and `TAKE`. Nobody waits for room there: who doesn't read loses some.
 """
 
 import contextlib
@@ -46,15 +46,18 @@ class Message(IntEnum):
     STOPPED = 7  # by which signal
     ENDED = 8  # wait status
     GUEST_GONE = 9  # the guest's process has ended, and the program was killed
+    LEND = 10  # the program's group is in the foreground of its own terminal from now on
+    TAKE = 11  # or is not
 
 
 FORMAT = struct.Struct("ii")
+GONE_MS = 200
 
 
 def say(sock: socket.socket, message: Message, number: int = 0) -> None:
     """Send a message; nothing happens if nobody is there."""
     with contextlib.suppress(OSError):
-        sock.send(FORMAT.pack(message, number))
+        sock.send(FORMAT.pack(message, number), socket.MSG_DONTWAIT)
 
 
 def hear(sock: socket.socket) -> tuple[Message, int] | None:
@@ -185,10 +188,10 @@ class _Supervisor:
         os.close(may_go)
         os.close(failure)
         os.setpgid(self._program, self._program)  # by us: launch.py's group has no number where the program is
-        if self._relay is not None:
-            os.tcsetpgrp(self._relay.end, self._program)
         say(self._front, Message.BORN, self._program)
-        if hear(self._front) is not None:
+        while (heard := hear(self._front)) is not None and heard[0] != Message.GO:
+            self._obey(*heard)
+        if heard is not None:
             os.write(go, b"!")
         os.close(go)
         code = os.read(failed, 4)
@@ -210,7 +213,7 @@ class _Supervisor:
                     poll.unregister(fd)
                     self._end_with_guest()
                 elif (heard := hear(self._front)) is not None:
-                    self._kill(heard[1])
+                    self._obey(*heard)
                 else:
                     poll.unregister(fd)
                     self._kill(signal.SIGKILL)
@@ -227,8 +230,32 @@ class _Supervisor:
                 if os.getppid() == self._front_pid:  # whoever continued the program: its stand-in goes on with it
                     os.kill(self._front_pid, signal.SIGCONT)
             else:
+                if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not self._guest_gone:
+                    self._look_for_guest()
                 say(self._front, Message.GUEST_GONE if self._guest_gone else Message.ENDED, status)
                 return True
+
+    def _look_for_guest(self) -> None:
+        """Was it the guest's end that killed the program? A confined one's process has not ended before that has been reaped."""
+        poll = select.poll()
+        poll.register(self._guest.process, select.POLLIN)
+        if self._guest.confined and poll.poll(GONE_MS):
+            self._guest_gone = True
+            if self._relay is not None:
+                self._say_gone(self._relay.end)
+
+    def _say_gone(self, fd: int) -> None:
+        if select.select([], [fd], [], 0)[1]:
+            with contextlib.suppress(OSError):
+                os.write(fd, f"{self._name} is gone\n".encode())
+
+    def _obey(self, message: Message, number: int) -> None:
+        """Do what launch.py says."""
+        if message == Message.SIGNAL:
+            self._kill(number)
+        elif self._relay is not None:
+            with contextlib.suppress(OSError):
+                os.tcsetpgrp(self._relay.end, self._program if message == Message.LEND else os.getpgrp())
 
     def _kill(self, number: int) -> None:
         with contextlib.suppress(OSError):
@@ -242,9 +269,8 @@ class _Supervisor:
         except OSError:
             stderr = None
         self._kill(signal.SIGKILL)
-        if stderr is not None and select.select([], [stderr], [], 0)[1]:
-            with contextlib.suppress(OSError):
-                os.write(stderr, f"{self._name} is gone\n".encode())
+        if stderr is not None:
+            self._say_gone(stderr)
 
 
 def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, guest: Machine, relay: Relay | None) -> NoReturn:

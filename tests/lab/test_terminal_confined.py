@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.test_terminal import INSIDE, has_terminal, program_of, status_is, words
-from tests.support.labs import SAY_PROCESS, left_behind, staying_up, topology_file, unique, wait_until
+from tests.lab.test_terminal import INSIDE, guest_of, has_terminal, parent, program_of, status_is, words
+from tests.support.labs import SAID_PROCESS, SAY_PROCESS, launch, left_behind, staying_up, topology_file, unique, wait_until
 from tests.support.patience import patient
 from tests.support.screens import PROMPT, START, Screen, screen, shell, state
 from tests.support.tiers import tiered
@@ -186,9 +186,11 @@ def test_a_program_where_no_shell_could_continue_it_is_not_stopped(lab: str) -> 
 @pytest.mark.parametrize("name", FEW)
 def test_in_the_background_it_writes_but_takes_no_keystrokes(lab: str, name: str) -> None:
     with shell(name) as shown:
-        shown.enter(line(lab, "echo writ''ing; read answer; echo ans''wer $answer") + " &")
-        program_of(shown)
+        shown.enter(line(lab, "echo writ''ing; read answer; echo ans''wer $answer") + " & echo exec $!,")
+        front = int(shown.expect(r"exec (\d+),")[1])
+        program = program_of(shown)
         shown.expect("writing")
+        wait_until(lambda: state(program) == state(front) == "T", "the program to be stopped, since it reads")
         shown.enter("echo the she''ll")
         shown.expect("the shell")
         assert not is_raw(shown)
@@ -199,17 +201,39 @@ def test_in_the_background_it_writes_but_takes_no_keystrokes(lab: str, name: str
         shown.expect(PROMPT)
 
 
-def test_a_pipeline(lab: str) -> None:
-    """What is typed is its input; the caller's terminal makes lines and signals."""
+def test_brought_to_the_foreground_while_it_runs_it_reads(lab: str) -> None:
     with shell() as shown:
-        shown.enter(f"{line(lab, 'cat')} | sed 's/^/pip/'")
-        shown.expect("pip.*\n")
-        shown.enter("ed")
-        shown.expect("\npiped\r")
-        shown.type("\x04")
+        shown.enter(line(lab, "while ! [ -e /dev/shm/go ]; do :; done; read answer; echo ans''wer $answer; rm /dev/shm/go") + " &")
+        program_of(shown)
+        shown.enter("fg")
+        shown.expect(r"fg\r\n")
+        wait_until(lambda: not has_terminal(shown, shown.pid), "the shell to have let go of the terminal")
+        assert launch("exec", "--topology", lab, "alice", "--", "touch", "/dev/shm/go").returncode == 0
+        wait_until(lambda: is_raw(shown), "the terminal to be the program's")
+        shown.enter("yes")
+        shown.expect("answer yes")
         shown.expect(PROMPT)
-        shown.enter(f"{line(lab, 'exec sleep 1000')} | cat")
+
+
+def test_an_editors_modes_are_not_the_programs(lab: str) -> None:
+    """A shell that edits lines has its terminal so while a job begins in the background."""
+    with screen("bash", "--norc", "-i", PS1=PROMPT) as shown:
+        shown.expect(PROMPT)
+        shown.enter(line(lab, "exec sh -c \"read answer; echo ans''wer \\$answer\"") + " &")
         program = program_of(shown)
+        wait_until(lambda: state(program) == "T", "the program to be stopped, since it reads")
+        shown.enter("fg")
+        wait_until(lambda: state(program) == "S", "the program to go on")
+        shown.type("yes\r")
+        shown.expect("answer yes")
+
+
+def test_in_a_pipeline_the_terminal_is_whose_wants_it(lab: str) -> None:
+    with shell() as shown:
+        shown.enter(line(lab, "exec sleep 1000") + " | sh -c 'read pid; echo $pid; read key </dev/tty; echo k''ey $key; exec cat'")
+        program = program_of(shown)
+        shown.enter("x")
+        shown.expect("key x")
         shown.type("\x1a")
         shown.expect("Stopped")
         shown.expect(PROMPT)
@@ -219,9 +243,41 @@ def test_a_pipeline(lab: str) -> None:
         shown.type("\x03")
         shown.expect(PROMPT)
         wait_until(lambda: state(program) == "", "the program to end")
-        shown.enter(f"echo piped | {line(lab, 'read text; echo $text to a terminal >&2')} >/dev/null")
-        shown.expect("piped to a terminal\r\n")
+        shown.enter(f"echo piped | {line(lab, 'read text; read key </dev/tty; echo $text key $key')}")
+        program_of(shown)
+        wait_until(lambda: is_raw(shown), "the terminal to be the program's")
+        shown.enter("y")
+        shown.expect("piped key y")
         shown.expect(PROMPT)
+        shown.enter(f"{line(lab, 'cat')} | sed 's/^/pip/'")
+        shown.expect("pip.*\n")
+        wait_until(lambda: is_raw(shown), "the terminal to be the program's")
+        shown.enter("ed")
+        shown.expect("piped\r")
+        shown.type("\x04")
+        shown.expect(PROMPT)
+
+
+def test_what_is_not_to_be_shown_is_not(lab: str) -> None:
+    """Where its output is none of the terminal's it may still ask for a password there."""
+    with shell() as shown:
+        asks = "import getpass; print('given', getpass.getpass('what''ever? '))"
+        shown.enter(f"{shlex.join(words(lab, '/usr/bin/python3', '-c', asks))} | cat")
+        shown.expect(r"whatever\? ")
+        shown.enter("hidden")
+        shown.expect("given hidden")
+        assert shown.shown.count("hidden") == 1
+
+
+def test_another_sessions_terminal_is_not_read(lab: str) -> None:
+    """A program that has it as its standard input, as one started by setsid(1) has: the keys are the shell's."""
+    with shell() as shown:
+        shown.enter("setsid " + line(lab, "read answer; echo go''t $answer") + " &")
+        shown.expect(SAID_PROCESS)
+        for _ in range(20):
+            shown.enter("echo se''en")
+            shown.expect("seen")
+        assert "got" not in shown.shown
 
 
 def test_all_that_it_has_written_is_shown_at_its_end(lab: str) -> None:
@@ -256,8 +312,8 @@ def test_the_terminal_is_as_it_was(lab: str, end: str) -> None:
         shown.enter(line(lab, "exec sleep 1000"))
         program = program_of(shown)
         wait_until(lambda: is_raw(shown), "the terminal to be the program's")
-        supervisor = int(Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[1])
-        front = int(Path(f"/proc/{supervisor}/stat").read_text().rpartition(")")[2].split()[1])
+        supervisor = parent(program)
+        front = parent(supervisor)
         which = {"the program is killed": (program, signal.SIGKILL), "the exec is terminated": (front, signal.SIGTERM)}
         os.kill(*which.get(end, (supervisor, signal.SIGKILL)))
         shown.expect(PROMPT)
@@ -283,4 +339,18 @@ def test_what_cannot_be_executed_is_said(lab: str) -> None:
         shown.expect("No such file or directory")
         shown.expect(PROMPT)
         status_is(shown, 127)
+        assert shown.modes() == before
+
+
+def test_the_guests_death_is_said(tmp_path: Path) -> None:
+    name = unique("confdeath")
+    with staying_up(topology_file(tmp_path, "confdeath", GUESTS)), shell() as shown:
+        before = shown.modes()
+        shown.enter(line(name, "exec sleep 1000"))
+        program_of(shown)
+        wait_until(lambda: is_raw(shown), "the terminal to be the program's")
+        os.kill(guest_of(name, "alice"), signal.SIGKILL)
+        shown.expect("alice is gone")
+        shown.expect(PROMPT)
+        status_is(shown, 1)
         assert shown.modes() == before
