@@ -34,7 +34,7 @@ from hyp.abi.netif import (
     FEATURE_SPLIT_EVENT_CHANNELS,
     MAX_QUEUES_NODE,
 )
-from hyp.control import Channel
+from hyp.control import Channel, Refused
 from hyp.control.debt import Debt
 from hyp.counters import CounterPage
 from hyp.memory import MappedOnce
@@ -118,9 +118,9 @@ class Vif:
         self._woken.set()
 
     async def take_address(self) -> None:
-        """Frames for the guest are for this vif from now on. RuntimeError if it is not connected."""
+        """Frames for the guest are for this vif from now on. Refused (ENODEV) if it is not connected."""
         if self._connection is None:
-            raise RuntimeError(f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
+            raise Refused("ENODEV", f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
         self._routed = True
         await self._connection.take_address()
 

@@ -22,7 +22,7 @@ from hyp.process import adopt_socket
 from lab.counters import CounterReader
 from lab.cpus import seats
 from lab.errors import LabError
-from lab.move import move
+from lab.move import Moved, move
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
 from lab.schema.values import speed_factor
@@ -248,11 +248,17 @@ class Lab:
         return (await console.call(op, **args)).value
 
     async def move(self, guest: str, path: str) -> float:
-        """Move a guest to another path while it runs; for how many seconds it sent nothing. ControlError if it stays."""
+        """Move a guest to another path while it runs; for how many seconds it sent nothing. ControlError if it stays; `Moved`."""
         domid = next(k for k, one in enumerate(self.topology["guest"], 1) if one["name"] == guest)
-        pause_s = await move(self.call, guest, domid, path)
+        wrong = None
+        try:
+            pause_s = await move(self.call, guest, domid, path)
+        except Moved as error:
+            wrong = error
         await self.keeper("moved", guest=guest, path=path)
         self.topology["guest"][domid - 1]["path"] = path
+        if wrong is not None:
+            raise wrong
         return pause_s
 
     async def keeper(self, op: str, /, **args: Any) -> Reply:

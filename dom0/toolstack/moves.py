@@ -106,13 +106,16 @@ class Moves:
             await self._state.route(mac, self._vifs.vif_port(domid))
             try:
                 await self._settled(DOM0, sent=True)
+                await vif.take_address()
             except ControlError:
                 await self._state.route(mac, self._vifs.uplink_port())
                 raise
-            await vif.take_address()
             await self._tried(self._settled(domid, sent=False))
         else:
-            context = (await self._settled(domid, sent=False))["contexts"][0]
+            contexts = (await self._settled(domid, sent=False))["contexts"]
+            if not contexts:
+                raise Refused("ENODEV", "the guest has closed the device that it was to have")
+            context = contexts[0]
             await self._hyp.call("filter_change", context=context, add=[mac], remove=[])
             await self._tried(self._uplink_emptied())
             await self._state.route(mac, self._vifs.uplink_port())

@@ -10,6 +10,7 @@ import time
 from collections.abc import Collection
 from typing import Any
 
+from domu.programs.table import program_of
 from hyp.control import Channel, ControlError, Handler, close_all
 from hyp.linux import pid_of
 from lab import rundir
@@ -120,7 +121,7 @@ class _Look:
         for guest in self.status["guests"]:
             port = port_of(guest["name"], counters)
             if port is not None:
-                guest["counters"] = counters_of(guest["name"], counters, port)
+                guest["counters"] = counters_of(guest["name"], counters, port, is_addressed=program_of(guest["program"]).addressed)
             if port in before[1]:
                 guest["rates"] = rates_of(before[1][port], counters[port], now - before[0])
 
@@ -130,14 +131,14 @@ def port_of(guest: str, counters: Snapshot) -> str | None:
     return next((row for row in counters if re.fullmatch(rf"(nic/ctx|dom0/vif|hyp/vmm)\d+:{re.escape(guest)}", row)), None)
 
 
-def counters_of(guest: str, counters: Snapshot, port: str) -> dict[str, Any]:
+def counters_of(guest: str, counters: Snapshot, port: str, *, is_addressed: bool) -> dict[str, Any]:
     """What a guest sent and received, and the drops by name that were counted for it, at whichever hop.
 
-    A TAP guest's programs count, so that what was dropped on the way out is in it; of others, its port.
+    Of one that `is_addressed`, what its programs sent, so that what was dropped on the way out is in it; of others, its port's.
     """
     served = re.compile(rf"(nic|dom0|hyp)/\w+:{re.escape(guest)}(\.vmm)?")  # its ports, and its device model's
     ours = {row: counts for row, counts in counters.items() if row.startswith(f"{guest}/") or served.fullmatch(row)}
-    moved = counters.get(f"{guest}/tap", counters[port])
+    moved = counters.get(f"{guest}/tap", counters[port]) if is_addressed else counters[port]
     return {name: moved[name] for name in ("tx_frames", "tx_bytes", "rx_frames", "rx_bytes")} | {"drops": drops(ours)}
 
 

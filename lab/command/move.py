@@ -4,7 +4,7 @@ from typing import Any
 
 from hyp.control import Channel, ControlError
 from lab.command.clients import ClientError, connect, the_one
-from lab.move import move
+from lab.move import Moved, move
 from lab.owner import open_console
 
 
@@ -22,7 +22,11 @@ async def move_guest(topology: str | None, guest: str, path: str) -> dict[str, A
         guests = [one["name"] for one in (await keeper.call("status")).value["guests"]]
         if guest not in guests:
             raise ClientError(f"topology {run.name} has no guest {guest!r}; there are {', '.join(guests)}")
-        pause_s = await move(call, guest, 1 + guests.index(guest), path)
+        try:
+            pause_s = await move(call, guest, 1 + guests.index(guest), path)
+        except Moved as error:
+            await keeper.call("moved", guest=guest, path=path)
+            raise ClientError(str(error)) from error
         await keeper.call("moved", guest=guest, path=path)
     except ControlError as error:
         raise ClientError(f"{guest} stays where it is: {error}") from error

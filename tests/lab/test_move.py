@@ -1,6 +1,7 @@
 """A running guest moves from split to bypass and back: nothing is lost or seen twice, whoever sends to it and whatever it sends."""
 
 import asyncio
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from hyp.abi.grant import GRANT_ENTRY
-from hyp.control import Refused
+from hyp.control import ControlError, Refused
+from lab import move
 from tests.support.labs import GUESTS, launch, run, staying_up, topology_file, unique
 from tests.support.streams import all_of, arrived, kill, lab_of, macs, received
 from tests.support.tiers import tiered
@@ -168,6 +170,55 @@ def test_a_guest_that_keeps_the_device_that_it_is_to_give_back_has_it_no_more(tm
             mac = macs(lab)
             await lab.call("dora", "send_stream", mac=mac[guest], frame=64, stream=2, frames=100)
             await all_of(lab, guest, 2, 100)
+
+    run(main())
+
+
+@pytest.mark.parametrize("step", ["move_connect", "move_receive", "move_send", "move_close"])
+def test_a_guest_that_does_not_do_its_part_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    """Before the switch it stays where it was; after it the old device is taken from it all the same."""
+
+    async def main() -> None:
+        async with lab_of(tmp_path, "silent", PATIENT.format(engines=1) + GUESTS) as lab:
+            honest = lab.call
+
+            async def call(process: str, op: str, /, **args: Any) -> Any:
+                if op == step:
+                    await asyncio.Event().wait()  # no answer
+                return await honest(process, op, **args)
+
+            monkeypatch.setattr(lab, "call", call)
+            monkeypatch.setattr(move, "GUEST_S", 0.1)
+            with pytest.raises(ControlError, match=f"carl has not answered {step}") as refused:
+                await lab.move("carl", "split")
+            moved = isinstance(refused.value, move.Moved)
+            assert moved == (step != "move_connect")
+            guests = (await lab.keeper("status")).value["guests"]
+            assert next(one["path"] for one in guests if one["name"] == "carl") == ("split" if moved else "bypass")
+            assert list(Path("/dev/shm").glob(f"xbl.{os.getuid()}.{lab.name}.carl.doorbell*")) == [] or not moved
+            monkeypatch.setattr(move, "GUEST_S", 30.0)
+            monkeypatch.setattr(lab, "call", honest)
+            with pytest.raises(Refused, match="is on path split") if moved else contextlib.nullcontext():
+                await lab.move("carl", "split")  # not on its way any more
+
+    run(main())
+
+
+def test_a_guest_that_has_given_up_its_new_device_stays_where_it_was(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with lab_of(tmp_path, "givesup", PATIENT.format(engines=1) + GUESTS) as lab:
+            for guest, domid, path, back in (("anna", 1, "bypass", "split"), ("carl", 3, "split", "bypass")):
+                await lab.call("dom0", "move_begin", domid=domid, path=path)
+                await lab.call(guest, "move_connect", path=path)
+                await lab.call(guest, "move_abort")
+                with pytest.raises(Refused) as refused:
+                    await lab.call("dom0", "move_switch", domid=domid)
+                assert refused.value.name == "ENODEV"
+                await lab.call("dom0", "move_abort", domid=domid)
+                mac = macs(lab)
+                await lab.call("dora", "send_stream", mac=mac[guest], frame=64, stream=2 * domid, frames=100)
+                await all_of(lab, guest, 2 * domid, 100)
+                assert lab.topology["guest"][domid - 1]["path"] == back
 
     run(main())
 
