@@ -99,7 +99,7 @@ class EngineState:
             port["passing"] = self._passing[number].ctypes.data
             port["groups"] = self._groups[number].ctypes.data
         self._join([UPLINK])
-        self.ports[UPLINK]["standing"] = self.standings.ctypes.data
+        self.ports[UPLINK]["standing"], self.ports[UPLINK]["shared"] = self.standings.ctypes.data, 1
         record = self._record[0]
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,

@@ -4,9 +4,9 @@ A vif with a rate has a credit of bytes, one for all its queues. Its windows are
 once. A frame is taken in only if the credit is enough for all of it; until then it stays in the ring, and all behind it, on every
 queue: the guest waits, nothing is lost, nothing overtakes. A window begins when the credit is looked at and doesn't suffice, so an
 idle guest saves nothing up; who waits gets the next one the moment the last one ends, and those that it missed if the engine comes
-late. Credit adds up over windows where a frame needs more than one gives, to BURST, so that the longest frame goes at any rate. So
-in any time t no more passes than what the windows that begin in it give, and what was left before, which is less than twice what
-one gives, or BURST.
+late. Credit adds up over windows where a frame needs more than one gives, to BURST, so that the longest frame goes at any rate.
+Each connection begins with a window, and to connect again takes its time (dom0/vifs.py). So in any time t of one no more passes
+than what the windows that begin in it give, and what was left before, which is less than twice what one gives, or BURST.
 
 Who owns what: the control plane says the rate with ADD_PORT and SET_RATE (dom0/engine.py), all else is the engine's. The credit is
 what `allowance` is ahead of the vif's own count of TX_BYTES, in which a frame that is refused counts as well. So what a guest pays

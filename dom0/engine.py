@@ -159,8 +159,7 @@ def _pass_on(e, p, s):
     if number == p.vif:
         return DROP_SAME_PORT
     t = port_of(e, number)
-    if number != p.towards:
-        p.towards, p.shared = number, 1 if p.number == UPLINK else 0
+    p.towards = number
     if s.slots != 0 or t.queues > 1:
         return _put_special(e, p, s, t)
     result = _put(e, s, t)
@@ -186,7 +185,7 @@ def _forward(e, p):
             if tracer != 0 and not is_passed_over(tracer, s.addr, first_bytes(s)):
                 trace_passed(tracer, e, p, s, result, e.flooded > flooded)
         if p.pause_until != 0:  # part of it may have been passed on, before its way has changed
-            p.pause_until, p.shared, p.part = 0, 0, 0
+            p.pause_until, p.part = 0, 0
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
     return done

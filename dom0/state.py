@@ -33,7 +33,7 @@ PORT = np.dtype(
         ("pause_until", "i8"),
         ("pause_for", "i8"),  # the port that it waits for
         ("towards", "i8"),  # the vif that its last frame was for
-        ("shared", "i8"),  # it is the uplink, and has had frames for others since it waited last
+        ("shared", "i8"),  # it is the uplink, behind whose frames others' wait
         ("waited_for", "i8"),  # as a receiver: some port pauses until it has room for so many fragments; 0: none does
         # as a receiver that holds others up (hyp/fairness/patience.py)
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it has room

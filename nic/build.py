@@ -87,6 +87,7 @@ class EngineState:
         self._lists = np.zeros((2, CONTEXTS), np.int64)
         self._table = np.zeros(SWITCH_SLOTS, SWITCH_ENTRY)
         self._gates = np.zeros(crossings.engines, GATE)
+        self._gates["shared"] = 1
         self.waiting = new_wait(epoll, platform.address, events=True)
         self._keep = (crossings, kept, page, platform)
         for number in range(CONTEXTS):

@@ -163,6 +163,7 @@ class Nic:
             record["generation"], record["first"], record["queue"] = generation, first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
             record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)
+            record["shared"] = privileged
             record["ram"], record["ram_pages"] = ram.address, memory // PAGE
             record["iommu"], record["iommu_pages"] = iommu.address, memory // PAGE
             record["doorbell"], record["completion_fd"] = doorbell.address, completion_fd

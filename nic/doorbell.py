@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hyp.abi.nic import HUSH_NS, SQ_PROD
+from hyp.abi.nic import CONTEXTS, HUSH_NS, SQ_PROD
 from hyp.atomics import load32_once, load64, notify
 from hyp.events import event_data
 from hyp.kernels import compiled, outlined
@@ -43,17 +43,35 @@ MOST_VAIN, WINDOW_NS = 50, 10_000_000
 def note_rings(e, wait, events):
     """The engine was woken by `events` events of its upcall: whose doorbells rang, and in vain?"""
     for k in range(events):
-        data = event_data(wait, k)
+        data, known = event_data(wait, k), False
         for j in range(e.active):
             c = context_of(e, load64(e.order + 8 * j))
             if c.doorbell_data == data:
                 _note_ring(e, c, wait.woken_ns)
+                known = True
+        if not known:
+            _note_ring_of_another(e, wait, data)
+
+
+@outlined
+def _note_ring_of_another(e, wait, data):
+    """That of a context that isn't started, or has failed: nothing of it is touched, as it may be none any more."""
+    for number in range(CONTEXTS):
+        c = context_of(e, number)
+        if c.doorbell_data == data and c.mine != 0 and c.active == 0:
+            _note_ring(e, c, wait.woken_ns)
+
+
+@compiled
+def _has_cause(e, c, now):
+    waits = c.pause_until == 0 and load32_once(c.doorbell + SQ_PROD) != c.sq_cons
+    is_full = c.full_since != 0 and now - c.full_since < e.pause_ns  # no wait for it is longer
+    return waits or c.sq_cons != c.rung_at or is_full
 
 
 @compiled
 def _note_ring(e, c, now):
-    waits = c.pause_until == 0 and load32_once(c.doorbell + SQ_PROD) != c.sq_cons
-    if waits or c.sq_cons != c.rung_at or c.full_since != 0:
+    if c.active != 0 and _has_cause(e, c, now):
         c.rung_at = c.sq_cons
         return
     if now - c.vain_since > WINDOW_NS:

@@ -226,8 +226,6 @@ def _serve_crossing(e, producer):
         slot = slot_of(ring, cons)
         number, f = load64(slot + SLOT_CONTEXT), crossed_frame(e, slot)
         result = DELIVERED
-        if number != gate.towards:
-            gate.towards, gate.shared = number, 1
         if number == FLOOD:
             flood_crossed(e, load64(slot + SLOT_GENERATION), f)
             waiting, e.flooded = waiting - e.flooded, 0
@@ -238,9 +236,7 @@ def _serve_crossing(e, producer):
                 trace_crossed(tracer, number, f, result)
         if result == PAUSE:
             break
-        if gate.pause_until != 0:
-            gate.pause_until, gate.shared = 0, 0
-        gate.part = 0
+        gate.pause_until, gate.part = 0, 0
         if result != DELIVERED:
             count(e.counts, result, 1)
         cons += 1

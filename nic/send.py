@@ -148,7 +148,7 @@ def _route(e, c, head0, head1):
     """
     if not _is_alike(head0, head1, c.head0, c.head1):
         c.head0, c.head1 = head0, head1 & SOURCE_MASK
-        destination, c.shared = destination_of(head0), c.privileged
+        destination = destination_of(head0)
         if source_of(head0, head1) != c.mac and c.privileged == 0:
             c.route = SPOOFED
         else:
@@ -172,10 +172,11 @@ def _switch(e, c, f):
         if is_wire_full(e):
             await_wire(e, c)
             return PAUSE
-        if route == FLOODED and c.part == 0:
+        if route == FLOODED and c.flooded == 0:  # once, however many turns it takes on the wire
             if c.number != 0 and not may_flood(e, c, f.parts):  # the physical function's are others', and were counted there
                 return DROP_STORM
             flood(e, context_of(e, c.first).generation, f)
+            c.flooded = 1
         return outbound(e, c, f)
     if route == c.first:
         return DROP_SAME_PORT
@@ -282,9 +283,7 @@ def _send_one(e, c):
             return 0, 0, False
         if result != DELIVERED:
             status = STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED
-    if c.pause_until != 0:
-        c.pause_until, c.shared = 0, 0
-    c.part = 0
+    c.pause_until, c.part, c.flooded = 0, 0, 0
     if result != DELIVERED:
         count(c.counts, result, 1)
     tracer = tracer_of(e.wait)
@@ -373,8 +372,7 @@ def _send_run(e, c, n, room):
     else:
         return 0, 0
     if done > 0:
-        if c.pause_until != 0:
-            c.pause_until, c.shared = 0, 0
+        c.pause_until = 0
         c.sq_cons = u32_add(c.sq_cons, done - 1)
         if flags != 0:
             complete_send(e, c, STATUS_OK)

@@ -54,7 +54,8 @@ CONTEXT = np.dtype(
         ("pause_until", "i8"),  # the sending queue waits for a full receiver until then (ns); 0: it does not
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
         ("pause_need", "i8"),  # buffers that the context it waits for must have posted
-        ("shared", "i8"),  # it is the physical function, and has had frames for others since it waited last
+        ("shared", "i8"),  # it is the physical function, behind whose frames others' wait
+        ("flooded", "i8"),  # the frame at the head of the queue has been passed on to all, but not yet to the wire
         ("part", "i8"),  # of the frame at the head of the queue: how many of its segments have been passed on
         ("head0", "i8"),  # the addresses of its last frame, as the header's first word and the low half of its second
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
@@ -188,8 +189,7 @@ GATE = np.dtype(
         ("pause_for", "i8"),
         ("pause_need", "i8"),
         ("part", "i8"),
-        ("towards", "i8"),  # the context that the last frame was for
-        ("shared", "i8"),  # there have been frames for others since it waited last
+        ("shared", "i8"),  # 1: there are frames for others behind
     ]
 )
 """A sender without a queue of its own: frames that arrive from another engine wait here for a full receiver."""

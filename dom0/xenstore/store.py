@@ -321,6 +321,8 @@ class Session:
                 raise StoreError("EINVAL", path, "not a path")
             path = f"{domain_path(self.domid)}/{path}"
         check_path(path)
+        if self._quota is not None and path.count("/") > self._quota.levels:
+            raise StoreError("EINVAL", path, f"more than {self._quota.levels} levels")
         return path
 
     def _tree(self, tx: int) -> Tree | Transaction:

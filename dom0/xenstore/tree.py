@@ -37,6 +37,7 @@ class Quota:
     value_bytes: int = 2048
     permissions: int = 5
     transaction_nodes: int = 1024  # different paths one transaction may touch
+    levels: int = 64  # of a path; not Xen's: to make, or look for, a path of a thousand is the work of many turns
 
 
 @dataclass(frozen=True, slots=True, eq=False)

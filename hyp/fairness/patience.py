@@ -6,8 +6,8 @@ and one that drips buffers holds up nobody for long, each guest has a *patience*
 
 * at most `pause_us`, which it begins with;
 * time in which somebody waits for a queue of it is taken off, however many wait;
-* a frame that it takes gives it `pause_us` / 64; a 64th of that if the queue in which the next one waits is shared, and has had
-  frames for others since it waited last.
+* a frame that it takes gives it `pause_us` / 64; a 64th of that if the queue in which the next one waits is shared, behind which
+  others' frames wait.
 
 Out of patience, its frames drop by name (DROP_NO_BUFFER) until it posts a buffer; those behind them go on. It is the guest's
 (standing.py): who opens a new context, or connects again, begins with what was left, a new domain of the same name or number

@@ -38,7 +38,7 @@ from hyp.events import new_eventfd
 from hyp.iommu import Shootdown
 from hyp.memory import Mapping, Region, create_region
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
-from hyp.monitor.event_channels import EventError, Upcall
+from hyp.monitor.event_channels import Upcall
 
 log = logging.getLogger(__name__)
 
@@ -383,8 +383,7 @@ class Devices:
 
     def _listen_again(self, domain: Domain, context: Context) -> None:
         if domain.contexts.get(context.number) is context:
-            with suppress(EventError):  # EEXIST: it was hushed twice
-                self._engine_upcalls[context.engine].deliver(context.doorbell_fd, context.number, context.upcall)
+            self._engine_upcalls[context.engine].deliver_later(context.doorbell_fd, context.upcall)
 
     async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:
         """Wait until what is under way of the domain's contexts has arrived: "sent", what they have posted, or "arriving".

@@ -63,6 +63,19 @@ class Upcall:
         except OSError as error:
             raise EventError(error.errno, f"port {port}: the waiter's upcall takes no events ({error.strerror})") from error
 
+    def deliver_later(self, eventfd: int, holder: "Upcall") -> None:
+        """`deliver` of one that has been forgotten for a while, or is not to be had; nobody waits for it."""
+
+        def register() -> None:
+            with contextlib.suppress(OSError, ValueError):  # EEXIST: it was forgotten twice
+                self.epoll.register(eventfd, select.EPOLLIN | select.EPOLLET)
+
+        aside = self._changed_by(holder)
+        if aside is None:
+            register()
+        else:
+            aside.later(register)
+
     async def paid(self) -> None:
         """Wait until its events are no longer too dear, for a while at most: that can be due to a slow machine, too."""
         until = asyncio.get_running_loop().time() + PAID_S

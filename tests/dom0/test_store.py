@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from dom0.xenstore.store import TOKEN_MAX, Session, Store
+from dom0.xenstore.tree import Quota, domain_path
 from hyp.abi import xs_wire
 from tests.support.stores import GUEST, fired, perms, refused
 
@@ -42,6 +43,17 @@ def test_bad_paths(dom0: Session, path: str) -> None:
     for operation in (dom0.read, dom0.mkdir, dom0.rm, dom0.directory, dom0.get_perms):
         refused("EINVAL", operation, path)
     refused("EINVAL", dom0.watch, path, "token")
+
+
+def test_a_guests_paths_have_so_many_levels(guest: Session, dom0: Session) -> None:
+    """One request is one turn: a path of a thousand levels would take those of many."""
+    longest = "/".join("a" * (Quota().levels - 3))  # below /local/domain/N
+    guest.mkdir(longest)
+    for operation in (guest.read, guest.mkdir, guest.rm, guest.directory, guest.get_perms):
+        refused("EINVAL", operation, longest + "/b")
+    refused("EINVAL", guest.watch, longest + "/b", "token")
+    dom0.mkdir(f"{domain_path(GUEST)}/{longest}/b")
+    guest.rm("a")
 
 
 def test_longest_path_is_a_path(dom0: Session) -> None:

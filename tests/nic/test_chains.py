@@ -23,7 +23,7 @@ from hyp.abi.nic import (
 )
 from nic.state import BUDGET_PARTS
 from tests.support.fuzz import SEED, TIERS, fuzz
-from tests.support.guests import JUST_BELOW_WRAP, WIRE_MAC, Guest
+from tests.support.guests import BROADCAST_MAC, JUST_BELOW_WRAP, WIRE_MAC, Guest
 from tests.support.packets import FIN, Packet, cut
 from tests.support.peers import Bench, bench_of, well
 
@@ -83,6 +83,21 @@ def test_a_segmented_frame_is_whole_for_who_accepts_it_and_cut_for_who_does_not(
     bench.at_rest(2)
     assert bench.drops() == {}
     assert bench.count("segmented") == 40
+
+
+def test_a_broadcast_that_takes_several_turns_on_the_wire_is_passed_on_once(trio: tuple[Bench, Guest, Guest, Guest]) -> None:
+    bench, anna, bert, carl = trio
+    one = packet(anna, BROADCAST_MAC, 2 * BUDGET_PARTS * 100)
+    carl.post_buffers(100)
+    bert.post_buffers(100)
+    anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 100)
+    assert anna.sent(1) == [STATUS_OK]
+    assert bert.take_frame() == (BLANK | GSO[4], 100, bytes(one))
+    assert [carl.take_frame() for _ in one.segments(100)] == [(0, 0, frame) for frame in one.segments(100)]
+    bench.at_rest(1)
+    assert bench.drops() == {}
+    assert bench.count("rx_frames", "wire") == 2 * BUDGET_PARTS
+    assert (bench.of(bert)["rx_frames"], bench.of(carl)["rx_frames"]) == (1, 2 * BUDGET_PARTS)
 
 
 def test_what_reaches_the_wire_is_cut_and_has_its_checksums(trio: tuple[Bench, Guest, Guest, Guest]) -> None:

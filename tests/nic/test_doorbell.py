@@ -50,6 +50,27 @@ def test_who_rings_for_nothing_is_not_heard_for_a_while() -> None:
         well(bench, mallory, bert)
 
 
+def test_who_rings_with_a_device_that_does_nothing_is_not_heard_either() -> None:
+    """One that is not started yet; one that has failed, whose index says for ever that something is posted."""
+    with bench_of(2) as (bench, anna, bert):
+        opened, failed = bench.domain(), bench.guest()
+        page, doorbell = opened.call("context_open", upcall=0).fds
+        opened.q = {"doorbell_fd": doorbell}
+        failed.words["sq_prod"] = 1000
+        failed.kick()
+        eventually(lambda: bench.of(failed).get("faults_protocol") or bench.sync(), "its failure")
+
+        def is_hushed_for_a_while(mallory: Guest) -> None:
+            with ringing(mallory):
+                eventually(lambda: not is_heard(bench, mallory), "its doorbell to be left out")
+                well(bench, anna, bert)
+            eventually(lambda: is_heard(bench, mallory), "its doorbell to be heard again")
+
+        is_hushed_for_a_while(opened)
+        is_hushed_for_a_while(failed)
+        os.close(page)
+
+
 def test_who_has_gone_meanwhile_is_not_heard_again() -> None:
     with bench_of(2) as (bench, mallory, anna):
         with ringing(mallory):

@@ -132,6 +132,7 @@ def test_who_moves_is_waited_for_from_the_switch_on_and_less_long_in_a_shared_qu
         physical.send(*(physical.frame(mac) for mac in (anna.mac, moving[0].mac, anna.mac)))
         assert len(anna.take(2)) == 2
         assert bench.drops() == {"drop_no_buffer": 1}
+        assert contexts["shared"][[physical.context, anna.context]].tolist() == [1, 0]  # after a wait, too
     one, most = SimpleNamespace(grace=10 * GRACE_NS), TRUSTED * 1_000_000
     assert [grace_ends.py_func(SimpleNamespace(pause_ns=1_000_000), one, shared) for shared in (0, 1)] == [
         one.grace,
