@@ -139,6 +139,10 @@ class EngineState:
         record["clock"] = self._record["now"].ctypes.data
         return record
 
+    def count_in(self, number: int) -> None:
+        """Context `number` has been created: the engine looks at those up to it."""
+        self._record[0]["context_end"] = max(int(self._record[0]["context_end"]), number + 1)
+
     def attach_tap(self, fd: int) -> None:
         """The wire leads to the host, by a TAP with descriptor `fd`. The first engine reads it."""
         self._tap = TapMemory()

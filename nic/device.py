@@ -160,6 +160,7 @@ class Nic:
         self._mappings[context] = [ram, iommu, doorbell]
         for index, state in enumerate(self._engines):
             record = state.clear(context, first, fresh=fresh)
+            state.count_in(context)
             record["generation"], record["first"], record["queue"] = generation, first, queue
             record["engine"], record["mine"] = self._owner(context), index == self._owner(context)
             record["privileged"], record["passthrough"], record["mac"] = privileged, passthrough, mac_to_int(mac)

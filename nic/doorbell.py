@@ -25,7 +25,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from hyp.abi.nic import CONTEXTS, HUSH_NS, SQ_PROD
+from hyp.abi.nic import HUSH_NS, SQ_PROD
 from hyp.atomics import load32_once, load64, notify
 from hyp.events import event_data
 from hyp.kernels import compiled, outlined
@@ -56,7 +56,7 @@ def note_rings(e, wait, events):
 @outlined
 def _note_ring_of_another(e, wait, data):
     """That of a context that isn't started, or has failed: nothing of it is touched, as it may be none any more."""
-    for number in range(CONTEXTS):
+    for number in range(e.context_end):
         c = context_of(e, number)
         if c.doorbell_data == data and c.mine != 0 and c.active == 0:
             _note_ring(e, c, wait.woken_ns)

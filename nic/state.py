@@ -142,6 +142,7 @@ ENGINE = np.dtype(
         ("index", "i8"),
         ("engines", "i8"),
         ("contexts", "i8"),  # CONTEXTS records
+        ("context_end", "i8"),  # none from this number on has been created yet
         ("order", "i8"),  # numbers of the active contexts of this engine, i8 each
         ("active", "i8"),  # how many
         ("first", "i8"),  # where the next round begins
