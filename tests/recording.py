@@ -6,7 +6,6 @@ stood there. Pauses are cut to `LONGEST_S`; without motion (prefers-reduced-moti
 """
 
 import os
-import select
 import sys
 import time
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from xml.etree import ElementTree as ET
 import pyte
 
 from tests.support.labs import LAUNCH, ROOT
-from tests.support.screens import screen
+from tests.support.screens import is_readable, screen
 
 COLUMNS, ROWS = 130, 34
 LONGEST_S, LEAST_S, AT_END_S = 0.7, 0.12, 6.0
@@ -45,7 +44,7 @@ def record(command: list[str]) -> list[Picture]:
     with screen(*command, TERM="xterm-256color", COLUMNS=str(COLUMNS), LINES=str(ROWS)) as terminal:
         terminal.resize(ROWS, COLUMNS)
         while True:
-            if select.select([terminal.master], [], [], LEAST_S)[0]:
+            if is_readable(terminal.master, LEAST_S):
                 try:
                     data = os.read(terminal.master, 65536)
                 except OSError:  # its end

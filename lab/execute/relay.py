@@ -33,9 +33,16 @@ MOST_KEYS = 4096
 MOST_SHOWN = 1 << 16
 LAST_SHOWN = 4 * MOST_SHOWN
 """What is shown at most of what a terminal still has when its program has ended: more than its buffers are."""
-LAST_S = 1.0
+LAST_MS = 1000
 """How long a terminal may take none of that."""
 OFLAG, CFLAG, LFLAG = 1, 2, 3  # of termios.tcgetattr
+
+
+def takes(fd: int, ms: int) -> bool:
+    """Whether something can be written to `fd` within that time."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(ms))
 
 
 def terminals() -> set[int]:
@@ -130,7 +137,7 @@ class Relay(Terminal):
         left = LAST_SHOWN
         while left > 0 and (shown := self._show()):
             left -= shown
-            if self._shown and not select.select([], [self.fd], [], LAST_S)[1]:
+            if self._shown and not takes(self.fd, LAST_MS):
                 return
 
     def _show(self) -> int:

@@ -31,7 +31,7 @@ from domu.confinement.confine import ENVIRONMENT, seal_program
 from hyp import linux
 from hyp.net.steps import SetupError
 from lab.execute import inherited
-from lab.execute.relay import Relay
+from lab.execute.relay import Relay, takes
 
 
 class Message(IntEnum):
@@ -245,7 +245,7 @@ class _Supervisor:
                 self._say_gone(self._relay.end)
 
     def _say_gone(self, fd: int) -> None:
-        if select.select([], [fd], [], 0)[1]:
+        if takes(fd, 0):
             with contextlib.suppress(OSError):
                 os.write(fd, f"{self._name} is gone\n".encode())
 

@@ -17,6 +17,13 @@ from tests.support.patience import patient
 PROMPT = "outside> "
 
 
+def is_readable(fd: int, seconds: float) -> bool:
+    """Whether there is something to be read within that time. A test's process may have more descriptors than select(2) takes."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))
+
+
 class Screen:
     """The master's side of a pseudo-terminal on which a session leader runs."""
 
@@ -39,7 +46,7 @@ class Screen:
         deadline = time.monotonic() + patient(WAIT_S)
         while (match := re.search(pattern, self.shown[self._read :])) is None:
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.shown[self._read :]!r} after {self.shown[: self._read]!r}"
-            if select.select([self.master], [], [], 0.2)[0]:
+            if is_readable(self.master, 0.2):
                 try:
                     self.shown += os.read(self.master, 65536).decode(errors="replace")
                 except OSError as error:  # the last process that had the terminal open has ended
@@ -51,7 +58,7 @@ class Screen:
         """Wait for the session's leader to end; returns its exit status (negative: the signal that ended it)."""
         if self._status is None:
             pidfd = os.pidfd_open(self.pid)
-            ended = select.select([pidfd], [], [], patient(WAIT_S))[0]
+            ended = is_readable(pidfd, patient(WAIT_S))
             os.close(pidfd)
             if not ended:
                 os.kill(self.pid, signal.SIGKILL)
