@@ -37,6 +37,8 @@ PORT = np.dtype(
         ("waited_for", "i8"),  # as a receiver: some port pauses until it has room for so many fragments; 0: none does
         # as a receiver that holds others up (hyp/fairness/patience.py)
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it has room
+        ("standing", "i8"),  # STANDING record (hyp/fairness/standing.py) of the guest
+        ("wary", "i8"),  # 1: of its last turn something was refused (dom0/netback_tx.py)
         ("full_since", "i8"),
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that its vif had taken when its patience was last filled up: of the vif's first port
@@ -59,7 +61,6 @@ PORT = np.dtype(
         ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same
         ("rx_event_fd", "i8"),
         ("debt", "i8"),  # DEBT record (hyp/events.py) of the guest
-        ("standing", "i8"),  # and STANDING record (hyp/fairness/standing.py)
         ("hash_info", "i8"),  # of a vif with several queues: extra info that goes with the frame that goes to it now; 0: none
         # of a vif's first port, for all its queues
         ("hashing", "i8"),  # a HASHING record (hyp/offload/toeplitz.py) that its queues are chosen by; 0: by the flow hash
@@ -71,7 +72,6 @@ PORT = np.dtype(
         ("window", "i8"),  # when the last one began
         ("allowance", "i8"),  # the count of its TX_BYTES that it may come to
         ("credit_at", "i8"),  # when the next frame may have enough; 0: it doesn't wait
-        ("wary", "i8"),  # 1: of its last turn something was refused (dom0/netback_tx.py)
     ]
 )
 PORT_BYTES = PORT.itemsize
@@ -153,7 +153,7 @@ ENGINE = np.dtype(
         ("flooded", "i8"),  # copies of flooded frames in this turn
         ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("pause_ns", "i8"),
-        ("storm_ns", "i8"),  # between two broadcasts of a vif's queue (hyp/fairness/storm.py); 0: no limit
+        ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/fairness/storm.py); 0: no limit
         ("now", "i8"),
         ("idle_since", "i8"),
         ("wait", "i8"),

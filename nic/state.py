@@ -29,7 +29,6 @@ CONTEXT = np.dtype(
         ("doorbell", "i8"),
         ("completion_fd", "i8"),
         ("debt", "i8"),  # DEBT record (hyp/events.py) of its guest on this engine
-        ("standing", "i8"),  # and STANDING record (hyp/fairness/standing.py)
         ("sq", "i8"),
         ("scq", "i8"),
         ("rq", "i8"),
@@ -55,7 +54,6 @@ CONTEXT = np.dtype(
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
         ("pause_need", "i8"),  # buffers that the context it waits for must have posted
         ("shared", "i8"),  # it is the physical function, behind whose frames others' wait
-        ("flooded", "i8"),  # the frame at the head of the queue has been passed on to all, but not yet to the wire
         ("part", "i8"),  # of the frame at the head of the queue: how many of its segments have been passed on
         ("head0", "i8"),  # the addresses of its last frame, as the header's first word and the low half of its second
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)
@@ -63,6 +61,8 @@ CONTEXT = np.dtype(
         ("first", "i8"),  # the first of the contexts that are one guest's queues: the switch knows them all by it; often itself
         # as a receiver that holds senders up (hyp/fairness/patience.py)
         ("stalled", "i8"),  # a pause for it ran out, so drop at once until it posts a buffer
+        ("standing", "i8"),  # STANDING record (hyp/fairness/standing.py) of its guest on this engine
+        ("flooded", "i8"),  # the frame at the head of the queue has been passed on to all, but not yet to the wire
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when its patience was last filled up
@@ -142,7 +142,6 @@ ENGINE = np.dtype(
         ("index", "i8"),
         ("engines", "i8"),
         ("contexts", "i8"),  # CONTEXTS records
-        ("context_end", "i8"),  # none from this number on has been created yet
         ("order", "i8"),  # numbers of the active contexts of this engine, i8 each
         ("active", "i8"),  # how many
         ("first", "i8"),  # where the next round begins
@@ -181,6 +180,7 @@ ENGINE = np.dtype(
         ("gates", "i8"),  # by engine: a GATE for what arrives from it
         ("held", "i8"),  # 1: contexts of a NIC that died are still being handed over, so nothing moves but mail
         ("hush_fd", "i8"),  # contexts are to be hushed (nic/doorbell.py)
+        ("context_end", "i8"),  # no context from this number on has been created yet
     ]
 )
 
