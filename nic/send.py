@@ -283,7 +283,9 @@ def _send_one(e, c):
             return 0, 0, False
         if result != DELIVERED:
             status = STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED
-    c.pause_until, c.part, c.flooded = 0, 0, 0
+    if c.pause_until != 0:
+        c.pause_until = 0
+    c.part = c.flooded = 0
     if result != DELIVERED:
         count(c.counts, result, 1)
     tracer = tracer_of(e.wait)
@@ -372,7 +374,8 @@ def _send_run(e, c, n, room):
     else:
         return 0, 0
     if done > 0:
-        c.pause_until = 0
+        if c.pause_until != 0:
+            c.pause_until = 0
         c.sq_cons = u32_add(c.sq_cons, done - 1)
         if flags != 0:
             complete_send(e, c, STATUS_OK)
