@@ -55,7 +55,7 @@ def note_rings(e, wait, events):
 
 @outlined
 def _note_ring_of_another(e, wait, data):
-    """That of a context that isn't started, or has failed: nothing of it is touched, as it may be none any more."""
+    """That of a context that isn't started: nothing of the guest's is touched, as it may be none any more."""
     for number in range(e.context_end):
         c = context_of(e, number)
         if c.doorbell_data == data and c.mine != 0 and c.active == 0:

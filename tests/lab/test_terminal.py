@@ -7,6 +7,7 @@ import signal
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from tests.support.labs import (
 )
 from tests.support.patience import patient
 from tests.support.screens import PROMPT, START, Screen, screen, shell, state
+from tests.support.tiers import tiered
 
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("taps")]
 
@@ -37,14 +39,26 @@ INSIDE = "inside> "
 SHELLS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in START]
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Two TAP guests, alice and bob; the topology's name."""
-    with staying_up(topology_file(tmp_path_factory.mktemp("terminal"), "terminal", GUESTS)) as (process, _):
-        yield unique("terminal")
+CONFINED = 'confined = true\nmemory.backing = "sealed"\n' + GUESTS
+KINDS = {"terminal": GUESTS, "confterm": CONFINED}
+"""Topologies: the program's terminal is the caller's own, or one that stands for it (lab/execute/relay.py)."""
+
+
+@contextmanager
+def guests_up(folder: Path, kind: str) -> Iterator[str]:
+    """Two TAP guests of a kind, alice and bob; the topology's name."""
+    with staying_up(topology_file(folder, kind, KINDS[kind])) as (process, _):
+        yield unique(kind)
         process.send_signal(signal.SIGTERM)
         assert process.wait(patient(30)) == 143
-    assert left_behind(unique("terminal")) == []
+    assert left_behind(unique(kind)) == []
+
+
+@pytest.fixture(scope="module", params=tiered(KINDS, ["terminal"], confterm=pytest.mark.needs("confinement")))
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Guests of either kind."""
+    with guests_up(tmp_path_factory.mktemp(request.param), request.param) as name:
+        yield name
 
 
 def words(lab: str, *program: str, guest: str = "alice") -> list[str]:
@@ -65,6 +79,12 @@ def has_terminal(shown: Screen, group: int) -> bool:
     return os.tcgetpgrp(shown.master) == group
 
 
+def is_lent(program: int) -> bool:
+    """Its group is in the foreground of its terminal, the caller's or its own."""
+    group, _, _, foreground = Path(f"/proc/{program}/stat").read_text().rpartition(")")[2].split()[2:6]
+    return group == foreground
+
+
 def status_is(shown: Screen, status: int) -> None:
     shown.enter("echo sta''tus $?")
     shown.expect(rf"status {status}\r\n")
@@ -80,8 +100,11 @@ def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
     with screen(*words(lab, name, *START[name]), PS1=INSIDE, ENV="") as shown:
         shown.expect(INSIDE)
         assert "job control" not in shown.shown  # that there is none
-        shown.enter("tty; stty size")
-        shown.expect(r"/dev/pts/\d+\r\n24 80\r\n")
+        if lab == unique("terminal"):  # in whose guests terminals have names
+            shown.enter("tty")
+            shown.expect(r"/dev/pts/\d+\r\n")
+        shown.enter("stty size")
+        shown.expect(r"24 80\r\n")
         shown.resize(33, 101)
         shown.enter("stty size")
         shown.expect(r"33 101\r\n")
@@ -98,7 +121,7 @@ def test_an_interactive_shell_has_job_control(lab: str, name: str) -> None:
         shown.expect(INSIDE)
         wait_until(lambda: state(sleeping) == "S", "the job to run in the background")
         shown.enter("fg")
-        wait_until(lambda: has_terminal(shown, sleeping), "the job to have the terminal")
+        wait_until(lambda: is_lent(sleeping), "the job to have the terminal")
         shown.type("\x03")
         shown.expect(INSIDE)
         wait_until(lambda: state(sleeping) == "", "the job to end")
@@ -125,13 +148,13 @@ def test_a_plain_program_is_stopped_and_continued_with_its_exec(lab: str, name: 
         shown.enter(line(lab, "exec sleep 1000"))
         program = program_of(shown)
         for _ in range(2):  # one that is stopped still is not stopped again, and what is typed then is lost when it goes on
-            wait_until(lambda: has_terminal(shown, program) and state(program) == "S", "the program to go on, with the terminal")
+            wait_until(lambda: is_lent(program) and state(program) == "S", "the program to go on, with the terminal")
             shown.type("\x1a")
             shown.expect("Stopped")
             shown.expect(PROMPT)
             assert state(program) == "T"
             shown.enter("fg")
-        wait_until(lambda: has_terminal(shown, program) and state(program) == "S", "the program to go on")
+        wait_until(lambda: is_lent(program) and state(program) == "S", "the program to go on")
         shown.type("\x03")
         shown.expect(PROMPT)
         status_is(shown, 128 + signal.SIGINT)
@@ -143,7 +166,7 @@ def test_a_program_that_handles_ctrl_z_is_not_stopped(lab: str) -> None:
         shown.enter(line(lab, "trap 'echo hand''led' TSTP; echo rea''dy; while ! read answer; do :; done; echo ans''wer $answer"))
         program = program_of(shown)
         shown.expect("ready")
-        wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        wait_until(lambda: is_lent(program), "the program to have the terminal")
         shown.type("\x1a")
         shown.expect("handled")
         shown.enter("yes")
@@ -172,7 +195,7 @@ def test_a_program_where_no_shell_could_continue_it_is_not_stopped(lab: str) -> 
     """As the kernel has it for any program whose process group is orphaned."""
     with screen(*words(lab, "sh", "-c", SAY_PROCESS + "read answer; echo ans''wer $answer")) as shown:
         program = program_of(shown)
-        wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        wait_until(lambda: is_lent(program), "the program to have the terminal")
         shown.type("\x1a")
         shown.expect(r"\^Z")
         shown.enter("yes")
@@ -196,24 +219,23 @@ def test_in_the_background_it_writes_but_takes_no_keystrokes(lab: str, name: str
         shown.enter("jobs")
         shown.expect("Stopped")
         shown.enter("fg")
-        wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        wait_until(lambda: is_lent(program), "the program to have the terminal")
         shown.enter("yes")
         shown.expect("answer yes")
         shown.expect(PROMPT)
 
 
-def test_brought_to_the_foreground_while_it_runs_it_reads(lab: str, tmp_path: Path) -> None:
+def test_brought_to_the_foreground_while_it_runs_it_reads(lab: str) -> None:
     """Of its shell it has the terminal, or is continued as well (dash), or not (bash)."""
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
     with shell() as shown:
-        shown.enter(line(lab, f"read go <{gate}; read answer; echo ans''wer $answer") + " &")
+        script = "trap go=1 USR1; until [ $go ]; do sleep 0.1; done; read answer; echo ans''wer $answer"
+        shown.enter(line(lab, script) + " &")
         program = program_of(shown)
         shown.enter("fg")
         shown.expect(r"fg\r\n")
         wait_until(lambda: not has_terminal(shown, shown.pid), "the shell to have let go of the terminal")
-        gate.write_text("go\n")
-        wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        os.kill(program, signal.SIGUSR1)
+        wait_until(lambda: is_lent(program), "the program to have the terminal")
         shown.enter("yes")
         shown.expect("answer yes")
         shown.expect(PROMPT)
@@ -268,7 +290,7 @@ def test_the_terminals_hangup_ends_a_program(lab: str) -> None:
     with shell() as shown:
         shown.enter(line(lab, "exec sleep 1000"))
         program = program_of(shown)
-        wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        wait_until(lambda: is_lent(program), "the program to have the terminal")
     wait_until(lambda: state(program) == "", "the program to end")
 
 
@@ -293,9 +315,15 @@ def test_in_a_pipeline_the_terminal_is_whose_wants_it(lab: str) -> None:
         wait_until(lambda: state(program) == "", "the program to end")
         shown.enter(f"echo piped | {line(lab, 'read text; read key </dev/tty; echo $text key $key')}")
         program = program_of(shown)
-        wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        wait_until(lambda: is_lent(program), "the program to have the terminal")
         shown.enter("y")
         shown.expect("piped key y")
+        shown.expect(PROMPT)
+        shown.enter(f"{line(lab, 'cat')} | sed 's/^/pip/'")  # which shows lines meanwhile
+        shown.expect("pip.*\n")
+        shown.enter("ed")
+        shown.expect("piped\r")
+        shown.type("\x04")
         shown.expect(PROMPT)
 
 
@@ -305,7 +333,7 @@ def test_ctrl_c_ends_a_scripts_loop_with_the_program_in_it(lab: str, tmp_path: P
     with shell() as shown:
         shown.enter(f"sh {script}")
         program = program_of(shown)
-        wait_until(lambda: has_terminal(shown, program), "the program to have the terminal")
+        wait_until(lambda: is_lent(program), "the program to have the terminal")
         shown.type("\x03")
         shown.expect(PROMPT)
         status_is(shown, 128 + signal.SIGINT)
@@ -314,7 +342,7 @@ def test_ctrl_c_ends_a_scripts_loop_with_the_program_in_it(lab: str, tmp_path: P
 # --- ends ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["the program is killed", "the exec is terminated"])
+@pytest.mark.parametrize("end", ["the program is killed", "the exec is terminated", "the supervisor is killed"])
 def test_the_terminal_is_as_it_was(lab: str, end: str) -> None:
     """After a program that had made it raw."""
     with shell() as shown:
@@ -325,11 +353,15 @@ def test_the_terminal_is_as_it_was(lab: str, end: str) -> None:
         assert not shown.modes() & termios.ICANON
         if end == "the program is killed":
             os.kill(program, signal.SIGKILL)
-        else:
+        elif end == "the exec is terminated":
             os.kill(parent(parent(program)), signal.SIGTERM)
+        else:
+            os.kill(parent(program), signal.SIGKILL)
         shown.expect(re.escape(PROMPT))
         wait_until(lambda: shown.modes() == before, "the terminal's modes to be as before")
         assert has_terminal(shown, shown.pid)
+        if end == "the supervisor is killed":  # who would have reaped it
+            wait_until(lambda: state(program) == "", "the program to end")
         assert state(program) == ""
 
 
@@ -340,7 +372,7 @@ def test_deaths_with_a_terminal(tmp_path: Path) -> None:
         before = shown.modes()
         shown.enter(line(name, "exec sleep 1000"))
         stopped = program_of(shown)
-        wait_until(lambda: has_terminal(shown, stopped), "the program to have the terminal")
+        wait_until(lambda: is_lent(stopped), "the program to have the terminal")
         shown.type("\x1a")
         shown.expect("Stopped")
         shown.enter(line(name, "stty raw -echo; echo ra''w; exec sleep 1000", guest="bob"))
