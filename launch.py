@@ -371,7 +371,7 @@ def check(file: Annotated[Path, typer.Argument(help="Topology file.")], as_json:
     """
     from lab.demand import most_descriptors, processes
     from lab.figures import plural
-    from lab.schema.values import show_size
+    from lab.schema.words import show_size
 
     topology = load_topology(file)
     plain = topology.plain()

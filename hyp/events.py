@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.counters import NOTIFICATIONS, NOTIFY_NS, SPIN_NS, SUPPRESSED, WAKEUPS
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
+from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.atomics import (
     EVENT_BYTES,

@@ -9,23 +9,20 @@ Creation reserves the memory, so that a full /dev/shm is an error here and not a
 outlives a process, is a memfd without a reservation: `create_sparse`.)
 """
 
-import contextlib
 import errno
 import fcntl
 import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import posix_ipc
 
 from hyp import limits
 from hyp.abi.nic import PAGE
-from hyp.ownfiles import private_file
+from hyp.shm import SHM, shm_prefix
 
-SHM = Path("/dev/shm")
 BACKINGS = ("posix", "sealed")
 _SEAL_FUTURE_WRITE = getattr(fcntl, "F_SEAL_FUTURE_WRITE", 0x10)
 told_of_mappings: "list[Callable[[Mapping, int, mmap.mmap], None]]" = []
@@ -35,11 +32,6 @@ MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
 
 class SharedMemoryError(OSError):
     """A region could not be made; the message says which, how large, and why."""
-
-
-def shm_prefix(topology: str) -> str:
-    """What the names of a topology's POSIX objects begin with, without the leading slash."""
-    return f"xbl.{os.getuid()}.{topology}."
 
 
 @dataclass(slots=True)
@@ -198,31 +190,3 @@ def create_sparse(topology: str, owner: str, purpose: str, size: int) -> Region:
     os.ftruncate(fd, size)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return Region(name, size, fd, None)
-
-
-def objects(topology: str | None = None) -> list[str]:
-    """Names of this user's POSIX objects of the lab, or of one topology: regular files, open to nobody else, and no links."""
-    prefix = f"xbl.{os.getuid()}." if topology is None else shm_prefix(topology)
-    found = []
-    with contextlib.suppress(FileNotFoundError), os.scandir(SHM) as entries:
-        for entry in entries:
-            if entry.name.startswith(prefix):
-                with contextlib.suppress(FileNotFoundError):  # it went meanwhile
-                    if private_file(entry.stat(follow_symlinks=False), entry.path) is None:
-                        found.append(entry.name)
-    return sorted(found)
-
-
-def sweep(topology: str) -> list[str]:
-    """Unlink every region's POSIX object of a topology that no longer lives; returns their names.
-
-    The caller holds the topology's lock (lab/rundir.py), which is no region. In a folder where everybody writes nobody but the
-    owner can put something else under the name of a file, so what was looked at is what is unlinked.
-    """
-    swept = []
-    for name in objects(topology):
-        if name != f"{shm_prefix(topology)}lock":
-            with contextlib.suppress(posix_ipc.ExistentialError):
-                posix_ipc.unlink_shared_memory(f"/{name}")
-                swept.append(name)
-    return swept

@@ -25,7 +25,7 @@ from lab.errors import LabError
 from lab.move import Moved, move
 from lab.plan import MODULES, plan
 from lab.rundir import RunDir, clean
-from lab.schema.values import speed_factor
+from lab.schema.words import speed_factor
 
 ROOT = Path(__file__).resolve().parent.parent
 """Where the packages lie: the repository, or what pip made of it."""

@@ -51,8 +51,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from hyp.memory import SHM, objects, sweep
 from hyp.ownfiles import is_locked, lock_file, open_file, open_folder
+from hyp.shm import SHM, objects, sweep
 from lab.errors import LabError
 
 MARKER = ".xen-bypass-lab"

@@ -30,7 +30,8 @@ from lab.errors import LabError
 from lab.schema import captures
 from lab.schema.guest import RENAMED, Guest
 from lab.schema.tables import Cpu, Dom0, Memory, Model, Nic, Price, Spin, Topology, Wire, Workload
-from lab.schema.values import GIB, HEADER, KIB, MIB, NAME, NAME_RULE, WIRE, Table, show_size, suggest
+from lab.schema.values import HEADER, NAME, NAME_RULE, WIRE, Table
+from lab.schema.words import GIB, KIB, MIB, show_size, suggest
 
 __all__ = [
     "PATHS", "Guest", "Topology", "TopologyError", "Workload", "check_machine", "check_workload", "derived_mac", "load",

@@ -12,8 +12,8 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+from hyp.abi.frame import HEADER_ONLY
 from hyp.control import ControlError, PeerGone
-from hyp.load.frames import HEADER_ONLY
 from hyp.paths import PATHS
 from lab.accounting import Usage, spent, usages
 from lab.counters import CounterReader
@@ -23,7 +23,7 @@ from lab.ledger import Snapshot, difference, drops, faults, operations, per_fram
 from lab.owner import Lab
 from lab.placement import Placement, usual
 from lab.plan import spin_limit_us
-from lab.schema.values import speed_factor
+from lab.schema.words import speed_factor
 
 WIRE = "wire"
 HYPERVISOR = "hyp"

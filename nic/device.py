@@ -14,6 +14,7 @@ from typing import Any
 from hyp import lost_memory
 from hyp.abi.counters import COUNTERS_BYTES
 from hyp.abi.features import NIC_OFFERS, unoffered
+from hyp.abi.frame import MIN_TEST_FRAME
 from hyp.abi.nic import LINK_HEADER, PAGE, SQ_PROD, mac_to_int
 from hyp.abi.platform import ENGINE_BYTES, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_GBPS, MIN_GBPS
@@ -21,7 +22,7 @@ from hyp.control import Handler, Refused, close_all
 from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
 from hyp.fairness.patience import GRACE_NS
-from hyp.load.frames import MIN_TEST_FRAME, keep_for, tracker_report
+from hyp.load.frames import keep_for, tracker_report
 from hyp.load.schedule import MAX_RATE
 from hyp.memory import MappedOnce, Mapping
 from hyp.process import Process

@@ -5,6 +5,7 @@ onto the link back instead, and what happens to them there is the wire's.
 """
 
 from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.abi.nic import NO_CONTEXT
 from hyp.abi.trace import WIRE
 from hyp.atomics import clock_ns, load64
@@ -12,7 +13,7 @@ from hyp.counters import count
 from hyp.events import tracer_of
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
+from hyp.load.frames import write_test_frame
 from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
 from hyp.offload.frame import frame_at, one_piece
 from nic.crossing import is_paused

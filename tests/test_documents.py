@@ -20,10 +20,10 @@ from domu import device
 from domu.frontends import split
 from domu.programs import traffic_loop
 from hyp import control, engine, events, grants
-from hyp.abi import counters, fragment, grant, netif, nic, platform, ring, sizes, trap
+from hyp.abi import counters, fragment, frame, grant, netif, nic, platform, ring, sizes, trap
 from hyp.abi.domids import DOMID_NIC
 from hyp.control import channel, outbox, words
-from hyp.load import frames, histogram
+from hyp.load import histogram
 from hyp.model.operations import OPERATIONS
 from hyp.model.price import PRICES
 from hyp.monitor import devices, domain, emulation, event_channels, hypercalls, machine
@@ -112,8 +112,8 @@ FACTS = [
     fact(HYPERCALLS, rf"Our front end waits {N} s for each state", split.HANDSHAKE_TIMEOUT_S),
     fact(NETIF, rf"Our own front end waits {N} s for each answer", split.HANDSHAKE_TIMEOUT_S),
     fact(NETIF, rf"`multi-queue-max-queues` {N},", sizes.MAX_QUEUES),
-    fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frames.MIN_TEST_FRAME, nic.MAX_MTU + values.HEADER),
-    fact(NETIF, rf"Bit 14: only the first {N} bytes", frames.COVERED),
+    fact(NETIF, rf"of {N} to {N} bytes; beyond the Ethernet header", frame.MIN_TEST_FRAME, nic.MAX_MTU + values.HEADER),
+    fact(NETIF, rf"Bit 14: only the first {N} bytes", frame.COVERED),
     fact(HYPERCALLS, rf"references below {N} are reserved", split.FIRST_REF),
     fact(HYPERCALLS, rf"references below {N} are reserved", grant.NR_RESERVED_ENTRIES),
     fact(HYPERCALLS, rf"SIGKILL follows after {N} s", child.STOP_TIMEOUT_S),

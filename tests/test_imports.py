@@ -1,6 +1,8 @@
 """The architecture's import rule: hyp ← nic, dom0, domu ← lab ← bench ← launch.py, and no circle, not even for types."""
 
 import ast
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +104,24 @@ def test_no_folder_has_more_than_a_reader_takes_in() -> None:
     folders = {path.parent for package in MAY_IMPORT for path in sources(package)}
     large = {str(folder.relative_to(ROOT)): n for folder in folders if (n := len(list(folder.glob("[!_]*.py")))) > LARGEST_FOLDER}
     assert large == {}
+
+
+COMMANDS = ("clients", "forward", "move", "session", "store", "top")
+LIGHT = [
+    ("numba numpy pydantic", [f"lab.command.{name}" for name in COMMANDS] + ["lab.execute.front", "lab.owner", "lab.workloads"]),
+    ("numba numpy pydantic", ["lab.keeper.__main__"]),
+    ("numba numpy", ["lab.topology"]),
+]
+
+
+@pytest.mark.parametrize(("without", "named"), LIGHT)
+def test_clients_owners_and_the_keeper_load_nothing_heavy(without: str, named: list[str]) -> None:
+    """A client is there for one answer, and is run often; the schema is for who reads a topology, numba for the data path alone."""
+    code = (
+        "import importlib, sys; [importlib.import_module(n) for n in sys.argv[2:]]; print(*{*sys.argv[1].split()} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, without, *named], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 @pytest.mark.parametrize("text", [

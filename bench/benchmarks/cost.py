@@ -20,7 +20,7 @@ from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
 from bench.method.verdicts import sign
 from bench.report.results import BenchmarkResult, Row, Series
-from hyp.load.frames import COVERED
+from hyp.abi.frame import COVERED
 from hyp.paths import PATHS
 from lab.figures import short
 from lab.instructions import Counting, why_not

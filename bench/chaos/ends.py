@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from bench.method.contenders import run_name
-from hyp.memory import objects
+from hyp.shm import objects
 from lab.errors import LabError
 from lab.owner import ROOT
 from lab.rundir import RunDir

@@ -21,7 +21,7 @@ from bench.peers import PeerError
 from bench.programs.ends import GuestEnds
 from bench.programs.running import run_client
 from bench.programs.suite import IperfTcp
-from hyp.load.frames import HEADER_ONLY
+from hyp.abi.frame import HEADER_ONLY
 from lab.counters import CounterReader
 from lab.ledger import drops
 from lab.owner import Lab

@@ -25,8 +25,8 @@ from bench.chaos.faults import NOTHING, Fault, faults
 from bench.chaos.world import QUICK_STOP_S, World
 from bench.method.contenders import run_name, topology
 from hyp.control import ControlError
-from hyp.memory import objects
 from hyp.paths import PATHS
+from hyp.shm import objects
 from lab.errors import LabError
 from lab.owner import Lab
 from lab.rundir import RunDir

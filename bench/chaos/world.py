@@ -22,8 +22,8 @@ from typing import Any, Self
 
 from bench.chaos.faults import STOP, VICTIM, Fault, commit
 from bench.method.contenders import guest_names, run_name, topology
+from hyp.abi.frame import HEADER_ONLY
 from hyp.control import ControlError
-from hyp.load.frames import HEADER_ONLY
 from lab.counters import Follower
 from lab.owner import Lab
 

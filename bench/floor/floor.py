@@ -11,10 +11,10 @@ import numpy as np
 from bench.floor.layout import MAX_ENTRIES, MAX_SAMPLES, MAX_WORKERS, SAMPLES, WORDS
 from bench.floor.ring import BURST, CONS, CONS_EVENT, PLATFORM, PROD, PROD_EVENT
 from bench.floor.workers import Workers
+from hyp.abi.frame import HEADER_ONLY, MIN_TEST_FRAME
 from hyp.abi.nic import PAGE
 from hyp.abi.platform import SPIN_LIMIT_NS
 from hyp.abi.sizes import FRAME_BUFFER
-from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
 from lab.accounting import usage
 
 ENTRIES = 256

@@ -18,13 +18,14 @@ Region, shared by the two processes (each word 64 B apart, free-running 64-bit i
 The two ends trust each other: R3 is one of the costs that the floor does not have.
 """
 
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.abi.nic import PAGE
 from hyp.abi.sizes import FRAME_BUFFER, LARGEST_FRAME_BUFFER
 from hyp.atomics import clock_ns, cpu_relax, full_fence, load64_acquire, load64_once, memcpy, notify, store64_once, store64_release
 from hyp.events import may_spin, passed64, sleep, wait_at
 from hyp.frames import head_words
 from hyp.kernels import compiled, entry, i64
-from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
+from hyp.load.frames import verify, write_test_frame
 from nic.state import WIRE_BUFFERS
 
 PROD, PROD_EVENT, CONS, CONS_EVENT = 0, 64, 128, 192

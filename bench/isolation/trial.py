@@ -18,8 +18,8 @@ from typing import Any
 from bench.isolation.attack import Attack, Control
 from bench.method.contenders import topology
 from bench.method.samples import Slice
+from hyp.abi.frame import HEADER_ONLY
 from hyp.control import ControlError
-from hyp.load.frames import HEADER_ONLY
 from lab.counters import CounterReader
 from lab.ledger import DROP_NAMES, FAULT_NAMES, difference
 from lab.owner import Lab

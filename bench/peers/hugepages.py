@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 
 from bench.peers.base import PeerError
-from hyp.memory import SHM
 from hyp.ownfiles import lock_file
+from hyp.shm import SHM
 
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 COMPACT = Path("/proc/sys/vm/compact_memory")

@@ -10,6 +10,7 @@ with the lab's stride. A thread of the worker runs the loop; the control thread 
 =====  ===========  ==================================================================
 """
 
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.abi.sizes import FRAME_BUFFER
 from hyp.atomics import (
     clock_ns,
@@ -21,7 +22,7 @@ from hyp.atomics import (
     sys_sendmmsg,
 )
 from hyp.kernels import compiled, entry, i64, void
-from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
+from hyp.load.frames import verify, write_test_frame
 
 STOP, COUNT, ERRNO = 0, 64, 72
 CONTROL_BYTES = 128

@@ -11,9 +11,9 @@ from typing import Any
 
 from bench.method.contenders import BETWEEN, DIRECTIONS, FROM_WIRE, TO_WIRE
 from bench.method.options import OptionsError
+from hyp.abi.frame import COVERED
 from hyp.abi.nic import MAX_QUEUE
 from hyp.abi.sizes import MAX_PRICE
-from hyp.load.frames import COVERED
 from hyp.model.ablation import SWITCHES
 from hyp.model.operations import OPERATIONS
 from hyp.model.profile import names, profile

@@ -18,7 +18,7 @@ from bench.method.options import OptionsError
 from bench.method.samples import Figure, Samples
 from bench.questions.measure import PERSISTENT, Variant
 from bench.questions.settings import NONE, Setting
-from hyp.load.frames import COVERED
+from hyp.abi.frame import COVERED
 
 BYPASS, SPLIT = "bypass", "split"
 NO_COPY, NO_COPY_NO_GRANT, NO_HOLD_OFF = "split − copy", "split − copy − grant", "split, no hold-off"

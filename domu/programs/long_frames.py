@@ -12,11 +12,12 @@ import numpy as np
 from domu.device import BURST, FAILED, Device, frame_addr, frame_length, frame_word, set_word, tx_commit, tx_reserve, whole_buffer
 from hyp.abi.features import CSUM, SG, TSO4
 from hyp.abi.fragment import CSUM_BLANK, MORE
+from hyp.abi.frame import ETHERTYPE_WIRE, MIN_TEST_FRAME
 from hyp.atomics import load64, memcpy
 from hyp.control import Refused
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import ETHERTYPE_WIRE, MIN_TEST_FRAME, write_test_frame
+from hyp.load.frames import write_test_frame
 from hyp.load.tcp import LARGEST as LONGEST
 from hyp.load.tcp import tcp_frame_bytes, tcp_offload, unit_for, units_for, verify_frame, write_tcp_frame
 from hyp.offload.frame import ETHERNET_HEADER, PIECES_BYTES, FrameMemory, frame_at, one_piece, set_piece

@@ -3,10 +3,11 @@
 from typing import Any
 
 from domu.device import BURST, frame_addr, set_word, tx_commit, tx_reserve
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.atomics import load64
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
+from hyp.load.frames import write_test_frame
 from hyp.load.schedule import frame_sent, frames_due, schedule_at, stamp
 
 MIX_FIELDS = [

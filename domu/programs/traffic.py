@@ -32,6 +32,7 @@ from domu.programs.traffic_loop import (
     TRAFFIC,
     run,
 )
+from hyp.abi.frame import ETHERTYPE_WIRE, MIN_TEST_FRAME
 from hyp.abi.nic import mac_bytes, mac_to_int
 from hyp.atomics import load64
 from hyp.capture.format import CaptureError
@@ -42,17 +43,7 @@ from hyp.counters import CounterPage
 from hyp.events import new_eventfd
 from hyp.frames import head_words
 from hyp.kernels import entry, i64
-from hyp.load.frames import (
-    ANYBODY,
-    ETHERTYPE_WIRE,
-    MIN_TEST_FRAME,
-    TRACKER,
-    TRACKER_ROWS,
-    attach_histograms,
-    keep_for,
-    report_of_all,
-    write_test_frame,
-)
+from hyp.load.frames import ANYBODY, TRACKER, TRACKER_ROWS, attach_histograms, keep_for, report_of_all, write_test_frame
 from hyp.load.histogram import histogram_of, summary
 from hyp.load.mix import sizes_of
 from hyp.load.replay import expect_replay, replay_report

@@ -35,6 +35,7 @@ from domu.programs.mix import MIX_FIELDS, begin_mix, send_mix
 from domu.programs.replay import REPLAY_FIELDS, begin_replaying, send_replay
 from hyp.abi.counters import DROP_QUEUE_FULL
 from hyp.abi.fragment import CSUM_BLANK, MORE
+from hyp.abi.frame import ETHERTYPE_WIRE, MIN_TEST_FRAME, STREAM
 from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.atomics import (
     clock_ns,
@@ -54,14 +55,7 @@ from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, spin_limit, spins, wait_at
 from hyp.frames import head_words, source_of
 from hyp.kernels import compiled, entry, i64, outlined
-from hyp.load.frames import (
-    ETHERTYPE_WIRE,
-    MIN_TEST_FRAME,
-    STREAM,
-    is_test_frame,
-    verify,
-    write_test_frame,
-)
+from hyp.load.frames import is_test_frame, verify, write_test_frame
 from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, schedule_at, stamp
 from hyp.load.tcp import LARGEST, verify_frame
 

@@ -4,13 +4,14 @@ Row (512 B): 64 bytes of name (ASCII, zero-padded; an empty name is an unused ro
 private memory and copies the row here once a batch; everybody else maps the page read-only. The region outlives its
 writer. Counts only grow.
 
+Plain Python only: read by processes that must not import numpy.
+
 At rest, at every hop, ``in = out + drops by name``; `lab/ledger.py` states the equation of each hop and checks it.
 """
 
 from enum import IntEnum
+from struct import Struct
 from typing import Any, Final
-
-import numpy as np
 
 ROW_BYTES: Final = 512
 NAME_BYTES: Final = 64  # a row's name has a guest's in it, of up to 31 letters, and is never cut
@@ -18,7 +19,7 @@ COLUMNS: Final = (ROW_BYTES - NAME_BYTES) // 8
 ROWS: Final = 160
 COUNTERS_BYTES: Final = ROWS * ROW_BYTES
 
-ROW: Final = np.dtype([("name", f"S{NAME_BYTES}"), ("count", "<i8", (COLUMNS,))])
+_COUNTS: Final = Struct(f"<{COLUMNS}q")
 
 
 class Count(IntEnum):
@@ -144,9 +145,12 @@ DMA_BYTES: Final = int(Count.DMA_BYTES)
 
 def read_rows(page: Any) -> dict[str, dict[str, int]]:
     """All named rows of a counters page (bytes-like, `COUNTERS_BYTES` long) as ``{row: {column: count}}``."""
-    rows = np.frombuffer(page, ROW, ROWS)
-    named = rows[np.frombuffer(page, np.uint8, ROWS * ROW.itemsize)[:: ROW.itemsize] != 0]  # a name begins with no zero
-    return {row["name"].decode("ascii", "replace"): dict(zip(_COLUMNS, row["count"].tolist(), strict=False)) for row in named}
+    found = {}
+    for at in range(0, COUNTERS_BYTES, ROW_BYTES):
+        if page[at]:  # a name begins with no zero
+            name = bytes(page[at : at + NAME_BYTES]).rstrip(b"\0").decode("ascii", "replace")
+            found[name] = dict(zip(_COLUMNS, _COUNTS.unpack_from(page, at + NAME_BYTES), strict=False))
+    return found
 
 
 def place_of(page: Any, row: str, column: str) -> int:

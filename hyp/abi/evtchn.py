@@ -18,18 +18,12 @@ are what a guest written against Xen's header passes; all are little-endian with
     status             0 dom u16 | 4 port u32 | 8 status u32 (out) | 12 vcpu u32 (out) |
                        16 u.unbound.dom, u.interdomain.dom u16 (out) | 20 u.interdomain.port u32 (out)
 
-What a notification costs its sender the waiter decides, so that it has a debt (hyp/events.py): `DEARNESS`, `CREDIT_NS`, `MOST_NS`.
+What a notification costs its sender the waiter decides, so that it has a debt: hyp/abi/debts.py.
 
 They are arguments, private to the caller: the hypervisor copies them in, and writes the results back.
 """
 
 import numpy as np
-
-DEARNESS = 40
-CREDIT_NS = 200_000_000
-MOST_NS = 250_000_000
-"""Of one notification, or one turn, that is owed for. What takes longer is no waiter's doing: the machine stood still, as a virtual
-one does that its host stops for a minute, whose clocks of CPU time go on; forty times that would be most of an hour."""
 
 OP_BIND_INTERDOMAIN = 0
 OP_CLOSE = 3

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
+from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
 
 FAIR_NS = 100_000
 """Of Python and a system call: more than a compiled loop's."""

@@ -17,10 +17,11 @@ from typing import Any
 
 from hyp.abi.counters import CHECKED, CORRUPT, FOREIGN
 from hyp.abi.fragment import CSUM_BLANK, GSO_TCPV4, SEGMENT_SHIFT
+from hyp.abi.frame import HEADER_ONLY
 from hyp.atomics import load8, load16, load64, store8, store16, store64
 from hyp.counters import count
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import HEADER_ONLY, account, is_strangers, is_test_frame, stream_tracker, verify
+from hyp.load.frames import account, is_strangers, is_test_frame, stream_tracker, verify
 from hyp.load.replay import note_replayed
 from hyp.offload.checksum import folded, sum_bytes, swap16
 

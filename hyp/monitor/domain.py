@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hyp.abi.counters import COUNTERS_BYTES
+from hyp.abi.debts import MOST_NS
 from hyp.abi.domids import DOM0, DOMID_NIC
-from hyp.abi.evtchn import MOST_NS
 from hyp.abi.nic import PAGE
 from hyp.control import Channel
 from hyp.control.aside import Aside

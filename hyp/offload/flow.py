@@ -17,10 +17,10 @@ somebody may change meanwhile does no harm.
 
 from typing import Any
 
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.atomics import load8, load16, load32, load64
 from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import ETHERTYPE_WIRE
 from hyp.offload.checksum import swap16
 from hyp.offload.headers import IPV4, IPV6, TCP, UDP
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hyp.abi.fragment import LENGTH_MASK, MORE, OFFLOAD_MASK
+from hyp.abi.frame import SEQUENCE, STREAM
 from hyp.abi.trace import (
     ALIGN,
     BLOCK,
@@ -39,7 +40,7 @@ from hyp.atomics import (
 )
 from hyp.events import wait_at
 from hyp.kernels import compiled, outlined
-from hyp.load.frames import SEQUENCE, STREAM, is_test_frame
+from hyp.load.frames import is_test_frame
 
 TRACER = np.dtype([
     ("ring", "i8"),  # address of the trace ring

@@ -23,7 +23,7 @@ from lab.errors import LabError
 from lab.owner import Event, Lab
 from lab.programs import Argv, AsyncProgram
 from lab.reach import consequences
-from lab.schema.values import suggest
+from lab.schema.words import suggest
 from lab.stopping import standing_still
 from lab.topology import Topology, TopologyError, check_machine, check_workload
 from lab.workloads import HYPERVISOR, Runner, Workload, WorkloadError, describe

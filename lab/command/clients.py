@@ -18,7 +18,7 @@ from lab.counters import CounterReader
 from lab.ledger import Snapshot, drops
 from lab.reach import consequences
 from lab.rundir import RunDir, clean
-from lab.schema.values import suggest
+from lab.schema.words import suggest
 
 STOP_TIMEOUT_S = 20.0  # the keeper's own limits add up to less
 KILL_TIMEOUT_S = 10.0

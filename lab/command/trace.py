@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hyp.abi.frame import HEADER_ONLY, MIN_TEST_FRAME
 from hyp.capture.format import CaptureError
 from hyp.capture.write import CaptureWriter
 from hyp.control import Channel, ControlError
-from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
 from lab.command.clients import ClientError, connect, the_one
 from lab.owner import open_console
 from lab.trace.explain import explained, plain, summary, told

@@ -9,7 +9,7 @@ import traceback
 
 from hyp import limits, linux
 from hyp.control import socketpair
-from hyp.memory import sweep
+from hyp.shm import sweep
 from lab import forkserver
 from lab.keeper.keeper import TITLE, Keeper
 from lab.rundir import RunDir

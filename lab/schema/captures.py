@@ -7,7 +7,8 @@ from typing import Any
 from hyp.capture.format import CaptureError
 from hyp.capture.read import CaptureReader
 from lab.schema.tables import Wire, Workload
-from lab.schema.values import MAC, WIRE, suggest
+from lab.schema.values import MAC, WIRE
+from lab.schema.words import suggest
 
 
 def with_files(data: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from hyp.abi.sizes import DEFAULT_MTU, MAX_MTU
 from hyp.net.addresses import checked_gateway
 from hyp.paths import GRANT_MODES, IOMMU_FRONT_ENDS, PATHS, Attachment
 from lab.schema.values import (
-    MIB,
     MIN_IPV6_MTU,
     Address,
     Address6,
@@ -31,8 +30,8 @@ from lab.schema.values import (
     checked_offloads,
     checked_program,
     checked_rate,
-    suggest,
 )
+from lab.schema.words import MIB, suggest
 
 RENAMED: Final = {"persistent_grants": 'true is grants = "persistent" now'}
 """Keys that there were, and what takes their place."""

@@ -23,7 +23,6 @@ from lab.schema.values import (
     DOMAIN_OVERHEAD,
     ENGINE_OVERHEAD,
     MAX_COUNT,
-    MIB,
     TABLE_BYTES_PER_PAGE,
     Address,
     Address6,
@@ -43,6 +42,7 @@ from lab.schema.values import (
     checked_power_of_two,
     checked_spin,
 )
+from lab.schema.words import MIB
 
 
 class Memory(Table):

@@ -1,9 +1,7 @@
 """What a value in a topology file may be: sizes, names, addresses, CPUs; and the base of all tables. Manual: docs/topology.md."""
 
-import difflib
 import os
 import re
-from collections.abc import Iterable
 from typing import Annotated, Final
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -14,11 +12,11 @@ from hyp.abi.features import OFFLOADS
 from hyp.abi.sizes import MAX_ENGINES, MAX_PRICE, MAX_QUEUES, PAGE
 from hyp.net.addresses import checked_address, checked_address6
 from lab.cpus import checked_cpus
+from lab.schema.words import GIB, KIB, MIB, show_size, suggest
 
 WIRE: Final = "wire"  # the peer beyond the NIC, where a workload names one
 RESERVED: Final = (WIRE, "keeper", "hyp", "xenstored", "dom0", "nic")  # owners of regions and of counters
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 MIN_RAM, MAX_RAM = 4 * MIB, GIB
 MIN_WORKLOAD_FRAME, MAX_WORKLOAD_FRAME = 64, 1 << 16  # Ethernet without its checksum
 MIN_IPV6_MTU: Final = 1280  # RFC 8200, section 5
@@ -38,18 +36,6 @@ MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
-
-
-def suggest(word: object, known: Iterable[str]) -> str:
-    """A hint for the end of a message, if one of the `known` words is like `word`; else nothing."""
-    close = difflib.get_close_matches(str(word), list(known), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def show_size(size: int) -> str:
-    """A number of bytes as people read it: ``"16 MiB"``, ``"64.5 MiB"``."""
-    unit, name = next(((u, n) for u, n in ((GIB, "GiB"), (MIB, "MiB")) if size >= u), (KIB, "KiB"))
-    return f"{size / unit:.1f}".removesuffix(".0") + f" {name}"
 
 
 def _ram(value: object) -> int:
@@ -134,11 +120,6 @@ def checked_speed(value: object) -> object:
     if value not in ("recorded", "max") and not (number and 0 < float(str(value)) < float("inf")):
         raise ValueError(f'must be "recorded", "max", or by how much it is faster (a number above 0), not {value!r}')
     return value
-
-
-def speed_factor(speed: float | str) -> float:
-    """A speed as a multiple of the recorded one; 0: as fast as frames are taken."""
-    return {"recorded": 1.0, "max": 0.0}[speed] if isinstance(speed, str) else float(speed)
 
 
 Ram = Annotated[int, BeforeValidator(_ram)]

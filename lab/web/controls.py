@@ -26,9 +26,9 @@ from typing import Any
 
 from domu.programs.table import program_of
 from hyp import linux
+from hyp.abi.frame import HEADER_ONLY, MIN_TEST_FRAME
 from hyp.control import Channel, ControlError, close_all
 from hyp.control.words import printable
-from hyp.load.frames import HEADER_ONLY, MIN_TEST_FRAME
 from hyp.model.operations import OPERATIONS
 from lab.command.clients import ClientError, connect
 from lab.command.move import move_guest

@@ -8,18 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.atomics import load64, store64
 from hyp.control import Refused
 from hyp.kernels import compiled
-from hyp.load.frames import (
-    ETHERTYPE_WIRE,
-    TRACKER,
-    TRACKERS,
-    attach_histograms,
-    tracker_report,
-    verify,
-    write_test_frame,
-)
+from hyp.load.frames import TRACKER, TRACKERS, attach_histograms, tracker_report, verify, write_test_frame
 from hyp.load.histogram import (
     BUCKETS,
     LONGEST,

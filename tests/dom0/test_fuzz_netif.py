@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from domu.frontends.split import GRANT_FRAMES, RX_REF, RX_SLOTS, TX_REF, TX_SLOTS
 from hyp.abi.counters import DROPS, FAULTS
+from hyp.abi.frame import MIN_TEST_FRAME
 from hyp.abi.grant import (
     ENTRY_BYTES,
     GTF_ACCEPT_TRANSFER,
@@ -32,7 +33,6 @@ from hyp.abi.grant import (
 )
 from hyp.abi.netif import RSP_ERROR, RSP_OKAY, TXF_DATA_VALIDATED
 from hyp.abi.nic import DEFAULT_MTU, LINK_HEADER, MIN_FRAME
-from hyp.load.frames import MIN_TEST_FRAME
 from hyp.paths import GRANT_MODES
 from lab import owner
 from lab.plan import MODULES

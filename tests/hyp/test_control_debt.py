@@ -7,7 +7,7 @@ from typing import Any
 import msgpack
 import pytest
 
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
+from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.control import Channel, Refused, socketpair
 from hyp.control import channel as channels
 from hyp.control.debt import ASKED_NS, BILLED, FAIR_TURN_NS, PAYER, Bill, Debt

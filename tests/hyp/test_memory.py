@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from hyp.abi.nic import PAGE
-from hyp.memory import SHM, Mapping, Region, SharedMemoryError, create_region, shm_prefix, sweep
+from hyp.memory import Mapping, Region, SharedMemoryError, create_region
+from hyp.shm import SHM, shm_prefix, sweep
 
 TOPOLOGY = f"t{os.getpid()}-memory"
 

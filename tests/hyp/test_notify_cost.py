@@ -12,7 +12,7 @@ import pytest
 
 from bench.isolation.pollers import polled_many_times
 from hyp.abi.counters import COLUMNS, NOTIFICATIONS, NOTIFY_NS
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS, MOST_NS
+from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.atomics import clock_ns, cpu_relax, load64, store64, thread_cpu_ns
 from hyp.events import DEBT, FAIR_NS, NOTIFIER, _owe, debt_at, may_notify, new_eventfd, notifier_at, notify_at, notify_guest
 from hyp.kernels import entry, i64

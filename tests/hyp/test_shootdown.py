@@ -14,6 +14,7 @@ import pytest
 from bench.isolation.loops import job_at
 from hyp import iommu
 from hyp.abi.domids import DOMID_NIC
+from hyp.abi.frame import PAYLOAD
 from hyp.abi.nic import DESC_SIGNALED, MAX_LONE_FRAME, PAGE
 from hyp.abi.platform import EPOCH, PLATFORM_BYTES, SHOOTDOWN_REQUEST
 from hyp.atomics import (
@@ -30,7 +31,6 @@ from hyp.atomics import (
 from hyp.control import Refused, Reply
 from hyp.iommu import READ, Shootdown
 from hyp.kernels import compiled, entry, i64
-from hyp.load.frames import PAYLOAD
 from hyp.memory import create_region
 from hyp.verbs import (
     consume_receives,

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.abi.nic import mac_to_int
 from hyp.abi.trace import BLOCK, COMMITTED_AT, DATA_AT, RECORD, RECORDS_AT, RESERVED_AT, Moment
 from hyp.events import new_wait
 from hyp.kernels import entry, i64, void
-from hyp.load.frames import ETHERTYPE_WIRE, write_test_frame
+from hyp.load.frames import write_test_frame
 from hyp.memory import Mapping
 from hyp.trace.ring import PASSED, RECEIVED, TRACER, key_of, trace_burst, trace_frame, trace_pieces
 from lab.trace.ring import Told, TraceRing

@@ -1,11 +1,10 @@
 """Counters that guests made up: they balance or do not, and are in nobody else's way."""
 
 import os
+import struct
 from typing import Any
 
-import numpy as np
-
-from hyp.abi.counters import COLUMNS, COUNTERS_BYTES, ROW, ROWS
+from hyp.abi.counters import COLUMNS, COUNTERS_BYTES, NAME_BYTES, ROW_BYTES
 from lab.command.clients import counters_of, port_of
 from lab.counters import CounterReader
 from lab.ledger import Snapshot, equations, faults, operations, per_frame, trap_ns, unbalanced
@@ -13,11 +12,11 @@ from lab.ledger import Snapshot, equations, faults, operations, per_frame, trap_
 
 def page_of(rows: dict[bytes, int]) -> int:
     """A counters page as a file, every count of a row the same."""
-    page = np.zeros(ROWS, ROW)
+    page = bytearray(COUNTERS_BYTES)
     for index, (name, count) in enumerate(rows.items()):
-        page[index]["name"], page[index]["count"] = name, [count] * COLUMNS
+        struct.pack_into(f"<{NAME_BYTES}s{COLUMNS}q", page, index * ROW_BYTES, name, *[count] * COLUMNS)
     fd = os.memfd_create("counters")
-    assert os.write(fd, page.tobytes()) == COUNTERS_BYTES
+    assert os.write(fd, page) == COUNTERS_BYTES
     return fd
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hyp import ownfiles
-from hyp.memory import SHM, create_region
+from hyp.memory import create_region
+from hyp.shm import SHM
 from lab import rundir
 from lab.rundir import RunDir, TopologyExists
 from tests.support.labs import (

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from bench.isolation.pollers import polled_many_times
-from hyp.abi.evtchn import CREDIT_NS, DEARNESS
+from hyp.abi.debts import CREDIT_NS, DEARNESS
 from hyp.abi.nic import STATUS_OK
 from tests.support.drivers import fence
 from tests.support.guests import WRAP, Guest, eventually

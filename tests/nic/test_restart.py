@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hyp.abi.frame import HEADER_ONLY
 from hyp.control import Refused
-from hyp.load.frames import HEADER_ONLY
 from lab.owner import Lab
 from lab.stopping import stop
 from tests.support.labs import GUESTS, a_moment, run, topology

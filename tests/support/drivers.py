@@ -14,10 +14,11 @@ from typing import Final
 import numpy as np
 
 from bench.isolation.loops import at_end, job_at
+from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.abi.nic import DESC_SIGNALED, PAGE, STATUS_OK, mac_to_int
 from hyp.atomics import clock_ns, epoll_sleep, full_fence
 from hyp.kernels import compiled, entry, i64, void
-from hyp.load.frames import ETHERTYPE_WIRE, verify, write_test_frame
+from hyp.load.frames import verify, write_test_frame
 from hyp.verbs import (
     arm_receives,
     arm_sends,
