@@ -45,8 +45,8 @@ from hyp.offload.segments import blank_in_place, finish_in_place, longest_part, 
 DELIVERED, PAUSE = 0, -1
 WHOLE = -1
 """In place of a part's number."""
-PARTS_BUDGET = 4 * STAGE
-"""Frames made of longer ones for which a port's turn ends: the other ports wait for each of them. One that is made here counts as
+PARTS_BUDGET = 3 * STAGE
+"""Frames made of longer ones that a port's turn has at most: the other ports wait for each of them. One that is made here counts as
 two, one that the NIC makes as one. A stage of the longest frames, for an MTU of 1500, is one turn."""
 
 
@@ -110,7 +110,6 @@ def _put_part(e, p, k, t, f, part):
             return PAUSE
         had_room(e, t)
         post_chain(e, t, p, k)
-        e.parts += f.parts if f.parts > 1 else 0
         return DELIVERED
     whole = f.offload & GSO == 0 or _takes(t, f)  # one with GSO may be of a single part, and is a part to who does not accept it
     length = f.length if whole else part_length(f, part)
@@ -141,13 +140,21 @@ def _count_part(e, parts, part, result):
         count(e.counts, result, parts - part - 1)
 
 
+@compiled
+def _parts_made(t, f, parts):
+    """What passing on one of the `parts` that a frame is for port `t` takes of PARTS_BUDGET: at the uplink the NIC makes them."""
+    if t.number == UPLINK:
+        return f.parts if f.parts > 1 else 0
+    return 2 if parts > 1 else 0
+
+
 @outlined
 def put_frame(e, p, k, t):
     """Pass the judged frame on to port `t`. DELIVERED, a drop's name, or PAUSE: `p.part` says how much of it has been passed on."""
     f, result = frame_at(e.frame), DELIVERED
     parts = _parts_for(t, p, k, f)
     while p.part < parts and result == DELIVERED:  # the guest may be another one since the last time, and take fewer
-        if e.parts >= PARTS_BUDGET:  # the turn is over; nobody is waited for
+        if e.parts > 0 and e.parts + _parts_made(t, f, parts) > PARTS_BUDGET:  # the turn is over; nobody is waited for
             return PAUSE
         result = _put_part(e, p, k, t, f, p.part)
         if result == PAUSE:
@@ -155,7 +162,7 @@ def put_frame(e, p, k, t):
             if result == PAUSE:
                 return PAUSE
         _count_part(e, parts, p.part, result)
-        e.parts += 2 if parts > 1 else 0
+        e.parts += _parts_made(t, f, parts)
         p.part += 1
         p.pause_until = 0
     p.part = 0
@@ -172,8 +179,8 @@ def put_copy(e, p, k, t):
         if result == PAUSE:
             result = DROP_QUEUE_FULL
         _count_part(e, parts, part, result)
+        e.parts += _parts_made(t, f, parts)
         part += 1
-    e.parts += 2 * part if parts > 1 else 0
     return result
 
 

@@ -35,6 +35,7 @@ class Control(StrEnum):
     SENDS = "sends frames as fast as it can"
     POSTS = "posts as many frames to the wire, and sound"
     ADDRESSES = "sends a neighbour as many frames, as long, and sound"
+    SEGMENTS = "sends as long frames, to be cut as an MTU of 1500 asks"
     CALLS = "makes calls"
     READS = "reads from the store"
 

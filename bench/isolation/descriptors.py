@@ -341,8 +341,13 @@ def segment_nonsense(a: Attacker) -> None:
         a.send_all(frames, segment=(1, 47, 48, 1000, 65_535)[number % 5])
 
 
-@attack("sound frames, as long as there are, to be cut into segments as short as there are", Door.RINGS, Control.SENDS)
+@attack("sound frames, as long as there are, to be cut into segments as short as there are", Door.RINGS, Control.SEGMENTS)
 def shortest_segments(a: Attacker) -> None:
+    send_to_be_cut(a, MIN_SEGMENT)
+
+
+def send_to_be_cut(a: Attacker, segment: int) -> None:
+    """TCP frames to nobody on the wire, as long as there are, a few at a time, to be cut into segments of so many bytes."""
     driver = a.driver
     length = 4000 if isinstance(driver, RingDriver) else min(0xFFFF, driver.pages * PAGE)
     ip = bytes.fromhex("4500") + (length - 14).to_bytes(2) + bytes.fromhex("00004000 40060000 0a000001 0a000002")
@@ -351,7 +356,7 @@ def shortest_segments(a: Attacker) -> None:
     slots = 2 if isinstance(driver, RingDriver) else 1  # a request, and an extra info
     while a.goes_on():
         for _ in range(min(driver.room() // slots, 16)):
-            driver.send(driver.page(0), length, segment=MIN_SEGMENT)
+            driver.send(driver.page(0), length, segment=segment)
         driver.publish()
 
 

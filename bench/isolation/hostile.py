@@ -19,11 +19,14 @@ from bench.isolation import loops
 from bench.isolation.attack import Control
 from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
-from bench.isolation.descriptors import FRAME
+from bench.isolation.descriptors import FRAME, send_to_be_cut
 from bench.isolation.frames import NOBODY, RANDOM_LENGTHS
 from domu.guest import Guest
 from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
+
+SEGMENT = 1448
+"""What TCP sends at once at an MTU of 1500: 40 bytes of headers and 12 of its timestamps are the rest."""
 
 
 class Hostile:
@@ -49,6 +52,7 @@ class Hostile:
             Control.SENDS: a.rest,  # another one does, whose driver is nobody's toy (trial.py)
             Control.POSTS: lambda: post(a),
             Control.ADDRESSES: lambda: address(a),
+            Control.SEGMENTS: lambda: send_to_be_cut(a, SEGMENT),
             Control.CALLS: lambda: call(a),
             Control.READS: lambda: read(a),
         }
