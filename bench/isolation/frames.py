@@ -106,11 +106,23 @@ def forged_streams(a: Attacker) -> None:
 
 @attack("frames of random bytes behind a header that is sound", Door.FRAMES, Control.ADDRESSES)
 def random_contents(a: Attacker) -> None:
-    noise = np.random.default_rng(2)
-    kinds = (b"\x08\x00", b"\x86\xdd", b"\x81\x00", TEST_ETHERTYPE, b"\x00\x2e", b"\xb5\x88")
-    frames = [a.header(a.macs["anna"], kind=kinds[k % 6]) + noise.bytes(int(noise.integers(*RANDOM_LENGTHS))) for k in range(32)]
+    frames = of_random_lengths(a, sound=False)
     while a.goes_on():
         a.send_all(frames)
+
+
+def of_random_lengths(a: Attacker, *, sound: bool) -> list[bytes]:
+    """Frames of several kinds to a neighbour, whose contents are random, or, if they are `sound`, zeros behind the first two bytes.
+
+    Those of the lab's own kind are test frames then, with a right checksum, and ask for an answer where the random ones do: their
+    receiver's program has as much to do for these as for those.
+    """
+    noise = np.random.default_rng(2)
+    kinds = (b"\x08\x00", b"\x86\xdd", b"\x81\x00", TEST_ETHERTYPE, b"\x00\x2e", b"\xb5\x88")
+    contents = [noise.bytes(int(noise.integers(*RANDOM_LENGTHS))) for _ in range(32)]
+    if sound:
+        contents = [one[:2].ljust(len(one), b"\0") for one in contents]
+    return [a.header(a.macs["anna"], kind=kinds[k % len(kinds)]) + one for k, one in enumerate(contents)]
 
 
 @attack("frames longer than the network takes", Door.FRAMES, Control.SENDS)

@@ -13,14 +13,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from bench.isolation import loops
 from bench.isolation.attack import Control
 from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
 from bench.isolation.descriptors import FRAME, send_to_be_cut
-from bench.isolation.frames import NOBODY, RANDOM_LENGTHS
+from bench.isolation.frames import NOBODY, of_random_lengths
 from domu.guest import Guest
 from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
@@ -86,9 +84,8 @@ def post(a: Attacker) -> None:
 
 
 def address(a: Attacker) -> None:
-    """As many frames as attacks by frames send, in the same way, and of the lengths that random ones have."""
-    noise = np.random.default_rng(2)
-    frames = [a.header(a.macs["anna"], kind=b"\x08\x00") + bytes(int(noise.integers(*RANDOM_LENGTHS))) for _ in range(32)]
+    """As many frames as attacks by frames send, in the same way, and of the kinds and lengths that random ones have."""
+    frames = of_random_lengths(a, sound=True)
     while a.goes_on():
         a.send_all(frames)
 
