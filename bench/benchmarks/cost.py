@@ -84,7 +84,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
             line_rate = _line_rate_point(lab, options.paths, every)
             await study(
                 [*(place.point for place in places), line_rate], rounds=options.rounds, seconds=options.slice_s,
-                budget_s=options.budget_s, progress=streams,
+                budget_s=options.budget_s, progress=streams, renew=lab.renew,
             )  # fmt: skip
         for place in places:
             _records(result, place)

@@ -76,7 +76,7 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
         points = [_point(options, lab, floor, place, probes[place.cores]) for place in places]
         await study(
             points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s, progress=progress,
-            found=lambda: _report(result, options, places, points),
+            found=lambda: _report(result, options, places, points), renew=lab.renew,
         )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ async def measure(result: BenchmarkResult, options: Options, progress: Steps, di
                     measured += points
                     await study(
                         points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s / len(options.core_sets),
-                        progress=next(part), found=functools.partial(_report, result, measured),
+                        progress=next(part), found=functools.partial(_report, result, measured), renew=lab.renew,
                     )  # fmt: skip
                 missing += [f"peer {name} (cores {cores}): left out: {why}" for name, why in peers.missing.items()]
     result.notes += missing
@@ -168,17 +168,17 @@ def _ratios(result: BenchmarkResult, samples: Samples, names: Sequence[str], poi
 def _questions(names: Sequence[str], point: Row) -> list[Question]:
     """The targets that a point can say something about."""
     cores, frame = point["cores"], point["frame"]
-    metric = "mpps" if cores == "all" else "mframes_per_cpu_s"
+    metric, steadier = ("mpps", "mframes_per_cpu_s") if cores == "all" else ("mframes_per_cpu_s", None)
     asked = [
-        Question("bypass", "native", metric, NATIVE["median"]),
-        Question("bypass", "native", metric, NATIVE["bound"], judged="bound"),
+        Question("bypass", "native", metric, NATIVE["median"], steadier=steadier),
+        Question("bypass", "native", metric, NATIVE["bound"], judged="bound", steadier=steadier),
     ]
     if "traffic" in point:
         return [question for question in asked if {question.of, question.to} <= set(names)]
     if cores == "all":
         asked += [Question(HEADER, peer, metric, targets[frame]) for peer, targets in DPDK.items() if frame in targets]
     if frame in FLOOR:
-        asked.append(Question("bypass", "floor", metric, FLOOR[frame]))
+        asked.append(Question("bypass", "floor", metric, FLOOR[frame], steadier=steadier))
     if frame == 64 and cores == "1":
         asked.append(Question("split", "floor", metric, SPLIT_FLOOR))
     return [question for question in asked if {question.of, question.to} <= set(names)]

@@ -87,7 +87,8 @@ class LabBench:
         **more: Any,
     ) -> None:
         self.paths, self.queue = paths, queue
-        self.lab = kind(topology(run_name(purpose, os.getpid()), paths, guests, queue, others, **more))
+        self._new: Callable[[], Lab] = lambda: kind(topology(run_name(purpose, os.getpid()), paths, guests, queue, others, **more))
+        self.lab = self._new()
         self.runner: Runner
         self._suited: dict[tuple[Any, ...], Placement] = {}
 
@@ -98,6 +99,15 @@ class LabBench:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.lab.stop()
+
+    async def renew(self) -> None:
+        """Take it down, and start it again, for what its contenders run from now on."""
+        cpus, spin_us = self.runner.cpus, self.runner.spin_us
+        await self.lab.stop()
+        self.lab = self._new()
+        await self.lab.start()
+        self.runner = await Runner.open(self.lab)
+        self.runner.cpus, self.runner.spin_us = cpus, spin_us
 
     def use(self, cores: str, spin_us: int | None = None) -> None:
         """From now on slices run on these cores; `spin_us` takes the place of the rule by which loops spin."""

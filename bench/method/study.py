@@ -9,20 +9,24 @@ Looking at the figures in between and stopping when one likes them makes false d
 points are looked at seldom (their rounds grow by half from one look to the next), and stop by an interval of `CERTAIN`, wider than
 the 95 % one that is reported. tests/bench/test_study.py simulates it: the reported intervals contain the truth in 93 to 97 % of the
 cases.
+
+What lies where in memory is chance, differs from one start of a topology to the next, and holds for as long as it lives: no number
+of rounds in one says anything about that. So what is measured is made anew (`renew`) in the middle of the first rounds, and before
+every further sweep.
 """
 
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 from bench.method.claims import Claim
 from bench.method.estimate import CONFIDENCE, FEWEST
 from bench.method.progress import Part, Steps
 from bench.method.samples import Ratio, Samples
 from bench.method.slices import Contender, Probe, interleave
-from bench.method.verdicts import MET, MISSED, Judged, decide
+from bench.method.verdicts import MET, MISSED, UNDECIDED, Judged, decide
 
 Row = dict[str, Any]
 
@@ -43,15 +47,32 @@ class Question:
     at_least: bool = True
     judged: Judged = "median"
     precision: float | None = None  # not done either before the ends of the 95 % interval are that near to the median
+    steadier: str | None = None  # what says the same and is less disturbed by stolen time, to decide what `metric` leaves open
 
     def ratio(self, samples: Samples, confidence: float = CONFIDENCE) -> Ratio:
         """What has been measured of it."""
         return samples.ratio(self.of, self.to, self.metric, confidence=confidence)
 
+    def verdict(self, samples: Samples, confidence: float = CONFIDENCE) -> str:
+        """What has come of it, in its own metric."""
+        return decide(self.ratio(samples, confidence), self.target, self.at_least, judged=self.judged).verdict
+
+    def decided_by(self, samples: Samples, confidence: float = CONFIDENCE) -> Self:
+        """The question as it can be decided: itself, or, where that is open, in its steadier metric, if it does not contradict."""
+        if self.steadier is None or self.verdict(samples, confidence) != UNDECIDED:
+            return self
+        other, own = replace(self, metric=self.steadier, steadier=None), self.ratio(samples)
+        if own.low is None or own.high is None:
+            return self
+        possible = {MET: own.high >= self.target, MISSED: own.low < self.target}
+        if not self.at_least:
+            possible = {MET: own.low <= self.target, MISSED: own.high > self.target}
+        return other if possible.get(other.verdict(samples, confidence), False) else self
+
     def is_decided(self, samples: Samples) -> bool:
         """Whether more rounds would hardly change the verdict."""
-        found = decide(self.ratio(samples, CERTAIN), self.target, self.at_least, judged=self.judged)
-        return found.verdict in (MET, MISSED) and self._width(samples) <= (self.precision or math.inf)
+        asked = self.decided_by(samples, CERTAIN)
+        return asked.verdict(samples, CERTAIN) in (MET, MISSED) and asked._width(samples) <= (self.precision or math.inf)
 
     def _width(self, samples: Samples) -> float:
         ratio = self.ratio(samples)
@@ -61,6 +82,8 @@ class Question:
 
     def rounds_needed(self, samples: Samples) -> float:
         """About how many rounds would decide it; infinite where what is measured *is* the target, or nothing is known."""
+        if self.steadier is not None:
+            return min(replace(self, metric=one, steadier=None).rounds_needed(samples) for one in (self.metric, self.steadier))
         ratio = self.ratio(samples, CERTAIN)
         if ratio.median is None or ratio.low is None or ratio.high is None or ratio.aa_high is None or not ratio.pairs:
             return math.inf
@@ -101,8 +124,11 @@ class Point:
     def claim(self, question: Question, text: str) -> Claim:
         """What a question has come to."""
         errors = [*self.samples.errors(question.of), *self.samples.errors(question.to)]
+        asked = question.decided_by(self.samples)
+        if asked.metric != question.metric:
+            text += f" (by {asked.metric}: {question.metric} leaves it open)"
         return Claim.about(
-            text, question.ratio(self.samples), question.target, question.at_least, judged=question.judged, errors=errors,
+            text, asked.ratio(self.samples), question.target, question.at_least, judged=question.judged, errors=errors,
             longer_s=self.longer_s(question),
         )  # fmt: skip
 
@@ -141,26 +167,32 @@ async def study(
     found: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
     since: float | None = None,
+    renew: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Measure the points: `rounds` rounds each, then those that are open, those first of which least is known.
 
     That goes on for at most `budget_s` more; with `since`, a time of `clock`, until `budget_s` after it.
     `found` is called when there is something new to be said: after every point of the first sweep, and every other sweep.
+    `renew` takes down what is measured, and starts it again.
     """
-    for number, point in enumerate(points):
-        whole = Part(progress, number / len(points), (number + 1) / len(points), point.title)
-        await point.run(rounds, seconds, whole, clock)
+    first = [rounds] if renew is None or rounds < 2 else [rounds - rounds // 2, rounds // 2]
+    visits = [(point, share) for share in first for point in points]
+    for number, (point, share) in enumerate(visits):
+        if renew is not None and number == len(points):
+            await renew()
+        await point.run(share, seconds, Part(progress, number / len(visits), (number + 1) / len(visits), point.title), clock)
         found()
     begin = clock() if since is None else since
     while waiting := [point for point in points if point.open() and next_rounds(point) > 0]:
-        fitting = 0
-        for point in sorted(waiting, key=Point.pairs):
+        fitting = [point for point in sorted(waiting, key=Point.pairs) if _fits(point, budget_s - (clock() - begin))]
+        if not fitting:
+            return
+        if renew is not None:
+            await renew()
+        for point in fitting:
             if _fits(point, budget_s - (clock() - begin)):
                 title = f"{len(waiting)} of {len(points)} undecided: {point.title}"
                 await point.run(next_rounds(point), seconds, Part(progress, 1.0, 1.0, title), clock)
-                fitting += 1
-        if not fitting:
-            return
         found()
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from bench.method.claims import Claim, longer
 from bench.method.progress import Silent
-from bench.method.samples import Slice
+from bench.method.samples import Samples, Slice, Taken
 from bench.method.slices import Contender
 from bench.method.study import Point, Question, next_rounds, study
 from tests.support.tiers import tiered
@@ -100,6 +100,94 @@ def test_what_is_decided_takes_no_more_time() -> None:
     assert close.samples.rounds > 12
     assert not close.open()
     assert len(looks) <= 1 + math.ceil(math.log(close.samples.rounds / 12, 1.4))  # seldom
+
+
+def test_what_is_measured_is_made_anew_between_looks() -> None:
+    """In the middle of the first rounds and before each further sweep, so that no single start makes a verdict."""
+    machine, rounds = Shared(random.Random(SEED), 0.0), []
+    points = [point(machine, 1.05, 1.0, str(number)) for number in range(2)]
+
+    async def renew() -> None:
+        rounds.append([one.samples.rounds for one in points])
+
+    asyncio.run(
+        study(
+            points, rounds=13, seconds=0.1, budget_s=1e6, progress=Silent(), clock=lambda: machine.now, renew=renew,
+        )
+    )  # fmt: skip
+    assert rounds[:2] == [[7, 7], [13, 13]]
+    assert [sum(one) for one in rounds] == sorted({sum(one) for one in rounds})
+    assert not any(one.open() for one in points)
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_the_luck_of_a_start_is_no_verdict(anew: bool) -> None:
+    """Equal contenders, of whom each start of a topology makes one slower or faster: several make few wrong verdicts."""
+    draw, wrong = random.Random(SEED), 0
+    for _ in range(200):
+        machine = Shared(draw, 0.0)
+        luck: dict[str, float] = {}
+
+        def lucky(name: str, machine: Shared = machine, luck: dict[str, float] = luck) -> Contender:
+            plain = machine.contender(name, 1.0)
+
+            async def run(seconds: float) -> Slice:
+                found = await plain.run(seconds)
+                factor = luck.setdefault(name, math.exp(draw.gauss(0, 0.1)))
+                return Slice({metric: factor * value for metric, value in found.figures.items()})
+
+            return Contender(name, run)
+
+        async def renew(luck: dict[str, float] = luck) -> None:
+            luck.clear()
+
+        def clock(machine: Shared = machine) -> float:
+            return machine.now
+
+        question = Question("B", "A", "mpps", 0.93)
+        one = Point("", {}, [lucky("A"), lucky("B")], "A", machine, [question])
+        asyncio.run(
+            study(
+                [one], rounds=10, seconds=0.1, budget_s=20.0, progress=Silent(), clock=clock,
+                renew=renew if anew else None,
+            )
+        )  # fmt: skip
+        wrong += one.claim(question, "").verdict == "missed"
+    print(f"wrong {wrong / 200:.3f}")
+    assert (wrong / 200 <= 0.08) == anew
+
+
+def taken(figures: list[tuple[float, float]]) -> Samples:
+    """Rounds of A, B and A again: B has a rate and a rate per CPU-second, A is 1 of each, as exactly."""
+    found = Samples(again="A")
+    for number, (rate, steady) in enumerate(figures):
+        jitter = 1 + 0.001 * (number % 3 - 1)
+        for name, slice_ in (
+            ("A", Slice({"rate": 1.0, "steady": 1.0})),
+            ("B", Slice({"rate": rate, "steady": steady})),
+            ("A again", Slice({"rate": 1.05 if number % 2 else 0.95, "steady": jitter})),
+        ):
+            found.add(Taken(number, name, "apart", slice_))
+    return found
+
+
+WIDE = (0.9, 1.1, 0.92, 1.08, 0.95, 1.06, 1.0, 0.99, 1.02, 0.97)
+
+
+@pytest.mark.parametrize(("steady", "own", "verdict", "by"), [
+    (1.0, WIDE, "met", "steady"),  # the rate leaves it open
+    (0.8, WIDE, "missed", "steady"),
+    (0.8, (1.2,) * 10, "met", "rate"),  # the rate has decided
+    (0.8, tuple(0.99 + 0.001 * k for k in range(10)), "undecided", "rate"),  # the rate speaks against it
+    (0.9703, WIDE, "undecided", "rate"),  # neither
+])  # fmt: skip
+def test_a_steadier_metric_decides_what_the_first_leaves_open(steady: float, own: tuple[float, ...], verdict: str, by: str) -> None:
+    samples = taken([(rate, steady) for rate in own])
+    question = Question("B", "A", "rate", 0.97, steadier="steady")
+    one = Point("", {}, [], "A", Shared(random.Random(SEED), 0.0), [question], samples=samples)
+    claim = one.claim(question, "B ÷ A")
+    assert (claim.verdict, question.decided_by(samples).metric) == (verdict, by)
+    assert ("(by steady: rate leaves it open)" in claim.text) == (by == "steady")
 
 
 @pytest.mark.long
