@@ -72,11 +72,16 @@ async def run(result: BenchmarkResult, options: Options, progress: Steps) -> Non
     if any(_beside_ucx(place) for place in places) and (why := PingPong.missing()):
         result.notes.append(f"{UCX}: left out: {why}")
     async with LabBench("latency", options.paths) as lab, Floor() as floor, AsyncExitStack() as stack:
+
+        async def renew() -> None:
+            await lab.renew()
+            await floor.renew()
+
         probes = {cores: stack.enter_context(probe_of(cores)) for cores in dict.fromkeys(place.cores for place in places)}
         points = [_point(options, lab, floor, place, probes[place.cores]) for place in places]
         await study(
             points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s, progress=progress,
-            found=lambda: _report(result, options, places, points), renew=lab.renew,
+            found=lambda: _report(result, options, places, points), renew=renew,
         )  # fmt: skip
 
 

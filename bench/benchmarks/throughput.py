@@ -72,6 +72,11 @@ async def measure(result: BenchmarkResult, options: Options, progress: Steps, di
     measured: list[Point] = []
     missing: list[str] = []
     async with LabBench("throughput", options.paths, mtu=(mtu := mtu_for(options.frames))) as lab, Floor(2) as floor:
+
+        async def renew() -> None:
+            await lab.renew()
+            await floor.renew()
+
         part = parts(progress, [*options.core_sets, *(["working set"] if sweep else [])])
         for cores in options.core_sets:
             async with LivePeers(options.peers, cpus_of(cores)) as peers:
@@ -81,7 +86,7 @@ async def measure(result: BenchmarkResult, options: Options, progress: Steps, di
                     measured += points
                     await study(
                         points, rounds=options.rounds, seconds=options.slice_s, budget_s=options.budget_s / len(options.core_sets),
-                        progress=next(part), found=functools.partial(_report, result, measured), renew=lab.renew,
+                        progress=next(part), found=functools.partial(_report, result, measured), renew=renew,
                     )  # fmt: skip
                 missing += [f"peer {name} (cores {cores}): left out: {why}" for name, why in peers.missing.items()]
     result.notes += missing

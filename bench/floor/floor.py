@@ -57,6 +57,7 @@ class Floor:
     """
 
     def __init__(self, workers: int = MAX_WORKERS) -> None:
+        self._number = workers
         self.workers = Workers(workers)
 
     async def __aenter__(self) -> "Floor":
@@ -65,6 +66,12 @@ class Floor:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self.workers.stop()
+
+    async def renew(self) -> None:
+        """End the worker processes, and start others: their rings lie elsewhere in memory."""
+        await self.workers.stop()
+        self.workers = Workers(self._number)
+        await self.workers.__aenter__()
 
     async def stream(
         self,
