@@ -34,9 +34,11 @@ def is_raw(shown: Screen) -> bool:
 LEFT_BEHIND = """
 import os
 
+typed, told = os.pipe()
 if os.fork() == 0:
     os.setsid()
     print("left " + "behind", flush=True)
+    os.read(typed, 1)
     for fd in range(3):
         try:
             while os.read(fd, 1):
@@ -48,7 +50,9 @@ if os.fork() == 0:
             file.write(f"{fd} {how}\\n")
     os._exit(0)
 os.read(0, 1)
+os.write(told, b"x")
 """
+"""Both ends of a program may read what is typed while it runs: the one that stays begins when the other has had its key."""
 
 
 @pytest.mark.parametrize("streams", tiered(["", " | cat", " 2>/dev/null"], [""]))
