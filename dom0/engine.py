@@ -95,6 +95,9 @@ def _queue_for(e, first, s):
 
     If it has asked for hashes, and there is one, that is its `hash_info`; and a plain frame is none any more: it is e.frame.
     """
+    if first.active == 0:  # it is being made or taken away: nothing of it is looked at, and it gets nothing
+        first.hash_info = 0
+        return first
     there, head0, head1 = s.length if s.slots == 0 else s.bytes, load64(s.addr), load64(s.addr + 8)
     if first.hashing == 0:
         t = member_of(e, first, queue_of(head0, head1, s.addr, there, first.queues))
@@ -298,6 +301,7 @@ def _add_vif(e, first):
 def _remove_vif(e, first):
     for k in range(first.queues):
         _remove_port(e, member_of(e, first, k).number)
+    first.hashing = 0  # the record is its connection's
     forget_port(e.fdb, first.number)
 
 

@@ -9,6 +9,7 @@ such socket.
 """
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -41,13 +42,21 @@ def refuse_descriptors(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
-def brings_descriptors(sock: socket.socket, size: int = _LONGEST_LOOK) -> bool:
-    """True if what would be received next carries descriptors. Receives nothing; OSError as recv(2).
-
-    `size`: how much would be received, of a stream, where one call takes what several have sent.
-    """
-    _, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+def brings_descriptors(sock: socket.socket) -> bool:
+    """True if the packet that would be received next carries descriptors. Receives nothing; OSError as recv(2)."""
+    _, _, flags, _ = sock.recvmsg(_LONGEST_LOOK, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
     return bool(flags & socket.MSG_CTRUNC)
+
+
+def receive_plain(sock: socket.socket, size: int) -> bytes:
+    """What has come on a stream, `size` bytes at most; b"" at its end. OSError, also if descriptors come with it.
+
+    No more than was looked at: who received `size` bytes would take descriptors that have come since, and close them.
+    """
+    seen, _, flags, _ = sock.recvmsg(size, 0, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EPERM, "it sent descriptors, and nobody takes any from it")
+    return sock.recv(len(seen)) if seen else b""
 
 
 def hang_up(sock: socket.socket, *, shared: bool = False) -> None:
