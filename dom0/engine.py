@@ -64,6 +64,8 @@ MAIL = mail_record("port", "credit_bytes", "window_ns", "pages", "count", "hashi
 _mail_at = record_view(MAIL)
 FLOOD_BUDGET = 2 * STAGE
 """Copies of flooded frames for which a port's turn ends: the other ports wait for each of them."""
+MOST_HELD = 2 * STAGE
+"""Slots of a vif of several queues that wait for full receivers, beyond which it takes in no more: the buffers are everybody's."""
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
 
@@ -224,10 +226,15 @@ def _serve_port(e, p):
 @outlined
 def _serve_vif(e, first):
     """One turn of a vif of several queues, which is one queue's: how many it has its guest says. Returns the slots passed on."""
+    held = 0
+    for k in range(first.queues):
+        p = member_of(e, first, k)
+        held += p.staged - p.next
     for k in range(first.queues):
         number = (first.turn + k) % first.queues
         p = member_of(e, first, number)
-        moved = _serve_port(e, p) if p.active != 0 else 0
+        may = p.active != 0 and (p.next < p.staged or held < MOST_HELD)
+        moved = _serve_port(e, p) if may else 0
         if moved > 0:
             first.turn = number + 1
             return moved

@@ -22,7 +22,7 @@ from typing import Any, Self
 import numpy as np
 
 from hyp.abi.counters import Count
-from hyp.abi.trace import DEFAULT_CAPACITY, RECORD, Moment
+from hyp.abi.trace import BLOCK, DEFAULT_CAPACITY, RECORD, Moment
 from hyp.control import Channel, ControlError, Refused
 from lab.owner import open_console
 from lab.plan import ROLES
@@ -30,7 +30,7 @@ from lab.trace.ring import Copied, Told, TraceRing
 
 ANSWER_S = 10.0
 LEAST_SNAP = 64
-MOST_LOOPS = 64
+MOST_LOOPS = 32
 SETTLED_NS = 5_000_000
 """How old a sighting is when it is surely in its ring, though its loop may have lost the CPU since it looked at the clock."""
 _SERVICES = frozenset(ROLES)
@@ -133,7 +133,7 @@ class Viewer:
         if not isinstance(loops, list) or len(loops) > MOST_LOOPS or not all(_NAME.fullmatch(str(loop)) for loop in loops):
             raise Refused("EPROTO", "what it says of its loops makes no sense")
         for loop in loops:
-            ring = TraceRing(f"{process}.{loop}", self._capacity)
+            ring = TraceRing(f"{process}.{loop}", self._room(process, len(loops)))
             try:
                 await console.call("trace_begin", fds=[ring.fd], loop=loop, every=self._every, snap=self._snap)
             except BaseException:
@@ -141,6 +141,10 @@ class Viewer:
                 raise
             self._loops = [one for one in self._loops if (one.process, one.name) != (process, loop) or self._let_go(one)]
             self._loops.append(_Loop(process, str(loop), ring, console))
+
+    def _room(self, process: str, loops: int) -> int:
+        """Bytes of each ring: a guest says itself how many loops it has, so that all of them have the room of one."""
+        return self._capacity if process in _SERVICES else max(self._capacity >> (loops - 1).bit_length(), 2 * BLOCK)
 
     @staticmethod
     def _let_go(loop: _Loop) -> bool:

@@ -9,12 +9,12 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pytest
 
-from hyp.abi.trace import COMMITTED_AT, DATA_AT, RECORD, RECORD_BYTES, RECORDS_AT, RESERVED_AT, Moment
+from hyp.abi.trace import COMMITTED_AT, DATA_AT, DEFAULT_CAPACITY, RECORD, RECORD_BYTES, RECORDS_AT, RESERVED_AT, Moment
 from hyp.control import Channel, Refused, socketpair
 from hyp.paths import PATHS
 from hyp.trace.points import MOST_RINGS
@@ -293,6 +293,37 @@ def test_a_process_without_loops_leaves_no_console_and_nobody_is_trusted_with_on
         assert asked == [(keeper, "evil", {})]  # as it was opened for a guest, it takes no descriptors
         assert console.closed.done()
         guest.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("loops", [1, 2, 5, 32])
+def test_all_loops_of_a_guest_have_the_room_of_one(monkeypatch: pytest.MonkeyPatch, loops: int) -> None:
+    """It says how many it has, and could fill them all: who looks copies that at once, and takes it apart."""
+
+    async def main() -> None:
+        ours, theirs = socketpair()
+        console = Channel(ours, name="evil", untrusted=True)
+
+        handlers: dict[str, Callable[..., Any]] = {
+            "trace_points": lambda: [f"loop{k}" for k in range(loops)],
+            "trace_begin": lambda **how: None,
+        }
+        guest = Channel(theirs, handlers, name="us")
+
+        async def given(*how: object, **more: object) -> Channel:
+            return console
+
+        monkeypatch.setattr(looks, "open_console", given)
+        viewer = Viewer(cast(Channel, None))
+        await viewer._look_at("evil")
+        rooms = [one.ring.capacity for one in viewer._loops]
+        assert len(rooms) == loops
+        assert DEFAULT_CAPACITY // 2 < sum(rooms) <= DEFAULT_CAPACITY
+        guest.close()
+        for one in viewer._loops:
+            one.ring.close()
+        console.close()
 
     run(main())
 
