@@ -183,7 +183,7 @@ def _questions(names: Sequence[str], point: Row) -> list[Question]:
     if cores == "all":
         asked += [Question(HEADER, peer, metric, targets[frame]) for peer, targets in DPDK.items() if frame in targets]
     if frame in FLOOR:
-        asked.append(Question("bypass", "floor", metric, FLOOR[frame], steadier=steadier))
+        asked.append(Question("bypass", "floor", metric, FLOOR[frame]))
     if frame == 64 and cores == "1":
         asked.append(Question("split", "floor", metric, SPLIT_FLOOR))
     return [question for question in asked if {question.of, question.to} <= set(names)]
