@@ -157,7 +157,7 @@ class Devices:
             if context.started is not None:
                 what = context.started
                 await self._ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
-        except (Refused, OSError) as error:  # its memory is cut off, for instance: its own affair
+        except (Refused, OSError) as error:  # its memory is cut off, for instance, or has a lease on it: its own affair
             log.error("context %d of domain %d (%s) cannot go on: %s", context.number, domain.domid, domain.name, error)
         context.upcall.wake(context.completion_fd)
 
@@ -273,12 +273,16 @@ class Devices:
 
     async def _create(self, domain: Domain, context: Context, ask: Callable[..., Awaitable[Reply]]) -> Reply:
         """Let the NIC map what a context is made of; `ask` asks it."""
-        return await ask(
-            "context_create", fds=(domain.ram.fd, domain.iommu_to_read(), context.doorbell.fd, context.completion_fd),
-            context=context.number, generation=context.generation, name=domain.name, memory=domain.memory, mac=context.mac,
-            privileged=domain.domid == DOM0, passthrough=context.passthrough, first=self._first(domain), queue=context.queue,
-            fresh=context.fresh, doorbell_data=context.doorbell_fd,
-        )  # fmt: skip
+        iommu = domain.iommu_region().readonly_fd()
+        try:
+            return await ask(
+                "context_create", fds=(domain.ram.fd, iommu, context.doorbell.fd, context.completion_fd), context=context.number,
+                generation=context.generation, name=domain.name, memory=domain.memory, mac=context.mac,
+                privileged=domain.domid == DOM0, passthrough=context.passthrough, first=self._first(domain), queue=context.queue,
+                fresh=context.fresh, doorbell_data=context.doorbell_fd,
+            )  # fmt: skip
+        finally:
+            os.close(iommu)
 
     @staticmethod
     def _first(domain: Domain) -> int:

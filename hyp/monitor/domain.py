@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,7 +77,6 @@ class Domain:
     bells: Aside = field(init=False)  # what may spin for the lock of an eventfd that it has, no longer than one write takes
     device_model: bool = False  # a pseudo-domain of the hypervisor's own (hyp/monitor/emulation.py); `domid` is its guest's
     _regions: dict[str, Region] = field(default_factory=dict)
-    _iommu_to_read: int = -1
     _next_key: int = 1
 
     def __post_init__(self) -> None:
@@ -128,13 +126,7 @@ class Domain:
         if self.iommu is None:
             self.iommu = IommuTable(Mapping(region.fd, region.size), self.pages)
             region.seal_writes()
-            self._iommu_to_read = region.readonly_fd()
         return region
-
-    def iommu_to_read(self) -> int:
-        """A descriptor of the IOMMU table, for who only reads it: the domain's, from before anybody could have a lease on it."""
-        self.iommu_region()
-        return self._iommu_to_read
 
     def add_registration(self, registration: Registration) -> int:
         """Remember a registration under a new key."""
@@ -168,7 +160,4 @@ class Domain:
                 log.error("domain %d (%s): %s", self.domid, self.name, error)
         self._regions.clear()
         self.upcalls.clear()
-        if self._iommu_to_read >= 0:
-            os.close(self._iommu_to_read)
-            self._iommu_to_read = -1
         self.iommu = None  # its mapping has a descriptor of its own, and memory: this object may be garbage only much later
