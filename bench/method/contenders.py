@@ -88,26 +88,39 @@ class LabBench:
     ) -> None:
         self.paths, self.queue = paths, queue
         self._new: Callable[[], Lab] = lambda: kind(topology(run_name(purpose, os.getpid()), paths, guests, queue, others, **more))
-        self.lab = self._new()
+        self.lab, self._is_up = self._new(), False
         self.runner: Runner
         self._suited: dict[tuple[Any, ...], Placement] = {}
 
     async def __aenter__(self) -> Self:
-        await self.lab.start()
-        self.runner = await Runner.open(self.lab)
+        await self._begin()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        await self.lab.stop()
+        await self._end()
 
     async def renew(self) -> None:
         """Take it down, and start it again, for what its contenders run from now on."""
         cpus, spin_us = self.runner.cpus, self.runner.spin_us
-        await self.lab.stop()
+        await self._end()
         self.lab = self._new()
-        await self.lab.start()
-        self.runner = await Runner.open(self.lab)
+        await self._begin()
         self.runner.cpus, self.runner.spin_us = cpus, spin_us
+
+    async def _begin(self) -> None:
+        await self.lab.start()  # what does not start is down again
+        self._is_up = True
+        try:
+            self.runner = await Runner.open(self.lab)
+        except BaseException:
+            await self._end()
+            raise
+
+    async def _end(self) -> None:
+        """Once, whatever interrupts a renewal."""
+        if self._is_up:
+            self._is_up = False
+            await self.lab.stop()
 
     def use(self, cores: str, spin_us: int | None = None) -> None:
         """From now on slices run on these cores; `spin_us` takes the place of the rule by which loops spin."""

@@ -31,6 +31,7 @@ from lab.trace.ring import Copied, Told, TraceRing
 ANSWER_S = 10.0
 LEAST_SNAP = 64
 MOST_LOOPS = 32
+"""Of one process. So many rings of the least size have together the room of one of the usual size."""
 SETTLED_NS = 5_000_000
 """How old a sighting is when it is surely in its ring, though its loop may have lost the CPU since it looked at the clock."""
 _SERVICES = frozenset(ROLES)

@@ -8,14 +8,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from typing import Any
 
 import msgpack
 import pytest
 
 from hyp.control import MAX_FDS, MAX_MESSAGE, MAX_PENDING, MAX_UNSENT, Channel, PeerGone, Refused, Reply, socketpair
-from hyp.control.descriptors import hang_up, receive_plain
+from hyp.control.descriptors import hang_up
 from hyp.control.errors import MAX_NAME, MAX_REASON
 from hyp.control.words import MAX_WORDS, printable
 from tests.support.control_ends import Server, attack, close, ended, lingering, receive, run, send, still_serves
@@ -435,36 +435,3 @@ def test_a_call_whose_peer_goes_while_it_waits_for_room() -> None:
                 await call
 
     run(main())
-
-
-# --- streams ---------------------------------------------------------------------------------------------------------
-
-
-class Late(socket.socket):
-    """A stream on which something more is sent just after it was looked at."""
-
-    def then(self, send: Callable[[], object]) -> None:
-        self._more = send
-
-    def recvmsg(self, *args: Any) -> Any:
-        seen = super().recvmsg(*args)
-        self._more()
-        return seen
-
-
-def test_a_stream_s_descriptors_that_come_after_the_look_are_not_received_with_what_was_seen() -> None:
-    """Where there is no SO_PASSRIGHTS: received without room for them, they would be closed there and then."""
-    plain, peer = socket.socketpair()
-    ours = Late(plain.family, plain.type, plain.proto, plain.detach())
-    null = os.open(os.devnull, os.O_RDONLY)
-    with ours, peer:
-        peer.send(b"first")
-        ours.then(lambda: socket.send_fds(peer, [b"second"], [null]))
-        assert receive_plain(ours, 4096) == b"first"
-        ours.then(lambda: None)
-        with pytest.raises(OSError, match="descriptors"):
-            receive_plain(ours, 4096)
-        assert socket.socket.recvmsg(ours, 4096)[0] == b"second", "it is all still there"
-        peer.close()
-        assert receive_plain(ours, 4096) == b""
-    os.close(null)
