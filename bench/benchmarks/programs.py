@@ -13,7 +13,6 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from bench.method.contenders import probe_of
-from bench.method.estimate import median
 from bench.method.options import Options
 from bench.method.progress import Steps, parts
 from bench.method.samples import Slice
@@ -21,13 +20,14 @@ from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
 from bench.peers import PeerError
 from bench.programs.ends import Ends, PumpEnds, WireEnds, ends
+from bench.programs.placement import best_placement
 from bench.programs.running import Server, softirq_threads
 from bench.programs.suite import Program, once, programs
 from bench.report.results import BenchmarkResult, Row, Series
 from lab.accounting import spent, usages
 from lab.errors import LabError
 
-SLICE_S, TRIAL_S, TRIALS = 0.3, 0.15, 5
+SLICE_S, TRIAL_S = 0.3, 0.15
 PATHS = ("bypass", "split", "trapped")
 PUMP = PumpEnds.name
 BETWEEN_GUESTS, BY_THE_WIRE = "guest↔guest", "wire↔guest"
@@ -157,14 +157,13 @@ class _Runs:
             self._server = await self._program.serve(self._ends)
             self._stack.callback(self._server.stop)
             await self._once(TRIAL_S)
-            rates: dict[str, list[float]] = {}
-            for _ in range(TRIALS):
-                for placement in self._ends.placements:
-                    self._placement = placement
-                    rates.setdefault(placement, []).append((await self._once(TRIAL_S)).figures[self._program.rate])
-            self._placement = max(rates, key=lambda placement: median(rates[placement]))
+            self._placement = await best_placement(self._ends.placements, self._trial)
         except PeerError as error:
             self._failure = str(error)
+
+    async def _trial(self, placement: str) -> float:
+        self._placement = placement
+        return (await self._once(TRIAL_S)).figures[self._program.rate]
 
     async def slice(self, seconds: float) -> Slice:
         """A run of the client, and what it cost."""

@@ -4,8 +4,7 @@ guest, a veth pair, the pump's two TAPs.
 Whatever carries the frames is up as long as the pair is; `processes` names who that is. `enter` takes a child of one thread to an
 end, where it becomes the program.
 
-Each gets the best of its placements for each program, lest a comparison be won by the scheduler's luck: a lab that of its start, or
-all on one CPU, as `[cpu]` in its topology would have it; whoever has nobody to place it one of PLACEMENTS.
+Each gets the best of its placements for each program (placement.py), lest a comparison be won by the scheduler's luck.
 """
 
 import asyncio
@@ -23,10 +22,12 @@ from bench.method.slices import Kind
 from bench.peers import PeerError
 from bench.peers.namespaces import ADDRESSES
 from bench.peers.veth import Pair, Veth, make_pair
+from bench.programs.placement import ANYWHERE, CLIENT_END, SERVER_END, cpus_in, place_threads, placements
 from bench.programs.pump import pump
 from domu.netns import can_create
 from hyp import linux
 from hyp.control import close_all
+from hyp.paths import PATHS
 from lab.owner import ROOT, Lab
 from lab.topology import parse
 
@@ -34,10 +35,6 @@ CLIENT, SERVER = 0, 1
 GUESTS = ("alice", "bob")
 ADDRESS = ("10.97.0.1/24", "10.97.0.2/24")
 START_S = 30.0
-
-
-ANYWHERE, TOGETHER, APART = "anywhere", "all on one CPU", "the client apart"
-PLACEMENTS: tuple[str, ...] = (ANYWHERE, TOGETHER, APART)
 
 
 class Ends(Protocol):
@@ -87,9 +84,10 @@ class GuestEnds:
             nic["wire"] = self.wire
         name = run_name(path + "-wire" if self.wire else path, os.getpid())
         self.lab = Lab(parse({"name": name, "guest": tables, "nic": nic}).plain())
-        self.placements: tuple[str, ...] = (self.lab.seats.text, TOGETHER)
+        loops = [name for name in ("nic", PATHS[path].shared_loop) if name]
+        self.placements: tuple[str, ...] = placements(self.lab.seats.text, loops)
         self._seated: dict[int, set[int]] = {}  # thread → CPUs, as the lab's start has it
-        self._together: set[int] | None = None
+        self._client: set[int] | None = None
         self._pids: dict[str, int] = {}
         self._pidfds: list[int] = []
 
@@ -110,21 +108,21 @@ class GuestEnds:
     def enter(self, end: int) -> None:
         """See `Ends`."""
         guest = self.guests.index(GUESTS[end])
-        cpus = self._together or self.lab.seats.programs.get(GUESTS[end])
+        usual = self.lab.seats.programs.get(GUESTS[end])
+        cpus = (self._client if end == CLIENT else None) or usual
         if cpus is not None:  # as launch.py exec does
             os.sched_setaffinity(0, cpus)
         linux.enter_namespaces(self._pidfds[guest], without={"pid"})  # else the program could start no thread
 
     def place(self, placement: str, server: int) -> None:
         """See `Ends`."""
-        cpus = os.sched_getaffinity(0)
-        self._together = {max(cpus)} if placement == TOGETHER else None
-        servers = set(self.lab.seats.programs.get(GUESTS[SERVER], cpus))
-        for pid in (server, *self._pids.values()):
-            for thread in map(int, os.listdir(f"/proc/{pid}/task")):
-                seat = servers if pid == server else self._seated.get(thread) or self._seated[pid]
-                with suppress(ProcessLookupError):  # it has ended
-                    os.sched_setaffinity(thread, self._together or seat)
+        self._client = cpus_in(placement, CLIENT_END)
+        servers = set(self.lab.seats.programs.get(GUESTS[SERVER], os.sched_getaffinity(0)))
+
+        def usual(name: str, thread: int) -> set[int]:
+            return servers if name == SERVER_END else self._seated.get(thread) or self._seated[self._pids[name]]
+
+        place_threads(placement, {**self._pids, SERVER_END: server}, usual)
 
     def processes(self) -> dict[str, int]:
         """See `Ends`."""
@@ -142,8 +140,8 @@ class GuestEnds:
 class WireEnds(GuestEnds):
     """A guest of a lab on one path, which serves, and a machine beyond the NIC's wire, which asks.
 
-    That machine is the network namespace that the lab is started in, one of its own. Programs there run on any CPU, unless all are
-    on one.
+    That machine is the network namespace that the lab is started in, one of its own. Programs there run on any CPU, unless a
+    placement says more.
     """
 
     guests = (GUESTS[SERVER],)
@@ -174,8 +172,8 @@ class WireEnds(GuestEnds):
         if end == SERVER:
             super().enter(end)
         else:
-            if self._together is not None:
-                os.sched_setaffinity(0, self._together)
+            if self._client is not None:
+                os.sched_setaffinity(0, self._client)
             linux.enter([self._network])
 
     async def stop(self) -> None:
@@ -189,12 +187,10 @@ class WireEnds(GuestEnds):
 class _Free(ABC):
     """Ends that nobody else places."""
 
-    placements: tuple[str, ...] = PLACEMENTS
+    placements: tuple[str, ...] = placements(ANYWHERE, [])
 
     def __init__(self) -> None:
-        self._cpus = sorted(os.sched_getaffinity(0))
-        self._placed: dict[int, list[int]] = {}  # process → CPUs
-        self._client = self._cpus
+        self._client: set[int] | None = None
 
     @abstractmethod
     def processes(self) -> dict[str, int]:
@@ -202,16 +198,12 @@ class _Free(ABC):
 
     def place(self, placement: str, server: int) -> None:
         """See `Ends`."""
-        rest = self._cpus if placement == ANYWHERE else self._cpus[-1:]
-        self._client = self._cpus[:1] if placement == APART else rest
-        for pid in (server, *self.processes().values()):
-            if self._placed.get(pid) != rest:
-                for task in os.listdir(f"/proc/{pid}/task"):
-                    os.sched_setaffinity(int(task), rest)
-                self._placed[pid] = rest
+        self._client = cpus_in(placement, CLIENT_END)
+        everywhere = os.sched_getaffinity(0)
+        place_threads(placement, {**self.processes(), SERVER_END: server}, lambda name, thread: everywhere)
 
     def _seat(self, end: int) -> None:
-        if end == CLIENT:
+        if end == CLIENT and self._client is not None:
             os.sched_setaffinity(0, self._client)
 
 
@@ -256,6 +248,7 @@ class PumpEnds(_Free):
 
     name, address = "pump", "10.98.0.2"
     kind: Kind = "peer"
+    placements = placements(ANYWHERE, ["pump"])
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from bench.benchmarks import programs
 from bench.method.options import Options
 from bench.method.progress import Silent
 from bench.peers import PeerError
-from bench.programs import ends, running, suite
+from bench.programs import ends, placement, running, suite
 from bench.report.results import BenchmarkResult
 from tests.support.labs import run
 from tests.support.patience import patient
@@ -64,9 +66,10 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
         assert all(row["errors"] == [] for row in rows), rows
         assert all(row[rate]["median"] > 0 for row in rows if row["n"])
         pump = next(row for row in rows if row.get("peer") == "pump")
-        assert pump["placement"] in ends.PLACEMENTS
+        assert pump["placement"] in ends.PumpEnds.placements
         placed = {row["placement"] for row in rows if "path" in row}
-        assert all(one == ends.TOGETHER or "nic on CPU" in one or "nic, bob on CPU" in one for one in placed), placed
+        laid = placement.placements("", ["nic", "dom0"])[1:]
+        assert all(one in laid or "nic on CPU" in one or "nic, bob on CPU" in one for one in placed), placed
         ours, beyond = (
             next(row for row in rows if row.get("path") == "split" and row["direction"] == where)
             for where in (programs.BETWEEN_GUESTS, programs.BY_THE_WIRE)
@@ -90,6 +93,41 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
         ("redis GET, wire↔guest: rate, bypass ÷ split", "≥ 1"),
     ]
     assert not [name for name in os.listdir("/dev/shm") if name.endswith(f"-{os.getpid()}") or f"-{os.getpid()}." in name]
+
+
+THREADS = "import threading; threading.Thread(target=input, daemon=True).start(); print(flush=True); threading.Event().wait()"
+
+
+def test_one_process_has_a_cpu_of_its_own_and_its_threads_with_it() -> None:
+    cpus = os.sched_getaffinity(0)
+    with subprocess.Popen([sys.executable, "-SE", "-c", THREADS], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            threads = [int(thread) for thread in os.listdir(f"/proc/{process.pid}/task")]
+            assert len(threads) == 2
+            for name, wanted in (
+                (placement.apart("nic"), {min(cpus)}),
+                (placement.apart("dom0"), {max(cpus)}),
+                (placement.TOGETHER, {max(cpus)}),
+                (placement.ANYWHERE, cpus),
+            ):
+                placement.place_threads(name, {"nic": process.pid}, lambda name, thread: cpus)
+                assert all(os.sched_getaffinity(thread) == wanted for thread in threads), name
+        finally:
+            process.kill()
+
+
+def test_the_placement_that_suits_best_is_found_though_another_was_lucky_once() -> None:
+    rates = {"a": [90.0, 91.0, 10.0, 10.0, 10.0], "b": [50.0] * 5, "c": [60.0] * 5, "d": [1.0] * 5}
+    asked: list[str] = []
+
+    async def trial(name: str) -> float:
+        asked.append(name)
+        return rates[name][asked.count(name) - 1]
+
+    assert asyncio.run(placement.best_placement(list(rates), trial)) == "c"
+    assert {name: asked.count(name) for name in rates} == {"a": 5, "b": 5, "c": 5, "d": 2}
 
 
 def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
