@@ -290,6 +290,7 @@ class EngineState:
     def forget_guest(self, number: int) -> None:
         """Who has port `number` next, which has no vif now, is another guest: it begins with all patience and without debts."""
         self.standings[number], self._debts[number] = (self._record[0]["pause_ns"], 0), 0
+        self.ports[number]["allowance"] = 0
         self._control_debts[number] = Debt()
 
     def debt_of(self, number: int) -> Debt:

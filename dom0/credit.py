@@ -5,8 +5,9 @@ once. A frame is taken in only if the credit is enough for all of it; until then
 queue: the guest waits, nothing is lost, nothing overtakes. A window begins when the credit is looked at and doesn't suffice, so an
 idle guest saves nothing up; who waits gets the next one the moment the last one ends, and those that it missed if the engine comes
 late. Credit adds up over windows where a frame needs more than one gives, to BURST, so that the longest frame goes at any rate.
-Each connection begins with a window, and to connect again takes its time (dom0/vifs.py). So in any time t of one no more passes
-than what the windows that begin in it give, and what was left before, which is less than twice what one gives, or BURST.
+Each connection begins with a window, less what the guest owes of the one before, and to connect again takes its time
+(dom0/vifs.py). So in any time t of one no more passes than what the windows that begin in it give, and what was left before, which
+is less than twice what one gives, or BURST.
 
 Who owns what: the control plane says the rate with ADD_PORT and SET_RATE (dom0/engine.py), all else is the engine's. The credit is
 what `allowance` is ahead of the vif's own count of TX_BYTES, in which a frame that is refused counts as well. So what a guest pays
@@ -36,16 +37,27 @@ MOST_WINDOWS = 1 << 20
 def set_rate(e, number, credit_bytes, window_ns):
     """Limit the vif that is port `number` to `credit_bytes` every `window_ns`; 0: not at all.
 
-    One that had no limit begins with a window. Of the credit of one that had, no more is left than a window gives now.
+    One that had no limit begins with a window, less what it owes. Of the credit of one that had, no more is left than a window
+    gives now.
     """
     v = port_of(e, number)
     credit = _credit(v)
     if v.credit_bytes == 0:
-        v.window, credit = e.now, credit_bytes
+        v.window, credit = e.now, credit_bytes + v.allowance
     v.window_ns, v.credit_at = window_ns, 0
-    v.allowance = load64(v.counts + 8 * TX_BYTES) + min(credit, credit_bytes)
+    v.allowance = load64(v.counts + 8 * TX_BYTES) + min(credit, credit_bytes) if credit_bytes != 0 else 0
     for k in range(v.queues):
         member_of(e, v, k).credit_bytes = credit_bytes
+
+
+@outlined
+def end_credit(e, number):
+    """The vif that is port `number` is about to be removed: what it owes is kept for when it connects again."""
+    v = port_of(e, number)
+    if v.credit_bytes != 0:
+        v.allowance = min(_credit(v), 0)
+        for k in range(v.queues):
+            member_of(e, v, k).credit_bytes = 0
 
 
 @compiled

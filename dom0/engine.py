@@ -10,7 +10,7 @@ for an address that nobody is known to have goes to trunks only.
 """
 
 from dom0.bridge import NO_PORT, forget_port, learn, move_static, whereabouts
-from dom0.credit import set_rate
+from dom0.credit import end_credit, set_rate
 from dom0.frames import DELIVERED, PARTS_BUDGET, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.mapped_pages import enter_pages, release_pages
 from dom0.multicast import hears
@@ -306,6 +306,7 @@ def _add_vif(e, first):
 
 @compiled
 def _remove_vif(e, first):
+    end_credit(e, first.number)
     for k in range(first.queues):
         _remove_port(e, member_of(e, first, k).number)
     first.hashing = 0  # the record is its connection's

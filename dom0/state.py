@@ -70,7 +70,7 @@ PORT = np.dtype(
         ("credit_bytes", "i8"),  # with a rate (dom0/credit.py), of each queue: what a window gives; 0: no limit
         ("window_ns", "i8"),
         ("window", "i8"),  # when the last one began
-        ("allowance", "i8"),  # the count of its TX_BYTES that it may come to
+        ("allowance", "i8"),  # the count of its TX_BYTES that it may come to; without a rate, what it owes: 0 or less
         ("credit_at", "i8"),  # when the next frame may have enough; 0: it doesn't wait
     ]
 )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dom0.credit import BURST, set_rate, slots_within_credit
+from dom0.credit import BURST, end_credit, set_rate, slots_within_credit
 from dom0.rate import UNLIMITED, Rate, configured_rate, node_rate
 from dom0.state import ENGINE, PORT, engine_at, port_at
 from hyp.abi.counters import COLUMNS, CREDIT_WAITS, TX_BYTES
@@ -80,6 +80,11 @@ def test_the_key_is_for_split_guests(tmp_path: Path) -> None:
 @entry(void(i64, i64, i64))
 def do_set_rate(engine: int, credit_bytes: int, window_ns: int) -> None:
     set_rate(engine_at(engine), 0, credit_bytes, window_ns)
+
+
+@entry(void(i64))
+def do_end(engine: int) -> None:
+    end_credit(engine_at(engine), 0)
 
 
 @entry(i64(i64, i64, i64, i64))
@@ -182,6 +187,35 @@ def test_what_was_more_than_it_said_is_owed() -> None:
         port.now = max(port.credit_at, port.now)
         windows += 1
     assert windows >= 3
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+def test_what_is_owed_stays_so_when_it_connects_again(queues: int) -> None:
+    port = Port(Rate(1000, 50_000), queues)
+    address = int(port.engine.ctypes.data)
+    port.look([500, 500])
+    port.take([500, 4000])
+    for _ in range(2):  # the second time nothing was sent in between
+        do_end(address)
+        assert not port.record["credit_bytes"].any()
+        do_set_rate(address, 1000, 50_000_000)
+    windows = 1  # with which it begins
+    while port.look([500]) == 0:
+        port.now = max(port.credit_at, port.now)
+        windows += 1
+    assert windows in (3, 4), "3500 bytes are owed, and each of two connections began with 1000"
+
+
+def test_who_owes_nothing_begins_with_a_window_and_no_more() -> None:
+    port = Port(Rate(1000, 50_000))
+    address = int(port.engine.ctypes.data)
+    for _ in range(3):
+        assert port.look([500] * 4) == 2
+        do_end(address)
+        do_set_rate(address, 1000, 50_000_000)
+    do_set_rate(address, 0, 0)
+    do_set_rate(address, 700, 50_000_000)
+    assert port.look([350] * 4) == 2
 
 
 def test_a_frame_of_several_slots_goes_whole_and_by_itself() -> None:
