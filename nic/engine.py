@@ -4,14 +4,14 @@ A batch:
   1. publish the epoch (odd), fence, look for a shootdown            hyp/iommu.py
   2. take set-up changes from the mailbox
   3. deliver what other engines crossed over
-  4. one turn for each context's send queue                          nic/send.py
+  4. one turn for each guest, of one of its contexts' send queues    nic/send.py
   5. what has arrived by the wire, and its generator
   6. publish: completions' notifications, checkpoints, counters
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
 
 from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SEGMENTED, SUPPRESSED, TX_BYTES
-from hyp.abi.nic import CONTEXTS, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
+from hyp.abi.nic import CONTEXTS, NO_CONTEXT, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
 from hyp.abi.platform import DMA_BYTE_PRICE, EPOCH, KEEP_ARMED, SHOOTDOWN_REQUEST
 from hyp.atomics import (
     clock_ns,
@@ -31,7 +31,7 @@ from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, tracer_of, wait_at
 from hyp.fairness.patience import begin_patience
-from hyp.kernels import compiled, entry, i64
+from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.ablation import ablated
 from hyp.model.price import charge_bytes
 from nic.crossing import (
@@ -395,6 +395,28 @@ def _idle(e):
     end_spin(e, e.counts)
 
 
+@outlined
+def _whose_turn(e, first):
+    """Which context of a guest with several, whose first is `first`, has the guest's turn in this batch; NO_CONTEXT: none.
+
+    A guest with many is to have no more of the engine than one with one, so they have one turn a batch together, and take it one
+    after the other. One that waits for the wire has it if no other can use it, so that it comes first when the wire has room.
+    """
+    if first.served == e.epoch:
+        return NO_CONTEXT
+    waiting = NO_CONTEXT
+    for k in range(first.queues):
+        queue = (first.turn + k) % first.queues
+        c = context_of(e, load64(first.members + 8 * queue))
+        if c.active != 0 and c.mine != 0 and posted_sends(c) > 0:
+            if not is_paused(e, c):
+                first.served, first.turn = e.epoch, queue + 1
+                return c.number
+            if c.pause_for == FOR_WIRE:
+                waiting = c.number
+    return waiting
+
+
 @compiled
 def _round(e):
     """Steps 3 to 5. Returns the number of frames moved."""
@@ -410,8 +432,11 @@ def _round(e):
     for k in range(e.active):
         at = e.first + k
         at = at if at < e.active else at - e.active
-        c = context_of(e, load64(e.order + 8 * at))
-        if c.active != 0:
+        number = load64(e.order + 8 * at)
+        if context_of(e, context_of(e, number).first).queues > 1:
+            number = _whose_turn(e, context_of(e, context_of(e, number).first))
+        if number != NO_CONTEXT and context_of(e, number).active != 0:
+            c = context_of(e, number)
             sent = serve_sends(e, c)
             moved += sent
             if sent == 0 and waiting < 0 and c.pause_until != 0 and c.pause_for == FOR_WIRE:

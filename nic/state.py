@@ -72,6 +72,8 @@ CONTEXT = np.dtype(
         ("failed", "i8"),
         ("queue", "i8"),  # which of its guest's contexts it is
         ("members", "i8"),  # numbers (i8 each) of the contexts that are the guest's queues: of the first
+        ("served", "i8"),  # the batch (by its epoch) in which one of them has had the guest's turn on this engine: of the first
+        ("turn", "i8"),  # which of them comes first in the next turn
         # its doorbell (nic/doorbell.py)
         ("doorbell_data", "i8"),  # what its doorbell's events carry (hyp/events.py, event_data)
         ("rung_at", "i8"),  # `sq_cons` when it last woke the engine

@@ -3,15 +3,20 @@
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from hyp.abi.nic import STATUS_DROPPED, STATUS_OK
+from bench.isolation.drivers import array_at
+from hyp.abi.nic import PAGE, STATUS_DROPPED, STATUS_OK
+from hyp.abi.sizes import LARGEST_FRAME_BUFFER
 from hyp.control import Refused
 from hyp.fairness.patience import GRACE_NS, TRUSTED, grace_ends
+from nic.state import BUDGET_BYTES, WIRE_BUFFERS
 from tests.support.drivers import FINISHED, compose
 from tests.support.flow_model import flow_hash
 from tests.support.guests import BROADCAST_MAC, WIRE_MAC, Guest, eventually
@@ -39,6 +44,35 @@ def fill(queues: list[Guest], buffers: int = 60) -> None:
 def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
     with Bench(engines=request.param) as bench:
         yield bench
+
+
+def left_by_the_wire(bench: Bench) -> list[bytes]:
+    """The last WIRE_BUFFERS frames that have, in no order."""
+    state = bench.nic._engines[0]
+    wire = state.wire[0]
+    lengths = array_at(int(wire["lengths"]), np.int64, WIRE_BUFFERS)
+    buffers = array_at(int(wire["buffers"]), np.uint8, WIRE_BUFFERS * LARGEST_FRAME_BUFFER).reshape(WIRE_BUFFERS, -1)
+    return [buffers[k, : lengths[k]].tobytes() for k in range(WIRE_BUFFERS)]
+
+
+def test_all_queues_of_a_guest_have_one_turn_together_and_take_it_one_after_the_other() -> None:
+    """So it is long busy with what they all have when who has one queue is done."""
+    entries, length = 256, 1514
+    assert entries * length < 3 * BUDGET_BYTES
+    with Bench() as bench:
+        many, anna = bench.several(4, queue=entries), bench.guest(queue=entries, memory=16 << 20)
+        for guest in (*many, anna):
+            for k in range(entries):
+                frame = guest.frame(WIRE_MAC, length=length, stream=many.index(guest) if guest in many else 9, sequence=k)
+                guest.write(gpa := guest.tx_pool + k * PAGE, frame)
+                guest.post(gpa, length)
+            guest.words["sq_prod"] = guest.q["sq_rung"] = guest.q["sq_told"] = guest.q["sq_prod"]
+        anna.kick()  # which lets the engine see all of it
+        bench.at_rest(5 * entries)
+        last = left_by_the_wire(bench)
+        found = Counter((frame[6:12].hex(":"), int.from_bytes(frame[14:16], "little")) for frame in last)
+        assert {mac for mac, _ in found} == {many[0].mac}, "anna was done long before"
+        assert len(found) == len(many), "each has had as many turns as the others"
 
 
 # --- opening and closing ----------------------------------------------------------------------------------------------
