@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.isolation.drivers import driver_for
+from bench.isolation.drivers import HostileDriver, driver_for
 from bench.isolation.victim import CANARY
 from domu.guest import Guest
 from hyp.abi.nic import PAGE, mac_to_int
@@ -33,7 +33,9 @@ class Attacker:
         self.process, self.guest, self.store = process, guest, store
         self._loop = asyncio.get_running_loop()
         self.path = str(guest.config["path"])
-        self.driver = driver_for(guest, self.call)
+        self.drivers = [driver_for(guest, device, self.call) for device in guest.devices]
+        """One for each queue."""
+        self.driver = self.drivers[0]
         self.mac = guest.device.mac
         self.macs: dict[str, str] = {}
         self.streams: list[int] = []
@@ -58,16 +60,18 @@ class Attacker:
         self._begun.set()
         return not self._calm.wait(seconds)
 
-    def loop(self, entry: Entry, **words: int) -> None:
-        """Run a compiled loop until told to be calm."""
-        row = self.driver.job[0]
+    def loop(self, entry: Entry, driver: "HostileDriver | None" = None, **words: int) -> None:
+        """Run a compiled loop, on the first queue or that of a driver, until told to be calm."""
+        job = (driver or self.driver).job
+        row = job[0]
         row["stop"] = row["until_ns"] = 0
         for name, value in words.items():
             row[name] = value
         watcher = threading.Thread(target=lambda: (self._calm.wait(), row.__setitem__("stop", 1)), daemon=True)
         watcher.start()
         self._begun.set()
-        self.attempts += int(entry(int(self.driver.job.ctypes.data)))
+        tried = int(entry(int(job.ctypes.data)))
+        self.attempts += tried
         watcher.join()
 
     def call(self, op: str, /, *, keep: bool = False, **args: Any) -> dict[str, Any] | None:

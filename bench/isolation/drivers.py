@@ -17,7 +17,7 @@ from bench.isolation import loops
 from domu.device import Device
 from domu.frontends.bypass import BYPASS
 from domu.frontends.cdna import CDNA_FRONT
-from domu.frontends.split_state import NETFRONT, RX_REF, RX_SLOTS, TX_REF, TX_SLOTS
+from domu.frontends.split_state import NETFRONT, RX_SLOTS, TX_SLOTS
 from domu.guest import Guest
 from hyp.abi.fragment import CSUM_BLANK, GSO_TCPV4
 from hyp.abi.grant import GRANT_ENTRY, GTF_PERMIT_ACCESS, GTF_READONLY
@@ -66,6 +66,8 @@ class HostileDriver(Protocol):
     slots: int
     memory: Any
     """All of the guest's RAM, as bytes."""
+    job: Any
+    """The JOB record of loops on its queue."""
 
     def send(self, addr: int, length: int, *, more: bool = False, segment: int = 0, flags: int = 0) -> None:
         """Post the next fragment, or frame, to send. `segment`: it is to be cut into segments of so many bytes."""
@@ -251,7 +253,8 @@ class RingDriver(_Memory):
         self.tx_words, self.rx_words = (array_at(int(ring["sring"]), "<u4", 16) for ring in (self.tx, self.rx))
         self.requests = array_at(int(self.tx["sring"]) + FIRST_SLOT, TX_REQUEST, TX_SLOTS)
         self.buffers = array_at(int(self.rx["sring"]) + FIRST_SLOT, RX_REQUEST, RX_SLOTS)
-        self.table = array_at(int(self.front["table"]), GRANT_ENTRY, RX_REF + RX_SLOTS)
+        self.tx_ref, self.rx_ref = int(self.front["tx_ref"]), int(self.front["rx_ref"])
+        self.table = array_at(int(self.front["table"]), GRANT_ENTRY, self.rx_ref + RX_SLOTS)
         self.sent, self.posted = int(self.tx["req_prod_pvt"]), int(self.rx["req_prod_pvt"])
         self.job[0]["front"] = device.record[0]["front"]
         self.job[0]["tx_pool"], self.job[0]["rx_pool"] = self.tx_pool, self.rx_pool
@@ -263,9 +266,9 @@ class RingDriver(_Memory):
 
     def send(self, addr: int, length: int, *, more: bool = False, segment: int = 0, flags: int = 0) -> None:
         number = self.sent % TX_SLOTS
-        self.grant(TX_REF + number, addr, writable=False)
+        self.grant(self.tx_ref + number, addr, writable=False)
         word = flags | (TXF_MORE_DATA if more else 0) | (TXF_EXTRA_INFO | TXF_CSUM_BLANK if segment else 0)
-        self.requests[number] = (TX_REF + number, addr % PAGE, word, number, length % (1 << 16))
+        self.requests[number] = (self.tx_ref + number, addr % PAGE, word, number, length % (1 << 16))
         self.sent = (self.sent + 1) % WRAP
         if segment:
             self.extra(EXTRA_TYPE_GSO, segment)
@@ -283,8 +286,8 @@ class RingDriver(_Memory):
 
     def post(self, addr: int, length: int = PAGE) -> None:
         number = self.posted % RX_SLOTS
-        self.grant(RX_REF + number, addr, writable=True)
-        self.buffers[number] = (number, 0, RX_REF + number)
+        self.grant(self.rx_ref + number, addr, writable=True)
+        self.buffers[number] = (number, 0, self.rx_ref + number)
         self.posted = (self.posted + 1) % WRAP
 
     def publish(self) -> None:
@@ -326,7 +329,7 @@ class RingDriver(_Memory):
             slots[k : k + 1].view(np.uint8)[:] = np.frombuffer(noise.bytes(slots.itemsize), np.uint8)
 
     def revoke(self) -> None:
-        pools = self.table[TX_REF:]
+        pools = self.table[self.tx_ref :]
         sound = pools.copy()
         sound["flags"] &= np.uint16(GTF_PERMIT_ACCESS | GTF_READONLY)
         pools[:] = np.zeros(1, GRANT_ENTRY)
@@ -337,8 +340,8 @@ class RingDriver(_Memory):
         return [*rings, (self.tx_pool, TX_SLOTS * PAGE), (self.rx_pool, RX_SLOTS * PAGE)]
 
 
-def driver_for(guest: Guest, call: Call) -> "QueueDriver | RingDriver":
-    """The one for the guest's path."""
+def driver_for(guest: Guest, device: Device, call: Call) -> "QueueDriver | RingDriver":
+    """The one for a device of the guest's, one for each of its queues, on the guest's path."""
     if guest.config["path"] == "split":
-        return RingDriver(guest, guest.device, call)
-    return (CdnaDriver if guest.config["path"] == "cdna" else QueueDriver)(guest, guest.device, call)
+        return RingDriver(guest, device, call)
+    return (CdnaDriver if guest.config["path"] == "cdna" else QueueDriver)(guest, device, call)
