@@ -40,6 +40,7 @@ from hyp.abi.counters import (
     INTERRUPTS,
     REPLICATED,
 )
+from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.nic import GROUP_BIT
 from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
 from hyp.atomics import clock_ns, full_fence, load64, record_view
@@ -224,17 +225,23 @@ def _serve_port(e, p):
 
 
 @outlined
-def _serve_vif(e, first):
-    """One turn of a vif of several queues, which is one queue's: how many it has its guest says. Returns the slots passed on."""
+def _may_take(e, first):
+    """Whether a vif's queues may take more in: not if so many slots of theirs are staged that others have need of the buffers."""
     held = 0
     for k in range(first.queues):
         p = member_of(e, first, k)
         held += p.staged - p.next
+    return held < MOST_HELD
+
+
+@outlined
+def _serve_vif(e, first):
+    """One turn of a vif of several queues, which is one queue's: how many it has its guest says. Returns the slots passed on."""
+    may_take = _may_take(e, first)
     for k in range(first.queues):
         number = (first.turn + k) % first.queues
         p = member_of(e, first, number)
-        may = p.active != 0 and (p.next < p.staged or held < MOST_HELD)
-        moved = _serve_port(e, p) if may else 0
+        moved = _serve_port(e, p) if p.active != 0 and (p.next < p.staged or may_take) else 0
         if moved > 0:
             first.turn = number + 1
             return moved
@@ -369,7 +376,7 @@ def _arm(e):
         if p.active != 0 and number == UPLINK:
             arm_receives(q)
         elif p.active != 0:
-            if p.next == p.staged and port_of(e, p.vif).credit_at == 0 and arm_requests(ring_at(p.tx_ring)):
+            if p.next == p.staged and _would_take(e, port_of(e, p.vif)) and arm_requests(ring_at(p.tx_ring)):
                 ready = True
             if deadline >= 0:
                 arm_requests(ring_at(p.rx_ring), max(p.waited_for, 1))
@@ -385,6 +392,14 @@ def _arm(e):
     if due_at >= 0:
         deadline = due_at if deadline < 0 else min(deadline, due_at)
     return ready, -1 if deadline < 0 else max(deadline - clock_ns(), 0), asked
+
+
+@compiled
+def _would_take(e, first):
+    """Whether requests of a vif would be taken in now; else it is something else that has to come about before they are."""
+    if first.credit_at != 0 or e.free_count < NR_SLOTS_MIN:
+        return False
+    return first.queues == 1 or _may_take(e, first)
 
 
 @compiled

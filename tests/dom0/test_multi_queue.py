@@ -1,20 +1,27 @@
 """A vif of several queues, with a front end that does as it is told: handshakes, spreading, queues that stop or do wrong."""
 
+import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from domu.frontends.split import FIRST_REF, RX_REF, TX_REF
+from dom0.engine import MOST_HELD
+from dom0.state import STAGE
+from domu.frontends.split import FIRST_REF, RX_REF, RX_SLOTS, TX_REF
 from domu.frontends.split_state import QUEUE_REFS
 from hyp.abi.grant import GTF_PERMIT_ACCESS
 from hyp.abi.netif import RSP_OKAY
 from hyp.abi.sizes import MAX_QUEUES
 from tests.dom0.test_netback_states import off
+from tests.dom0.test_rate import counts
 from tests.support.driven_labs import (
     CLOSING,
     CONNECTED,
+    DOMID,
     DRIVEN,
     INIT_WAIT,
     INITIALISING,
@@ -329,3 +336,59 @@ def test_a_front_end_that_dies_in_the_middle_of_its_queues(driven: Driven) -> No
             await bert.have_closed(before)
 
     driven("middle", body)
+
+
+def test_queues_that_wait_for_a_receiver_leave_others_their_buffers_and_their_time(driven: Driven) -> None:
+    """Of all that they have posted Dom0 takes less in than MOST_HELD and a stage, and it sleeps until the receiver goes on."""
+    frames = 256
+    assert MOST * frames > RX_SLOTS + (MOST + 1) * STAGE, "each queue is to have something left"
+
+    async def body(bert: Bert) -> None:
+        await again(bert, MOST)
+        thread = (await bert.lab.call("dom0", "threads"))["dom0"]
+        carl = bert.runner.pids["carl"]
+
+        async def sleeps() -> bool:
+            return engine_state(bert.runner.pids["dom0"], thread) == "S"
+
+        async def held() -> int:
+            """Slots of bert's that have been taken in and not passed on."""
+            mine, carls = [await counts(bert.runner, row) for row in (f"vif{DOMID}:{DRIVEN}", "vif3:carl")]
+            assert mine["drop_no_buffer"] == 0, "carl has lost patience"
+            return mine["tx_frames"] - carls["rx_frames"] - before
+
+        async def as_many_as_may_be() -> bool:
+            return await held() >= MOST_HELD
+
+        before = 0
+        before = await held()
+        os.kill(carl, signal.SIGSTOP)
+        try:
+            sent = [asyncio.ensure_future(transmit(bert, queue, frames, "carl")) for queue in range(MOST)]
+            await until(as_many_as_may_be, "Dom0 to have taken in what it may")
+            await until(sleeps, "Dom0 to sleep")
+            assert await held() < MOST_HELD + STAGE
+        finally:
+            os.kill(carl, signal.SIGCONT)
+        for answers in await asyncio.gather(*sent):
+            assert [number for number, _ in answers] == list(range(frames))
+
+    driven("heldup", body)
+
+
+def engine_state(pid: int, thread: int) -> str:
+    """What the kernel says of a process's thread (proc(5)): R, S, …; `thread` is its number within the process's namespace."""
+    tasks = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
+    status = next(text for text in tasks if int(text.partition("NSpid:")[2].splitlines()[0].split()[-1]) == thread)
+    return status.partition("\nState:")[2].split()[0]
+
+
+async def transmit(bert: Bert, queue: int, frames: int, to: str) -> Any:
+    """Frames from this queue to a guest, until all are answered."""
+    bert.stream += 1
+    stream, page = bert.stream, (await bert.call("pools", queue=queue))["tx"]
+    first = TX_REF + queue * QUEUE_REFS
+    entries = [[first + k, GTF_PERMIT_ACCESS, 0, page + k] for k in range(frames)]
+    contents = [[(page + k) * 4096, 100, bert.macs[to], stream, k] for k in range(frames)]
+    requests = [[first + k, 0, 0, k, 100] for k in range(frames)]
+    return await bert.call("transmit", entries=entries, frames=contents, requests=requests, queue=queue)
