@@ -85,10 +85,13 @@ def posted_sends(c):
 
 @compiled
 def has_posted_more(c, n):
-    """True if more than `n` descriptors are posted, by a fresh look at the doorbell."""
+    """True if more than the `n` descriptors are posted that were seen before, by a fresh look at the doorbell.
+
+    A producer index that went back behind these fails the context, as one that ran ahead: `sq_cons` is to come to them.
+    """
     c.sq_prod = load32_acquire(c.doorbell + SQ_PROD)
     ahead = u32_sub(c.sq_prod, c.sq_cons)
-    if ahead > c.sq_size:
+    if ahead > c.sq_size or ahead < n:
         fail(c, FAULTS_PROTOCOL)
         return False
     return ahead > n

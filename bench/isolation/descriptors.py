@@ -94,6 +94,16 @@ def endless_chain(a: Attacker) -> None:
     _keep_sending(a, [FRAME], more=True)
 
 
+@attack("a chain of a whole ring, the end of which is taken back while it is read", Door.RINGS, Control.POSTS)
+def chain_taken_back(a: Attacker) -> None:
+    while a.goes_on():
+        for number in range(a.driver.room()):
+            a.driver.send(a.driver.page(number), 60, more=True)
+        a.driver.publish()
+        for back in range(64):
+            a.driver.claim(-(back % 3))
+
+
 @attack("chains of more fragments than one may have, ended and not", Door.RINGS, Control.POSTS)
 def overlong_chain(a: Attacker) -> None:
     while a.goes_on():

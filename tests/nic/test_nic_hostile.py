@@ -1,16 +1,20 @@
 """Drivers that attack the NIC: what it refuses, whom it fails, and others whose traffic arrives whole meanwhile."""
 
 import random
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
 from bench.isolation.loops import flip, post_garbage, scribble
+from hyp.abi.counters import COLUMNS, FAULTS_PROTOCOL
 from hyp.abi.nic import (
+    DESC_MORE,
     MAX_LONE_FRAME,
     MIN_FRAME,
     PAGE,
+    SQ_PROD,
     STATUS_BAD_ADDRESS,
     STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
@@ -20,7 +24,10 @@ from hyp.abi.nic import (
     STATUS_SPOOFED,
 )
 from hyp.control import Refused
+from hyp.kernels import entry, i64
 from hyp.ram import register
+from nic.queues import has_posted_more
+from nic.state import CONTEXT, context_at
 from tests.support.drivers import FINISHED, compose, head_words, header
 from tests.support.guests import BROADCAST_MAC, WIRE_MAC, WRAP, Guest, Loop, eventually
 from tests.support.peers import DEFAULT_RAM, Bench, bench_of, well
@@ -313,3 +320,50 @@ def test_context_calls_that_overtake_each_other_hurt_nobody() -> None:
         bench.run(attack())
         assert len(bench.hypervisor.system.domains[mallory.domid].contexts) <= 1
         well(bench, anna, bert)
+
+
+# --- indices between two looks ----------------------------------------------------------------------------------------
+
+
+@entry(i64(i64, i64))
+def look_again(context: int, n: int) -> int:
+    return int(has_posted_more(context_at(context), n))
+
+
+@pytest.mark.parametrize("start", [0, WRAP - 3])
+@pytest.mark.parametrize(
+    ("posted", "more", "failed"), [(4, 0, 1), (0, 0, 1), (-1, 0, 1), (5, 0, 0), (6, 1, 0), (64, 1, 0), (65, 0, 1), (1 << 31, 0, 1)]
+)
+def test_an_index_that_goes_back_behind_what_was_read_fails_its_context(start: int, posted: int, more: int, failed: int) -> None:
+    """Else descriptors that were taken were never posted, and those to come are four thousand millions."""
+    context, counts, page = np.zeros(1, CONTEXT), np.zeros(COLUMNS, np.int64), np.zeros((2, PAGE), np.uint8)
+    row = context[0]
+    row["active"], row["sq_size"], row["sq_cons"], row["sq_prod"] = 1, 64, start, (start + 5) % WRAP
+    row["doorbell"], row["counts"], row["counts_shared"] = page[0].ctypes.data, counts.ctypes.data, page[1].ctypes.data
+    page[0, SQ_PROD : SQ_PROD + 4].view(np.uint32)[0] = (start + posted) % WRAP
+    assert look_again(int(context.ctypes.data), 5) == more
+    assert (int(row["failed"]), int(row["active"]), int(counts[FAULTS_PROTOCOL])) == (failed, 1 - failed, failed)
+
+
+def test_a_chain_whose_end_is_taken_back_while_it_is_read_holds_nobody_up(pair: tuple[Bench, Guest, Guest]) -> None:
+    bench, anna, bert = pair
+    mallory = bench.guest(queue=4096, memory=64 << 20)
+    for _ in range(mallory.entries):
+        mallory.post(mallory.tx_pool, 60, DESC_MORE)
+    mallory.ring()
+    end, calm = int(mallory.q["sq_prod"]), threading.Event()
+
+    def take_back() -> None:
+        while not calm.is_set():
+            mallory.words["sq_prod"] = end
+            mallory.words["sq_prod"] = (end - 1) % WRAP
+
+    taking_back = threading.Thread(target=take_back)
+    taking_back.start()
+    try:
+        for _ in range(20):
+            mallory.kick()
+            well(bench, anna, bert, frames=200)
+    finally:
+        calm.set()
+        taking_back.join()
