@@ -16,8 +16,9 @@ that are not there. So its device fails, or serves nothing, by the checks that a
 path.
 
 Who touches a hole gets a page made anew, by a page fault that waits as long as a hole is being punched: who goes on punching takes
-up the loops that serve it. All regions are whole from the beginning: one that has fewer blocks than when it was mapped has holes,
-and one that has more has got some beyond its end, which would hide as many holes.
+up the loops that serve it. All regions are whole from the beginning: one that has fewer blocks than its size says has holes, and
+one that has more has got some beyond its end, which would hide as many holes. Nothing of that is learnt from the file when it is
+mapped: its owner may have made holes, or added memory, before.
 So a process looks every `LOOK_S` which regions have holes, and more closely if it had many page faults: these are lost, too.
 
 The handler is called with no argument of ours, so the table is at an address that every process knows. All of it is
@@ -80,7 +81,7 @@ File = tuple[int, int]
 NO_FILE: Final[File] = (0, 0)
 
 _files: list[tuple[File, int, int]] = [(NO_FILE, 0, 0)] * ENTRIES
-"""The file of each region, how many blocks it had when it was mapped, and may have: if it was whole then, no more."""
+"""The file of each region, how many blocks it has to have, and may have: its size says so, not what its owner has made of it."""
 _mappings: list[Callable[[], Mapping | None]] = [lambda: None] * ENTRIES
 """Of each region, as long as there is one."""
 _holed: set[File] = set()
@@ -211,8 +212,18 @@ def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
             told(_names[k])
 
 
-def _enter(mapping: Mapping, fd: int, mapped: mmap.mmap) -> None:
-    """Guard a mapping of `fd` for as long as it is there."""
+def _whole_file(fd: int, size: int) -> tuple[File, int, int]:
+    """What is watched of the file of a region of `size` bytes, all of which was reserved when it was made.
+
+    Its memory may be in units of more than a page (st_blksize says so), so that it reaches beyond its end.
+    """
+    found = os.fstat(fd)
+    pages, unit = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE, max(found.st_blksize, mmap.PAGESIZE)
+    return _file_of(found), pages // BLOCK, -(-size // unit) * unit // BLOCK
+
+
+def _enter(mapping: Mapping, fd: int, mapped: mmap.mmap, whole: bool) -> None:
+    """Guard a mapping of `fd` for as long as it is there. `whole`: all of its memory is there, and is to stay."""
     start, size = mapping.address, mapping.size
     free = np.flatnonzero(_table["end"] == 0)
     if len(free) == 0:
@@ -221,9 +232,7 @@ def _enter(mapping: Mapping, fd: int, mapped: mmap.mmap) -> None:
     k = int(free[0])
     _names[k] = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)"))
     _mappings[k] = weakref.ref(mapping)
-    found = os.fstat(fd)
-    is_whole = found.st_blocks * BLOCK >= found.st_size
-    _files[k] = (_file_of(found), found.st_blocks, found.st_blocks if is_whole else MANY_BLOCKS)
+    _files[k] = _whole_file(fd, size) if whole else (NO_FILE, 0, 0)
     _table[k] = (start, 0, 0, 0)
     _table[k]["end"] = start + -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
     header: Any = (ctypes.c_long * 4).from_address(TABLE)

@@ -25,8 +25,8 @@ from hyp.shm import SHM, shm_prefix
 
 BACKINGS = ("posix", "sealed")
 _SEAL_FUTURE_WRITE = getattr(fcntl, "F_SEAL_FUTURE_WRITE", 0x10)
-told_of_mappings: "list[Callable[[Mapping, int, mmap.mmap], None]]" = []
-"""Called with each mapping that this process makes, its descriptor and the map: hyp/lost_memory.py."""
+told_of_mappings: "list[Callable[[Mapping, int, mmap.mmap, bool], None]]" = []
+"""Called with each mapping that this process makes, its descriptor, the map, and whether all of it is there: hyp/lost_memory.py."""
 MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0x8000)
 
 
@@ -91,7 +91,7 @@ class Mapping:
         self.array = np.frombuffer(self._map, np.uint8)
         self.address = int(self.array.ctypes.data)
         for tell in told_of_mappings:
-            tell(self, fd, self._map)
+            tell(self, fd, self._map, populate)
 
     @classmethod
     def adopt(cls, fd: int, size: int, *, writable: bool = True, populate: bool = True) -> "Mapping":

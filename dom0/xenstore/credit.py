@@ -6,7 +6,8 @@ through meanwhile. Conflicts between guests cost nobody anything: whose nodes ot
 made to pay by transactions that are meant to fail.
 
 *Events*: each that a guest's write has Domain 0 told of takes one, as there is more work behind it than behind the write: a back
-end reads its front end's nodes. No driver needs as many.
+end reads its front end's nodes. No driver needs as many. Who causes more at once, by a transaction, is in debt until they are paid
+for.
 
 Source: oxenstored's ``conflict-burst-limit`` and its rate of one a second.
 """
@@ -25,8 +26,8 @@ class Credit:
         self._left: dict[int, tuple[float, float]] = {}  # domid → what it had, when; who isn't there has `burst`
 
     def debit(self, domid: int) -> None:
-        """It has cost one."""
-        self._left[domid] = max(self._now(domid) - 1.0, 0.0), time.monotonic()
+        """It has cost one, whether it had that or not."""
+        self._left[domid] = self._now(domid) - 1.0, time.monotonic()
 
     def wait_s(self, domid: int) -> float:
         """For how long it is not served; 0 mostly."""

@@ -29,10 +29,10 @@ from dom0.xenstore.journal import Journal
 from dom0.xenstore.requests import answer
 from dom0.xenstore.store import Store
 from dom0.xenstore.tree import Change, Event, Watcher
-from dom0.xenstore.turns import Turns, Worker
+from dom0.xenstore.turns import SLICE_NS, Turns, Worker
 from hyp.abi.domids import DOM0
 from hyp.abi.xs_wire import WireError
-from hyp.control.descriptors import hang_up, refuse_descriptors
+from hyp.control.descriptors import hang_up, refuse_descriptors, urgent_in_line
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ class Xenstored:
     def add_connection(self, domid: int, sock: socket.socket) -> Connection:
         """Serve `sock`, a connected AF_UNIX stream socket, as domain `domid`. The socket is the server's from here."""
         sock.setblocking(False)
+        urgent_in_line(sock)
         if domid != DOM0:
             refuse_descriptors(sock)
         connection = Connection(domid, sock, self.store.connect(domid))
@@ -281,7 +282,8 @@ class Xenstored:
         """Answer a request. False if there is none, or it has to wait: for the client to read, or for its domain's credit."""
         if connection.closed or connection.congested or connection.paused:
             return False
-        if (wait_s := max(credit.wait_s(connection.domid) for credit in self._credits.values())) > 0:
+        wait_s = max(connection.debt.wait_s(), *(credit.wait_s(connection.domid) for credit in self._credits.values()))
+        if wait_s > 0:
             connection.paused = True
             self._loop.call_later(wait_s, self._ready, connection)
             self._unflushed.add(connection)
@@ -294,8 +296,9 @@ class Xenstored:
         if message is None:
             self._unflushed.add(connection)  # it may be read from again
             return False
-        reply = answer(connection.session, message, self)
-        self._record()
+        with connection.debt.pays(SLICE_NS):
+            reply = answer(connection.session, message, self)
+            self._record()
         connection.send(reply)
         self._unflushed.add(connection)
         for domid in self.store.blamed:

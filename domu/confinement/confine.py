@@ -4,8 +4,8 @@ The fork server (lab/forkserver.py) does it, in this order, before the first lin
 
     enter       in the process that forks the guest's: a user namespace, whose root is nobody outside but, if the topology is
                 root's, a uid of the guest's own, else the topology's user; in it PID, mount, IPC, network and UTS namespaces
-    furnish     in the guest's process, PID 1 there: mounts that follow the host's, but a /proc, a /dev/shm of its own, and nothing
-                in the lab's folders
+    furnish     in the guest's process, PID 1 there: mounts that follow the host's, read-only, but a /proc, a /dev/shm of its own,
+                and nothing in the lab's folders. Landlock, below, knows nothing of modes and times of files
     (prepare    of the guest's program, if it needs more than a guest may have later: a TAP, domu/programs/tap.py)
     seal        limits, capabilities (none; programs in a TAP guest: those of a network's administrator), no_new_privs, Landlock,
                 seccomp
@@ -142,6 +142,7 @@ def furnish(spec: Confinement) -> None:
     """Make mounts of the guest's own. SetupError."""
     with step("have mounts of its own"):
         linux.mount("none", "/", "none", linux.MS_REC | linux.MS_SLAVE)
+        linux.make_read_only("/")
     with step("have a /proc of its own"):
         linux.mount("proc", "/proc", "proc", _PLAIN)
     with step(f"have a {SHM} of its own"):

@@ -4,9 +4,9 @@ Any other is ENOSYS, which libraries know how to do without. What isn't on the l
 (ptrace, process_vm_readv, pidfd_getfd, kcmp), makes namespaces and mounts, has kernel surface that no guest needs (bpf,
 perf_event_open, userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory), or passes this
 list by (io_uring). Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest
-needs (of AF_UNIX pairs only: a socket in the file system is nobody's but its host's), no hole in memory that others have mapped, no
-ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's. Where a topology's `[cpu]` says on which CPUs
-the guest runs it does not choose others: they are somebody's, too.
+needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a socket in the file system is its host's), no
+hole in memory that others have mapped, no ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's.
+Where a topology's `[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
 
 Source of the rest: the system calls that moby's default profile allows unprivileged containers.
 """
@@ -33,11 +33,12 @@ rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigti
 sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
 sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setitimer
 setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid shutdown sigaltstack signalfd
-signalfd4 socketpair splice stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
+signalfd4 splice stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
 timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate
 umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev fstat fstatfs
 """
 _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 2, 10, 16, 17
+_PAIRED, _SOCK_TYPE = (1, 5), 0xF  # of socketpair(2): SOCK_STREAM, SOCK_SEQPACKET; of one of SOCK_DGRAM datagrams go anywhere
 _ADVICE = (*range(5), 8, *range(10, 20), 22, 23)
 """Of madvise(2): all but MADV_REMOVE, MADV_HWPOISON, what only root has, and what takes pages away from others who map them, be it
 for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during which who touches one waits, for seconds."""
@@ -84,6 +85,8 @@ def restrict(*, network: bool, placed: bool) -> None:
 
     for name in _PLAIN.split():
         allow(name)
+    for kind in _PAIRED:
+        allow("socketpair", seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE, kind))
     allow("clone", seccomp.Arg(0, seccomp.MASKED_EQ, sum(NAMESPACES.values()), 0))
     allow_each("madvise", 2, _ADVICE)
     allow_each("fallocate", 1, _NO_HOLE)

@@ -9,10 +9,10 @@ is something to do.
 What a call takes is told to `takes`, so that the guest pays for it: its CPU time and, while `call` waits for an answer, the time
 for which the thread is blocked, by whatever was asked before, too. `call` does not wait long. Who does not answer by `LIMIT_S` is
 *stuck*: what is asked of it then fails at once, until all that it was asked before has been done; what was waited for in vain is
-told, too. `later` waits for nothing. In the end a stuck thread goes when its guest does.
+told, too. `later` waits for nothing. In the end a stuck thread goes when its guest does. Where there are no more threads, nothing
+is called in the thread that asks: what is asked for is stuck, and done when the next is asked.
 """
 
-import contextlib
 import threading
 import time
 from collections import deque
@@ -55,8 +55,8 @@ class Aside:
             raise Stuck("what it was asked before is not answered")
         self._awaited_since = time.monotonic_ns()
         worker, delayed = self._thread, _delayed(self._thread)
-        job = self._begin(_Job(function, arguments))
-        answered = job.answered.wait(LIMIT_S)
+        job = _Job(function, arguments)
+        answered = self._begin(job) and job.answered.wait(LIMIT_S)
         waited, self._awaited_since = time.monotonic_ns() - self._awaited_since, 0
         if not answered:
             self._takes(waited - (_delayed(self._thread) - (delayed if worker == self._thread else 0)))
@@ -71,17 +71,25 @@ class Aside:
         """Have it called, after what was asked before."""
         self._begin(_Job(function, arguments))
 
-    def _begin(self, job: _Job) -> _Job:
+    @property
+    def is_stuck(self) -> bool:
+        """Whether what would be asked now fails at once."""
+        return self._stuck
+
+    def _begin(self, job: _Job) -> bool:
+        """Enter a job. False if nobody is at work, as there are no more threads: it waits for who is asked next."""
         with self._lock:
             self._jobs.append(job)
             if self._at_work:
-                return job
+                return True
             self._at_work = True
         try:
             threading.Thread(target=self._work, name="aside", daemon=True).start()
-        except RuntimeError:  # no more threads
-            self._work()
-        return job
+        except RuntimeError:
+            with self._lock:
+                self._at_work = False
+            return False
+        return True
 
     def _work(self) -> None:
         self._thread = threading.get_native_id()
@@ -91,29 +99,22 @@ class Aside:
                     self._at_work = self._stuck = False
                     return
                 job = self._jobs.popleft()
-            began, (used, delayed) = time.monotonic_ns(), _cpu_times()
+            began, used, delayed = time.monotonic_ns(), time.thread_time_ns(), _delayed(self._thread)
             try:
                 job.result = job.function(*job.arguments)
             except BaseException as error:
                 job.error = error
-            with contextlib.suppress(OSError):
-                since, (used_by_now, delayed_by_now) = self._awaited_since, _cpu_times()
-                takes = used_by_now - used
-                if since > 0:  # else it may be blocked by the interpreter's lock, which who waits leaves to it
-                    takes = max(takes, time.monotonic_ns() - max(began, since) - (delayed_by_now - delayed))
-                self._takes(takes)
+            since, takes = self._awaited_since, time.thread_time_ns() - used
+            if since > 0:  # else it may be blocked by the interpreter's lock, which who waits leaves to it
+                blocked = time.monotonic_ns() - max(began, since) - max(_delayed(self._thread) - delayed, 0)
+                takes = max(takes, blocked)
+            self._takes(takes)
             job.answered.set()
 
 
 def _delayed(thread: int) -> int:
-    """For how long (ns) a thread of this process has waited for a CPU; 0 if there is no such thread."""
+    """For how long (ns) a thread of this process has waited for a CPU; 0 if there is no such thread, or no descriptor left."""
     try:
         return int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1])
     except OSError:
         return 0
-
-
-def _cpu_times() -> tuple[int, int]:
-    """For how long (ns) this thread has had a CPU, and waited for one."""
-    used, delayed, _ = Path("/proc/thread-self/schedstat").read_text().split()
-    return int(used), int(delayed)

@@ -27,6 +27,7 @@ MAX_MESSAGE = 160 * 1024
 MAX_FDS = 250  # the kernel's own limit is 253
 MAX_PENDING = 64
 MAX_UNSENT = 64
+MAX_ITEMS = 8192  # of an array or a map, from who is not trusted
 TURN_S = 0.0005
 LAST_TURNS = 16
 """In which a peer is heard that has gone: what it said before, the cause of its end perhaps."""
@@ -244,9 +245,14 @@ class Channel:
             return (packet or None), [], True
         return (packet or None), list(fds), False
 
+    def _unpacked(self, packet: bytes) -> Any:
+        """What a packet says. An array is made as long as it says it is, so those who are not trusted may not say too much."""
+        most = {"max_array_len": MAX_ITEMS, "max_map_len": MAX_ITEMS} if self._untrusted else {}
+        return msgpack.unpackb(packet, strict_map_key=True, **most)
+
     def _do_without(self, packet: bytes) -> None:
         """Refuse a request whose descriptors we could not take, or fail the call whose reply they came with."""
-        message, refusal = msgpack.unpackb(packet, strict_map_key=True), ["EMFILE", limits.descriptor_reason()]
+        message, refusal = self._unpacked(packet), ["EMFILE", limits.descriptor_reason()]
         log.error("%s: %s", self.name, refusal[1])
         if "op" not in message:
             self._take_reply({"id": message["id"], "error": refusal}, [])
@@ -255,7 +261,7 @@ class Channel:
 
     def _dispatch(self, packet: bytes, fds: list[int]) -> None:
         try:
-            message = msgpack.unpackb(packet, strict_map_key=True)
+            message = self._unpacked(packet)
             if not isinstance(message, dict):
                 raise ValueError("a message is not a map")
             if "op" in message:

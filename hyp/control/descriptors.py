@@ -13,7 +13,8 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 
 _SO_PASSRIGHTS = 83  # asm-generic/socket.h
 _LONGEST_LOOK = 1  # a packet's descriptors are seen with its first byte
@@ -30,16 +31,41 @@ def close_all(fds: Sequence[int]) -> None:
 
 def close_shared(fds: Sequence[int]) -> None:
     """Close descriptors that a guest has, or has had: where that is the last close, its epolls are waited for. By a thread."""
-    try:
-        threading.Thread(target=close_all, args=(list(fds),), name="closing", daemon=True).start()
-    except RuntimeError:  # no more threads
-        close_all(fds)
+    _by_a_thread(lambda: close_all(fds))
+
+
+_left: deque[Callable[[], object]] = deque()
+
+
+def _by_a_thread(close: Callable[[], object]) -> None:
+    """Have it called, and wait for nothing. Where there are no more threads it is left for that of the next one."""
+    _left.append(close)
+    with contextlib.suppress(RuntimeError):
+        threading.Thread(target=_close_what_is_left, name="closing", daemon=True).start()
+
+
+def _close_what_is_left() -> None:
+    while True:
+        try:
+            close = _left.popleft()
+        except IndexError:
+            return
+        close()
 
 
 def refuse_descriptors(sock: socket.socket) -> None:
     """Let the kernel refuse all that are sent to this socket from now on, if it can."""
     with contextlib.suppress(OSError):
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def urgent_in_line(sock: socket.socket) -> None:
+    """Have a byte that is sent as urgent (MSG_OOB) come as any other, if the kernel has such.
+
+    Else it is passed by in looking, and the stream stays readable for good.
+    """
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
 
 
 def brings_descriptors(sock: socket.socket) -> bool:
@@ -68,11 +94,8 @@ def hang_up(sock: socket.socket, *, shared: bool = False) -> None:
         sock.shutdown(socket.SHUT_RDWR)
     if not shared and _is_empty(sock):
         sock.close()
-        return
-    try:
-        threading.Thread(target=sock.close, name="closing", daemon=True).start()
-    except RuntimeError:  # no more threads
-        sock.close()
+    else:
+        _by_a_thread(sock.close)
 
 
 def _is_empty(sock: socket.socket) -> bool:

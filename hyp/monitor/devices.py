@@ -77,12 +77,10 @@ class Devices:
         self._engine_upcalls: list[Upcall] = []
         self._engine_past: list[int] = []
         self._filters: dict[int, int] = {}  # MAC address → context, of those that the toolstack has set
-        self._past_batch = Upcall()  # engines signal here that they are past a batch
         self._shootdowns: list[tuple[Shootdown, asyncio.Future[None]]] = []
         self._contexts: dict[int, Domain] = {}
         self._kept: dict[int, tuple[str, int]] = {}  # number → the domain that has had it, and for which of its queues
         self._generations = itertools.count(1)
-        loop.add_reader(self._past_batch.epoll.fileno(), self._check_shootdowns)
 
     # -- engines --
 
@@ -95,7 +93,8 @@ class Devices:
             self._engine_pages.append(Mapping(page.fd, page.size, writable=False))
             self._engine_upcalls.append(Upcall())
             self._engine_past.append(new_eventfd())
-            self._past_batch.deliver(self._engine_past[index], len(self._engine_pages))
+            past = self._engine_past[index]
+            asyncio.get_running_loop().add_reader(past, self._check_shootdowns, past)
         return self._engine_upcalls[index].epoll.fileno(), self._engine_past[index]
 
     def engine_page(self, index: int) -> int:
@@ -188,8 +187,9 @@ class Devices:
                 future.set_result(None)
         self._shootdowns.clear()
 
-    def _check_shootdowns(self) -> None:
-        self._past_batch.epoll.poll(0)
+    def _check_shootdowns(self, past: int) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(past)
         waiting, self._shootdowns = self._shootdowns, []
         for wait, future in waiting:
             if not wait.is_over():

@@ -159,6 +159,11 @@ class Emulation:
             await self._devices.policy_for(guest, emulated=True)  # before anything is made for it
             self._must_live(guest)
             await self._running()
+            for upcall in (interrupts, answers):
+                await upcall.paid()
+            self._must_live(guest)
+            for upcall in (interrupts, answers):
+                upcall.check()
             machine, pair = await self._open(guest, interrupts, answers, queues)
         finally:
             self._attaching.discard(domid)

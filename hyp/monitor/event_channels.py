@@ -83,7 +83,12 @@ class Upcall:
             await asyncio.sleep(min(wait_s, PAID_S))  # which may end a little early
 
     def check(self) -> None:
-        """EventError if its events are too dear just now."""
+        """EventError if its events are too dear just now, or its domain's thread is stuck: before anything is made for it.
+
+        What is made in vain is closed by that thread, too.
+        """
+        if any(aside is not None and aside.is_stuck for aside in (self._aside, self._bells)):
+            raise EventError(errno.EBUSY, "an upcall of who has it does not let go")
         if (wait_s := self._debt.wait_s()) > 0:
             raise EventError(
                 errno.EBUSY, f"to notify who has the upcall is too dear, for {wait_s:.1f} s: is it polled many times over?"
@@ -117,7 +122,11 @@ class Upcall:
             self._aside.later(os.close, eventfd)
 
     def close(self) -> None:
-        self.epoll.close()
+        """Close it; aside, too, as its domain may have left a process that has put it into an epoll of its own."""
+        if self._aside is None:
+            self.epoll.close()
+        else:
+            self._aside.later(self.epoll.close)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dom0.xenstore.credit import CONFLICTS, EVENTS
+from dom0.xenstore.credit import CONFLICTS, EVENTS, Credit
 from dom0.xenstore.turns import SLICE_NS, Turns, Worker
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import MessageType
@@ -230,3 +230,14 @@ def test_who_has_domain_0_told_of_much_has_to_wait() -> None:
             assert guest.receive().type == MessageType.WRITE
         assert time.monotonic() - began >= 20 / per_s
         assert dom0.call(MessageType.READ, "/local/domain/5/state").rstrip(b"\0") == f"{writes - 1}".encode()
+
+
+def test_what_a_transaction_causes_at_once_is_owed_until_it_is_paid() -> None:
+    burst, per_s = EVENTS
+    credit = Credit(burst, per_s)
+    for _ in range(900):
+        credit.debit(5)
+    assert credit.wait_s(5) > (900 - burst) / per_s - 1
+    assert credit.wait_s(6) == 0
+    credit.forget(5)
+    assert credit.wait_s(5) == 0

@@ -3,8 +3,11 @@
 import asyncio
 import ctypes
 import errno
+import functools
 import json
 import os
+import shutil
+import socket
 import tempfile
 import termios
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +18,7 @@ from typing import Any
 import pytest
 
 from domu.confinement import syscalls
-from domu.confinement.confine import DATA_BYTES, FIRST_UID, PROCESSES, SHM_BYTES, lacking
+from domu.confinement.confine import DATA_BYTES, FIRST_UID, PROCESSES, SHM_BYTES, Confinement, enter, furnish, lacking, seal
 from hyp import linux
 from hyp.kernels import store
 from hyp.xenstore.client import XenstoreClient, XenstoreError
@@ -218,6 +221,76 @@ def test_who_is_not_root_can_confine_too() -> None:
         return lacking()
 
     assert in_a_child(body) == "None"
+
+
+@pytest.mark.needs("root")
+def test_files_that_are_its_users_are_not_changed_in_mode_and_time_either() -> None:
+    """Landlock knows nothing of these; who is not root has no uid of the guest's own to give it."""
+    folder = Path(tempfile.mkdtemp(dir="/var/tmp"))  # where its user may go
+    try:
+        secret = folder / "secret"
+        secret.write_text("x")
+        for path in (folder, secret):
+            os.chown(path, 12345, 12345)
+        before = [(os.stat(path).st_mode, os.stat(path).st_mtime) for path in (folder, secret)]
+
+        def attempts() -> str:
+            furnish(spec)
+            seal(spec)
+            tries: list[Callable[[], object]] = [
+                *(functools.partial(os.chmod, path, 0o4777) for path in (folder, secret)),
+                lambda: os.utime(secret, (1, 1)),
+                lambda: os.chown(secret, 12345, -1),
+                lambda: os.setxattr(secret, "user.x", b"x"),
+                lambda: os.chmod("/dev/shm", 0o777),  # is its own
+            ]
+            return " ".join(outcome(attempt) for attempt in tries)
+
+        def body() -> str | None:
+            syscalls.library()
+            os.setgroups([])
+            os.setresgid(12345, 12345, 12345)
+            os.setresuid(12345, 12345, 12345)
+            linux.set_dumpable()
+            enter(spec)
+            return linux.asked_of_a_child(attempts)
+
+        spec = Confinement(None, (), (), network=False, placed=False)
+        assert in_a_child(body) == "EROFS EROFS EROFS EROFS ENOSYS done"
+        assert before == [(os.stat(path).st_mode, os.stat(path).st_mtime) for path in (folder, secret)]
+    finally:
+        shutil.rmtree(folder)
+
+
+def outcome(attempt: Callable[[], object]) -> str:
+    """ "done", or the errno's name."""
+    try:
+        attempt()
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return "done"
+
+
+def test_no_datagrams_to_sockets_that_are_the_hosts() -> None:
+    """As to the system's log, which anybody may write to."""
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+        log.bind(f"{folder}/log")
+
+        def body() -> str:
+            syscalls.restrict(network=False, placed=False)
+            kinds = (socket.SOCK_DGRAM, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.SOCK_RAW, socket.SOCK_STREAM)
+            found = [outcome(functools.partial(socket.socketpair, socket.AF_UNIX, kind)) for kind in kinds]
+            for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
+                one, _ = socket.socketpair(socket.AF_UNIX, kind | socket.SOCK_CLOEXEC)
+                for attempt in (lambda one=one: one.connect(f"{folder}/log"), lambda one=one: one.sendto(b"x", f"{folder}/log")):
+                    found.append(outcome(attempt))
+            return " ".join(found)
+
+        said = in_a_child(body).split()
+        assert said[:4] == ["ENOSYS", "ENOSYS", "ENOSYS", "done"]
+        log.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            log.recv(10)
 
 
 @pytest.mark.parametrize(("placed", "outcome"), [(True, "EPERM"), (False, "done")])

@@ -1,12 +1,16 @@
 """Calls made aside: they are answered, or their guest is stuck; nobody else waits, and nothing is lost or done out of order."""
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from hyp.control.aside import LIMIT_S, Aside, Stuck
+from hyp.control.descriptors import close_shared
 from tests.support.labs import wait_until
 
 
@@ -85,3 +89,37 @@ def test_what_a_call_waits_for_that_was_asked_before_is_told_too(aside: Aside, t
     aside.later(threading.Event().wait, 0.5)  # for which nobody waits
     wait_until(lambda: not aside._at_work, "it to be done")
     assert taken[-1] < 400_000_000
+
+
+def test_where_there_are_no_more_threads_nothing_is_called_by_who_asks(aside: Aside, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what may take as long as a guest likes, and a guest of the same user can have all the threads there are."""
+    done = list[str]()
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        aside.later(done.append, "first")
+        with pytest.raises(Stuck):
+            aside.call(done.append, "second")
+        close_shared([gone := os.eventfd(0)])
+        assert done == []
+        os.fstat(gone)
+    assert aside.call(divmod, 7, 2) == (3, 1)
+    assert done == ["first", "second"]
+    close_shared([])
+    wait_until(lambda: not os.path.exists(f"/proc/self/fd/{gone}"), "it to be closed with the next")
+
+
+def test_a_guests_thread_does_without_descriptors(aside: Aside, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may all be in use: it goes on, and is charged."""
+
+    def opened(path: Path, *_: object) -> str:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_text", opened)
+    for _ in range(3):
+        assert aside.call(divmod, 7, 2) == (3, 1)
+    assert len(taken) == 3
+    assert min(taken) >= 0

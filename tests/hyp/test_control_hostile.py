@@ -15,6 +15,7 @@ import msgpack
 import pytest
 
 from hyp.control import MAX_FDS, MAX_MESSAGE, MAX_PENDING, MAX_UNSENT, Channel, PeerGone, Refused, Reply, socketpair
+from hyp.control.channel import MAX_ITEMS
 from hyp.control.descriptors import hang_up
 from hyp.control.errors import MAX_NAME, MAX_REASON
 from hyp.control.words import MAX_WORDS, printable
@@ -59,6 +60,25 @@ def test_garbage_ends_the_channel_of_its_sender_alone(what: str) -> None:
         _, hostile, sock, bystander = await attack()
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * MAX_MESSAGE)
         await send(sock, GARBAGE[what])
+        assert await ended(hostile)
+        await still_serves(bystander)
+        close(bystander)
+        sock.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("packet", [
+    msgpack.packb({"id": 1, "op": "add", "args": {"a": [0] * (MAX_ITEMS + 1)}}),
+    b"\xdd\x00\x00\x7f\xff" * 400 + b"\xc0" * 32768,
+    b"\xdf\x00\x00\x7f\xff\xa1x" * 400 + b"\xc0" * 32768,
+])  # fmt: skip
+def test_who_is_not_trusted_sends_no_arrays_of_more_than_anybody_says(packet: bytes) -> None:
+    """An array is made as long as it says to be, and each of those within it."""
+
+    async def main() -> None:
+        _, hostile, sock, bystander = await attack(guarded=True)
+        await send(sock, packet)
         assert await ended(hostile)
         await still_serves(bystander)
         close(bystander)

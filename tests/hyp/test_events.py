@@ -17,7 +17,7 @@ import pytest
 
 from bench.isolation.pollers import polled_many_times
 from hyp.abi.evtchn import NR_CHANNELS
-from hyp.control.aside import Aside
+from hyp.control.aside import Aside, Stuck
 from hyp.control.debt import Debt
 from hyp.events import new_eventfd, raise_event
 from hyp.monitor.event_channels import EventChannels, EventError, Upcall
@@ -373,3 +373,35 @@ def test_eventfds_of_a_guest_in_a_trusted_waiters_epoll_are_put_and_taken_by_its
         os.fstat(eventfd)
     for upcall in (trusted, guests):
         upcall.epoll.close()
+
+
+# --- who does not let go ----------------------------------------------------------------------------------------------
+
+
+def test_a_channel_with_who_is_stuck_is_refused_before_anything_is_made(table: EventChannels, upcalls: list[Upcall]) -> None:
+    """What is made in vain is closed by the thread that is stuck: so each call in vain would cost two descriptors."""
+    gate, aside = threading.Event(), Aside(lambda taken_ns: None)
+    hostile = Upcall(aside=aside)
+    port = table.alloc_unbound(ONE, OTHER, hostile)
+    with pytest.raises(Stuck):
+        aside.call(gate.wait)
+    before = os.listdir("/proc/self/fd")
+    for _ in range(20):
+        refused(errno.EBUSY, table.bind_interdomain, OTHER, ONE, port, upcalls[1])
+    assert os.listdir("/proc/self/fd") == before
+    gate.set()
+    wait_until(lambda: not aside._at_work, "it to let go")
+    assert table.bind_interdomain(OTHER, ONE, port, upcalls[1]) > 0
+    wait_until(lambda: not aside._at_work, "what was asked to be done")
+    hostile.epoll.close()
+
+
+def test_nobody_waits_for_the_last_close_of_an_upcall() -> None:
+    """Its domain may have left a process that has it in an epoll of its own."""
+    gate, aside = threading.Event(), Aside(lambda taken_ns: None)
+    upcall = Upcall(aside=aside)
+    aside.later(gate.wait)
+    upcall.close()
+    assert not upcall.epoll.closed
+    gate.set()
+    wait_until(lambda: upcall.epoll.closed, "it to be closed")

@@ -1,6 +1,5 @@
 """The table of hypercalls: who has which, what their arguments may be, and that docs/hypercalls.md says the same."""
 
-import asyncio
 import inspect
 import re
 from collections.abc import Iterator
@@ -72,7 +71,6 @@ def hypervisor() -> Iterator[System]:
         call(system, ANNA, "upcall_create")
         yield system
     finally:
-        asyncio.get_running_loop().remove_reader(system.devices._past_batch.epoll.fileno())
         for domain in system.domains.values():
             domain.close()
         system.platform.close()

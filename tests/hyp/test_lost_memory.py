@@ -95,27 +95,31 @@ async def main():
     lost_memory.guard(told.append)
     whole = {backing: create_region(backing, f"holes{os.getpid()}", "anna", "ram", PAGES * 4096) for backing in ("posix", "sealed")}
     hidden = create_region("posix", f"holes{os.getpid()}", "carl", "ram", PAGES * 4096)
+    early = create_region("posix", f"holes{os.getpid()}", "dora", "ram", PAGES * 4096)
     sparse = create_region("sealed", "holes", "bert", "ram", PAGES * 4096)
     os.ftruncate(memory := os.memfd_create("sparse"), 1 << 24)
     try:
         mapped = {backing: Mapping(region.fd, region.size) for backing, region in whole.items()}
         hides = Mapping(hidden.fd, hidden.size)
+        os.ftruncate(early.fd, 2 * PAGES * 4096)  # so that it seems to be no whole file, and may have more
+        comes_early = Mapping(early.fd, early.size)
+        os.posix_fallocate(early.fd, PAGES * 4096, PAGES * 4096)
         honest, grows = Mapping(sparse.fd, sparse.size), Mapping(memory, 1 << 24, populate=False)
-        threads = [threading.Thread(target=use, args=(one,)) for one in (*mapped.values(), hides, honest)]
+        threads = [threading.Thread(target=use, args=(one,)) for one in (*mapped.values(), hides, comes_early, honest)]
         # beyond its end, as many pages as it has holes then: the sum is as it was
         assert libc.fallocate(hidden.fd, 1, ctypes.c_long(PAGES * 4096), ctypes.c_long(PAGES // 2 * 4096)) == 0
-        threads += [threading.Thread(target=punch, args=(hidden.fd,))]
+        threads += [threading.Thread(target=punch, args=(region.fd,)) for region in (hidden, early)]
         threads += [threading.Thread(target=punch, args=(region.fd,)) for region in whole.values()]
         for thread in threads: thread.start()
         first = 0
-        while len(told) < 3:
+        while len(told) < 4:
             grows.array[first % (1 << 24)] = 1  # pages that it never had make faults, too
             first += 4096
             await asyncio.sleep(0)
         over.set()
         for thread in threads: thread.join()
-        assert sorted(name.split(".")[-2:] for name in told) == [["anna", "ram"], ["anna", "ram"], ["carl", "ram"]], told
-        for one in (*mapped.values(), hides):  # nobody sees any more what is written there
+        assert sorted(name.split(".")[-2] for name in told) == ["anna", "anna", "carl", "dora"], told
+        for one in (*mapped.values(), hides, comes_early):  # nobody sees any more what is written there
             one.array[:] = 3
         assert set(os.pread(whole["sealed"].fd, 4096, 0)) <= {0, 1}
         assert set(os.pread(whole["posix"].fd, 4096, 0)) <= {0, 1}
@@ -123,7 +127,7 @@ async def main():
         assert set(os.pread(sparse.fd, 1 << 24, 0)) == {5}
     finally:
         over.set()
-        for region in (*whole.values(), hidden, sparse): region.close()
+        for region in (*whole.values(), hidden, early, sparse): region.close()
 
 asyncio.run(main())
 print("alive")
@@ -134,6 +138,6 @@ def test_who_punches_holes_loses_the_region_and_nobody_else() -> None:
     """On both backings, while it is used; one that is whole, and one that had no pages to begin with, are left alone."""
     done = subprocess.run([sys.executable, "-c", HOLES], cwd=ROOT, capture_output=True, text=True, timeout=patient(60))
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
-    assert done.stderr.count("has had holes punched into it, or memory added, by its owner") == 3
+    assert done.stderr.count("has had holes punched into it, or memory added, by its owner") == 4
     assert "bert" not in done.stderr
     assert "sparse" not in done.stderr

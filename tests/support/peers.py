@@ -190,7 +190,8 @@ class Bench:
                     self.devices._release(domain, context)
                 domain.close()
             self.hypervisor.system.platform.close()
-            self._loop.remove_reader(self.devices._past_batch.epoll.fileno())
+            for past in self.devices._engine_past:
+                self._loop.remove_reader(past)
             close_all(self._shootdown_fds)
 
     def _close_nic(self) -> None:
