@@ -6,12 +6,12 @@ for each queue beyond the first):
     keeper     29 + 11 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints, the log of that
                                     and its end, of each guest; the counters of the device models
     forkserver 4
-    hyp        30 + 4 E (+ 6)       (with device models) its loop's upcall and counters
+    hyp        29 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
     xenstored  16 + G               the socket at which it listens, the journal; a socket of each guest
     nic        22 + 8 E (+ 1)       its engines; the TAP of a wire to the host
                + `takes.nic` each   mappings of RAM (one a guest), IOMMU table and doorbell, the completion's eventfd
-    dom0       26                   its own context, the upcall of control rings
+    dom0       27                   its own context, the upcall of control rings and what ends the wait at it
                + `takes.dom0` each  mappings of RAM and both grant tables, the event channel's eventfd
     a guest    `takes.guest` (+ 2)  its own regions and their mappings, sockets, loop; the TAP, what its init is held by,
                             (+ 1)   and an io_uring
@@ -48,10 +48,10 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     found = {
         "keeper": 29 + 11 * len(guests) + emulates,
         "forkserver": 4,
-        "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
+        "hyp": 29 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 16 + len(guests),
         "nic": 22 + 8 * engines + (mode == "tap") + 2 * (mode == "record") + sum(one.nic for one in takes),
-        "dom0": 26 + sum(one.dom0 for one in takes),
+        "dom0": 27 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),
     }
     for guest, own in zip(guests, takes, strict=True):
@@ -85,10 +85,11 @@ def _emulates(topology: Mapping[str, Any]) -> bool:
 def threads(topology: Mapping[str, Any]) -> dict[str, int]:
     """Threads of each process by name, the first one included. launch.py, which is there already, is not.
 
-    Who maps guests' memory has one that looks for holes in it (hyp/lost_memory.py); the keeper has one for each guest's output.
+    Who maps guests' memory has one that looks for holes in it (hyp/lost_memory.py); Dom0 has one that waits at the upcall of
+    control rings; the keeper has one for each guest's output.
     """
     found = {"keeper-stub": 1, "keeper": 1 + len(topology["guest"]), "forkserver": 1, "xenstored": 1}
-    found |= {"hyp": 2 + _emulates(topology), "nic": 2 + topology["nic"]["engines"], "dom0": 3}
+    found |= {"hyp": 2 + _emulates(topology), "nic": 2 + topology["nic"]["engines"], "dom0": 4}
     found |= {f"init:{guest['name']}": 1 for guest in topology["guest"] if _has_init(guest)}
     return found | {guest["name"]: _takes(guest).threads for guest in topology["guest"]}
 
