@@ -175,7 +175,8 @@ def _pass_on(e, p, s):
 @compiled
 def _forward(e, p):
     """Pass the port's staged frames on, as far as its turn goes. Returns how many slots these are."""
-    done, e.flooded, e.parts, tracer = 0, 0, 0, tracer_of(e.wait)
+    vif = port_of(e, p.vif)
+    done, e.flooded, e.parts, tracer = 0, 0, vif.parts_owed, tracer_of(e.wait)
     while p.next < p.staged and e.flooded < FLOOD_BUDGET and e.parts < PARTS_BUDGET:
         s, flooded = staged_of(p, p.next), e.flooded
         if s.length > 0:
@@ -194,6 +195,7 @@ def _forward(e, p):
             p.pause_until, p.part = 0, 0
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
+    vif.parts_owed = max(e.parts - PARTS_BUDGET, 0)
     return done
 
 

@@ -16,16 +16,18 @@ sender's contexts, which gets no copy.
 """
 
 from hyp.abi.counters import COPIED_BYTES, COPIES, DROP_NO_BUFFER, NOTIFICATIONS, PAUSES
+from hyp.abi.features import CSUM
+from hyp.abi.fragment import CSUM_VALID, GSO
 from hyp.abi.nic import MAX_FRAME
 from hyp.abi.trace import NOWHERE
 from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_once, store64_release
 from hyp.counters import count
 from hyp.events import notify_if, tracer_of
 from hyp.fairness.patience import waits_on
-from hyp.kernels import compiled
-from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr
-from hyp.offload.segments import prepare
-from nic.deliver import copy_frame
+from hyp.kernels import compiled, outlined
+from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr, set_piece
+from hyp.offload.segments import part_length, prepare, write_part
+from nic.deliver import copy_frame, count_part, is_turn_over, parts_for
 from nic.link import is_congested, link_at
 from nic.queues import buffers_for
 from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
@@ -53,36 +55,83 @@ def slot_of(ring: int, index: int) -> int:
 
 
 @compiled
+def _free_slot(e, consumer):
+    """Address of the next slot of the crossing to engine `consumer`; 0: it is full."""
+    ring = crossing(e, e.index, consumer)
+    prod = load64(ring + PROD)
+    return slot_of(ring, prod) if prod - load64_acquire(ring + CONS) < CROSSING_SLOTS else 0
+
+
+@compiled
+def _hand_over(e, consumer, slot, context, generation, f, length, offload, port):
+    """The next slot of the crossing to engine `consumer` has the frame `f`, or a part of it, of so many bytes.
+
+    `port`: where it came from, as traces have it; NOWHERE: nothing is told of it.
+    """
+    store64(slot + SLOT_CONTEXT, context)
+    store64(slot + SLOT_GENERATION, generation)
+    store64(slot + SLOT_LENGTH, length)
+    store64(slot + SLOT_HEAD0, f.head0)
+    store64(slot + SLOT_HEAD1, f.head1)
+    store64(slot + SLOT_OFFLOAD, offload)
+    count(e.counts, COPIES, 1)
+    count(e.counts, COPIED_BYTES, length)
+    tracer = tracer_of(e.wait)
+    if tracer != 0 and port != NOWHERE:
+        trace_crossing(tracer, port, f)  # before the other engine can tell of it
+    ring = crossing(e, e.index, consumer)
+    prod = load64(ring + PROD)
+    store64_release(ring + PROD, prod + 1)
+    full_fence()
+    asked = load64_once(ring + PROD_EVENT) == prod + 1  # one step passes one index
+    notify_if(asked, load64(e.kick_fds + 8 * consumer), e.counts)
+
+
+@compiled
 def cross(e, consumer, context, generation, f, port):
     """Put a frame into the crossing to engine `consumer`. DELIVERED, or PAUSE if the crossing is full.
 
     `port`: where it came from, as traces have it; NOWHERE: the way of one that is flooded is told otherwise.
     """
-    ring = crossing(e, e.index, consumer)
-    prod = load64(ring + PROD)
-    if prod - load64_acquire(ring + CONS) >= CROSSING_SLOTS:
+    slot = _free_slot(e, consumer)
+    if slot == 0:
         return PAUSE
-    slot = slot_of(ring, prod)
-    store64(slot + SLOT_CONTEXT, context)
-    store64(slot + SLOT_GENERATION, generation)
-    store64(slot + SLOT_LENGTH, f.length)
-    store64(slot + SLOT_HEAD0, f.head0)
-    store64(slot + SLOT_HEAD1, f.head1)
-    store64(slot + SLOT_OFFLOAD, f.offload)
     if is_simple(f):
         copy_frame(slot + SLOT_FRAME, piece_addr(f.pieces, 0), f.length, f.head0, f.head1)
     else:
         gather(f, f.length, slot + SLOT_FRAME)
-    count(e.counts, COPIES, 1)
-    count(e.counts, COPIED_BYTES, f.length)
-    tracer = tracer_of(e.wait)
-    if tracer != 0 and port != NOWHERE:
-        trace_crossing(tracer, port, f)  # before the other engine can tell of it
-    store64_release(ring + PROD, prod + 1)
-    full_fence()
-    asked = load64_once(ring + PROD_EVENT) == prod + 1  # one step passes one index
-    notify_if(asked, load64(e.kick_fds + 8 * consumer), e.counts)
+    _hand_over(e, consumer, slot, context, generation, f, f.length, f.offload, port)
     return DELIVERED
+
+
+@outlined
+def _cross_parts(e, sender, r, f, port):
+    """`cross_or_pause` of a frame that becomes several for `r`: it is cut here, at its sender's expense, a part in a slot.
+
+    Whole it would be one slot as anybody's, and hold up all behind it for as long as what it becomes.
+    """
+    result = DELIVERED
+    while sender.part < f.parts and result == DELIVERED:  # its sender may have made it shorter since the last time
+        if is_turn_over(e):
+            return PAUSE
+        slot = _free_slot(e, r.engine)
+        if slot == 0:
+            result = await_crossing(e, sender, r.engine)
+            if result == PAUSE:
+                return PAUSE
+        else:
+            length = part_length(f, sender.part)
+            set_piece(e.to, 0, slot + SLOT_FRAME, length)
+            write_part(f, sender.part, e.to, 1)
+            offload = CSUM_VALID if r.features & CSUM else 0
+            port = port if sender.part == 0 else NOWHERE
+            _hand_over(e, r.engine, slot, r.number, r.generation, f, length, offload, port)
+        count_part(e, f.parts, sender.part, result)
+        e.parts += 1
+        sender.part += 1
+        sender.pause_until = 0
+    sender.part = 0
+    return result
 
 
 @compiled
@@ -99,6 +148,8 @@ def crossed_frame(e, slot):
 @compiled
 def cross_or_pause(e, sender, r, f, port):
     """`cross` to context `r`, with a full crossing turned into a pause of `sender`, then into a drop."""
+    if f.offload & GSO != 0 and parts_for(r, f) > 1:
+        return _cross_parts(e, sender, r, f, port)
     result = cross(e, r.engine, r.number, r.generation, f, port)
     return await_crossing(e, sender, r.engine) if result == PAUSE else result
 

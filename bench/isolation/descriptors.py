@@ -11,7 +11,7 @@ from bench.isolation.attacker import Attacker
 from bench.isolation.drivers import WRAP, RingDriver
 from bench.isolation.frames import NOBODY
 from hyp.abi.fragment import MIN_SEGMENT
-from hyp.abi.netif import EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, TXF_EXTRA_INFO, TXF_MORE_DATA
+from hyp.abi.netif import EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, TXF_CSUM_BLANK, TXF_EXTRA_INFO, TXF_MORE_DATA
 from hyp.abi.nic import PAGE
 
 FRAME: Final = 200
@@ -360,13 +360,38 @@ def send_to_be_cut(a: Attacker, segment: int) -> None:
     """TCP frames to nobody on the wire, as long as there are, a few at a time, to be cut into segments of so many bytes."""
     driver = a.driver
     length = 4000 if isinstance(driver, RingDriver) else min(0xFFFF, driver.pages * PAGE)
-    ip = bytes.fromhex("4500") + (length - 14).to_bytes(2) + bytes.fromhex("00004000 40060000 0a000001 0a000002")
-    tcp = bytes.fromhex("10001001 00000000 00000000 5010ffff 00000000")
-    driver.write(driver.page(0), a.header(NOBODY, kind=b"\x08\x00") + ip + tcp)
+    driver.write(driver.page(0), _to_be_cut(a, length))
     slots = 2 if isinstance(driver, RingDriver) else 1  # a request, and an extra info
     while a.goes_on():
         for _ in range(min(driver.room() // slots, 16)):
             driver.send(driver.page(0), length, segment=segment)
+        driver.publish()
+
+
+def _to_be_cut(a: Attacker, length: int) -> bytes:
+    """Headers of a TCP frame of so many bytes."""
+    ip = bytes.fromhex("4500") + (length - 14).to_bytes(2) + bytes.fromhex("00004000 40060000 0a000001 0a000002")
+    tcp = bytes.fromhex("10001001 00000000 00000000 5010ffff 00000000")
+    return a.header(NOBODY, kind=b"\x08\x00") + ip + tcp
+
+
+@attack("chains as long as there are, to be cut into segments as short as there are", Door.RINGS, Control.SEGMENTS, paths=SPLIT)
+def longest_chains_cut(a: Attacker) -> None:
+    send_chains_to_be_cut(a, MIN_SEGMENT)
+
+
+def send_chains_to_be_cut(a: Attacker, segment: int) -> None:
+    """`send_to_be_cut`, of 64 KiB over as many slots of netif's ring as they take."""
+    driver = a.driver
+    assert isinstance(driver, RingDriver)
+    lengths = [PAGE] * 15 + [0xFFFF - 15 * PAGE]
+    driver.write(driver.page(0), _to_be_cut(a, sum(lengths)))
+    while a.goes_on():
+        for _ in range(driver.room() // (len(lengths) + 1)):
+            driver.request(driver.granted_send(driver.page(0)), 0, sum(lengths), TXF_EXTRA_INFO | TXF_MORE_DATA | TXF_CSUM_BLANK)
+            driver.extra(EXTRA_TYPE_GSO, segment)
+            for k in range(1, len(lengths)):
+                driver.request(driver.granted_send(driver.page(k)), 0, lengths[k], TXF_MORE_DATA if k < len(lengths) - 1 else 0)
         driver.publish()
 
 

@@ -279,6 +279,12 @@ class RingDriver(_Memory):
         slot[:8] = [kind, EXTRA_FLAG_MORE if more else 0, segment & 255, segment >> 8 & 255, GSO_TYPE_TCPV4, 0, 0, 0]
         self.sent = (self.sent + 1) % WRAP
 
+    def granted_send(self, addr: int) -> int:
+        """The reference by which the page of an address is granted for the next request."""
+        number = self.sent % TX_SLOTS
+        self.grant(self.tx_ref + number, addr, writable=False)
+        return self.tx_ref + number
+
     def request(self, gref: int, offset: int, size: int, flags: int = 0, number: int = 0) -> None:
         """Any request, word by word."""
         self.requests[self.sent % TX_SLOTS] = (gref, offset, flags, number, size)

@@ -381,3 +381,33 @@ def test_the_nic_does_what_the_model_does_with_any_packets(examples: int) -> Non
     seen: set[str] = set()
     fuzz(lambda case: exchange(case, seen), CASES, 10 * examples)
     assert seen == {"whole", "cut", "filled", "fragments", "one"}, SEED
+
+
+def test_a_frame_that_is_cut_for_who_is_on_another_engine_is_cut_by_its_senders() -> None:
+    """A part in a slot, and a turn's worth of them at a time: whole it would hold up all that cross behind it until it is cut."""
+    with bench_of(3, engines=2, mtu=MTU, features=ALL, queue=1024, memory=64 << 20) as (bench, *guests):
+        owner = {guest: bench.nic._owner(guest.context) for guest in guests}
+        anna = guests[0]
+        dora = next(guest for guest in guests[1:] if owner[guest] == owner[anna])
+        carl = bench.guest(queue=1024, memory=64 << 20)
+        if bench.nic._owner(carl.context) == owner[anna]:
+            carl = bench.guest(queue=1024, memory=64 << 20)
+        assert bench.nic._owner(carl.context) != owner[anna]
+        one, few = packet(anna, carl.mac, 10 * BUDGET_PARTS * 100), 20
+        carl.post_buffers(10 * BUDGET_PARTS + few)
+        for k in range(few):
+            dora.write(gpa := dora.tx_pool + k * PAGE, dora.frame(carl.mac, sequence=k))
+            dora.post(gpa, 64)
+        dora.words["sq_prod"] = dora.q["sq_rung"] = dora.q["sq_told"] = dora.q["sq_prod"]  # seen when anna rings
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 100)
+        found = [frame for _, _, frame in (carl.take_frame() for _ in range(10 * BUDGET_PARTS + few))]
+        assert [frame for frame in found if frame[6:12] == found_source(anna)] == one.segments(100)
+        places = [place for place, frame in enumerate(found) if frame[6:12] == found_source(dora)]
+        assert len(places) == few
+        assert max(places) < 3 * BUDGET_PARTS
+        bench.at_rest(1 + few)
+        assert bench.drops() == {}
+
+
+def found_source(guest: Guest) -> bytes:
+    return bytes.fromhex(guest.mac.replace(":", ""))
