@@ -38,6 +38,10 @@ Workload = dict[str, Any]
 """``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
 
 
+MOST_SAID = 300
+"""Characters of what is wrong with a report."""
+
+
 class WorkloadError(LabError):
     """A workload could not be run to its end; the message says which and why."""
 
@@ -84,12 +88,14 @@ class Runner:
         try:
             async with asyncio.timeout(limit):
                 reports = await self._unless_death(loads)
+            after = await self._settled()
+            elapsed = time.monotonic() - start
+            cpu = spent(usages(self.pids), used)
+            return self._record(load, merged(reports), difference(after, before), self._of_the_living(after), cpu, elapsed)
         except TimeoutError:
             raise WorkloadError(f"{name}: not done after {limit:g} s") from None
-        after = await self._settled()
-        elapsed = time.monotonic() - start
-        cpu = spent(usages(self.pids), used)
-        return self._record(load, merged(reports), difference(after, before), self._of_the_living(after), cpu, elapsed)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # a guest says what it likes
+            raise WorkloadError(f"{name}: what its ends report makes no sense: {error!r}"[:MOST_SAID]) from error
 
     def needed(self, loads: Sequence[Workload]) -> set[str]:
         """The processes without which these streams cannot be."""
