@@ -36,6 +36,7 @@ class Control(StrEnum):
     POSTS = "posts as many frames to the wire, and sound"
     ADDRESSES = "sends a neighbour as many frames, as long, and sound"
     SEGMENTS = "sends as long frames, to be cut as an MTU of 1500 asks"
+    CHAINS = "sends as long chains, to be cut as an MTU of 1500 asks"
     CALLS = "makes calls"
     READS = "reads from the store"
 

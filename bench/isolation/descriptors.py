@@ -94,7 +94,7 @@ def endless_chain(a: Attacker) -> None:
     _keep_sending(a, [FRAME], more=True)
 
 
-@attack("a chain of a whole ring, the end of which is taken back while it is read", Door.RINGS, Control.POSTS)
+@attack("a chain of a whole ring, the end of which is taken back while it is read", Door.RINGS)
 def chain_taken_back(a: Attacker) -> None:
     while a.goes_on():
         for number in range(a.driver.room()):
@@ -375,7 +375,7 @@ def _to_be_cut(a: Attacker, length: int) -> bytes:
     return a.header(NOBODY, kind=b"\x08\x00") + ip + tcp
 
 
-@attack("chains as long as there are, to be cut into segments as short as there are", Door.RINGS, Control.SEGMENTS, paths=SPLIT)
+@attack("chains as long as there are, to be cut into segments as short as there are", Door.RINGS, Control.CHAINS, paths=SPLIT)
 def longest_chains_cut(a: Attacker) -> None:
     send_chains_to_be_cut(a, MIN_SEGMENT)
 

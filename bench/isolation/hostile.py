@@ -17,7 +17,7 @@ from bench.isolation import loops
 from bench.isolation.attack import Control
 from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
-from bench.isolation.descriptors import FRAME, send_to_be_cut
+from bench.isolation.descriptors import FRAME, send_chains_to_be_cut, send_to_be_cut
 from bench.isolation.frames import NOBODY, of_random_lengths
 from domu.guest import Guest
 from hyp.process import Process
@@ -51,6 +51,7 @@ class Hostile:
             Control.POSTS: lambda: post(a),
             Control.ADDRESSES: lambda: address(a),
             Control.SEGMENTS: lambda: send_to_be_cut(a, SEGMENT),
+            Control.CHAINS: lambda: send_chains_to_be_cut(a, SEGMENT),
             Control.CALLS: lambda: call(a),
             Control.READS: lambda: read(a),
         }
