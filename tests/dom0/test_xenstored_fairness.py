@@ -98,9 +98,10 @@ def request(type_: MessageType, *strings: str) -> bytes:
 def hammer(sock: socket.socket, requests: bytes) -> None:
     """Ask, and take what comes, until killed. It sleeps where it can't: it is xenstored's time that it takes, not the machine's."""
     sock.setblocking(False)
-    left = requests
+    left, either = requests, select.poll()
+    either.register(sock, select.POLLIN | select.POLLOUT)
     while True:
-        select.select([sock], [sock], [])
+        either.poll()
         with contextlib.suppress(BlockingIOError):
             left = left[sock.send(left) :] or requests
         with contextlib.suppress(BlockingIOError):

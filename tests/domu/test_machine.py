@@ -153,9 +153,11 @@ def test_init_ends_when_nobody_holds_its_lifeline_and_all_that_runs_with_it() ->
             os.waitpid(program, 0)
             os._exit(0)
         os.waitpid(supervisor, 0)
-        was_alive = not select.select([machine.init], [], [], 0)[0]
+        init = select.poll()
+        init.register(machine.init, select.POLLIN)
+        was_alive = not init.poll(0)
         os.close(machine.lifeline)
-        select.select([machine.init], [], [])  # the child's alarm bounds the wait; init is not gone before all in it are
+        init.poll()  # the child's alarm bounds the wait; init is not gone before all in it are
         return [was_alive]
 
     assert in_child(body) == [True]

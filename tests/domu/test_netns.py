@@ -85,7 +85,9 @@ def next_frame(fd: int) -> bytes:
 
 def next_with_header(fd: int) -> tuple[bytes, bytes]:
     """The next frame out of the TAP with its virtio_net_hdr."""
-    select.select([fd], [], [])
+    readable = select.poll()
+    readable.register(fd, select.POLLIN)
+    readable.poll()
     whole = os.read(fd, 70_000)
     return whole[:VNET_BYTES], whole[VNET_BYTES:]
 
@@ -239,7 +241,9 @@ def connected(tap: netns.Tap) -> socket.socket:
     header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(answer), 2, 0, 64, 6, 0, source, destination)
     header = header[:10] + struct.pack("!H", checksum(header)) + header[12:]
     write_frame(tap.fd, MAC_BYTES + PEER_MAC + b"\x08\x00" + header + answer)
-    select.select([], [client], [])
+    writable = select.poll()
+    writable.register(client, select.POLLOUT)
+    writable.poll()
     return client
 
 

@@ -150,8 +150,9 @@ async def regions(world: World) -> None:
         before = 0
         for _ in range(3):
             came = await world.tell("mike", "ask", op="context_open", args={"upcall": 0}, times=64)
-            assert set(came["came"]) == {"EINVAL"}, came
-            assert "cannot be mapped" in came["told"]
+            # EBUSY: on a busy machine it is too dear to notify for a while, as what a call in vain leaves is undone at its expense
+            assert {"EINVAL"} <= set(came["came"]) <= {"EINVAL", "EBUSY"}, came
+            assert "cannot be mapped" in came["told"] or "EBUSY" in came["came"]
             before = before or world.open_in("nic") + world.open_in("hyp")
             await until(partial(world.have_closed, before), "what was opened in vain to be closed")
     await world.well()

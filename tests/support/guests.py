@@ -12,6 +12,7 @@ The compiled ones are in tests/support/drivers.py and bench/isolation/loops.py.
 """
 
 import os
+import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -100,9 +101,15 @@ class Guest:
         os.eventfd_write(self.bench.hypervisor.system.domains[self.domid].contexts[self.context].completion_fd, 1)
 
     def close(self) -> None:
-        """Close what it holds open. A loop that a test has left behind ends: it would go on without end, and take a CPU."""
+        """Close what it holds open. A loop that a test has left behind ends first: what it works on is gone then."""
         for loop in self.loops:
             loop.job[0]["stop"] = 1
+        woken = os.eventfd(1)  # for good
+        with select.epoll.fromfd(os.dup(self.epoll)) as upcall:
+            upcall.register(woken, select.EPOLLIN)
+            for loop in self.loops:
+                loop.join()
+        os.close(woken)
         self.hyp.close()
         close_all([self.epoll, *([int(self.q["doorbell_fd"])] if hasattr(self, "q") else [])])
 
@@ -286,9 +293,13 @@ class Loop:
         self._guest.wake()
         return self.wait()
 
+    def join(self) -> None:
+        """Wait for its end, for a while."""
+        self._thread.join(patient(END_S))
+
     def wait(self) -> int:
         """Wait for its end; AssertionError if it does not come."""
-        self._thread.join(patient(END_S))
+        self.join()
         progress = f"{self['done']}/{self['frames']} sent, {self['received']}/{self['expect']} received"
         assert not self._thread.is_alive(), f"the loop does not end: {progress}"
         assert self.result is not None, "the loop raised"
