@@ -239,11 +239,10 @@ def _may_take(e, first):
 @outlined
 def _serve_vif(e, first):
     """One turn of a vif of several queues, which is one queue's: how many it has its guest says. Returns the slots passed on."""
-    may_take = _may_take(e, first)
     for k in range(first.queues):
         number = (first.turn + k) % first.queues
         p = member_of(e, first, number)
-        moved = _serve_port(e, p) if p.active != 0 and (p.next < p.staged or may_take) else 0
+        moved = _serve_port(e, p) if p.active != 0 and (p.next < p.staged or _may_take(e, first)) else 0
         if moved > 0:
             first.turn = number + 1
             return moved

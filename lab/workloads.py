@@ -375,7 +375,7 @@ class Runner:
             "frames": frames, "sent": sent, "seconds": seconds,
             "mpps": moved / seconds / 1e6 if seconds > 0 else 0.0,
             "gbps": (2 if round_trips else 1) * received["bytes"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
-            "rtt_us": report.get("rtt_us"), "latency": report.get("latency"),
+            "rtt_us": _numbers(report.get("rtt_us")), "latency": report.get("latency"),
             "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
             "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
             "per_frame": per_frame(counted, moved), "operations": operations(counted, moved), "trap_ns": trap_ns(counted),
@@ -451,3 +451,8 @@ def describe(load: Workload, times: str = "") -> str:
     unit = "frame" if load["kind"] == "stream" else "round trip"
     amount = plural(load["frames"], unit) if load["frames"] else f"{load['seconds']:g} s"
     return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {times}{amount}"
+
+
+def _numbers(said: Any) -> dict[str, float] | None:
+    """Figures by name, as a guest says them. TypeError, ValueError or AttributeError if they are none."""
+    return None if said is None else {str(name): float(number) for name, number in said.items()}

@@ -148,7 +148,7 @@ def crossed_frame(e, slot):
 @compiled
 def cross_or_pause(e, sender, r, f, port):
     """`cross` to context `r`, with a full crossing turned into a pause of `sender`, then into a drop."""
-    if f.offload & GSO != 0 and parts_for(r, f) > 1:
+    if f.offload & GSO != 0 and (sender.part > 0 or parts_for(r, f) > 1):
         return _cross_parts(e, sender, r, f, port)
     result = cross(e, r.engine, r.number, r.generation, f, port)
     return await_crossing(e, sender, r.engine) if result == PAUSE else result

@@ -320,7 +320,7 @@ class Xenstored:
         watch = event.watch
         connection = self.connections.get(watch.session)
         if connection is not None:
-            if connection.domid == DOM0 != by:
+            if connection.domid == DOM0 != by and self.store.is_introduced(by):
                 self._credits["events"].debit(by)
             connection.send_event(event.path, watch.token, watch.path.removeprefix(watch.prefix))
             self._unflushed.add(connection)

@@ -37,6 +37,8 @@ from hyp.verbs import (
 
 STALL_NS: Final = 60_000_000_000  # a wake-up that takes this long was lost
 FINISHED, STALLED, STOPPED = 0, -1, 1
+ABANDON = 2
+"""In `stop`: come to an end whatever is still to come; what is worked on is about to go."""
 
 
 @compiled
@@ -77,7 +79,8 @@ def _receive_some(job, q):  # type: ignore[no-untyped-def]
 def exchange(address: int) -> int:
     """Send `frames` and receive `expect` good ones, as a front end does: batch, ring, poll, arm, look again, sleep.
 
-    FINISHED; STOPPED if it was asked to stop, once all that was posted is completed; STALLED if no wake-up came.
+    FINISHED; STOPPED if it was asked to stop, once all that was posted is completed; STALLED if no wake-up came, or it is
+    to ABANDON what it waits for.
     """
     job = job_at(address)
     q = qp_at(job.qp)
@@ -86,6 +89,8 @@ def exchange(address: int) -> int:
         moved = poll_sends(q)
         job.done += moved
         moved += _receive_some(job, q)
+        if job.stop == ABANDON:
+            return STALLED
         if at_end(job):
             job.frames, job.expect = job.sequence, 0
         moved += _send_some(job, q)

@@ -27,7 +27,7 @@ from hyp.kernels import Entry
 from hyp.load.frames import TRACKER, TRACKER_ROWS, tracker_report
 from hyp.memory import Mapping
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
-from tests.support.drivers import compose, exchange, fence, head_words, sleep_until_event
+from tests.support.drivers import ABANDON, compose, exchange, fence, head_words, sleep_until_event
 from tests.support.patience import patient
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Guest:
     def close(self) -> None:
         """Close what it holds open. A loop that a test has left behind ends first: what it works on is gone then."""
         for loop in self.loops:
-            loop.job[0]["stop"] = 1
+            loop.job[0]["stop"] = ABANDON
         woken = os.eventfd(1)  # for good
         with select.epoll.fromfd(os.dup(self.epoll)) as upcall:
             upcall.register(woken, select.EPOLLIN)
