@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bench.isolation.pollers import polled_many_times
-from dom0.xenstore.connection import EVENTS_LIMIT, PAUSE_BYTES
+from dom0.xenstore.connection import EVENTS_LIMIT, PAUSE_BYTES, Connection
 from dom0.xenstore.server import Xenstored
 from dom0.xenstore.turns import SLICE_NS
 from hyp.abi import xs_wire
@@ -103,23 +103,28 @@ def test_a_byte_that_is_urgent_is_one_as_others(served: Served) -> None:
     assert served.stop()["disconnects"] == {}
 
 
+def two_clients() -> tuple[Xenstored, Raw, Raw, Connection]:
+    """A server in this loop; domain 5, which is hostile, domain 6, and what the server has of the first."""
+    server = Xenstored()
+    (mallory, theirs), (bystander, its) = socket.socketpair(), socket.socketpair()
+    for domid, sock in ((5, theirs), (6, its)):
+        server.introduce(domid)
+        server.add_connection(domid, sock)
+    (connection,) = (one for one in server.connections.values() if one.domid == 5)
+    return server, Raw(mallory), Raw(bystander), connection
+
+
 def test_who_asks_for_much_work_in_one_piece_pays_for_it() -> None:
     """A removal of a thousand nodes, taken back: a piece of work is not interrupted, so others wait for it."""
 
     async def main() -> None:
-        server = Xenstored()
-        (mallory, theirs), (bystander, its) = socket.socketpair(), socket.socketpair()
-        for domid, sock in ((5, theirs), (6, its)):
-            server.introduce(domid)
-            server.add_connection(domid, sock)
-        hostile, other = Raw(mallory), Raw(bystander)
+        server, hostile, other, connection = two_clients()
 
         async def call(raw: Raw, *what: Any, tx: int = 0) -> bytes:
             return bytes(await asyncio.to_thread(raw.call, *what, tx=tx))
 
         for k in range(900):
             assert await call(hostile, MessageType.MKDIR, f"d/{k}") == b"OK\0"
-        (connection,) = (one for one in server.connections.values() if one.domid == 5)
         tx = int((await call(hostile, MessageType.TRANSACTION_START, "")).rstrip(b"\0"))
         before = time.monotonic_ns()
         assert await call(hostile, MessageType.RM, "d", tx=tx) == b"OK\0"
@@ -130,8 +135,8 @@ def test_who_asks_for_much_work_in_one_piece_pays_for_it() -> None:
             assert await call(other, MessageType.GET_DOMAIN_PATH, "6") == b"/local/domain/6\0"
         assert connection.paused
         server.close()
-        mallory.close()
-        bystander.close()
+        hostile.sock.close()
+        other.sock.close()
 
     asyncio.run(main())
 
@@ -267,14 +272,8 @@ def test_a_descriptor_whose_close_lasts_holds_nobody_up(before: int) -> None:
 
 def test_who_polls_its_socket_many_times_over_is_answered_late_and_others_as_before() -> None:
     async def main() -> None:
-        server = Xenstored()
-        (mallory, theirs), (bystander, its) = socket.socketpair(), socket.socketpair()
-        for domid, sock in ((5, theirs), (6, its)):
-            server.introduce(domid)
-            server.add_connection(domid, sock)
-        hostile, other = Raw(mallory), Raw(bystander)
-        (connection,) = (one for one in server.connections.values() if one.domid == 5)
-        with polled_many_times(mallory.fileno()):
+        server, hostile, other, connection = two_clients()
+        with polled_many_times(hostile.sock.fileno()):
             asked = 0
             while connection.debt.wait_s() == 0:
                 hostile.send(MessageType.GET_DOMAIN_PATH, "5", req=asked)
@@ -286,7 +285,7 @@ def test_who_polls_its_socket_many_times_over_is_answered_late_and_others_as_bef
         for number in range(asked + 1):
             assert (await asyncio.to_thread(hostile.receive)).req_id == number
         server.close()
-        mallory.close()
-        bystander.close()
+        hostile.sock.close()
+        other.sock.close()
 
     asyncio.run(main())

@@ -13,7 +13,7 @@ import termios
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -210,14 +210,22 @@ def test_what_the_kernel_refuses_is_named(call: str, named: str) -> None:
     assert named in in_a_child(body)
 
 
+USER: Final = 12345
+
+
+def be_a_user() -> None:
+    """Be USER from now on, who is not root."""
+    syscalls.library()
+    os.setgroups([])
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+    linux.set_dumpable()
+
+
 @pytest.mark.needs("root")
 def test_who_is_not_root_can_confine_too() -> None:
     def body() -> str | None:
-        syscalls.library()
-        os.setgroups([])
-        os.setresgid(12345, 12345, 12345)
-        os.setresuid(12345, 12345, 12345)
-        linux.set_dumpable()
+        be_a_user()
         return lacking()
 
     assert in_a_child(body) == "None"
@@ -231,7 +239,7 @@ def test_files_that_are_its_users_are_not_changed_in_mode_and_time_either() -> N
         secret = folder / "secret"
         secret.write_text("x")
         for path in (folder, secret):
-            os.chown(path, 12345, 12345)
+            os.chown(path, USER, USER)
         before = [(os.stat(path).st_mode, os.stat(path).st_mtime) for path in (folder, secret)]
 
         def attempts() -> str:
@@ -240,18 +248,14 @@ def test_files_that_are_its_users_are_not_changed_in_mode_and_time_either() -> N
             tries: list[Callable[[], object]] = [
                 *(functools.partial(os.chmod, path, 0o4777) for path in (folder, secret)),
                 lambda: os.utime(secret, (1, 1)),
-                lambda: os.chown(secret, 12345, -1),
+                lambda: os.chown(secret, USER, -1),
                 lambda: os.setxattr(secret, "user.x", b"x"),
                 lambda: os.chmod("/dev/shm", 0o777),  # is its own
             ]
             return " ".join(outcome(attempt) for attempt in tries)
 
         def body() -> str | None:
-            syscalls.library()
-            os.setgroups([])
-            os.setresgid(12345, 12345, 12345)
-            os.setresuid(12345, 12345, 12345)
-            linux.set_dumpable()
+            be_a_user()
             enter(spec)
             return linux.asked_of_a_child(attempts)
 
