@@ -1,4 +1,4 @@
-"""Unmodified programs between TAP guests of each path, beside a veth pair and a process that pumps two TAPs; and by the wire.
+"""Unmodified programs between TAP guests of each path, beside a veth pair and what pumps frames between two TAPs; and by the wire.
 
 ``python -m bench programs [--paths split,bypass,trapped] [--seconds 3]``
 
@@ -13,14 +13,15 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from bench.method.contenders import probe_of
+from bench.method.estimate import median
 from bench.method.options import Options
 from bench.method.progress import Steps, parts
 from bench.method.samples import Slice
 from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
 from bench.peers import PeerError
-from bench.programs.ends import Ends, PumpEnds, WireEnds, ends
-from bench.programs.placement import best_placement
+from bench.programs.ends import Ends, PumpEnds, RelayEnds, WireEnds, ends
+from bench.programs.placement import CLIENT_END, SERVER_END, best_placement
 from bench.programs.running import Server, softirq_threads
 from bench.programs.suite import Program, once, programs
 from bench.report.results import BenchmarkResult, Row, Series
@@ -29,7 +30,7 @@ from lab.errors import LabError
 
 SLICE_S, TRIAL_S = 0.3, 0.15
 PATHS = ("bypass", "split", "trapped")
-PUMP = PumpEnds.name
+PUMP, RELAY = PumpEnds.name, RelayEnds.name
 BETWEEN_GUESTS, BY_THE_WIRE = "guest↔guest", "wire↔guest"
 TARGETS: dict[str, tuple[Question, ...]] = {
     "iperf3 TCP": (
@@ -40,19 +41,21 @@ TARGETS: dict[str, tuple[Question, ...]] = {
         Question("split", "bypass", "cpu_ns_per_byte", 1.3),
     ),
 }
-"""What ratios are to be. Of every other program: bypass ÷ split is above 1; and of those in `NEAR_THE_PUMP`, bypass ÷ the pump."""
+"""What ratios are to be. Of other programs: bypass ÷ split is above 1; of those in `NEAR_THE_FLOORS`, bypass ÷ pump and relay."""
 CPU_SHARE = TARGETS["iperf3 TCP"][-1]
-NEAR_THE_PUMP = ("redis", "nginx", "TCP round trip")
-PUMP_SHARE = 0.9
+NEAR_THE_FLOORS = ("redis", "nginx", "TCP round trip")
+FLOOR_SHARE = 0.9
+SMALLEST_SHARE = 0.005
 
 TITLE = "Programs"
 ABOUT = (
     "Unmodified programs between two TAP guests: iperf3, TCP round trips of one byte, nginx asked by wrk (16 connections, 1 kB), "
     "redis (GET by 10 clients, alone and pipelined). Beside the paths: a veth pair, and the pump, one process that reads frames "
-    "from one TAP and writes them to another, with the same offloads: what any TAP guest is bound by. Between guests both split "
-    "and bypass have one process in between, Dom0 or the NIC; so the same again with the client on a machine beyond the NIC's "
-    "wire, where split has Dom0 and the NIC in between, and bypass the NIC. Servers stay up, clients take turns. CPU per byte or "
-    "request is that of client, server and whatever carries the frames, the kernel's time included."
+    "from one TAP and writes them to another, with the same offloads: what any TAP guest is bound by; and the relay, three "
+    "processes that do no more, as guests and device are three: what TAP guests that are processes are bound by. Between guests "
+    "both split and bypass have one process in between, Dom0 or the NIC; so the same again with the client on a machine beyond the "
+    "NIC's wire, where split has Dom0 and the NIC in between, and bypass the NIC. Servers stay up, clients take turns. CPU per byte "
+    "or request is that of client, server and whatever carries the frames, the kernel's time included."
 )
 
 
@@ -123,7 +126,8 @@ def questions(program: Program, where: str) -> list[Question]:
         return [Question("bypass", "split", program.rate), *cheaper]
     if program.name in TARGETS:
         return list(TARGETS[program.name])
-    near = [Question("bypass", PUMP, program.rate, PUMP_SHARE)] if program.name.startswith(NEAR_THE_PUMP) else []
+    floors = (PUMP, RELAY) if program.name.startswith(NEAR_THE_FLOORS) else ()
+    near = [Question("bypass", floor, program.rate, FLOOR_SHARE) for floor in floors]
     return [Question("bypass", "split", program.rate), *near]
 
 
@@ -179,15 +183,14 @@ class _Runs:
         self._ends.place(self._placement, self._server.pid)
         pids = {**self._ends.processes(), "server": self._server.pid, **softirq_threads()}
         before = usages(pids)
-        reading, client_ns = await once(self._program, self._ends, seconds, self._per_s)
-        used = spent(usages(pids), before)
+        reading, client = await once(self._program, self._ends, seconds, self._per_s)
+        used = {**spent(usages(pids), before), "client": client}
         self._per_s = (reading.moved + reading.lost) / reading.seconds
-        by_process = {**{name: use.cpu_ns for name, use in used.items()}, "client": client_ns}
-        figures = self._program.figures(reading, sum(by_process.values()))
+        figures = self._program.figures(reading, sum(use.cpu_ns for use in used.values()))
         unit = 1e3 if self._program.cost == "cpu_us_per_request" else 1.0
-        shares = {name: ns / reading.moved / unit for name, ns in by_process.items()}
-        detail = {"processes": shares, "placement": self._placement}
-        return Slice(figures, detail=detail)
+        shares = {name: use.cpu_ns / reading.moved / unit for name, use in used.items()}
+        switches = {name: use.switches / reading.moved for name, use in used.items()}
+        return Slice(figures, detail={"processes": shares, "switches": switches, "placement": self._placement})
 
 
 def _report(result: BenchmarkResult, points: Sequence[Point], live: Mapping[str, Sequence[Ends]], notes: Sequence[str]) -> None:
@@ -198,13 +201,42 @@ def _report(result: BenchmarkResult, points: Sequence[Point], live: Mapping[str,
         if not point.samples.taken:
             continue
         for one in live[point.where["direction"]]:
-            details = point.samples.details(one.name)
-            more: Row = dict(details[-1]) if details else {}
+            more = _typical(point.samples.details(one.name))
             metrics = point.samples.metrics(one.name)
             result.take(point.samples, one.name, {one.kind: one.name}, point.where, metrics, **more)
         for question in point.questions:
             result.compare(point.samples, question.of, question.to, question.metric, point.where)
             result.claims.append(point.claim(question, _claim(point.title, question)))
+    _costs(result)
+
+
+def _typical(details: Sequence[Row]) -> Row:
+    """What slices say beside their figures: medians by process, and the placement, which is the same for all."""
+    if not details:
+        return {}
+    medians = {
+        what: {name: median([one[what][name] for one in details if name in one[what]]) for name in details[-1][what]}
+        for what in ("processes", "switches")
+    }
+    return {**medians, "placement": details[-1]["placement"]}
+
+
+def _costs(result: BenchmarkResult) -> None:
+    """A table of who takes how much of a request, and how often processes take turns for it: what a path's rate is made of."""
+    rows: list[list[str]] = []
+    for record in result.records:
+        if not record["program"].startswith(NEAR_THE_FLOORS) or "processes" not in record:
+            continue
+        cpu = dict(record["processes"])
+        total, client, server = sum(cpu.values()), cpu.pop(CLIENT_END), cpu.pop(SERVER_END)
+        carriers = " + ".join(f"{name} {us:.3g}" for name, us in sorted(cpu.items()) if us >= SMALLEST_SHARE * total)
+        name = str(record.get("path") or record.get("peer"))
+        figures = [f"{client:.3g}", f"{server:.3g}", carriers or "–", f"{total:.3g}", f"{sum(record['switches'].values()):.3g}"]
+        row = [record["program"], record["direction"], name, *figures, record["placement"]]
+        if row not in rows:  # a record for each regime has the same
+            rows.append(row)
+    head = ["program", "", "", CLIENT_END, SERVER_END, "who carries it", "all", "context switches", "placement"]
+    result.table("A request: who takes how much CPU time for it (µs), and how often processes take turns", head, rows)
 
 
 def _claim(program: str, question: Question) -> str:

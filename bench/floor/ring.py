@@ -53,7 +53,7 @@ def _await_index(index, event, target, w, counts):
             cpu_relax()
     while True:
         store64_once(event, target)
-        full_fence()  # the other side sees the event index before its index is read; pairs with _publish
+        full_fence()  # the other side sees the event index before its index is read; pairs with publish_index
         seen = load64_acquire(index)
         if seen >= target:
             return seen
@@ -62,7 +62,7 @@ def _await_index(index, event, target, w, counts):
 
 
 @compiled
-def _publish(index, event, old, new, notifier):
+def publish_index(index, event, old, new, notifier):
     """Publish an index that grew from `old` to `new`; notify if the other side asked for one in between."""
     store64_release(index, new)
     full_fence()  # pairs with _await_index
@@ -93,7 +93,7 @@ def produce(ring, entries, frame, stream, frames, nanoseconds, wait, notifier, c
         for sequence in range(prod, prod + burst):
             buffer = ring + BUFFERS + (sequence & (entries - 1)) * FRAME_BUFFER
             write_test_frame(buffer, frame, head0, head1, stream, sequence, 0)
-        _publish(ring + PROD, ring + PROD_EVENT, prod, prod + burst, notifier)
+        publish_index(ring + PROD, ring + PROD_EVENT, prod, prod + burst, notifier)
         prod += burst
     store64_release(ring + PROD, prod | FINISHED)
     notify(notifier)
@@ -120,6 +120,6 @@ def consume(ring, entries, frame, wire, trackers, wait, notifier, counts):
         for sequence in range(cons, cons + burst):
             buffer = wire + (sequence & (WIRE_BUFFERS - 1)) * LARGEST_FRAME_BUFFER
             verify(trackers, counts, buffer, frame, now)
-        _publish(ring + CONS, ring + CONS_EVENT, cons, cons + burst, notifier)
+        publish_index(ring + CONS, ring + CONS_EVENT, cons, cons + burst, notifier)
         cons += burst
     return cons

@@ -1,5 +1,5 @@
 """Pairs of ends between which programs talk, a client's and a server's: two guests of a lab, a machine beyond the NIC's wire and a
-guest, a veth pair, the pump's two TAPs.
+guest, a veth pair, the two TAPs of pump and relay.
 
 Whatever carries the frames is up as long as the pair is; `processes` names who that is. `enter` takes a child of one thread to an
 end, where it becomes the program.
@@ -8,6 +8,7 @@ Each gets the best of its placements for each program (placement.py), lest a com
 """
 
 import asyncio
+import json
 import os
 import socket
 import subprocess
@@ -24,9 +25,11 @@ from bench.peers.namespaces import ADDRESSES
 from bench.peers.veth import Pair, Veth, make_pair
 from bench.programs.placement import ANYWHERE, CLIENT_END, SERVER_END, cpus_in, place_threads, placements
 from bench.programs.pump import pump
+from bench.programs.relay import relay_end, relay_middle
 from domu.netns import can_create
 from hyp import linux
 from hyp.control import close_all
+from hyp.kernels import Entry
 from hyp.paths import PATHS
 from lab.owner import ROOT, Lab
 from lab.topology import parse
@@ -243,17 +246,21 @@ class VethEnds(_Free):
             self._pair = None
 
 
-class PumpEnds(_Free):
-    """Two TAPs with the offloads of guests', and one process between them (pump_worker.py): what TAP guests are bound by."""
+class _TapEnds(_Free):
+    """Two TAPs with the offloads of guests', and a worker's processes between them."""
 
-    name, address = "pump", "10.98.0.2"
     kind: Kind = "peer"
-    placements = placements(ANYWHERE, ["pump"])
+    address = "10.98.0.2"
+    name: str
+    worker: ClassVar[str]
+    """Its module."""
+    loops: ClassVar[tuple[Entry, ...]]
 
     def __init__(self) -> None:
         super().__init__()
         self._process: subprocess.Popen[str] | None = None
         self._namespaces: list[list[int]] = []
+        self._carriers: dict[str, int] = {}
 
     @staticmethod
     def missing() -> str | None:
@@ -262,25 +269,28 @@ class PumpEnds(_Free):
 
     async def start(self) -> None:
         """See `Ends`."""
-        pump.load()  # else the worker compiles it, in its own time
+        for loop in self.loops:
+            loop.load()  # else the worker compiles it, in its own time
         await asyncio.to_thread(self._start)
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        carriers, fds = b"", list[int]()
         with ours:
             ours.settimeout(START_S)
             with theirs:
-                command = [sys.executable, "-m", "bench.programs.pump_worker", str(theirs.fileno()), "10.98.0.1/24", "10.98.0.2/24"]
+                command = [sys.executable, "-m", self.worker, str(theirs.fileno()), "10.98.0.1/24", f"{self.address}/24"]
                 self._process = subprocess.Popen(
                     command, pass_fds=[theirs.fileno()], cwd=ROOT, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                     start_new_session=True,
                 )  # fmt: skip
             with suppress(OSError):
-                for _ in (CLIENT, SERVER):
-                    self._namespaces.append(socket.recv_fds(ours, 1, 2)[1])
-        if any(len(fds) != 2 for fds in self._namespaces) or len(self._namespaces) != 2:
+                carriers, fds, _, _ = socket.recv_fds(ours, 4096, 4)
+        self._namespaces = [fds[:2], fds[2:]]
+        if len(fds) != 4:
             self._process.kill()
-            raise PeerError(f"the pump did not start: {self._process.communicate()[1].strip() or 'not a word'}")
+            raise PeerError(f"the {self.name} did not start: {self._process.communicate()[1].strip() or 'not a word'}")
+        self._carriers = json.loads(carriers)
 
     def enter(self, end: int) -> None:
         """See `Ends`."""
@@ -289,8 +299,7 @@ class PumpEnds(_Free):
 
     def processes(self) -> dict[str, int]:
         """See `Ends`."""
-        assert self._process is not None
-        return {"pump": self._process.pid}
+        return self._carriers
 
     async def stop(self) -> None:
         """See `Ends`."""
@@ -302,6 +311,20 @@ class PumpEnds(_Free):
             self._process = None
 
 
+class PumpEnds(_TapEnds):
+    """One process between two TAPs (pump_worker.py): what TAP guests are bound by."""
+
+    name, worker, loops = "pump", "bench.programs.pump_worker", (pump,)
+    placements = placements(ANYWHERE, ["pump"])
+
+
+class RelayEnds(_TapEnds):
+    """Three processes between two TAPs (relay_worker.py): what TAP guests that are processes of their own are bound by."""
+
+    name, worker, loops = "relay", "bench.programs.relay_worker", (relay_end, relay_middle)
+    placements = placements(ANYWHERE, ["relay"])
+
+
 def ends(paths: Sequence[str]) -> list[Ends]:
-    """All contenders, not started: these paths, the pump and veth."""
-    return [*(GuestEnds(path) for path in paths), PumpEnds(), VethEnds()]
+    """All contenders, not started: these paths, relay, pump and veth."""
+    return [*(GuestEnds(path) for path in paths), RelayEnds(), PumpEnds(), VethEnds()]

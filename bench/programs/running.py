@@ -1,6 +1,6 @@
 """Programs at an end: a server that stays up, a client that runs to its end, and the CPU time of both.
 
-A program is a child of the bench: what it wrote, and its CPU time to its end (wait4(2)), are the bench's to know, and it is killed
+A program is a child of the bench: what it wrote, and what it used to its end (wait4(2)), are the bench's to know, and it is killed
 with the bench. It runs in a session of its own, so that Ctrl-C is for the bench alone.
 """
 
@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, Self
 from bench.peers import PeerError
 from bench.programs.ends import CLIENT, SERVER, Ends
 from hyp import linux
+from lab.accounting import Usage
 
 READY_S, LIMIT_S = 10.0, 30.0
 LOOK_S = 0.005
@@ -98,10 +99,10 @@ def _listens(pid: int, port: int) -> bool:
 
 
 class Done(NamedTuple):
-    """A client that has ended: what it wrote, and its CPU time in ns, its start included."""
+    """A client that has ended: what it wrote, and what it used, its start included."""
 
     output: str
-    cpu_ns: int
+    usage: Usage
 
 
 async def run_client(ends: Ends, argv: Sequence[str], interrupt_s: float | None = None) -> Done:
@@ -113,7 +114,7 @@ async def run_client(ends: Ends, argv: Sequence[str], interrupt_s: float | None 
             if interrupt_s is not None:
                 await asyncio.wait({reading}, timeout=interrupt_s)
                 process.send_signal(signal.SIGINT)
-            output, status, cpu_ns = await asyncio.shield(reading)
+            output, status, used = await asyncio.shield(reading)
     except TimeoutError:
         raise PeerError(f"{argv[0]} on {ends.name} does not come to an end") from None
     finally:
@@ -122,17 +123,17 @@ async def run_client(ends: Ends, argv: Sequence[str], interrupt_s: float | None 
             await reading
     if status != 0:
         raise PeerError(f"{argv[0]} on {ends.name} ended with status {status}: {output.strip()[-_LAST:] or 'not a word'}")
-    return Done(output, cpu_ns)
+    return Done(output, used)
 
 
-def _to_the_end(process: "subprocess.Popen[bytes]") -> tuple[str, int, int]:
-    """Read what a program writes and wait for its end: output, exit status, CPU time in ns."""
+def _to_the_end(process: "subprocess.Popen[bytes]") -> tuple[str, int, Usage]:
+    """Read what a program writes and wait for its end: output, exit status, what it used."""
     assert process.stdout is not None
     with process.stdout:
         output = process.stdout.read().decode(errors="replace")
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)  # Popen would wait for it, too
-    return output, process.returncode, round((used.ru_utime + used.ru_stime) * 1e9)
+    return output, process.returncode, Usage(round((used.ru_utime + used.ru_stime) * 1e9), used.ru_nvcsw + used.ru_nivcsw)
 
 
 def softirq_threads() -> dict[str, int]:

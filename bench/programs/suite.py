@@ -20,6 +20,7 @@ from typing import ClassVar, NamedTuple
 from bench.peers import PeerError
 from bench.programs.ends import Ends
 from bench.programs.running import Server, run_client
+from lab.accounting import Usage
 
 ROUND_TRIP = Path(__file__).with_name("round_trip.py")
 WRK_CONNECTIONS, WRK_RESPONSE, WRK_LONGEST_S = 16, 1024, 60
@@ -230,8 +231,8 @@ def programs() -> list[Program]:
     ]  # fmt: skip
 
 
-async def once(program: Program, ends: Ends, seconds: float, per_s: float) -> tuple[Reading, int]:
-    """Run the client for about `seconds`; what it came to, and its CPU time in ns. PeerError if it has no figure.
+async def once(program: Program, ends: Ends, seconds: float, per_s: float) -> tuple[Reading, Usage]:
+    """Run the client for about `seconds`; what it came to, and what it used. PeerError if it has no figure.
 
     `per_s`: how much of what it sends it is reckoned to send in a second.
     """
@@ -242,6 +243,6 @@ async def once(program: Program, ends: Ends, seconds: float, per_s: float) -> tu
         reading = program.read(done.output, amount)
         if reading.moved <= 0 or reading.seconds <= 0:
             raise ValueError("nothing arrived")
-        return reading, done.cpu_ns
+        return reading, done.usage
     except (ValueError, KeyError, IndexError, TypeError):
         raise PeerError(f"{argv[0]} on {ends.name} gave no figure: {done.output.strip()[-300:] or 'not a word'}") from None

@@ -13,8 +13,9 @@ from bench.benchmarks import programs
 from bench.method.options import Options
 from bench.method.progress import Silent
 from bench.peers import PeerError
-from bench.programs import ends, placement, running, suite
+from bench.programs import ends, placement, relay_worker, running, suite
 from bench.report.results import BenchmarkResult
+from lab.accounting import Usage
 from tests.support.labs import run
 from tests.support.patience import patient
 
@@ -32,12 +33,13 @@ async def on_veth(program: suite.Program) -> suite.Reading:
         await pair.start()
         server = await program.serve(pair)
         try:
-            reading, cpu_ns = await suite.once(program, pair, 0.05, program.first_per_s)
+            reading, used = await suite.once(program, pair, 0.05, program.first_per_s)
         finally:
             server.stop()
     finally:
         await pair.stop()
-    assert cpu_ns > 0
+    assert used.cpu_ns > 0
+    assert used.switches > 0
     return reading
 
 
@@ -58,7 +60,7 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
     result = measured(Options(paths=("bypass", "split"), repeat=2, quick=True, seconds=0.1))
     # How steady the machine is is not the test's: of two rounds there may be no figure, and the note says why
     assert [note for note in result.notes if "no slice was in a steady regime" not in note] == []
-    contenders = {("path", "bypass"), ("path", "split"), ("peer", "pump"), ("peer", "veth")}
+    contenders = {("path", "bypass"), ("path", "split"), ("peer", "relay"), ("peer", "pump"), ("peer", "veth")}
     for program, rate in (("iperf3 TCP", "gbps"), ("redis GET", "requests_per_s")):
         assert {row["path"] for row in result.records if row["direction"] == programs.BY_THE_WIRE} == {"bypass", "split"}
         rows = [row for row in result.records if row["program"] == program]
@@ -76,9 +78,15 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
         )
         assert {"alice", "bob", "dom0", "nic", "client", "server"} <= ours["processes"].keys()
         assert ours["processes"]["dom0"] > 0
+        assert ours["switches"]["dom0"] > 0
+        relay = next(row for row in rows if row.get("peer") == "relay")
+        assert all(relay["processes"][name] > 0 for name in relay_worker.NAMES), relay
         assert {"bob", "dom0", "nic", "client", "server"} <= beyond["processes"].keys()
         assert "alice" not in beyond["processes"]
         assert beyond["processes"]["nic"] > 0
+    (costs,) = result.tables
+    assert ["redis GET", programs.BETWEEN_GUESTS, "relay"] in [row[:3] for row in costs["rows"]]
+    assert all(row[0] == "redis GET" for row in costs["rows"])
     asked = [(claim.text, claim.target) for claim in result.claims]
     assert asked == [
         ("iperf3 TCP, guest↔guest: rate, bypass ÷ pump", "≥ 0.8"),
@@ -88,6 +96,7 @@ def test_contenders_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -
         ("iperf3 TCP, guest↔guest: CPU per byte, split ÷ bypass", "≥ 1.3"),
         ("redis GET, guest↔guest: rate, bypass ÷ split", "≥ 1"),
         ("redis GET, guest↔guest: rate, bypass ÷ pump", "≥ 0.9"),
+        ("redis GET, guest↔guest: rate, bypass ÷ relay", "≥ 0.9"),
         ("iperf3 TCP, wire↔guest: rate, bypass ÷ split", "≥ 1"),
         ("iperf3 TCP, wire↔guest: CPU per byte, split ÷ bypass", "≥ 1.3"),
         ("redis GET, wire↔guest: rate, bypass ÷ split", "≥ 1"),
@@ -135,6 +144,7 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(ends, "can_create", lambda: "cannot open /dev/net/tun")
     assert measured(Options(paths=("bypass",))).notes == [
         "bypass: left out: cannot open /dev/net/tun",
+        "relay: left out: cannot open /dev/net/tun",
         "pump: left out: cannot open /dev/net/tun",
         "veth: left out: the command ip is not here: apt install iproute2",
         "bypass, wire↔guest: left out: cannot open /dev/net/tun",
@@ -194,7 +204,7 @@ def test_a_server_that_ends_or_does_not_listen_is_named(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("output", ["", "{}", '"test","rps"\n', "Socket errors: 3"])
 def test_no_figure_is_no_figure(program: suite.Program, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async def ended(*_: object) -> running.Done:
-        return running.Done(output, 1)
+        return running.Done(output, Usage(1, 1))
 
     monkeypatch.setattr(suite, "run_client", ended)
     with pytest.raises(PeerError, match="gave no figure"):
