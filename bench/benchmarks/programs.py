@@ -53,9 +53,9 @@ ABOUT = (
     "redis (GET by 10 clients, alone and pipelined). Beside the paths: a veth pair, and the pump, one process that reads frames "
     "from one TAP and writes them to another, with the same offloads: what any TAP guest is bound by; and the relay, three "
     "processes that do no more, as guests and device are three: what TAP guests that are processes are bound by. Between guests "
-    "both split and bypass have one process in between, Dom0 or the NIC; so the same again with the client on a machine beyond the "
-    "NIC's wire, where split has Dom0 and the NIC in between, and bypass the NIC. Servers stay up, clients take turns. CPU per byte "
-    "or request is that of client, server and whatever carries the frames, the kernel's time included."
+    "both split and bypass have one process in between, Dom0 or the NIC; so the same again with the client on a machine beyond "
+    "the NIC's wire, where split has Dom0 and the NIC in between, and bypass the NIC. Servers stay up, clients take turns. CPU per "
+    "byte or request is that of client, server and whatever carries the frames, the kernel's time included."
 )
 
 
