@@ -179,7 +179,7 @@ class LabBench:
 
 
 def stream_slice(record: Row) -> Slice:
-    """The slice of a stream's record (lab/workloads.py)."""
+    """The slice of a stream's record (lab/workloads/record.py)."""
     kept = ("per_frame", "operations", "checksummed", "drops", "trap_ns", "modelled", "placement")
     detail: dict[str, Any] = {key: record[key] for key in kept if key in record}
     for key, what in (("processes", "cpu_ms"), ("spun", "spun_ms")):

@@ -1,4 +1,4 @@
-"""Runs a topology's workloads, one after the other, and turns each into a record: rate, round trips, ledger, losses explained.
+"""Runs a topology's workloads, one after the other.
 
 The receiver is counted, never the sender. A workload ends when everything is at rest: then every frame sent was received or dropped
 under a name, or the record has an error.
@@ -15,17 +15,17 @@ from typing import Any
 from hyp.abi.frame import HEADER_ONLY
 from hyp.control import ControlError, PeerGone
 from hyp.paths import PATHS
-from lab.accounting import Usage, spent, usages
+from lab.accounting import spent, usages
 from lab.counters import CounterReader
 from lab.errors import LabError
-from lab.figures import plural
-from lab.ledger import Snapshot, difference, drops, faults, operations, per_frame, total, trap_ns, unbalanced
+from lab.ledger import Snapshot, difference, unbalanced
 from lab.owner import Lab
 from lab.placement import Placement, usual
 from lab.plan import spin_limit_us
 from lab.schema.words import speed_factor
+from lab.workloads.load import WIRE, Workload, describe, guests_in
+from lab.workloads.record import merged, record_of
 
-WIRE = "wire"
 HYPERVISOR = "hyp"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 ANNOUNCEMENT = 64
@@ -33,10 +33,6 @@ REST_TIMEOUT_S = 10.0
 MARGIN_S = 30.0
 DEATH_TOLD_S = 2.0
 END_TIMEOUT_S = 2.0
-
-Workload = dict[str, Any]
-"""``{"kind", "from", "to", "frame", "seconds" or None, "frames" or None}``, as in the topology file."""
-
 
 MOST_SAID = 300
 """Characters of what is wrong with a report."""
@@ -91,7 +87,8 @@ class Runner:
             after = await self._settled()
             elapsed = time.monotonic() - start
             cpu = spent(usages(self.pids), used)
-            return self._record(load, merged(reports), difference(after, before), self._of_the_living(after), cpu, elapsed)
+            counted, at_rest = difference(after, before), self._of_the_living(after)
+            return {**record_of(load, self.path(load), merged(reports), counted, at_rest, cpu, elapsed), **self._circumstances()}
         except TimeoutError:
             raise WorkloadError(f"{name}: not done after {limit:g} s") from None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # a guest says what it likes
@@ -99,7 +96,7 @@ class Runner:
 
     def needed(self, loads: Sequence[Workload]) -> set[str]:
         """The processes without which these streams cannot be."""
-        return _guests_in(loads) | {"nic"} | self._between(_guests_in(loads))
+        return guests_in(loads) | {"nic"} | self._between(guests_in(loads))
 
     async def _unless_death(self, loads: Sequence[Workload]) -> list[dict[str, Any]]:
         """The jobs' reports; WorkloadError as soon as a process dies that they need."""
@@ -224,7 +221,7 @@ class Runner:
         return {loop for loop in loops if loop is not None}
 
     def _loops(self, loads: Sequence[Workload]) -> int:
-        guests = _guests_in(loads)
+        guests = guests_in(loads)
         return self._queues(guests) + int(self.lab.topology["nic"]["engines"]) + len(self._between(guests))
 
     def _several_in_one(self, guests: Collection[str]) -> bool:
@@ -237,14 +234,14 @@ class Runner:
             self.lab.seats.said
             or self._loops(loads) <= len(self.cpus)
             or len(self.cpus) < 2
-            or self._several_in_one(_guests_in(loads))
+            or self._several_in_one(guests_in(loads))
         ):
             return []
         roles = set(self._roles(loads).values())
         return [one for one in Placement if one in roles or one in (Placement.ANYWHERE, Placement.TOGETHER)]
 
     def _roles(self, loads: Sequence[Workload]) -> dict[str, Placement]:
-        guests = _guests_in(loads)
+        guests = guests_in(loads)
         senders = {load["from"] for load in loads}
         roles = {guest: Placement.SENDERS if guest in senders else Placement.RECEIVERS for guest in guests}
         return {**roles, **dict.fromkeys(self._between(guests), Placement.BACK_END), "nic": Placement.DEVICE}
@@ -258,7 +255,7 @@ class Runner:
             self._placement = self.lab.seats.text
             return
         roles = self._roles(loads)
-        if self._several_in_one(_guests_in(loads)):
+        if self._several_in_one(guests_in(loads)):
             chosen = Placement.ANYWHERE
         elif self._loops(loads) <= len(self.cpus):
             chosen = None
@@ -352,107 +349,12 @@ class Runner:
         received = await self.lab.call(load["from"], "received", stream=stream | 0x8000)
         return {**report, "received": received}
 
-    # -- the record --
-
-    def _record(
-        self,
-        load: Workload,
-        report: dict[str, Any],
-        counted: Snapshot,
-        at_rest: Snapshot,
-        cpu: dict[str, Usage],
-        elapsed: float,
-    ) -> dict[str, Any]:
-        received, units = report["received"], report.get("units", 1)
-        round_trips = load["kind"] == "rr"
-        frames, sent = received["frames"] // units, report["sent"] // units
-        seconds = report["seconds"] if round_trips else (received["last_ns"] - received["first_ns"]) / 1e9
-        moved = 2 * frames if round_trips else frames  # a round trip is two frames
-        cpu_us = sum(use.cpu_ns for use in cpu.values()) / 1000
-        named = drops(counted)
-        record: dict[str, Any] = {
-            "path": self.path(load), "workload": load["kind"], "from": load["from"], "to": load["to"], "frame": load["frame"],
-            "frames": frames, "sent": sent, "seconds": seconds,
-            "mpps": moved / seconds / 1e6 if seconds > 0 else 0.0,
-            "gbps": (2 if round_trips else 1) * received["bytes"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
-            "rtt_us": _numbers(report.get("rtt_us")), "latency": report.get("latency"),
-            "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
-            "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
-            "per_frame": per_frame(counted, moved), "operations": operations(counted, moved), "trap_ns": trap_ns(counted),
-            "lost": sent - frames, "corrupt": received["corrupt"], "duplicated": received["duplicated"],
-            "checksummed": counted_checks(counted, moved * units), "drops": named,
-            "processes": {
-                name: {
-                    "cpu_ms": use.cpu_ns / 1e6,
-                    "spun_ms": total(counted, "spin_ns", f"{name}/") / 1e6,
-                    "switches": use.switches,
-                }
-                for name, use in cpu.items()
-            },
-            "elapsed": elapsed,
-        }  # fmt: skip
-        record |= {name: report[name] for name in ("shares", "lag_ns", "max_lag_ns", "replay") if name in report}
-        if load["kind"] == "replay":
-            record |= {"file": load["file"], "frame": round(received["bytes"] / frames) if frames else 0}  # the mean length
+    def _circumstances(self) -> dict[str, Any]:
+        """What a record says of what its workload ran in: prices, where loops ran, whether they spun."""
+        found: dict[str, Any] = {"placement": self._placement, "polls": self._polls}
         if any(self._price.values()):
-            record["modelled"] = dict(self._price)
+            found["modelled"] = dict(self._price)
             model = self.lab.topology["model"]
             if model["profile"] is not None and model["price"] == self._price:
-                record["profile"] = model["profile"]
-        record["placement"], record["polls"] = self._placement, self._polls
-        record["errors"] = errors(record, counted, at_rest)
-        return record
-
-
-def _guests_in(loads: Iterable[Workload]) -> set[str]:
-    return {load[end] for load in loads for end in ("from", "to")} - {WIRE}
-
-
-def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One report for streams that ran at a time: sums, from the first frame of any to the last of any; `shares`: frames of each."""
-    if len(reports) == 1:
-        return reports[0]
-    received = [report["received"] for report in reports]
-    sums = {name: sum(one[name] for one in received) for name in ("frames", "bytes", "corrupt", "duplicated")}
-    seen = [one for one in received if one["frames"]] or received
-    ends = {"first_ns": min(one["first_ns"] for one in seen), "last_ns": max(one["last_ns"] for one in seen)}
-    shares = [one["frames"] for one in received]
-    units = reports[0].get("units", 1)
-    return {"sent": sum(report["sent"] for report in reports), "units": units, "received": {**sums, **ends}, "shares": shares}
-
-
-def counted_checks(counted: Snapshot, frames: int) -> float:
-    """Fraction of the frames whose whole payload was checksummed by a receiver."""
-    checked = sum(counts["checked"] for counts in counted.values())
-    return min(1.0, checked / frames) if frames else 0.0
-
-
-def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list[str]:
-    """What makes the record worthless: corruption, duplicates, losses without a name, protocol faults, hops that do not balance."""
-    found = []
-    if record["frames"] == 0:
-        found.append("no frame arrived")
-    for what in ("corrupt", "duplicated"):
-        if record[what]:
-            found.append(f"{plural(record[what], 'frame')} {what}")
-    unexplained = record["lost"] - sum(record["drops"].values())
-    if unexplained > 0 or record["lost"] < 0:
-        found.append(f"{plural(record['lost'], 'frame')} lost, {sum(record['drops'].values())} of them under a name")
-    found += [f"{row}: {name} {n}" for row, names in faults(counted).items() for name, n in names.items()]
-    found += [f"does not balance: {equation}" for equation in unbalanced(at_rest)]
-    return found
-
-
-def describe(load: Workload, times: str = "") -> str:
-    """A workload in words; `times` ("3 × ") stands before how long it is."""
-    if load["kind"] == "replay":
-        amount = f"{load['seconds']:g} s" if load["seconds"] else plural(load["times"], "time")
-        return f"replay {load['from']} → {load['to']}, {os.path.basename(load['file'])}, {times}{amount}"
-    unit = "frame" if load["kind"] == "stream" else "round trip"
-    amount = plural(load["frames"], unit) if load["frames"] else f"{load['seconds']:g} s"
-    return f"{load['kind']} {load['from']} → {load['to']}, {load['frame']} B, {times}{amount}"
-
-
-def _numbers(said: Any) -> dict[str, float] | None:
-    """Figures by name, as a guest says them. TypeError, ValueError or AttributeError if they are none."""
-    return None if said is None else {str(name): float(number) for name, number in said.items()}
+                found["profile"] = model["profile"]
+        return found
