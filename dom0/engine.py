@@ -14,7 +14,7 @@ from dom0.credit import end_credit, set_rate
 from dom0.frames import DELIVERED, PARTS_BUDGET, PAUSE, await_receiver, judge_frame, put_copy, put_frame
 from dom0.mapped_pages import enter_pages, release_pages
 from dom0.multicast import hears
-from dom0.netback import drop_staged, tell_guest
+from dom0.netback import drop_staged, end_frame, tell_guest
 from dom0.netback_rx import flush_copies, flush_is_full, had_room, has_room, queue_copy
 from dom0.netback_tx import answer_requests, take_requests
 from dom0.state import STAGE, UPLINK, engine_at, member_of, port_of, staged_of
@@ -191,8 +191,8 @@ def _forward(e, p):
                     p.wary = 1
             if tracer != 0 and not is_passed_over(tracer, s.addr, first_bytes(s)):
                 trace_passed(tracer, e, p, s, result, e.flooded > flooded)
-        if p.pause_until != 0:  # part of it may have been passed on, before its way has changed
-            p.pause_until, p.part = 0, 0
+        if p.pause_until != 0 or p.part != 0:
+            end_frame(p)
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
     vif.parts_owed = max(e.parts - PARTS_BUDGET, 0)

@@ -41,6 +41,14 @@ from hyp.kernels import compiled, outlined
 from hyp.model.price import charge, charge_bytes
 
 
+@compiled
+def end_frame(p):
+    """What becomes of a port's next frame is known. If its way has changed when a part of it had been passed on, that part is what
+    the port's one frame covers, and the rest, which was dropped or went another way, is one more."""
+    count(p.counts, SEGMENTED, 1 if p.part > 0 else 0)
+    p.pause_until, p.part = 0, 0
+
+
 @outlined
 def drop_staged(e, p):
     """Drop what a vif's port has taken in and not passed on, and take its buffers back, but for those that the NIC has."""
@@ -50,12 +58,12 @@ def drop_staged(e, p):
         frames += s.length > 0
         k += max(s.slots, 1)
     count(p.counts, DROP_DOWN, frames)
-    count(p.counts, SEGMENTED, 1 if p.part > 0 else 0)  # the frame itself is what was passed on of it
+    end_frame(p)
     for k in range(p.staged - p.answers, p.staged):
         s = staged_of(p, k)
         if s.buffer >= 0 and s.posted == 0:
             give_buffer(e, s.buffer)
-    p.staged, p.next, p.answers, p.part, p.pause_until = 0, 0, 0, 0, 0
+    p.staged, p.next, p.answers = 0, 0, 0
 
 
 @outlined

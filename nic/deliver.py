@@ -216,6 +216,15 @@ def count_part(e, parts, part, result):
 
 
 @compiled
+def end_frame(e, sender):
+    """What becomes of a sender's frame is known. If its way has changed when a part of it had been passed on, that part is what the
+    sender's one frame covers, and the rest, which was dropped or went another way, is one more."""
+    if sender.part > 0:
+        count(e.counts, SEGMENTED, 1)
+    sender.pause_until, sender.part = 0, 0
+
+
+@compiled
 def put_or_pause(e, sender, r, f):
     """`put`, with a full receiver turned into a pause of `sender` (a record with `pause_until`), then into a drop.
 

@@ -10,7 +10,7 @@ A batch:
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
 
-from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SEGMENTED, SUPPRESSED, TX_BYTES
+from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SUPPRESSED, TX_BYTES
 from hyp.abi.nic import CONTEXTS, NO_CONTEXT, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
 from hyp.abi.platform import DMA_BYTE_PRICE, EPOCH, KEEP_ARMED, SHOOTDOWN_REQUEST
 from hyp.atomics import (
@@ -48,7 +48,7 @@ from nic.crossing import (
     slot_of,
     want_room,
 )
-from nic.deliver import is_turn_over, put_or_pause
+from nic.deliver import end_frame, is_turn_over, put_or_pause
 from nic.doorbell import note_rings
 from nic.generator import begin_generating, generate
 from nic.queues import posted_sends
@@ -209,7 +209,6 @@ def _put_crossed(e, gate, r, generation, f):
     """Deliver a frame that was for generation `generation` of context `r`. DELIVERED, PAUSE, or a drop's name."""
     if r.active != 0 and r.generation == generation:
         return put_or_pause(e, gate, r, f)
-    count(e.counts, SEGMENTED, 1 if gate.part > 0 else 0)  # the frame itself is what was delivered of it
     return DROP_DOWN
 
 
@@ -236,7 +235,7 @@ def _serve_crossing(e, producer):
                 trace_crossed(tracer, number, f, result)
         if result == PAUSE:
             break
-        gate.pause_until, gate.part = 0, 0
+        end_frame(e, gate)
         if result != DELIVERED:
             count(e.counts, result, 1)
         cons += 1

@@ -16,7 +16,7 @@ from hyp.load.replay import begin_replay, go_on, next_entry, replay_at
 from hyp.load.schedule import begin_schedule, note_lag, schedule_at
 from hyp.offload.frame import frame_at, one_piece
 from nic.crossing import is_paused
-from nic.deliver import copy_frame
+from nic.deliver import copy_frame, end_frame
 from nic.link import launch, link_at, room_for_frame, takes
 from nic.send import flood
 from nic.state import DELIVERED, PAUSE, wire_at
@@ -80,7 +80,7 @@ def _pass_on(e, w, entry):
         result = inbound(e, w, destination, f)
     if result == PAUSE:
         return False
-    w.pause_until, w.part = 0, 0
+    end_frame(e, w)
     if result != DELIVERED:
         count(w.counts, result, 1)
     return True

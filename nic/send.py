@@ -58,7 +58,7 @@ from hyp.offload.fragments import fragment_fault, offload_fault
 from hyp.offload.frame import add_piece, begin_frame, frame_at, piece_addr, piece_length
 from hyp.offload.segments import longest_part, prepare
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
-from nic.deliver import is_turn_over, put_broadcast, put_or_pause, put_run
+from nic.deliver import end_frame, is_turn_over, put_broadcast, put_or_pause, put_run
 from nic.queues import (
     NO_WINDOW,
     complete_send,
@@ -283,9 +283,8 @@ def _send_one(e, c):
             return 0, 0, False
         if result != DELIVERED:
             status = STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED
-    if c.pause_until != 0:
-        c.pause_until = 0
-    c.part = c.flooded = 0
+    end_frame(e, c)
+    c.flooded = 0
     if result != DELIVERED:
         count(c.counts, result, 1)
     tracer = tracer_of(e.wait)

@@ -16,7 +16,7 @@ from hyp.offload.frame import frame_at, one_piece
 from hyp.offload.segments import prepare
 from hyp.offload.vnet import TOO_LONG, has_offload, set_iovec, word_of
 from nic.crossing import is_paused
-from nic.deliver import is_turn_over
+from nic.deliver import end_frame, is_turn_over
 from nic.send import flood
 from nic.state import DELIVERED, PAUSE, wire_at
 from nic.wire import BATCH, WIRE_ORIGIN, inbound
@@ -99,7 +99,8 @@ def _pass_on(e, w):
         result = inbound(e, w, destination, f)
     if result == PAUSE:
         return False
-    w.pause_until, w.part, w.tap_got = 0, 0, 0
+    end_frame(e, w)
+    w.tap_got = 0
     if result != DELIVERED:
         count(w.counts, result, 1)
     return True

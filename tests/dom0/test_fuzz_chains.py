@@ -6,6 +6,8 @@ on each drop and fault.
 """
 
 import asyncio
+import os
+import signal
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -23,13 +25,14 @@ from hyp.abi.netif import RSP_NULL, RSP_OKAY
 from hyp.abi.nic import mac_to_int
 from hyp.paths import GRANT_MODES
 from lab import owner
+from lab.ledger import unbalanced
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
 from lab.workloads import Runner
 from tests.lab.test_paths import running
 from tests.support.drivers import header
 from tests.support.fuzz import TIERS, fuzz
-from tests.support.labs import run, until, workload
+from tests.support.labs import run, until, wait_until, workload
 from tests.support.netback_model import CSUM_BLANK, EXTRA, HASH, MORE, RECEIVERS, RX_BLANK, RX_VALIDATED, VALIDATED, Delivery, Model
 from tests.support.plain_packets import ETHERNET, TCP, UDP, Packet, read
 from tests.support.tiers import tiered
@@ -428,5 +431,39 @@ def test_a_frame_waits_for_room_for_all_of_it(tmp_path: Path, monkeypatch: pytes
                 await whole.post(missing)
                 await whole.expect([got])
                 assert {status for _, status in await answers} == {RSP_OKAY, RSP_NULL}
+
+    run(main())
+
+
+def test_a_frame_half_cut_whose_receiver_goes_is_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of it has arrived, and the rest, which has nowhere to go any more. The next one is cut from its beginning."""
+
+    async def main() -> None:
+        async with world(tmp_path, monkeypatch, "copy", 1500) as there:
+            runner, cut, arrive, whole = there.runner, there.guests["cut"], 3, 12
+            frame, segment, blank = content_of(SOUND | {"parts": whole}, cut.mac, there.bert.mac)
+            slots, contents = slots_of(SOUND, frame, segment, blank, 0)
+            writes = [[(there.bert.pools["tx"] + k) * PAGE_BYTES + at, piece] for k, (at, piece) in contents.items()]
+            await cut.post(arrive)
+            answers = asyncio.create_task(there.bert.call("slots", writes=writes, slots=slots))
+
+            async def waits() -> bool:
+                return (await runner.lab.counters()).read()[f"dom0/vif{cut.number}:cut"]["rx_frames"] == arrive
+
+            await until(waits, "the first segments to arrive")
+            os.kill(runner.pids["cut"], signal.SIGKILL)
+            await answers
+            after = await there.bert.counts() - there.counted
+            there.counted += after
+            lost = sum(after.values())
+            assert lost in (1, whole - arrive), after  # it drops whole, as nobody has its address, or by segments
+            del there.macs["cut"]
+            assert await there.exchange([SOUND | {"to": "plain", "gso": 536}])
+
+            def balances() -> bool:
+                return not [str(one) for one in unbalanced(reader.read()) if one.hop == "Dom0"]
+
+            reader = await runner.lab.counters()
+            await asyncio.to_thread(wait_until, balances, "Dom0's equation to hold")
 
     run(main())

@@ -20,6 +20,7 @@ from hyp.abi.nic import (
     STATUS_BAD_LENGTH,
     STATUS_BAD_OFFLOAD,
     STATUS_OK,
+    STATUS_SPOOFED,
 )
 from nic.state import BUDGET_PARTS
 from tests.support.fuzz import SEED, TIERS, fuzz
@@ -168,6 +169,26 @@ def test_the_rest_of_a_cut_frame_drops_with_the_segment_that_found_no_buffer() -
         assert [carl.take_frame()[2] for _ in range(10)] == one.segments(1000)[:10]
         bench.at_rest(1)
         assert bench.drops() == {"drop_no_buffer": 20}
+
+
+def test_a_frame_half_cut_whose_way_changes_is_accounted_for() -> None:
+    """What of it has arrived, and the rest. The next one is cut from its beginning."""
+    with bench_of(1, mtu=MTU, features=ALL, pause_us=60_000_000) as (bench, anna):
+        carl = bench.guest(queue=64)
+        one, posted = packet(anna, carl.mac, 30 * 1000), 10
+        carl.post_buffers(posted)
+        at = anna.tx_pool + int(anna.q["sq_prod"]) % anna.entries * PAGE
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 1000)
+        assert [carl.take_frame()[2] for _ in range(posted)] == one.segments(1000)[:posted]
+        anna.write(at + 6, bytes(6))  # where it comes from
+        carl.post_buffers(30)
+        assert anna.sent(1) == [STATUS_SPOOFED]
+        bench.at_rest(1)
+        assert bench.drops() == {"drop_spoofed": 1}
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 1000)
+        assert anna.sent(1) == [STATUS_OK]
+        assert [carl.take_frame()[2] for _ in range(30)] == one.segments(1000)
+        bench.at_rest(2)
 
 
 @pytest.mark.parametrize("engines", [1, 2])
