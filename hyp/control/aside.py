@@ -10,7 +10,8 @@ What a call takes is told to `takes`, so that the guest pays for it: its CPU tim
 for which the thread is blocked, by whatever was asked before, too. `call` does not wait long. Who does not answer by `LIMIT_S` is
 *stuck*: what is asked of it then fails at once, until all that it was asked before has been done; what was waited for in vain is
 told, too. `later` waits for nothing. In the end a stuck thread goes when its guest does. Where there are no more threads, nothing
-is called in the thread that asks: what is asked for is stuck, and done when the next is asked.
+is called in the thread that asks: what is asked for is stuck, and done when the next is asked, for whichever guest: this one's last
+may have been asked already.
 """
 
 import threading
@@ -22,6 +23,10 @@ from typing import Any, Final
 
 LIMIT_S: Final = 0.25
 """More than a thread that is not blocked waits for a CPU."""
+
+
+_WAITING: "Final[set[Aside]]" = set()
+"""Those whose jobs wait for a thread."""
 
 
 class Stuck(OSError):
@@ -77,10 +82,20 @@ class Aside:
         return self._stuck
 
     def _begin(self, job: _Job) -> bool:
-        """Enter a job. False if nobody is at work, as there are no more threads: it waits for who is asked next."""
+        """Enter a job. False if nobody is at work, as there are no more threads: it waits until there is one again."""
         with self._lock:
             self._jobs.append(job)
-            if self._at_work:
+        if not self._set_to_work():
+            return False
+        for other in tuple(_WAITING):
+            other._set_to_work()
+        return True
+
+    def _set_to_work(self) -> bool:
+        """Have a thread do what there is to do. False if there is none, and nobody is at work."""
+        _WAITING.discard(self)
+        with self._lock:
+            if self._at_work or not self._jobs:
                 return True
             self._at_work = True
         try:
@@ -88,6 +103,7 @@ class Aside:
         except RuntimeError:
             with self._lock:
                 self._at_work = False
+            _WAITING.add(self)
             return False
         return True
 

@@ -112,6 +112,25 @@ def test_where_there_are_no_more_threads_nothing_is_called_by_who_asks(aside: As
     wait_until(lambda: not os.path.exists(f"/proc/self/fd/{gone}"), "it to be closed with the next")
 
 
+def test_what_was_asked_last_for_a_guest_is_done_once_there_is_a_thread_for_any(
+    aside: Aside, taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who dies asks for nothing more, and what it had is to be closed."""
+    done, last = list[str](), Aside(taken.append)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        last.later(done.append, "last")
+        with pytest.raises(Stuck):
+            aside.call(divmod, 7, 2)
+    assert done == []
+    assert aside.call(divmod, 9, 4) == (2, 1)
+    wait_until(lambda: done == ["last"], "it to be done")
+
+
 def test_a_guests_thread_does_without_descriptors(aside: Aside, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """They may all be in use: it goes on, and is charged."""
 

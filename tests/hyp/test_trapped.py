@@ -14,6 +14,7 @@ import pytest
 from dom0.toolstack.authority import Toolstack
 from hyp.abi.nic import PAGE, STATUS_OK
 from hyp.control import Refused
+from hyp.monitor import event_channels
 from lab.counters import CounterReader
 from lab.ledger import difference, total
 from lab.stopping import stop
@@ -141,6 +142,23 @@ def test_set_up_is_checked() -> None:
         with pytest.raises(Refused) as refused:
             anna.call("emulation_attach", **good)
         assert refused.value.name == "EBUSY"
+
+
+def test_who_is_too_dear_to_notify_gets_no_emulated_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told so before anything is made for it, and gets one when that is paid."""
+    monkeypatch.setattr(event_channels, "PAID_S", 0.01)
+    with Bench() as bench:
+        anna, emulation = bench.domain(), bench.hypervisor.system.emulation
+        anna.call("upcall_create")
+        asked = {"interrupts": 0, "answers": 1, "sq": PAGE, "scq": 2 * PAGE, "rq": 3 * PAGE, "rcq": 4 * PAGE}
+        domain = bench.hypervisor.system.domains[anna.domid]
+        domain.debt.owe(10**12)
+        with pytest.raises(Refused, match="too dear") as refused:
+            anna.call("emulation_attach", **asked, sq_size=64, rq_size=64)
+        assert refused.value.name == "EBUSY"
+        assert emulation._machines == {}
+        domain.debt._until = 0
+        assert anna.call("emulation_attach", **asked, sq_size=64, rq_size=64).value["mac"]
 
 
 def test_the_toolstack_gives_each_path_its_own_device() -> None:
