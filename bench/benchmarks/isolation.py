@@ -3,8 +3,9 @@
 ``python -m bench isolation [--paths …] [--attacks NAME,…] [--quick]``
 
 An attack is *contained* if meanwhile no frame of the bystanders was lost, corrupted or seen twice, none of the canaries was seen or
-changed, nobody but the attacker died, and the bystanders' rate was at least `ENOUGH` of what it is beside an honest guest that
-takes as much of the machine.
+changed, nobody but the attacker died, and the rate of the two bystanders that exchange streams was at least `ENOUGH` of what it is
+beside an honest guest that takes as much of the machine. It is not if any single stream of theirs, or that of a third one to the
+wire, is shown to have less.
 """
 
 import itertools
@@ -18,7 +19,7 @@ from typing import Any
 
 from bench.isolation import catalogue
 from bench.isolation.attack import Attack, Control
-from bench.isolation.trial import Trial
+from bench.isolation.trial import STREAMS, Trial
 from bench.method.claims import Claim
 from bench.method.contenders import probe_of, run_name
 from bench.method.options import Options
@@ -44,10 +45,11 @@ COUNTS = ("lost", "corrupt", "leaked", "changed")
 
 TITLE = "Isolation"
 ABOUT = (
-    "A guest attacks, two others exchange verified streams both ways, a third one's memory is full of canaries. Contained: nothing "
-    "lost, corrupted, leaked or changed, nobody else dead, and the bystanders at 0.9 or more of their rate beside an honest guest "
-    "that takes as much (it is quiet, computes, sends as many frames, posts as many descriptors, or makes as many calls). "
-    "Attackers have a CPU of their own; all that serves them shares another one with the bystanders."
+    "A guest attacks, two others exchange verified streams both ways, a third one, whose memory is full of canaries, sends one to "
+    "the wire. Contained: nothing lost, corrupted, leaked or changed, nobody else dead, and the bystanders at 0.9 or more of their "
+    "rate beside an honest guest that takes as much (it is quiet, computes, sends as many frames, posts as many descriptors, or "
+    "makes as many calls), and no single stream is shown to have less. Attackers have a CPU of their own; all that serves them "
+    "shares another one with the bystanders."
 )
 
 
@@ -148,8 +150,10 @@ def _record(path: str, attack: Attack, samples: Samples, question: Question, det
     """What became of it. `contained` is None where the bystanders' rate is not decided and all else is well."""
     errors = samples.errors(attack.name)
     rate, calls = question.ratio(samples), samples.ratio(attack.name, UNDISTURBED, "calls_per_s")
+    streams = {name: samples.ratio(attack.name, UNDISTURBED, name) for name in STREAMS}
+    slow = [name for name, ratio in streams.items() if decide(ratio, ENOUGH).verdict == MISSED]
     verdict = decide(rate, ENOUGH)
-    contained = False if errors or verdict.verdict == MISSED else True if verdict.verdict == MET else None
+    contained = False if errors or slow or verdict.verdict == MISSED else True if verdict.verdict == MET else None
     got: dict[str, int] = {}
     for detail in details:
         for what, times in detail.get("got", {}).items():
@@ -158,7 +162,8 @@ def _record(path: str, attack: Attack, samples: Samples, question: Question, det
         "path": path, "attack": attack.name, "about": attack.about, "door": str(attack.door),
         "control": str(attack.control_on(path)),
         "contained": contained, "rate": verdict.verdict, "reason": verdict.reason,
-        "bystanders": _figure(rate), "calls": _figure(calls),
+        "bystanders": _figure(rate), "calls": _figure(calls), "slow": slow,
+        "streams": {name.removesuffix("_mpps"): _figure(ratio) for name, ratio in streams.items()},
         **{name: sum(max(0, detail.get(name, 0)) for detail in details) for name in COUNTS},
         "attempts": sum(detail.get("attempts", 0) for detail in details), "got": got,
         "regime": rate.regime, "n": rate.pairs, "slices": samples.slices(attack.name), "errors": errors,
@@ -208,5 +213,6 @@ def _cell(row: Row | None) -> str:
         return "–"
     mark = {True: "✓", False: "✗", None: "?"}[row["contained"]]
     counts = [f"{row[name]} {name}" for name in COUNTS if row[name]]
+    counts += [f"{name} {short(row['streams'][name]['median'])}" for name in (one.removesuffix("_mpps") for one in row["slow"])]
     figure: Any = row["bystanders"]
     return f"{mark} {', '.join(counts) or (short(figure['median']) if figure else 'no figure')}"

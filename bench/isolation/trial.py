@@ -1,9 +1,10 @@
 """A topology under attack: who is in it, and what an attack does to the others.
 
-On one path: anna and bert exchange verified streams, both ways at a time; carl, full of canaries, asks hypervisor and store; dave,
-an honest guest, sends to the attackers that are to be sent to, or as fast as he can, where that is the control; erin does what the
-other controls say; and one hostile guest for each attack. A *slice* is the bystanders' streams beside an attack, or beside its
-control: their rate, their losses, the canaries, and how many set-up calls were answered.
+On one path: anna and bert exchange verified streams, both ways at a time; carl, full of canaries, asks hypervisor and store, and
+sends a verified stream to the wire; dave, an honest guest, sends to the attackers that are to be sent to, or as fast as he can,
+where that is the control; erin does what the other controls say; and one hostile guest for each attack. A *slice* is the
+bystanders' streams beside an attack, or beside its control: their rates, their losses, the canaries, and how many set-up calls were
+answered.
 
 Attackers have a CPU to themselves, as virtual CPUs that are pinned have; all that serves them shares another one with the
 bystanders. So an attack costs the bystanders what it makes others do, and no more.
@@ -28,6 +29,8 @@ from lab.plan import MODULES
 ONE, OTHER, CANARIES, SENDER, EQUAL = "anna", "bert", "carl", "dave", "erin"
 HONEST = (ONE, OTHER, CANARIES, SENDER, EQUAL)
 ATTACKER, VICTIM = "bench.isolation.hostile", "bench.isolation.victim"
+STREAMS = ("there_mpps", "back_mpps", "wire_mpps")
+"""The bystanders' streams, by what their rates are called: from anna to bert, from bert to anna, from carl to the wire."""
 FRAME = 200
 NOBODY = "02:00:00:00:77:77"
 SENT_TO_PPS = 20_000
@@ -76,7 +79,7 @@ class Trial:
         plain = topology(name, (), others=guests, memory={"backing": backing}, cpu=cpu, nic=nic, **more)
         self.lab = AttackedLab(plain)
         self.macs = {guest["name"]: guest["mac"] for guest in plain["guest"]} | {"wire": plain["nic"]["wire"]["mac"]}
-        self._streams = itertools.cycle(range(1, HEADER_ONLY - 3, 3))
+        self._streams = itertools.cycle(range(1, HEADER_ONLY - 4, 4))
         self._reader: CounterReader
 
     async def __aenter__(self) -> "Trial":
@@ -132,10 +135,11 @@ class Trial:
         return report
 
     async def _bystanders(self, stream: int, seconds: float, sent_to: str | None) -> Slice:
-        """Streams both ways between anna and bert; carl's calls; dave's frames to `sent_to`, if that is somebody."""
+        """Streams both ways between anna and bert; carl's to the wire, and his calls; dave's to `sent_to`, if that is somebody."""
         try:
             for sender, receiver, number in ((ONE, OTHER, stream), (OTHER, ONE, stream + 1)):
                 await self.lab.call(receiver, "expect", stream=number, mac=self.macs[sender])
+            await self.lab.call("nic", "wire_expect", stream=stream + 2, mac=self.macs[CANARIES])
             sent = await asyncio.wait_for(asyncio.gather(*self._work(stream, seconds, sent_to)), seconds + REST_S + 30)
         except (ControlError, TimeoutError) as error:
             self.broken = f"the bystanders stand still: {str(error) or type(error).__name__}"
@@ -147,20 +151,22 @@ class Trial:
         work = [
             self.lab.call(ONE, "send_stream", mac=self.macs[OTHER], stream=stream, **job),
             self.lab.call(OTHER, "send_stream", mac=self.macs[ONE], stream=stream + 1, **job),
+            self.lab.call(CANARIES, "send_stream", mac=self.macs["wire"], stream=stream + 2, **job),
             self.lab.call(CANARIES, "calls", seconds=min(CALLS_S, seconds)),
         ]
         if sent_to is not None:
             paced = {} if sent_to == NOBODY else {"pps": SENT_TO_PPS}
-            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 2, **paced, **job))
+            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 3, **paced, **job))
         return work
 
     async def _received(self, stream: int, sent: Sequence[dict[str, Any]]) -> Slice:
         """Wait until what was sent is there, or nothing comes any more."""
-        ends = ((OTHER, stream, sent[0]["sent"]), (ONE, stream + 1, sent[1]["sent"]))
+        *streams, calls = sent[: len(STREAMS) + 1]
         deadline = asyncio.get_running_loop().time() + REST_S
         while True:
-            reports = [await self.lab.call(name, "received", stream=number) for name, number, _ in ends]
-            lost = sum(count for *_, count in ends) - sum(report["frames"] for report in reports)
+            reports = [await self.lab.call(name, "received", stream=stream + k) for k, name in enumerate((OTHER, ONE))]
+            reports.append((await self.lab.call("nic", "wire_report", stream=stream + 2))["received"])
+            lost = sum(one["sent"] for one in streams) - sum(report["frames"] for report in reports)
             if lost <= 0 or asyncio.get_running_loop().time() > deadline:
                 break
             await asyncio.sleep(0.01)
@@ -168,8 +174,8 @@ class Trial:
         errors = [f"{lost} frames of the bystanders lost"] if lost else []
         errors += [f"{corrupt} frames of the bystanders corrupt or twice"] if corrupt else []
         rates = [report["frames"] / max(report["last_ns"] - report["first_ns"], 1) * 1000 for report in reports]
-        calls = sent[2]
-        figures = {"mpps": sum(rates), "calls_per_s": (calls["calls"] + calls["reads"]) / calls["seconds"]}
+        figures = {"mpps": sum(rates[:2]), "calls_per_s": (calls["calls"] + calls["reads"]) / calls["seconds"]}
+        figures |= dict(zip(STREAMS, rates, strict=True))
         return Slice(figures, errors, {"lost": lost, "corrupt": corrupt, "slowest_ms": calls["slowest_ms"]})
 
     async def _look(self, result: Slice, name: str) -> None:
