@@ -10,7 +10,7 @@ import pytest
 
 from bench.benchmarks.openloop import keeps_up
 from bench.benchmarks.price import crossover
-from bench.benchmarks.scale import RING, jain
+from bench.benchmarks.scale import LONG, RING, jain
 from bench.benchmarks.throughput import ENTRIES
 from bench.floor.layout import MAX_ENTRIES
 from bench.method.contenders import run_name
@@ -22,6 +22,8 @@ from tests.support.patience import patient
 pytestmark = pytest.mark.usefixtures("warm")
 
 STEADY = {"apart", "together", "far", "one"}
+SCALES = [f"scale{number}-{ring}" for number, ring in ((1, RING), (4, RING), (24, RING), (1, LONG), (24, LONG))]
+"""What `scale`'s topologies are for."""
 
 
 def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -32,7 +34,7 @@ def bench(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
         except BaseException:
             process.terminate()  # it takes its topologies down
             raise
-    for purpose in ("throughput", "latency", "openloop", "cost", "price", "start", "idle", *(f"scale{n}" for n in (1, 4, 24))):
+    for purpose in ("throughput", "latency", "openloop", "cost", "price", "start", "idle", *SCALES):
         assert left_behind(run_name(purpose, process.pid)) == []
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
@@ -174,12 +176,13 @@ def test_cost(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_scale(tmp_path: Path) -> None:
     found = measured(tmp_path, "scale", "--paths", "bypass,split", "--frames", "64")
-    assert {(r["path"], r["guests"]) for r in found["records"]} == {(p, n) for p in ("bypass", "split") for n in (1, 4, 24)}
+    sets = {(path, number, RING) for path in ("bypass", "split") for number in (1, 4, 24)}
+    assert {(r["path"], r["guests"], r["ring"]) for r in found["records"]} == sets | {("bypass", 1, LONG), ("bypass", 24, LONG)}
     for record in found["records"]:
         if record["regime"] is not None:
             assert 0 < record["fairness"]["median"] <= 1
-        assert record["ring"] == RING
     assert len(found["series"]) == 3
+    assert [claim["target"] for claim in found["claims"]] == ["≥ 0.8", "≥ 0.95", "≥ 0.6", "≥ 0.95"]
 
 
 @pytest.mark.long
