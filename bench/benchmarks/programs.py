@@ -21,9 +21,9 @@ from bench.method.slices import Contender, Probe
 from bench.method.study import Point, Question, study
 from bench.peers import PeerError
 from bench.programs.ends import Ends, PumpEnds, RelayEnds, WireEnds, ends
-from bench.programs.placement import CLIENT_END, SERVER_END, best_placement
+from bench.programs.placement import CLIENT_END, SERVER_END, TOGETHER, best_placement
 from bench.programs.running import Server, softirq_threads
-from bench.programs.suite import Program, once, programs
+from bench.programs.suite import IperfTcp, Program, once, programs
 from bench.report.results import BenchmarkResult, Row, Series
 from lab.accounting import spent, usages
 from lab.errors import LabError
@@ -43,6 +43,8 @@ TARGETS: dict[str, tuple[Question, ...]] = {
 }
 """What ratios are to be. Of other programs: bypass ÷ split is above 1; of those in `NEAR_THE_FLOORS`, bypass ÷ pump and relay."""
 CPU_SHARE = TARGETS["iperf3 TCP"][-1]
+ON_ONE_CPU = IperfTcp(5204)
+"""Whose CPU per byte is held against each other in one placement, too: the fastest one is not always the cheapest."""
 NEAR_THE_FLOORS = ("redis", "nginx", "TCP round trip")
 FLOOR_SHARE = 0.9
 SMALLEST_SHARE = 0.005
@@ -107,20 +109,22 @@ async def _measure(
     seconds = min(SLICE_S, options.seconds)
     rounds = replace(options, slice_s=seconds).rounds
     with probe_of("all") as probe:
-        points = [
-            _point(program, where, contenders, stack, probe)
-            for where, contenders in live.items()
-            if contenders
-            for program in wanted
-        ]
+        points = []
+        for where, contenders in ((where, those) for where, those in live.items() if those):
+            points += [_point(program, where, contenders, stack, probe) for program in wanted]
+            bytes_ = [ON_ONE_CPU] if ON_ONE_CPU.name in [program.name for program in wanted] else []
+            points += [_point(program, where, contenders, stack, probe, TOGETHER) for program in bytes_]
         found = functools.partial(_report, result, points, live, notes)
         (part,) = parts(progress, ["programs"])
         await study(points, rounds=rounds, seconds=seconds, budget_s=options.budget_s, progress=part, found=found)
-    _plots(result, [point for point in points if point.where["direction"] == BETWEEN_GUESTS], live[BETWEEN_GUESTS])
+    shown = [point for point in points if (point.where["direction"], point.where["cores"]) == (BETWEEN_GUESTS, "all")]
+    _plots(result, shown, live[BETWEEN_GUESTS])
 
 
 def questions(program: Program, where: str) -> list[Question]:
     """What is asked of a program's figures."""
+    if program is ON_ONE_CPU:
+        return [CPU_SHARE]
     if where == BY_THE_WIRE:
         cheaper = [CPU_SHARE] if program.cost == CPU_SHARE.metric else []
         return [Question("bypass", "split", program.rate), *cheaper]
@@ -131,37 +135,41 @@ def questions(program: Program, where: str) -> list[Question]:
     return [Question("bypass", "split", program.rate), *near]
 
 
-def _point(program: Program, where: str, live: Sequence[Ends], stack: AsyncExitStack, probe: Probe) -> Point:
-    """All contenders with one program, whose servers are started at the first visit."""
-    runs = [_Runs(program, one, stack) for one in live]
+def _point(
+    program: Program, where: str, live: Sequence[Ends], stack: AsyncExitStack, probe: Probe, placement: str | None = None
+) -> Point:
+    """All contenders with one program, whose servers are started at the first visit; all in one placement, or each in its best."""
+    runs = [_Runs(program, one, stack, placement) for one in live]
     names = [one.name for one in live]
     asked = [one for one in questions(program, where) if one.of in names and one.to in names]
     again = "bypass" if "bypass" in names else names[0]
-    place: Row = {"program": program.name, "direction": where, "cores": "all"}
-    return Point(f"{program.name}, {where}", place, [one.contender() for one in runs], again, probe, asked)
+    place: Row = {"program": program.name, "direction": where, "cores": "all" if placement is None else "1"}
+    title = f"{program.name}, {where}" + ("" if placement is None else f", {placement}")
+    return Point(title, place, [one.contender() for one in runs], again, probe, asked)
 
 
 class _Runs:
     """One program on one contender."""
 
-    def __init__(self, program: Program, ends: Ends, stack: AsyncExitStack) -> None:
-        self._program, self._ends, self._stack = program, ends, stack
+    def __init__(self, program: Program, ends: Ends, stack: AsyncExitStack, placement: str | None) -> None:
+        self._program, self._ends, self._stack, self._given = program, ends, stack, placement
         self._server: Server | None = None
         self._failure = "its server was not started"
         self._per_s = program.first_per_s
-        self._placement = ends.placements[0]
+        self._placement = placement or ends.placements[0]
 
     def contender(self) -> Contender:
         """As the method takes it."""
         return Contender(self._ends.name, self.slice, self._ends.kind, self.prepare)
 
     async def prepare(self) -> None:
-        """Start the server, which stays; learn from short runs how much fills a slice, and which placement suits best."""
+        """Start the server, which stays; learn from short runs how much fills a slice and, if none is given, the best placement."""
         try:
             self._server = await self._program.serve(self._ends)
             self._stack.callback(self._server.stop)
             await self._once(TRIAL_S)
-            self._placement = await best_placement(self._ends.placements, self._trial)
+            if self._given is None:
+                self._placement = await best_placement(self._ends.placements, self._trial)
         except PeerError as error:
             self._failure = str(error)
 

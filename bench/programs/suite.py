@@ -81,10 +81,13 @@ class Program(ABC):
 class IperfTcp(Program):
     """iperf3, TCP, one stream."""
 
-    name, port = "iperf3 TCP", 5201
+    name = "iperf3 TCP"
     tools: ClassVar[dict[str, str]] = {"iperf3": "iperf3"}
     rate, cost = "gbps", "cpu_ns_per_byte"
     first_per_s = 5e7
+
+    def __init__(self, port: int = 5201) -> None:
+        self.port = port
 
     def server(self, ends: Ends) -> list[str]:
         """See `Program`."""
@@ -111,7 +114,8 @@ class IperfUdp(IperfTcp):
     first_per_s, least = 1e5, 5000  # of fewer the server may have counted none when the client asks
 
     def __init__(self, size: int, port: int) -> None:
-        self.name, self.size, self.port = f"iperf3 UDP {size} B", size, port
+        super().__init__(port)
+        self.name, self.size = f"iperf3 UDP {size} B", size
 
     def client(self, address: str, seconds: float, amount: int) -> list[str]:
         """See `Program`."""
