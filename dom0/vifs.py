@@ -35,7 +35,7 @@ from hyp.abi.netif import (
     MAX_QUEUES_NODE,
 )
 from hyp.control import Channel, Refused
-from hyp.control.debt import Debt
+from hyp.control.debt import PAYER, Debt
 from hyp.counters import CounterPage
 from hyp.memory import MappedOnce
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
@@ -93,7 +93,8 @@ class Vif:
         self._log = _RateLimit(f"vif {self.who.domid}.0 ({self.who.name})")
 
     async def run(self) -> None:
-        """Follow the front end until the guest is gone; then nothing of it is held any more."""
+        """Follow the front end until the guest is gone; then nothing of it is held any more. It pays for what others do then."""
+        PAYER.set(self._debt)
         watches = [
             (await self._store.watch(f"{self._front}/state", f"front-{self.who.domid}"), Cause.FRONT),
             (await self._store.watch(self._back, f"back-{self.who.domid}"), Cause.BACK),

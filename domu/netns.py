@@ -10,15 +10,15 @@ Sources: network_namespaces(7), user_namespaces(7).
 import errno
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Final
 
 from hyp import linux
 from hyp.net import netlink
-from hyp.net.interface import configure, link_local, set_ipv6_defaults
+from hyp.net.interface import configure, link_local, octets_of, set_ipv6_defaults
 from hyp.net.steps import SetupError, step
 from hyp.net.tap import open_tap
 
@@ -37,6 +37,8 @@ class Addresses:
     link_local: bool = False
     gateway: str | None = None
     gateway6: str | None = None
+    neighbours: Mapping[str, str] = field(default_factory=dict)
+    """Address → MAC address, of whom nobody else is to be taken for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def create(mac: str, addresses: Addresses, mtu: int) -> Tap:
     `mtu` is in bytes. The process must have one thread only: others would stay outside. After a SetupError the process may be
     half inside and should end.
     """
-    octets = bytes(int(part, 16) for part in mac.split(":"))
+    octets = octets_of(mac)
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise SetupError(
@@ -139,7 +141,7 @@ def _configure(mac: bytes, addresses: Addresses, mtu: int) -> None:
     given = [addresses.address, addresses.address6]
     interfaces = [ip_interface(one) for one in given if one is not None] + [link_local(mac)] * addresses.link_local
     set_ipv6_defaults(wanted=any(one.version == 6 for one in interfaces))
-    index = configure(INTERFACE, mac, mtu, interfaces)
+    index = configure(INTERFACE, mac, mtu, interfaces, addresses.neighbours)
     for gateway in (addresses.gateway, addresses.gateway6):
         if gateway is not None:
             with step(f"set the gateway {gateway}"):

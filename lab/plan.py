@@ -1,6 +1,7 @@
 """The plan: which processes a topology has, in the order in which the keeper forks them, and what each is told."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from domu.confinement.confine import uid_of
 from domu.programs.table import PROGRAMS, program_of
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.features import NONE, wanted
+from hyp.net.interface import link_local, octets_of
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS
 from lab.cpus import busy, seats
 from lab.rundir import place, short_place
@@ -46,6 +48,15 @@ def _addresses(table: dict[str, Any]) -> list[str]:
     return [table[key] for key in ("address", "address6") if table[key]]
 
 
+def _neighbours(tables: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Address → MAC address, of guests and of the wire: where not everybody is trusted, who has which address is not asked."""
+    found = dict[str, str]()
+    for table in tables:
+        own = [str(link_local(octets_of(table["mac"])))] if table.get("link_local") else []
+        found |= {address.partition("/")[0]: str(table["mac"]) for address in (*_addresses(table), *own)}
+    return found
+
+
 def _confinement(topology: str, guest: dict[str, Any], *, placed: bool) -> dict[str, Any]:
     """What the process of a confined guest is told (domu/confinement/confine.py)."""
     own = guest["program"]
@@ -82,6 +93,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
 
     named = [*guests, {**topology["nic"]["wire"], "name": "wire"}]
     hosts = {address.partition("/")[0]: table["name"] for table in named for address in _addresses(table)}
+    neighbours = _neighbours(named) if any(guest["confined"] for guest in guests) else {}
     shared = {
         "name": name,
         "memory": {"backing": backing},
@@ -100,14 +112,20 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     processes = [
         own("hyp", shared, None, None),
         own("xenstored", {}, None, None),
-        own("nic", {**topology["nic"], "engine_cpus": placed.engines}, {"domid": DOMID_NIC, "memory": 0}, None),
+        own(
+            "nic",
+            {**topology["nic"], "engine_cpus": placed.engines, "neighbours": neighbours},
+            {"domid": DOMID_NIC, "memory": 0},
+            None,
+        ),
         own("dom0", dom0, {"domid": DOM0, "memory": topology["dom0"]["memory"]}, DOM0),
     ]
     for guest in guests:
         program, domid = program_of(guest["program"]), guest["domid"]
         features = wanted(guest["offloads"]) if program.offloads else NONE
         confinement = _confinement(name, guest, placed=placed.said) if guest["confined"] else None
-        config = {**guest, "confinement": confinement, "queue": topology["nic"]["queue"], "features": int(features), "hosts": hosts}
+        config = {**guest, "confinement": confinement, "queue": topology["nic"]["queue"], "features": int(features)}
+        config |= {"hosts": hosts, "neighbours": neighbours}
         domain = {"domid": domid, "memory": guest["memory"]}
         processes.append(process(guest["name"], "domu", program.module, config, domain, domid, restart=guest["restart"]))
     return processes

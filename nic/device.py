@@ -97,7 +97,7 @@ class Nic:
         kept = Kept(memory, engines, resumed=self._config.get("restarts", 0) > 0)
         self._crossings, self._settings = Crossings(engines, kept), kept.settings
         wire = self._config["wire"]
-        tap = open_wire(wire, int(self._config["mtu"])) if wire["mode"] == "tap" else -1
+        tap = open_wire(wire, int(self._config["mtu"]), self._config["neighbours"]) if wire["mode"] == "tap" else -1
         for index in range(engines):
             page_fd, epoll, shootdown_fd = rest[3 * index : 3 * index + 3]
             page = Mapping.adopt(page_fd, ENGINE_BYTES)

@@ -22,7 +22,7 @@ from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import memcpy, sys_writev
 from hyp.counters import count
 from hyp.kernels import outlined
-from hyp.net.interface import configure
+from hyp.net.interface import configure, octets_of
 from hyp.net.tap import open_tap, set_offloads
 from hyp.offload.frame import HEADER_ROOM, piece_addr, piece_length
 from hyp.offload.vnet import IOVEC_BYTES, clear_header, describe, set_iovec
@@ -35,14 +35,17 @@ REMEDIES = {
 }
 
 
-def open_wire(wire: Mapping[str, Any], mtu: int) -> int:
-    """Make the interface that the table ``[nic.wire]`` asks for; returns the TAP's descriptor. SetupError names what fails."""
+def open_wire(wire: Mapping[str, Any], mtu: int, neighbours: Mapping[str, str]) -> int:
+    """Make the interface that the table ``[nic.wire]`` asks for; returns the TAP's descriptor. SetupError names what fails.
+
+    `neighbours`: as of `configure`.
+    """
     name = str(wire["interface"])
     fd = open_tap(name, REMEDIES)
     try:
         set_offloads(fd, name, int(NIC_OFFERS))
         addresses = [ip_interface(wire[key]) for key in ("address", "address6") if wire[key]]
-        configure(name, bytes(int(part, 16) for part in str(wire["mac"]).split(":")), mtu, addresses)
+        configure(name, octets_of(str(wire["mac"])), mtu, addresses, neighbours)
     except BaseException:
         os.close(fd)
         raise

@@ -85,8 +85,9 @@ class Attacker:
             close_all(reply.fds)
         return reply.value if isinstance(reply.value, dict) else {}
 
-    def calls(self, requests: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        """Hypercalls at a time."""
+    def calls(self, requests: Sequence[tuple[str, dict[str, Any]]], wanted: str = "") -> list[Any]:
+        """Hypercalls at a time. Of those that are granted, what the answer has under the name `wanted`."""
+        found = []
 
         async def all_of_them() -> list[Any]:
             return await asyncio.gather(*(self.guest.hyp.call(op, **args) for op, args in requests), return_exceptions=True)
@@ -95,8 +96,11 @@ class Attacker:
             if isinstance(result, Reply):
                 close_all(result.fds)
                 self.got["granted"] += 1
+                if wanted:
+                    found.append(result.value[wanted])
             else:
                 self.got[result.name if isinstance(result, Refused) else type(result).__name__] += 1
+        return found
 
     def ask(self, op: str, *args: Any) -> Any:
         """A request to the store: its answer; None if it is refused, which is counted."""

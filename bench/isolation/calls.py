@@ -19,6 +19,7 @@ from hyp.control import close_all
 from hyp.events import WAIT
 
 UNDER_WAY: Final = 64
+MANY_PORTS: Final = 15
 TIMES_POLLED: Final = 10
 """An eventfd, by an epoll that is polled 320,000 times."""
 LINGER_S: Final = 60
@@ -87,6 +88,17 @@ def event_channels_used_up(a: Attacker) -> None:
                 return
             continue
         a.call("evtchn_bind_interdomain", remote=domid, remote_port=made["port"], upcall=a.guest.upcall, keep=True)
+
+
+@attack("binds event channels with itself and closes them, many at a time", Door.CALLS, Control.CALLS)
+def channel_churn(a: Attacker) -> None:
+    me, upcall = a.guest.domid, a.guest.upcall
+    while a.goes_on(MANY_PORTS):
+        unbound = a.calls([("evtchn_alloc_unbound", {"remote": me, "upcall": upcall})] * MANY_PORTS, "port")
+        bound = a.calls(
+            [("evtchn_bind_interdomain", {"remote": me, "remote_port": port, "upcall": upcall}) for port in unbound], "port"
+        )
+        a.calls([("evtchn_close", {"port": port}) for port in (*bound, *unbound)])
 
 
 @attack("sends itself events without end, over many ports", Door.CALLS)

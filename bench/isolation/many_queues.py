@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,10 +12,15 @@ from bench.isolation.attacker import Attacker
 from bench.isolation.descriptors import FRAME
 from bench.isolation.drivers import RingDriver
 from bench.isolation.frames import NOBODY
+from dom0.xenbus_states import CLOSED, CLOSING, CONNECTED, INIT_WAIT, INITIALISING
+from hyp.abi.domids import DOM0
 from hyp.abi.nic import PAGE
+from hyp.xenstore.xenbus import backend_path
 
 PATHS: Final = ("bypass", "split")
 SEVERAL: Final[dict[str, Any]] = {"queues": 4, "memory": "16 MiB"}
+EIGHT: Final[dict[str, Any]] = {"queues": 8, "memory": "20 MiB"}
+ANSWER_S: Final = 3.0
 
 
 def _on_all(a: Attacker, to: str, addresses: Sequence[int] = (), *, more: bool = False) -> None:
@@ -70,3 +76,20 @@ def queue_after_queue(a: Attacker) -> None:
         if not a.rest(0.05):
             return
     a.rest()
+
+
+@attack("closes its vif of eight queues and connects it again", Door.CALLS, Control.READS, paths=("split",), guest=EIGHT)
+def reconnects(a: Attacker) -> None:
+    while a.goes_on():
+        for state, answers in ((CLOSED, (CLOSED,)), (INITIALISING, (INIT_WAIT,)), (CONNECTED, (CONNECTED, CLOSING))):
+            a.ask("write", f"{a.front}/state", str(int(state)))
+            _await_back(a, answers)
+
+
+def _await_back(a: Attacker, states: Sequence[int]) -> None:
+    """Wait until its back end is in one of these states, for a while."""
+    back, until = backend_path(DOM0, "vif", a.guest.domid, 0), time.monotonic() + ANSWER_S
+    while a.goes_on(0) and time.monotonic() < until:
+        if a.ask("read", f"{back}/state") in {str(int(state)) for state in states}:
+            return
+        time.sleep(0.0005)

@@ -1,8 +1,8 @@
 """Where client, server and whatever carries frames between them run: with two CPUs that decides more than what they do.
 
-All get the same choice: as they are started, all on one CPU, or one of them on a CPU of its own and the others on another. A lab
-can be laid out like that by its topology's `[cpu]` and taskset(1). Which one suits a program best on a contender, short runs say
-before it is measured: a few in each, then more in the best of these, as one run may be lucky.
+All get the same choice: as they are started, anywhere, all on one CPU, or one of them on a CPU of its own and the others on
+another. A lab can be laid out like that by its topology's `[cpu]` and taskset(1). Which one suits a program best on a contender,
+short runs say before it is measured: a few in each, then more in the best of these, as one run may be lucky.
 """
 
 import os
@@ -24,12 +24,14 @@ def apart(name: str) -> str:
 
 def placements(usual: str, carriers: Sequence[str]) -> tuple[str, ...]:
     """What there is to choose from. `usual`: as they are started; `carriers`: processes that frames go through."""
-    return (usual, TOGETHER, *map(apart, (CLIENT_END, SERVER_END, *carriers)))
+    return (*dict.fromkeys((usual, ANYWHERE)), TOGETHER, *map(apart, (CLIENT_END, SERVER_END, *carriers)))
 
 
 def cpus_in(placement: str, name: str) -> set[int] | None:
     """A process's CPUs, of those that this one may use; None: its usual ones."""
     cpus = os.sched_getaffinity(0)
+    if placement == ANYWHERE:
+        return cpus
     if placement == apart(name):
         return {min(cpus)}
     return {max(cpus)} if placement == TOGETHER or placement.endswith(APART) else None

@@ -2,8 +2,9 @@
 
 Any other is ENOSYS, which libraries know how to do without. What isn't on the list, and why: what reaches into other processes
 (ptrace, process_vm_readv, pidfd_getfd, kcmp), makes namespaces and mounts, has kernel surface that no guest needs (bpf,
-perf_event_open, userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory), or passes this
-list by (io_uring). Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest
+perf_event_open, userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory; rings of packet
+sockets, by setsockopt(2)), uses up what the kernel counts against whoever runs the topology (inotify), or passes this list by
+(io_uring). Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest
 needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a socket in the file system is its host's), no
 hole in memory that others have mapped, no ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's.
 Where a topology's `[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
@@ -24,7 +25,7 @@ epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat facces
 fchownat fcntl fdatasync fgetxattr flistxattr flock fork fsync ftruncate futex futex_waitv futimesat get_mempolicy get_robust_list
 getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid
 getpriority getrandom getresgid getresuid getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr
-inotify_add_watch inotify_init inotify_init1 inotify_rm_watch ioctl ioprio_get kill lchown lgetxattr link linkat listen listxattr
+ioctl ioprio_get kill lchown lgetxattr link linkat listen listxattr
 llistxattr lseek lstat membarrier mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mremap msync munlock
 munlockall munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
 pkey_mprotect poll ppoll prctl arch_prctl pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2 read readahead
@@ -45,6 +46,7 @@ for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during which who touche
 _NO_HOLE = (0, 1)  # of fallocate(2): FALLOC_FL_KEEP_SIZE at most
 _PERSONALITY = (0, 0xFFFF_FFFF)
 _TYPING = (0x5412, 0x541C)  # of ioctl(2), of which the kernel reads 32 bits: TIOCSTI, and TIOCLINUX, which pastes
+_SOL_PACKET, _PACKET_RINGS = 263, (5, 13)  # of setsockopt(2): PACKET_RX_RING, PACKET_TX_RING
 _EPERM, _ENOSYS = 1, 38
 
 
@@ -67,6 +69,9 @@ def restrict(*, network: bool, placed: bool) -> None:
     refused = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
     for request in _TYPING:
         refused.add_rule(seccomp.ERRNO(_EPERM), "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF_FFFF, request))
+    for ring in _PACKET_RINGS:
+        what = (seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF_FFFF, _SOL_PACKET), seccomp.Arg(2, seccomp.MASKED_EQ, 0xFFFF_FFFF, ring))
+        refused.add_rule(seccomp.ERRNO(_EPERM), "setsockopt", *what)
     if placed:
         refused.add_rule(seccomp.ERRNO(_EPERM), "sched_setaffinity")
     refused.load()  # of two filters the stricter one holds

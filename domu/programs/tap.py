@@ -378,7 +378,7 @@ class TapProgram:
 
 def prepare(name: str, config: dict[str, Any]) -> tuple[Tap, Machine]:
     """What takes more than a confined guest may have, and one thread. The machine is furnished while the guest boots."""
-    keys = ("address", "address6", "link_local", "gateway", "gateway6")
+    keys = ("address", "address6", "link_local", "gateway", "gateway6", "neighbours")
     tap = create(str(config["mac"]), Addresses(**{key: config[key] for key in keys}), int(config["mtu"]))
     return tap, Machine(name, config["hosts"])
 

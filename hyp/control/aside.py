@@ -4,7 +4,7 @@ Some system calls on what a guest holds, too, take a lock that it may have: epol
 takes events, and close(2) that of each epoll which it has put the descriptor into. It has it while the kernel copies to its memory,
 which takes as long as its page faults do. An eventfd's it has while all who poll it are told of a write, and who waits for that
 one spins. So such calls are made aside: for each guest by a thread of its own, one after the other, which is there as long as there
-is something to do.
+is something to do, and LINGER_S longer: to start one takes more than most calls do.
 
 What a call takes is told to `takes`, so that the guest pays for it: its CPU time and, while `call` waits for an answer, the time
 for which the thread is blocked, by whatever was asked before, too. `call` does not wait long. Who does not answer by `LIMIT_S` is
@@ -23,6 +23,7 @@ from typing import Any, Final
 
 LIMIT_S: Final = 0.25
 """More than a thread that is not blocked waits for a CPU."""
+LINGER_S: Final = 0.02
 
 
 _WAITING: "Final[set[Aside]]" = set()
@@ -49,8 +50,8 @@ class Aside:
     def __init__(self, takes: Callable[[int], None]) -> None:
         self._takes = takes
         self._jobs: deque[_Job] = deque()
-        self._lock = threading.Lock()
-        self._at_work = self._stuck = False
+        self._lock = threading.Condition()  # told of each job
+        self._at_work = self._stuck = self._calls = False
         self._awaited_since = 0  # `call` waits since then (ns); 0: it does not
         self._thread = 0  # the kernel's number of the one that is at work
 
@@ -66,7 +67,7 @@ class Aside:
         if not answered:
             self._takes(waited - (_delayed(self._thread) - (delayed if worker == self._thread else 0)))
             with self._lock:
-                self._stuck = self._at_work
+                self._stuck = self._at_work and bool(self._jobs or self._calls)
             raise Stuck(f"there is no answer after {LIMIT_S} s")
         if job.error is not None:
             raise job.error
@@ -77,6 +78,12 @@ class Aside:
         self._begin(_Job(function, arguments))
 
     @property
+    def is_done(self) -> bool:
+        """Whether all that it was asked is done."""
+        with self._lock:
+            return not self._jobs and not self._calls
+
+    @property
     def is_stuck(self) -> bool:
         """Whether what would be asked now fails at once."""
         return self._stuck
@@ -85,6 +92,7 @@ class Aside:
         """Enter a job. False if nobody is at work, as there are no more threads: it waits until there is one again."""
         with self._lock:
             self._jobs.append(job)
+            self._lock.notify()
         if not self._set_to_work():
             return False
         for other in tuple(_WAITING):
@@ -112,9 +120,12 @@ class Aside:
         while True:
             with self._lock:
                 if not self._jobs:
+                    self._stuck = False
+                    self._lock.wait(LINGER_S)
+                if not self._jobs:
                     self._at_work = self._stuck = False
                     return
-                job = self._jobs.popleft()
+                job, self._calls = self._jobs.popleft(), True
             began, used, delayed = time.monotonic_ns(), time.thread_time_ns(), _delayed(self._thread)
             try:
                 job.result = job.function(*job.arguments)
@@ -125,6 +136,7 @@ class Aside:
                 blocked = time.monotonic_ns() - max(began, since) - max(_delayed(self._thread) - delayed, 0)
                 takes = max(takes, blocked)
             self._takes(takes)
+            self._calls = False
             job.answered.set()
 
 

@@ -382,7 +382,11 @@ class Devices:
         asyncio.get_running_loop().call_later(HUSH_NS / 1e9, self._listen_again, domain, context)
 
     def _listen_again(self, domain: Domain, context: Context) -> None:
-        if domain.contexts.get(context.number) is context:
+        if domain.contexts.get(context.number) is not context:
+            return
+        if (owes_s := domain.debt.wait_s()) > 0:  # for the time that its eventfd has been waited for, perhaps
+            asyncio.get_running_loop().call_later(owes_s, self._listen_again, domain, context)
+        else:
             self._engine_upcalls[context.engine].deliver_later(context.doorbell_fd, context.upcall)
 
     async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:

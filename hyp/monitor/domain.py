@@ -86,6 +86,11 @@ class Domain:
         self.debt.owe(min(taken_ns, MOST_NS) - FAIR_ASIDE_NS)
 
     @property
+    def is_let_go(self) -> bool:
+        """Whether all that its own threads were asked to close, and the like, is done."""
+        return self.aside.is_done and self.bells.is_done
+
+    @property
     def trusted(self) -> bool:
         """Dom0 or the NIC, which serve others."""
         return self.domid in (DOM0, DOMID_NIC) and not self.device_model

@@ -19,8 +19,8 @@ from hyp.events import new_eventfd, raise_event
 
 PAID_S = 1.0
 """For how long somebody waits for a waiter that is too dear to notify."""
-MAX_EVENT_PORTS = 1024
-"""Ports of a domain, port 0 included, which nobody has."""
+MAX_EVENT_PORTS = 4096
+"""Ports of a domain, port 0 included, which nobody has: as many as Xen's two-level bitmap has. Dom0 has some of each guest's."""
 
 
 class EventError(OSError):

@@ -3,6 +3,7 @@
 The keeper, over the console channel, creates and destroys domains; a domain's hypercall socket arrives with its creation.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 UPLINK_CONTEXT = "ctx0:dom0"
 """The row in which the NIC counts for Dom0's context."""
+LET_GO_S, LOOK_S = 2.0, 0.01
 
 
 class Hypervisor:
@@ -43,6 +45,8 @@ class Hypervisor:
             TracePoints(process).add,
         )
 
+        self._former: dict[int, Domain] = {}
+        """Ended domains, by number, of which something may have to be closed still."""
         devices = self.system.devices
         self._closed = {DOMID_NIC: devices.nic_closed, DOM0: devices.toolstack_closed}
 
@@ -50,11 +54,27 @@ class Hypervisor:
         await self._process.console.call("hold", key=key, fds=[fd])
 
     async def domain_create(self, domid: int, name: str, memory: int, fds: list[int]) -> None:
-        """Create a domain; fds: the hypervisor's end of its hypercall socket."""
+        """Create a domain; fds: the hypervisor's end of its hypercall socket.
+
+        EBUSY if one of that number has ended, and a process that it has left keeps us from closing what it had: else each life
+        would leave more of that.
+        """
         if domid in self.system.domains:
             close_all(fds)
             raise Refused("EEXIST", f"domain {domid} exists")
+        if not await self._is_let_go(domid):
+            close_all(fds)
+            raise Refused("EBUSY", f"domain {domid} ({name}): a process that its last life has left holds on to what it had")
         await self._create(Domain(domid, name, self.system.topology, self.system.backing, memory), fds)
+
+    async def _is_let_go(self, domid: int) -> bool:
+        """Whether nothing is held any more of the last domain of that number; waits for that, for a while."""
+        until = asyncio.get_running_loop().time() + LET_GO_S
+        while (former := self._former.get(domid)) is not None and not former.is_let_go:
+            if asyncio.get_running_loop().time() > until:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
 
     async def domain_restart(self, domid: int, name: str, memory: int, restarts: int, fds: list[int]) -> None:
         """A daemon's process has been reaped, and the `restarts`-th other one is about to be forked; fds: as for `domain_create`.
@@ -168,11 +188,14 @@ class Hypervisor:
             ("its RAM at the keeper", lambda: self._process.console.call("let_go", key=f"{domain.name}.ram")),  # not its counters
             ("its memory", domain.close),
             ("its contexts' numbers", lambda: devices.forget(domain.name)),
-            ("its place", lambda: self.system.domains.pop(domid)),
+            ("its place", partial(self._take_out, domid)),
         ]
         if domid not in (DOM0, DOMID_NIC) and devices.toolstack is not None:
             steps.append(("Dom0", partial(devices.toolstack.tell, "domain_gone", domid=domid)))
         return steps
+
+    def _take_out(self, domid: int) -> None:
+        self._former[domid] = self.system.domains.pop(domid)
 
     async def _clear_translations(self, domain: Domain) -> None:
         if domain.iommu is not None:

@@ -9,9 +9,9 @@ Sources: Documentation/networking/ip-sysctl.rst; RFC 4291, appendix A, for link-
 
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface, ip_address
 from pathlib import Path
 
 from hyp.abi.sizes import MAX_FRAME
@@ -21,8 +21,13 @@ from hyp.net.steps import SetupError, step
 _IPV6 = Path("/proc/sys/net/ipv6/conf")
 
 
-def configure(name: str, mac: bytes, mtu: int, addresses: Sequence[IPv4Interface | IPv6Interface]) -> int:
-    """Give interface `name`, which is down, what it is to have, and bring it up; returns its index. SetupError names what fails."""
+def configure(
+    name: str, mac: bytes, mtu: int, addresses: Sequence[IPv4Interface | IPv6Interface], neighbours: Mapping[str, str] | None = None
+) -> int:
+    """Give interface `name`, which is down, what it is to have, and bring it up; returns its index. SetupError names what fails.
+
+    `neighbours`: address → MAC address, of whom nobody else is to be taken for.
+    """
     index = socket.if_nametoindex(name)
     with step(f"set the MAC address of {name}"):
         netlink.set_mac(index, mac)
@@ -36,7 +41,17 @@ def configure(name: str, mac: bytes, mtu: int, addresses: Sequence[IPv4Interface
     for interface in addresses:
         with step(f"give {name} the address {interface}", {errno.EACCES: "IPv6 is disabled here"}):
             netlink.add_address(index, interface)
+    versions = {interface.version for interface in addresses}
+    for address, theirs in ((ip_address(text), octets_of(text_mac)) for text, text_mac in (neighbours or {}).items()):
+        if address.version in versions and theirs != mac:
+            with step(f"tell {name} who has {address}"):
+                netlink.add_neighbour(index, address, theirs)
     return index
+
+
+def octets_of(mac: str) -> bytes:
+    """A MAC address "02:00:00:00:00:01" as six bytes."""
+    return bytes(int(part, 16) for part in mac.split(":"))
 
 
 def link_local(mac: bytes) -> IPv6Interface:

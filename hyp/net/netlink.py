@@ -1,7 +1,8 @@
-"""rtnetlink(7): settings, addresses and default routes of an interface of the present network namespace.
+"""rtnetlink(7): settings, addresses, neighbours and default routes of an interface of the present network namespace.
 
 Messages by hand, not by a library: one such import alone costs more than everything here. What fails raises OSError with the
-kernel's errno. Sources: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/netlink.h.
+kernel's errno. Sources: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h,
+linux/netlink.h.
 """
 
 import os
@@ -10,7 +11,7 @@ import struct
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import Final
 
-RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE = 16, 20, 24
+RTM_NEWLINK, RTM_NEWADDR, RTM_NEWROUTE, RTM_NEWNEIGH = 16, 20, 24, 28
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_EXCL, NLM_F_CREATE, NLMSG_ERROR = 1, 4, 0x200, 0x400, 2
 IFF_UP: Final = 1
 IFLA_ADDRESS, IFLA_MTU, IFLA_AF_SPEC, IFLA_GSO_MAX_SIZE = 1, 4, 26, 41
@@ -18,6 +19,7 @@ IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE = 8, 1
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 IFA_F_NODAD, IFA_F_PERMANENT = 0x02, 0x80
 RTA_OIF, RTA_GATEWAY = 4, 5
+NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
 RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 4, 0, 1
 
 LONGEST_ANSWER = 4096
@@ -59,6 +61,12 @@ def add_address(index: int, interface: IPv4Interface | IPv6Interface) -> None:
     flags = IFA_F_PERMANENT | (IFA_F_NODAD if interface.version == 6 else 0)
     body = struct.pack("BBBBI", _family(interface), network.prefixlen, flags, RT_SCOPE_UNIVERSE, index)
     _ask(RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, body + attributes)
+
+
+def add_neighbour(index: int, address: IPv4Address | IPv6Address, mac: bytes) -> None:
+    """Who has an address at interface `index`, for good: what anybody says by ARP or neighbour discovery changes nothing."""
+    body = struct.pack("BxHiHBB", _family(address), 0, index, NUD_PERMANENT, 0, RTN_UNICAST)
+    _ask(RTM_NEWNEIGH, NLM_F_CREATE, body + _attribute(NDA_DST, address.packed) + _attribute(NDA_LLADDR, mac))
 
 
 def add_default_route(index: int, gateway: IPv4Address | IPv6Address) -> None:

@@ -60,6 +60,7 @@ class Runner:
         self._polls = False  # whether loops spin before they sleep, as of the last `prepare`
         self._guests = {guest["name"]: guest for guest in lab.topology["guest"]}
         self._wire_mac = str(lab.topology["nic"]["wire"]["mac"])
+        self._others: set[str] = set()  # guests that are no end of what was prepared last: their counters are what they like
 
     @classmethod
     async def open(cls, lab: Lab) -> "Runner":
@@ -87,7 +88,7 @@ class Runner:
             after = await self._settled()
             elapsed = time.monotonic() - start
             cpu = spent(usages(self.pids), used)
-            counted, at_rest = difference(after, before), self._of_the_living(after)
+            counted, at_rest = self._believed(difference(after, before)), self._believed(after)
             return {**record_of(load, self.path(load), merged(reports), counted, at_rest, cpu, elapsed), **self._circumstances()}
         except TimeoutError:
             raise WorkloadError(f"{name}: not done after {limit:g} s") from None
@@ -192,10 +193,20 @@ class Runner:
     async def prepare(self, *loads: Workload, placement: Placement | None = None) -> None:
         """Wire mode, spinning and CPUs that fit the loops in use, and announcements, so that bridges know where the receivers are.
 
-        `placement` is heeded if there are more loops than CPUs; the usual one otherwise.
+        `placement` is heeded if there are more loops than CPUs; the usual one otherwise. WorkloadError if somebody does not answer.
         """
+        try:
+            async with asyncio.timeout(MARGIN_S):
+                await self._prepare(loads, placement)
+        except TimeoutError:
+            raise WorkloadError(
+                f"{describe(loads[0])}: its ends, and whoever is between them, are not ready after {MARGIN_S:g} s"
+            ) from None
+
+    async def _prepare(self, loads: Sequence[Workload], placement: Placement | None) -> None:
         lab, ends = self.lab, list(dict.fromkeys(load[end] for load in loads for end in ("from", "to")))
         peers = [peer for peer in ends if peer != WIRE]
+        self._others = self._guests.keys() - set(peers)
         between = sorted(self._between(peers))
         loops = self._loops(loads)
         if HYPERVISOR not in lab.deaths:  # else prices and spinning stay as they are, for whoever goes on without it
@@ -278,14 +289,19 @@ class Runner:
             now, late = self._counters.raw(), time.monotonic() > deadline
             if now == last or late:
                 snapshot = self._counters.read()
-                if late or not unbalanced(self._of_the_living(snapshot)):
+                if late or not unbalanced(self._believed(snapshot)):
                     return snapshot
             last = now
             await asyncio.sleep(0.002)
 
-    def _of_the_living(self, snapshot: Snapshot) -> Snapshot:
-        """The rows of processes that live: what a dead one had in its hands is nobody's any more, and balances nowhere."""
-        return {row: counts for row, counts in snapshot.items() if row.partition("/")[0] not in self.lab.deaths}
+    def _believed(self, snapshot: Snapshot) -> Snapshot:
+        """The rows of processes that live and have to do with the workload.
+
+        What a dead one had in its hands is nobody's any more, and balances nowhere; and a guest's rows are its own to write, which
+        is to spoil nobody's record but its own.
+        """
+        strangers = self.lab.deaths.keys() | self._others
+        return {row: counts for row, counts in snapshot.items() if row.partition("/")[0] not in strangers}
 
     def _mac(self, peer: str) -> str:
         return self._wire_mac if peer == WIRE else str(self._guests[peer]["mac"])

@@ -37,7 +37,9 @@ from tests.support.xenstored_process import forked, succeeded
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("confinement", "taps")]
 
 SYS_IOCTL = {"x86_64": 16, "aarch64": 29}[os.uname().machine]
+SYS_SETSOCKOPT = {"x86_64": 54, "aarch64": 208}[os.uname().machine]
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+SOL_PACKET = 263
 ROLE = "tests.support.confined_guest"
 GUESTS = "".join(
     f'[[guest]]\nname = "{name}"\npath = "{path}"\n{more}'
@@ -340,3 +342,60 @@ def test_nobody_types_for_who_sits_at_the_terminal() -> None:
         return " ".join(found)
 
     assert in_a_child(body) == "EPERM EPERM EPERM EPERM ENOTTY"
+
+
+def test_packet_sockets_have_no_rings() -> None:
+    """They are memory that no limit counts. Of level and option the kernel reads 32 bits."""
+
+    def body() -> str:
+        syscalls.restrict(network=True, placed=False)
+        libc, found = ctypes.CDLL(None, use_errno=True), []
+        pipe, _ = os.pipe()  # of which nothing is asked but by the filter
+        for level, option in ((SOL_PACKET, 5), (SOL_PACKET | 1 << 32, 13), (SOL_PACKET, 5 | 1 << 32), (SOL_PACKET, 10)):
+            libc.syscall(SYS_SETSOCKOPT, pipe, ctypes.c_long(level), ctypes.c_long(option), None, ctypes.c_long(0))
+            found.append(errno.errorcode[ctypes.get_errno()])
+        return " ".join(found)
+
+    assert in_a_child(body) == "EPERM EPERM EPERM ENOTSOCK"
+
+
+LIES: Final = """
+import socket, struct
+link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+link.bind(("eth0", 0))
+me, them = link.getsockname()[4], bytes.fromhex("THEM")
+alice, bob = (socket.inet_aton(f"10.0.0.{number}") for number in (1, 2))
+for kind, target in ((2, alice), (1, bob), (2, bob)):  # a reply; gratuitous ones
+    said = struct.pack("!HHBBH", 1, 0x800, 6, 4, kind) + me + bob + them + target
+    link.send(them + me + struct.pack("!H", 0x806) + said)
+link.close()
+socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"said", ("10.0.0.1", 9))
+"""
+HEARS: Final = """
+import socket
+ear = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+ear.bind(("", 9))
+ear.recv(10)
+print(open("/proc/net/arp").read())
+"""
+
+
+def test_nobody_takes_anothers_address_where_somebody_is_confined(tmp_path: Path) -> None:
+    """Who has which one is not asked for by ARP, and not heard of."""
+    text = "".join(
+        f'[[guest]]\nname = "{name}"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.{number}/24"\n'
+        for number, name in enumerate(("alice", "bob", "mallory"), 1)
+    )
+
+    async def main() -> None:
+        async with running(tmp_path, "arp", f'memory.backing = "sealed"\n{text}confined = true\n') as runner:
+            macs = {guest["name"]: guest["mac"] for guest in runner.lab.topology["guest"]}
+            hears = asyncio.create_task(run_in_guest(runner.lab, "alice", [interpreter(), "-c", HEARS]))
+            lies = LIES.replace("THEM", macs["alice"].replace(":", ""))
+            while not hears.done():
+                assert await run_in_guest(runner.lab, "mallory", [interpreter(), "-c", lies]) == (0, "")
+            _, table = await hears
+            known = {line.split()[0]: line.split()[2:4] for line in table.splitlines()[1:] if line}
+            assert known == {"10.0.0.2": ["0x6", macs["bob"]], "10.0.0.3": ["0x6", macs["mallory"]]}, table
+
+    run(main())

@@ -74,11 +74,13 @@ def test_the_model_is_what_proc_says(mix: str) -> None:
         before = len(os.listdir("/proc/self/fd"))
 
         async def as_modelled() -> bool:
-            return counted(topology, "fd") | {"keeper-stub": 0} == model | {"keeper-stub": 0}
+            threads = counted(topology, "task")
+            steady = threads == {name: n for name, n in demand.threads(topology).items() if name in threads}
+            return steady and counted(topology, "fd") | {"keeper-stub": 0} == model | {"keeper-stub": 0}
 
         async with Lab(topology):
             with contextlib.suppress(AssertionError):  # which would not say what differs
-                await until(as_modelled, "what was needed to start to be closed")
+                await until(as_modelled, "what was needed to start to be closed, and ended")
             descriptors, threads = counted(topology, "fd"), counted(topology, "task")
             return descriptors, threads, before, len(os.listdir("/proc/self/fd"))
 

@@ -1,6 +1,7 @@
 """Both paths end to end, in real processes: every frame verified, every hop balanced, the ledger as the models say."""
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -13,10 +14,11 @@ import pytest
 
 from hyp.fairness.storm import BURST
 from hyp.paths import PATHS
-from lab.ledger import difference, total, unbalanced
+from lab.ledger import Snapshot, difference, total, unbalanced
 from lab.owner import Lab
 from lab.stopping import stop
 from lab.workloads import MOST_SAID, Runner, WorkloadError
+from lab.workloads import runner as runner_module
 from tests.support.labs import GUESTS, left_behind, run, topology, until, workload
 from tests.support.tiers import tiered
 
@@ -106,6 +108,49 @@ def test_other_settings(tmp_path: Path, settings: str) -> None:
         async with running(tmp_path, "settings", settings + GUESTS) as runner:
             for one, other in (*PAIRS.values(), ("carl", "wire"), ("anna", "wire"), ("anna", "dora")):
                 check(await runner.run(workload("stream", one, other, 200, frames=10_000)))
+
+    run(main())
+
+
+def test_a_guest_that_is_no_end_of_a_workload_says_nothing_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its counters are its own to write: copies and drops that there were not, and what never balances."""
+
+    async def main() -> None:
+        async with running(tmp_path, "liar") as runner:
+            read, lies = runner._counters.read, itertools.count(1)
+
+            def lied() -> Snapshot:
+                found, number = read(), next(lies)
+                for row in (row for row in found if row.startswith("dora/")):
+                    found[row] |= {
+                        "copies": number << 20,
+                        "drop_bad_frame": number << 21,
+                        "tx_frames": number,
+                        "faults_chain": number,
+                    }
+                return found
+
+            monkeypatch.setattr(runner._counters, "read", lied)
+            record = await runner.run(workload("stream", "anna", "bert", 64, frames=1000))
+            check(record)
+            assert record["drops"] == {}
+            assert record["per_frame"]["copies"] == COPIES["split", "guest"]
+
+    run(main())
+
+
+def test_who_does_not_answer_ends_no_series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest that is stopped: its workload fails in time, and says so."""
+    monkeypatch.setattr(runner_module, "MARGIN_S", 0.2)
+
+    async def main() -> None:
+        async with running(tmp_path, "mute") as runner:
+            os.kill(runner.pids["bert"], signal.SIGSTOP)
+            try:
+                with pytest.raises(WorkloadError, match=r"not ready after 0\.2 s"):
+                    await runner.prepare(workload("stream", "anna", "bert", 64, frames=10))
+            finally:
+                os.kill(runner.pids["bert"], signal.SIGCONT)
 
     run(main())
 

@@ -56,7 +56,7 @@ def attempt(what: dict[str, Any]) -> dict[str, Any]:
     tries["mount"] = lambda: call("mount", b"none", b"/sys", b"tmpfs", 0, None)
     tries["umount"] = lambda: call("umount2", b"/dev/shm", 2)
     tries["first to be killed"] = lambda: os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"0")
-    numbers = {"io_uring": 425, "bpf": 321, "perf": 298, "memfd": 319, "userfaultfd": 323}
+    numbers = {"io_uring": 425, "bpf": 321, "perf": 298, "memfd": 319, "userfaultfd": 323, "inotify": 294}
     for name, number in numbers.items() if platform.machine() == "x86_64" else ():
         tries[name] = lambda number=number: call("syscall", number, 0, 0, 0, 0, 0)  # type: ignore[misc]
     found = {name: _outcome(do) for name, do in tries.items()}
