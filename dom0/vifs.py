@@ -45,8 +45,6 @@ log = logging.getLogger(__name__)
 
 BURST, INTERVAL_S = 10, 5.0
 """So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
-LOOK_DEARNESS = 10
-"""A front end may take an eleventh of our time: to connect takes milliseconds, and who loads a driver anew is not to wait long."""
 
 
 class Cause(IntEnum):
@@ -86,7 +84,7 @@ class Vif:
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
         self._ram = MappedOnce()  # of the guest
-        self._debt = Debt(dearness=LOOK_DEARNESS)
+        self._debt = Debt()  # for looking at it: to connect takes milliseconds, and the hypervisor's, too
         self._ring_debt = Debt()  # for what requests on its control ring have us do
         self._causes: set[Cause] = set()
         self._woken = asyncio.Event()

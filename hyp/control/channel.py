@@ -151,6 +151,11 @@ class Channel:
         else:
             self._outbox.send(packet, fds, lambda error: log.error("%s", self._not_sent(op, error)))
 
+    def charge(self, ns: int) -> None:
+        """What the peer asks for has cost so much beside the time in which it was served: if it is not trusted, its debt."""
+        if self._untrusted:
+            self._debt.owe(ns)
+
     def close(self) -> None:
         """End the channel; calls under way raise `PeerGone`."""
         self._end("closed here")

@@ -85,6 +85,11 @@ class Domain:
     def _owes_for(self, taken_ns: int) -> None:
         self.debt.owe(min(taken_ns, MOST_NS) - FAIR_ASIDE_NS)
 
+    def charge(self, ns: int) -> None:
+        """A hypercall of its has had others work for so long."""
+        if self.channel is not None:
+            self.channel.charge(ns)
+
     @property
     def is_let_go(self) -> bool:
         """Whether all that its own threads were asked to close, and the like, is done."""

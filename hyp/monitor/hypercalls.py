@@ -38,6 +38,8 @@ MAX_SPIN_US = 1000
 MAX_KEPT = 1 << 30
 
 PORT = Integer(1, MAX_EVENT_PORTS - 1)
+CHANNEL_NS = 100_000
+"""What threads aside, which are more to share the CPU with, do to make an event channel, or to end one (hyp/control/aside.py)."""
 CONTEXT_FEATURES = accepted_features(lambda call: call.domain.contexts[call.checked["context"]].features)
 EMULATION_FEATURES = accepted_features(lambda call: EMULATION_OFFERS)
 
@@ -80,6 +82,7 @@ def evtchn_alloc_unbound(system: System, domain: Domain, remote: int, upcall: Up
 def evtchn_bind_interdomain(system: System, domain: Domain, remote: int, remote_port: int, upcall: Upcall) -> Answer:
     """Bind to a port of `remote`. fds: the eventfd by which this side notifies."""
     _room_for_event(system, domain)
+    domain.charge(CHANNEL_NS)
     port = system.events.bind_interdomain(domain.domid, remote, remote_port, upcall)
     return Answer({"port": port}, fds=[system.events.notifier(domain.domid, port)])
 
@@ -99,6 +102,7 @@ def evtchn_status(system: System, domain: Domain, port: int) -> dict[str, str]:
 @hypercall(Callers.EVERY_DOMAIN, port=PORT)
 def evtchn_close(system: System, domain: Domain, port: int) -> None:
     """Close a port; the other end becomes unbound."""
+    domain.charge(CHANNEL_NS)
     system.events.close(domain.domid, port)
 
 
