@@ -30,15 +30,10 @@ ASKED_NS = 60_000
 
 
 class Debt:
-    """A peer's, paid off by `dearness` times as much time."""
+    """A peer's, paid off by DEARNESS times as much time."""
 
-    def __init__(
-        self,
-        clock: Callable[[], int] = time.monotonic_ns,
-        used: Callable[[], int] = time.thread_time_ns,
-        dearness: int = DEARNESS,
-    ) -> None:
-        self._clock, self._used, self._until, self._dearness = clock, used, 0, dearness
+    def __init__(self, clock: Callable[[], int] = time.monotonic_ns, used: Callable[[], int] = time.thread_time_ns) -> None:
+        self._clock, self._used, self._until = clock, used, 0
         self._lock = threading.Lock()  # what is done aside is owed by another thread
 
     def wait_s(self) -> float:
@@ -49,7 +44,7 @@ class Debt:
         """It has cost so much more than is fair."""
         if beyond_ns > 0:
             with self._lock:
-                self._until = max(self._until, self._clock()) + self._dearness * beyond_ns
+                self._until = max(self._until, self._clock()) + DEARNESS * beyond_ns
 
     @contextmanager
     def pays(self, fair_ns: int = FAIR_NS) -> Iterator[None]:
