@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,18 @@ def taken() -> list[int]:
 def aside(taken: list[int]) -> Iterator[Aside]:
     yield Aside(taken.append)
     wait_until(lambda: not any(thread.name == "aside" for thread in threading.enumerate()), "its thread to end with its work")
+
+
+@contextmanager
+def no_more_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """None can be started in here."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", start)
+        yield
 
 
 def test_a_call_returns_or_raises(aside: Aside, taken: list[int]) -> None:
@@ -94,12 +107,7 @@ def test_what_a_call_waits_for_that_was_asked_before_is_told_too(aside: Aside, t
 def test_where_there_are_no_more_threads_nothing_is_called_by_who_asks(aside: Aside, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is what may take as long as a guest likes, and a guest of the same user can have all the threads there are."""
     done = list[str]()
-
-    def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", start)
+    with no_more_threads(monkeypatch):
         aside.later(done.append, "first")
         with pytest.raises(Stuck):
             aside.call(done.append, "second")
@@ -117,12 +125,7 @@ def test_what_was_asked_last_for_a_guest_is_done_once_there_is_a_thread_for_any(
 ) -> None:
     """Who dies asks for nothing more, and what it had is to be closed."""
     done, last = list[str](), Aside(taken.append)
-
-    def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", start)
+    with no_more_threads(monkeypatch):
         last.later(done.append, "last")
         with pytest.raises(Stuck):
             aside.call(divmod, 7, 2)
