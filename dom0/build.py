@@ -18,7 +18,7 @@ from hyp.abi.nic import LINK_HEADER, mac_to_int
 from hyp.abi.sizes import DOM0_BUFFERS, FRAME_BUFFER, MAX_QUEUES, SPLIT_RINGS, SPLIT_SLOTS
 from hyp.control.debt import Debt
 from hyp.engine import Engine
-from hyp.events import DEBT, NOTIFIER, new_wait
+from hyp.events import DEBT, new_notifier, new_wait
 from hyp.fairness.patience import GRACE_NS
 from hyp.fairness.standing import STANDING
 from hyp.fairness.storm import storm_ns
@@ -87,7 +87,7 @@ class EngineState:
         self._hash_infos = np.zeros(OPS, np.int64)
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self.waiting = new_wait(epoll, platform.address)
-        self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), np.zeros(1, NOTIFIER)
+        self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), new_notifier(platform)
         self.standings = np.zeros(domains, STANDING)
         self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 
 from hyp.abi.counters import NOTIFICATIONS, NOTIFY_NS, SPIN_NS, SUPPRESSED, WAKEUPS
 from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
-from hyp.abi.platform import SPIN_LIMIT_NS
+from hyp.abi.platform import FAIR_NOTIFY_NS, SPIN_LIMIT_NS
 from hyp.atomics import (
     EVENT_BYTES,
     EVENT_DATA,
@@ -33,7 +33,9 @@ from hyp.atomics import (
     u32_sub,
 )
 from hyp.counters import count
+from hyp.fairness.waking import FAIR_MOST_NS
 from hyp.kernels import compiled, outlined
+from hyp.memory import Mapping
 
 # --- hold-off ---------------------------------------------------------------------------------------------------------
 #
@@ -75,10 +77,10 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 # decides, and the notifier pays. A loop that serves others too sends one to a guest by `notify_guest`, and before that asks
 # `may_notify`:
 #
-# * CPU time beyond FAIR_NS of a notification makes a *debt* of its waiter, which is paid off by DEARNESS times as much time. While
-#   it owes more than CREDIT_NS of that, nothing is sent to it. So it gets no more than that share of its notifiers' time, and a
-#   single dear one, or one of a slow machine, costs an honest guest nothing, and one of a machine that stood still not more than
-#   MOST_NS makes.
+# * CPU time of a notification beyond what is fair on this machine (`fair` of its NOTIFIER, hyp/fairness/waking.py) makes a *debt* of
+#   its waiter, which is paid off by DEARNESS times as much time. While it owes more than CREDIT_NS of that, nothing is sent to it.
+#   So it gets no more than that share of its notifiers' time, and a single dear one, or one of a slow machine, costs an honest guest
+#   nothing, and one of a machine that stood still not more than MOST_NS makes.
 # * A notification that is put off is never lost, and is its sender's: it stays as due as it was, in the sender's own state, and
 #   the loop's sleep ends at `notify_at`. Whoever of its waiter's is told meanwhile by anybody else is told.
 # * What is measured is CPU time, since a notifier loses the CPU most easily in just this call. But reading that clock costs as much
@@ -89,11 +91,10 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 # The debt is a domain's at one notifier: its contexts on one engine, its queues of a vif share one, and it begins with none.
 # Notifications by Python, and messages by sockets, whose peers can do the same: hyp/control/debt.py.
 
-FAIR_NS = 25_000
 FRESH_NS = 500_000
 
-NOTIFIER = np.dtype([("cpu", "i8"), ("at", "i8")])
-"""A loop's last reading of its thread's CPU time, and when that was."""
+NOTIFIER = np.dtype([("cpu", "i8"), ("at", "i8"), ("fair", "i8")])
+"""A loop's last reading of its thread's CPU time, and when that was; what a notification may take (ns)."""
 DEBT = np.dtype([("until", "i8")])
 """A waiter's: when it is paid off."""
 
@@ -122,7 +123,7 @@ def notify_guest(notifier, debt, eventfd, counts):
     notify(eventfd)
     count(counts, NOTIFICATIONS, 1)
     end = clock_ns()
-    if end - start > FAIR_NS:
+    if end - start > n.fair:
         _owe(n, debt_at(debt), start, end, counts)
 
 
@@ -132,9 +133,16 @@ def _owe(n, debt, start, end, counts) -> None:
     cpu = thread_cpu_ns()
     used = min(cpu - n.cpu - (start - n.at), end - start)
     n.cpu, n.at = cpu, clock_ns()
-    if used > FAIR_NS:
-        debt.until = max(debt.until, end) + DEARNESS * (min(used, MOST_NS) - FAIR_NS)
-        count(counts, NOTIFY_NS, used - FAIR_NS)
+    if used > n.fair:
+        debt.until = max(debt.until, end) + DEARNESS * (min(used, MOST_NS) - n.fair)
+        count(counts, NOTIFY_NS, used - n.fair)
+
+
+def new_notifier(platform: Mapping) -> "np.ndarray[tuple[int], np.dtype[np.void]]":
+    """A NOTIFIER record, an array of one. `platform`: the platform page, as the hypervisor has filled it in."""
+    notifier = np.zeros(1, NOTIFIER)
+    notifier["fair"] = platform.words("<u8", FAIR_NOTIFY_NS, 1)[0] or FAIR_MOST_NS
+    return notifier
 
 
 @compiled

@@ -9,6 +9,7 @@ from domu.confinement.confine import uid_of
 from domu.programs.table import PROGRAMS, program_of
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.abi.features import NONE, wanted
+from hyp.fairness.waking import fair_notification_ns
 from hyp.net.interface import link_local, octets_of
 from hyp.paths import IOMMU_FRONT_ENDS, PATHS
 from lab.cpus import busy, seats
@@ -98,6 +99,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         "name": name,
         "memory": {"backing": backing},
         "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], 0 if placed.spinning else busy(topology), len(allowed)),
+        "fair_notify_ns": fair_notification_ns(),
         "price": topology["model"]["price"],
     }
     dom0 = {

@@ -9,7 +9,7 @@ from hyp.abi.platform import EPOCH, PLATFORM_BYTES
 from hyp.abi.sizes import MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import DEBT, NOTIFIER, new_eventfd, new_wait
+from hyp.events import DEBT, new_eventfd, new_notifier, new_wait
 from hyp.fairness.standing import STANDING
 from hyp.fairness.storm import storm_ns
 from hyp.load.frames import attach_histograms
@@ -77,7 +77,7 @@ class EngineState:
         self._record = np.zeros(1, ENGINE)
         self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
-        self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), np.zeros(1, NOTIFIER)
+        self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), new_notifier(platform)
         self.standings, self.pause_ns = np.zeros(CONTEXTS, STANDING), 0
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]

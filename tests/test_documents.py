@@ -227,7 +227,10 @@ def fields(dtype: "np.dtype[Any]") -> dict[str, int]:
 DOORBELL = fields(nic.DOORBELL)
 TRAP = constants(trap, "REGISTER", "VALUE", "SEQUENCE", "ANSWERED", "TRAP_EVENT", "ANSWER_EVENT")
 REGISTERS = {name: getattr(nic, name) for name in ("SQ_PROD", "RQ_PROD", "SCQ_EVENT", "RCQ_EVENT")}
-PLATFORM = constants(platform, "GENERATION", "SHOOTDOWN_REQUEST") | {"spin_limit_ns": platform.SPIN_LIMIT_NS}
+PLATFORM = constants(platform, "GENERATION", "SHOOTDOWN_REQUEST") | {
+    "spin_limit_ns": platform.SPIN_LIMIT_NS,
+    "fair_notify_ns": platform.FAIR_NOTIFY_NS,
+}
 HINTS = PRICES | constants(platform, "KEEP_ARMED", "COPY_LIMIT", "BOUNCE")
 SRING = constants(ring, "REQ_PROD", "REQ_EVENT", "RSP_PROD", "RSP_EVENT")
 MAILBOX = constants(engine, "POSTED", "TAKEN", "REPLY_FD")

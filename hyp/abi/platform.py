@@ -4,7 +4,8 @@
 
      0 u64 generation          counts the hypervisor's starts
     64 u64 spin_limit_ns       longest a loop may spin before it sleeps; 0 when loops outnumber cores. A hint
-   128 u64 shootdown_request   counts shootdowns an engine has not been past yet (see hyp/iommu.py); release
+    72 u64 fair_notify_ns      what a notification may take before its waiter owes for it (see hyp/events.py)
+  128 u64 shootdown_request   counts shootdowns an engine has not been past yet (see hyp/iommu.py); release
    192 u64 keep_armed          ablation (see hyp/model/ablation.py): hold-off is off. Hints, like all that follow
    200 u64 copy_limit          ablation: netback's grant copies take no more bytes of a frame; 0: all
    208 u64 bounce              ablation: a bypass guest copies each frame once more before it posts it
@@ -39,6 +40,7 @@ from hyp.abi.nic import CONTEXTS, PAGE
 
 GENERATION: Final = 0
 SPIN_LIMIT_NS: Final = 64
+FAIR_NOTIFY_NS: Final = 72
 SHOOTDOWN_REQUEST: Final = 128
 KEEP_ARMED: Final = 192
 COPY_LIMIT: Final = 200

@@ -28,7 +28,7 @@ from hyp.abi.trap import TRAP_BYTES
 from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_all, socketpair
 from hyp.counters import CounterPage
 from hyp.engine import Engine
-from hyp.events import DEBT, NOTIFIER, Wait, new_eventfd, new_wait
+from hyp.events import DEBT, Wait, new_eventfd, new_notifier, new_wait
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import DEVICE_MODEL, Domain
@@ -106,7 +106,7 @@ class Emulation:
         engine = Engine("vmm", os.dup(self._upcall.epoll.fileno()))
         self._records = np.zeros(MAX_GUESTS, MACHINE)
         self._vmm = np.zeros(1, VMM)
-        self._debts, self._notifier = np.zeros(MAX_GUESTS, DEBT), np.zeros(1, NOTIFIER)
+        self._debts, self._notifier = np.zeros(MAX_GUESTS, DEBT), new_notifier(self._platform)
         self._wait = new_wait(engine.epoll, self._platform.address)
         self._traced(engine, self._wait)
         self._frame, self._to = FrameMemory(), np.zeros(PIECES_BYTES // 8, np.int64)

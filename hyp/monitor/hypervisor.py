@@ -36,6 +36,7 @@ class Hypervisor:
         self._process = process
         self.system = System(str(config["name"]), str(config["memory"]["backing"]), int(config.get("generation", 1)))
         self.system.set_spin_limit(int(config["spin_limit_us"]))
+        self.system.set_fair_notification(int(config["fair_notify_ns"]))
         self.system.set_price(**config.get("price", {}))
         self.system.emulation = Emulation(
             self.system.devices,

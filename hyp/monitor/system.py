@@ -4,7 +4,7 @@ Hypercalls act upon it (hypercalls.py); domains come and go in it by the keeper'
 """
 
 from hyp.abi.nic import PAGE
-from hyp.abi.platform import GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
+from hyp.abi.platform import FAIR_NOTIFY_NS, GENERATION, PLATFORM_BYTES, SPIN_LIMIT_NS
 from hyp.abi.sizes import MAX_PRICE
 from hyp.control import Refused
 from hyp.memory import create_region
@@ -34,6 +34,10 @@ class System:
     def set_spin_limit(self, limit_us: int) -> None:
         """How long loops may spin, in µs; every loop reads it from the platform page."""
         self.platform_page.words("<u8", SPIN_LIMIT_NS, 1)[0] = limit_us * 1000
+
+    def set_fair_notification(self, ns: int) -> None:
+        """What a notification may take before its waiter owes for it; loops that notify guests read it when they are made."""
+        self.platform_page.words("<u8", FAIR_NOTIFY_NS, 1)[0] = ns
 
     def set_price(self, **prices: int) -> dict[str, int]:
         """Set some prices of the model; returns all as they are now. EINVAL if one is unknown or not sane."""

@@ -13,13 +13,19 @@ import pytest
 from bench.isolation.pollers import polled_many_times
 from hyp.abi.counters import COLUMNS, NOTIFICATIONS, NOTIFY_NS
 from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
+from hyp.abi.platform import FAIR_NOTIFY_NS, PLATFORM_BYTES
 from hyp.atomics import clock_ns, cpu_relax, load64, store64, thread_cpu_ns
-from hyp.events import DEBT, FAIR_NS, NOTIFIER, _owe, debt_at, may_notify, new_eventfd, notifier_at, notify_at, notify_guest
+from hyp.events import DEBT, NOTIFIER, _owe, debt_at, may_notify, new_eventfd, new_notifier, notifier_at, notify_at, notify_guest
+from hyp.fairness.waking import FAIR_LEAST_NS, FAIR_MOST_NS, fair_notification_ns, fair_of, waking_takes
 from hyp.kernels import entry, i64
+from hyp.memory import Mapping
 from hyp.monitor.event_channels import Upcall
+from lab.plan import plan
+from lab.topology import parse
 from tests.support.patience import effort
 
 SECONDS = 1.0
+FAIR_NS = FAIR_MOST_NS
 
 
 @entry(i64(i64, i64, i64, i64, i64, i64))
@@ -52,6 +58,7 @@ class Sender:
         self.upcall, self.eventfd = Upcall(), new_eventfd()
         self.upcall.deliver(self.eventfd, 1)
         self._notifier, self._debt = np.zeros(1, NOTIFIER), np.zeros(1, DEBT)
+        self._notifier["fair"] = FAIR_NS
         self._counts, self._spent = np.zeros(2 * COLUMNS, np.int64), np.zeros(1, np.int64)
         self.put_off, self.ns = 0, 0
 
@@ -99,10 +106,40 @@ def test_a_waiter_that_makes_notifications_dear_gets_a_small_share_of_who_notifi
 def test_a_machine_that_stood_still_costs_a_waiter_no_more_than_one_that_was_slow(took_ns: int, owed_ns: int) -> None:
     notifier, debt, counts = np.zeros(1, NOTIFIER), np.zeros(1, DEBT), np.zeros(2 * COLUMNS, np.int64)
     end = time.monotonic_ns()
+    notifier[0]["fair"] = FAIR_NS
     notifier[0]["cpu"], notifier[0]["at"] = time.thread_time_ns() - took_ns, end - took_ns
     until = blame(*(int(array.ctypes.data) for array in (notifier, debt)), end - took_ns, end, int(counts.ctypes.data))
     assert until == end + DEARNESS * (owed_ns - FAIR_NS) - CREDIT_NS
     assert counts[NOTIFY_NS] == took_ns - FAIR_NS
+
+
+@pytest.mark.parametrize(("says", "fair"), [(9_000, 9_000), (0, FAIR_MOST_NS)])
+def test_what_is_fair_is_what_the_platform_page_says(says: int, fair: int) -> None:
+    fd = os.memfd_create("platform")
+    os.ftruncate(fd, PLATFORM_BYTES)
+    page = Mapping.adopt(fd, PLATFORM_BYTES, populate=False)
+    page.words("<u8", FAIR_NOTIFY_NS, 1)[0] = says
+    notifier, debt, counts = new_notifier(page), np.zeros(1, DEBT), np.zeros(2 * COLUMNS, np.int64)
+    for took_ns, owed_ns in ((fair, 0), (fair + 700, 700)):
+        end = time.monotonic_ns()
+        notifier[0]["cpu"], notifier[0]["at"] = time.thread_time_ns() - took_ns, end - took_ns
+        blame(*(int(array.ctypes.data) for array in (notifier, debt)), end - took_ns, end, int(counts.ctypes.data))
+        assert counts[NOTIFY_NS] == owed_ns
+
+
+def test_what_is_fair_is_measured_and_within_bounds() -> None:
+    taken = waking_takes(sorted(os.sched_getaffinity(0)), 8)
+    assert len(taken) == 8
+    assert min(taken) > 0
+    assert FAIR_LEAST_NS <= fair_notification_ns() <= FAIR_MOST_NS
+    for typical, fair in ((1000, FAIR_LEAST_NS), (8000, 12_000), (10**6, FAIR_MOST_NS)):
+        assert fair_of([300, typical, typical, typical, 10**7]) == fair
+
+
+def test_the_hypervisor_is_told_what_is_fair_here() -> None:
+    plain = {"name": "fair", "guest": [{"name": "anna", "path": "bypass"}]}
+    planned = next(process for process in plan(parse(plain).plain()) if process["role"] == "hyp")
+    assert planned["config"]["fair_notify_ns"] == fair_notification_ns()
 
 
 @contextmanager

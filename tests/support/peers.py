@@ -28,6 +28,7 @@ from hyp import linux
 from hyp.abi.counters import COUNTERS_BYTES, DROPS, read_rows
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, Reply, close_all, socketpair
+from hyp.fairness.waking import FAIR_MOST_NS
 from hyp.kernels import load_all
 from hyp.memory import Mapping, Region
 from hyp.monitor.hypervisor import Hypervisor
@@ -82,7 +83,12 @@ class Bench:
             "mtu": mtu,
             "wire": {"mac": WIRE_MAC, "mode": wire},
         }
-        self._hypervisor_config = {"name": topology, "memory": {"backing": backing}, "spin_limit_us": spin_us}
+        self._hypervisor_config = {
+            "name": topology,
+            "memory": {"backing": backing},
+            "spin_limit_us": spin_us,
+            "fair_notify_ns": FAIR_MOST_NS,
+        }
         self.engines, self.macs, self.guests = engines, dict[int, str](), list[Guest]()
         self.passed_through: set[int] = set()  # domains whose contexts the IOMMU passes through
         self.queues: dict[int, int] = {}  # how many contexts a domain may have; 1 if that is not said
