@@ -77,10 +77,10 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 # decides, and the notifier pays. A loop that serves others too sends one to a guest by `notify_guest`, and before that asks
 # `may_notify`:
 #
-# * CPU time of a notification beyond what is fair on this machine (`fair` of its NOTIFIER, hyp/fairness/waking.py) makes a *debt* of
-#   its waiter, which is paid off by DEARNESS times as much time. While it owes more than CREDIT_NS of that, nothing is sent to it.
-#   So it gets no more than that share of its notifiers' time, and a single dear one, or one of a slow machine, costs an honest guest
-#   nothing, and one of a machine that stood still not more than MOST_NS makes.
+# * CPU time of a notification beyond what is fair on this machine (`fair` of its NOTIFIER, hyp/fairness/waking.py) makes a
+#   *debt* of its waiter, which is paid off by DEARNESS times as much time. While it owes more than CREDIT_NS of that, nothing is
+#   sent to it. So it gets no more than that share of its notifiers' time, and a single dear one, or one of a slow machine, costs an
+#   honest guest nothing, and one of a machine that stood still not more than MOST_NS makes.
 # * A notification that is put off is never lost, and is its sender's: it stays as due as it was, in the sender's own state, and
 #   the loop's sleep ends at `notify_at`. Whoever of its waiter's is told meanwhile by anybody else is told.
 # * What is measured is CPU time, since a notifier loses the CPU most easily in just this call. But reading that clock costs as much

@@ -131,3 +131,32 @@ def test_a_frame_half_cut_whose_receiver_goes_is_accounted_for(tmp_path: Path, m
             await asyncio.to_thread(wait_until, balances, "Dom0's equation to hold")
 
     run(main())
+
+
+def test_the_frame_after_one_half_cut_whose_station_is_forgotten_is_cut_from_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The station is forgotten while its frame is held up: what of that has not arrived is flooded, and finds no room."""
+
+    async def main() -> None:
+        async with world(tmp_path, monkeypatch, "copy", 1500, ageing_s=1, trunk="cut") as there:
+            cut, arrive, whole = there.guests["cut"], 3, 12
+            station = bytes([2, 0, 0, 0, 9, 9])
+            frame, segment, blank = content_of(SOUND | {"parts": whole}, station, there.bert.mac)
+            slots, contents = slots_of(SOUND, frame, segment, blank, 0)
+            writes = [[(there.bert.pools["tx"] + k) * PAGE_BYTES + at, piece] for k, (at, piece) in contents.items()]
+            await cut.post(arrive)
+            assert await there.says_that_it_is_there(cut, station) == [[1, RSP_OKAY]]
+            row, reader = f"dom0/vif{cut.number}:cut", await there.runner.lab.counters()
+            before = reader.read()[row]
+            answers = await there.bert.call("slots", writes=writes, slots=slots)
+            assert {status for _, status in answers} == {RSP_OKAY, RSP_NULL}
+            after = reader.read()[row]
+            assert after["rx_frames"] - before["rx_frames"] == arrive
+            assert after["drop_queue_full"] - before["drop_queue_full"] == 1, "it was flooded, and not given up"
+            assert await there.bert.counts() == there.counted
+            await cut.call("responses", count=arrive)
+            cut.answered += arrive
+            assert await there.exchange([SOUND | {"to": "cut", "parts": whole}]) == {f"cut {RX_VALIDATED | RX_BLANK}": whole}
+
+    run(main())

@@ -240,13 +240,17 @@ class World:
         await self.runner.run(workload("stream", "wire", "anna", frames=10))
         for guest in self.guests.values():
             page = guest.pools["tx"]
-            text = [":".join(f"{octet:02x}" for octet in mac) for mac in (self.wire, guest.mac)]
-            writes = [[page * PAGE_BYTES, header(*text) + bytes(50)]]
             entries = [[TX_REF + k, GTF_PERMIT_ACCESS, 0, page + k] for k in range(SLOTS)]
             await guest.call("transmit", entries=entries, frames=[], requests=[])
-            slot = struct.pack("<IHHHH", TX_REF, 0, 0, 1, 64)
-            assert await guest.call("slots", writes=writes, slots=[slot]) == [[1, RSP_OKAY]]
+            assert await self.says_that_it_is_there(guest, guest.mac) == [[1, RSP_OKAY]]
         self.counted = await self.bert.counts()  # copies of what was flooded until now
+
+    async def says_that_it_is_there(self, guest: Posting, mac: bytes) -> list[list[int]]:
+        """A station of that address, behind a guest, sends a frame to the wire. Returns [id, status] of its slot."""
+        text = [":".join(f"{octet:02x}" for octet in one) for one in (self.wire, mac)]
+        writes = [[guest.pools["tx"] * PAGE_BYTES, header(*text) + bytes(50)]]
+        answers: list[list[int]] = await guest.call("slots", writes=writes, slots=[struct.pack("<IHHHH", TX_REF, 0, 0, 1, 64)])
+        return answers
 
     async def exchange(self, shapes: list[dict[str, Any]]) -> Counter[str]:
         """Post the frames, and compare everything with the model. Returns what it counted, and who got what."""
@@ -305,8 +309,10 @@ class World:
 
 
 @asynccontextmanager
-async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str, mtu: int) -> AsyncIterator[World]:
-    """anna is honest; bert and the RECEIVERS post what they are told."""
+async def world(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str, mtu: int, *, ageing_s: int = 86400, trunk: str = ""
+) -> AsyncIterator[World]:
+    """anna is honest; bert and the RECEIVERS post what they are told. `trunk`: who of these has other stations behind it."""
     names = {"bert": RECEIVERS["whole"], **RECEIVERS}
 
     def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
@@ -318,10 +324,10 @@ async def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grants: str, mt
 
     monkeypatch.setattr(owner, "plan", plan)
     monkeypatch.setattr(owner, "MODULES", [*MODULES, ROLE])
-    text = f'[nic]\npause_us = 1_000_000\nmtu = {mtu}\n[dom0]\nageing_s = 86400\n[[guest]]\nname = "anna"\npath = "split"\n'
+    text = f'[nic]\npause_us = 1_000_000\nmtu = {mtu}\n[dom0]\nageing_s = {ageing_s}\n[[guest]]\nname = "anna"\npath = "split"\n'
     for name, features in names.items():
         text += f'[[guest]]\nname = "{name}"\npath = "split"\noffloads = {sorted(features)}\n'
-        text += f'grants = "{grants}"\n'
+        text += f'grants = "{grants}"\ntrunk = {str(name == trunk).lower()}\n'
     async with running(tmp_path, f"chains{grants[0]}", text) as runner:
         guests = {name: Posting(runner, name, await runner.lab.call(name, "pools")) for name in names}
         there = World(runner, guests, mtu + 18)
