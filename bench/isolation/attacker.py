@@ -108,6 +108,18 @@ class Attacker:
             return None
         return self._wait(getattr(self.store, op)(*args))
 
+    def asks(self, requests: Sequence[tuple[str, ...]]) -> None:
+        """Requests to the store at a time."""
+        if self.store is None:
+            return
+        store = self.store
+
+        async def all_of_them() -> list[Any]:
+            return await asyncio.gather(*(getattr(store, op)(*args) for op, *args in requests), return_exceptions=True)
+
+        for result in asyncio.run_coroutine_threadsafe(all_of_them(), self._loop).result(CALL_S):
+            self.got[type(result).__name__ if isinstance(result, Exception) else "answered"] += 1
+
     def _wait(self, coroutine: Any) -> Any:
         future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:

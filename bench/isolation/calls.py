@@ -254,6 +254,31 @@ def answers_unread(a: Attacker) -> None:
                 a.rest(0.001)
 
 
+@attack("asks hypervisor, store and keeper all at once, each without end", Door.CALLS, Control.CALLS)
+def all_doors_at_once(a: Attacker) -> None:
+    others = [threading.Thread(target=_tell_without_end, args=(a, purpose)) for purpose in ("hypercalls", "console")]
+    for other in others:
+        other.start()
+    while a.goes_on(UNDER_WAY):
+        a.asks([("read", a.home("name"))] * UNDER_WAY)
+    for other in others:
+        other.join()
+
+
+def _tell_without_end(a: Attacker, purpose: str) -> None:
+    """Messages that nobody answers."""
+    message = msgpack.packb({"op": "nothing", "args": {}})
+    with _raw(a, purpose) as end:
+        while a.goes_on():
+            try:
+                end.send(message)
+            except BlockingIOError:
+                a.rest(0.0005)
+            except OSError as error:
+                a.got[str(error.strerror)] += 1
+                return
+
+
 @attack("sends sockets that take a minute to close, where no descriptor is asked for", Door.CALLS, Control.QUIET)
 def lingering_descriptors(a: Attacker) -> None:
     with socket.create_server(("127.0.0.1", 0)) if _has_loopback() else socket.socket() as server:

@@ -22,6 +22,7 @@ from hyp.abi.domids import DOM0
 from hyp.abi.xs_wire import Message, MessageType
 from hyp.control.debt import NO_DEBT, Debt
 from hyp.control.descriptors import receive_plain
+from hyp.control.served import ServedGuest
 
 READ_SIZE = xs_wire.HEADER.size + xs_wire.PAYLOAD_MAX
 PAUSE_BYTES = 64 << 10  # unread output at which a client's requests have to wait
@@ -33,10 +34,11 @@ _EventKey = tuple[str, str]
 class Connection:
     """A client, and the bytes that go to and fro. When they do is the server's."""
 
-    def __init__(self, domid: int, sock: socket.socket, session: Session) -> None:
+    def __init__(self, domid: int, sock: socket.socket, session: Session, served: ServedGuest) -> None:
+        """`served`: of the domain, by all control planes."""
         self.domid, self.sock, self.session = domid, sock, session
         self.unread = 0  # bytes
-        self.debt = Debt() if domid != DOM0 else NO_DEBT
+        self.debt = Debt(served=served) if domid != DOM0 else NO_DEBT
         self.held = False  # it owes too much to be sent to
         self.closed = False
         self.paused = False  # its domain has no credit

@@ -11,12 +11,13 @@ from typing import Any
 from dom0.xenstore.journal import Journal, MemoryFile
 from dom0.xenstore.server import Xenstored
 from dom0.xenstore.tree import StoreError
+from hyp.control.served import Served
 from hyp.process import Process, adopt_socket
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper says stop."""
-    server = Xenstored(journal=Journal(MemoryFile(process.sockets["journal"])))
+    server = Xenstored(journal=Journal(MemoryFile(process.sockets["journal"])), served=Served(process.sockets["served"]))
 
     def connect(fds: list[int], domid: int) -> None:
         """A domain comes. fds: the server's end of its connection."""

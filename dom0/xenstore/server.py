@@ -33,6 +33,7 @@ from dom0.xenstore.turns import SLICE_NS, Turns, Worker
 from hyp.abi.domids import DOM0
 from hyp.abi.xs_wire import WireError
 from hyp.control.descriptors import hang_up, refuse_descriptors, urgent_in_line
+from hyp.control.served import Served
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +74,9 @@ class _Client(Worker):
 class Xenstored:
     """The server. Create and use it on a running event loop."""
 
-    def __init__(self, store: Store | None = None, journal: Journal | None = None) -> None:
+    def __init__(self, store: Store | None = None, journal: Journal | None = None, served: Served | None = None) -> None:
         self.store = store if store is not None else Store(saved=journal.saved if journal else None)
-        self.journal = journal
+        self.journal, self._served = journal, served or Served()
         if journal is not None:
             journal.follow(self.store.tree.nodes, self.store.introduced)
             self.store.tree.puts.clear()
@@ -98,7 +99,7 @@ class Xenstored:
         urgent_in_line(sock)
         if domid != DOM0:
             refuse_descriptors(sock)
-        connection = Connection(domid, sock, self.store.connect(domid))
+        connection = Connection(domid, sock, self.store.connect(domid), self._served.of(domid))
         self.connections[connection.session] = connection
         self._clients[connection] = _Client(self, connection)
         self._watch_socket(connection)

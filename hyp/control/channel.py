@@ -19,6 +19,7 @@ from hyp.control.debt import ASKED_NS, BILLED, FAIR_TURN_NS, NO_DEBT, PAYER, Bil
 from hyp.control.descriptors import brings_descriptors, close_all, hang_up, refuse_descriptors
 from hyp.control.errors import PeerGone, Refused, describe
 from hyp.control.outbox import RETRY_S, Outbox
+from hyp.control.served import ServedGuest
 from hyp.control.words import printable
 
 log = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ class Channel:
     """One end of a control socket. `handlers` serves the peer's requests; `call` makes ours.
 
     `untrusted`: the peer is a guest, or speaks for one. Nothing that it does costs more than this channel.
-    `bills`: what others do for its requests is its debt, too (hyp/control/debt.py).
+    `bills`: what others do for its requests is its debt, too (hyp/control/debt.py). `served`: of the guest, by all who serve it.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Channel:
         takes_fds: Set[str] = frozenset(),
         untrusted: bool = False,
         bills: bool = False,
+        served: ServedGuest | None = None,
         on_close: Callable[[], None] | None = None,
     ) -> None:
         sock.setblocking(False)
@@ -105,7 +107,7 @@ class Channel:
         self._untrusted, self._bills = untrusted, bills
         self._loop = asyncio.get_running_loop()
         self._inbox = _Inbox()
-        self._debt = Debt() if untrusted else NO_DEBT
+        self._debt = Debt(served=served) if untrusted else NO_DEBT
         self._outbox = Outbox(sock, self._gone, self._pause_or_go_on, self._debt)
         self._paid: asyncio.TimerHandle | None = None  # when it has paid what it owes
         self._next_id = 1

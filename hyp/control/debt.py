@@ -5,6 +5,8 @@ takes the longer the more memory it has. CPU time beyond what is fair, `FAIR_NS`
 peer's debt, paid off by `DEARNESS` times as much time. While it owes more than `CREDIT_NS` of that, nothing is sent to it, and
 nothing that it sends is read: what is to be sent stays with its sender, who goes on after `wait_s`.
 
+Each of the control planes has debts of its own, but a guest is served by one of them at a time (served.py).
+
 Where a peer's request has one control plane ask another one, that one's time is the peer's, too: the question asks for a *bill*,
 the answer brings it, and all of it is owed, as no fair part of it is known. So who has the NIC or the toolstack work without end
 has them work for a `DEARNESS`-th of the time, or less. What is done only once while a guest lives is `unpaid`.
@@ -18,6 +20,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
+from hyp.control.served import ServedGuest
 
 FAIR_NS = 100_000
 """Of Python and a system call: more than a compiled loop's."""
@@ -30,15 +33,23 @@ ASKED_NS = 60_000
 
 
 class Debt:
-    """A peer's, paid off by DEARNESS times as much time."""
+    """A peer's, paid off by DEARNESS times as much time. `served`: of a guest, by all control planes."""
 
-    def __init__(self, clock: Callable[[], int] = time.monotonic_ns, used: Callable[[], int] = time.thread_time_ns) -> None:
-        self._clock, self._used, self._until = clock, used, 0
+    def __init__(
+        self,
+        clock: Callable[[], int] = time.monotonic_ns,
+        used: Callable[[], int] = time.thread_time_ns,
+        served: ServedGuest | None = None,
+    ) -> None:
+        self._clock, self._used, self._until, self._served = clock, used, 0, served
+        self._in_turn = False
         self._lock = threading.Lock()  # what is done aside is owed by another thread
 
     def wait_s(self) -> float:
         """For how long nothing is to be sent to it; 0: it may be."""
-        return max(self._until - CREDIT_NS - self._clock(), 0) / 1e9
+        now = self._clock()
+        elsewhere = 0 if self._served is None else self._served.wait_ns(now)
+        return max(self._until - CREDIT_NS - now, elsewhere) / 1e9
 
     def owe(self, beyond_ns: int) -> None:
         """It has cost so much more than is fair."""
@@ -49,11 +60,14 @@ class Debt:
     @contextmanager
     def pays(self, fair_ns: int = FAIR_NS) -> Iterator[None]:
         """What is done here is done for it, and may take `fair_ns`; by default, it is woken."""
-        before = self._used()
+        within, self._in_turn, start, before = self._in_turn, True, self._clock(), self._used()
         try:
             yield
         finally:
             self.owe(min(self._used() - before, MOST_NS) - fair_ns)
+            self._in_turn = within
+            if self._served is not None and not within:
+                self._served.add(start, self._clock())
 
     def charged(self, awaitable: Awaitable[Any], fair_ns: int = FAIR_TURN_NS) -> "Charged":
         """The same to wait for, with every step of it as a turn that it pays, beyond `fair_ns`."""

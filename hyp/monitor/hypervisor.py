@@ -13,6 +13,7 @@ from hyp import lost_memory
 from hyp.abi.counters import place_of, read_rows
 from hyp.abi.domids import DOM0, DOMID_NIC
 from hyp.control import Channel, Refused, close_all, describe
+from hyp.control.served import Served
 from hyp.grants import release_mapper
 from hyp.memory import Region
 from hyp.monitor.domain import Domain
@@ -32,8 +33,8 @@ LET_GO_S, LOOK_S = 2.0, 0.01
 class Hypervisor:
     """Domains' lives: the keeper creates and destroys them."""
 
-    def __init__(self, process: Process, config: dict[str, Any]) -> None:
-        self._process = process
+    def __init__(self, process: Process, config: dict[str, Any], served: Served | None = None) -> None:
+        self._process, self._served = process, served or Served()
         self.system = System(str(config["name"]), str(config["memory"]["backing"]), int(config.get("generation", 1)))
         self.system.set_spin_limit(int(config["spin_limit_us"]))
         self.system.set_fair_notification(int(config["fair_notify_ns"]))
@@ -129,7 +130,8 @@ class Hypervisor:
         on_close = partial(self._hung_up, domain, restarts) if domain.trusted else None
         domain.channel = Channel(
             adopt_socket(fd), calls_for(self.system, domain), name=domain.who,
-            generation=self.system.generation, untrusted=not domain.trusted, bills=not domain.trusted, on_close=on_close,
+            generation=self.system.generation, untrusted=not domain.trusted, bills=not domain.trusted,
+            served=None if domain.trusted else self._served.of(domain.domid), on_close=on_close,
         )  # fmt: skip
         if domain.domid == DOMID_NIC:
             self.system.devices.nic_restarts(domain.channel)
@@ -214,7 +216,7 @@ class Hypervisor:
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper ends the topology."""
     lost_memory.guard()
-    hypervisor = Hypervisor(process, config)
+    hypervisor = Hypervisor(process, config, Served(process.sockets["served"]))
     system = hypervisor.system
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)
     process.serve("domain_restart", hypervisor.domain_restart, takes_fds=True)

@@ -30,6 +30,7 @@ from typing import Any
 from hyp import linux
 from hyp.control import Answer, Channel, ControlError, Handler, PeerGone, Refused, close_all, socketpair
 from hyp.control.descriptors import hang_up, refuse_descriptors
+from hyp.control.served import Served, new_pages
 from hyp.control.words import printable
 from lab.keeper.births import Births
 from lab.keeper.child import GUEST, Child, describe_exit, end
@@ -46,6 +47,8 @@ ATTACH_TIMEOUT_S = 60.0
 MAX_NOTICES = 4
 """Of a process: what more it wants to say is in nobody's interest."""
 MAX_CLIENTS = 64
+SERVE_GUESTS = ("hyp", XENSTORED)
+"""Control planes that serve guests, as the keeper does: these three serve each by one of them at a time (hyp/control/served.py)."""
 TITLE = "xen-bypass-lab"
 """What the command line of every process of a topology begins with, then the topology's name, then the process's."""
 
@@ -60,6 +63,8 @@ class Keeper:
         self._held = Held()
         self._outputs: list[Output] = []
         self._restarts = Restarts()
+        self._served_pages = new_pages()
+        self._served = Served(self._served_pages)
         self._store = StoreKeeping(rundir, functools.partial(self._ask, XENSTORED))
         self._restarting: set[asyncio.Task[None]] = set()
         self._clients: set[Channel] = set()
@@ -216,7 +221,8 @@ class Keeper:
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
         more = {"output": self._output(plan["name"])} if guest else {}
-        held = {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
+        held = {"served": self._served_pages} if plan["role"] in SERVE_GUESTS else {}
+        held |= {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
         try:
             born = await self._births.fork(["console", *sockets, *held, *more], [*fds, *held.values(), *more.values()], args)
         finally:
@@ -268,7 +274,9 @@ class Keeper:
         if plan["role"] == "hyp":  # nobody else has anything to be held
             handlers |= {"hold": self._held.hold, "let_go": self._held.let_go, "hung_up": self._hung_up}
         holds = frozenset({"hold"} if plan["role"] == "hyp" else ())
-        channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=plan["role"] == GUEST)
+        guest = plan["role"] == GUEST
+        served = self._served.of(plan["domain"]["domid"]) if guest else None
+        channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=guest, served=served)
         futures = ready, self._loop.create_future(), self._loop.create_future()
         child = Child(plan, pid, pidfd, channel, *futures, restarts=restarts, sockets=sockets)
         before, self._children[name] = self._children.get(name), child

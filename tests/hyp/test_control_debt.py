@@ -1,6 +1,8 @@
 """A peer that asks for what takes long pays for it: it is not read until it has, and nobody else waits for it."""
 
 import asyncio
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -8,13 +10,16 @@ import msgpack
 import pytest
 
 from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
+from hyp.abi.domids import DOMID_FIRST_RESERVED
 from hyp.control import Channel, Refused, socketpair
 from hyp.control import channel as channels
 from hyp.control.debt import ASKED_NS, BILLED, FAIR_TURN_NS, PAYER, Bill, Debt
+from hyp.control.served import LEEWAY_NS, LONGEST_NS, Served, ServedGuest, new_pages
 from tests.support.control_ends import run
 
 pytestmark = pytest.mark.usefixtures("settled", "no_descriptor_is_left")
 
+MS = 1_000_000
 DEAR_NS = CREDIT_NS // DEARNESS + 2 * FAIR_TURN_NS
 """Beyond what is fair this is more than all of the credit."""
 
@@ -25,8 +30,8 @@ class Clocks:
     def __init__(self) -> None:
         self.now = self.used = 0
 
-    def debt(self) -> Debt:
-        return Debt(clock=lambda: self.now, used=lambda: self.used)
+    def debt(self, served: ServedGuest | None = None) -> Debt:
+        return Debt(clock=lambda: self.now, used=lambda: self.used, served=served)
 
     def work(self) -> None:
         self.used += DEAR_NS
@@ -238,3 +243,59 @@ def test_what_is_asked_of_others_for_a_peer_is_paid_and_nothing_of_it_is_fair(ho
         await ends.close()
 
     run(main())
+
+
+def two_planes() -> tuple[Clocks, list[Debt]]:
+    """Two control planes' debts of one guest, and their clocks."""
+    clocks, pages = Clocks(), new_pages()
+    planes = [Served(pages) for _ in range(2)]
+    os.close(pages)
+    return clocks, [clocks.debt(plane.of(3)) for plane in planes]
+
+
+def test_a_guest_is_served_by_one_control_plane_at_a_time() -> None:
+    """Whoever is asked alone lets nobody wait; two who are asked at once share what one would have had."""
+    clocks, (one, other) = two_planes()
+    for _ in range(1000):
+        with one.pays():
+            clocks.now += MS
+        assert one.wait_s() == other.wait_s() == 0
+    served = {one: 0, other: 0}
+    began = clocks.now
+    while clocks.now - began < 1000 * MS:  # each has a CPU
+        turns = [debt for debt in served if debt.wait_s() == 0]
+        with contextlib.ExitStack() as both:
+            for debt in turns:
+                both.enter_context(debt.pays())
+                served[debt] += MS
+            clocks.now += MS
+    assert abs(sum(served.values()) - 1000 * MS) <= LEEWAY_NS + 2 * MS
+    assert min(served.values()) > 0
+
+
+def test_a_turn_within_a_turn_counts_once_and_one_that_the_machine_slept_through_is_short() -> None:
+    clocks, (one, other) = two_planes()
+    with one.pays():
+        clocks.now += MS
+        with one.pays():
+            clocks.now += MS
+    with one.pays():
+        clocks.now += 60_000 * MS
+    clocks.now -= 60_000 * MS  # so that what it counts for is seen
+    assert other.wait_s() * 1e9 == pytest.approx(LONGEST_NS - LEEWAY_NS if LONGEST_NS > LEEWAY_NS else 0)
+    for _ in range(3):
+        with other.pays():
+            clocks.now += LONGEST_NS
+        clocks.now -= LONGEST_NS
+    assert one.wait_s() * 1e9 == pytest.approx(4 * LONGEST_NS - LEEWAY_NS)
+
+
+def test_each_guest_has_a_place_of_its_own() -> None:
+    clocks, served = Clocks(), Served()
+    busy, idle = (clocks.debt(served.of(domid)) for domid in (1, DOMID_FIRST_RESERVED - 1))
+    for _ in range(5):
+        with busy.pays():
+            clocks.now += LONGEST_NS
+        clocks.now -= LONGEST_NS
+    assert busy.wait_s() > 0
+    assert idle.wait_s() == 0

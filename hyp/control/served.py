@@ -1,0 +1,58 @@
+"""For how long guests have been served, by all control planes together: each guest by one of them at a time.
+
+A guest with one virtual CPU makes one hypercall at a time. But hypervisor, keeper and xenstored are processes of their own, and who
+asks all of them at once would have a share of a CPU from each. So they write down in common until when a guest would have been
+served if all its turns had come one after the other. By who is asked alone that is never later than now; where it is by more than
+LEEWAY_NS, another one serves the guest at this time, and it waits (hyp/control/debt.py).
+
+The pages, a word of 64 bits a domain by its number (ns of the monotonic clock), belong to those three alone. Each adds to it
+without a lock, and a turn that is lost by that was none too many. Who dies in a turn has added nothing.
+"""
+
+import mmap
+import os
+from typing import Final
+
+from hyp.abi.domids import DOMID_FIRST_RESERVED
+
+SERVED_BYTES: Final = 8 * DOMID_FIRST_RESERVED
+"""Of which those are made that are used."""
+LEEWAY_NS: Final = 20_000_000
+"""A guest that begins may ask several at once, and one whose turn the scheduler has interrupted has done nothing wrong."""
+LONGEST_NS: Final = 10_000_000
+"""Of one turn that counts."""
+
+
+def new_pages() -> int:
+    """Pages for a topology, as a descriptor: the keeper's."""
+    fd = os.memfd_create("served", os.MFD_CLOEXEC)
+    os.ftruncate(fd, SERVED_BYTES)
+    return fd
+
+
+class Served:
+    """The pages, of all guests. The descriptor stays the caller's; without one, of a control plane that knows of no others."""
+
+    def __init__(self, fd: int = -1) -> None:
+        self._words = memoryview(mmap.mmap(fd, SERVED_BYTES)).cast("q")
+
+    def of(self, domid: int) -> "ServedGuest":
+        """One guest's."""
+        return ServedGuest(self._words, domid)
+
+
+class ServedGuest:
+    """Until when one guest has been served."""
+
+    __slots__ = ("_domid", "_words")
+
+    def __init__(self, words: "memoryview[int]", domid: int) -> None:
+        self._words, self._domid = words, domid
+
+    def add(self, start_ns: int, end_ns: int) -> None:
+        """It has had a turn."""
+        self._words[self._domid] = max(self._words[self._domid], start_ns) + min(end_ns - start_ns, LONGEST_NS)
+
+    def wait_ns(self, now_ns: int) -> int:
+        """For how long others serve it still, beyond the leeway."""
+        return max(self._words[self._domid] - LEEWAY_NS - now_ns, 0)
