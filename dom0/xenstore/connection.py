@@ -7,8 +7,11 @@ cause.
 An event that waits unsent already is not queued again. Beyond EVENTS_LIMIT unread a watch fires for the watched path as a whole:
 whoever causes the events may not be who has to read them, so that nobody is disconnected for being slow.
 
-A guest that polls its socket many times over is sent to seldom (hyp/control/debt.py). One that sends descriptors is disconnected
-before they are received: to close them may take as long as it chose.
+A guest that polls its socket many times over is sent to seldom, and received from (hyp/control/debt.py): each packet that is taken
+from it has the kernel go through all of these places. A stream is received from by the byte, whatever packets these are in; so of
+a client from whom that was too dear once, not more is taken at a time than the fewest.
+
+One that sends descriptors is disconnected before they are received: to close them may take as long as it chose.
 """
 
 import socket
@@ -27,6 +30,8 @@ from hyp.control.served import ServedGuest
 READ_SIZE = xs_wire.HEADER.size + xs_wire.PAYLOAD_MAX
 PAUSE_BYTES = 64 << 10  # unread output at which a client's requests have to wait
 EVENTS_LIMIT = 256 << 10  # unread output at which events become coarse
+FEW = 1  # bytes
+DEAR_NS = 2_000_000  # of CPU time, for one read: as long as a hundred take
 _IOV = 64
 _EventKey = tuple[str, str]
 
@@ -39,6 +44,7 @@ class Connection:
         self.domid, self.sock, self.session = domid, sock, session
         self.unread = 0  # bytes
         self.debt = Debt(served=served) if domid != DOM0 else NO_DEBT
+        self._most = READ_SIZE  # bytes that are received at a time
         self.held = False  # it owes too much to be sent to
         self.closed = False
         self.paused = False  # its domain has no credit
@@ -60,9 +66,12 @@ class Connection:
     def receive(self) -> bool:
         """Read once, READ_SIZE at most. False at the end of the connection. OSError, also if it sends descriptors."""
         try:
-            received = receive_plain(self.sock, READ_SIZE)
+            with self.debt.pays():
+                received = receive_plain(self.sock, self._most)
         except (BlockingIOError, InterruptedError):
             return True
+        if self.debt.last_ns > DEAR_NS:
+            self._most = FEW
         self._decoder.add(received)
         return bool(received)
 

@@ -9,7 +9,7 @@ Semantics: Xen's docs/misc/xenstore.txt. Errors per case are those of Xen's xens
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from dom0.xenstore.tree import (
@@ -41,7 +41,7 @@ class Store:
     def __init__(self, quota: Quota = DEFAULT_QUOTA, saved: Saved | None = None) -> None:
         self.quota = quota
         self.tree = Tree(saved.nodes if saved else None)
-        self.watches: dict[str, dict[Watch, None]] = {}  # in their order
+        self.watches: dict[str, dict[int, dict[Watch, None]]] = {}  # by path and domain, in their order
         self.blamed: set[int] = set()
         """Guests that made transactions of Domain 0's fail; whoever looks after that takes them out."""
         self.sessions: set[Session] = set()
@@ -117,31 +117,41 @@ class Store:
         while changes:
             change = changes.popleft()
             for watch in self._concerned(change):
-                if watch is None or not watch.live:
-                    yield None
-                elif change.only is watch or self._may_hear(watch.session.domid, change):
-                    yield Event(watch, change.path.removeprefix(watch.prefix))
-                else:
-                    yield None
+                yield Event(watch, change.path.removeprefix(watch.prefix)) if watch is not None and watch.live else None
 
     def _concerned(self, change: Change) -> Iterator[Watch | None]:
-        """Watches on the path and on those above it; None after each path."""
+        """Watches on the path and on those above it, of domains that may hear of it; None after each path.
+
+        Those of others are not even looked at: who makes a change pays for telling it, and anybody may watch any path.
+        """
         if change.only is not None:
             yield change.only
             return
         path, above = change.path, True
         while above:
-            yield from list(self.watches.get(path, ()))
+            here = self.watches.get(path, {})
+            for domid in self._named(change, here):
+                if self._may_hear(domid, change):
+                    yield from list(here.get(domid, ()))
             yield None
             above = not change.exact and path.startswith("/") and path != "/"
             path = parent_of(path)
 
+    def _seen_by(self, change: Change) -> list[Node]:
+        """Nodes that say who may hear of it: who can read that before or after, or see it come and go in its parent."""
+        nodes = change.before, self.tree.get(change.path), self.tree.get(parent_of(change.path))
+        return [node for node in nodes if node is not None]
+
+    def _named(self, change: Change, here: Collection[int]) -> list[int]:
+        """Of the domains with watches `here` those that a permission names; all if one is for whoever is not named."""
+        seen_by = self._seen_by(change)
+        if any(Access.READ in node.permissions[0].access for node in seen_by):
+            return list(here)
+        named = dict.fromkeys([0, *(permission.domid for node in seen_by for permission in node.permissions)])
+        return [domid for domid in named if domid in here]
+
     def _may_hear(self, domid: int, change: Change) -> bool:
-        """Whether it could read the node before or after, or see it come and go in its parent."""
-        if domid == 0:
-            return True
-        seen_by = (change.before, self.tree.get(change.path), self.tree.get(parent_of(change.path)))
-        return any(node is not None and Access.READ in node.access(domid) for node in seen_by)
+        return domid == 0 or any(Access.READ in node.access(domid) for node in self._seen_by(change))
 
 
 class Session:
@@ -265,7 +275,7 @@ class Session:
             raise StoreError("E2BIG", path, "too many watches")
         prefix = absolute[: len(absolute) - len(path)]
         watch = self.watches[path, token] = Watch(self, absolute, token, prefix)
-        self.store.watches.setdefault(absolute, {})[watch] = None
+        self.store.watches.setdefault(absolute, {}).setdefault(self.domid, {})[watch] = None
         self.store.tree.changed(Change(absolute, None, only=watch))
 
     def unwatch(self, path: str, token: str) -> None:
@@ -309,9 +319,11 @@ class Session:
     def _drop(self, watch: Watch) -> None:
         watch.live = False
         del self.watches[watch.path.removeprefix(watch.prefix), watch.token]
-        others = self.store.watches[watch.path]
-        del others[watch]
-        if not others:
+        here = self.store.watches[watch.path]
+        del here[self.domid][watch]
+        if not here[self.domid]:
+            del here[self.domid]
+        if not here:
             del self.store.watches[watch.path]
 
     def _resolve(self, path: str) -> str:

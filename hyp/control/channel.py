@@ -212,7 +212,8 @@ class Channel:
             elif now > until:
                 return
             try:
-                packet, fds, lacking = self._receive()
+                with self._debt.pays():
+                    packet, fds, lacking = self._receive()
             except BlockingIOError:
                 return
             except ConnectionResetError:  # it left what we had sent unread; what it has sent comes next, and then the end

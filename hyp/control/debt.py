@@ -1,9 +1,10 @@
 """What a peer costs a control plane, and what follows: as hyp/events.py has it for compiled loops.
 
-Who sends to a socket, or makes an upcall ready, pays for every place at which the peer polls it; and some of what a peer asks for
-takes the longer the more memory it has. CPU time beyond what is fair, `FAIR_NS` to wake it and `FAIR_TURN_NS` to serve it, is the
-peer's debt, paid off by `DEARNESS` times as much time. While it owes more than `CREDIT_NS` of that, nothing is sent to it, and
-nothing that it sends is read: what is to be sent stays with its sender, who goes on after `wait_s`.
+Who sends to a socket, receives from one, or makes an upcall ready, pays for every place at which the peer polls it; and some of
+what a peer asks for takes the longer the more memory it has. CPU time beyond what is fair, `FAIR_NS` to wake it or to receive and
+`FAIR_TURN_NS` to serve it, is the peer's debt, paid off by `DEARNESS` times as much time. While it owes more than `CREDIT_NS` of
+that, nothing is sent to it, and nothing that it sends is read: what is to be sent stays with its sender, who goes on after
+`wait_s`.
 
 Each of the control planes has debts of its own, but a guest is served by one of them at a time (served.py).
 
@@ -22,7 +23,7 @@ from typing import Any
 from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.control.served import ServedGuest
 
-FAIR_NS = 100_000
+FAIR_NS = 60_000
 """Of Python and a system call: more than a compiled loop's."""
 FAIR_TURN_NS = 500_000
 """Of what is done for a request without anybody else's turn in between."""
@@ -34,6 +35,9 @@ ASKED_NS = 60_000
 
 class Debt:
     """A peer's, paid off by DEARNESS times as much time. `served`: of a guest, by all control planes."""
+
+    last_ns = 0
+    """What it paid for last has taken, of CPU time."""
 
     def __init__(
         self,
@@ -59,12 +63,13 @@ class Debt:
 
     @contextmanager
     def pays(self, fair_ns: int = FAIR_NS) -> Iterator[None]:
-        """What is done here is done for it, and may take `fair_ns`; by default, it is woken."""
+        """What is done here is done for it, and may take `fair_ns`; by default, it is woken, or received from."""
         within, self._in_turn, start, before = self._in_turn, True, self._clock(), self._used()
         try:
             yield
         finally:
-            self.owe(min(self._used() - before, MOST_NS) - fair_ns)
+            self.last_ns = self._used() - before
+            self.owe(min(self.last_ns, MOST_NS) - fair_ns)
             self._in_turn = within
             if self._served is not None and not within:
                 self._served.add(start, self._clock())

@@ -61,7 +61,7 @@ class Keeper:
         self._loop = asyncio.get_running_loop()
         self._children: dict[str, Child] = {}
         self._held = Held()
-        self._outputs: list[Output] = []
+        self._outputs: dict[str, Output] = {}
         self._restarts = Restarts()
         self._served_pages = new_pages()
         self._served = Served(self._served_pages)
@@ -202,6 +202,14 @@ class Keeper:
 
     async def _spawn(self, plan: dict[str, Any], restarts: int = 0) -> Child:
         """Fork a process of the plan; the `restarts`-th of those that take the place of a dead one."""
+        guest = plan["role"] == GUEST
+        more = {"output": await self._output(plan["name"])} if guest else {}
+        try:
+            return await self._spawn_with(plan, restarts, more)
+        finally:
+            close_all([*more.values()])
+
+    async def _spawn_with(self, plan: dict[str, Any], restarts: int, more: dict[str, int]) -> Child:
         console, far = socketpair()
         guest = plan["role"] == GUEST
         sockets: dict[str, tuple[socket.socket, socket.socket]] = {}
@@ -220,13 +228,9 @@ class Keeper:
             args["config"] = {**args["config"], "restarts": restarts, "gone": gone}
         args["title"] = [TITLE, self._rundir.name, linux.shown_name(plan["name"], plan["role"])]
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
-        more = {"output": self._output(plan["name"])} if guest else {}
         held = {"served": self._served_pages} if plan["role"] in SERVE_GUESTS else {}
         held |= {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
-        try:
-            born = await self._births.fork(["console", *sockets, *held, *more], [*fds, *held.values(), *more.values()], args)
-        finally:
-            close_all([*more.values()])
+        born = await self._births.fork(["console", *sockets, *held, *more], [*fds, *held.values(), *more.values()], args)
         child = self._add(plan, *born, console, sockets, restarts)
         far.close()
         if plan["role"] == XENSTORED:
@@ -235,10 +239,17 @@ class Keeper:
             await self._store.renew(child)
         return child
 
-    def _output(self, guest: str) -> int:
-        """The guest's end of the pipe for what it prints; the caller closes it."""
-        self._outputs.append(Output(self._rundir.guest_log(guest)))
-        return self._outputs[-1].hand_over()
+    async def _output(self, guest: str) -> int:
+        """The guest's end of the pipe for what it prints; the caller closes it.
+
+        Refused (EBUSY) if a process that its last life has left keeps that one's from being closed: else each life would leave one.
+        """
+        if (former := self._outputs.get(guest)) is not None:
+            former.end()
+            if not await asyncio.to_thread(former.has_ended):
+                raise Refused("EBUSY", f"{guest}: a process that its last life has left holds on to what that has printed")
+        output = self._outputs[guest] = Output(self._rundir.guest_log(guest))
+        return output.hand_over()
 
     async def _create_domain(self, plan: dict[str, Any], near: socket.socket, restarts: int) -> None:
         """Let the hypervisor create a domain, or resume that of a daemon which has died."""
@@ -439,8 +450,10 @@ class Keeper:
         hypervisor = [child for child in self._children.values() if child.role == "hyp"]
         for group in (guests, others, hypervisor):
             await end(group)
-        for output in self._outputs:
-            output.close()
+        for output in self._outputs.values():
+            output.end()
+        for output in self._outputs.values():
+            output.has_ended()
         self._births.end()
         self._owner.tell("gone")
         self.gone.set()

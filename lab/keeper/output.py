@@ -5,8 +5,8 @@ that others write to or read from. The keeper reads its pipe, `TURN_BYTES` at a 
 `KEPT_BYTES` at least: the log, and the one before it under the name with ".1" behind it. A guest that prints faster waits in its
 own write(2). The lab shows nothing of it on a terminal.
 
-The pipe lives as long as somebody has its end: the guest, and programs that it has left behind. Each is read by its own thread: who
-writes has the pipe's lock while the kernel copies from his memory, which takes as long as his page faults do: as long as he likes.
+The pipe lives as long as somebody has its end: the guest, and programs that it has left behind, until its next life begins. Each
+is read by its own thread: who writes has the pipe's lock while the kernel copies from his memory, which takes as long as his page faults do: as long as he likes.
 Then the thread waits, whether the pipe is to block or not, and nobody else does.
 """
 
@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from hyp import limits
+from hyp.abi.debts import DEARNESS, MOST_NS
 
 KEPT_BYTES = 1 << 20
 TURN_BYTES = 1 << 16
@@ -25,11 +26,14 @@ RATE = 8 << 20
 """Bytes a second."""
 TURN_S = 0.002
 """From one look at the pipe to the next, at least: who prints a byte at a time, each a packet, has as little of a CPU as others."""
+FAIR_NS = 200_000
+"""CPU time of a turn. Who polls the pipe many times over has the kernel go through all of these places when it is read from; what
+is beyond is paid off as any debt of a guest's (hyp/control/debt.py): the next turn is so much later."""
 LAST_WORDS_S = 0.5
 
 
 class Output:
-    """One guest's. `close` when the topology ends."""
+    """One life's of a guest. `end` when the next one begins, or the topology ends."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._size = path, 0
@@ -55,20 +59,23 @@ class Output:
         return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def _read(self) -> None:
-        """The thread: until nobody has the other end, or the topology ends."""
-        poll, end, ended = select.poll(), self._end, False
+        """The thread: until nobody has the other end, or it is told to end."""
+        either, end, ended = select.poll(), self._end, False
+        rest = select.poll()
+        rest.register(end, select.POLLIN)
         for fd in (self._pipe, end):
-            poll.register(fd, select.POLLIN)
+            either.register(fd, select.POLLIN)
         while not ended:
-            ended = end in dict(poll.poll())
-            printed = b""
+            ended = end in dict(either.poll())
+            printed, before = b"", time.thread_time_ns()
             with contextlib.suppress(BlockingIOError):
                 printed = os.read(self._pipe, TURN_BYTES)
                 ended = ended or not printed
             with contextlib.suppress(OSError):  # a full disk costs the guest its words
                 self._keep(printed)
             if not ended:
-                time.sleep(max(len(printed) / RATE, TURN_S))
+                beyond_ns = min(time.thread_time_ns() - before, MOST_NS) - FAIR_NS
+                rest.poll(1000 * max(len(printed) / RATE, TURN_S, DEARNESS * beyond_ns / 1e9))
         with self._lock:
             self._end = -1
         for fd in (self._pipe, self._log, end):
@@ -85,9 +92,13 @@ class Output:
             )
         self._size += os.write(self._log, printed)
 
-    def close(self) -> None:
-        """Take what waits in the pipe, and end."""
+    def end(self) -> None:
+        """Take what waits in the pipe, and end: soon, unless a process that the guest has left keeps the thread from it."""
         with self._lock:
             if self._end >= 0:
                 os.eventfd_write(self._end, 1)
+
+    def has_ended(self) -> bool:
+        """Whether nothing is held of it any more; waits for that, for LAST_WORDS_S at most."""
         self._thread.join(LAST_WORDS_S)
+        return not self._thread.is_alive()

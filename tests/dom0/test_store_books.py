@@ -174,7 +174,7 @@ def check_invariants(store: Store) -> None:
         assert parent_of(path) in nodes
     assert listed == set(nodes)
     live = sorted((w.path, w.token) for session in store.sessions for w in session.watches.values())
-    assert sorted((w.path, w.token) for watches in store.watches.values() for w in watches) == live
+    assert sorted((w.path, w.token) for domains in store.watches.values() for watches in domains.values() for w in watches) == live
 
 
 OPERATIONS = ["write", "mkdir", "rm", "perms", "watch", "unwatch", "read", "start", "commit", "abort", "release"]

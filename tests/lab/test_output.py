@@ -49,4 +49,5 @@ def test_a_log_that_cannot_be_begun_anew_stays_open_and_its_number_is_nobody_els
         assert (tmp_path / "guest.log.1").stat().st_size <= KEPT_BYTES
     finally:
         os.close(guest)
-        output.close()
+        output.end()
+        assert output.has_ended()
