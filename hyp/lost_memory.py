@@ -21,6 +21,12 @@ one that has more has got some beyond its end, which would hide as many holes. N
 mapped: its owner may have made holes, or added memory, before.
 So a process looks every `LOOK_S` which regions have holes, and more closely if it had many page faults: these are lost, too.
 
+Its owner can take a region out of others' page tables without any hole: it has the kernel make a huge page of its pages
+(MADV_COLLAPSE), and splits that by a punch of less than a page. Each region is mapped as a whole from the beginning, so that a
+process which has many page faults sees by its own `Rss` (/proc/self/smaps) whether a huge page's worth of one is not. Memory that
+was swapped out is nobody's doing; nor is a huge page that the kernel makes now and then by itself, so that is lost of which this
+is seen STRIKES times within STRIKES_S.
+
 The handler is called with no argument of ours, so the table is at an address that every process knows. All of it is
 async-signal-safe: loads and stores, mmap(2), write(2), sigaction(2).
 """
@@ -36,7 +42,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -72,6 +78,10 @@ MANY_FAULTS: Final = 500
 BLOCK: Final = 512
 """In which stat(2) counts, in bytes."""
 MANY_BLOCKS: Final = 1 << 62
+STRIKES: Final = 3
+STRIKES_S: Final = 10.0
+HUGE: Final = 2 << 20
+"""The smallest huge page that there is on any of our machines."""
 LOOKS: Final = 32
 """At the blocks of each region, as a hole may have been filled again."""
 
@@ -146,7 +156,7 @@ def guard(told: Callable[[str], None] | None = None) -> None:
 def _look_for_holes(told_fd: int) -> None:
     """The thread that looks at the regions' blocks: fstat(2) may wait until a hole has been punched."""
     fds: dict[File, int] = {}
-    faults = 0
+    faults, strikes = 0, Strikes()
     while True:
         time.sleep(LOOK_S)
         before, faults = faults, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -157,7 +167,10 @@ def _look_for_holes(told_fd: int) -> None:
                 whole[file] = max(least, before_it[0]), max(most, before_it[1])
         if not whole.keys() <= fds.keys():
             fds = _open_files(whole)
-        holed = {file for _ in range(LOOKS if faults - before >= MANY_FAULTS else 1) for file in _with_holes(whole, fds)}
+        many = faults - before >= MANY_FAULTS
+        holed = {file for _ in range(LOOKS if many else 1) for file in _with_holes(whole, fds)}
+        if many:
+            holed |= strikes.against(_unmapped(), time.monotonic())
         if holed:
             _holed.update(holed)
             os.eventfd_write(told_fd, 1)
@@ -193,6 +206,44 @@ def _with_holes(whole: dict[File, tuple[int, int]], fds: dict[File, int]) -> Ite
             yield file
 
 
+def _unmapped() -> set[File]:
+    """The files of regions of which a huge page's worth is not mapped here, and has not been swapped out."""
+    watched = {int(_table[k]["start"]): _files[k][0] for k in np.flatnonzero(_table["end"]) if _files[k][0] != NO_FILE}
+    with open("/proc/self/smaps") as smaps:
+        return {watched[start] for start, missing in missing_of(smaps) if start in watched and missing >= HUGE}
+
+
+def missing_of(smaps: Iterable[str]) -> Iterator[tuple[int, int]]:
+    """(start, bytes that are neither mapped nor swapped out) of each mapping, as proc(5) has them."""
+    start = size = there = 0
+    for line in smaps:
+        name, _, rest = line.partition(":")
+        if name in ("Rss", "Swap"):
+            there += int(rest.split()[0]) << 10
+        elif name == "VmFlags":  # the last of a mapping's
+            yield start, size - there
+        elif "-" in name:
+            first, _, last = line.split(None, 1)[0].partition("-")
+            start, size, there = int(first, 16), int(last, 16) - int(first, 16), 0
+
+
+class Strikes:
+    """What happens to a file now and then is chance."""
+
+    def __init__(self) -> None:
+        self._seen: dict[File, list[float]] = {}
+
+    def against(self, files: Iterable[File], now: float) -> set[File]:
+        """One more against each of these. Those that have had STRIKES within STRIKES_S."""
+        out = set()
+        for file in files:
+            seen = [at for at in self._seen.get(file, []) if now - at <= STRIKES_S] + [now]
+            self._seen[file] = seen
+            if len(seen) >= STRIKES:
+                out.add(file)
+        return out
+
+
 def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
     """Which regions were lost."""
     os.eventfd_read(told_fd)
@@ -205,7 +256,7 @@ def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
     for k in np.flatnonzero(_table["lost"]):
         if (mapping := _mappings[k]()) is not None:
             mapping.lost = True
-        what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it, or memory added,"
+        what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it, memory added, or its pages made anew,"
         _table[k]["lost"], _files[k] = 0, (NO_FILE, 0, 0)
         log.warning("%s %s by its owner: zeros are in its place, and its device serves nothing any more", _names[k], what)
         if told is not None:

@@ -6,8 +6,8 @@ that others write to or read from. The keeper reads its pipe, `TURN_BYTES` at a 
 own write(2). The lab shows nothing of it on a terminal.
 
 The pipe lives as long as somebody has its end: the guest, and programs that it has left behind, until its next life begins. Each
-is read by its own thread: who writes has the pipe's lock while the kernel copies from his memory, which takes as long as his page faults do: as long as he likes.
-Then the thread waits, whether the pipe is to block or not, and nobody else does.
+is read by its own thread: who writes has the pipe's lock while the kernel copies from his memory, which takes as long as his page
+faults do: as long as he likes. Then the thread waits, whether the pipe is to block or not, and nobody else does.
 """
 
 import contextlib
