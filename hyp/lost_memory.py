@@ -22,10 +22,10 @@ mapped: its owner may have made holes, or added memory, before.
 So a process looks every `LOOK_S` which regions have holes, and more closely if it had many page faults: these are lost, too.
 
 Its owner can take a region out of others' page tables without any hole: it has the kernel make a huge page of its pages
-(MADV_COLLAPSE), and splits that by a punch of less than a page. Each region is mapped as a whole from the beginning, so that a
-process which has many page faults sees by its own `Rss` (/proc/self/smaps) whether a huge page's worth of one is not. Memory that
-was swapped out is nobody's doing; nor is a huge page that the kernel makes now and then by itself, so that is lost of which this
-is seen STRIKES times within STRIKES_S.
+(MADV_COLLAPSE), and splits that by a punch of less than a page. All of a region is mapped from the beginning: a process that has
+some page faults sees by /proc/self/smaps whether a huge page's worth of one is not any more, and maps it again. If nothing was
+swapped out by the machine meanwhile, and it is missing again, that is its owner's doing, or the kernel's, which makes a huge page
+now and then by itself; so a region is lost of which that is seen STRIKES times within STRIKES_S (`Unmapped`).
 
 The handler is called with no argument of ours, so the table is at an address that every process knows. All of it is
 async-signal-safe: loads and stores, mmap(2), write(2), sigaction(2).
@@ -74,7 +74,9 @@ SA_SIGINFO, SA_ONSTACK, SA_NODEFER = 4, 0x0800_0000, 0x4000_0000
 KERNEL_SIGACTION_BYTES: Final = 32
 LOOK_S: Final = 0.25
 MANY_FAULTS: Final = 500
-"""Page faults in that time, from which on it is looked more closely."""
+"""Page faults in that time, from which on it is looked more closely for holes."""
+SOME_FAULTS: Final = 32
+"""From which on it is looked for what is not mapped: each may wait for a huge page to be made."""
 BLOCK: Final = 512
 """In which stat(2) counts, in bytes."""
 MANY_BLOCKS: Final = 1 << 62
@@ -82,6 +84,7 @@ STRIKES: Final = 3
 STRIKES_S: Final = 10.0
 HUGE: Final = 2 << 20
 """The smallest huge page that there is on any of our machines."""
+MADV_POPULATE_READ: Final = 22
 LOOKS: Final = 32
 """At the blocks of each region, as a hole may have been filled again."""
 
@@ -156,7 +159,7 @@ def guard(told: Callable[[str], None] | None = None) -> None:
 def _look_for_holes(told_fd: int) -> None:
     """The thread that looks at the regions' blocks: fstat(2) may wait until a hole has been punched."""
     fds: dict[File, int] = {}
-    faults, strikes = 0, Strikes()
+    faults, unmapped = 0, Unmapped(_map_again)
     while True:
         time.sleep(LOOK_S)
         before, faults = faults, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -167,10 +170,11 @@ def _look_for_holes(told_fd: int) -> None:
                 whole[file] = max(least, before_it[0]), max(most, before_it[1])
         if not whole.keys() <= fds.keys():
             fds = _open_files(whole)
-        many = faults - before >= MANY_FAULTS
-        holed = {file for _ in range(LOOKS if many else 1) for file in _with_holes(whole, fds)}
-        if many:
-            holed |= strikes.against(_unmapped(), time.monotonic())
+        holed = {file for _ in range(LOOKS if faults - before >= MANY_FAULTS else 1) for file in _with_holes(whole, fds)}
+        if faults - before >= SOME_FAULTS:
+            watched = {int(_table[k]["start"]): _files[k][0] for k in np.flatnonzero(_table["end"])}
+            with open("/proc/self/smaps") as smaps, open("/proc/vmstat") as vmstat:
+                holed |= unmapped.look({start: file for start, file in watched.items() if file != NO_FILE}, smaps, vmstat)
         if holed:
             _holed.update(holed)
             os.eventfd_write(told_fd, 1)
@@ -206,42 +210,48 @@ def _with_holes(whole: dict[File, tuple[int, int]], fds: dict[File, int]) -> Ite
             yield file
 
 
-def _unmapped() -> set[File]:
-    """The files of regions of which a huge page's worth is not mapped here, and has not been swapped out."""
-    watched = {int(_table[k]["start"]): _files[k][0] for k in np.flatnonzero(_table["end"]) if _files[k][0] != NO_FILE}
-    with open("/proc/self/smaps") as smaps:
-        return {watched[start] for start, missing in missing_of(smaps) if start in watched and missing >= HUGE}
+def _map_again(start: int, size: int) -> None:
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_POPULATE_READ)
 
 
-def missing_of(smaps: Iterable[str]) -> Iterator[tuple[int, int]]:
-    """(start, bytes that are neither mapped nor swapped out) of each mapping, as proc(5) has them."""
+class Unmapped:
+    """Regions of which again and again a huge page's worth is not mapped. `map_again(start, size)`."""
+
+    def __init__(self, map_again: Callable[[int, int], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._map_again, self._clock = map_again, clock
+        self._mapped: dict[tuple[int, File], int] = {}  # how many pages the machine had swapped out when it was mapped again
+        self._strikes: dict[File, list[float]] = {}
+
+    def look(self, watched: dict[int, File], smaps: Iterable[str], vmstat: Iterable[str]) -> set[File]:
+        """Files of the regions that are lost. `watched`: by where they begin. `smaps`, `vmstat`: lines, as proc(5) has them."""
+        swapped = next((int(line.split()[1]) for line in vmstat if line.startswith("pswpout ")), 0)
+        lost = set()
+        for start, size, missing in _missing_of(smaps):
+            if missing < HUGE or start not in watched:
+                continue
+            file = watched[start]
+            if self._mapped.get((start, file)) == swapped:
+                now = self._clock()
+                seen = self._strikes[file] = [at for at in self._strikes.get(file, []) if now - at <= STRIKES_S] + [now]
+                if len(seen) >= STRIKES:
+                    lost.add(file)
+            self._map_again(start, size)
+            self._mapped[start, file] = swapped
+        return lost
+
+
+def _missing_of(smaps: Iterable[str]) -> Iterator[tuple[int, int, int]]:
+    """(start, size, bytes that are neither mapped nor swapped out) of each mapping."""
     start = size = there = 0
     for line in smaps:
         name, _, rest = line.partition(":")
         if name in ("Rss", "Swap"):
             there += int(rest.split()[0]) << 10
         elif name == "VmFlags":  # the last of a mapping's
-            yield start, size - there
+            yield start, size, size - there
         elif "-" in name:
             first, _, last = line.split(None, 1)[0].partition("-")
             start, size, there = int(first, 16), int(last, 16) - int(first, 16), 0
-
-
-class Strikes:
-    """What happens to a file now and then is chance."""
-
-    def __init__(self) -> None:
-        self._seen: dict[File, list[float]] = {}
-
-    def against(self, files: Iterable[File], now: float) -> set[File]:
-        """One more against each of these. Those that have had STRIKES within STRIKES_S."""
-        out = set()
-        for file in files:
-            seen = [at for at in self._seen.get(file, []) if now - at <= STRIKES_S] + [now]
-            self._seen[file] = seen
-            if len(seen) >= STRIKES:
-                out.add(file)
-        return out
 
 
 def _look(told_fd: int, told: Callable[[str], None] | None) -> None:

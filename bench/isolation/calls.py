@@ -1,5 +1,6 @@
 """Attacks through the doors of the control plane: hypercalls, event channels, the store, the console."""
 
+import contextlib
 import itertools
 import os
 import select
@@ -263,6 +264,15 @@ def all_doors_at_once(a: Attacker) -> None:
         a.asks([("read", a.home("name"))] * UNDER_WAY)
     for other in others:
         other.join()
+
+
+@attack("polls its sockets 320,000 times each for nothing, and asks hypervisor, keeper and store", Door.CALLS, Control.CALLS)
+def packets_dear_to_receive(a: Attacker) -> None:
+    with contextlib.ExitStack() as polled:
+        for purpose in ("hypercalls", "console", "xenstore"):
+            with _raw(a, purpose) as end:
+                polled.enter_context(polled_many_times(end.fileno(), events=0))
+        all_doors_at_once(a)
 
 
 def _tell_without_end(a: Attacker, purpose: str) -> None:

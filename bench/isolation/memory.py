@@ -2,9 +2,12 @@
 
 import ctypes
 import fcntl
+import itertools
+import mmap
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -18,6 +21,10 @@ FALLOC_FL_KEEP_SIZE: Final = 1
 FALLOC_FL_PUNCH_HOLE: Final = 2
 SEALS: Final = {"grow": 4, "shrink": 2, "write": 8, "future write": 16, "seal": 1}
 SIG_IGN: Final = 1
+HUGE: Final = 2 << 20
+MADV_COLLAPSE: Final = 25
+MAP_FIXED, MAP_NORESERVE = 0x10, 0x4000
+PUNCH_HOLE: Final = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,6 +82,40 @@ def _keep_punching(a: Attacker) -> None:
         for k in range(min(a.driver.room(), 16)):
             a.driver.send(a.driver.page(k), 200)
         a.take_what_comes()
+
+
+@attack("has its RAM made of huge pages, and splits them, again and again: not one hole is there", Door.MEMORY, sent_to=True)
+def pages_made_anew(a: Attacker) -> None:
+    ram = own_regions(a)[0]
+    size = os.fstat(ram).st_size // HUGE * HUGE
+    room = mmap.mmap(-1, size + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    at = -(-ctypes.addressof(ctypes.c_char.from_buffer(room)) // HUGE) * HUGE
+    a.kept.append(room)
+    libc.mmap.restype = ctypes.c_void_p
+    mapped = libc.mmap(ctypes.c_void_p(at), ctypes.c_size_t(size), 3, mmap.MAP_SHARED | MAP_FIXED, ram, ctypes.c_long(0))
+    if mapped != at:
+        raise OSError(ctypes.get_errno(), "its RAM cannot be mapped by huge pages' bounds")
+    pages = {*map(a.driver.page, range(a.driver.pages)), *map(a.driver.buffer, range(a.driver.pages))}
+    blocks = [block for block in sorted({page // HUGE * HUGE for page in pages}) if block < size]
+
+    def make_anew() -> None:
+        for block in itertools.cycle(blocks):
+            if not a.goes_on():
+                return
+            for failed in (
+                libc.madvise(ctypes.c_void_p(at + block), ctypes.c_size_t(HUGE), MADV_COLLAPSE),
+                libc.fallocate(ram, PUNCH_HOLE, ctypes.c_long(block + HUGE - 1), ctypes.c_long(1)),  # of no page, and it splits
+            ):
+                if failed:
+                    a.got[os.strerror(ctypes.get_errno())] += 1
+
+    making = threading.Thread(target=make_anew)
+    making.start()
+    while a.rest(0.0002):
+        for k in range(min(a.driver.room(), 16)):
+            a.driver.send(a.driver.page(k), 200)
+        a.take_what_comes()
+    making.join()
 
 
 @attack("seals its RAM, counters and grant table against changes, then asks for contexts and tables", Door.MEMORY, Control.CALLS)

@@ -3,7 +3,9 @@
 The kernel goes through all places, even if who waits there was woken before and has not come to run yet: which these threads do
 not, since they wait until nobody else wants their CPU, and another one of the process always does.
 
-    python bench/isolation/pollers.py DESCRIPTOR PLACES THREADS      until its standard input ends
+    python bench/isolation/pollers.py DESCRIPTOR EVENTS PLACES THREADS      until its standard input ends
+
+Where EVENTS is 0, what the descriptor is polled for never comes, and the places stay whatever wakes them.
 """
 
 import ctypes
@@ -30,10 +32,13 @@ def places() -> int:
 
 
 @contextmanager
-def polled_many_times(epoll: int, places: int = PLACES, threads: int = THREADS) -> Iterator[None]:
-    """An epoll descriptor is polled `places` times over by each of so many threads, of which none does anything else."""
-    command = [sys.executable, __file__, str(epoll), str(places), str(threads)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[epoll])
+def polled_many_times(fd: int, places: int = PLACES, threads: int = THREADS, events: int = select.POLLIN) -> Iterator[None]:
+    """An epoll descriptor is polled `places` times over by each of so many threads, of which none does anything else.
+
+    `events` 0: any descriptor, and for nothing.
+    """
+    command = [sys.executable, __file__, str(fd), str(events), str(places), str(threads)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[fd])
     assert process.stdout is not None
     try:
         if process.stdout.readline() != READY:
@@ -45,8 +50,8 @@ def polled_many_times(epoll: int, places: int = PLACES, threads: int = THREADS) 
 
 
 def main() -> None:
-    epoll, places, threads = (int(word) for word in sys.argv[1:])
-    libc, one = ctypes.CDLL(None), struct.pack("<ihh", epoll, select.POLLIN, 0)
+    fd, events, places, threads = (int(word) for word in sys.argv[1:])
+    libc, one = ctypes.CDLL(None), struct.pack("<ihh", fd, events, 0)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     places = min(places, most)
@@ -55,7 +60,8 @@ def main() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         polled, pending = ctypes.create_string_buffer(one * places), ctypes.create_string_buffer(256)
         while True:
-            libc.epoll_wait(epoll, pending, 16, 0)  # who finds something there does not get to wait
+            if events:
+                libc.epoll_wait(fd, pending, 16, 0)  # who finds something there does not get to wait
             libc.poll(polled, places, -1)
 
     for _ in range(threads):
@@ -63,6 +69,9 @@ def main() -> None:
     while _awake() > 1:  # this one
         time.sleep(0.001)
     os.write(1, READY)
+    if not events:
+        os.read(0, 1)
+        return
     os.nice(5)
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(0)), daemon=True).start()
     while True:
