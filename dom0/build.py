@@ -87,7 +87,7 @@ class EngineState:
         self._hash_infos = np.zeros(OPS, np.int64)
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self.waiting = new_wait(epoll, platform.address)
-        self._debts, self._notifier = np.zeros(MAX_PORTS, DEBT), new_notifier(platform)
+        self._debts, self.notifier = np.zeros(MAX_PORTS, DEBT), new_notifier(platform)
         self.standings = np.zeros(domains, STANDING)
         self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
@@ -104,7 +104,7 @@ class EngineState:
         for name, array in {
             "ports": self.ports, "fdb": self._fdb, "free": self._free, "views": self.views, "ops": self._ops,
             "pending": self._pending, "copy_counts": self._copy_counts, "wait": self.waiting,
-            "notifier": self._notifier, "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
+            "notifier": self.notifier, "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
         record["frame"] = self._frame.address

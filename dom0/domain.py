@@ -28,6 +28,7 @@ from hyp.abi.sizes import DOM0_BUFFERS, DOM0_SCRATCH
 from hyp.control import close_all
 from hyp.counters import CounterPage
 from hyp.engine import Engine
+from hyp.fairness.waking import KeptFair
 from hyp.memory import Mapping
 from hyp.paths import PATHS, Attachment
 from hyp.process import Process
@@ -203,6 +204,7 @@ class DriverDomain:
         domains = 1 + max((int(guest["domid"]) for guest in self._config["guests"]), default=0)
         self._state = EngineState(self._engine, number, epoll, platform, domains, held=held)
         self._trace.add(self._engine, self._state.waiting)
+        KeptFair(self._state.notifier)
         control = await self._hyp.call("upcall_create")
         self._state.control = ControlUpcall(int(control.value["upcall"]), control.fds[0], rests=True)
         entries = int(self._config["queue"])

@@ -77,26 +77,32 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 # decides, and the notifier pays. A loop that serves others too sends one to a guest by `notify_guest`, and before that asks
 # `may_notify`:
 #
-# * CPU time of a notification beyond what is fair on this machine (`fair` of its NOTIFIER, hyp/fairness/waking.py) makes a
-#   *debt* of its waiter, which is paid off by DEARNESS times as much time. While it owes more than CREDIT_NS of that, nothing is
-#   sent to it. So it gets no more than that share of its notifiers' time, and a single dear one, or one of a slow machine, costs an
-#   honest guest nothing, and one of a machine that stood still not more than MOST_NS makes.
+# * A notification that takes more CPU time than is fair on this machine (`fair` of the loop's NOTIFIER, hyp/fairness/waking.py)
+#   makes a *debt* of its waiter, with all that it took, and if that is its habit, spoilt: it is paid off by DEARNESS times as much
+#   time. While it owes more than CREDIT_NS of that, nothing is sent to it. So who is dearer than others gets no more than that
+#   share of its notifiers' time, and a single dear one, or one of a slow machine, costs an honest guest nothing, and one of a
+#   machine that stood still not more than MOST_NS makes.
 # * A notification that is put off is never lost, and is its sender's: it stays as due as it was, in the sender's own state, and
 #   the loop's sleep ends at `notify_at`. Whoever of its waiter's is told meanwhile by anybody else is told.
 # * What is measured is CPU time, since a notifier loses the CPU most easily in just this call. But reading that clock costs as much
 #   as all the rest: it is read when a notification was long by the other clock, and it is held against the last reading, from
-#   which on the thread cannot have used more than has gone by. `FRESH_NS` old that is read anew before a notification. Who sleeps
-#   or is preempted in between blames the waiter for less, and nobody for what he did not cause.
+#   which on the thread cannot have used more than has gone by. `FRESH_NS` old that is read anew before a notification, and always
+#   before one of who owes. Who sleeps or is preempted in between blames the waiter for less, and nobody for what he did not cause.
 #
 # The debt is a domain's at one notifier: its contexts on one engine, its queues of a vif share one, and it begins with none.
 # Notifications by Python, and messages by sockets, whose peers can do the same: hyp/control/debt.py.
 
 FRESH_NS = 500_000
+SPOILT_NS = 100_000
+"""What a notification costs its notifier afterwards that goes through hundreds of places in memory: what the loop works on is not
+in the caches any more."""
+DEAR_STEP, HABIT, MOST_HABIT = 8, 16, 64
+"""A dear one counts so much and a fair one takes away 1: beyond HABIT it is no chance that they are dear, but for such places."""
 
-NOTIFIER = np.dtype([("cpu", "i8"), ("at", "i8"), ("fair", "i8")])
-"""A loop's last reading of its thread's CPU time, and when that was; what a notification may take (ns)."""
-DEBT = np.dtype([("until", "i8")])
-"""A waiter's: when it is paid off."""
+NOTIFIER = np.dtype([("cpu", "i8"), ("at", "i8"), ("fair", "i8"), ("dear", "i8")])
+"""A loop's last reading of its thread's CPU time, and when that was; what a notification may take (ns), and how many took more."""
+DEBT = np.dtype([("until", "i8"), ("habit", "i8")])
+"""A waiter's: when it is paid off, and how often it is dear."""
 
 notifier_at = record_view(NOTIFIER)
 debt_at = record_view(DEBT)
@@ -117,14 +123,16 @@ def may_notify(debt, now):
 @compiled
 def notify_guest(notifier, debt, eventfd, counts):
     """Notify a waiter that may be; count it in the private row `counts`. `notifier`, `debt`: addresses of its records."""
-    n, start = notifier_at(notifier), clock_ns()
-    if start - n.at > FRESH_NS:
+    n, d, start = notifier_at(notifier), debt_at(debt), clock_ns()
+    if start - n.at > FRESH_NS or d.until > start:
         n.cpu, n.at = thread_cpu_ns(), start
     notify(eventfd)
     count(counts, NOTIFICATIONS, 1)
     end = clock_ns()
     if end - start > n.fair:
-        _owe(n, debt_at(debt), start, end, counts)
+        _owe(n, d, start, end, counts)
+    elif d.habit > 0:
+        d.habit -= 1
 
 
 @outlined
@@ -134,7 +142,10 @@ def _owe(n, debt, start, end, counts) -> None:
     used = min(cpu - n.cpu - (start - n.at), end - start)
     n.cpu, n.at = cpu, clock_ns()
     if used > n.fair:
-        debt.until = max(debt.until, end) + DEARNESS * (min(used, MOST_NS) - n.fair)
+        n.dear += 1
+        debt.habit = min(debt.habit + DEAR_STEP, MOST_HABIT)
+        spoilt = SPOILT_NS if debt.habit > HABIT else 0
+        debt.until = max(debt.until, end) + DEARNESS * (min(used, MOST_NS) + spoilt)
         count(counts, NOTIFY_NS, used - n.fair)
 
 

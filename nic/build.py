@@ -77,7 +77,7 @@ class EngineState:
         self._record = np.zeros(1, ENGINE)
         self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
-        self._debts, self._notifier = np.zeros(CONTEXTS, DEBT), new_notifier(platform)
+        self._debts, self.notifier = np.zeros(CONTEXTS, DEBT), new_notifier(platform)
         self.standings, self.pause_ns = np.zeros(CONTEXTS, STANDING), 0
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]
@@ -110,7 +110,7 @@ class EngineState:
         record = self._record[0]
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,
-            "trackers": self.trackers, "gates": self._gates, "wait": self.waiting, "notifier": self._notifier,
+            "trackers": self.trackers, "gates": self._gates, "wait": self.waiting, "notifier": self.notifier,
             "kick_fds": crossings.kicks, "stage": self._stage, "to": self._to,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data

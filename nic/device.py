@@ -22,6 +22,7 @@ from hyp.control import Handler, Refused, close_all
 from hyp.control.descriptors import close_shared
 from hyp.counters import CounterPage
 from hyp.fairness.patience import GRACE_NS
+from hyp.fairness.waking import KeptFair
 from hyp.load.frames import keep_for, tracker_report
 from hyp.load.schedule import MAX_RATE
 from hyp.memory import MappedOnce, Mapping
@@ -110,6 +111,7 @@ class Nic:
             self._engines.append(state)
             self._trace.add(state.engine, state.waiting)
             self._hushed.append(Hushed(state, self._hush))
+            KeptFair(state.notifier)
         self._captures = WireCaptures(self._process, self._engines, kept, wire, int(self._config["mtu"]))
         for state in self._engines:
             state.engine.start(run, state.address, mail=MAIL)

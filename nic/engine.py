@@ -55,7 +55,7 @@ from nic.queues import posted_sends
 from nic.replay import begin_replaying
 from nic.resume import checkpoint, resume
 from nic.send import flood_crossed, serve_sends
-from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
+from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, HELD, PAUSE, TOUCHED, context_of, engine_at, gate_at, touch, wire_at
 from nic.switch import enter, forget
 from nic.tap_input import serve_tap
 from nic.tracing import trace_crossed
@@ -260,6 +260,8 @@ def _tell_driver(e, c, idle):
     """
     if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
         return False
+    if c.dirty == HELD and not may_notify(c.debt, e.now):
+        return True
     due = _is_asked(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _is_asked(c, RCQ_EVENT, c.rcq_told, c.rcq_prod)
     if due:
         c.waits += 1
@@ -280,17 +282,20 @@ def _publish(e, idle):
     held, octets = 0, 0
     for k in range(e.dirty_count):
         c = context_of(e, load64(e.dirty + 8 * k))
+        touched = c.dirty == TOUCHED
         if _tell_driver(e, c, idle):
             store64(e.dirty + 8 * held, c.number)
             held += 1
+            c.dirty = HELD
         else:
             c.dirty = 0
         if c.draining != 0 and posted_sends(c) == 0:
             c.draining = 0
             notify(e.drained_fd)
-        octets += _dma_of(c)
-        checkpoint(e, c)
-        commit(c.counts, c.counts_shared)
+        if touched or c.dirty == 0:  # who may be told of nothing for a while is published once
+            octets += _dma_of(c)
+            checkpoint(e, c)
+            commit(c.counts, c.counts_shared)
     e.dirty_count = held
     charge_bytes(e.platform, DMA_BYTE_PRICE, e.counts, DMA_BYTES, octets)
     w = wire_at(e.wire)
@@ -319,7 +324,7 @@ def _arm_receiver(e, sender):
 
 @compiled
 def _deadline(e):
-    """When there is something to do even if nobody notifies (ns), or −1: pauses run out, the wire goes on, who may be notified."""
+    """When there is something to do even if nobody notifies (ns), or −1: pauses run out, the wire goes on."""
     deadline = wire_due(e)
     for k in range(e.active):
         c = context_of(e, load64(e.order + 8 * k))
@@ -329,7 +334,13 @@ def _deadline(e):
         gate = gate_at(e.gates + producer * GATE_BYTES)
         if gate.pause_until != 0:
             deadline = gate.pause_until if deadline < 0 else min(deadline, gate.pause_until)
-    for k in range(e.dirty_count):  # held back by nothing but their price: there has been a publication since the last batch
+    return deadline
+
+
+@compiled
+def _or_who_may_be_notified(e, deadline):
+    """The same, or when the first may be notified who is held back by nothing but his price. Nobody spins for him."""
+    for k in range(e.dirty_count):  # all of them: there has been a publication since the last batch
         at = notify_at(context_of(e, load64(e.dirty + 8 * k)).debt)
         deadline = at if deadline < 0 else min(deadline, at)
     return deadline
@@ -387,6 +398,7 @@ def _idle(e):
     store64_release(e.page + EPOCH, e.epoch)
     full_fence()
     _heed_shootdown(e)
+    deadline = _or_who_may_be_notified(e, deadline)
     events = sleep(wait, -1 if deadline < 0 else max(deadline - clock_ns(), 0), e.counts)
     if events > 0 and ablated(e.platform, KEEP_ARMED) == 0:  # by which drivers ring always
         note_rings(e, wait, events)

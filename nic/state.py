@@ -68,7 +68,7 @@ CONTEXT = np.dtype(
         ("taken", "i8"),  # frames that it had taken when its patience was last filled up
         ("clock", "i8"),  # address of its engine's `now`
         ("moved", "i8"),  # bytes read and written that have been charged for
-        ("dirty", "i8"),  # in this batch's list of contexts to publish
+        ("dirty", "i8"),  # in this batch's list of contexts to publish: TOUCHED, or HELD over from the last one
         ("failed", "i8"),
         ("queue", "i8"),  # which of its guest's contexts it is
         ("members", "i8"),  # numbers (i8 each) of the contexts that are the guest's queues: of the first
@@ -222,6 +222,7 @@ gate_at = record_view(GATE)
 staged_at = record_view(STAGED)
 switch_entry_at = record_view(SWITCH_ENTRY)
 
+TOUCHED, HELD = 1, 2
 FOR_WIRE = -1000
 """In `pause_for`: what the sender waits for is the wire, which is sure to take the frame; so it never drops."""
 
@@ -267,6 +268,6 @@ def stage(e, index, frame, length, head1) -> None:
 def touch(e, c) -> None:
     """Enter a context in the list of those that this batch publishes."""
     if c.dirty == 0:
-        c.dirty = 1
         store64(e.dirty + 8 * e.dirty_count, c.number)
         e.dirty_count += 1
+    c.dirty = TOUCHED

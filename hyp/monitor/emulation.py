@@ -29,6 +29,7 @@ from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_a
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import DEBT, Wait, new_eventfd, new_notifier, new_wait
+from hyp.fairness.waking import KeptFair
 from hyp.memory import Mapping, create_region
 from hyp.monitor.devices import Devices
 from hyp.monitor.domain import DEVICE_MODEL, Domain
@@ -109,6 +110,7 @@ class Emulation:
         self._debts, self._notifier = np.zeros(MAX_GUESTS, DEBT), new_notifier(self._platform)
         self._wait = new_wait(engine.epoll, self._platform.address)
         self._traced(engine, self._wait)
+        KeptFair(self._notifier)
         self._frame, self._to = FrameMemory(), np.zeros(PIECES_BYTES // 8, np.int64)
         row = self._vmm[0]
         row["machines"], row["wait"] = self._records.ctypes.data, self._wait.ctypes.data

@@ -1,5 +1,6 @@
 """What a notification costs, a waiter decides: who makes it dear is notified seldom, others as before (hyp/events.py)."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -15,7 +16,20 @@ from hyp.abi.counters import COLUMNS, NOTIFICATIONS, NOTIFY_NS
 from hyp.abi.debts import CREDIT_NS, DEARNESS, MOST_NS
 from hyp.abi.platform import FAIR_NOTIFY_NS, PLATFORM_BYTES
 from hyp.atomics import clock_ns, cpu_relax, load64, store64, thread_cpu_ns
-from hyp.events import DEBT, NOTIFIER, _owe, debt_at, may_notify, new_eventfd, new_notifier, notifier_at, notify_at, notify_guest
+from hyp.events import (
+    DEBT,
+    NOTIFIER,
+    SPOILT_NS,
+    _owe,
+    debt_at,
+    may_notify,
+    new_eventfd,
+    new_notifier,
+    notifier_at,
+    notify_at,
+    notify_guest,
+)
+from hyp.fairness import waking
 from hyp.fairness.waking import FAIR_LEAST_NS, FAIR_MOST_NS, fair_notification_ns, fair_of, waking_takes
 from hyp.kernels import entry, i64
 from hyp.memory import Mapping
@@ -109,7 +123,7 @@ def test_a_machine_that_stood_still_costs_a_waiter_no_more_than_one_that_was_slo
     notifier[0]["fair"] = FAIR_NS
     notifier[0]["cpu"], notifier[0]["at"] = time.thread_time_ns() - took_ns, end - took_ns
     until = blame(*(int(array.ctypes.data) for array in (notifier, debt)), end - took_ns, end, int(counts.ctypes.data))
-    assert until == end + DEARNESS * (owed_ns - FAIR_NS) - CREDIT_NS
+    assert until == end + DEARNESS * owed_ns - CREDIT_NS
     assert counts[NOTIFY_NS] == took_ns - FAIR_NS
 
 
@@ -120,11 +134,60 @@ def test_what_is_fair_is_what_the_platform_page_says(says: int, fair: int) -> No
     page = Mapping.adopt(fd, PLATFORM_BYTES, populate=False)
     page.words("<u8", FAIR_NOTIFY_NS, 1)[0] = says
     notifier, debt, counts = new_notifier(page), np.zeros(1, DEBT), np.zeros(2 * COLUMNS, np.int64)
-    for took_ns, owed_ns in ((fair, 0), (fair + 700, 700)):
+    for took_ns, dear in ((fair, 0), (fair + 700, 1)):
         end = time.monotonic_ns()
         notifier[0]["cpu"], notifier[0]["at"] = time.thread_time_ns() - took_ns, end - took_ns
-        blame(*(int(array.ctypes.data) for array in (notifier, debt)), end - took_ns, end, int(counts.ctypes.data))
-        assert counts[NOTIFY_NS] == owed_ns
+        until = blame(*(int(array.ctypes.data) for array in (notifier, debt)), end - took_ns, end, int(counts.ctypes.data))
+        assert counts[NOTIFY_NS] == 700 * dear
+        assert until == (end + DEARNESS * took_ns) * dear - CREDIT_NS, "all of what is dear is owed"
+        assert notifier[0]["dear"] == dear
+
+
+def test_who_is_dear_by_habit_owes_for_what_that_spoils() -> None:
+    """Who is dear one time in nine or more often: not the first times, and not who is it now and then."""
+    notifier, debt, counts = np.zeros(1, NOTIFIER), np.zeros(1, DEBT), np.zeros(2 * COLUMNS, np.int64)
+    notifier[0]["fair"] = FAIR_NS
+
+    def owed(took_ns: int) -> int:
+        debt[0]["until"] = 0
+        end = time.monotonic_ns()
+        notifier[0]["cpu"], notifier[0]["at"] = time.thread_time_ns() - took_ns, end - took_ns
+        until = blame(*(int(array.ctypes.data) for array in (notifier, debt)), end - took_ns, end, int(counts.ctypes.data))
+        return (until + CREDIT_NS - end) // DEARNESS
+
+    assert [owed(2 * FAIR_NS) for _ in range(4)] == [2 * FAIR_NS] * 2 + [2 * FAIR_NS + SPOILT_NS] * 2
+    debt[0]["habit"] = 0
+    for _ in range(10):
+        assert owed(2 * FAIR_NS) == 2 * FAIR_NS
+        debt[0]["habit"] -= min(int(debt[0]["habit"]), 9)  # so many that are fair in between
+
+
+def test_what_is_fair_is_measured_anew_while_notifications_are_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has become slower, or faster, is noticed; nothing is measured while nothing is dear."""
+    measured: list[int] = []
+
+    def takes(cpus: list[int], times: int) -> list[int]:
+        measured.append(12_000)
+        return measured[-1:] * times
+
+    monkeypatch.setattr(waking, "waking_takes", takes)
+    monkeypatch.setattr(waking, "LOOK_S", 0.01)
+    notifier = np.zeros(1, NOTIFIER)
+    notifier[0]["fair"] = 9_000
+
+    async def main() -> None:
+        waking.KeptFair(notifier)
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while loop.time() < begun + 5 * waking.LOOK_S:
+            await asyncio.sleep(0)
+        assert measured == []
+        notifier[0]["dear"] += waking.MANY_DEAR + 1
+        while notifier[0]["fair"] != 14_400:
+            await asyncio.sleep(0)
+        assert measured == [12_000]
+
+    asyncio.run(main())
 
 
 def test_what_is_fair_is_measured_and_within_bounds() -> None:
@@ -132,7 +195,7 @@ def test_what_is_fair_is_measured_and_within_bounds() -> None:
     assert len(taken) == 8
     assert min(taken) > 0
     assert FAIR_LEAST_NS <= fair_notification_ns() <= FAIR_MOST_NS
-    for typical, fair in ((1000, FAIR_LEAST_NS), (8000, 12_000), (10**6, FAIR_MOST_NS)):
+    for typical, fair in ((1000, FAIR_LEAST_NS), (10_000, 12_000), (10**6, FAIR_MOST_NS)):
         assert fair_of([300, typical, typical, typical, 10**7]) == fair
 
 
