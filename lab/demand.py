@@ -3,12 +3,12 @@
 Descriptors, with G guests and E engines of the NIC; what depends on a guest's path is in `hyp.paths` (`takes`, and `further`
 for each queue beyond the first):
 
-    keeper     29 + 11 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints, the log of that
-                                    and its end, of each guest; the counters of the device models
+    keeper     31 + 11 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints, the log of that
+                                    and its end, of each guest; for how long each was served; the counters of the device models
     forkserver 4
-    hyp        29 + 4 E (+ 6)       (with device models) its loop's upcall and counters
+    hyp        30 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
-    xenstored  16 + G               the socket at which it listens, the journal; a socket of each guest
+    xenstored  17 + G               the socket at which it listens, the journal; a socket of each guest
     nic        22 + 8 E (+ 1)       its engines; the TAP of a wire to the host
                + `takes.nic` each   mappings of RAM (one a guest), IOMMU table and doorbell, the completion's eventfd
     dom0       27                   its own context, the upcall of control rings and what ends the wait at it
@@ -46,10 +46,10 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     guests, engines, mode = topology["guest"], topology["nic"]["engines"], topology["nic"]["wire"]["mode"]
     takes, emulates = [_takes(guest) for guest in guests], _emulates(topology)
     found = {
-        "keeper": 29 + 11 * len(guests) + emulates,
+        "keeper": 31 + 11 * len(guests) + emulates,
         "forkserver": 4,
-        "hyp": 29 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
-        "xenstored": 16 + len(guests),
+        "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
+        "xenstored": 17 + len(guests),
         "nic": 22 + 8 * engines + (mode == "tap") + 2 * (mode == "record") + sum(one.nic for one in takes),
         "dom0": 27 + sum(one.dom0 for one in takes),
         "launch.py": 16 + 3 * (len(guests) + _SYSTEM),

@@ -17,7 +17,7 @@ from hyp.process import Process, adopt_socket
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper says stop."""
-    server = Xenstored(journal=Journal(MemoryFile(process.sockets["journal"])), served=Served(process.sockets["served"]))
+    server = Xenstored(journal=Journal(MemoryFile(process.sockets["journal"])), served=Served.adopt(process.sockets.pop("served")))
 
     def connect(fds: list[int], domid: int) -> None:
         """A domain comes. fds: the server's end of its connection."""

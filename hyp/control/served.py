@@ -11,7 +11,7 @@ without a lock, and a turn that is lost by that was none too many. Who dies in a
 
 import mmap
 import os
-from typing import Final
+from typing import Final, Self
 
 from hyp.abi.domids import DOMID_FIRST_RESERVED
 
@@ -31,10 +31,18 @@ def new_pages() -> int:
 
 
 class Served:
-    """The pages, of all guests. The descriptor stays the caller's; without one, of a control plane that knows of no others."""
+    """The pages, of all guests. Without a descriptor, of a control plane that knows of no others."""
 
     def __init__(self, fd: int = -1) -> None:
         self._words = memoryview(mmap.mmap(fd, SERVED_BYTES)).cast("q")
+
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """The pages that a process was born with; the descriptor is closed."""
+        try:
+            return cls(fd)
+        finally:
+            os.close(fd)
 
     def of(self, domid: int) -> "ServedGuest":
         """One guest's."""

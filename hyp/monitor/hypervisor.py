@@ -216,7 +216,7 @@ class Hypervisor:
 async def main(process: Process, config: dict[str, Any]) -> None:
     """Serve until the keeper ends the topology."""
     lost_memory.guard()
-    hypervisor = Hypervisor(process, config, Served(process.sockets["served"]))
+    hypervisor = Hypervisor(process, config, Served.adopt(process.sockets.pop("served")))
     system = hypervisor.system
     process.serve("domain_create", hypervisor.domain_create, takes_fds=True)
     process.serve("domain_restart", hypervisor.domain_restart, takes_fds=True)

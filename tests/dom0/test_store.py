@@ -8,6 +8,7 @@ import pytest
 from dom0.xenstore.store import TOKEN_MAX, Session, Store
 from dom0.xenstore.tree import Quota, domain_path
 from hyp.abi import xs_wire
+from hyp.abi.xs_wire import Access, Permission
 from tests.support.stores import GUEST, fired, perms, refused
 
 # Nodes and paths.
@@ -290,3 +291,41 @@ def test_transactions_belong_to_their_session(guest: Session, store: Store) -> N
     refused("ENOENT", store.connect(GUEST).write, "a", b"", tx)
     guest.reset()
     refused("ENOENT", guest.write, "a", b"", tx)
+
+
+def test_who_makes_a_change_goes_by_no_watches_of_those_who_may_not_hear_of_it(guest: Session, dom0: Session, store: Store) -> None:
+    """Anybody may watch any path, 128 times; whoever writes there tells it, in a turn of its own."""
+    guest.write("data/by", b"")
+    store.tree.changes.clear()
+
+    def steps() -> tuple[int, int]:
+        guest.write("data/by", b"x")
+        told = list(store.events(store.tree.changes))
+        return len(told), sum(event is not None for event in told)
+
+    before = steps()
+    deaf, paths = store.connect(GUEST + 1), ("/", "/local", "/local/domain", domain_path(GUEST), f"{domain_path(GUEST)}/data/by")
+    for number in range(100):
+        deaf.watch(paths[number % len(paths)], str(number))
+    list(store.events(store.tree.changes))
+    assert steps() == before
+    dom0.watch("/local", "hears")
+    deaf_now_hears = Permission(GUEST + 1, Access.READ)
+    dom0.set_perms(f"{domain_path(GUEST)}/data/by", [Permission(GUEST, Access.NONE), deaf_now_hears])
+    list(store.events(store.tree.changes))
+    assert steps() == (before[0] + 101, before[1] + 101)
+
+
+def test_who_is_named_as_one_that_may_not_read_hears_nothing_of_what_all_others_hear(
+    guest: Session, dom0: Session, store: Store
+) -> None:
+    guest.write("data/by", b"")
+    others = [store.connect(GUEST + k) for k in (1, 2)]
+    store.introduce(GUEST + 2)
+    guest.set_perms("data", [Permission(GUEST, Access.NONE)])
+    guest.set_perms("data/by", [Permission(GUEST, Access.READ), Permission(GUEST + 1, Access.NONE)])
+    for other in others:
+        other.watch(f"{domain_path(GUEST)}/data/by", "token")
+    list(store.events(store.tree.changes))
+    guest.write("data/by", b"x")
+    assert [event.watch.session.domid for event in store.events(store.tree.changes) if event is not None] == [GUEST + 2]

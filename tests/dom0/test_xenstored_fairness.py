@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from dom0.xenstore.connection import DEAR_NS, Connection
 from dom0.xenstore.credit import CONFLICTS, EVENTS, Credit
+from dom0.xenstore.store import Store
 from dom0.xenstore.turns import SLICE_NS, Turns, Worker
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import MessageType
+from hyp.control import served
+from hyp.control.debt import Debt
 from hyp.xenstore.client import Transaction, XenstoreClient
 from tests.support.patience import patient
 from tests.support.xenstored_process import Raw, Served, forked, xenstored
@@ -242,3 +246,30 @@ def test_what_a_transaction_causes_at_once_is_owed_until_it_is_paid() -> None:
     assert credit.wait_s(6) == 0
     credit.forget(5)
     assert credit.wait_s(5) == 0
+
+
+@pytest.mark.usefixtures("no_descriptor_is_left")
+def test_a_client_that_was_dear_to_receive_from_is_received_from_by_the_byte_and_pays() -> None:
+    """Its packets are the kernel's to count: a read of so many bytes may take as many of them."""
+    used, now = [0], [0]
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    connection = Connection(BYSTANDER, near, Store().connect(BYSTANDER), served.Served().of(BYSTANDER))
+    connection.debt = Debt(clock=lambda: now[0], used=lambda: used.__setitem__(0, used[0] + cost[0]) or used[0])  # type: ignore[func-returns-value]
+    cost = [1000]
+    far.send(bytes(100))
+    assert connection.receive()
+    assert connection.partial == 100
+    assert connection.debt.wait_s() == 0
+    cost[0] = 100 * DEAR_NS
+    far.send(bytes(3))
+    assert connection.receive()
+    assert connection.debt.wait_s() > 0
+    cost[0] = 1000
+    far.send(bytes(100))
+    before = connection.partial
+    for k in range(3):
+        assert connection.receive()
+        assert connection.partial == before + k + 1
+    near.close()
+    far.close()

@@ -359,6 +359,34 @@ def test_packet_sockets_have_no_rings() -> None:
     assert in_a_child(body) == "EPERM EPERM EPERM ENOTSOCK"
 
 
+SYSCTLS: Final = """
+import os
+for name in ("core/rps_default_mask", "core/somaxconn", "ipv4/ip_forward"):
+    try:
+        with open(f"/proc/sys/net/{name}", "rb", 0) as now:
+            value = now.read()
+        os.write(os.open(f"/proc/sys/net/{name}", os.O_WRONLY), value)
+        print(name, "written")
+    except OSError as error:
+        print(name, error.strerror)
+"""
+
+
+def test_a_network_of_its_own_is_no_way_to_cpus_that_it_has_not(tmp_path: Path) -> None:
+    """Receive packet steering has the kernel work for it on any CPU."""
+    guest = '[[guest]]\nname = "tess"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\nconfined = true\n'
+
+    async def main() -> None:
+        async with running(tmp_path, "rps", f'memory.backing = "sealed"\n{guest}') as runner:
+            status, printed = await run_in_guest(runner.lab, "tess", [interpreter(), "-c", SYSCTLS])
+            assert status == 0, printed
+            steering = printed.split("\n")[0].removeprefix("core/rps_default_mask ")
+            assert steering in ("Permission denied", "No such file or directory")
+            assert printed.split("\n")[1:3] == ["core/somaxconn written", "ipv4/ip_forward written"]
+
+    run(main())
+
+
 LIES: Final = """
 import socket, struct
 link = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))

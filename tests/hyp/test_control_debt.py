@@ -130,6 +130,36 @@ def test_a_request_that_takes_long_to_read_is_paid_too(monkeypatch: pytest.Monke
     run(main())
 
 
+def test_what_it_costs_to_receive_is_paid_too_by_who_asks_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that polls its socket many times over has the kernel go through all places when a packet is taken from it."""
+    clocks, told, receive = Clocks(), [0], Channel._receive
+
+    def slow(channel: Channel) -> Any:
+        packet = receive(channel)
+        if packet[0] is not None and b"nothing" in packet[0]:
+            told[0] += 1
+            clocks.work()
+        return packet
+
+    monkeypatch.setattr(channels, "Debt", clocks.debt)
+    monkeypatch.setattr(Channel, "_receive", slow)
+
+    async def main() -> None:
+        ends = Ends({"cheap": lambda: None})
+        for _ in range(5):
+            ends.guest.tell("nothing")
+        for _ in range(100):
+            await ends.bystander.call("cheap")
+        assert told == [1]
+        clocks.now = DEARNESS * DEAR_NS
+        while told == [1]:
+            await asyncio.sleep(0)
+        assert told == [2]
+        await ends.close()
+
+    run(main())
+
+
 def test_a_channel_that_ends_while_its_peer_owes(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = Clocks()
     monkeypatch.setattr(channels, "Debt", clocks.debt)

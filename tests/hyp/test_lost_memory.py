@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from hyp import lost_memory
 from tests.support.patience import patient
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,6 +139,92 @@ def test_who_punches_holes_loses_the_region_and_nobody_else() -> None:
     """On both backings, while it is used; one that is whole, and one that had no pages to begin with, are left alone."""
     done = subprocess.run([sys.executable, "-c", HOLES], cwd=ROOT, capture_output=True, text=True, timeout=patient(60))
     assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
-    assert done.stderr.count("has had holes punched into it, or memory added, by its owner") == 4
+    assert done.stderr.count("has had holes punched into it, memory added, or its pages made anew, by its owner") == 4
     assert "bert" not in done.stderr
     assert "sparse" not in done.stderr
+
+
+def smaps_of(*mappings: tuple[int, int, int, int]) -> list[str]:
+    """Lines of smaps for mappings of (start, size, rss, swap) bytes."""
+    lines = []
+    for start, size, rss, swap in mappings:
+        lines += [f"{start:x}-{start + size:x} rw-s 00000000 00:01 7    /memfd:x:y (deleted)", f"Size: {size >> 10} kB"]
+        lines += [f"Rss:    {rss >> 10} kB", "Pss: 0 kB", f"Swap:   {swap >> 10} kB", "VmFlags: rd wr sh"]
+    return lines
+
+
+def test_a_region_that_is_not_mapped_any_more_again_and_again_is_lost() -> None:
+    """But one that was swapped out is not, nor one of which less than a huge page is missing, nor one that was it now and then."""
+    now, mapped = [0.0], list[int]()
+    unmapped = lost_memory.Unmapped(lambda start, size: mapped.append(start), lambda: now[0])
+    size, file = 4 * lost_memory.HUGE, (1, 7)
+    whole, some = (0x10000, size, size, 0), (0x10000, size, size - 4096, 0)
+    missing, swapped = (0x10000, size, size - lost_memory.HUGE, 0), (0x10000, size, size - lost_memory.HUGE, lost_memory.HUGE)
+    other = (0x9000000, size, 0, 0)
+
+    def look(one: tuple[int, int, int, int], swapped_out: int = 5) -> set[tuple[int, int]]:
+        now[0] += lost_memory.LOOK_S
+        return unmapped.look({0x10000: file}, smaps_of(one, other), ["nr_free_pages 9\n", f"pswpout {swapped_out}\n"])
+
+    for one in (whole, some, swapped):
+        assert [look(one) for _ in range(20)] == [set()] * 20
+    assert mapped == []
+    assert [look(missing, swapped_out=k) for k in range(20)] == [set()] * 20, "the machine swaps"
+    now[0] += 100
+    for _ in range(10):
+        assert look(missing) == set()
+        now[0] += lost_memory.STRIKES_S / 2
+    now[0] += 100
+    assert [look(missing) for _ in range(lost_memory.STRIKES)] == [set()] * (lost_memory.STRIKES - 1) + [{file}]
+    assert set(mapped) == {0x10000}
+
+
+ANEW = """
+import asyncio, ctypes, mmap, os, threading
+from hyp import lost_memory
+from hyp.memory import Mapping, create_region
+
+libc = ctypes.CDLL(None, use_errno=True)
+HUGE, SIZE, told, over = 2 << 20, 8 << 20, [], threading.Event()
+
+def make_anew(fd, at):  # the owner
+    while not over.is_set():
+        libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(HUGE), 25)
+        libc.fallocate(fd, 3, ctypes.c_long(HUGE - 1), ctypes.c_long(1))
+
+def use(memory):
+    while not over.is_set():
+        memory.array[::4096] = 1
+
+async def main():
+    lost_memory.guard(told.append)
+    one, other = (create_region("sealed", f"anew{os.getpid()}", name, "ram", SIZE) for name in ("anna", "bert"))
+    room = mmap.mmap(-1, SIZE + HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    at = -(-ctypes.addressof(ctypes.c_char.from_buffer(room)) // HUGE) * HUGE
+    libc.mmap.restype = ctypes.c_void_p
+    fixed = libc.mmap(ctypes.c_void_p(at), ctypes.c_size_t(SIZE), 3, mmap.MAP_SHARED | 0x10, one.fd, ctypes.c_long(0))
+    assert fixed == at
+    if libc.madvise(ctypes.c_void_p(at), ctypes.c_size_t(HUGE), 25):
+        print("cannot", os.strerror(ctypes.get_errno()))
+        return
+    mapped = [Mapping(region.fd, SIZE) for region in (one, other)]
+    threads = [threading.Thread(target=use, args=(memory,)) for memory in mapped]
+    threads.append(threading.Thread(target=make_anew, args=(one.fd, at)))
+    for thread in threads: thread.start()
+    while not told: await asyncio.sleep(0.01)
+    over.set()
+    for thread in threads: thread.join()
+    assert [name.split(".")[-2] for name in told] == ["anna"], told
+    one.close()
+    other.close()
+
+asyncio.run(main())
+print("alive")
+"""
+
+
+def test_who_has_its_pages_made_anew_again_and_again_loses_the_region_and_nobody_else() -> None:
+    """On a kernel that makes huge pages when it is asked to (Linux 6.1); where it doesn't nobody can do that."""
+    done = subprocess.run([sys.executable, "-c", ANEW], cwd=ROOT, capture_output=True, text=True, timeout=patient(60))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alive\n" or "cannot" in done.stdout
