@@ -255,7 +255,7 @@ def test_a_client_that_was_dear_to_receive_from_is_received_from_by_the_byte_and
     near, far = socket.socketpair()
     near.setblocking(False)
     connection = Connection(BYSTANDER, near, Store().connect(BYSTANDER), served.Served().of(BYSTANDER))
-    connection.debt = Debt(clock=lambda: now[0], used=lambda: used.__setitem__(0, used[0] + cost[0]) or used[0])  # type: ignore[func-returns-value]
+    connection.debt = Debt(clock=lambda: now[0], used=lambda: used.__setitem__(0, used[0] + cost[0]) or used[0])
     cost = [1000]
     far.send(bytes(100))
     assert connection.receive()
