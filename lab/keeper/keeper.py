@@ -374,13 +374,25 @@ class Keeper:
             return False
         return self._restarts.may(child.name, self._loop.time(), Limit(*limit))
 
+    async def _next_life(self, dead: Child) -> Child:
+        """Of a guest, which owes for what that takes."""
+        begun = self._loop.time()
+        try:
+            await self._clear_away(dead)
+            return await self._spawn(dead.plan, dead.restarts + 1)
+        finally:
+            now = self._loop.time()
+            self._restarts.owe(dead.name, now, now - begun)
+
     async def _restart(self, dead: Child) -> None:
         """Fork another one in the place of a dead process, and wait until it is ready, or has died in its turn."""
         since = self._loop.time()
         try:
             if dead.role == GUEST:
-                await self._clear_away(dead)
-            new = await self._spawn(dead.plan, dead.restarts + 1)
+                await asyncio.sleep(self._restarts.wait_s(dead.name, since))
+                new = await self._next_life(dead)
+            else:
+                new = await self._spawn(dead.plan, dead.restarts + 1)
             outcomes: list[asyncio.Future[Any]] = [new.ready, new.ended]
             await asyncio.wait(outcomes, timeout=READY_S, return_when=asyncio.FIRST_COMPLETED)
             if new.ready.done() and not new.ended.done():

@@ -5,7 +5,7 @@ import os
 
 from hyp.control import Channel, socketpair
 from lab.keeper.births import Births
-from lab.keeper.restarts import Limit, Restarts
+from lab.keeper.restarts import LIFE_CREDIT_S, LIFE_DEARNESS, Limit, Restarts
 from tests.support.xenstored_process import forked, succeeded
 
 
@@ -67,3 +67,19 @@ def _dies_before_its_pid_is_known() -> None:
 
 def test_who_dies_before_its_pid_is_known_has_a_pidfd_and_then_a_death() -> None:
     assert succeeded(forked(_dies_before_its_pid_is_known))
+
+
+def test_a_guest_owes_for_each_life_and_waits_once_that_is_too_much() -> None:
+    """One of little memory is there again at once, as often as it may be; one of much has others work for little of the time."""
+    restarts = Restarts()
+    for k in range(5):
+        assert restarts.wait_s("small", now=0.1 * k) == 0
+        restarts.owe("small", now=0.1 * k, seconds=0.04)
+    now = worked = 0.0
+    while now < 1000:
+        now += restarts.wait_s("large", now)
+        now, worked = now + 0.5, worked + 0.5
+        restarts.owe("large", now, 0.5)
+    assert worked <= (1000 + LIFE_CREDIT_S) / LIFE_DEARNESS + 2 * 0.5
+    assert restarts.wait_s("large", now) > 0
+    assert restarts.wait_s("small", now) == 0
