@@ -77,6 +77,8 @@ MANY_FAULTS: Final = 500
 """Page faults in that time, from which on it is looked more closely for holes."""
 SOME_FAULTS: Final = 32
 """From which on it is looked for what is not mapped: each may wait for a huge page to be made."""
+RESTS: Final = 20
+"""Times as long as such a look takes, which goes by all pages that are mapped, passes until the next one."""
 BLOCK: Final = 512
 """In which stat(2) counts, in bytes."""
 MANY_BLOCKS: Final = 1 << 62
@@ -159,7 +161,7 @@ def guard(told: Callable[[str], None] | None = None) -> None:
 def _look_for_holes(told_fd: int) -> None:
     """The thread that looks at the regions' blocks: fstat(2) may wait until a hole has been punched."""
     fds: dict[File, int] = {}
-    faults, unmapped = 0, Unmapped(_map_again)
+    faults, unmapped, again_at = 0, Unmapped(_map_again), 0.0
     while True:
         time.sleep(LOOK_S)
         before, faults = faults, resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -171,10 +173,11 @@ def _look_for_holes(told_fd: int) -> None:
         if not whole.keys() <= fds.keys():
             fds = _open_files(whole)
         holed = {file for _ in range(LOOKS if faults - before >= MANY_FAULTS else 1) for file in _with_holes(whole, fds)}
-        if faults - before >= SOME_FAULTS:
+        if faults - before >= SOME_FAULTS and (begun := time.monotonic()) >= again_at:
             watched = {int(_table[k]["start"]): _files[k][0] for k in np.flatnonzero(_table["end"])}
             with open("/proc/self/smaps") as smaps, open("/proc/vmstat") as vmstat:
                 holed |= unmapped.look({start: file for start, file in watched.items() if file != NO_FILE}, smaps, vmstat)
+            again_at = time.monotonic() + RESTS * (time.monotonic() - begun)
         if holed:
             _holed.update(holed)
             os.eventfd_write(told_fd, 1)

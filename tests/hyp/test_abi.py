@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from hyp.abi import evtchn, grant, netif, ring
+from hyp.abi import domids, evtchn, grant, netif, ring
 from hyp.ring import ring_size
 
 # (our module, our constant, C expression): sizes and offsets
@@ -115,7 +115,7 @@ MACROS: list[tuple[ModuleType, str, str]] = [
     *((netif, name, f"XEN_NETIF_{name}") for name in vars(netif) if name.startswith(("CTRL_TYPE_", "CTRL_STATUS_", "CTRL_HASH_"))),
     (netif, "CTRLF_GREF_READONLY", "XEN_NETIF_CTRLF_GREF_readonly"),
     (grant, "DOMID_SELF", "DOMID_SELF"),
-    (grant, "DOMID_FIRST_RESERVED", "DOMID_FIRST_RESERVED"),
+    (domids, "DOMID_FIRST_RESERVED", "DOMID_FIRST_RESERVED"),
     (grant, "NR_RESERVED_ENTRIES", "GNTTAB_NR_RESERVED_ENTRIES"),
     (grant, "RESERVED_CONSOLE", "GNTTAB_RESERVED_CONSOLE"),
     (grant, "RESERVED_XENSTORE", "GNTTAB_RESERVED_XENSTORE"),
