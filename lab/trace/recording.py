@@ -22,7 +22,7 @@ LOOK_S, ASIDE_LOOK_S = 0.05, 0.2
 ASIDE, LIVE = 0.01, 1.0
 """Shares of a core: for the latter, and for the former."""
 MOST_BACKLOG = 64 << 20
-"""Bytes of records that may wait for the end, which then takes some seconds."""
+"""Bytes of records that may wait for the end, which then takes some seconds. Beyond it rings get full, and that is missed."""
 AGAIN_S = 1.0
 """Between looks for processes that have been started again."""
 
@@ -139,8 +139,7 @@ async def record(
                     looks = 0
                     await viewer.look_again()
                 pace.look()
-                if sum(viewer.backlog) < MOST_BACKLOG:  # else what the rings have no room for is missed, and counted
-                    viewer.copy()
+                viewer.copy(MOST_BACKLOG)
                 while viewer.backlog and pace.may(viewer.backlog[0]):
                     with pace.spending(viewer.backlog[0]):
                         _give(to, viewer.take_apart(), last=False)

@@ -63,6 +63,8 @@ class _Loop:
     name: str
     ring: TraceRing
     console: Channel
+    waiting: int = 0  # bytes that were copied and not taken apart
+    since_ns: int = 0  # others have been told of up to then, without it: what is older comes too late
 
     @property
     def shown(self) -> str:
@@ -73,10 +75,11 @@ class _Loop:
 
 @dataclass(slots=True)
 class _Batch:
-    """Of all rings at one moment, `size` bytes; `until_ns`: what is older is there whole."""
+    """Of all rings but those of `without` at one moment, `size` bytes; `until_ns`: what is older is there whole."""
 
     until_ns: int
     copied: list[tuple[_Loop, Copied]]
+    without: list[_Loop]
     size: int
 
 
@@ -175,11 +178,21 @@ class Viewer:
             found += self.take_apart()
         return [*found, *self.rest()] if last else found
 
-    def copy(self) -> None:
-        """Take out of the rings what there is, for `take_apart`: whoever must not cost anything does that later."""
+    def copy(self, most: int | None = None) -> None:
+        """Take out of the rings what there is, for `take_apart`: whoever must not cost anything does that later.
+
+        `most`: bytes that may wait for that, of which each loop has an equal share. One that has used its share up is passed over,
+        and what its ring has no room for is missed: a guest that tells without end takes nobody else's.
+        """
         until = time.monotonic_ns() - SETTLED_NS
-        copied = [(loop, loop.ring.copy()) for loop in self._loops]
-        self._backlog.append(_Batch(until, copied, sum(len(one.data) for _, one in copied)))
+        have_room = [loop for loop in self._loops if most is None or loop.waiting * len(self._loops) < most]
+        if not have_room:
+            return
+        copied = [(loop, loop.ring.copy()) for loop in have_room]
+        for loop, one in copied:
+            loop.waiting += len(one.data)
+        without = [loop for loop in self._loops if loop not in have_room]
+        self._backlog.append(_Batch(until, copied, without, sum(len(one.data) for _, one in copied)))
 
     @property
     def backlog(self) -> list[int]:
@@ -195,11 +208,14 @@ class Viewer:
         found, self._early = self._early, []
         for loop, copied in batch.copied:
             told = loop.ring.take_apart(copied)
-            times = told.heads["time_ns"]
-            seen = np.flatnonzero((times >= self._began_ns) & (times <= now_ns))  # a guest may say any time
+            loop.waiting -= len(copied.data)
+            times, since_ns = told.heads["time_ns"], max(self._began_ns, loop.since_ns)
+            seen = np.flatnonzero((times >= since_ns) & (times <= now_ns))  # a guest may say any time
             if missed := told.missed + len(times) - len(seen):
                 self.missed[loop.shown] = self.missed.get(loop.shown, 0) + missed
             found.extend(_sightings(loop, told, seen.tolist()))
+        for loop in batch.without:
+            loop.since_ns = batch.until_ns
         self._early = [one for one in found if one.time_ns > batch.until_ns]
         return sorted((one for one in found if one.time_ns <= batch.until_ns), key=lambda one: one.time_ns)
 

@@ -24,7 +24,7 @@ from lab.trace import recording
 from lab.trace import viewer as looks
 from lab.trace.ring import TraceRing
 from lab.trace.story import MOST_STEPS, Way, Ways
-from lab.trace.viewer import Viewer, _Loop
+from lab.trace.viewer import SETTLED_NS, Viewer, _Loop
 from tests.support.labs import run, until
 from tests.support.streams import all_of, kill, lab_of, macs
 
@@ -181,6 +181,37 @@ def test_a_recording_that_costs_next_to_nothing_has_all_the_same(tmp_path: Path)
                         assert not ways
                 assert sum(way.is_whole for way in ways) == 300
                 assert (said[0].missed, said[0].error) == ({}, None)
+
+    run(main())
+
+
+def test_one_that_tells_without_end_takes_nobody_elses_room(tmp_path: Path) -> None:
+    """What it tells when its share is used up comes too late for the order of time: it is missed, and counted."""
+
+    async def main() -> None:
+        async with looking(tmp_path, "room") as (lab, viewer):
+
+            async def send(path: str, stream: int) -> None:
+                job = {"mac": macs(lab)[f"{path}1"], "frame": 64, "stream": stream, "frames": 50}
+                await lab.call(f"{path}0", "send_stream", **job)
+                await all_of(lab, f"{path}1", stream, 50)
+                sent = time.monotonic_ns()
+                while time.monotonic_ns() < sent + 2 * SETTLED_NS:
+                    await asyncio.sleep(0)
+
+            await send("split", 1)
+            viewer.copy(1)  # nothing waits yet, so that all have room
+            await send("split", 2)
+            await send("bypass", 3)
+            viewer.copy(1)
+            told = [*viewer.take_apart(), *viewer.take_apart()]
+            viewer.copy()
+            told += [*viewer.take_apart(), *viewer.rest()]
+            assert [one.time_ns for one in told] == sorted(one.time_ns for one in told)
+            by = Counter(one.process for one in told)
+            assert by["bypass0"] == by["split0"] > 0, by
+            assert viewer.missed.keys() >= {"split0"}
+            assert not viewer.missed.keys() & {"bypass0", "bypass1"}
 
     run(main())
 
