@@ -12,9 +12,9 @@ import os
 import select
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Self
 
 FAIR_LEAST_NS: Final = 8000
 FAIR_MOST_NS: Final = 25_000
@@ -33,7 +33,9 @@ def fair_notification_ns() -> int:
 
 
 def fair_of(taken: Sequence[int]) -> int:
-    """What is fair where waking takes this (ns)."""
+    """What is fair where waking takes this (ns). FAIR_MOST_NS where that is not known."""
+    if not taken:
+        return FAIR_MOST_NS
     return min(max(int(MORE * sorted(taken)[len(taken) * 3 // 4]), FAIR_LEAST_NS), FAIR_MOST_NS)
 
 
@@ -58,60 +60,77 @@ class KeptFair:
         self._loop.call_later(LOOK_S, self._look)
 
     def _measure(self) -> None:
-        self._notifier[0]["fair"] = fair_of(waking_takes(self._cpus, WAKE_UPS_ANEW))
+        if taken := waking_takes(self._cpus, WAKE_UPS_ANEW):
+            self._notifier[0]["fair"] = fair_of(taken)
 
 
 def waking_takes(cpus: Sequence[int], times: int = WAKE_UPS) -> list[int]:
-    """CPU time (ns) of notifications from the first of these CPUs to an upcall that a thread on the last one sleeps at."""
-    taken: list[int] = []
-    eventfd, upcall = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC), select.epoll()
-    upcall.register(eventfd, select.EPOLLIN | select.EPOLLET)
-    over, begun = threading.Event(), threading.Event()
-    woken = status = 0
+    """CPU time (ns) of notifications from the first of these CPUs to an upcall that a thread on the last one sleeps at.
 
-    def wait() -> None:
-        nonlocal woken, status
-        _move_to(cpus[-1])
-        status = os.open("/proc/thread-self/stat", os.O_RDONLY | os.O_CLOEXEC)  # in whatever namespace
-        begun.set()
-        while not over.is_set():
-            upcall.poll()
-            woken += 1
-
-    def wake() -> None:
-        _move_to(cpus[0])
-        try:
-            begun.wait()
-            while len(taken) < times:
-                time.sleep(REST_S)
-                if woken < len(taken) or not _sleeps(status):  # it has not come to run, or not back to sleep
-                    continue
-                before = time.thread_time_ns()
-                os.eventfd_write(eventfd, 1)
-                taken.append(time.thread_time_ns() - before)
-        finally:
-            over.set()
-            os.eventfd_write(eventfd, 1)
-
-    waiter, waker = (threading.Thread(target=what, name="waking", daemon=True) for what in (wait, wake))
-    for thread in (waiter, waker):
-        thread.start()
-    for thread in (waiter, waker):
-        thread.join()
-    upcall.close()
-    os.close(eventfd)
-    os.close(status)
+    Empty where no thread or no descriptor is to be had. The calling thread is moved to the first CPU meanwhile.
+    """
+    taken, before = list[int](), os.sched_getaffinity(0)
+    with contextlib.suppress(OSError, RuntimeError), _Sleeper(cpus[-1]) as sleeper:
+        _move_to(cpus[:1])
+        while len(taken) < times:
+            time.sleep(REST_S)
+            if sleeper.woken == len(taken) and sleeper.sleeps():  # it has come to run, and is back to sleep
+                begun = time.thread_time_ns()
+                sleeper.wake()
+                taken.append(time.thread_time_ns() - begun)
+    _move_to(before)
     return taken
 
 
-def _sleeps(status: int) -> bool:
-    """Whether a thread does, by its stat (proc(5))."""
-    return os.pread(status, 200, 0).rpartition(b")")[2].split()[0] == b"S"
+class _Sleeper:
+    """A thread on `cpu` that goes back to sleep at an upcall, `woken` so many times. RuntimeError, OSError if there is none."""
+
+    def __init__(self, cpu: int) -> None:
+        self.woken, self._over = 0, False
+        self._cpu, self._began = cpu, threading.Event()
+        self._thread = threading.Thread(target=self._run, name="waking", daemon=True)
+        self._eventfd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._status = -1
+
+    def __enter__(self) -> Self:
+        try:
+            self._thread.start()
+        except RuntimeError:
+            os.close(self._eventfd)
+            raise
+        self._began.wait()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._over = True
+        self.wake()
+        self._thread.join()
+        os.close(self._eventfd)
+
+    def _run(self) -> None:
+        _move_to([self._cpu])
+        try:
+            with select.epoll() as upcall, open("/proc/thread-self/stat", "rb", 0) as stat:  # its own, in whatever namespace
+                upcall.register(self._eventfd, select.EPOLLIN | select.EPOLLET)
+                self._status = stat.fileno()
+                self._began.set()
+                while not self._over:
+                    upcall.poll()
+                    self.woken += 1
+        except OSError:
+            self._status = -1
+        finally:
+            self._began.set()
+
+    def wake(self) -> None:
+        os.eventfd_write(self._eventfd, 1)
+
+    def sleeps(self) -> bool:
+        """Whether it does, by its stat (proc(5)). OSError if it has found no descriptors."""
+        return os.pread(self._status, 200, 0).rpartition(b")")[2].split()[0] == b"S"
 
 
-def _move_to(cpu: int) -> None:
+def _move_to(cpus: Iterable[int]) -> None:
     """This thread alone. Where that may not be, it stays where it is."""
-    try:
-        os.sched_setaffinity(0, [cpu])
-    except OSError:
-        return
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, cpus)

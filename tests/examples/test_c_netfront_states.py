@@ -68,6 +68,15 @@ def descriptors(fronts: Netfronts) -> dict[str, int]:
     return {name: len(os.listdir(f"/proc/{pid}/fd")) for name, pid in pids.items()}
 
 
+async def at_rest(fronts: Netfronts) -> dict[str, int]:
+    """The fewest: a process that looks at its memory, or measures what is fair, has some more for milliseconds."""
+    found = []
+    for _ in range(5):
+        found.append(descriptors(fronts))
+        await asyncio.sleep(0.05)
+    return {name: min(one[name] for one in found) for name in found[0]}
+
+
 async def works(fronts: Netfronts) -> None:
     """Frames go both ways."""
     stream, _ = await fronts.send("cc", "--to wire", 300)
@@ -86,7 +95,7 @@ def test_it_reconnects_a_hundred_times_beside_others(program: Path, tmp_path: Pa
     async def body(fronts: Netfronts) -> None:
         await works(fronts)
         start = (await fronts.job("cc", "report"))["indices"]["tx"]
-        before, stream, frames = descriptors(fronts), fronts.stream(), 70
+        before, stream, frames = await at_rest(fronts), fronts.stream(), 70
         async with bystanders(fronts):
             job = f"reconnect {words} --times {CYCLES} --to wire --stream {stream} --frames {frames}"
             report = await fronts.job("cc", job, seconds=80)
@@ -95,6 +104,12 @@ def test_it_reconnects_a_hundred_times_beside_others(program: Path, tmp_path: Pa
         await fronts.arrived("wire", stream, CYCLES * frames)
         assert report["indices"]["tx"] == (start + CYCLES * frames if "kept" in words else frames)
         await works(fronts)
+
+        async def as_before() -> bool:
+            return descriptors(fronts) == before
+
+        with contextlib.suppress(AssertionError):  # which would not say what differs: see `at_rest`
+            await until(as_before, "what was open to be closed")
         assert descriptors(fronts) == before
 
     of(program, f"again-{WAYS.index(words)}", tmp_path, body)

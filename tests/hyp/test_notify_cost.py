@@ -1,12 +1,16 @@
 """What a notification costs, a waiter decides: who makes it dear is notified seldom, others as before (hyp/events.py)."""
 
 import asyncio
+import errno
 import os
+import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -195,8 +199,27 @@ def test_what_is_fair_is_measured_and_within_bounds() -> None:
     assert len(taken) == 8
     assert min(taken) > 0
     assert FAIR_LEAST_NS <= fair_notification_ns() <= FAIR_MOST_NS
+    assert fair_of([]) == FAIR_MOST_NS
     for typical, fair in ((1000, FAIR_LEAST_NS), (10_000, 12_000), (10**6, FAIR_MOST_NS)):
         assert fair_of([300, typical, typical, typical, 10**7]) == fair
+
+
+def test_where_no_thread_and_no_descriptor_is_to_be_had_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is left of the attempt."""
+    cpus, descriptors, before = sorted(os.sched_getaffinity(0)), len(os.listdir("/proc/self/fd")), os.sched_getaffinity(0)
+
+    def refuse(*arguments: object, **named: object) -> Any:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda thread: (_ for _ in ()).throw(RuntimeError("no thread")))
+        assert waking_takes(cpus, 3) == []
+    for owner, name in ((os, "eventfd"), (select, "epoll")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            assert waking_takes(cpus, 3) == []
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert os.sched_getaffinity(0) == before
 
 
 def test_the_hypervisor_is_told_what_is_fair_here() -> None:
