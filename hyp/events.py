@@ -94,8 +94,8 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 
 FRESH_NS = 500_000
 SPOILT_NS = 100_000
-"""What a notification costs its notifier afterwards that goes through hundreds of places in memory: what the loop works on is not
-in the caches any more."""
+"""What a notification costs its notifier afterwards that goes through hundreds of places in memory, at least, or as much again as it
+took: what the loop works on is not in the caches any more."""
 DEAR_STEP, HABIT, MOST_HABIT = 8, 16, 64
 """A dear one counts so much and a fair one takes away 1: beyond HABIT it is no chance that they are dear, but for such places."""
 
@@ -144,8 +144,8 @@ def _owe(n, debt, start, end, counts) -> None:
     if used > n.fair:
         n.dear += 1
         debt.habit = min(debt.habit + DEAR_STEP, MOST_HABIT)
-        spoilt = SPOILT_NS if debt.habit > HABIT else 0
-        debt.until = max(debt.until, end) + DEARNESS * (min(used, MOST_NS) + spoilt)
+        spoilt = max(used, SPOILT_NS) if debt.habit > HABIT else 0
+        debt.until = max(debt.until, end) + DEARNESS * min(used + spoilt, MOST_NS)
         count(counts, NOTIFY_NS, used - n.fair)
 
 

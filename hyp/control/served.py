@@ -1,9 +1,10 @@
-"""For how long guests have been served, by all control planes together: each guest by one of them at a time.
+"""For how long guests have been served, by all control planes together: each guest by one of them at a time, and not all the time.
 
-A guest with one virtual CPU makes one hypercall at a time. But hypervisor, keeper and xenstored are processes of their own, and who
-asks all of them at once would have a share of a CPU from each. So they write down in common until when a guest would have been
-served if all its turns had come one after the other. By who is asked alone that is never later than now; where it is by more than
-LEEWAY_NS, another one serves the guest at this time, and it waits (hyp/control/debt.py).
+A guest with one virtual CPU makes one hypercall at a time, and has its own time in between. But hypervisor, keeper and xenstored
+are processes of their own: who asks all of them at once would have a share of a CPU from each, and who sends requests without
+waiting for answers would keep one busy all the time. So they write down in common until when a guest would have been served if all its
+turns had come one after the other, each with as much time of its own behind it (`TURNS`). By one that waits for its answers that is
+hardly later than now; where it is by more than LEEWAY_NS, the guest waits (hyp/control/debt.py).
 
 The pages, a word of 64 bits a domain by its number (ns of the monotonic clock), belong to those three alone. Each adds to it
 without a lock, and a turn that is lost by that was none too many. Who dies in a turn has added nothing.
@@ -21,6 +22,8 @@ LEEWAY_NS: Final = 20_000_000
 """A guest that begins may ask several at once, and one whose turn the scheduler has interrupted has done nothing wrong."""
 LONGEST_NS: Final = 10_000_000
 """Of one turn that counts."""
+TURNS: Final = 2
+"""How often a turn counts: for itself, and for the guest's own time."""
 
 
 def new_pages() -> int:
@@ -59,7 +62,7 @@ class ServedGuest:
 
     def add(self, start_ns: int, end_ns: int) -> None:
         """It has had a turn."""
-        self._words[self._domid] = max(self._words[self._domid], start_ns) + min(end_ns - start_ns, LONGEST_NS)
+        self._words[self._domid] = max(self._words[self._domid], start_ns) + TURNS * min(end_ns - start_ns, LONGEST_NS)
 
     def wait_ns(self, now_ns: int) -> int:
         """For how long others serve it still, beyond the leeway."""
