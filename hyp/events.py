@@ -94,8 +94,8 @@ def notify_if(due: bool | int, eventfd: int, counts: int) -> None:
 
 FRESH_NS = 500_000
 SPOILT_NS = 100_000
-"""What a notification costs its notifier afterwards that goes through hundreds of places in memory, at least, or as much again as it
-took: what the loop works on is not in the caches any more."""
+"""What a notification costs its notifier afterwards that goes through hundreds of places in memory, or as much again as it took, if
+that is more: what the loop works on is not in the caches any more."""
 DEAR_STEP, HABIT, MOST_HABIT = 8, 16, 64
 """A dear one counts so much and a fair one takes away 1: beyond HABIT it is no chance that they are dear, but for such places."""
 
