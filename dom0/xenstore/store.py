@@ -129,10 +129,10 @@ class Store:
             return
         path, above = change.path, True
         while above:
-            here = self.watches.get(path, {})
-            for domid in self._named(change, here):
+            here = self.watches.get(path)
+            for domid in self._named(change, here) if here else ():  # most paths have no watches
                 if self._may_hear(domid, change):
-                    yield from list(here.get(domid, ()))
+                    yield from list(self.watches.get(path, {}).get(domid, ()))
             yield None
             above = not change.exact and path.startswith("/") and path != "/"
             path = parent_of(path)
