@@ -1,7 +1,7 @@
 """What a fair notification takes on this machine: by how long it takes to wake a thread that sleeps, on another CPU if it can.
 
-Virtualization, the CPU and whether it idles make it one thing or several times that. A constant that no honest waiter is beyond on the
-slowest machine is several wake-ups on a fast one, and who makes each of its notifications take just as long has that from whoever
+Virtualization, the CPU and whether it idles make it one thing or several times that. A constant that no honest waiter is beyond on
+the slowest machine is several wake-ups on a fast one, and who makes each of its notifications take as long has that from whoever
 notifies it (hyp/events.py). So it is measured: when a topology starts, and anew by a loop's process while notifications are dear
 there, since a virtual machine's CPUs are moved about by its host (`KeptFair`).
 """
