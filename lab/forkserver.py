@@ -94,9 +94,12 @@ def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
     reader, writer = os.pipe()
     try:
         with limits.told_of_processes(args["name"]):
-            child = os.fork()
-            if child == 0:
-                _fork_once_more(writer, args, fds)
+            try:
+                child = os.fork()
+                if child == 0:
+                    _fork_once_more(writer, args, fds)
+            finally:
+                os.close(writer)  # else there is no end of it where the child was killed
             os.waitpid(child, 0)
             pid, code = _FORKED.unpack(os.read(reader, _FORKED.size) or _FORKED.pack(0, errno.ECHILD))  # it was killed
             if code:
@@ -104,26 +107,29 @@ def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
         return int(pid)
     finally:
         os.close(reader)
-        os.close(writer)
 
 
 def _fork_once_more(writer: int, args: dict[str, Any], fds: list[int]) -> NoReturn:
     """In the child: fork the grandchild, tell its pid or why there is none, exit."""
-    confinement, refusal, me = confinement_of(args["config"]), None, os.pidfd_open(os.getpid())
-    if confinement is not None:
-        try:
-            enter(confinement)
-        except SetupError as error:  # the grandchild tells
-            refusal = error
+    told = _FORKED.pack(0, errno.ECHILD)
     try:
+        confinement, refusal, me = confinement_of(args["config"]), None, os.pidfd_open(os.getpid())
+        if confinement is not None:
+            try:
+                enter(confinement)
+            except SetupError as error:  # the grandchild tells
+                refusal = error
         grandchild = os.fork()
+        if grandchild == 0:
+            _become(me, args, fds, confinement, refusal)
+        told = _FORKED.pack(grandchild, 0)
     except OSError as error:
-        os.write(writer, _FORKED.pack(0, error.errno or errno.ECHILD))
+        told = _FORKED.pack(0, error.errno or errno.ECHILD)
+    except BaseException:
+        traceback.print_exc()
+    finally:  # whatever it is: nobody but the fork server goes on serving
+        os.write(writer, told)
         os._exit(0)
-    if grandchild == 0:
-        _become(me, args, fds, confinement, refusal)
-    os.write(writer, _FORKED.pack(grandchild, 0))
-    os._exit(0)
 
 
 def _become(
