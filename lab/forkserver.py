@@ -152,6 +152,7 @@ def _become(
         from hyp.process import run_role
 
         if args["role"] == "domu":
+            os.setpgid(0, 0)  # the group, which all others are in, it could signal and make nicer, in whatever namespace it is
             limits.lower_descriptor_limit()
         if args["cpus"] is not None:
             os.sched_setaffinity(0, args["cpus"])
