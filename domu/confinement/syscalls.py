@@ -2,12 +2,23 @@
 
 Any other is ENOSYS, which libraries know how to do without. What isn't on the list, and why: what reaches into other processes
 (ptrace, process_vm_readv, pidfd_getfd, kcmp), makes namespaces and mounts, has kernel surface that no guest needs (bpf,
-perf_event_open, userfaultfd, keyctl, modules), makes memory that no limit counts (memfd_create, SysV shared memory; rings of packet
-sockets, by setsockopt(2)), uses up what the kernel counts against whoever runs the topology (inotify), or passes this list by
-(io_uring). Of some it depends on an argument: no clone(2) into new namespaces, no socket but of the families that the guest
-needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a socket in the file system is its host's), no
-hole in memory that others have mapped, no ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's.
-Where a topology's `[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
+perf_event_open, userfaultfd, keyctl, modules), interrupts other CPUs (membarrier), makes memory that no limit counts (memfd_create,
+SysV shared memory; rings of packet sockets, by setsockopt(2)), uses up what the kernel counts against whoever runs the topology
+(inotify), or passes this list by (io_uring).
+
+Of some it depends on an argument: no clone(2) into new namespaces, nor for its parent, who may be outside; no hole in memory that
+others have mapped; no ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's; no setpriority(2) of
+all that its user runs, who may be other guests'; no prctl(2) that says who may share a core with it, or makes a core slower for the
+next one; no fcntl(2) that has others wait for it when they open a file, or has it told what they do in a folder. Where a topology's
+`[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
+
+Sockets are of the families that the guest needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a
+socket in the file system is its host's). Families, protocols, bridges, VLANs and line disciplines that the kernel does not know it
+looks for among its modules, and runs modprobe(8) as root for it: none but what is usual is asked for.
+
+Some do nothing, and say that they have: a program that means well goes on. They write back what is everybody's (sync, syncfs,
+sync_file_range), throw it out of the page cache (an advice of fadvise64), or change the limit on core files, by which there are
+none (confine.py).
 
 Source of the rest: the system calls that moby's default profile allows unprivileged containers.
 """
@@ -26,28 +37,42 @@ fchownat fcntl fdatasync fgetxattr flistxattr flock fork fsync ftruncate futex f
 getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid
 getpriority getrandom getresgid getresuid getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr
 ioctl ioprio_get kill lchown lgetxattr link linkat listen listxattr
-llistxattr lseek lstat membarrier mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mremap msync munlock
+llistxattr lseek lstat mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mremap msync munlock
 munlockall munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
 pkey_mprotect poll ppoll prctl arch_prctl pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2 read readahead
 readlink readlinkat readv recvfrom recvmmsg recvmsg rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction
 rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max
 sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
 sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setitimer
-setpgid setpriority setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid shutdown sigaltstack signalfd
+setpgid setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid shutdown sigaltstack signalfd
 signalfd4 splice stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
 timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate
 umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev fstat fstatfs
 """
-_AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 2, 10, 16, 17
-_PAIRED, _SOCK_TYPE = (1, 5), 0xF  # of socketpair(2): SOCK_STREAM, SOCK_SEQPACKET; of one of SOCK_DGRAM datagrams go anywhere
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
+_SOCK_TYPE, _STREAM, _DGRAM, _RAW, _SEQPACKET = 0xF, 1, 2, 3, 5
+_PAIRED = (_STREAM, _SEQPACKET)  # of socketpair(2); of one of SOCK_DGRAM datagrams go anywhere
+_STREAMS, _DATAGRAMS = (0, 6), {_AF_INET: (0, 17, 1), _AF_INET6: (0, 17, 58)}  # TCP; UDP, and ICMP for ping
+_RAW_PROTOCOLS = 0xFFFF_FFFF_FFFF_FF00  # bits that none has
+_NETLINK = (0, 4, 12, 15, 16)  # ROUTE, SOCK_DIAG, NETFILTER, KOBJECT_UEVENT, GENERIC
 _ADVICE = (*range(5), 8, *range(10, 20), 22, 23)
 """Of madvise(2): all but MADV_REMOVE, MADV_HWPOISON, what only root has, and what takes pages away from others who map them, be it
 for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during which who touches one waits, for seconds."""
 _NO_HOLE = (0, 1)  # of fallocate(2): FALLOC_FL_KEEP_SIZE at most
 _PERSONALITY = (0, 0xFFFF_FFFF)
-_TYPING = (0x5412, 0x541C)  # of ioctl(2), of which the kernel reads 32 bits: TIOCSTI, and TIOCLINUX, which pastes
+_CLONE_PARENT = 0x8000
+_PRIORITIES = (0, 1)  # of setpriority(2): PRIO_PROCESS, PRIO_PGRP
+_IOCTLS = (
+    0x5412, 0x541C,  # TIOCSTI, and TIOCLINUX, which pastes
+    0x5423,  # TIOCSETD
+    0x8940, 0x8941, *range(0x8980, 0x8984), *range(0x89A0, 0x89A4),  # SIOCGIFBR, SIOCSIFBR; DLCI, SIOC[GS]IFVLAN; SIOCBR…
+)  # fmt: skip
+_LEASES = (1024, 1026)  # of fcntl(2): F_SETLEASE, F_NOTIFY
+_CORES = (53, 62)  # of prctl(2): PR_SET_SPECULATION_CTRL, PR_SCHED_CORE
 _SOL_PACKET, _PACKET_RINGS = 263, (5, 13)  # of setsockopt(2): PACKET_RX_RING, PACKET_TX_RING
-_EPERM, _ENOSYS = 1, 38
+_DONTNEED = 4  # of fadvise64(2)
+_RLIMIT_CORE = 4
+_EPERM, _ENOSYS, _EPROTONOSUPPORT = 1, 38, 93
 
 
 def library() -> ModuleType:
@@ -66,15 +91,41 @@ def restrict(*, network: bool, placed: bool) -> None:
     `network`: sockets among them. `placed`: they stay on the CPUs on which this process may run.
     """
     seccomp = library()
+    _refuse(seccomp, placed=placed)  # of two filters the stricter one holds
+    _allow(seccomp, network=network)
+
+
+def _refuse(seccomp: ModuleType, *, placed: bool) -> None:
+    """Load the filter of calls that are allowed but for some arguments."""
     refused = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
-    for request in _TYPING:
-        refused.add_rule(seccomp.ERRNO(_EPERM), "ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF_FFFF, request))
+
+    def is_int(argument: int, value: int) -> Any:
+        """The kernel reads 32 bits of it."""
+        return seccomp.Arg(argument, seccomp.MASKED_EQ, 0xFFFF_FFFF, value)
+
+    def refuse(name: str, *conditions: Any, error: int = _EPERM) -> None:
+        refused.add_rule(seccomp.ERRNO(error), name, *conditions)
+
+    for name, argument, values in (("ioctl", 1, _IOCTLS), ("fcntl", 1, _LEASES), ("prctl", 0, _CORES)):
+        for value in values:
+            refuse(name, is_int(argument, value))
     for ring in _PACKET_RINGS:
-        what = (seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF_FFFF, _SOL_PACKET), seccomp.Arg(2, seccomp.MASKED_EQ, 0xFFFF_FFFF, ring))
-        refused.add_rule(seccomp.ERRNO(_EPERM), "setsockopt", *what)
+        refuse("setsockopt", is_int(1, _SOL_PACKET), is_int(2, ring))
+    for family in _DATAGRAMS:  # what the kernel says, too, after it has looked for a module
+        what = (seccomp.Arg(0, seccomp.EQ, family), seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE, _RAW))
+        refuse("socket", *what, seccomp.Arg(2, seccomp.EQ, 0), error=_EPROTONOSUPPORT)
     if placed:
-        refused.add_rule(seccomp.ERRNO(_EPERM), "sched_setaffinity")
-    refused.load()  # of two filters the stricter one holds
+        refuse("sched_setaffinity")
+    for name in ("sync", "syncfs", "sync_file_range"):
+        refuse(name, error=0)
+    refuse("fadvise64", is_int(3, _DONTNEED), error=0)
+    refuse("setrlimit", is_int(0, _RLIMIT_CORE), error=0)
+    refuse("prlimit64", is_int(1, _RLIMIT_CORE), seccomp.Arg(2, seccomp.NE, 0), error=0)  # to ask for it is allowed
+    refused.load()
+
+
+def _allow(seccomp: ModuleType, *, network: bool) -> None:
+    """Load the filter of all calls that are allowed."""
     allowed = seccomp.SyscallFilter(defaction=seccomp.ERRNO(_ENOSYS))
 
     def allow(name: str, *conditions: Any) -> None:
@@ -84,18 +135,30 @@ def restrict(*, network: bool, placed: bool) -> None:
             if conditions:
                 raise
 
-    def allow_each(name: str, argument: int, values: tuple[int, ...]) -> None:
+    def allow_each(name: str, argument: int, values: tuple[int, ...], *conditions: Any) -> None:
         for value in values:
-            allow(name, seccomp.Arg(argument, seccomp.EQ, value))
+            allow(name, *conditions, seccomp.Arg(argument, seccomp.EQ, value))
+
+    def family(number: int) -> Any:
+        return seccomp.Arg(0, seccomp.EQ, number)
+
+    def kind(number: int) -> Any:
+        return seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE, number)
 
     for name in _PLAIN.split():
         allow(name)
-    for kind in _PAIRED:
-        allow("socketpair", seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE, kind))
-    allow("clone", seccomp.Arg(0, seccomp.MASKED_EQ, sum(NAMESPACES.values()), 0))
+    for number in _PAIRED:
+        allow("socketpair", family(_AF_UNIX), kind(number))
+    allow("clone", seccomp.Arg(0, seccomp.MASKED_EQ, sum(NAMESPACES.values()) | _CLONE_PARENT, 0))
     allow_each("madvise", 2, _ADVICE)
     allow_each("fallocate", 1, _NO_HOLE)
     allow_each("personality", 0, _PERSONALITY)
+    allow_each("setpriority", 0, _PRIORITIES)
     if network:
-        allow_each("socket", 0, (_AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET))
+        for internet, datagrams in _DATAGRAMS.items():
+            allow_each("socket", 2, _STREAMS, family(internet), kind(_STREAM))
+            allow_each("socket", 2, datagrams, family(internet), kind(_DGRAM))
+            allow("socket", family(internet), kind(_RAW), seccomp.Arg(2, seccomp.MASKED_EQ, _RAW_PROTOCOLS, 0))
+        allow_each("socket", 2, _NETLINK, family(_AF_NETLINK))
+        allow("socket", family(_AF_PACKET))
     allowed.load()
