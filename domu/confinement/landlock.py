@@ -20,6 +20,8 @@ _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _KNOWN = {1: 13, 2: 14, 3: 15, 4: 15}  # by ABI: so many bits; 16 from ABI 5 on
 _SCOPES, _SCOPES_SINCE = 3, 6
 """Abstract sockets, signals."""
+_SILENT, _SILENT_SINCE = 1 << 0 | 1 << 2, 7
+"""LANDLOCK_RESTRICT_SELF_LOG_SAME_EXEC_OFF, …_LOG_SUBDOMAINS_OFF: who tries without end floods no log of the host's."""
 
 
 def _syscall(number: int, *arguments: object) -> int:
@@ -48,7 +50,7 @@ def restrict(allowed: Iterable[tuple[str, int]]) -> None:
     try:
         for path, access in allowed:
             _allow(ruleset, path, access & handled)
-        _syscall(_RESTRICT_SELF, ruleset, 0)
+        _syscall(_RESTRICT_SELF, ruleset, _SILENT if version >= _SILENT_SINCE else 0)
     finally:
         os.close(ruleset)
 
