@@ -15,7 +15,8 @@ a machine's init is, adopts and reaps what programs leave behind, and ends last:
 * init is killed: the kernel kills all that runs in the guest. A machine without init is none: the guest's process ends, too.
 * The keeper is killed: its PID namespace goes, with all in it. Where it has none, the guest's process dies with it, and so on.
 
-Mounts are made in init's namespace only, whose mounts follow the host's and are not followed by them: nothing has to be unmounted.
+Mounts are made in init's namespace only, whose mounts follow the host's, but for a confined guest's, and are not followed by them:
+nothing has to be unmounted.
 
 What the kernel does not grant (a container's seccomp filter, limits, a masked /proc) is done without, and said: `Machine.missing`.
 

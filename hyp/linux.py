@@ -22,7 +22,7 @@ NAMESPACES = {
 """Their names in /proc/<pid>/ns → clone flags."""
 
 # sys/mount.h
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 8, 4096, 16384, 1 << 19
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 1, 2, 4, 8, 4096, 16384, 1 << 18, 1 << 19
 _MNT_DETACH = 2
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NAME, _PR_GET_NAME, _PR_CAPBSET_DROP = 1, 4, 15, 16, 24
@@ -202,10 +202,11 @@ def punch_hole(fd: int, offset: int, length: int) -> None:
     _checked(_libc.fallocate64(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(length)))
 
 
-def enter_namespaces(pidfd: int, without: Collection[str] = ()) -> None:
+def enter_namespaces(pidfd: int, without: Collection[str] = (), *, folder_outside: bool = True) -> None:
     """Enter those namespaces of a process in which we are not; its PID namespace is entered by children born from now on.
 
-    The working folder stays the one it is, which setns(2) would leave for the root of the mounts that are entered. This process
+    The working folder stays the one it is, which setns(2) would leave for the root of the mounts that are entered; that is what it
+    is if it is not to be one outside of them (`folder_outside`), and its path does not lead to the same one inside. This process
     must have one thread, and can start none afterwards unless it does `without` "pid" (a name of NAMESPACES). Without privilege it
     must be of the user that made the user namespace that is entered with them. OSError: ESRCH if the process has ended, EPERM,
     EINVAL before Linux 5.8.
@@ -223,7 +224,8 @@ def enter_namespaces(pidfd: int, without: Collection[str] = ()) -> None:
     try:
         path = _own_folder()
         _checked(_libc.setns(pidfd, sum(flags)))
-        _go_back(path, here)
+        if not _gone_back(path, here):
+            os.chdir(here if folder_outside else "/")
     finally:
         os.close(here)
 
@@ -236,14 +238,13 @@ def _own_folder() -> str | None:
         return None
 
 
-def _go_back(path: str | None, folder: int) -> None:
-    """The working folder is `folder` again, a descriptor; by its `path` if it is there, so that it has one here."""
+def _gone_back(path: str | None, folder: int) -> bool:
+    """The working folder is `folder` again, a descriptor, by its `path`, so that it has one here. False if it is not there."""
     if path is not None:
         with contextlib.suppress(OSError):
             os.chdir(path)
-            if os.path.samestat(os.stat("."), os.fstat(folder)):
-                return
-    os.fchdir(folder)
+            return os.path.samestat(os.stat("."), os.fstat(folder))
+    return False
 
 
 def enter(namespaces: Sequence[int]) -> None:

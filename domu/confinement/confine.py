@@ -4,8 +4,8 @@ The fork server (lab/forkserver.py) does it, in this order, before the first lin
 
     enter       in the process that forks the guest's: a user namespace, whose root is nobody outside but, if the topology is
                 root's, a uid of the guest's own, else the topology's user; in it PID, mount, IPC, network and UTS namespaces
-    furnish     in the guest's process, PID 1 there: mounts that follow the host's, read-only, but a /proc, a /dev/shm of its own,
-                and nothing in the lab's folders. Landlock, below, knows nothing of modes and times of files
+    furnish     in the guest's process, PID 1 there: the host's mounts as they are now, read-only, but a /proc, a /dev/shm of its
+                own, and nothing in the lab's folders. Landlock, below, knows nothing of modes and times of files
     (prepare    of the guest's program, if it needs more than a guest may have later: a TAP, domu/programs/tap.py)
     seal        limits, capabilities (none; programs in a TAP guest: those of a network's administrator), no_new_privs, Landlock,
                 seccomp
@@ -143,7 +143,9 @@ def _mapper(uid: int) -> Iterator[None]:
 def furnish(spec: Confinement) -> None:
     """Make mounts of the guest's own. SetupError."""
     with step("have mounts of its own"):
-        linux.mount("none", "/", "none", linux.MS_REC | linux.MS_SLAVE)
+        # What the host mounts later would come as it is there, and could be written to. So a file system that the host unmounts
+        # stays in use as long as the guest lives, if it was mounted before
+        linux.mount("none", "/", "none", linux.MS_REC | linux.MS_PRIVATE)
         linux.make_read_only("/")
     with step("have a /proc of its own"):
         linux.mount("proc", "/proc", "proc", _PLAIN)
@@ -163,6 +165,8 @@ def seal(spec: Confinement) -> None:
 def seal_program(readable: Iterable[str], *, placed: bool) -> None:
     """`seal`, of a program in a TAP guest's namespaces, in which this process is; as their root."""
     with step("be the guest's root"):
+        with contextlib.suppress(PermissionError):  # who runs the topology is not root, and could give up none outside either
+            os.setgroups([])
         linux.be_root()
     _seal(readable, _NETWORK_ADMIN, network=True, placed=placed)
 
@@ -199,7 +203,7 @@ def _limit() -> None:
         (resource.RLIMIT_NPROC, PROCESSES),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_MSGQUEUE, QUEUE_BYTES),
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_CORE, 1),  # nor to a program (core_pattern), which the kernel starts as root whatever other limit there is
         (resource.RLIMIT_NICE, 0),
         (resource.RLIMIT_RTPRIO, 0),
         (resource.RLIMIT_NOFILE, DESCRIPTORS),

@@ -164,7 +164,7 @@ class _Supervisor:
         """Be the supervisor, to the program's end."""
         linux.set_name("supervisor")
         try:
-            linux.enter_namespaces(self._guest.init)
+            linux.enter_namespaces(self._guest.init, folder_outside=not self._guest.confined)
         except OSError as error:
             say(self._front, Message.NO_ENTRY, error.errno or 0)
             return
