@@ -32,6 +32,7 @@ from typing import Any
 
 from domu.programs.table import program_of
 from hyp.abi.sizes import GUEST_EVENTS
+from hyp.control import MAX_UNSENT_FDS
 from hyp.limits import descriptor_limit, process_limits
 from hyp.paths import PATHS, Takes
 
@@ -97,7 +98,7 @@ def threads(topology: Mapping[str, Any]) -> dict[str, int]:
 def most_descriptors(topology: Mapping[str, Any]) -> tuple[str, int]:
     """The process that needs the most descriptors, and how many it must be allowed."""
     found = descriptors(topology)
-    found["hyp"] += GUEST_EVENTS * len(topology["guest"])  # what guests may make it open
+    found["hyp"] += (GUEST_EVENTS + MAX_UNSENT_FDS) * len(topology["guest"])  # what guests may make it open
     name = max(found, key=lambda one: found[one])
     return name, found[name] + SPARE
 

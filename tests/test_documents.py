@@ -81,6 +81,8 @@ FACTS = [
     fact(HYPERCALLS, rf"bytes of a packet \| {N} \({N} KiB\)", control.MAX_MESSAGE, control.MAX_MESSAGE / 1024),
     fact(HYPERCALLS, rf"descriptors with a packet \| {N};", control.MAX_FDS),
     fact(HYPERCALLS, rf"the socket's buffer, and {N} beyond it", control.MAX_UNSENT),
+    fact(HYPERCALLS, rf"those in the socket, and {N} beyond it", control.MAX_UNSENT_FDS),
+    fact(TOPOLOGY, rf"is allowed {N} more for each guest", sizes.GUEST_EVENTS + control.MAX_UNSENT_FDS),
     fact(HYPERCALLS, rf"one request, or {N} ms", channel.TURN_S * 1000),
     fact(HYPERCALLS, rf"for {N} s this user had more of them under way", outbox.REFS_S),
     fact(HYPERCALLS, rf"at most, and with ports {N} of a guest", sizes.GUEST_EVENTS),

@@ -19,7 +19,8 @@ Who owns what, and what an untrusted peer can do:
 * *Its time.* A channel is served for `TURN_S`, or one request, before the loop goes on to the next; no more than `MAX_PENDING` of
   its requests are under way; further packets stay in the socket.
 * *Not reading.* What can't be sent yet waits in the channel's outbox (outbox.py). An untrusted peer that leaves `MAX_UNSENT`
-  messages there is not read until it has taken some; of a trusted one, whoever asks it bounds what waits. Only EPIPE and ECONNRESET
+  messages there, or one with descriptors, is not read until it has taken some; no more than `MAX_UNSENT_FDS` of these wait, as each
+  is open here, and an answer beyond them is ENOBUFS. Of a trusted one, whoever asks it bounds what waits. Only EPIPE and ECONNRESET
   mean that the peer is gone.
 
 The end, however it comes, is told to the peer by shutdown(2): others may hold copies of the socket.
@@ -30,6 +31,7 @@ from hyp.control.channel import (
     MAX_MESSAGE,
     MAX_PENDING,
     MAX_UNSENT,
+    MAX_UNSENT_FDS,
     Answer,
     Channel,
     Handler,
@@ -44,6 +46,7 @@ __all__ = [
     "MAX_MESSAGE",
     "MAX_PENDING",
     "MAX_UNSENT",
+    "MAX_UNSENT_FDS",
     "Answer",
     "Channel",
     "ControlError",

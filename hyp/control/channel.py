@@ -28,6 +28,7 @@ MAX_MESSAGE = 160 * 1024
 MAX_FDS = 250  # the kernel's own limit is 253
 MAX_PENDING = 64
 MAX_UNSENT = 64
+MAX_UNSENT_FDS = 8
 MAX_ITEMS = 8192  # of an array or a map, from who is not trusted
 TURN_S = 0.0005
 LAST_TURNS = 16
@@ -144,7 +145,7 @@ class Channel:
 
     def tell(self, op: str, /, *, fds: Sequence[int] = (), **args: Any) -> None:
         """Send an event; nothing comes back. Nothing happens if the peer is gone, or is untrusted and does not read."""
-        if self.closed.done() or (self._untrusted and len(self._outbox) >= MAX_UNSENT):
+        if self.closed.done() or (self._untrusted and len(self._outbox) >= MAX_UNSENT) or not self._may_keep(fds):
             return
         try:
             packet = self._packed({"op": op, "args": args}, op)
@@ -173,6 +174,8 @@ class Channel:
         try:
             if number is None or self.closed.done():
                 return
+            if error is None and not self._may_keep(answer.fds):
+                error = Refused("ENOBUFS", f"{op}: {self.name} has not taken the descriptors of what it was answered before")
             if error is None:
                 try:
                     packet = self._packed({**head, "ok": answer.value}, op)
@@ -185,6 +188,11 @@ class Channel:
         finally:
             close_all(answer.close)
             self._pause_or_go_on()
+
+    def _may_keep(self, fds: Sequence[int]) -> bool:
+        """If they have to wait: one message's may, and of several to a peer that is not trusted MAX_UNSENT_FDS together."""
+        waiting = self._outbox.descriptors if self._untrusted and fds else 0
+        return waiting == 0 or waiting + len(fds) <= MAX_UNSENT_FDS
 
     def _packed(self, message: dict[str, Any], op: str) -> bytes:
         packet = bytes(msgpack.packb(message))
@@ -338,10 +346,13 @@ class Channel:
         self._pause_or_go_on()
 
     def _pause_or_go_on(self) -> None:
-        """Read the peer's packets, unless it has as many requests under way as it may have, leaves our replies unread, or owes."""
+        """Read the peer's packets, unless it has as many requests under way as it may have, leaves our replies unread, or owes.
+
+        One that is not trusted leaves them unread as soon as descriptors wait: each of them is one that we have open.
+        """
         if self.closed.done():
             return
-        unread = self._untrusted and len(self._outbox) >= MAX_UNSENT
+        unread = self._untrusted and (len(self._outbox) >= MAX_UNSENT or self._outbox.descriptors > 0)
         owes_s = self._debt.wait_s()
         paused = unread or len(self._inbox.tasks) >= MAX_PENDING or owes_s > 0
         if owes_s > 0 and self._paid is None:

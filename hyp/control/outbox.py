@@ -50,6 +50,11 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._letters)
 
+    @property
+    def descriptors(self) -> int:
+        """How many wait, copies that this process has open."""
+        return sum(len(letter.fds) for letter in self._letters)
+
     def send(self, packet: bytes, fds: Sequence[int], hand_back: HandBack) -> Letter | None:
         """Send a message, now or when that can be; the descriptors stay the caller's. Returns the letter if it has to wait."""
         error: OSError | None = None

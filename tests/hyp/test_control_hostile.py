@@ -14,7 +14,19 @@ from typing import Any
 import msgpack
 import pytest
 
-from hyp.control import MAX_FDS, MAX_MESSAGE, MAX_PENDING, MAX_UNSENT, Channel, PeerGone, Refused, Reply, socketpair
+from hyp.control import (
+    MAX_FDS,
+    MAX_MESSAGE,
+    MAX_PENDING,
+    MAX_UNSENT,
+    MAX_UNSENT_FDS,
+    Channel,
+    PeerGone,
+    Refused,
+    Reply,
+    close_all,
+    socketpair,
+)
 from hyp.control.channel import MAX_ITEMS
 from hyp.control.descriptors import hang_up
 from hyp.control.errors import MAX_NAME, MAX_REASON
@@ -202,6 +214,79 @@ def test_a_peer_that_never_reads_is_not_read_until_it_does() -> None:
         for _ in range(sent):
             assert len(msgpack.unpackb(await receive(sock))["ok"]) == 10_000
         await still_serves(bystander)
+        close(hostile, bystander)
+        sock.close()
+
+    run(main())
+
+
+def opened() -> int:
+    """How many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
+
+
+async def fill(sock: socket.socket, packet: bytes) -> int:
+    """Send a packet until there has been no room for it in a hundred turns of the loop; how many there were."""
+    sent = turns_full = 0
+    while turns_full < 100:
+        try:
+            sock.send(packet)
+            sent, turns_full = sent + 1, 0
+        except BlockingIOError:
+            turns_full += 1
+        await asyncio.sleep(0)
+    return sent
+
+
+async def take(sock: socket.socket) -> tuple[Any, int]:
+    """The next reply of a raw socket, and how many descriptors came with it, which are closed."""
+    while True:
+        try:
+            packet, fds, _, _ = socket.recv_fds(sock, MAX_MESSAGE, MAX_FDS)
+        except BlockingIOError:
+            await asyncio.sleep(0)
+        else:
+            close_all(fds)
+            return msgpack.unpackb(packet), len(fds)
+
+
+def test_a_peer_that_does_not_take_its_descriptors_makes_us_keep_few() -> None:
+    async def main() -> None:
+        _, hostile, sock, bystander = await attack(guarded=True)
+        before = opened()
+        sent = await fill(sock, msgpack.packb({"id": 1, "op": "file", "args": {"content": "x"}}))
+        assert 0 < hostile._outbox.descriptors <= MAX_UNSENT_FDS
+        assert opened() - before <= MAX_UNSENT_FDS
+        await still_serves(bystander)
+        for _ in range(sent):
+            answer, fds = await take(sock)
+            assert (answer["ok"], fds) == ({"length": 1}, 1)
+        assert opened() == before
+        close(hostile, bystander)
+        sock.close()
+
+    run(main())
+
+
+def test_descriptors_of_what_is_under_way_when_it_ceases_to_take_them_are_few_too() -> None:
+    async def main() -> None:
+        server, hostile, sock, bystander = await attack(guarded=True)
+        for _ in range(MAX_PENDING - 1):
+            await send(sock, msgpack.packb({"id": 1, "op": "gated_file", "args": {"content": "x"}}))
+        while server.running < MAX_PENDING - 1:
+            await asyncio.sleep(0)
+        before = opened()
+        sent = await fill(sock, msgpack.packb({"id": 2, "op": "file", "args": {"content": "x"}}))
+        server.gate.set()
+        while hostile._inbox.tasks:
+            await asyncio.sleep(0)
+        assert opened() - before <= MAX_UNSENT_FDS
+        await still_serves(bystander)
+        came = [await take(sock) for _ in range(sent + MAX_PENDING - 1)]
+        refused = [answer for answer, fds in came if fds == 0]
+        assert len(refused) >= MAX_PENDING - 1 - MAX_UNSENT_FDS
+        assert {(answer["id"], answer["error"][0]) for answer in refused} == {(1, "ENOBUFS")}
+        assert opened() == before
         close(hostile, bystander)
         sock.close()
 

@@ -15,7 +15,7 @@ import msgpack
 import pytest
 
 from hyp.abi.sizes import GUEST_EVENTS
-from hyp.control import MAX_MESSAGE, close_all
+from hyp.control import MAX_MESSAGE, MAX_UNSENT, MAX_UNSENT_FDS, close_all
 from hyp.control.words import MAX_WORDS
 from hyp.xenstore.client import XenstoreClient
 from lab import owner
@@ -158,6 +158,18 @@ async def regions(world: World) -> None:
     await world.well()
 
 
+async def answers(world: World) -> None:
+    """Descriptors in answers, none of which it takes: those that wait are the hypervisor's."""
+    before = world.open_in("nic") + world.open_in("hyp")
+    assert await world.tell("trudy", "deaf") > 2 * MAX_UNSENT
+    await world.well()
+    assert world.open_in("nic") + world.open_in("hyp") - before <= MAX_UNSENT_FDS
+    await world.tell("trudy", "hears")
+    assert (await world.tell("trudy", "ask", op="domain_info", args={}, times=1))["came"] == {"ok": 1}
+    await until(partial(world.have_closed, before), "what waited to be sent to be closed")
+    await world.well()
+
+
 async def contexts(world: World) -> None:
     """Contexts opened and closed over and over: rows of counters, descriptors, and numbers are the same afterwards."""
     await world.tell("mallory", "ask", op="upcall_create", args={}, times=1)
@@ -222,7 +234,7 @@ def test_a_guest_turns_on_those_who_serve_it(tmp_path: Path, monkeypatch: pytest
     async def main() -> None:
         async with hostile_lab(tmp_path, monkeypatch, f"hostile{backing}", f'[memory]\nbacking = "{backing}"\n') as world:
             await world.well()
-            for attack in (contexts, event_channels, refused, regions, output, orphans, words, descriptors):
+            for attack in (contexts, answers, event_channels, refused, regions, output, orphans, words, descriptors):
                 await attack(world)
                 assert world.lab.deaths == {}, attack.__name__
             for who in ("mallory", "mike"):

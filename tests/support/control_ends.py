@@ -46,7 +46,7 @@ class Server:
 
     def handlers(self) -> dict[str, Callable[..., Any]]:
         """What can be called, by name."""
-        names = ("add", "fail", "refuse", "slow", "note", "sizes", "file", "gated", "twice")
+        names = ("add", "fail", "refuse", "slow", "note", "sizes", "file", "gated", "gated_file", "twice")
         return {name: getattr(self, name) for name in names}
 
     def add(self, a: int, b: int) -> int:
@@ -68,6 +68,11 @@ class Server:
         await self.gate.wait()
         self.running -= 1
         return value
+
+    async def gated_file(self, content: str) -> Answer:
+        self.running += 1
+        await self.gate.wait()
+        return self.file(content)
 
     def twice(self, value: bytes) -> bytes:
         return 2 * value

@@ -3,6 +3,8 @@
 send {where, packets, descriptor}   raw packets, each with how often, on its "console", "hypercalls" or "xenstore"; what came of the
                                     last one, which has a descriptor ("lingering": its last close lasts; "": none)
 ask {op, args, times}               a hypercall, so many at a time: how often which error, or "ok", and one of the messages
+deaf {}                             asks for descriptors until there is no more room for it, and takes no answers; how often
+hears {}                            takes them again
 pairs {}                            event channels with itself until there are no more: how many, and the error
 region {what}                       "seal", "cut" or "lease" its RAM or counters; what came of it
 table {}                            cut off its grant table, or seal it; what came of either
@@ -21,6 +23,8 @@ import sys
 from collections import Counter
 from typing import Any
 
+import msgpack
+
 from hyp.control import Channel, Refused, close_all
 from hyp.process import Process
 from tests.support.control_ends import lingering
@@ -35,7 +39,9 @@ class Hostile:
     def __init__(self, process: Process) -> None:
         self._process, self._hyp = process, process.hypercalls()
         self._kept = contextlib.ExitStack()  # other ends of what it has sent: as long as it lives
-        for operation in (self.send, self.ask, self.pairs, self.region, self.table, self.prints, self.orphans, self.end):
+        for operation in (
+            self.send, self.ask, self.deaf, self.hears, self.pairs, self.region, self.table, self.prints, self.orphans, self.end,
+        ):  # fmt: skip
             process.serve(operation.__name__, operation)
 
     def _socket(self, where: str) -> socket.socket:
@@ -77,6 +83,22 @@ class Hostile:
 
         told: list[str] = []
         return {"came": Counter(await asyncio.gather(*(once() for _ in range(times)))), "told": told[-1] if told else ""}
+
+    async def deaf(self) -> int:
+        asyncio.get_running_loop().remove_reader(self._hyp._sock.fileno())
+        sent = turns_full = 0
+        with self._socket("hypercalls") as sock:
+            while turns_full < 100:
+                try:
+                    sock.send(msgpack.packb({"id": 0, "op": "domain_info", "args": {}}))
+                    sent, turns_full = sent + 1, 0
+                except BlockingIOError:
+                    turns_full += 1
+                await asyncio.sleep(0)
+        return sent
+
+    def hears(self) -> None:
+        asyncio.get_running_loop().add_reader(self._hyp._sock.fileno(), self._hyp._readable)
 
     async def pairs(self) -> dict[str, Any]:
         me = (await self._hyp.call("domain_info")).value["domid"]
