@@ -20,7 +20,7 @@ from hyp.control.debt import Debt
 from hyp.engine import Engine
 from hyp.events import DEBT, new_notifier, new_wait
 from hyp.fairness.patience import GRACE_NS
-from hyp.fairness.standing import STANDING
+from hyp.fairness.standing import STANDING, of_a_new_guest
 from hyp.fairness.storm import storm_ns
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
 from hyp.kernels import entry, i64, void
@@ -152,7 +152,7 @@ class EngineState:
         record["counts"], record["counts_shared"] = counts
         record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
         record["storm_ns"] = storm_ns(storm_pps)
-        self.standings["patience"] = pause_us * 1000
+        self.standings[:] = of_a_new_guest(pause_us * 1000)
         self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
         record["posted"] = self._posted.ctypes.data
         view = self.views[0]
@@ -290,7 +290,7 @@ class EngineState:
 
     def forget_guest(self, number: int) -> None:
         """Who has port `number` next, which has no vif now, is another guest: it begins with all patience and without debts."""
-        self.standings[number], self._debts[number] = (self._record[0]["pause_ns"], 0), 0
+        self.standings[number], self._debts[number] = of_a_new_guest(int(self._record[0]["pause_ns"])), 0
         self.ports[number]["allowance"] = 0
         self._control_debts[number] = Debt()
 

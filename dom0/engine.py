@@ -47,7 +47,7 @@ from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, sleep, spins, tracer_of, wait_at
-from hyp.fairness.patience import begin_patience
+from hyp.fairness.patience import begin_patience, end_wait
 from hyp.fairness.storm import may_flood
 from hyp.frames import destination_of, source_of
 from hyp.kernels import compiled, entry, i64, outlined
@@ -293,6 +293,7 @@ def _publish(e):
 @compiled
 def _remove_port(e, number):
     p = port_of(e, number)
+    end_wait(p, e.now)
     p.active = p.owed = 0
     drop_staged(e, p)
     for other in range(e.port_count):
@@ -356,13 +357,14 @@ def _arm(e):
 
     Returns (something to do, ns to sleep or −1, whether the NIC was asked for that of a send).
     """
-    ready, deadline, due_at = mail_waiting(e.mailbox, e.mail) > 0, -1, -1
+    ready, deadline, due_at, nic_full = mail_waiting(e.mailbox, e.mail) > 0, -1, -1, False
     if e.held != 0:
         return ready, -1, False
     for number in range(e.port_count):
         p = port_of(e, number)
         if p.active != 0 and p.pause_until != 0:
             deadline = p.pause_until if deadline < 0 else min(deadline, p.pause_until)
+            nic_full = nic_full or p.pause_for == UPLINK
         if p.active != 0 and p.credit_at != 0:
             due_at = p.credit_at if due_at < 0 else min(due_at, p.credit_at)
         if p.owed != 0:
@@ -370,7 +372,8 @@ def _arm(e):
     q = qp_at(e.qp)
     short = e.free_count < STAGE  # of buffers, which the NIC has: their completion is work
     ahead = completions_to_wait_for(e)
-    if deadline >= 0 or short:
+    asked = nic_full or short
+    if asked:
         arm_sends(q, ahead)
     for number in range(e.port_count):
         p = port_of(e, number)
@@ -385,11 +388,10 @@ def _arm(e):
     uplink = port_of(e, UPLINK)
     if uplink.active != 0 and uplink.next == uplink.staged and receives_completed(q):
         ready = True
-    if short and sends_completed(q, ahead):
+    if asked and sends_completed(q, ahead):
         ready = True
     if deadline >= 0:
-        ready = ready or _paused_can_go(e, ahead)
-    asked = deadline >= 0 or short
+        ready = ready or _guest_has_room(e)
     if due_at >= 0:
         deadline = due_at if deadline < 0 else min(deadline, due_at)
     return ready, -1 if deadline < 0 else max(deadline - clock_ns(), 0), asked
@@ -404,10 +406,8 @@ def _would_take(e, first):
 
 
 @compiled
-def _paused_can_go(e, ahead):
-    """True if something that a paused port may wait for has come: room in the NIC's queue or in any guest's ring."""
-    if sends_completed(qp_at(e.qp), ahead):
-        return True
+def _guest_has_room(e):
+    """True if there is room in any guest's ring that a paused port may wait for."""
     for number in range(e.port_count):
         p = port_of(e, number)
         if p.active != 0 and number != UPLINK and p.stalled == 0 and p.waited_for != 0 and has_room(e, p, p.waited_for):

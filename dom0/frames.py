@@ -198,8 +198,8 @@ def await_receiver(e, p, t):
         count(p.counts, PAUSES, 1)
         p.dirty = 1
     elif e.now >= p.pause_until:
-        lose_patience(t)
+        lose_patience(e, t, p.shared)
         return DROP_NO_BUFFER
     t.waited_for = e.wanted if t.waited_for == 0 else min(t.waited_for, e.wanted)
-    waits_on(e, t)
+    waits_on(e, t, p.shared)
     return PAUSE

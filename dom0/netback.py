@@ -36,6 +36,7 @@ from hyp.abi.platform import EVENT_SEND_PRICE, GRANT_COPY_BYTE_PRICE, GRANT_COPY
 from hyp.atomics import load16, store16, store64
 from hyp.counters import count
 from hyp.events import notify_guest, wait_at
+from hyp.fairness.patience import end_wait
 from hyp.grants import copy_counts_at, grant_copy_at
 from hyp.kernels import compiled, outlined
 from hyp.model.price import charge, charge_bytes
@@ -77,6 +78,7 @@ def fail_port(e, p, column):
     for k in range(first.queues):
         q = member_of(e, first, k)
         drop_staged(e, q)
+        end_wait(q, e.now)
         q.failed = 1
         q.active = 0
         q.dirty = 1

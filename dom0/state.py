@@ -40,6 +40,7 @@ PORT = np.dtype(
         ("standing", "i8"),  # STANDING record (hyp/fairness/standing.py) of the guest
         ("wary", "i8"),  # 1: of its last turn something was refused (dom0/netback_tx.py)
         ("full_since", "i8"),
+        ("shared_since", "i8"),
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that its vif had taken when its patience was last filled up: of the vif's first port
         ("answers", "i8"),  # transmit requests staged and not yet answered

@@ -307,8 +307,8 @@ class Connection:
 
     async def take_address(self) -> None:
         """Let the NIC give Dom0 what is for the guest."""
-        await self._hyp.call("filter_change", context=DOM0, add=[self._who.mac], remove=[])
-        self._held.push_async_callback(self._hyp.call, "filter_change", context=DOM0, add=[], remove=[self._who.mac])
+        await self._hyp.call("filter_change", domid=DOM0, add=[self._who.mac], remove=[])
+        self._held.push_async_callback(self._hyp.call, "filter_change", domid=DOM0, add=[], remove=[self._who.mac])
 
     async def _become_port(self, counters: CounterPage, queues: list[QueueEnd], wishes: Wishes, rate: Rate, *, maps: bool) -> None:
         who = self._who

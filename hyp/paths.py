@@ -24,6 +24,7 @@ from hyp.abi.sizes import (
 
 EMULATION_PAGES: Final = 16  # of a trapped guest's device model, beside what it has per descriptor of a queue:
 EMULATION_SLOT: Final = 4 * QUEUE_ENTRY + LARGEST_FRAME_BUFFER + FRAME_BUFFER  # four queue entries, a send and a receive buffer
+EMULATION_SLOTS: Final = 256  # of its own queues at most, however many the guest's have
 PIN_LOGS: Final = 17 * PAGE  # before the counts of cdna's pin table: hyp/monitor/cdna.py
 
 
@@ -131,7 +132,7 @@ def _nothing(queue: int, memory: int) -> int:
 
 
 def _device_model(queue: int, memory: int) -> int:
-    return EMULATION_PAGES * PAGE + queue * EMULATION_SLOT
+    return EMULATION_PAGES * PAGE + min(queue, EMULATION_SLOTS) * EMULATION_SLOT
 
 
 def _pin_table(queue: int, memory: int) -> int:

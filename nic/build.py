@@ -10,7 +10,7 @@ from hyp.abi.sizes import MAX_QUEUES
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import DEBT, new_eventfd, new_notifier, new_wait
-from hyp.fairness.standing import STANDING
+from hyp.fairness.standing import STANDING, of_a_new_guest
 from hyp.fairness.storm import storm_ns
 from hyp.load.frames import attach_histograms
 from hyp.memory import Mapping
@@ -130,7 +130,7 @@ class EngineState:
         """
         first = number if first < 0 else first
         if fresh and number == first:
-            self._debts[first], self.standings[first] = 0, (self.pause_ns, 0)
+            self._debts[first], self.standings[first] = 0, of_a_new_guest(self.pause_ns)
         record = self.contexts[number : number + 1]
         record[:] = 0
         record["number"], record["head1"], record["members"] = number, -1, self._members[number].ctypes.data
@@ -157,7 +157,7 @@ class EngineState:
         index = int(self._record[0]["index"])
         self._record[0]["max_frame"] = mtu + LINK_HEADER
         self._record[0]["pause_ns"] = self.pause_ns = pause_us * 1000
-        self.standings["patience"] = self.pause_ns
+        self.standings[:] = of_a_new_guest(self.pause_ns)
         self._record[0]["storm_ns"] = storm_ns(storm_pps)
         self._record[0]["counts"], self._record[0]["counts_shared"] = counters.row(f"engine{index}")
         self.wire[0]["counts"], self.wire[0]["counts_shared"] = counters.row(f"wire{index}")

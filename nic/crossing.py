@@ -23,7 +23,7 @@ from hyp.abi.trace import NOWHERE
 from hyp.atomics import full_fence, load64, load64_acquire, load64_once, notify, store64, store64_once, store64_release
 from hyp.counters import count
 from hyp.events import notify_if, tracer_of
-from hyp.fairness.patience import waits_on
+from hyp.fairness.patience import platform_wait_ends, waits_on
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr, set_piece
 from hyp.offload.segments import part_length, prepare, write_part
@@ -156,9 +156,12 @@ def cross_or_pause(e, sender, r, f, port):
 
 @compiled
 def await_crossing(e, sender, consumer):
-    """The crossing to engine `consumer` is full: PAUSE until the sender's deadline, then a drop's name."""
+    """The crossing to engine `consumer` is full: PAUSE until the sender's deadline, then a drop's name.
+
+    It is platform, as the physical function: several receivers may hold it up one after the other, each for as long as it may.
+    """
     if sender.pause_until == 0:
-        sender.pause_until = e.now + e.pause_ns
+        sender.pause_until = platform_wait_ends(e)
         sender.pause_for = -1 - consumer
         count(e.counts, PAUSES, 1)
         return PAUSE
@@ -181,7 +184,7 @@ def is_paused(e, sender):
     wanted = max(sender.pause_need, 1)
     if r.active == 0 or buffers_for(r, wanted) >= wanted:
         return False
-    waits_on(e, r)
+    waits_on(e, r, sender.shared)
     return e.now < sender.pause_until
 
 

@@ -38,6 +38,9 @@ from nic.queues import (
 )
 from nic.state import BUDGET_PARTS, DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
 
+BUFFERS_A_PART = 8
+"""Buffers of a few bytes that take as long to find as a part of a frame takes to make."""
+
 
 @compiled
 def copy_frame(place, frame, length, head0, head1):
@@ -254,7 +257,7 @@ def _put_parts(e, sender, r, f):
             if result == PAUSE:
                 return PAUSE
         count_part(e, parts, sender.part, result)
-        e.parts += 1 if parts > 1 else 0
+        e.parts += 1 + e.wanted // BUFFERS_A_PART if parts > 1 else 0
         sender.part += 1
         sender.pause_until = 0
     sender.part = 0
@@ -276,7 +279,7 @@ def await_receiver(e, sender, r):
         return PAUSE
     if e.now < sender.pause_until:
         return PAUSE
-    lose_patience(r)
+    lose_patience(e, r, sender.shared)
     return DROP_NO_BUFFER
 
 

@@ -276,9 +276,10 @@ class Nic:
             with suppress(BlockingIOError):
                 os.eventfd_read(state.drained_fd)
 
-    async def filter_change(self, context: int, add: list[int], remove: list[int]) -> None:
+    async def filter_change(self, context: int, generation: int, add: list[int], remove: list[int]) -> None:
         """Give MAC addresses to a context, take others away. One that another context has had is of a guest that moves."""
         async with self._setup:
+            self._check(context, generation)
             for mac in remove:
                 if self._filters.get(mac) == context:
                     await self._filter(mac, -1)

@@ -30,7 +30,8 @@ from hyp.atomics import (
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, tracer_of, wait_at
-from hyp.fairness.patience import begin_patience
+from hyp.fairness.patience import begin_patience, end_wait
+from hyp.fairness.turns import is_turn_spent
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.ablation import ablated
 from hyp.model.price import charge_bytes
@@ -147,6 +148,8 @@ def _free_one(sender, number):
 def _stop_context(e, number):
     c = context_of(e, number)
     c.active = 0
+    if c.mine != 0:
+        end_wait(c, e.now)
     _free_waiting(e, number)
     first = context_of(e, c.first)
     if c.queue < first.queues and load64(first.members + 8 * c.queue) == number:
@@ -219,7 +222,7 @@ def _serve_crossing(e, producer):
     waiting = min(crossed(ring), CROSSING_BUDGET)
     if waiting == 0 or is_paused(e, gate):
         return 0
-    done, e.parts = 0, 0
+    done, octets, e.parts = 0, 0, 0
     cons = load64(ring + CONS)
     while done < waiting and not is_turn_over(e):
         slot = slot_of(ring, cons)
@@ -240,6 +243,9 @@ def _serve_crossing(e, producer):
             count(e.counts, result, 1)
         cons += 1
         done += 1
+        octets += f.length
+        if is_turn_spent(e, done, octets):
+            break
     if done > 0:
         store64_release(ring + CONS, cons)
         made_room(e, ring, producer)

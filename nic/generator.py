@@ -11,6 +11,7 @@ from hyp.abi.trace import WIRE
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
 from hyp.events import tracer_of
+from hyp.fairness.turns import is_turn_spent
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import write_test_frame
@@ -45,7 +46,7 @@ def generate(e):
     if w.left <= 0:
         return 0
     s = schedule_at(w.schedule)
-    sent = 0
+    sent, slow = 0, 0
     if w.until_ns != 0 and e.now >= w.until_ns:
         w.left = 0
         if w.linked == 0:
@@ -68,6 +69,9 @@ def generate(e):
         count(w.counts, TX_FRAMES, 1)
         count(w.counts, TX_BYTES, w.length)
         sent += 1
+        slow += 1
+        if is_turn_spent(e, slow, slow * w.length):
+            break
     if sent > 0:
         w.last_ns = e.now
         w.dirty = 1

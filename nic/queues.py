@@ -5,7 +5,7 @@ from hyp.abi.fragment import MORE
 from hyp.abi.nic import CQE_BYTES, DESC_BYTES, RQ_PROD, SQ_PROD
 from hyp.atomics import load32_acquire, load64, load64_once, u32_add, u32_sub
 from hyp.counters import commit, count
-from hyp.fairness.patience import note_posted
+from hyp.fairness.patience import end_wait, note_posted
 from hyp.frames import write_completion, write_fragment_completion
 from hyp.iommu import NO_TRANSLATION, READ, WRITE, translate
 from hyp.kernels import compiled
@@ -65,6 +65,7 @@ def seek(c, iova, length, rights, first, span, base):
 def fail(c, column):
     """Take a context out of service: its driver broke the protocol. Its counters say how; nobody else notices."""
     count(c.counts, column, 1)
+    end_wait(c, load64(c.clock))
     c.failed = 1
     c.active = 0
     commit(c.counts, c.counts_shared)

@@ -10,6 +10,7 @@ from hyp.abi.counters import DROP_OVERSIZE, PAUSES, REPLICATED, TX_BYTES, TX_FRA
 from hyp.abi.nic import GROUP_BIT
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
+from hyp.fairness.turns import is_turn_spent
 from hyp.frames import destination_of
 from hyp.kernels import compiled, outlined
 from hyp.load.replay import begin_replay, go_on, next_entry, replay_at
@@ -39,7 +40,7 @@ def replay(e):
     """Send what is due, at most BATCH frames. Returns how many."""
     w = wire_at(e.wire)
     r, s = replay_at(w.replay), schedule_at(w.schedule)
-    done = 0
+    done, frames, octets = 0, 0, 0
     while w.left > 0:
         entry = next_entry(r)
         s.due_ns = r.begun_ns + entry.due_ns
@@ -61,6 +62,9 @@ def replay(e):
         w.sequence += 1
         done += 1 + e.flooded
         e.flooded = 0
+        frames, octets = frames + 1, octets + entry.length
+        if is_turn_spent(e, frames, octets):
+            break
     if done > 0:
         w.last_ns = e.now
         w.dirty = 1

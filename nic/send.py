@@ -50,11 +50,12 @@ from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, stor
 from hyp.counters import count
 from hyp.events import tracer_of
 from hyp.fairness.storm import may_flood
+from hyp.fairness.turns import is_turn_spent
 from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
 from hyp.model.ablation import ablated
-from hyp.offload.fragments import fragment_fault, offload_fault
+from hyp.offload.fragments import LONGEST_CHAIN, fragment_fault, offload_fault
 from hyp.offload.frame import add_piece, begin_frame, frame_at, piece_addr, piece_length
 from hyp.offload.segments import longest_part, prepare
 from nic.crossing import FLOOD, cross, cross_or_pause, is_paused
@@ -202,11 +203,11 @@ def _header(frame, length):
 def _take_chain(e, c, f):
     """Copy the next frame's descriptors, each once, and check the copies. Returns (descriptors, STATUS_*, SIGNALED or 0).
 
-    All of the chain is taken, whatever is wrong with it. 0 descriptors: the context has failed.
+    All of the chain is taken, whatever is wrong with it, or LONGEST_CHAIN of it. 0 descriptors: the context has failed.
     """
     n, total, status, word = 0, 0, STATUS_OK, MORE
     begin_frame(f, 0, 0, 0, 0)
-    while word & MORE != 0:
+    while word & MORE != 0 and n < LONGEST_CHAIN:
         if n > 0 and u32_sub(c.sq_prod, c.sq_cons) <= n and not has_posted_more(c, n):
             if c.active == 0:
                 return 0, STATUS_OK, 0
@@ -387,7 +388,7 @@ def serve_sends(e, c):
     """One turn of a context's send queue. Returns the number of descriptors done.
 
     After MOST_REFUSED frames that had to be refused it ends: they take longer than sound ones, which is nobody's fault but theirs
-    who sent them.
+    who sent them. Of frames that go one by one it ends by the clock, too (hyp/fairness/turns.py).
     """
     waiting = posted_sends(c)
     if waiting == 0 or is_paused(e, c):
@@ -395,7 +396,7 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
-    done, sent, total, most, bad, e.parts = 0, 0, 0, limit, 0, 0
+    done, sent, total, most, slow, bad, e.parts = 0, 0, 0, limit, 0, 0, 0
     while done < limit and total < room and c.active != 0:
         frames, octets = 0, 0
         if c.part == 0:
@@ -415,10 +416,10 @@ def serve_sends(e, c):
                     limit = done
             done += taken
             frames = 1
-            if refused:
-                bad += 1
-                if bad == MOST_REFUSED:
-                    limit = done
+            slow += 1
+            bad += refused
+            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets):
+                limit = done
         sent += frames
         total += octets
     end_outbound(e)

@@ -64,6 +64,7 @@ CONTEXT = np.dtype(
         ("standing", "i8"),  # STANDING record (hyp/fairness/standing.py) of its guest on this engine
         ("flooded", "i8"),  # the frame at the head of the queue has been passed on to all, but not yet to the wire
         ("full_since", "i8"),  # somebody has waited for it since then (ns) that has not been charged; 0: nobody does
+        ("shared_since", "i8"),  # and in a shared queue
         ("grace", "i8"),  # somebody is moving to it until then (ns)
         ("taken", "i8"),  # frames that it had taken when its patience was last filled up
         ("clock", "i8"),  # address of its engine's `now`
@@ -172,6 +173,7 @@ ENGINE = np.dtype(
         ("drained_fd", "i8"),
         ("flooded", "i8"),  # copies of flooded frames that nobody's turn has been charged for yet
         ("parts", "i8"),  # frames in this turn that were made of longer ones
+        ("turn_until", "i8"),  # when the turn is over in which frames are passed on one by one (hyp/fairness/turns.py)
         ("pause_ns", "i8"),
         ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/fairness/storm.py); 0: no limit
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch

@@ -10,6 +10,7 @@ from hyp.abi.nic import GROUP_BIT, MAX_FRAME, MIN_FRAME
 from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import load64, sys_readv
 from hyp.counters import count
+from hyp.fairness.turns import is_turn_spent
 from hyp.frames import destination_of
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import frame_at, one_piece
@@ -31,14 +32,18 @@ def serve_tap(e):
     w = wire_at(e.wire)
     if w.tap_got == 0 and w.tap_readable == 0 and e.now - w.tap_looked < LOOK_NS:
         return 0
-    w.tap_looked, moved, e.parts = e.now, 0, 0
+    w.tap_looked, moved, frames, octets, e.parts = e.now, 0, 0, 0, 0
     while moved < BATCH and not is_turn_over(e):
         if w.tap_got == 0 and not _read(e, w):
             break
-        if w.tap_got > 0 and (is_paused(e, w) or not _pass_on(e, w)):
+        length = w.tap_got
+        if length > 0 and (is_paused(e, w) or not _pass_on(e, w)):
             break
         moved += 1 + e.flooded
         e.flooded = 0
+        frames, octets = frames + 1, octets + length
+        if is_turn_spent(e, frames, octets):
+            break
     return moved + e.parts
 
 

@@ -53,7 +53,9 @@ class Attack:
     run: Run
     paths: frozenset[str]
     sent_to: bool
-    """Somebody honest sends frames to the attacker meanwhile."""
+    """Somebody honest sends frames to the attacker meanwhile,"""
+    fast: bool
+    """as fast as he can."""
     controls: Mapping[str, Control]
     guest: Mapping[str, Any]
     """What its guest has in the topology beside its path."""
@@ -77,6 +79,7 @@ def attack(
     *,
     paths: Collection[str] = tuple(PATHS),
     sent_to: bool = False,
+    fast: bool = False,
     guest: Mapping[str, Any] | None = None,
     **controls: Control,
 ) -> Callable[[Run], Run]:
@@ -85,7 +88,7 @@ def attack(
     def enter(run: Run) -> Run:
         name = run.__name__.replace("_", " ")
         assert name not in ATTACKS, name
-        ATTACKS[name] = Attack(name, about, door, control, run, frozenset(paths), sent_to, controls, guest or {})
+        ATTACKS[name] = Attack(name, about, door, control, run, frozenset(paths), sent_to, fast, controls, guest or {})
         return run
 
     return enter

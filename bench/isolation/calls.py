@@ -41,7 +41,7 @@ def refused_calls(a: Attacker) -> None:
     bad: list[tuple[str, dict[str, Any]]] = [
         ("emulation_attach", {"interrupts": 0, "answers": 99, **PLACES}), ("no_such_call", {}), ("mr_register", {"addr": 1}),
         ("evtchn_close", {"port": 1000}), ("gnttab_setup", {"frames": 1 << 40}), ("context_start", {"context": -1}),
-        ("filter_change", {"context": 1, "add": ["02:00:00:00:00:01"], "remove": []}), ("foreign_view", {"domid": 1}),
+        ("filter_change", {"domid": 1, "add": ["02:00:00:00:00:01"], "remove": []}), ("foreign_view", {"domid": 1}),
         ("spin_limit", {"limit_us": 1000}), ("toolstack_ready", {}), ("domain_destroy", {"domid": 1}),
     ]  # fmt: skip
     while a.goes_on(UNDER_WAY):
@@ -118,9 +118,18 @@ def event_storm(a: Attacker) -> None:
 
 @attack("has two thousand pollers wait upon the upcall that others notify", Door.CALLS, Control.NOTIFIED, sent_to=True)
 def pollers_on_its_upcall(a: Attacker) -> None:
+    _have_pollers(a, 2000)
+
+
+@attack("has so many pollers wait upon its upcall that it is just fair to notify it", Door.CALLS, Control.NOTIFIED, sent_to=True)
+def pollers_just_fair(a: Attacker) -> None:
+    _have_pollers(a, 150)
+
+
+def _have_pollers(a: Attacker, number: int) -> None:
     epoll = upcall_of(a.guest)
     try:
-        for _ in range(2000):
+        for _ in range(number):
             poller = select.epoll()
             poller.register(epoll, select.EPOLLIN)
             a.kept.append(poller)

@@ -16,6 +16,8 @@ from hyp.abi.nic import PAGE
 
 FRAME: Final = 200
 SPLIT: Final = ("split",)
+QUEUES: Final = ("native", "bypass", "trapped")
+"""Paths on which buffers of any size are the guest's to post as it likes."""
 
 
 def _frame(a: Attacker, length: int = FRAME) -> bytes:
@@ -240,6 +242,12 @@ def shortest_buffers(a: Attacker) -> None:
         for _ in range(a.driver.drain()):
             a.driver.post(a.driver.buffer(0), 1)
         a.driver.publish()
+
+
+@attack("receive buffers of a byte, posted as fast as they are used, sent to as fast as can be", Door.RINGS, Control.SENDS,
+        paths=QUEUES, sent_to=True, fast=True)  # fmt: skip
+def bytes_for_buffers(a: Attacker) -> None:
+    a.loop(loops.post_bytes, size=1)
 
 
 @attack("the same request number, and one that there is not, in every request", Door.RINGS, Control.POSTS)

@@ -74,6 +74,7 @@ JOB = np.dtype(
     ]
 )
 job_at = record_view(JOB)
+BATCH = 64
 _cdna_front_at = record_view(CDNA_FRONT)
 
 
@@ -133,6 +134,26 @@ def post_garbage(address: int) -> int:
         for _ in range(4):  # after the device may have checked them
             store64_once(q.sq + (random63(job) & (q.sq_size - 1)) * DESC_BYTES + (random63(job) & 8), random63(job))
             store64_once(job.ram + job.tx_pool + (random63(job) & 63) * PAGE + (random63(job) & 8), random63(job))
+    return posted
+
+
+@entry(i64(i64))
+def post_bytes(address: int) -> int:
+    """Post receive buffers of `size` bytes, each again as soon as it is used up. Number posted."""
+    job = job_at(address)
+    q = qp_at(job.qp)
+    posted = 0
+    while not at_end(job):
+        used = 0
+        while used < BATCH and peek_receive(q, 0)[0] >= 0:
+            consume_receives(q, 1)
+            post_receive(q, job.rx_pool, job.size)
+            used += 1
+        if used > 0:
+            ring_receives(q)
+        else:
+            cpu_relax()
+        posted += used
     return posted
 
 

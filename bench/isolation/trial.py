@@ -103,7 +103,7 @@ class Trial:
         to = self.macs[name] if attack.sent_to else None
         if not attacked and attack.control_on(self.path) is Control.SENDS:
             to = NOBODY
-        result = await self._bystanders(stream, seconds, to)
+        result = await self._bystanders(stream, seconds, to, paced=to != NOBODY and not attack.fast)
         if name not in self.lab.deaths:
             result.detail |= await self._end(name, before)
         else:
@@ -134,19 +134,19 @@ class Trial:
                         report["got"][what] = report["got"].get(what, 0) + counts[what]
         return report
 
-    async def _bystanders(self, stream: int, seconds: float, sent_to: str | None) -> Slice:
+    async def _bystanders(self, stream: int, seconds: float, sent_to: str | None, *, paced: bool) -> Slice:
         """Streams both ways between anna and bert; carl's to the wire, and his calls; dave's to `sent_to`, if that is somebody."""
         try:
             for sender, receiver, number in ((ONE, OTHER, stream), (OTHER, ONE, stream + 1)):
                 await self.lab.call(receiver, "expect", stream=number, mac=self.macs[sender])
             await self.lab.call("nic", "wire_expect", stream=stream + 2, mac=self.macs[CANARIES])
-            sent = await asyncio.wait_for(asyncio.gather(*self._work(stream, seconds, sent_to)), seconds + REST_S + 30)
+            sent = await asyncio.wait_for(asyncio.gather(*self._work(stream, seconds, sent_to, paced=paced)), seconds + REST_S + 30)
         except (ControlError, TimeoutError) as error:
             self.broken = f"the bystanders stand still: {str(error) or type(error).__name__}"
             return Slice(errors=[self.broken])
         return await self._received(stream, sent)
 
-    def _work(self, stream: int, seconds: float, sent_to: str | None) -> list[Any]:
+    def _work(self, stream: int, seconds: float, sent_to: str | None, *, paced: bool) -> list[Any]:
         job = {"frame": FRAME, "seconds": seconds}
         work = [
             self.lab.call(ONE, "send_stream", mac=self.macs[OTHER], stream=stream, **job),
@@ -155,8 +155,8 @@ class Trial:
             self.lab.call(CANARIES, "calls", seconds=min(CALLS_S, seconds)),
         ]
         if sent_to is not None:
-            paced = {} if sent_to == NOBODY else {"pps": SENT_TO_PPS}
-            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 3, **paced, **job))
+            pace = {"pps": SENT_TO_PPS} if paced else {}
+            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 3, **pace, **job))
         return work
 
     async def _received(self, stream: int, sent: Sequence[dict[str, Any]]) -> Slice:

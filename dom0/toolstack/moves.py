@@ -112,11 +112,8 @@ class Moves:
                 raise
             await self._tried(self._settled(domid, sent=False))
         else:
-            contexts = (await self._settled(domid, sent=False))["contexts"]
-            if not contexts:
-                raise Refused("ENODEV", "the guest has closed the device that it was to have")
-            context = contexts[0]
-            await self._hyp.call("filter_change", context=context, add=[mac], remove=[])
+            await self._settled(domid, sent=False)
+            await self._hyp.call("filter_change", domid=domid, add=[mac], remove=[])
             await self._tried(self._uplink_emptied())
             await self._state.route(mac, self._vifs.uplink_port())
 

@@ -42,6 +42,7 @@ TRACKER_BYTES = TRACKER.itemsize
 TRACKERS = 64
 TRACKER_ROWS = TRACKERS + 1
 """One more for frames of no stream, where they are waited for: replayed ones (hyp/load/replay.py)."""
+AFRESH_NS = 1_000_000
 ANYBODY = -2
 """As a source: whoever it is."""
 tracker_at = record_view(TRACKER)
@@ -114,6 +115,14 @@ def is_strangers(trackers: int, addr: int, stream: int) -> bool:
 
 
 @compiled
+def _is_too_early(trackers, stream, now_ns):
+    """True if another stream, whose latency was measured, has had the tracker just now: to begin it afresh takes as long as several
+    frames, so that two streams of a hostile sender's would have it begun with each."""
+    t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
+    return t.stamped > 0 and t.stream != stream and now_ns - t.last_ns < AFRESH_NS
+
+
+@compiled
 def stream_tracker(trackers: int, stream: int, now_ns: int) -> Any:
     """The TRACKER record of a stream of which something has arrived now; another stream's is begun afresh."""
     t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
@@ -167,7 +176,7 @@ def look_at(trackers: int, row: int, addr: int, length: int, now_ns: int) -> int
     if not is_test_frame(addr, length):
         return NO_TEST_FRAME
     stream = load16(addr + STREAM)
-    if is_strangers(trackers, addr, stream):
+    if is_strangers(trackers, addr, stream) or _is_too_early(trackers, stream, now_ns):
         return NO_TEST_FRAME
     checked = covered(length, stream)
     if checked == length:

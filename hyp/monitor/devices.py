@@ -138,7 +138,9 @@ class Devices:
                 await self._hand_over(domain, domain.contexts[number])
             for number in set(self._filters.values()):
                 macs = [mac for mac, owner in self._filters.items() if owner == number]
-                await self._ask("filter_change", context=number, add=macs, remove=[])
+                generation = self._contexts[number].contexts[number].generation
+                with suppress(Refused):  # it could not go on
+                    await self._ask("filter_change", context=number, generation=generation, add=macs, remove=[])
         if not self.nic_ready.done():
             self.nic_ready.set_result(None)
 
@@ -297,13 +299,21 @@ class Devices:
         await self.call("context_start", context=number, generation=context.generation, resume=False, **what)
         context.started = what
 
-    async def change_filters(self, context: int, add: list[int], remove: list[int]) -> None:
-        """Give MAC addresses to a context, take others away."""
-        await self.call("filter_change", context=context, add=add, remove=remove)
+    async def change_filters(self, domain: Domain, add: list[int], remove: list[int]) -> None:
+        """Give MAC addresses to a domain's first context, take others away.
+
+        Refused, ENODEV, if it has none, or none any more when the NIC is told: its number may be somebody else's by then.
+        """
+        context = domain.contexts[self._first(domain)] if domain.contexts else None
+        if context is None or context.closing is not None or not context.ready:
+            raise Refused("ENODEV", f"{domain.who} has no open context")
+        number = context.number
+        await self.call("filter_change", context=number, generation=context.generation, add=add, remove=remove)
         for mac in remove:
-            if self._filters.get(mac) == context:
+            if self._filters.get(mac) == number:
                 del self._filters[mac]
-        self._filters.update(dict.fromkeys(add, context))
+        if domain.contexts.get(number) is context:
+            self._filters.update(dict.fromkeys(add, number))
 
     async def close_context(self, domain: Domain, number: int) -> None:
         """Take a context away, and before it those of later queues; the NIC's engine is past it when this returns.
@@ -392,11 +402,11 @@ class Devices:
     async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:
         """Wait until what is under way of the domain's contexts has arrived: "sent", what they have posted, or "arriving".
 
-        Returns the contexts' numbers, in the order of queues, and how many receive completions each has been given.
+        Returns how many receive completions each has been given, in the order of queues.
         """
         contexts = sorted(domain.contexts.values(), key=lambda one: one.queue)
         given = [await self.call("context_settle", context=one.number, generation=one.generation, what=what) for one in contexts]
-        return {"contexts": [one.number for one in contexts], "received": [int(reply.value["received"]) for reply in given]}
+        return {"received": [int(reply.value["received"]) for reply in given]}
 
     async def policy_for(self, domain: Domain, *, emulated: bool) -> tuple[str, bool, int]:
         """What `domain` may have, once all are there: its contexts' MAC address, whether the IOMMU lets them pass, how many.

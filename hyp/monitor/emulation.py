@@ -37,6 +37,7 @@ from hyp.monitor.event_channels import Upcall
 from hyp.monitor.machine import MACHINE, post_all_buffers
 from hyp.monitor.vmm import MAIL, START_MACHINE, STOP_MACHINE, VMM, run
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
+from hyp.paths import EMULATION_SLOTS
 from hyp.ram import QueuePair, Ram, open_queue_pair, register, start_queue_pair
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ class Emulation:
 
     async def _open(self, guest: Domain, interrupts: Upcall, answers: Upcall, queues: dict[str, int]) -> tuple[Machine, QueuePair]:
         """Everything of a machine but its start."""
-        entries = max(queues["sq_size"], queues["rq_size"])
+        entries = min(max(queues["sq_size"], queues["rq_size"]), EMULATION_SLOTS)
         machine = self._pseudo_domain(guest, interrupts, answers, _memory(entries))
         try:
             self._records[machine.number : machine.number + 1] = 0

@@ -200,17 +200,17 @@ def foreign_view(system: System, domain: Domain, domid: int) -> Answer:
     return Answer(value, fds=[other.ram.fd, gnttab.fd, active.fd])
 
 
-@hypercall(Callers.DOM0, context=Integer(0, CONTEXTS - 1), add=mac_list, remove=mac_list)
-async def filter_change(system: System, domain: Domain, context: int, add: list[int], remove: list[int]) -> None:
-    """Program the MAC filters of any context."""
-    await system.devices.change_filters(context, add, remove)
+@hypercall(Callers.DOM0, domid=domain_number, add=mac_list, remove=mac_list)
+async def filter_change(system: System, domain: Domain, domid: int, add: list[int], remove: list[int]) -> None:
+    """Program the MAC filters of a domain's device, that of its first context."""
+    await system.devices.change_filters(system.domains[domid], add, remove)
 
 
 @hypercall(Callers.DOM0, domid=domain_number, sent=boolean)
 async def contexts_settle(system: System, domain: Domain, domid: int, sent: bool) -> dict[str, list[int]]:
     """Wait until what a domain's contexts have posted has left the NIC (`sent`), or what is under way to them has arrived.
 
-    Answers `contexts`, their numbers, and `received`, the completions of their receive queues, modulo 2^32.
+    Answers `received`, the completions of their receive queues, modulo 2^32.
     """
     return await system.devices.settle(system.domains[domid], "sent" if sent else "arriving")
 

@@ -56,7 +56,7 @@ from hyp.monitor.guest_queues import (
     send_descriptor,
     sends_left,
 )
-from hyp.offload.fragments import fragment_fault, offload_fault
+from hyp.offload.fragments import LONGEST_CHAIN, fragment_fault, offload_fault
 from hyp.offload.frame import add_piece, begin_frame, copy_pieces, frame_at, piece_addr, piece_length, set_piece
 from hyp.offload.segments import prepare
 from hyp.trace.ring import DROPPED, PASSED, trace_pieces
@@ -125,11 +125,11 @@ def send_one(m: Any, q: Any) -> Any:
 def _take_chain(m: Any, f: Any) -> Any:
     """Copy the next frame's descriptors, each once, and check the copies. Returns (descriptors, STATUS_*, SIGNALED or 0).
 
-    All of the chain is taken, whatever is wrong with it. `f.pieces` are the guest's.
+    All of the chain is taken, whatever is wrong with it, or LONGEST_CHAIN of it. `f.pieces` are the guest's.
     """
     n, total, status, word = 0, 0, STATUS_OK, MORE
     begin_frame(f, 0, 0, 0, 0)
-    while word & MORE != 0:
+    while word & MORE != 0 and n < LONGEST_CHAIN:
         if n > 0 and sends_left(m) <= n:
             status = STATUS_BAD_CHAIN if status == STATUS_OK else status
             break  # it has no end

@@ -15,6 +15,8 @@ from hyp.abi.nic import (
 from hyp.kernels import compiled
 from hyp.offload.segments import needed_features, segment_of
 
+LONGEST_CHAIN = 256
+"""Descriptors that are taken for one frame: what goes on after so many, with no end in sight, is the next one."""
 UNKNOWN_FLAGS = ~(LENGTH_MASK | SEND_FLAGS | (0xFFFF << SEGMENT_SHIFT)) & (1 << 63) - 1
 """Bits that no fragment to be sent may have; those of a segment size are judged with the offload."""
 UNKNOWN_IN_CHAIN = ~(LENGTH_MASK | SIGNALED | MORE)

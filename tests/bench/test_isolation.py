@@ -77,7 +77,7 @@ def test_what_the_bench_says_of_an_attack() -> None:
 
 
 def test_a_trial_notices_a_death(monkeypatch: pytest.MonkeyPatch) -> None:
-    attack = Attack("none", "", Door.CALLS, Control.QUIET, lambda a: a.rest(), frozenset(PATHS), False, {}, {})
+    attack = Attack("none", "", Door.CALLS, Control.QUIET, lambda a: a.rest(), frozenset(PATHS), False, False, {}, {})
     monkeypatch.setitem(ATTACKS, "none", attack)
 
     async def body() -> None:

@@ -45,7 +45,7 @@ OF_EVERY_DOMAIN: dict[str, set[str]] = {
 OF_DOM0_ONLY: dict[str, set[str]] = {
     "toolstack_ready": set(),
     "foreign_view": {"domid"},
-    "filter_change": {"context", "add", "remove"},
+    "filter_change": {"domid", "add", "remove"},
     "contexts_settle": {"domid", "sent"},
     "contexts_revoke": {"domid"},
     "spin_limit": {"limit_us"},
@@ -175,10 +175,10 @@ BAD: list[tuple[int, str, dict[str, Any], str, str]] = [
     (ANNA, "emulation_attach", {**UPCALLS, **queues(rcq=100)}, "EINVAL", "rcq is 100, not a multiple of 4096"),
     (ANNA, "emulation_attach", {**UPCALLS, **queues(rq=MEMORY - PAGE, rq_size=512)}, "EINVAL", "rq is 61440"),
     (DOM0, "foreign_view", {"domid": 9}, "ESRCH", "domid is 9"),
-    (DOM0, "filter_change", {"context": 128, "add": [], "remove": []}, "EINVAL", "context is 128"),
-    (DOM0, "filter_change", {"context": 0, "add": "02", "remove": []}, "EINVAL", "add is '02', not a list of MAC addresses"),
-    (DOM0, "filter_change", {"context": 0, "add": [], "remove": [5]}, "EINVAL", "remove is [5], not a list of MAC addresses"),
-    (DOM0, "filter_change", {"context": 0, "add": ["02:00"], "remove": []}, "EINVAL", "add is ['02:00']"),
+    (DOM0, "filter_change", {"domid": 9, "add": [], "remove": []}, "ESRCH", "domid is 9"),
+    (DOM0, "filter_change", {"domid": 0, "add": "02", "remove": []}, "EINVAL", "add is '02', not a list of MAC addresses"),
+    (DOM0, "filter_change", {"domid": 0, "add": [], "remove": [5]}, "EINVAL", "remove is [5], not a list of MAC addresses"),
+    (DOM0, "filter_change", {"domid": 0, "add": ["02:00"], "remove": []}, "EINVAL", "add is ['02:00']"),
     (DOM0, "contexts_settle", {"domid": 9, "sent": True}, "ESRCH", "domid is 9"),
     (DOM0, "contexts_settle", {"domid": 1, "sent": 1}, "EINVAL", "sent is 1"),
     (DOM0, "spin_limit", {"limit_us": 1001}, "EINVAL", "limit_us is 1001, not an integer in [0, 1000]"),
@@ -241,9 +241,12 @@ def test_what_is_right_passes() -> None:
                 call(system, ANNA, "mr_deregister", key=key)
             assert call(system, ANNA, "gnttab_setup", frames=16).value == {"refs": 16 * 512}
             assert call(system, DOM0, "foreign_view", domid=ANNA).value == {"memory": MEMORY, "refs": 16 * 512}
+            with pytest.raises(Refused, match="has no open context") as refused:
+                await call(system, DOM0, "filter_change", domid=ANNA, add=["02:00:00:00:00:01"], remove=[])
+            assert refused.value.name == "ENODEV"
             system.devices.nic_gone()
             with pytest.raises(Refused, match="the NIC is gone") as refused:
-                await call(system, DOM0, "filter_change", context=1, add=["02:00:00:00:00:01"], remove=[])
+                await call(system, ANNA, "context_open", upcall=0, queue=0)
             assert refused.value.name == "ENODEV"
 
     run(main())

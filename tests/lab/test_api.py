@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import nbclient
 import nbformat
 import pytest
 
-from lab import AsyncLab, Lab, LabError, TopologyError, WorkloadError
+from lab import AsyncLab, AsyncProgram, Lab, LabError, TopologyError, WorkloadError, programs
 from lab.rundir import TopologyExists
 from tests.support.labs import ROOT, left_behind, wait_until
 from tests.support.patience import patient
@@ -111,6 +112,22 @@ def test_two_labs_at_a_time_and_one_name_once() -> None:
         assert one.stream("carl", "wire", frames=500)["frames"] == 500
 
 
+@pytest.mark.parametrize(("argv", "most", "output"), [
+    (["seq", "9999"], 15, "[48873 bytes before this are not kept]\n9997\n9998\n9999\n"),
+    (["seq", "3"], 6, "1\n2\n3\n"),
+    (["true"], 6, ""),
+])  # fmt: skip
+def test_of_what_a_program_prints_the_last_is_kept(
+    argv: list[str], most: int, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> dict[str, object]:
+        process = await asyncio.create_subprocess_exec(*argv, stdin=PIPE, stdout=PIPE)
+        return await AsyncProgram("anna", argv, process, b"not read" * 100_000).wait()
+
+    monkeypatch.setattr(programs, "MOST_OUTPUT", most)
+    assert asyncio.run(main()) == {"guest": "anna", "argv": argv, "status": 0, "output": output}
+
+
 def test_a_part_that_is_killed_is_told_and_the_rest_goes_on() -> None:
     with Lab(guests={**PAIR, "anna": "split"}) as lab:
         assert lab.kill("dora") == {"name": "dora", "cause": "died (signal 9)", "restarts": 0}
@@ -169,6 +186,7 @@ def test_a_verb_outside_the_block_says_what_to_do() -> None:
 
 INTERRUPTED = """
 import sys
+from asyncio.subprocess import PIPE
 from lab import Lab
 with Lab(guests={"carl": "bypass", "dora": "bypass"}, name=sys.argv[1]) as lab:
     print("up", flush=True)

@@ -135,3 +135,16 @@ def test_who_drips_buffers_holds_up_nobody_behind_the_physical_function() -> Non
         bench.sync()
         assert bench.count("pauses") < 100, "each frame but the first ones waited"
         assert set(bench.drops()) == {"drop_no_buffer"}
+
+
+def test_a_wait_for_a_context_that_is_closed_is_its_guests() -> None:
+    with bench_of(2, pause_us=60_000_000) as (bench, anna, mallory):
+        standings = bench.nic._engines[0].standings
+        before = standings[mallory.context].tolist()
+        anna.send(anna.frame(mallory.mac))
+        eventually(lambda: bench.count("pauses") or bench.sync(), "a frame waits for mallory")
+        mallory.call("context_close", context=mallory.context)
+        anna.sent(1)
+        after = standings[mallory.context].tolist()
+        assert after[0] < before[0]
+        assert after[1:] == before[1:], "nobody has waited in a shared queue"

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hyp.abi.nic import MAX_LONE_FRAME, MIN_FRAME, PAGE, STATUS_BAD_LENGTH, STATUS_DROPPED, STATUS_OK, STATUS_SPOOFED
+from hyp.abi.nic import MAX_LONE_FRAME, MIN_FRAME, PAGE, STATUS_BAD_LENGTH, STATUS_DROPPED, STATUS_OK, STATUS_SPOOFED, mac_to_int
 from hyp.control import Refused
 from tests.support.drivers import FINISHED, compose, header
 from tests.support.guests import BROADCAST_MAC, JUST_BELOW_WRAP, NOBODY, WIRE_MAC, Guest, eventually
@@ -145,14 +145,14 @@ def test_filters_are_added_moved_and_removed(engines: int) -> None:
     with bench_of(3, engines=engines) as (bench, anna, bert, carl):
         for guest in (bert, carl):
             guest.post_buffers(4)
-        bench.filters(bert.context, add=(extra,))
+        bench.filters(bert.domid, add=(extra,))
         anna.send(anna.frame(extra))
         assert bert.take(1) == [(STATUS_OK, anna.frame(extra))]
-        bench.filters(carl.context, add=(extra,))
-        bench.filters(bert.context, remove=(extra,))  # no longer its own: nothing happens
+        bench.filters(carl.domid, add=(extra,))
+        bench.filters(bert.domid, remove=(extra,))  # no longer its own: nothing happens
         anna.send(anna.frame(extra, sequence=1))
         assert carl.take(1) == [(STATUS_OK, anna.frame(extra, sequence=1))]
-        bench.filters(carl.context, remove=(extra,))
+        bench.filters(carl.domid, remove=(extra,))
         anna.send(anna.frame(extra), anna.frame(bert.mac))
         assert anna.sent(4) == [STATUS_OK] * 4
         assert bert.take(1) == [(STATUS_OK, anna.frame(bert.mac))]
@@ -165,10 +165,10 @@ def test_filters_that_come_and_go_leave_no_trace() -> None:
     macs = [f"02:00:{rng.randrange(256):02x}:{k >> 8:02x}:{k & 255:02x}:01" for k in range(2400)]
     with bench_of(2) as (bench, anna, bert):
         for k in range(0, len(macs), 300):
-            bench.filters(bert.context, add=tuple(macs[k : k + 300]))
-            bench.filters(bert.context, remove=tuple(macs[k : k + 300]))
+            bench.filters(bert.domid, add=tuple(macs[k : k + 300]))
+            bench.filters(bert.domid, remove=tuple(macs[k : k + 300]))
         last = macs[-300:]
-        bench.filters(bert.context, add=tuple(last))
+        bench.filters(bert.domid, add=tuple(last))
         for mac in last:
             bert.post_buffers(1)
             anna.send(anna.frame(mac))
@@ -176,7 +176,7 @@ def test_filters_that_come_and_go_leave_no_trace() -> None:
         bench.at_rest(300)
         assert bench.count("rx_frames", "wire") == 0
         assert bench.of(bert)["rx_frames"] == 300
-        bench.filters(bert.context, remove=tuple(last[::2]))
+        bench.filters(bert.domid, remove=tuple(last[::2]))
         for k, mac in enumerate(last):
             if k % 2:
                 bert.post_buffers(1)
@@ -191,19 +191,24 @@ def test_too_many_filters_are_refused_and_the_old_ones_stay() -> None:
     with bench_of(2) as (bench, anna, bert):
         macs = [f"02:00:00:01:{k >> 8:02x}:{k & 255:02x}" for k in range(600)]
         with pytest.raises(Refused, match="filters") as refused:
-            bench.filters(bert.context, add=tuple(macs))
+            bench.filters(bert.domid, add=tuple(macs))
         assert refused.value.name == "ENOSPC"
         bert.post_buffers(2)
         anna.send(anna.frame(macs[0]), anna.frame(bert.mac))
         assert len(bert.take(2)) == 2
 
 
-@pytest.mark.parametrize("context", [128, 4096, 65536])
-def test_filter_for_a_context_that_the_nic_does_not_have(context: int) -> None:
+def test_filter_for_who_has_closed_its_context_is_not_the_next_ones() -> None:
     with bench_of(2) as (bench, anna, bert):
-        with pytest.raises(Refused) as refused:
-            bench.filters(context, add=(NOBODY,))
-        assert refused.value.name == "EINVAL"
+        carl = bench.guest()
+        carl.call("context_close", context=carl.context)
+        with pytest.raises(Refused, match="no open context") as refused:
+            bench.filters(carl.domid, add=(NOBODY,))
+        assert refused.value.name == "ENODEV"
+        late = {"context": anna.context, "generation": 1 << 40, "add": [mac_to_int(NOBODY)], "remove": []}
+        with pytest.raises(Refused, match="there is no generation") as refused:  # asked for before a context had its number
+            bench.run(bench.hypervisor.system.devices.call("filter_change", **late))
+        assert refused.value.name == "ENODEV"
         well(bench, anna, bert)
 
 

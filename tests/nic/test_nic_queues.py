@@ -160,7 +160,7 @@ def test_who_moves_is_waited_for_from_the_switch_on_and_less_long_in_a_shared_qu
         bench.filters(0, add=(moving[0].mac,))  # it is behind Dom0
         assert [int(record["grace"][0]) for record in of] == [0, 0, 0]
         switched = time.monotonic_ns()
-        bench.filters(moving[0].context, add=(moving[0].mac,))
+        bench.filters(moving[0].domid, add=(moving[0].mac,))
         assert int(of[0]["grace"][0]) == 0
         assert all(int(record["grace"][0]) >= switched + GRACE_NS for record in of[1:])
         physical.send(*(physical.frame(mac) for mac in (anna.mac, moving[0].mac, anna.mac)))

@@ -22,6 +22,7 @@ from hyp.abi.nic import (
     STATUS_SPOOFED,
 )
 from hyp.abi.sizes import LARGEST_FRAME_BUFFER
+from nic.send import RUN_FRAME
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES, MOST_REFUSED, WIRE_BUFFERS
 from tests.support.drivers import head_words, header
 from tests.support.guests import (
@@ -159,7 +160,9 @@ def test_a_turn_takes_no_more_than_its_budget(start: int, length: int, signal_ev
         bench.at_rest(1 + frames)
         report = bench.wire("wire_report", stream=9)["received"]
         assert (report["frames"], report["lost"], report["corrupt"], report["duplicated"]) == (frames, 0, 0, 0)
-        assert bench.of(anna)["batches"] - before == -(-frames // turn)
+        turns, least = bench.of(anna)["batches"] - before, -(-frames // turn)
+        # Where frames go one by one, and not in runs, a turn may end by the clock
+        assert turns == least or (turns > least and length > RUN_FRAME)
 
 
 def test_runs_to_a_receiver_with_a_large_queue_are_whole(start: int) -> None:
@@ -253,11 +256,11 @@ def test_a_route_does_not_outlive_its_context_or_filter(engines: int) -> None:
         assert [frame for _, frame in dora.take(2)] == [anna.frame(dora.mac)] * 2
         anna.send(*[anna.frame(extra)] * 2)
         assert anna.sent(2) == [STATUS_OK] * 2
-        bench.filters(dora.context, add=(extra, mac))
+        bench.filters(dora.domid, add=(extra, mac))
         anna.send(*[anna.frame(extra)] * 2, anna.frame(mac))
         assert anna.sent(3) == [STATUS_OK] * 3
         assert len(dora.take(3)) == 3
-        bench.filters(dora.context, remove=(extra, mac))
+        bench.filters(dora.domid, remove=(extra, mac))
         anna.send(*[anna.frame(mac)] * 2, *[anna.frame(extra)] * 2)
         assert anna.sent(4) == [STATUS_OK] * 4
         bench.at_rest(4 + 5 + 2 + 3 + 4)

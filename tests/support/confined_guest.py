@@ -52,7 +52,7 @@ class Tries:
         """Ask for what is another domain's."""
         calls: dict[str, tuple[str, dict[str, Any]]] = {
             "view": ("foreign_view", {"domid": other}),
-            "filter": ("filter_change", {"context": 0, "add": ["02:00:00:00:00:01"], "remove": []}),
+            "filter": ("filter_change", {"domid": other, "add": ["02:00:00:00:00:01"], "remove": []}),
             "emulation": ("emulation_attach", {"interrupts": 0, "answers": 0, "entries": 256}),
             "bind": ("evtchn_bind_interdomain", {"remote": other, "remote_port": 1, "upcall": self._guest.upcall}),
         }

@@ -283,9 +283,9 @@ class Bench:
     async def _wire(self, op: str, args: dict[str, Any]) -> Reply:
         return await self.console.call(op, **args)
 
-    def filters(self, context: int, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> None:
-        """Dom0 programs the MAC filters."""
-        self.dom0.call("filter_change", context=context, add=list(add), remove=list(remove))
+    def filters(self, domid: int, add: tuple[str, ...] = (), remove: tuple[str, ...] = ()) -> None:
+        """Dom0 programs the MAC filters of a domain's first context."""
+        self.dom0.call("filter_change", domid=domid, add=list(add), remove=list(remove))
 
     def sync(self) -> None:
         """Every engine has begun a new batch and committed its counters when this returns."""
