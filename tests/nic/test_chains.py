@@ -425,7 +425,7 @@ def test_a_frame_that_is_cut_for_who_is_on_another_engine_is_cut_by_its_senders(
         assert [frame for frame in found if frame[6:12] == found_source(anna)] == one.segments(100)
         places = [place for place, frame in enumerate(found) if frame[6:12] == found_source(dora)]
         assert len(places) == few
-        assert max(places) < 3 * BUDGET_PARTS
+        assert max(places) < 5 * BUDGET_PARTS  # not all in one turn: it may end by the clock
         bench.at_rest(1 + few)
         assert bench.drops() == {}
 
