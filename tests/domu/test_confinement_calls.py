@@ -14,7 +14,7 @@ import pytest
 from domu.confinement import landlock, syscalls
 from domu.confinement.confine import Confinement, enter, furnish, seal
 from hyp import linux
-from tests.domu.test_confinement import in_a_child, outcome
+from tests.domu.test_confinement import be_a_user, in_a_child, outcome
 
 pytestmark = pytest.mark.needs("confinement")
 
@@ -161,8 +161,8 @@ def test_what_is_everybodys_is_neither_written_back_nor_forgotten() -> None:
 CONFINED: Final = Confinement(None, (), (), network=False, placed=False)
 
 
-def confined(body: Callable[[], str]) -> str:
-    """What it says in a confined process."""
+def confined(body: Callable[[], str], *, user: bool) -> str:
+    """What it says in a confined process, of root's or of another `user`'s."""
 
     def sealed() -> str:
         furnish(CONFINED)
@@ -170,13 +170,16 @@ def confined(body: Callable[[], str]) -> str:
         return body()
 
     def outside() -> str | None:
+        if user:
+            be_a_user()
         enter(CONFINED)
         return linux.asked_of_a_child(sealed)
 
     return in_a_child(outside)
 
 
-def test_no_program_of_roots_is_started_for_its_cores() -> None:
+@pytest.mark.parametrize("user", [False, pytest.param(True, marks=pytest.mark.needs("root"))])
+def test_no_program_of_roots_is_started_for_its_cores(user: bool) -> None:
     """Of a core that goes to a program (core_pattern) the kernel heeds one limit, 1, and no other."""
 
     def body() -> str:
@@ -190,7 +193,7 @@ def test_no_program_of_roots_is_started_for_its_cores() -> None:
 
     if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
         pytest.skip("nobody here may have another limit on core files than 0")
-    assert confined(body) == "(1, 1) (1, 1) (1, 1) (100, 200)"
+    assert confined(body, user=user) == "(1, 1) (1, 1) (1, 1) (100, 200)"
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ writes that to ``data/attempts/0``, ``…/1``, … and ``…/end`` in xenstore, 
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import platform
@@ -56,6 +57,11 @@ def attempt(what: dict[str, Any]) -> dict[str, Any]:
     tries["mount"] = lambda: call("mount", b"none", b"/sys", b"tmpfs", 0, None)
     tries["umount"] = lambda: call("umount2", b"/dev/shm", 2)
     tries["first to be killed"] = lambda: os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"0")
+    tries["a pair of another family"] = lambda: socket.socketpair(30, socket.SOCK_SEQPACKET)  # AF_TIPC
+    tries["a protocol of a module's"] = lambda: socket.socket(socket.AF_INET, 6)  # SOCK_DCCP
+    tries["a line discipline"] = lambda: fcntl.ioctl(0, 0x5423, struct.pack("i", 1))  # TIOCSETD
+    tries["whom to share a core with"] = lambda: call("prctl", 62, 0, 0, 0, 0)  # PR_SCHED_CORE
+    tries["a lease"] = lambda: fcntl.fcntl(os.open("/dev/null", os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK)
     numbers = {"io_uring": 425, "bpf": 321, "perf": 298, "memfd": 319, "userfaultfd": 323, "inotify": 294}
     for name, number in numbers.items() if platform.machine() == "x86_64" else ():
         tries[name] = lambda number=number: call("syscall", number, 0, 0, 0, 0, 0)  # type: ignore[misc]
