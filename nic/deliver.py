@@ -21,6 +21,7 @@ from hyp.abi.nic import CQE_BYTES, DESC_BYTES, MAX_FRAGMENTS, STATUS_BAD_ADDRESS
 from hyp.atomics import copy32, load64_once, memcpy, store8, store64, u32_add
 from hyp.counters import count
 from hyp.fairness.patience import lose_patience, platform_wait_ends, wait_ends
+from hyp.fairness.turns import PIECES
 from hyp.frames import takes_frame, write_completion
 from hyp.iommu import NO_TRANSLATION, READ, WRITE
 from hyp.kernels import compiled, outlined
@@ -37,9 +38,6 @@ from nic.queues import (
     seek,
 )
 from nic.state import BUDGET_PARTS, DELIVERED, PAUSE, STAGED_BYTES, staged_at, touch
-
-BUFFERS_A_PART = 8
-"""Buffers of a few bytes that take as long to find as a part of a frame takes to make."""
 
 
 @compiled
@@ -257,7 +255,7 @@ def _put_parts(e, sender, r, f):
             if result == PAUSE:
                 return PAUSE
         count_part(e, parts, sender.part, result)
-        e.parts += 1 + e.wanted // BUFFERS_A_PART if parts > 1 else 0
+        e.parts += 1 + e.wanted // PIECES if parts > 1 else 0
         sender.part += 1
         sender.pause_until = 0
     sender.part = 0

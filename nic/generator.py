@@ -11,7 +11,7 @@ from hyp.abi.trace import WIRE
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
 from hyp.events import tracer_of
-from hyp.fairness.turns import is_turn_spent
+from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import write_test_frame
@@ -46,7 +46,8 @@ def generate(e):
     if w.left <= 0:
         return 0
     s = schedule_at(w.schedule)
-    sent, slow = 0, 0
+    sent, slow, e.wanted = 0, 0, 1
+    begin_turn(e)
     if w.until_ns != 0 and e.now >= w.until_ns:
         w.left = 0
         if w.linked == 0:
@@ -69,8 +70,8 @@ def generate(e):
         count(w.counts, TX_FRAMES, 1)
         count(w.counts, TX_BYTES, w.length)
         sent += 1
-        slow += 1
-        if is_turn_spent(e, slow, slow * w.length):
+        slow += 1 + e.wanted // PIECES
+        if is_turn_spent(e, slow, sent * w.length, e.turn_ns):
             break
     if sent > 0:
         w.last_ns = e.now

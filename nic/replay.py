@@ -10,7 +10,7 @@ from hyp.abi.counters import DROP_OVERSIZE, PAUSES, REPLICATED, TX_BYTES, TX_FRA
 from hyp.abi.nic import GROUP_BIT
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
-from hyp.fairness.turns import is_turn_spent
+from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import destination_of
 from hyp.kernels import compiled, outlined
 from hyp.load.replay import begin_replay, go_on, next_entry, replay_at
@@ -40,7 +40,8 @@ def replay(e):
     """Send what is due, at most BATCH frames. Returns how many."""
     w = wire_at(e.wire)
     r, s = replay_at(w.replay), schedule_at(w.schedule)
-    done, frames, octets = 0, 0, 0
+    done, work, octets, e.wanted = 0, 0, 0, 1
+    begin_turn(e)
     while w.left > 0:
         entry = next_entry(r)
         s.due_ns = r.begun_ns + entry.due_ns
@@ -62,8 +63,8 @@ def replay(e):
         w.sequence += 1
         done += 1 + e.flooded
         e.flooded = 0
-        frames, octets = frames + 1, octets + entry.length
-        if is_turn_spent(e, frames, octets):
+        work, octets = work + 1 + e.wanted // PIECES, octets + entry.length
+        if is_turn_spent(e, work, octets, e.turn_ns):
             break
     if done > 0:
         w.last_ns = e.now

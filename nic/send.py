@@ -50,7 +50,7 @@ from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, stor
 from hyp.counters import count
 from hyp.events import tracer_of
 from hyp.fairness.storm import may_flood
-from hyp.fairness.turns import is_turn_spent
+from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
@@ -396,7 +396,8 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
-    done, sent, total, most, slow, bad, e.parts = 0, 0, 0, limit, 0, 0, 0
+    done, sent, total, most, slow, bad, e.parts, e.wanted = 0, 0, 0, limit, 0, 0, 0, 1
+    begin_turn(e)
     while done < limit and total < room and c.active != 0:
         frames, octets = 0, 0
         if c.part == 0:
@@ -416,9 +417,9 @@ def serve_sends(e, c):
                     limit = done
             done += taken
             frames = 1
-            slow += 1
+            slow += 1 + (taken + e.wanted) // PIECES
             bad += refused
-            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets):
+            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets, e.turn_ns):
                 limit = done
         sent += frames
         total += octets

@@ -10,7 +10,7 @@ from hyp.abi.nic import GROUP_BIT, MAX_FRAME, MIN_FRAME
 from hyp.abi.vnet import VNET_BYTES
 from hyp.atomics import load64, sys_readv
 from hyp.counters import count
-from hyp.fairness.turns import is_turn_spent
+from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import destination_of
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import frame_at, one_piece
@@ -32,7 +32,8 @@ def serve_tap(e):
     w = wire_at(e.wire)
     if w.tap_got == 0 and w.tap_readable == 0 and e.now - w.tap_looked < LOOK_NS:
         return 0
-    w.tap_looked, moved, frames, octets, e.parts = e.now, 0, 0, 0, 0
+    w.tap_looked, moved, work, octets, e.parts, e.wanted = e.now, 0, 0, 0, 0, 1
+    begin_turn(e)
     while moved < BATCH and not is_turn_over(e):
         if w.tap_got == 0 and not _read(e, w):
             break
@@ -41,8 +42,8 @@ def serve_tap(e):
             break
         moved += 1 + e.flooded
         e.flooded = 0
-        frames, octets = frames + 1, octets + length
-        if is_turn_spent(e, frames, octets):
+        work, octets = work + 1 + e.wanted // PIECES, octets + length
+        if is_turn_spent(e, work, octets, e.turn_ns):
             break
     return moved + e.parts
 

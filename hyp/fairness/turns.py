@@ -2,8 +2,9 @@
 
 A turn has so many frames and bytes, and plain ones, which go many at a time, all take about as long. What one takes that goes by
 itself depends on who sends it and on who receives it: a chain of descriptors, buffers of a few bytes, an address that is looked up
-in vain. So such a turn ends by the clock, too, after about as long as one of plain frames takes, and as it takes to copy what has
-been copied, which is limited by itself; the next one goes on.
+in vain. So such a turn ends by the clock, too, after about as long as one of short plain frames takes, and as it takes to copy what
+has been copied, which is limited by itself; the next one goes on. Where nobody else has anything to send, it may take longer, as to
+begin turns takes time.
 """
 
 from typing import Any, Final
@@ -11,26 +12,33 @@ from typing import Any, Final
 from hyp.atomics import clock_ns
 from hyp.kernels import compiled
 
-TURN_NS: Final = 10_000
+TURN_NS: Final = 4_000
+ALONE_NS: Final = 40_000
 BYTES_A_NS: Final = 8
 """That are copied."""
 LOOK: Final = 4
-"""Frames for each look at the clock."""
+"""Of the work for each look at the clock, a frame being one."""
+PIECES: Final = 8
+"""Descriptors or buffers of a frame that are as much work as a frame."""
 
 
 @compiled
-def is_turn_spent(e: Any, frames: int, octets: int) -> bool:
-    """Whether a turn is over in which so many frames have been passed on one by one, one more than when this was asked last.
+def begin_turn(e: Any) -> None:
+    """A sender's turn begins. `e`: who serves, a record with the fields `look_at` (work), and `turn_until` (ns)."""
+    e.look_at = 1
 
-    `octets`: what is in all that the turn has passed on.
 
-    `e`: who serves, a record with a field `turn_until` (ns). It is measured from the end of the turn's first frame on.
+@compiled
+def is_turn_spent(e: Any, work: int, octets: int, turn_ns: int) -> bool:
+    """Whether the turn is over, after so much work: frames that have been passed on one by one, and as many for their pieces.
+
+    `octets`: what is in all that the turn has passed on. It is measured from the end of its first such frame on.
     """
-    if frames % LOOK != 1:
+    if work < e.look_at:
         return False
     now = clock_ns()
-    if frames == 1:
-        e.turn_until = now + TURN_NS
-        return False
+    if e.look_at == 1:
+        e.turn_until = now + turn_ns
+    e.look_at = work + LOOK
     spent: bool = now - octets // BYTES_A_NS >= e.turn_until
     return spent

@@ -48,7 +48,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.events import may_notify, notify_at, notify_guest, passed, tracer_of
-from hyp.fairness.turns import is_turn_spent
+from hyp.fairness.turns import PIECES, TURN_NS, begin_turn, is_turn_spent
 from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
 from hyp.model.price import charge
@@ -98,6 +98,7 @@ MACHINE = np.dtype(
         ("wait", "i8"),  # the loop's WAIT record, and the guest's domain id, for who traces
         ("domid", "i8"),
         ("turn_until", "i8"),  # when the turn is over in which frames are passed on one by one (hyp/fairness/turns.py)
+        ("look_at", "i8"),  # after how much work of it the clock is looked at
         ("own_ram", "i8"),  # address of guest-physical 0 of the device model
         ("tx_pool", "i8"),  # guest-physical there: a buffer for each slot
         ("rx_pool", "i8"),
@@ -154,6 +155,7 @@ def _forward(m, q, addr, length):
 def _serve_sends(m, q):
     """Step 2. Returns the number of descriptors done. The turn ends after MOST_REFUSED that were refused (nic/send.py)."""
     done, total, bad, slow = 0, 0, 0, 0
+    begin_turn(m)
     while done < BUDGET and total < BUDGET_BYTES and bad < MOST_REFUSED and sends_left(m) > 0 and has_room(q, m.send_wanted):
         m.send_wanted = 1
         addr, word = send_descriptor(m, 0)
@@ -165,8 +167,8 @@ def _serve_sends(m, q):
             done += taken
             total += copied
             bad += refused
-            slow += 1
-            if is_turn_spent(m, slow, total):
+            slow += 1 + taken // PIECES
+            if is_turn_spent(m, slow, total, TURN_NS):
                 break
             continue
         _forward(m, q, addr, length)
@@ -204,7 +206,8 @@ def _can_hand_in(m):
 @compiled
 def _serve_receives(m, q):
     """Step 3. Returns the number of buffers from the NIC that are done."""
-    done, slow = 0, 0
+    done, slow, octets = 0, 0, 0
+    begin_turn(m)
     while done < BUDGET and _can_hand_in(m):
         index, word, status = peek_fragment(q, 0)
         if index < 0:
@@ -214,13 +217,14 @@ def _serve_receives(m, q):
         if status == STATUS_OK:
             frame = m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * FRAME_BUFFER
             if word >> 32 != 0 or m.failed != 0 or not _hand_in(m, frame, word):
-                taken = receive_one(m, q)
-                slow += 1
+                taken, pieces = receive_one(m, q)
+                slow += 1 + pieces // PIECES
+                octets += taken * FRAME_BUFFER
         for _ in range(taken):
             post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * FRAME_BUFFER, FRAME_BUFFER)
         consume_receives(q, taken)
         done += taken
-        if taken == 0 or (slow > 0 and is_turn_spent(m, slow, 0)):
+        if taken == 0 or (slow > 0 and is_turn_spent(m, slow, octets, TURN_NS)):
             break
     return done
 

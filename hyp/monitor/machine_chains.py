@@ -222,9 +222,9 @@ def _trace(tracer: int, f: Any, port: int, other: int, drop: int) -> None:
 
 @outlined
 def receive_one(m: Any, q: Any) -> Any:
-    """Deal with the next frame from the NIC, whatever it is. Returns the number of our buffers that it is in.
+    """Deal with the next frame from the NIC, whatever it is. Returns (our buffers that it is in, the guest's that were looked at).
 
-    0: `m.receive_wanted` buffers of the guest's are waited for.
+    0 of ours: `m.receive_wanted` buffers of the guest's are waited for.
     """
     f = frame_at(m.frame)
     n, word = 0, MORE
@@ -238,7 +238,7 @@ def receive_one(m: Any, q: Any) -> Any:
         n += 1
     result = DROP_DOWN if m.failed != 0 else _claim_buffers(m, f.length)
     if result == WAIT:
-        return 0
+        return 0, m.receive_wanted
     count(m.uplink, RX_FRAMES, 1)
     count(m.uplink, RX_BYTES, f.length)
     if result == DONE:
@@ -250,8 +250,8 @@ def receive_one(m: Any, q: Any) -> Any:
     tracer = tracer_of(m.wait)
     if tracer != 0:
         _trace(tracer, f, UPLINK, m.domid, 0 if result == DONE else result)
-    m.receive_wanted = 1
-    return n
+    pieces, m.receive_wanted = m.receive_wanted, 1
+    return n, pieces
 
 
 @compiled
