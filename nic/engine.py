@@ -31,7 +31,7 @@ from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, tracer_of, wait_at
 from hyp.fairness.patience import begin_patience, end_wait
-from hyp.fairness.turns import ALONE_NS, PIECES, TURN_NS, begin_turn, is_turn_spent
+from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.ablation import ablated
 from hyp.model.price import charge_bytes
@@ -245,7 +245,7 @@ def _serve_crossing(e, producer):
         cons += 1
         done += 1
         work, octets = work + 1 + e.wanted // PIECES, octets + f.length
-        if is_turn_spent(e, work, octets, e.turn_ns):
+        if is_turn_spent(e, work, octets):
             break
     if done > 0:
         store64_release(ring + CONS, cons)
@@ -440,12 +440,10 @@ def _round(e):
     """Steps 3 to 5. Returns the number of frames moved."""
     if e.held != 0:
         return 0
-    moved, senders = serve_wire(e) if wire_at(e.wire).linked != 0 else 0, 0
+    moved = serve_wire(e) if wire_at(e.wire).linked != 0 else 0
     for producer in range(e.engines):
         if producer != e.index:
-            crossed_here = _serve_crossing(e, producer)
-            moved += crossed_here
-            senders += 1 if crossed_here > 0 else 0
+            moved += _serve_crossing(e, producer)
     before, waiting = moved, -1
     if e.first >= e.active:
         e.first = 0
@@ -459,16 +457,12 @@ def _round(e):
             c = context_of(e, number)
             sent = serve_sends(e, c)
             moved += sent
-            senders += 1 if sent > 0 else 0
             if sent == 0 and waiting < 0 and c.pause_until != 0 and c.pause_for == FOR_WIRE:
                 waiting = at
     if moved > before:  # who found the wire full comes first when it has room; rounds in vain change nothing
         e.first = waiting if waiting >= 0 else e.first + 1
     w = wire_at(e.wire)
-    from_wire = serve_tap(e) if w.tap_reads != 0 else generate(e)
-    senders += 1 if from_wire > 0 else 0
-    e.turn_ns = TURN_NS if senders > 1 else ALONE_NS
-    return moved + from_wire
+    return moved + (serve_tap(e) if w.tap_reads != 0 else generate(e))
 
 
 @entry(i64(i64))

@@ -71,7 +71,7 @@ def generate(e):
         count(w.counts, TX_BYTES, w.length)
         sent += 1
         slow += 1 + e.wanted // PIECES
-        if is_turn_spent(e, slow, sent * w.length, e.turn_ns):
+        if is_turn_spent(e, slow, sent * w.length):
             break
     if sent > 0:
         w.last_ns = e.now

@@ -64,7 +64,7 @@ def replay(e):
         done += 1 + e.flooded
         e.flooded = 0
         work, octets = work + 1 + e.wanted // PIECES, octets + entry.length
-        if is_turn_spent(e, work, octets, e.turn_ns):
+        if is_turn_spent(e, work, octets):
             break
     if done > 0:
         w.last_ns = e.now

@@ -419,7 +419,7 @@ def serve_sends(e, c):
             frames = 1
             slow += 1 + (taken + e.wanted) // PIECES
             bad += refused
-            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets, e.turn_ns):
+            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets):
                 limit = done
         sent += frames
         total += octets

@@ -43,7 +43,7 @@ def serve_tap(e):
         moved += 1 + e.flooded
         e.flooded = 0
         work, octets = work + 1 + e.wanted // PIECES, octets + length
-        if is_turn_spent(e, work, octets, e.turn_ns):
+        if is_turn_spent(e, work, octets):
             break
     return moved + e.parts
 

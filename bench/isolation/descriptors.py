@@ -244,10 +244,10 @@ def shortest_buffers(a: Attacker) -> None:
         a.driver.publish()
 
 
-@attack("receive buffers of a byte, posted as fast as they are used, sent to as fast as can be", Door.RINGS, Control.SENDS,
+@attack("receive buffers of a byte, posted as fast as they are used, sent to as fast as can be", Door.RINGS, Control.TAKES,
         paths=QUEUES, sent_to=True, fast=True)  # fmt: skip
 def bytes_for_buffers(a: Attacker) -> None:
-    a.loop(loops.post_bytes, size=1)
+    a.loop(loops.post_again, size=1)
 
 
 @attack("the same request number, and one that there is not, in every request", Door.RINGS, Control.POSTS)

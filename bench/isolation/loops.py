@@ -138,8 +138,8 @@ def post_garbage(address: int) -> int:
 
 
 @entry(i64(i64))
-def post_bytes(address: int) -> int:
-    """Post receive buffers of `size` bytes, each again as soon as it is used up. Number posted."""
+def post_again(address: int) -> int:
+    """Post receive buffers of `size` bytes, in one page, each again as soon as it is used up. Number posted."""
     job = job_at(address)
     q = qp_at(job.qp)
     posted = 0

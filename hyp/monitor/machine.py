@@ -48,7 +48,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.events import may_notify, notify_at, notify_guest, passed, tracer_of
-from hyp.fairness.turns import PIECES, TURN_NS, begin_turn, is_turn_spent
+from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
 from hyp.model.price import charge
@@ -168,7 +168,7 @@ def _serve_sends(m, q):
             total += copied
             bad += refused
             slow += 1 + taken // PIECES
-            if is_turn_spent(m, slow, total, TURN_NS):
+            if is_turn_spent(m, slow, total):
                 break
             continue
         _forward(m, q, addr, length)
@@ -224,7 +224,7 @@ def _serve_receives(m, q):
             post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * FRAME_BUFFER, FRAME_BUFFER)
         consume_receives(q, taken)
         done += taken
-        if taken == 0 or (slow > 0 and is_turn_spent(m, slow, octets, TURN_NS)):
+        if taken == 0 or (slow > 0 and is_turn_spent(m, slow, octets)):
             break
     return done
 
