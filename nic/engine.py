@@ -244,7 +244,7 @@ def _serve_crossing(e, producer):
             count(e.counts, result, 1)
         cons += 1
         done += 1
-        work, octets = work + 1 + e.wanted // PIECES, octets + f.length
+        work, octets = work + 1 + e.wanted // PIECES, octets + (f.length if result == DELIVERED else 0)
         if is_turn_spent(e, work, octets):
             break
     if done > 0:

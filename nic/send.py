@@ -269,19 +269,19 @@ def _judge(e, c, f, status):
 
 @outlined
 def _send_one(e, c):
-    """Send the next frame, whatever it is. Returns (descriptors, bytes, whether it was refused).
+    """Send the next frame, whatever it is. Returns (descriptors, bytes, STATUS_*).
 
     0 descriptors: it has to wait, or the context failed.
     """
     f = frame_at(e.frame)
     n, status, signaled = _take_chain(e, c, f)
     if n == 0:
-        return 0, 0, False
+        return 0, 0, STATUS_OK
     status, result = _judge(e, c, f, status)
     if result == DELIVERED:
         result = _switch(e, c, f)
         if result == PAUSE:
-            return 0, 0, False
+            return 0, 0, STATUS_OK
         if result != DELIVERED:
             status = STATUS_SPOOFED if result == DROP_SPOOFED else STATUS_DROPPED
     end_frame(e, c)
@@ -295,7 +295,7 @@ def _send_one(e, c):
     if status != STATUS_OK or signaled != 0:
         complete_send(e, c, status)
     c.sq_cons = u32_add(c.sq_cons, 1)
-    return n, f.length & 0xFFFF, status != STATUS_OK and status != STATUS_DROPPED
+    return n, f.length & 0xFFFF, status
 
 
 # --- many frames -----------------------------------------------------------------------------------------------------
@@ -396,7 +396,7 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
-    done, sent, total, most, slow, bad, e.parts, e.wanted = 0, 0, 0, limit, 0, 0, 0, 1
+    done, sent, total, lost, most, slow, bad, e.parts, e.wanted = 0, 0, 0, 0, limit, 0, 0, 0, 1
     begin_turn(e)
     while done < limit and total < room and c.active != 0:
         frames, octets = 0, 0
@@ -406,7 +406,7 @@ def serve_sends(e, c):
         if frames > 0:
             done += frames
         else:
-            taken, octets, refused = _send_one(e, c)
+            taken, octets, status = _send_one(e, c)
             if e.flooded > 0:  # its copies are its sender's turn, too
                 limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
             if taken == 0:
@@ -418,8 +418,10 @@ def serve_sends(e, c):
             done += taken
             frames = 1
             slow += 1 + (taken + e.wanted) // PIECES
-            bad += refused
-            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets):
+            if status != STATUS_OK:
+                bad += status != STATUS_DROPPED
+                lost += octets
+            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets - lost):
                 limit = done
         sent += frames
         total += octets

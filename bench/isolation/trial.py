@@ -34,6 +34,8 @@ STREAMS = ("there_mpps", "back_mpps", "wire_mpps")
 FRAME = 200
 NOBODY = "02:00:00:00:77:77"
 SENT_TO_PPS = 20_000
+FULL_FRAME = 1500
+"""Sent as fast as can be: an honest receiver of these keeps the device as busy as a hostile one can."""
 REST_S = 5.0
 PAUSE_US = 1_000_000
 """How long who sends waits for a bystander that has its turn on the CPU yet to come: longer than a busy machine lets it wait."""
@@ -155,8 +157,8 @@ class Trial:
             self.lab.call(CANARIES, "calls", seconds=min(CALLS_S, seconds)),
         ]
         if sent_to is not None:
-            pace = {"pps": SENT_TO_PPS} if paced else {}
-            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 3, **pace, **job))
+            pace = {"pps": SENT_TO_PPS} if paced else {"frame": FRAME if sent_to == NOBODY else FULL_FRAME}
+            work.append(self.lab.call(SENDER, "send_stream", mac=sent_to, stream=stream + 3, **(job | pace)))
         return work
 
     async def _received(self, stream: int, sent: Sequence[dict[str, Any]]) -> Slice:

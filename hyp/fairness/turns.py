@@ -11,7 +11,7 @@ from typing import Any, Final
 from hyp.atomics import clock_ns
 from hyp.kernels import compiled
 
-TURN_NS: Final = 4_000
+TURN_NS: Final = 3_000
 BYTES_A_NS: Final = 8
 """That are copied."""
 LOOK: Final = 4
