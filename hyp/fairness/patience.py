@@ -93,8 +93,10 @@ def wait_ends(e, r, row, shared):
     frames, row.taken = min(taken - row.taken, MOST_TAKEN), taken
     guest.patience = min(guest.patience + frames * (e.pause_ns >> OWN), e.pause_ns)
     guest.shared_patience = min(guest.shared_patience + frames * (e.pause_ns >> SHARED), e.pause_ns)
-    if guest.patience == 0 or (shared != 0 and guest.shared_patience == 0):
+    if guest.patience == 0:
         lose_patience(e, r, shared)
+        return 0
+    if shared != 0 and guest.shared_patience == 0:
         return 0
     waits_on(e, r, shared)
     ends = r.full_since + guest.patience

@@ -120,6 +120,9 @@ def test_a_wait_that_ends_with_the_queue_is_taken_off_too() -> None:
 def test_who_has_lost_its_shared_patience_is_still_waited_for_by_its_neighbours() -> None:
     guest = Guest()
     neighbour, shared = guest.senders[:2]
+    guest.standing.shared_patience = 0
+    guest.waits(shared, guest.queues[0])
+    assert (shared.until, guest.standing.patience, guest.queues[0].stalled) == (0, PAUSE_NS, 0)
     guest.standing.shared_patience = 1_000
     guest.waits(shared, guest.queues[0])
     guest.passes(2_000)
