@@ -12,7 +12,7 @@ from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.atomics import load64, store64
 from hyp.control import Refused
 from hyp.kernels import compiled
-from hyp.load.frames import TRACKER, TRACKERS, attach_histograms, tracker_report, verify, write_test_frame
+from hyp.load.frames import AFRESH_NS, TRACKER, TRACKERS, attach_histograms, tracker_report, verify, write_test_frame
 from hyp.load.histogram import (
     BUCKETS,
     LONGEST,
@@ -76,11 +76,11 @@ def test_a_tracker_forgets_the_latencies_of_the_stream_before() -> None:
     trackers, frame, row = np.zeros(TRACKERS, TRACKER), np.zeros(64, np.uint8), np.zeros(64, np.int64)
     histograms = attach_histograms(trackers)
 
-    def receive(stream: int, sequence: int, sent_ns: int, break_it: bool = False) -> None:
+    def receive(stream: int, sequence: int, sent_ns: int, break_it: bool = False, now_ns: int = 1) -> None:
         at = int(frame.ctypes.data)
         write_test_frame(at, 64, 0, ETHERTYPE_WIRE << 32, stream, sequence, sent_ns)
         frame[50] ^= break_it
-        verify(int(trackers.ctypes.data), int(row.ctypes.data), at, 64, 1)
+        verify(int(trackers.ctypes.data), int(row.ctypes.data), at, 64, now_ns)
 
     for sequence in range(10):
         receive(3, sequence, 1)
@@ -88,7 +88,9 @@ def test_a_tracker_forgets_the_latencies_of_the_stream_before() -> None:
     receive(3, 9, 1)  # a duplicate
     report = tracker_report(trackers, 3, histograms)
     assert sum(n for _, n in report["latency"]["counts"]) == report["frames"] == 10
-    receive(3 + TRACKERS, 0, 0)  # the same slot, not stamped
+    receive(3 + TRACKERS, 0, 1, now_ns=AFRESH_NS)  # the same slot, and too early: two streams in turn begin nothing afresh
+    assert tracker_report(trackers, 3, histograms) == report
+    receive(3 + TRACKERS, 0, 0, now_ns=1 + AFRESH_NS)  # not stamped
     assert "latency" not in tracker_report(trackers, 3 + TRACKERS, histograms)
     receive(3, 0, 1)
     assert sum(n for _, n in tracker_report(trackers, 3, histograms)["latency"]["counts"]) == 1
