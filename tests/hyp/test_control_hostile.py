@@ -199,16 +199,7 @@ def test_a_peer_that_never_reads_is_not_read_until_it_does() -> None:
     async def main() -> None:
         _, hostile, sock, bystander = await attack(guarded=True)
         big = msgpack.packb({"id": 1, "op": "slow", "args": {"value": b"x" * 10_000}})
-        sent, turns_full = 0, 0
-        while turns_full < 100:
-            try:
-                sock.send(big)
-                sent, turns_full = sent + 1, 0
-            except BlockingIOError:
-                turns_full += 1
-            await asyncio.sleep(0)
-            if sent % 50 == 0:
-                await still_serves(bystander)
+        sent = await fill(sock, big, beside=bystander)
         assert sent < 10 * (MAX_UNSENT + MAX_PENDING), "its requests wait in its own socket"
         assert len(hostile._outbox) <= MAX_UNSENT + MAX_PENDING
         for _ in range(sent):
@@ -225,8 +216,11 @@ def opened() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def fill(sock: socket.socket, packet: bytes) -> int:
-    """Send a packet until there has been no room for it in a hundred turns of the loop; how many there were."""
+async def fill(sock: socket.socket, packet: bytes, beside: Channel | None = None) -> int:
+    """Send a packet until there has been no room for it in a hundred turns of the loop; how many there were.
+
+    `beside`: who is served meanwhile.
+    """
     sent = turns_full = 0
     while turns_full < 100:
         try:
@@ -235,6 +229,8 @@ async def fill(sock: socket.socket, packet: bytes) -> int:
         except BlockingIOError:
             turns_full += 1
         await asyncio.sleep(0)
+        if beside is not None and sent % 50 == 0:
+            await still_serves(beside)
     return sent
 
 
