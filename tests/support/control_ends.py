@@ -168,3 +168,21 @@ def close(*channels: Channel) -> None:
     """Close channels."""
     for channel in channels:
         channel.close()
+
+
+async def fill(sock: socket.socket, packet: bytes, beside: Channel | None = None) -> int:
+    """Send a packet until there has been no room for it in a hundred turns of the loop; how many there were.
+
+    `beside`: who is served meanwhile.
+    """
+    sent = turns_full = 0
+    while turns_full < 100:
+        try:
+            sock.send(packet)
+            sent, turns_full = sent + 1, 0
+        except BlockingIOError:
+            turns_full += 1
+        await asyncio.sleep(0)
+        if beside is not None and sent % 50 == 0:
+            await still_serves(beside)
+    return sent
