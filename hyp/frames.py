@@ -12,7 +12,16 @@ engines (nic/) and the device model (hyp/monitor/machine.py). What is judged her
 """
 
 from hyp.abi.fragment import LENGTH_MASK
-from hyp.abi.nic import DESC_SIGNALED, MAC_MASK, MAX_LONE_FRAME, MIN_FRAME, STATUS_BAD_FLAGS, STATUS_BAD_LENGTH, STATUS_OK
+from hyp.abi.nic import (
+    DESC_SIGNALED,
+    MAC_MASK,
+    MAX_LONE_FRAME,
+    MIN_BUFFER,
+    MIN_FRAME,
+    STATUS_BAD_FLAGS,
+    STATUS_BAD_LENGTH,
+    STATUS_OK,
+)
 from hyp.atomics import store64, store64_release
 from hyp.kernels import compiled
 
@@ -85,6 +94,13 @@ def send_fault(word: int) -> int:
 def takes_frame(word: int, length: int) -> bool:
     """True if the buffer of a receive descriptor is large enough for `length` bytes, and no flag is set."""
     return word & LENGTH_MASK >= length and word >> 32 == 0
+
+
+@compiled
+def takes_part(word: int, left: int) -> bool:
+    """True if the buffer of a receive descriptor takes the `left` bytes of a frame, or enough of them, and no flag is set."""
+    taken: bool = takes_frame(word, min(left, MIN_BUFFER))
+    return taken
 
 
 @compiled

@@ -22,7 +22,7 @@ from hyp.atomics import copy32, load64_once, memcpy, store8, store64, u32_add
 from hyp.counters import count
 from hyp.fairness.patience import lose_patience, platform_wait_ends, wait_ends
 from hyp.fairness.turns import PIECES
-from hyp.frames import takes_frame, write_completion
+from hyp.frames import takes_frame, takes_part, write_completion
 from hyp.iommu import NO_TRANSLATION, READ, WRITE
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import is_simple, piece_addr, set_piece, write_whole
@@ -136,10 +136,9 @@ def _claim_buffers(e, r, length):
         addr, word = receive_descriptor(r, n)
         if r.active == 0:
             return DROP_DOWN
-        room = word & LENGTH_MASK
-        if word >> 32 != 0 or room == 0:
+        if not takes_part(word, left):
             return _refuse_buffers(e, r, n + 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
-        taken = min(room, left)
+        taken = min(word & LENGTH_MASK, left)
         place = reach(r, addr, taken, WRITE)
         if place == NO_TRANSLATION:
             return _refuse_buffers(e, r, n + 1, FAULTS_ADDRESS, STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS)

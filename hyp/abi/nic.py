@@ -37,7 +37,8 @@ Completion (16 B, written by the NIC)::
    12 u16 owner    1 on the ring's first pass, 0 on the second, and so on; written last, with release
    14 u16 segment  RQ: as in a descriptor
 
-The completions of a received frame of several buffers are written from the last to the first: who sees one sees those that follow.
+For a driver that takes fragments a frame goes on in the next buffer where one of MIN_BUFFER bytes or more is too small for it. The
+completions of a frame of several buffers are written from the last to the first: who sees one sees those that follow.
 A frame that is dropped has one completion with its cause; of a chain, the index is the last one's.
 
 NOTE: a CQ has the size of its queue and a completion uses up one descriptor, so a driver that reposts only what it has
@@ -93,6 +94,9 @@ STATUS_BAD_OFFLOAD: Final = 7  # not accepted, or headers or segment size with w
 
 MIN_QUEUE: Final = 64
 MAX_QUEUE: Final = 4096
+MIN_BUFFER: Final = 256
+"""Bytes of a receive buffer behind which a frame goes on in the next one: the smallest of Intel's 8254x. One that takes all that is
+left of a frame may be smaller. With less a driver would have the device look up dozens of buffers for a short frame."""
 MIN_FRAME: Final = 14
 """Of a frame to be segmented, as netif's length field has it. What is not may have `LINK_HEADER` bytes more than the NIC's MTU."""
 LINK_HEADER: Final = 18

@@ -72,6 +72,7 @@ from hyp.verbs import (
 
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
 BUDGET_BYTES = 128 * 1024  # that it sends in its turn; and what is left of a frame
+BUDGET_PARTS = 138  # frames that the NIC makes of what it sends in its turn: of the bytes, for an MTU of 1500; more are owed
 MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
@@ -115,6 +116,7 @@ MACHINE = np.dtype(
         ("sq_prod", "i8"),
         ("sq_cons", "i8"),
         ("send_wanted", "i8"),  # slots of our queue that the next frame wants
+        ("parts", "i8"),  # of BUDGET_PARTS, in this turn; then those beyond it, by which the next ones are shorter
         ("scq_prod", "i8"),
         ("scq_event", "i8"),
         ("scq_told", "i8"),
@@ -152,11 +154,17 @@ def _forward(m, q, addr, length):
 
 
 @compiled
+def _may_send_more(m, total, bad):
+    """False when the turn is over, by bytes, by the work that it is for the NIC, or by frames that had to be refused."""
+    return total < BUDGET_BYTES and m.parts < BUDGET_PARTS and bad < MOST_REFUSED
+
+
+@compiled
 def _serve_sends(m, q):
     """Step 2. Returns the number of descriptors done. The turn ends after MOST_REFUSED that were refused (nic/send.py)."""
     done, total, bad, slow = 0, 0, 0, 0
     begin_turn(m)
-    while done < BUDGET and total < BUDGET_BYTES and bad < MOST_REFUSED and sends_left(m) > 0 and has_room(q, m.send_wanted):
+    while done < BUDGET and _may_send_more(m, total, bad) and sends_left(m) > 0 and has_room(q, m.send_wanted):
         m.send_wanted = 1
         addr, word = send_descriptor(m, 0)
         length = word & LENGTH_MASK
@@ -177,6 +185,7 @@ def _serve_sends(m, q):
             complete_send(m, STATUS_OK)
         m.sq_cons = u32_add(m.sq_cons, 1)
         done += 1
+    m.parts = max(m.parts - BUDGET_PARTS, 0)
     return done
 
 
@@ -342,7 +351,7 @@ def serve(m, platform, now):
     if m.answer_due != 0 and may_notify(m.debt, now):
         m.answer_due = 0
         notify_guest(m.notifier, m.debt, m.answer_fd, m.counts)
-    return done + (1 if trapped else 0)
+    return done + (1 if trapped else 0) + m.parts  # owed: to go on without a sleep
 
 
 @compiled

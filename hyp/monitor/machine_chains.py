@@ -45,7 +45,7 @@ from hyp.abi.trace import NOWHERE
 from hyp.atomics import load64, u32_add
 from hyp.counters import count
 from hyp.events import tracer_of
-from hyp.frames import lies_within
+from hyp.frames import lies_within, takes_part
 from hyp.kernels import compiled, outlined
 from hyp.monitor.guest_queues import (
     buffers_left,
@@ -187,6 +187,8 @@ def _post(m: Any, q: Any, f: Any) -> None:
     for k in range(f.count):
         flags = (DESC_MORE if k < last else signal) | (f.offload >> 32 if k == 0 else 0)
         post_send(q, piece_addr(f.pieces, k) - m.own_ram, piece_length(f.pieces, k), flags)
+    if f.parts > 1:
+        m.parts += f.parts
     count(m.uplink, TX_FRAMES, 1)
     count(m.uplink, TX_BYTES, f.length)
 
@@ -260,15 +262,14 @@ def _claim_buffers(m: Any, length: int) -> Any:
     n, left = 0, length
     while left > 0:
         if n == MAX_FRAGMENTS or (n > 0 and m.features & SG == 0):
-            return _refuse_buffers(m, 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
+            return _refuse_buffers(m, n, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
         m.receive_wanted = n + 1
         if buffers_left(m) <= n:
             return WAIT
         addr, word = receive_descriptor(m, n)
-        room = word & LENGTH_MASK
-        if word >> 32 != 0 or room == 0:
+        if not takes_part(word, left):
             return _refuse_buffers(m, n + 1, FAULTS_DESCRIPTOR, STATUS_BAD_LENGTH, DROP_SMALL_BUFFER)
-        taken = min(room, left)
+        taken = min(word & LENGTH_MASK, left)
         if not lies_within(addr, taken, m.ram_bytes):
             return _refuse_buffers(m, n + 1, FAULTS_ADDRESS, STATUS_BAD_ADDRESS, DROP_BAD_ADDRESS)
         set_piece(m.to, n, m.ram + addr, taken)

@@ -1,5 +1,6 @@
 """Frames of many fragments and offloads on an emulated NIC: the real one's cases and slow model (tests/nic/test_chains.py)."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import pytest
 
 from hyp.abi.features import CSUM, SG
+from hyp.abi.fragment import MIN_SEGMENT
 from hyp.abi.nic import (
     DESC_MORE,
+    MAX_FRAGMENTS,
     MAX_LONE_FRAME,
+    MIN_BUFFER,
     PAGE,
     STATUS_BAD_ADDRESS,
     STATUS_BAD_CHAIN,
@@ -19,7 +23,10 @@ from hyp.abi.nic import (
     STATUS_BAD_OFFLOAD,
     STATUS_OK,
 )
+from hyp.atomics import clock_ns, u32_sub
 from hyp.control import Refused
+from hyp.kernels import entry, i64
+from hyp.monitor.machine import BUDGET_PARTS, machine_at, serve
 from tests.nic.test_chains import ALL, BLANK, CASES, GSO, HOSTILE, MTU, exchange, fragments_of, packet, post_chain
 from tests.support.fuzz import SEED, TIERS, fuzz
 from tests.support.guests import JUST_BELOW_WRAP, WIRE_MAC, Guest, eventually
@@ -168,6 +175,44 @@ def test_a_frame_waits_until_the_guest_has_buffers_for_all_of_it() -> None:
         assert faults_and_drops(bench, anna) == bench.drops() == {}
 
 
+@entry(i64(i64, i64))
+def take_turn(machine: int, platform: int) -> int:
+    """A turn of a machine that the loop leaves alone. Returns how many descriptors were sent in it."""
+    m = machine_at(machine)
+    before = m.sq_cons
+    serve(m, platform, clock_ns())
+    return int(u32_sub(m.sq_cons, before))
+
+
+def test_who_sends_frames_that_become_very_many_has_fewer_turns() -> None:
+    """As many as there would be of what the NIC makes of them; of frames that become one, or few, every turn has all."""
+    with two() as (bench, anna, _):
+        emulation = bench.hypervisor.system.emulation
+        record = emulation._records[0:1]
+        eventually(lambda: _sleeps(bench), "the loop to sleep")
+        record["active"] = 0
+
+        def turns(length: int, segment: int, frames: int) -> list[int]:
+            """Have frames sent, to be cut so; the descriptors of each turn."""
+            found = list[int]()
+            for _ in range(frames):
+                fragments = fragments_of(bytes(packet(anna, WIRE_MAC, length)), PAGE)
+                anna.send_chain(fragments, BLANK | GSO[4], segment)
+            record["sq_prod"] += frames * len(fragments)
+            while record["sq_cons"] != record["sq_prod"] or record["parts"]:
+                found.append(take_turn(record.ctypes.data, bench.hypervisor.system.platform_page.address))
+            return found
+
+        anna.words = {}
+        assert turns(1448 * 45, 1448, 4) == [48, 16], "BUDGET_BYTES, and what was left of a frame"
+        taken = turns(1000 * MIN_SEGMENT, MIN_SEGMENT, 2)
+        assert [n for n in taken if n] == [12, 12]
+        assert len(taken) == math.ceil(2 * 1000 / BUDGET_PARTS)
+        assert anna.sent(6) == [STATUS_OK] * 6
+        record["active"] = 1
+        bench.at_rest()
+
+
 @pytest.mark.parametrize(
     ("addr", "length", "flags", "status", "found"),
     [
@@ -194,14 +239,17 @@ def test_a_buffer_that_is_no_good_uses_up_those_before_it(
         bench.at_rest(2)
 
 
-def test_buffers_so_small_that_a_frame_would_take_too_many() -> None:
+@pytest.mark.parametrize(("size", "used"), [(64, 1), (MIN_BUFFER - 1, 1), (MIN_BUFFER, MAX_FRAGMENTS)])
+def test_buffers_so_small_that_a_frame_would_take_too_many(size: int, used: int) -> None:
     with two(pause_us=60_000_000) as (bench, anna, bert):
         for _ in range(60):
-            anna.post_buffer(anna.rx_pool, 10)
+            anna.post_buffer(anna.rx_pool, size)
         anna.ring_buffers()
-        bert.send(bert.frame(anna.mac, 1000))
-        assert [status for status, _ in anna.take(1)] == [STATUS_BAD_LENGTH]
+        bert.send_chain(fragments_of(bytes(packet(bert, anna.mac, MAX_FRAGMENTS * MIN_BUFFER)), 4000), BLANK | GSO[4], 1448)
+        assert [status for status, _ in anna.take(used)] == [STATUS_BAD_LENGTH] * used
         counted(bench, anna, {"faults_descriptor": 1, "drop_small_buffer": 1})
+        bert.send(bert.frame(anna.mac, size))
+        assert anna.take(1) == [(STATUS_OK, bert.frame(anna.mac, size))], "one that they take"
 
 
 def test_a_long_frame_for_a_failed_device_drops_once() -> None:

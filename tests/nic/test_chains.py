@@ -13,12 +13,14 @@ from hyp.abi.nic import (
     DESC_MORE,
     DESC_SIGNALED,
     MAX_FRAGMENTS,
+    MIN_BUFFER,
     PAGE,
     STATUS_BAD_ADDRESS,
     STATUS_BAD_CHAIN,
     STATUS_BAD_FLAGS,
     STATUS_BAD_LENGTH,
     STATUS_BAD_OFFLOAD,
+    STATUS_DROPPED,
     STATUS_OK,
     STATUS_SPOOFED,
 )
@@ -226,11 +228,42 @@ def test_buffers_that_are_too_many_for_a_frame_are_all_used_up() -> None:
     """Lest the next frame's sender waits while they are looked at once more."""
     with bench_of(1, mtu=MTU, features=ALL, queue=128, memory=4 << 20) as (bench, anna):
         carl = bench.guest(queue=128, memory=4 << 20, features=ALL)
-        carl.post_buffers(MAX_FRAGMENTS + 5, 1)
-        anna.send(anna.frame(carl.mac), anna.frame(carl.mac))
-        anna.sent(1)
+        carl.post_buffers(MAX_FRAGMENTS + 5, MIN_BUFFER)
+        one = packet(anna, carl.mac, MAX_FRAGMENTS * MIN_BUFFER)
+        anna.send_chain(fragments_of(bytes(one), 4000), BLANK | GSO[4], 1400)
+        assert anna.sent(1) == [STATUS_DROPPED]
         assert [status for status, _ in carl.take(MAX_FRAGMENTS)] == [STATUS_BAD_LENGTH] * MAX_FRAGMENTS
-        assert bench.drops()["drop_small_buffer"] == 1
+        assert bench.drops() == {"drop_small_buffer": 1}
+
+
+@pytest.mark.parametrize("sizes", [(1,), (MIN_BUFFER - 1,), (MIN_BUFFER, MIN_BUFFER - 1), (MIN_BUFFER, 1000, 1), (1000, 0)])
+def test_a_frame_does_not_go_on_after_a_buffer_smaller_than_the_smallest(sizes: tuple[int, ...]) -> None:
+    """It is no good; it and those before it are used up, and none behind it."""
+    with bench_of(1, mtu=MTU, features=ALL, memory=4 << 20) as (bench, anna):
+        carl = bench.guest(memory=4 << 20, features=ALL)
+        for size in sizes:
+            carl.post_buffers(1, size)
+        carl.post_buffers(4)
+        frame = anna.frame(carl.mac, sum(sizes) + 1 if len(sizes) > 1 else 2 * MIN_BUFFER)
+        anna.send_chain(fragments_of(frame, 4000))
+        assert anna.sent(1) == [STATUS_DROPPED]
+        assert [status for status, _ in carl.take(len(sizes))] == [STATUS_BAD_LENGTH] * len(sizes)
+        assert bench.drops() == {"drop_small_buffer": 1}
+        well(bench, anna, carl)
+
+
+@pytest.mark.parametrize("sizes", [(64,), (MIN_BUFFER, 1), (MIN_BUFFER, MIN_BUFFER, MIN_BUFFER - 1)])
+def test_one_that_takes_all_that_is_left_may_be_smaller(sizes: tuple[int, ...]) -> None:
+    with bench_of(1, mtu=MTU, features=ALL, memory=4 << 20) as (bench, anna):
+        carl = bench.guest(memory=4 << 20, features=ALL)
+        for size in sizes:
+            carl.post_buffers(1, size)
+        frame = anna.frame(carl.mac, sum(sizes))
+        anna.send(frame)
+        assert anna.sent(1) == [STATUS_OK]
+        assert carl.take_frame() == (0, 0, frame)
+        bench.at_rest(1)
+        assert bench.drops() == {}
 
 
 @pytest.mark.parametrize("engines", [1, 2])
@@ -382,7 +415,7 @@ def exchange(
                 room, n = 0, 0
                 while room < len(content):
                     size = sizes[n % len(sizes)] if features & SG else PAGE
-                    size = max(size, -(-len(content) // most))
+                    size = max(size, min(MIN_BUFFER, len(content) - room), -(-len(content) // most))
                     bert.post_buffer(bert.rx_pool + int(bert.q["rq_prod"]) % bert.entries * PAGE, size)
                     room, n = room + size, n + 1
             bert.ring_buffers()
