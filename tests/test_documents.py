@@ -26,7 +26,7 @@ from hyp.control import channel, outbox, words
 from hyp.load import histogram
 from hyp.model.operations import OPERATIONS
 from hyp.model.price import PRICES
-from hyp.monitor import devices, domain, emulation, event_channels, hypercalls, machine
+from hyp.monitor import daemons, domain, emulation, event_channels, hypercalls, machine
 from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
 from lab.keeper import child, keeper, output
@@ -103,8 +103,8 @@ FACTS = [
          grants.REFS_PER_FRAME, grant.ENTRY_BYTES),
     fact(HYPERCALLS, rf"doorbell page \({N} B, read-write\)", nic.PAGE),
     fact(HYPERCALLS, rf"trap page \({N} B, read-write\)", trap.TRAP_BYTES),
-    fact(HYPERCALLS, rf"`ETIMEDOUT` \| {N} s without an answer", devices.SETUP_TIMEOUT_S),
-    fact(HYPERCALLS, rf"waits, up to {N} s, until the NIC and Dom0's toolstack are there", devices.SETUP_TIMEOUT_S),
+    fact(HYPERCALLS, rf"`ETIMEDOUT` \| {N} s without an answer", daemons.SETUP_TIMEOUT_S),
+    fact(HYPERCALLS, rf"waits, up to {N} s, until the NIC and Dom0's toolstack are there", daemons.SETUP_TIMEOUT_S),
     fact(HYPERCALLS, rf"each queue has {N} bytes an entry", sizes.QUEUE_ENTRY),
     fact(HYPERCALLS, rf"powers of two from {N} to {N}\.", nic.MIN_QUEUE, nic.MAX_QUEUE),
     fact(HYPERCALLS, rf"A frame is {N} to {N} bytes of Ethernet", nic.MIN_FRAME, nic.MAX_LONE_FRAME),

@@ -88,7 +88,7 @@ def dma_attach(system: System, domain: Domain, context: int) -> Answer:
         raise Refused("EPERM", f"{domain.who}: the IOMMU lets context {context} through")
     if domain.backing != "posix":
         raise Refused("EPERM", f"{domain.who}: its IOMMU table is sealed: only the hypervisor writes it")
-    engine = system.devices.engine_page(domain.contexts[context].engine)
+    engine = system.nic.engine_page(domain.contexts[context].engine)
     holds = domain.region("holds", holds_bytes(domain.memory))
     return Answer({}, fds=[domain.iommu_region().fd, holds.fd, engine], close=[engine])
 

@@ -31,7 +31,7 @@ from hyp.engine import Engine
 from hyp.events import DEBT, Wait, new_eventfd, new_notifier, new_wait
 from hyp.fairness.waking import KeptFair
 from hyp.memory import Mapping, create_region
-from hyp.monitor.devices import Devices
+from hyp.monitor.contexts import Contexts
 from hyp.monitor.domain import DEVICE_MODEL, Domain
 from hyp.monitor.event_channels import Upcall
 from hyp.monitor.machine import MACHINE, post_all_buffers
@@ -78,14 +78,14 @@ class Emulation:
 
     def __init__(
         self,
-        devices: Devices,
+        contexts: Contexts,
         platform: Mapping,
         calls: Callable[[Domain], dict[str, Handler]],
         hold: Callable[[str, int], Awaitable[None]],
         traced: Callable[[Engine, Wait], None],
     ) -> None:
         """`calls`: the hypercalls that a domain has; `hold`: gives the keeper a region to hold; `traced`: is told of the loop."""
-        self._devices, self._platform, self._calls, self._hold, self._traced = devices, platform, calls, hold, traced
+        self._contexts, self._platform, self._calls, self._hold, self._traced = contexts, platform, calls, hold, traced
         self._machines: dict[int, Machine] = {}
         self._attaching: set[int] = set()
         self._free = list(range(MAX_GUESTS))
@@ -96,7 +96,7 @@ class Emulation:
 
     async def _start(self) -> None:
         """Start the loop. Its counters are held like a domain's."""
-        topology, backing = self._devices.topology, self._devices.backing
+        topology, backing = self._contexts.topology, self._contexts.backing
         self._region = create_region(backing, topology, "hyp", "counters", COUNTERS_BYTES)
         readonly = self._region.readonly_fd()
         try:
@@ -159,7 +159,7 @@ class Emulation:
             raise Refused("EBUSY", f"{guest.who} has an emulated device already")
         self._attaching.add(domid)
         try:
-            await self._devices.policy_for(guest, emulated=True)  # before anything is made for it
+            await self._contexts.policy_for(guest, emulated=True)  # before anything is made for it
             self._must_live(guest)
             await self._running()
             for upcall in (interrupts, answers):
@@ -251,7 +251,7 @@ class Emulation:
         row["frame"], row["to"] = self._frame.address, self._to.ctypes.data
         row["wait"], row["domid"] = self._wait.ctypes.data, guest.domid
         row["send_wanted"] = row["receive_wanted"] = 1
-        row["max_frame"] = self._devices.max_frame
+        row["max_frame"] = self._contexts.nic.max_frame
         for pool, size, writable in (("tx_pool", LARGEST_FRAME_BUFFER, False), ("rx_pool", FRAME_BUFFER, True)):
             row[pool] = ram.allocate(entries * size)
             await register(channel, int(row[pool]), entries * size, writable=writable)
@@ -284,12 +284,12 @@ class Emulation:
         domain = machine.domain
         domain.dying = True
         try:
-            await self._devices.close_contexts(domain)
+            await self._contexts.close_contexts(domain)
         except ControlError as error:
             log.warning("contexts of %s: %s", domain.name, error)
         if domain.iommu is not None:
             domain.iommu.clear()
-            await self._devices.shootdown()
+            await self._contexts.nic.shootdown()
         answers, interrupts = machine.answers, machine.interrupts
         for upcall, fd, holder in (
             (self._upcall, machine.trap_fd, answers),

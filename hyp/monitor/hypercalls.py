@@ -135,14 +135,14 @@ async def mr_deregister(system: System, domain: Domain, key: int) -> None:
     registration = domain.registrations.pop(key)
     assert domain.iommu is not None
     if domain.iommu.deregister(registration.addr, registration.length, writable=registration.writable):
-        await system.devices.shootdown()
+        await system.nic.shootdown()
 
 
 @hypercall(Callers.EVERY_DOMAIN, upcall=own_upcall, queue=Default(Integer(0, MAX_QUEUES - 1), 0))
 async def context_open(system: System, domain: Domain, upcall: Upcall, queue: int) -> Answer:
     """A NIC context for one queue, if Dom0's toolstack allows it. fds: doorbell page (read-write), eventfd that wakes the NIC."""
     async with domain.opening:
-        context = await system.devices.open_context(domain, upcall, queue)
+        context = await system.contexts.open_context(domain, upcall, queue)
     value = {"context": context.number, "mac": context.mac, "features": context.features}
     return Answer(value, fds=[context.doorbell.fd, context.doorbell_fd])
 
@@ -150,13 +150,13 @@ async def context_open(system: System, domain: Domain, upcall: Upcall, queue: in
 @hypercall(Callers.EVERY_DOMAIN, context=own_context, features=CONTEXT_FEATURES, **QUEUES)
 async def context_start(system: System, domain: Domain, context: int, **what: Any) -> None:
     """Set the queues' places (IOVA, in registered memory) and sizes, and the features accepted; the NIC serves them from now on."""
-    await system.devices.start_context(domain, context, **what)
+    await system.contexts.start_context(domain, context, **what)
 
 
 @hypercall(Callers.EVERY_DOMAIN, context=own_context)
 async def context_close(system: System, domain: Domain, context: int) -> None:
     """Give a context back, with those of later queues; returns when the NIC has let go of it."""
-    await system.devices.close_context(domain, context)
+    await system.contexts.close_context(domain, context)
 
 
 @hypercall(Callers.EVERY_DOMAIN, interrupts=own_upcall, answers=own_upcall, **QUEUES)
@@ -181,8 +181,7 @@ async def emulation_start(system: System, domain: Domain, features: int) -> None
 @hypercall(Callers.DOM0)
 def toolstack_ready(system: System, domain: Domain) -> None:
     """Dom0 answers `context_authorize` from now on."""
-    if not system.devices.toolstack_ready.done():
-        system.devices.toolstack_ready.set_result(None)
+    system.toolstack.is_ready()
 
 
 @hypercall(Callers.DOM0, domid=domain_number)
@@ -203,7 +202,7 @@ def foreign_view(system: System, domain: Domain, domid: int) -> Answer:
 @hypercall(Callers.DOM0, domid=domain_number, add=mac_list, remove=mac_list)
 async def filter_change(system: System, domain: Domain, domid: int, add: list[int], remove: list[int]) -> None:
     """Program the MAC filters of a domain's device, that of its first context."""
-    await system.devices.change_filters(system.domains[domid], add, remove)
+    await system.contexts.change_filters(system.domains[domid], add, remove)
 
 
 @hypercall(Callers.DOM0, domid=domain_number, sent=boolean)
@@ -212,13 +211,13 @@ async def contexts_settle(system: System, domain: Domain, domid: int, sent: bool
 
     Answers `received`, the completions of their receive queues, modulo 2^32.
     """
-    return await system.devices.settle(system.domains[domid], "sent" if sent else "arriving")
+    return await system.contexts.settle(system.domains[domid], "sent" if sent else "arriving")
 
 
 @hypercall(Callers.DOM0, domid=domain_number)
 async def contexts_revoke(system: System, domain: Domain, domid: int) -> None:
     """Close all contexts of a domain, that are being opened, too: the toolstack allows it none any more."""
-    await system.devices.revoke_contexts(system.domains[domid])
+    await system.contexts.revoke_contexts(system.domains[domid])
 
 
 @hypercall(Callers.DOM0, limit_us=Integer(0, MAX_SPIN_US))
@@ -235,25 +234,25 @@ def nic_register(system: System, domain: Domain, engines: int, kept: int, mtu: i
     """fds: counters, platform page (read-only), `kept` bytes of memory, then per engine: its page, its upcall, the eventfd of
     shootdowns. All of these outlive the NIC's process: the next one gets the same, and goes on with what is in them.
     """
-    system.devices.max_frame = mtu + LINK_HEADER
+    system.nic.max_frame = mtu + LINK_HEADER
     platform = system.platform.readonly_fd()
     fds = [domain.counters.fd, platform, domain.kept(kept).fd]
     for index in range(engines):
         page = domain.region(f"engine{index}", ENGINE_BYTES)
-        fds += [page.fd, *system.devices.engine(index, page)]
+        fds += [page.fd, *system.nic.engine(index, page)]
     return Answer({}, fds=fds, close=[platform])
 
 
 @hypercall(Callers.NIC)
 async def nic_ready(system: System, domain: Domain) -> None:
     """The NIC takes contexts from now on. One that was started again is given those that there are before it is answered."""
-    await system.devices.nic_resumes()
+    await system.contexts.resume()
 
 
 @hypercall(Callers.NIC, context=Integer(0, CONTEXTS - 1), generation=Integer(0, (1 << 63) - 1))
 def doorbell_hush(system: System, domain: Domain, context: int, generation: int) -> None:
     """A context's doorbell is not to wake the NIC for a while: it rings without end, for nothing (nic/doorbell.py)."""
-    system.devices.hush(context, generation)
+    system.contexts.hush(context, generation)
 
 
 # --- the table --------------------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ class Hypervisor:
         self.system.set_fair_notification(int(config["fair_notify_ns"]))
         self.system.set_price(**config.get("price", {}))
         self.system.emulation = Emulation(
-            self.system.devices,
+            self.system.contexts,
             self.system.platform_page,
             lambda domain: calls_for(self.system, domain),
             self._hold,
@@ -49,8 +49,7 @@ class Hypervisor:
 
         self._former: dict[int, Domain] = {}
         """Ended domains, by number, of which something may have to be closed still."""
-        devices = self.system.devices
-        self._closed = {DOMID_NIC: devices.nic_closed, DOM0: devices.toolstack_closed}
+        self._going_down = False
 
     async def _hold(self, key: str, fd: int) -> None:
         await self._process.console.call("hold", key=key, fds=[fd])
@@ -134,18 +133,22 @@ class Hypervisor:
             served=None if domain.trusted else self._served.of(domain.domid), on_close=on_close,
         )  # fmt: skip
         if domain.domid == DOMID_NIC:
-            self.system.devices.nic_restarts(domain.channel)
+            self.system.nic.restarts(domain.channel)
         elif domain.domid == DOM0:
-            self.system.devices.toolstack = domain.channel
+            self.system.toolstack.channel = domain.channel
 
     def _hung_up(self, daemon: Domain, restarts: int) -> None:
         """A daemon's channel has ended: it is dead, or lives on and is of no use to anybody, of which the keeper makes an end."""
-        self._closed[daemon.domid]()
+        one = self.system.nic if daemon.domid == DOMID_NIC else self.system.toolstack
+        if self._going_down:
+            one.gone()
+        else:
+            one.closed()
         self._process.console.tell("hung_up", name=daemon.name, restarts=restarts)
 
     def going_down(self) -> None:
         """The topology ends: whoever goes from now on does not come back."""
-        self.system.devices.ending = True
+        self._going_down = True
 
     async def domain_destroy(self, domid: int) -> None:
         """End a domain that died: nothing of it stays reachable. The NIC's death is no domain's end but is noted here.
@@ -153,7 +156,7 @@ class Hypervisor:
         What fails in it, by whatever the dead has done to its memory, is logged, and the rest goes on.
         """
         if domid == DOM0:
-            self.system.devices.toolstack_gone()
+            self.system.toolstack.gone()
         if domid in (DOM0, DOMID_NIC):
             self._tell_guests("daemon_lost", role="dom0" if domid == DOM0 else "nic")
         await self._destroy(domid)
@@ -178,23 +181,23 @@ class Hypervisor:
 
     def _steps(self, domain: Domain) -> list[tuple[str, Callable[[], Any]]]:
         """What ends a domain, in this order: who uses something of it lets go before it is taken away."""
-        domid, devices = domain.domid, self.system.devices
-        steps: list[tuple[str, Callable[[], Any]]] = [("what waits for it", devices.nic_gone)] if domid == DOMID_NIC else []
+        domid, contexts, toolstack = domain.domid, self.system.contexts, self.system.toolstack
+        steps: list[tuple[str, Callable[[], Any]]] = [("what waits for it", self.system.nic.gone)] if domid == DOMID_NIC else []
         if domain.channel is not None:  # it may have left a child that goes on calling
             steps.append(("its channel", domain.channel.close))
         steps += [
             ("its emulated device", lambda: self.system.emulation.detach(domid)),
-            ("its contexts", partial(devices.close_contexts, domain)),
+            ("its contexts", partial(contexts.close_contexts, domain)),
             ("its translations", lambda: self._clear_translations(domain)),
             ("its event channels", lambda: self.system.events.close_all(domid)),
             *((f"grants of {other.who}", partial(self._release_pins, other, domid)) for other in self.system.domains.values()),
             ("its RAM at the keeper", lambda: self._process.console.call("let_go", key=f"{domain.name}.ram")),  # not its counters
             ("its memory", domain.close),
-            ("its contexts' numbers", lambda: devices.forget(domain.name)),
+            ("its contexts' numbers", lambda: contexts.forget(domain.name)),
             ("its place", partial(self._take_out, domid)),
         ]
-        if domid not in (DOM0, DOMID_NIC) and devices.toolstack is not None:
-            steps.append(("Dom0", partial(devices.toolstack.tell, "domain_gone", domid=domid)))
+        if domid not in (DOM0, DOMID_NIC) and toolstack.channel is not None:
+            steps.append(("Dom0", partial(toolstack.channel.tell, "domain_gone", domid=domid)))
         return steps
 
     def _take_out(self, domid: int) -> None:
@@ -203,7 +206,7 @@ class Hypervisor:
     async def _clear_translations(self, domain: Domain) -> None:
         if domain.iommu is not None:
             domain.iommu.clear()
-            await self.system.devices.shootdown()
+            await self.system.nic.shootdown()
 
     @staticmethod
     def _release_pins(domain: Domain, mapper: int) -> None:

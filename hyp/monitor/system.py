@@ -10,10 +10,12 @@ from hyp.control import Refused
 from hyp.memory import create_region
 from hyp.model.ablation import SWITCHES
 from hyp.model.price import PRICES
-from hyp.monitor.devices import Devices
+from hyp.monitor.contexts import Contexts
+from hyp.monitor.daemons import Toolstack
 from hyp.monitor.domain import Domain
 from hyp.monitor.emulation import Emulation
 from hyp.monitor.event_channels import EventChannels
+from hyp.monitor.nic import Nic
 
 
 class System:
@@ -29,7 +31,8 @@ class System:
         self.platform_page = self.platform.map()
         self.platform.seal_writes()
         self.platform_page.words("<u8", GENERATION, 1)[0] = generation
-        self.devices = Devices(topology, backing, self.platform_page)
+        self.nic, self.toolstack = Nic(self.platform_page), Toolstack()
+        self.contexts = Contexts(topology, backing, self.nic, self.toolstack)
 
     def set_spin_limit(self, limit_us: int) -> None:
         """How long loops may spin, in µs; every loop reads it from the platform page."""

@@ -244,7 +244,7 @@ def test_what_is_right_passes() -> None:
             with pytest.raises(Refused, match="has no open context") as refused:
                 await call(system, DOM0, "filter_change", domid=ANNA, add=["02:00:00:00:00:01"], remove=[])
             assert refused.value.name == "ENODEV"
-            system.devices.nic_gone()
+            system.nic.gone()
             with pytest.raises(Refused, match="the NIC is gone") as refused:
                 await call(system, ANNA, "context_open", upcall=0, queue=0)
             assert refused.value.name == "ENODEV"

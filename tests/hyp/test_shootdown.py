@@ -118,7 +118,7 @@ def test_the_epoch_that_is_waited_for_is_from_before_the_request(monkeypatch: py
 def shoot(platform: int, page: int, epoll: int, until_ns: int, gap: int) -> int:
     """The hypervisor's half, in a loop: ask, and if the engine is in a batch wait for its signal. Rounds done, or LOST.
 
-    As `Devices.shootdown` does, it looks at the epoch when it was signalled, and not without.
+    As `Nic.shootdown` does, it looks at the epoch when it was signalled, and not without.
     """
     turn = 0
     while clock_ns() < until_ns:
@@ -233,10 +233,10 @@ def soon(seconds: float) -> int:
 def test_every_shootdown_under_load_is_signalled() -> None:
     with bench_of(1) as (bench, anna):
         sender = anna.traffic(WIRE_MAC, 1 << 50, length=4000)
-        devices = bench.devices
-        epoll = bench.run(_take_over(devices))
+        nic = bench.hypervisor.system.nic
+        epoll = bench.run(_take_over(nic))
         shoot.load()
-        pages = bench.hypervisor.system.platform_page.address, devices._engine_pages[0].address
+        pages = bench.hypervisor.system.platform_page.address, nic._engine_pages[0].address
         rounds, goes_on = 0, effort(1.2)
         while goes_on(rounds > 100):
             more = shoot(*pages, epoll.fileno(), soon(0.3), 97)
@@ -246,9 +246,9 @@ def test_every_shootdown_under_load_is_signalled() -> None:
         assert sender.stop() == STOPPED
 
 
-async def _take_over(devices: Any) -> select.epoll:
+async def _take_over(nic: Any) -> select.epoll:
     """The test waits in the place of the hypervisor's event loop, by this."""
-    past, epoll = devices._engine_past[0], select.epoll()
+    past, epoll = nic._engine_past[0], select.epoll()
     asyncio.get_running_loop().remove_reader(past)
     epoll.register(past, select.EPOLLIN | select.EPOLLET)
     return epoll
@@ -259,7 +259,7 @@ def test_nothing_is_read_through_a_translation_after_its_shootdown() -> None:
         table = bench.hypervisor.system.domains[anna.domid].iommu
         assert table is not None
         entry_at = table._table.address + page // PAGE * 8
-        pages = bench.hypervisor.system.platform_page.address, bench.devices._engine_pages[0].address
+        pages = bench.hypervisor.system.platform_page.address, bench.hypervisor.system.nic._engine_pages[0].address
         hammer.load()
         rounds, goes_on = 0, effort(1.5)
         while goes_on(rounds > 50 and eye["received"] > 50):
@@ -295,7 +295,7 @@ def stop_in_a_batch(bench: Bench) -> None:
     """SIGSTOP the NIC so that it stands in the middle of a batch."""
     nic = bench.pid
     assert nic is not None
-    epoch = bench.devices._engine_pages[0].words("<u8", EPOCH, 1)
+    epoch = bench.hypervisor.system.nic._engine_pages[0].words("<u8", EPOCH, 1)
 
     def stands() -> bool:
         os.kill(nic, signal.SIGSTOP)

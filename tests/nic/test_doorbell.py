@@ -16,9 +16,9 @@ FRAMES = 20 * MOST_VAIN
 
 def is_heard(bench: Bench, guest: Guest) -> bool:
     """Whether the guest's doorbell wakes the engine."""
-    devices = bench.hypervisor.system.devices
     (context,) = bench.hypervisor.system.domains[guest.domid].contexts.values()
-    entered = Path(f"/proc/self/fdinfo/{devices._engine_upcalls[context.engine].epoll.fileno()}").read_text().split("tfd:")[1:]
+    upcall = bench.hypervisor.system.nic.engine_upcall(context.engine)
+    entered = Path(f"/proc/self/fdinfo/{upcall.epoll.fileno()}").read_text().split("tfd:")[1:]
     return context.doorbell_fd in (int(one.split()[0]) for one in entered)
 
 

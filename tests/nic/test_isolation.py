@@ -56,27 +56,27 @@ def test_a_context_is_closed_once_however_often_it_is_asked_for() -> None:
         # Asked for while there was one, begun when there is none any more
         system = bench.hypervisor.system
         with pytest.raises(Refused, match="context 3 is closed already"):
-            bench.run(system.devices.close_context(system.domains[mallory.domid], 3))
+            bench.run(system.contexts.close_context(system.domains[mallory.domid], 3))
         well(bench, anna, bert)
 
 
 def test_who_was_allowed_a_context_before_they_were_taken_away_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
     with bench_of(2) as (bench, anna, bert):
         mallory = bench.domain()
-        devices = bench.hypervisor.system.devices
-        domain, policy_for = bench.hypervisor.system.domains[mallory.domid], devices.policy_for
+        contexts = bench.contexts
+        domain, policy_for = bench.hypervisor.system.domains[mallory.domid], contexts.policy_for
 
         async def allowed(domain: Domain, *, emulated: bool) -> tuple[str, bool, int]:
             answer = await policy_for(domain, emulated=emulated)
-            await devices.revoke_contexts(domain)
+            await contexts.revoke_contexts(domain)
             return answer
 
         with monkeypatch.context() as patch:
-            patch.setattr(devices, "policy_for", allowed)
+            patch.setattr(contexts, "policy_for", allowed)
             with pytest.raises(Refused, match="no context any more"):
                 bench.run(mallory.hyp.call("context_open", upcall=mallory.upcall))
         close_all(bench.run(mallory.hyp.call("context_open", upcall=mallory.upcall)).fds)
-        bench.run(devices.revoke_contexts(domain))
+        bench.run(contexts.revoke_contexts(domain))
         assert domain.contexts == {}
         well(bench, anna, bert)
 

@@ -207,7 +207,7 @@ def test_filter_for_who_has_closed_its_context_is_not_the_next_ones() -> None:
         assert refused.value.name == "ENODEV"
         late = {"context": anna.context, "generation": 1 << 40, "add": [mac_to_int(NOBODY)], "remove": []}
         with pytest.raises(Refused, match="there is no generation") as refused:  # asked for before a context had its number
-            bench.run(bench.hypervisor.system.devices.call("filter_change", **late))
+            bench.run(bench.hypervisor.system.nic.call("filter_change", **late))
         assert refused.value.name == "ENODEV"
         well(bench, anna, bert)
 

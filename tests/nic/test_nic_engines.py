@@ -196,7 +196,7 @@ def test_checkpoints_say_how_far_a_context_has_come(pair: tuple[Bench, Guest, Gu
     anna.sent(5)
     bert.take(25)
     bench.sync()
-    page = bench.devices._engine_pages[0]
+    page = bench.hypervisor.system.nic._engine_pages[0]
     rows = np.frombuffer(page.array, CHECKPOINT, 8, CHECKPOINTS)
     assert [int(word) - start % WRAP for word in rows[anna.context].tolist()] == [(start + n) % WRAP - start for n in (25, 0, 5, 0)]
     assert [int(word) - start for word in rows[bert.context].tolist()] == [(start + n) % WRAP - start for n in (0, 25, 0, 25)]

@@ -25,7 +25,7 @@ def forked(request: pytest.FixtureRequest) -> Iterator[Bench]:
 def mappings(bench: Bench, name: str) -> list[str]:
     """Where the NIC has a guest's RAM."""
     lines = Path(f"/proc/{bench.pid}/maps").read_text().splitlines()
-    return [line.split()[0] for line in lines if f".{bench.devices.topology}.{name}.ram" in line]
+    return [line.split()[0] for line in lines if f".{bench.contexts.topology}.{name}.ram" in line]
 
 
 def test_contexts_of_a_guest_share_its_ram_until_it_ends(forked: Bench) -> None:

@@ -247,7 +247,7 @@ def test_a_route_does_not_outlive_its_context_or_filter(engines: int) -> None:
         assert anna.sent(3) == [STATUS_OK] * 3
         bench.at_rest(4)
         assert bench.count("rx_frames", "wire") == 3
-        bench.devices.forget(carl.name)  # as at the end of its domain: the number is anybody's
+        bench.contexts.forget(carl.name)  # as at the end of its domain: the number is anybody's
         dora = bench.guest()
         assert dora.context == carl.context
         dora.post_buffers(5)

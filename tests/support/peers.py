@@ -140,15 +140,15 @@ class Bench:
 
     async def _start(self) -> None:
         self.hypervisor = Hypervisor(_HypervisorProcess(), self._hypervisor_config)  # type: ignore[arg-type]
-        self.devices = self.hypervisor.system.devices
-        engine, self._shootdown_fds = self.devices.engine, list[int]()
+        self.contexts, its = self.hypervisor.system.contexts, self.hypervisor.system.nic
+        engine, self._shootdown_fds = its.engine, list[int]()
 
         def taken_up(index: int, page: Region) -> tuple[int, int]:
             found = engine(index, page)
             self._shootdown_fds.append(found[1])
             return found
 
-        self.devices.engine = taken_up  # type: ignore[method-assign]
+        its.engine = taken_up  # type: ignore[method-assign]
         (hypercalls, nic_hypercalls), (console, nic_console) = self._ends
         ready = asyncio.get_running_loop().create_future()
         self.console = Channel(console, {"ready": lambda: ready.set_result(None)}, name="the NIC")
@@ -193,10 +193,10 @@ class Bench:
                 if domain.channel is not None:
                     domain.channel.close()
                 for context in list(domain.contexts.values()):
-                    self.devices._release(domain, context)
+                    self.contexts._release(domain, context)
                 domain.close()
             self.hypervisor.system.platform.close()
-            for past in self.devices._engine_past:
+            for past in self.hypervisor.system.nic._engine_past:
                 self._loop.remove_reader(past)
             close_all(self._shootdown_fds)
 

@@ -1,21 +1,12 @@
-"""The hypervisor's side of the NIC: contexts, their descriptors, and the shootdown of translations.
+"""The contexts that the NIC has for domains: who has which, what each is made of, and what a NIC that was started again is given.
 
 A context's life: `open_context` (toolstack allows, doorbell page and eventfds are made, NIC creates it) → the guest registers
 memory → `start_context` → traffic, in which nothing of this file takes part → `close_context`
 (the NIC's engine lets go of it first).
 
-The NIC may die and be started again (docs/faults.md): what its contexts are made of is ours, and is handed to the next one, which
-sees from the queues themselves how far the dead one was. Until it is ready, calls to the NIC wait (`call`), and what was under
-way is asked of the next one. Each operation is recorded here once the NIC has carried it out, so that nothing is done twice:
-
-    NIC                        nic_ready      calls
-    ------------------------   ------------   ------------------------------------------------------
-    not there yet              pending        wait, at most SETUP_TIMEOUT_S
-    ready                      done           go to it
-    channel closed             pending        wait; those under way too, and then go to the next one
-    given up                   ENODEV         refused
-    next one: `nic_restarts`   pending        wait
-    next one: `nic_resumes`    done           contexts and filters have been handed over before
+The NIC may die and be started again (docs/faults.md): what its contexts are made of is ours, and is handed to the next one
+(`resume`), which sees from the queues themselves how far the dead one was. Until that has been done, calls to the NIC wait (nic.py,
+daemons.py). Each operation is recorded here once the NIC has carried it out, so that nothing is done twice.
 
 A number is given out again once its context is closed. So whatever travels or waits while that may happen says which *generation*
 of the number it means, never the number alone: what the NIC is asked here, and frames on their way to an engine (nic/crossing.py).
@@ -32,117 +23,41 @@ from typing import Any
 
 from hyp.abi.domids import DOM0
 from hyp.abi.nic import CONTEXTS, HUSH_NS, PAGE
-from hyp.control import Channel, PeerGone, Refused, Reply
+from hyp.control import Refused, Reply
 from hyp.control.debt import unpaid
 from hyp.events import new_eventfd
-from hyp.iommu import Shootdown
-from hyp.memory import Mapping, Region, create_region
+from hyp.memory import create_region
+from hyp.monitor.daemons import SETUP_TIMEOUT_S, Toolstack
 from hyp.monitor.domain import DEVICE_MODEL, Context, Domain
 from hyp.monitor.event_channels import Upcall
+from hyp.monitor.nic import Nic
 
 log = logging.getLogger(__name__)
 
-SETUP_TIMEOUT_S = 20.0
 
+class Contexts:
+    """All of them, by number."""
 
-def _pending_anew(ready: "asyncio.Future[None]") -> "asyncio.Future[None]":
-    """What takes the place of `ready` when who was ready has gone: nothing, if that was said already, or there will be nobody."""
-    if ready.done() and ready.exception() is None:
-        return asyncio.get_running_loop().create_future()
-    return ready
-
-
-def _refuse(ready: "asyncio.Future[None]", why: Refused) -> "asyncio.Future[None]":
-    """`ready`, or what takes its place, when there will be nobody any more: whoever waits for it is refused."""
-    refused: asyncio.Future[None] = asyncio.get_running_loop().create_future() if ready.done() else ready
-    refused.set_exception(why)
-    refused.exception()  # there may be nobody to hear of it
-    return refused
-
-
-class Devices:
-    """Everything the hypervisor holds for the one NIC of a topology."""
-
-    def __init__(self, topology: str, backing: str, platform: Mapping) -> None:
-        self.topology, self.backing, self._platform = topology, backing, platform
-        loop = asyncio.get_running_loop()
-        self.nic_ready: asyncio.Future[None] = loop.create_future()
-        self.toolstack_ready: asyncio.Future[None] = loop.create_future()
-        self.nic: Channel | None = None
-        self.max_frame = 0  # bytes of a frame that the NIC takes if it is not to be segmented
-        self.ending = False  # the topology goes down: who goes is not waited for
-        self.toolstack: Channel | None = None
-        self._engine_regions: list[Region] = []
-        self._engine_pages: list[Mapping] = []
-        self._engine_upcalls: list[Upcall] = []
-        self._engine_past: list[int] = []
-        self._filters: dict[int, int] = {}  # MAC address → context, of those that the toolstack has set
-        self._shootdowns: list[tuple[Shootdown, asyncio.Future[None]]] = []
+    def __init__(self, topology: str, backing: str, nic: Nic, toolstack: Toolstack) -> None:
+        self.topology, self.backing, self.nic, self._toolstack = topology, backing, nic, toolstack
         self._contexts: dict[int, Domain] = {}
         self._kept: dict[int, tuple[str, int]] = {}  # number → the domain that has had it, and for which of its queues
+        self._filters: dict[int, int] = {}  # MAC address → context, of those that the toolstack has set
         self._generations = itertools.count(1)
 
-    # -- engines --
+    # -- a NIC that was started again --
 
-    def engine(self, index: int, page: Region) -> tuple[int, int]:
-        """Engine `index` of the NIC, taken up at the first call; returns its upcall's epoll descriptor and the eventfd by which it
-        says that it is past a batch.
-        """
-        if index == len(self._engine_pages):
-            self._engine_regions.append(page)
-            self._engine_pages.append(Mapping(page.fd, page.size, writable=False))
-            self._engine_upcalls.append(Upcall())
-            self._engine_past.append(new_eventfd())
-            past = self._engine_past[index]
-            asyncio.get_running_loop().add_reader(past, self._check_shootdowns, past)
-        return self._engine_upcalls[index].epoll.fileno(), self._engine_past[index]
-
-    def engine_page(self, index: int) -> int:
-        """A read-only descriptor of an engine's page, for who waits for its epoch. The caller closes it."""
-        return self._engine_regions[index].readonly_fd()
-
-    async def call(self, op: str, /, fds: tuple[int, ...] = (), **args: Any) -> Reply:
-        """A request to the NIC, of which nothing is left if the NIC dies over it: the next one is asked then.
-
-        Refused (ENODEV, ETIMEDOUT) if there is no NIC, or not soon.
-        """
-        while True:
-            try:
-                async with asyncio.timeout(SETUP_TIMEOUT_S):
-                    await asyncio.shield(self.nic_ready)
-            except TimeoutError:
-                raise Refused("ETIMEDOUT", f"the NIC was not there for {SETUP_TIMEOUT_S:g} s") from None
-            assert self.nic is not None  # else nic_ready has raised
-            with suppress(PeerGone):
-                return await self.nic.call(op, fds=fds, **args)
-
-    def nic_closed(self) -> None:
-        """The NIC's channel has ended: it is dead, or as good as that. Whether there will be another one the keeper says."""
-        if self.ending:
-            self.nic_gone()
-        else:
-            self.nic_ready = _pending_anew(self.nic_ready)
-
-    def nic_restarts(self, nic: Channel) -> None:
-        """Another NIC is about to start, in the place of one that has been reaped."""
-        self._nothing_uses_translations()
-        if self.nic is not None:
-            self.nic.close()
-        self.nic_closed()
-        self.nic = nic
-
-    async def nic_resumes(self) -> None:
+    async def resume(self) -> None:
         """The NIC's engines run: hand the contexts over that there are, with what was set up for them; then calls may go on."""
-        if not self.nic_ready.done():
+        if not self.nic.ready.done():
             for number, domain in sorted(self._contexts.items(), key=lambda item: self._place(*item)):
                 await self._hand_over(domain, domain.contexts[number])
             for number in set(self._filters.values()):
                 macs = [mac for mac, owner in self._filters.items() if owner == number]
                 generation = self._contexts[number].contexts[number].generation
                 with suppress(Refused):  # it could not go on
-                    await self._ask("filter_change", context=number, generation=generation, add=macs, remove=[])
-        if not self.nic_ready.done():
-            self.nic_ready.set_result(None)
+                    await self.nic.ask("filter_change", context=number, generation=generation, add=macs, remove=[])
+        self.nic.is_ready()
 
     @staticmethod
     def _place(number: int, domain: Domain) -> int:
@@ -154,64 +69,15 @@ class Devices:
         if not context.ready:  # whoever opens it asks again
             return
         try:
-            await self._create(domain, context, self._ask)
+            await self._create(domain, context, self.nic.ask)
             if context.started is not None:
                 what = context.started
-                await self._ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
+                await self.nic.ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
         except (Refused, OSError) as error:  # its memory is cut off, for instance, or has a lease on it: its own affair
             log.error("context %d of domain %d (%s) cannot go on: %s", context.number, domain.domid, domain.name, error)
         context.upcall.wake(context.completion_fd)
 
-    async def _ask(self, op: str, /, fds: tuple[int, ...] = (), **args: Any) -> Reply:
-        """A request to a NIC that is not ready yet."""
-        assert self.nic is not None
-        return await self.nic.call(op, fds=fds, **args)
-
-    async def shootdown(self) -> None:
-        """Wait until no engine uses a translation that was taken away before the call."""
-        if self.nic is None or self.nic.closed.done():
-            return
-        wait = Shootdown(self._platform, self._engine_pages)
-        if not wait.is_over():
-            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._shootdowns.append((wait, future))
-            await future
-
-    def nic_gone(self) -> None:
-        """The NIC died, and there will be no other one: whatever waited for it is over."""
-        self.nic = None
-        self._nothing_uses_translations()
-        self.nic_ready = _refuse(self.nic_ready, Refused("ENODEV", "the NIC is gone"))
-
-    def _nothing_uses_translations(self) -> None:
-        for _, future in self._shootdowns:
-            if not future.done():
-                future.set_result(None)
-        self._shootdowns.clear()
-
-    def _check_shootdowns(self, past: int) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(past)
-        waiting, self._shootdowns = self._shootdowns, []
-        for wait, future in waiting:
-            if not wait.is_over():
-                self._shootdowns.append((wait, future))
-            elif not future.done():
-                future.set_result(None)
-
-    def toolstack_closed(self) -> None:
-        """The toolstack's channel has ended: who wants to know something of it waits for the next one."""
-        if self.ending:
-            self.toolstack_gone()
-        else:
-            self.toolstack_ready = _pending_anew(self.toolstack_ready)
-
-    def toolstack_gone(self) -> None:
-        """There will be no other one."""
-        self.toolstack = None
-        self.toolstack_ready = _refuse(self.toolstack_ready, Refused("ENODEV", "Dom0's toolstack is gone"))
-
-    # -- contexts --
+    # -- a context's life --
 
     async def open_context(self, domain: Domain, upcall: Upcall, queue: int = 0) -> Context:
         """A context for queue `queue` of `domain`, whose completions arrive at `upcall`. Refused if it has that, or may not.
@@ -231,11 +97,11 @@ class Devices:
             opened = len(domain.contexts)
             raise Refused("EINVAL", f"{domain.who} asks for queue {queue}, and has opened {opened}: they are opened in their order")
         upcall.check()
-        if self.nic is None:
+        if self.nic.channel is None:
             raise Refused("ENODEV", "the NIC is gone")
         fresh = (domain.name, queue) not in self._kept.values()
         number = self._free_number(domain, queue, self._first(domain) + queue if domain.contexts else None)
-        engine = number % len(self._engine_upcalls)
+        engine = number % self.nic.engines
         with ExitStack() as made:  # what there is of it, if not all can be had
             region = create_region(self.backing, self.topology, domain.name, f"doorbell{number}", PAGE)
             made.callback(region.close)
@@ -248,10 +114,10 @@ class Devices:
         self._contexts[number] = domain
         domain.contexts[number] = context
         try:
-            self._engine_upcalls[engine].deliver(context.doorbell_fd, number, upcall)
+            self.nic.engine_upcall(engine).deliver(context.doorbell_fd, number, upcall)
             upcall.deliver(context.completion_fd, number)
             with unpaid() if fresh else nullcontext():  # the NIC maps its RAM, perhaps
-                created = await self._create(domain, context, self.call)
+                created = await self._create(domain, context, self.nic.call)
             context.features, context.ready = int(created.value["features"]), True
             if domain.contexts.get(number) is not context or context.closing is not None:
                 raise Refused("ESRCH", f"{domain.who}: the context was closed while it was opened")
@@ -296,7 +162,7 @@ class Devices:
         context = domain.contexts[number]
         if context.closing is not None or not context.ready:
             raise Refused("EBUSY", f"{domain.who}: context {number} is being opened or closed")
-        await self.call("context_start", context=number, generation=context.generation, resume=False, **what)
+        await self.nic.call("context_start", context=number, generation=context.generation, resume=False, **what)
         context.started = what
 
     async def change_filters(self, domain: Domain, add: list[int], remove: list[int]) -> None:
@@ -308,7 +174,7 @@ class Devices:
         if context is None or context.closing is not None or not context.ready:
             raise Refused("ENODEV", f"{domain.who} has no open context")
         number = context.number
-        await self.call("filter_change", context=number, generation=context.generation, add=add, remove=remove)
+        await self.nic.call("filter_change", context=number, generation=context.generation, add=add, remove=remove)
         for mac in remove:
             if self._filters.get(mac) == number:
                 del self._filters[mac]
@@ -337,8 +203,8 @@ class Devices:
         Of Dom0's what has been posted is sent first: it has answered for those frames, which are its guests'.
         """
         await self.revoke_contexts(domain)
-        if self.nic is not None:
-            self.nic.tell("ram_let_go", owner=domain.name)
+        if self.nic.channel is not None:
+            self.nic.channel.tell("ram_let_go", owner=domain.name)
 
     async def revoke_contexts(self, domain: Domain) -> None:
         """Take all contexts of a domain away, as `close_contexts` does; it may open others, if the toolstack allows them anew."""
@@ -364,7 +230,7 @@ class Devices:
         for one in going:
             try:
                 drain = domain.domid == DOM0
-                await self.call("context_destroy", context=one.number, generation=one.generation, drain=drain)
+                await self.nic.call("context_destroy", context=one.number, generation=one.generation, drain=drain)
             except Refused as error:
                 if error.name not in ("ENODEV", "ETIMEDOUT"):  # there is no NIC, hence nobody who uses it
                     raise
@@ -378,7 +244,7 @@ class Devices:
         self._contexts.pop(context.number, None)
         self._filters = {mac: owner for mac, owner in self._filters.items() if owner != context.number}
         upcall, rings, completes = context.upcall, context.doorbell_fd, context.completion_fd
-        self._engine_upcalls[context.engine].forget(rings, upcall, partial(upcall.close_eventfd, rings))
+        self.nic.engine_upcall(context.engine).forget(rings, upcall, partial(upcall.close_eventfd, rings))
         upcall.forget(completes, upcall, partial(upcall.close_eventfd, completes))
         context.doorbell.close()
 
@@ -388,7 +254,7 @@ class Devices:
         context = None if domain is None else domain.contexts[number]
         if domain is None or context is None or context.generation != generation:
             return
-        self._engine_upcalls[context.engine].forget(context.doorbell_fd, context.upcall)
+        self.nic.engine_upcall(context.engine).forget(context.doorbell_fd, context.upcall)
         asyncio.get_running_loop().call_later(HUSH_NS / 1e9, self._listen_again, domain, context)
 
     def _listen_again(self, domain: Domain, context: Context) -> None:
@@ -397,7 +263,7 @@ class Devices:
         if (owes_s := domain.debt.wait_s()) > 0:  # for the time that its eventfd has been waited for, perhaps
             asyncio.get_running_loop().call_later(owes_s, self._listen_again, domain, context)
         else:
-            self._engine_upcalls[context.engine].deliver_later(context.doorbell_fd, context.upcall)
+            self.nic.engine_upcall(context.engine).deliver_later(context.doorbell_fd, context.upcall)
 
     async def settle(self, domain: Domain, what: str) -> dict[str, list[int]]:
         """Wait until what is under way of the domain's contexts has arrived: "sent", what they have posted, or "arriving".
@@ -405,7 +271,9 @@ class Devices:
         Returns how many receive completions each has been given, in the order of queues.
         """
         contexts = sorted(domain.contexts.values(), key=lambda one: one.queue)
-        given = [await self.call("context_settle", context=one.number, generation=one.generation, what=what) for one in contexts]
+        given = [
+            await self.nic.call("context_settle", context=one.number, generation=one.generation, what=what) for one in contexts
+        ]
         return {"received": [int(reply.value["received"]) for reply in given]}
 
     async def policy_for(self, domain: Domain, *, emulated: bool) -> tuple[str, bool, int]:
@@ -415,20 +283,12 @@ class Devices:
         """
         try:
             async with asyncio.timeout(SETUP_TIMEOUT_S):
-                await asyncio.shield(self.nic_ready)
+                await asyncio.shield(self.nic.ready)
                 if domain.domid == DOM0:
                     return "00:00:00:00:00:00", False, 1
-                return await self._authorize(domain, "emulation_authorize" if emulated else "context_authorize")
+                return await self._toolstack.authorize("emulation_authorize" if emulated else "context_authorize", domain.domid)
         except TimeoutError:
             raise Refused("ETIMEDOUT", f"NIC and toolstack did not answer for {SETUP_TIMEOUT_S:g} s") from None
-
-    async def _authorize(self, domain: Domain, question: str) -> tuple[str, bool, int]:
-        while True:
-            await asyncio.shield(self.toolstack_ready)
-            assert self.toolstack is not None  # else toolstack_ready has raised
-            with suppress(PeerGone):  # the next one is asked
-                reply = await self.toolstack.call(question, domid=domain.domid)
-                return str(reply.value["mac"]), bool(reply.value["passthrough"]), int(reply.value["queues"])
 
     def forget(self, name: str) -> None:
         """The numbers that were kept for domain `name`, which is no more, and for its device model, are anybody's."""
@@ -442,7 +302,7 @@ class Devices:
         """
         if domain.domid == DOM0:
             return 0
-        engines, owner = len(self._engine_upcalls), (domain.name, queue)
+        engines, owner = self.nic.engines, (domain.name, queue)
         for number, kept_for in self._kept.items():
             if kept_for == owner and number not in self._contexts:
                 return number
