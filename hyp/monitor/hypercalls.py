@@ -134,7 +134,8 @@ async def mr_deregister(system: System, domain: Domain, key: int) -> None:
     """Drop a registration; returns when the NIC no longer uses its pages."""
     registration = domain.registrations.pop(key)
     assert domain.iommu is not None
-    if domain.iommu.deregister(registration.addr, registration.length, writable=registration.writable):
+    gone = domain.iommu.deregister(registration.addr, registration.length, writable=registration.writable)
+    if gone and domain.contexts:  # else no engine looks into its table
         await system.nic.shootdown()
 
 
