@@ -145,6 +145,53 @@ def _free_one(sender, number):
 
 
 @compiled
+def _is_asked(c, event_offset, told, prod):
+    """True if the index that the driver waits for lies between what it was told of and `prod`. The batch's fence has been made."""
+    return passed(load32_once(c.doorbell + event_offset), told, prod)
+
+
+@compiled
+def _tell_driver(e, c, idle):
+    """Notify the driver if a completion passed its event index.
+
+    True if that is held back, since more is about to come or its guest's notifications are too dear.
+    """
+    if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
+        return False
+    if c.dirty == HELD and not may_notify(c.debt, e.now):
+        return True
+    due = _is_asked(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _is_asked(c, RCQ_EVENT, c.rcq_told, c.rcq_prod)
+    if due:
+        c.waits += 1
+        if (not idle and c.waits < PATIENCE) or not may_notify(c.debt, e.now):
+            return True
+        notify_guest(e.notifier, c.debt, c.completion_fd, c.counts)
+    else:
+        count(c.counts, SUPPRESSED, 1)
+    c.waits, c.scq_told, c.rcq_told = 0, c.scq_prod, c.rcq_prod
+    return False
+
+
+@compiled
+def _tell_last(e, c):
+    """A context goes: its driver is told of what it has not been, unless that is too dear just now, and it leaves `e.dirty`.
+
+    Not in `_publish`: what others of its guest are told before it there may make that too dear, and its doorbell page is gone then.
+    """
+    full_fence()
+    _tell_driver(e, c, True)
+    left = 0
+    for k in range(e.dirty_count):
+        number = load64(e.dirty + 8 * k)
+        if number != c.number:
+            store64(e.dirty + 8 * left, number)
+            left += 1
+    e.dirty_count, c.dirty = left, 0
+    charge_bytes(e.platform, DMA_BYTE_PRICE, e.counts, DMA_BYTES, _dma_of(c))
+    commit(c.counts, c.counts_shared)
+
+
+@compiled
 def _stop_context(e, number):
     c = context_of(e, number)
     c.active = 0
@@ -164,9 +211,7 @@ def _stop_context(e, number):
             left += 1
     e.active = left
     if c.mine != 0:
-        if not may_notify(c.debt, e.now):  # and nobody waits for it any more
-            c.scq_told, c.rcq_told = c.scq_prod, c.rcq_prod
-        commit(c.counts, c.counts_shared)
+        _tell_last(e, c)
 
 
 @compiled
@@ -251,34 +296,6 @@ def _serve_crossing(e, producer):
         store64_release(ring + CONS, cons)
         made_room(e, ring, producer)
     return done
-
-
-@compiled
-def _is_asked(c, event_offset, told, prod):
-    """True if the index that the driver waits for lies between what it was told of and `prod`. The batch's fence has been made."""
-    return passed(load32_once(c.doorbell + event_offset), told, prod)
-
-
-@compiled
-def _tell_driver(e, c, idle):
-    """Notify the driver if a completion passed its event index.
-
-    True if that is held back, since more is about to come or its guest's notifications are too dear.
-    """
-    if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
-        return False
-    if c.dirty == HELD and not may_notify(c.debt, e.now):
-        return True
-    due = _is_asked(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _is_asked(c, RCQ_EVENT, c.rcq_told, c.rcq_prod)
-    if due:
-        c.waits += 1
-        if (not idle and c.waits < PATIENCE) or not may_notify(c.debt, e.now):
-            return True
-        notify_guest(e.notifier, c.debt, c.completion_fd, c.counts)
-    else:
-        count(c.counts, SUPPRESSED, 1)
-    c.waits, c.scq_told, c.rcq_told = 0, c.scq_prod, c.rcq_prod
-    return False
 
 
 @compiled

@@ -1,5 +1,6 @@
 """A guest that makes its notifications dear, on the NIC and on emulated ones: it is told late, others as before."""
 
+import ctypes
 import os
 import select
 import time
@@ -10,8 +11,9 @@ import pytest
 from bench.isolation.pollers import polled_many_times
 from hyp.abi.debts import CREDIT_NS, DEARNESS
 from hyp.abi.nic import STATUS_OK
+from nic.state import HELD
 from tests.support.drivers import fence
-from tests.support.guests import WRAP, Guest, eventually
+from tests.support.guests import NOBODY, WRAP, Guest, eventually
 from tests.support.patience import patient
 from tests.support.peers import Bench, bench_of, well
 from tests.support.trapped_guests import of, trapped
@@ -68,6 +70,35 @@ def test_what_is_put_off_ends_with_the_context_and_the_debt_does_not() -> None:
         assert carl.context == number
         assert bench.nic._engines[0]._debts["until"][number] == 0
         well(bench, anna, carl)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_queue_that_is_closed_while_another_ones_notification_is_dear_is_forgotten(first: int) -> None:
+    """Both are held back, and may be told again when one is closed: what the other is told then is too dear for this one."""
+    with bench_of(2, memory=4 << 20) as (bench, anna, bert):
+        one = bench.domain(None, 4 << 20)
+        bench.queues[one.domid] = 2
+        bench.run(one._open(64, 0, 0))
+        mallory = [one, bench.sibling(one, 1)]
+        engine = bench.nic._engines[0]
+        debts, contexts = engine._debts, engine.contexts
+        with polled_many_times(mallory[0].epoll), polled_many_times(mallory[1].epoll):
+            debts["until"][mallory[0].context] = time.monotonic_ns() + CREDIT_NS + 3_600_000_000_000
+            for queue in (mallory[first], mallory[1 - first]):
+                queue.words["scq_event"] = (int(queue.q["scq_cons"]) + 1) % WRAP
+                fence()
+                queue.send(queue.frame(NOBODY))
+                eventually(lambda queue=queue: int(contexts[queue.context]["scq_prod"]) == 1, "it is sent")  # type: ignore[misc]
+            bench.sync()
+            assert [int(contexts[queue.context]["dirty"]) for queue in mallory] == [HELD, HELD]
+            debts["until"][mallory[0].context] = time.monotonic_ns() + CREDIT_NS  # the engine sleeps for an hour yet
+            closed = mallory[1].context
+            mallory[1].call("context_close", context=closed)
+            assert int(contexts[closed]["dirty"]) == 0
+            listed = (ctypes.c_int64 * int(engine._record[0]["dirty_count"])).from_address(int(engine._record[0]["dirty"]))
+            assert closed not in list(listed)
+        debts["until"][mallory[0].context] = 0
+        well(bench, anna, bert)
 
 
 def test_others_beside_who_polls_its_upcall_many_times_over() -> None:
