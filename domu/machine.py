@@ -31,22 +31,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+from domu.confinement.proc import PLAIN, mount_proc
 from hyp import linux
 from hyp.control import Answer
 from hyp.process import Process
 
 CGROUPS = "/sys/fs/cgroup"
 LOCALHOST = (("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-loopback"))
-PLAIN = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
 
 
 class Machine:
     """The guest's process's side: starts init, lets programs in, and ends with init."""
 
-    def __init__(self, name: str, hosts: Mapping[str, str]) -> None:
+    def __init__(self, name: str, hosts: Mapping[str, str], *, confined: bool = False) -> None:
         """In the network namespace that this process, which has one thread, is in. OSError if there can be no process.
 
-        `hosts`: address → name, of what /etc/hosts is to know.
+        `hosts`: address → name, of what /etc/hosts is to know. `confined`: its /proc has no more than a confined guest's.
         """
         reader, self.lifeline = os.pipe()
         """Init lives as long as anybody has it."""
@@ -56,7 +56,8 @@ class Machine:
         """A pidfd of init; and what is not the guest's own, a sentence each."""
         if pid == 0:
             try:
-                _be_init(reader, say, title, name, hosts, own_pids=not self.missing)
+                mount_own = mount_proc if confined else mount_whole_proc
+                _be_init(reader, say, title, name, hosts, None if self.missing else mount_own)
             finally:
                 os._exit(1)
         for fd in (reader, say):
@@ -95,7 +96,14 @@ def _missing(what: str, error: OSError) -> str:
     return f"{what} ({os.strerror(error.errno or 0)})"
 
 
-def _be_init(lifeline: int, say: int, title: list[str], name: str, hosts: Mapping[str, str], *, own_pids: bool) -> NoReturn:
+def mount_whole_proc() -> None:
+    """One of the PID namespace that this process is in."""
+    linux.mount("proc", "/proc", "proc", PLAIN)
+
+
+def _be_init(
+    lifeline: int, say: int, title: list[str], name: str, hosts: Mapping[str, str], mount_own: Callable[[], None] | None
+) -> NoReturn:
     linux.set_name("init")
     linux.set_title(*title)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # then the kernel reaps
@@ -105,7 +113,7 @@ def _be_init(lifeline: int, say: int, title: list[str], name: str, hosts: Mappin
     keep = sorted({0, 1, 2, lifeline, say})
     for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True):
         os.closerange(low + 1, high)
-    _furnish(say, name, hosts, own_pids)
+    _furnish(say, name, hosts, mount_own)
     os.close(say)
     os.read(lifeline, 1)
     os._exit(0)
@@ -124,8 +132,8 @@ def _try(say: int, otherwise: str, do: Callable[[], None]) -> bool:
 # --- what is in it ---------------------------------------------------------------------------------------------------
 
 
-def _furnish(say: int, name: str, hosts: Mapping[str, str], own_pids: bool) -> None:
-    """Hostname and mounts of init's own, as far as they can be had."""
+def _furnish(say: int, name: str, hosts: Mapping[str, str], mount_own: Callable[[], None] | None) -> None:
+    """Hostname and mounts of init's own, as far as they can be had. `mount_own`: mounts a /proc, if process ids are its own."""
 
     def own_hostname() -> None:
         linux.unshare(linux.CLONE_NEWUTS)
@@ -140,8 +148,8 @@ def _furnish(say: int, name: str, hosts: Mapping[str, str], own_pids: bool) -> N
         return
     _try(say, "/etc/hosts is the host's", lambda: _mount_hosts(hosts))
     _try(say, "/sys is the host's", _mount_sys)
-    if own_pids:
-        _try(say, "/proc is the host's", lambda: linux.mount("proc", "/proc", "proc", PLAIN))
+    if mount_own is not None:
+        _try(say, "/proc is the host's", mount_own)
 
 
 def _mount_hosts(hosts: Mapping[str, str]) -> None:

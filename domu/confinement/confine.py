@@ -7,8 +7,8 @@ The fork server (lab/forkserver.py) does it, in this order, before the first lin
     furnish     in the guest's process, PID 1 there: the host's mounts as they are now, read-only, but a /proc, a /dev/shm of its
                 own, and nothing in the lab's folders. Landlock, below, knows nothing of modes and times of files
     (prepare    of the guest's program, if it needs more than a guest may have later: a TAP, domu/programs/tap.py)
-    seal        limits, capabilities (none; programs in a TAP guest: those of a network's administrator), no_new_privs, Landlock,
-                seccomp
+    seal        limits, capabilities (none; programs in a TAP guest: what a machine's root may do with its files and processes,
+                and raw sockets), no_new_privs, Landlock, seccomp
 
 `seal` is inherited: by threads, by a program that the guest starts. A program that `launch.py exec` brings into a TAP guest is
 sealed by who brings it (lab/execute/supervisor.py). What the kernel refuses is an error that names it, and the guest does not
@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from domu.confinement import landlock, syscalls
+from domu.confinement.proc import PLAIN, mount_proc
 from domu.netns import become_root, user_namespace_remedy
 from hyp import linux
 from hyp.net.steps import SetupError, step
@@ -34,17 +35,18 @@ ENVIRONMENT = {"TMPDIR": SHM}
 """What programs are told: they have no other place for temporary files."""
 DATA_BYTES, SPACE_BYTES = 256 << 20, 4 << 30
 """Of a process, beyond what it is born with: private memory, and all its addresses, as page tables take memory, too."""
-PROCESSES, DESCRIPTORS, FILE_BYTES, QUEUE_BYTES, SIGNALS = 128, 1024, 64 << 20, 1 << 16, 1024
+PROCESSES, DESCRIPTORS, FILE_BYTES, QUEUE_BYTES, SIGNALS = 128, 1024, 64 << 20, 1 << 16, 128
 """Of the guest, threads counted; of a process; of a file; of message queues; signals that wait."""
 FIRST_UID, UIDS = 0x4000_0000, 1 << 29
 """Where uids of guests are: beyond all that distributions give to users and containers."""
-_PLAIN = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
-_SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/sbin", "/sys", "/usr")
+_SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/sbin", "/usr")
+_DESCRIBED = ("/sys/class/net", "/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/devices/virtual/net", "/sys/kernel/mm")
+"""Of /sys: what programs ask for. Much else is read from a device, or counted by all CPUs."""
 _DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))  # no ptmx: they are numbered
-_SYSCTLS = ("/proc/sys/net/ipv4", "/proc/sys/net/ipv6", "/proc/sys/net/core/somaxconn")
-"""Of its network, which may be written. Not net/core/rps_default_mask: by that the kernel works for it on CPUs that it has not."""
-_NETWORK_ADMIN = (0, 1, 3, 5, 6, 7, 10, 12, 13)
-"""In the guest's namespaces: CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_ADMIN, NET_RAW."""
+_PROGRAMS = (0, 1, 3, 5, 6, 7, 10, 13)
+"""In the guest's namespaces: CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_RAW. Not NET_ADMIN: a
+network's administrator has the kernel change its own code, which interrupts all CPUs, load modules, and hold the lock under which
+the whole machine changes interfaces. The network is there when a program begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +150,13 @@ def furnish(spec: Confinement) -> None:
         linux.mount("none", "/", "none", linux.MS_REC | linux.MS_PRIVATE)
         linux.make_read_only("/")
     with step("have a /proc of its own"):
-        linux.mount("proc", "/proc", "proc", _PLAIN)
+        mount_proc()
     with step(f"have a {SHM} of its own"):
-        linux.mount("tmpfs", SHM, "tmpfs", _PLAIN, f"mode=1777,size={SHM_BYTES},nr_inodes={SHM_FILES}")
+        linux.mount("tmpfs", SHM, "tmpfs", PLAIN, f"mode=1777,size={SHM_BYTES},nr_inodes={SHM_FILES}")
     for folder in spec.hidden:
         if os.path.isdir(folder):  # as this user sees it
             with step(f"hide {folder}"):
-                linux.mount("tmpfs", folder, "tmpfs", _PLAIN | linux.MS_RDONLY, "mode=755,size=4k")
+                linux.mount("tmpfs", folder, "tmpfs", PLAIN | linux.MS_RDONLY, "mode=755,size=4k")
 
 
 def seal(spec: Confinement) -> None:
@@ -168,7 +170,7 @@ def seal_program(readable: Iterable[str], *, placed: bool) -> None:
         with contextlib.suppress(PermissionError):  # who runs the topology is not root, and could give up none outside either
             os.setgroups([])
         linux.be_root()
-    _seal(readable, _NETWORK_ADMIN, network=True, placed=placed)
+    _seal(readable, _PROGRAMS, network=True, placed=placed)
 
 
 def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bool, placed: bool) -> None:
@@ -182,10 +184,9 @@ def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bo
     with step("give up files (Landlock)", dict.fromkeys((errno.ENOSYS, errno.EOPNOTSUPP), missing)):
         landlock.restrict(
             [
-                *((path, landlock.READ) for path in (*_SYSTEM, *readable, sys.prefix, sys.base_prefix)),
+                *((path, landlock.READ) for path in (*_SYSTEM, *_DESCRIBED, *readable, sys.prefix, sys.base_prefix)),
                 *((path, landlock.READ | landlock.WRITE_FILE | landlock.IOCTL_DEV) for path in _DEVICES),
                 ("/proc", landlock.READ),  # not its own oom_score_adj, for one
-                *((path, landlock.READ | landlock.WRITE_FILE) for path in _SYSCTLS),
                 (SHM, landlock.ALL),
             ]
         )

@@ -3,18 +3,21 @@
 Any other is ENOSYS, which libraries know how to do without. What isn't on the list, and why: what reaches into other processes
 (ptrace, process_vm_readv, pidfd_getfd, kcmp), makes namespaces and mounts, has kernel surface that no guest needs (bpf,
 perf_event_open, userfaultfd, keyctl, modules), interrupts other CPUs (membarrier), makes memory that no limit counts (memfd_create,
-SysV shared memory; rings of packet sockets, by setsockopt(2)), uses up what the kernel counts against whoever runs the topology
-(inotify), or passes this list by (io_uring).
+SysV shared memory), wakes any number of waiters in an interrupt, on the time of whoever is interrupted (timerfd, signalfd), uses up
+what the kernel counts against whoever runs the topology (inotify), or passes this list by (io_uring).
 
 Of some it depends on an argument: no clone(2) into new namespaces, nor for its parent, who may be outside; no hole in memory that
 others have mapped; no ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's; no setpriority(2) of
 all that its user runs, who may be other guests'; no prctl(2) that says who may share a core with it, or makes a core slower for the
-next one; no fcntl(2) that has others wait for it when they open a file, or has it told what they do in a folder. Where a topology's
-`[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
+next one; none that filters system calls: such filters are compiled, into memory that is the whole machine's; no fcntl(2) that has
+others wait for it when they open a file, has it told what they do in a folder, or signals a group. No locks of files (ENOLCK): they
+are memory that no limit counts, and to read a file of the host's is enough to lock it. Of sockets' options those that options.py
+has. Where a topology's `[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
 
 Sockets are of the families that the guest needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a
-socket in the file system is its host's). Families, protocols, bridges, VLANs and line disciplines that the kernel does not know it
-looks for among its modules, and runs modprobe(8) as root for it: none but what is usual is asked for.
+socket in the file system is its host's; of AF_NETLINK those by which interfaces, addresses and routes are looked at). Families,
+protocols, bridges, VLANs and line disciplines that the kernel does not know it looks for among its modules, and runs modprobe(8) as
+root for it: none but what is usual is asked for.
 
 Some do nothing, and say that they have: a program that means well goes on. They write back what is everybody's (sync, syncfs,
 sync_file_range), throw it out of the page cache (an advice of fadvise64), or change the limit on core files, by which there are
@@ -27,6 +30,7 @@ import importlib
 from types import ModuleType
 from typing import Any
 
+from domu.confinement import options
 from hyp.linux import NAMESPACES
 
 _PLAIN = """
@@ -44,17 +48,15 @@ readlink readlinkat readv recvfrom recvmmsg recvmsg rename renameat renameat2 re
 rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max
 sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
 sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_address setfsgid setfsuid setgid setgroups setitimer
-setpgid setregid setresgid setresuid setreuid setrlimit setsid setsockopt setuid shutdown sigaltstack signalfd
-signalfd4 splice stat statfs statx symlink symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create
-timer_delete timer_getoverrun timer_gettime timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate
-umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev fstat fstatfs
-"""
+setpgid setregid setresgid setresuid setreuid setrlimit setsid setuid shutdown sigaltstack splice stat statfs statx symlink
+symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime
+times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev fstat fstatfs"""
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
 _SOCK_TYPE, _STREAM, _DGRAM, _RAW, _SEQPACKET = 0xF, 1, 2, 3, 5
 _PAIRED = (_STREAM, _SEQPACKET)  # of socketpair(2); of one of SOCK_DGRAM datagrams go anywhere
 _STREAMS, _DATAGRAMS = (0, 6), {_AF_INET: (0, 17, 1), _AF_INET6: (0, 17, 58)}  # TCP; UDP, and ICMP for ping
 _RAW_PROTOCOLS = 0xFFFF_FFFF_FFFF_FF00  # bits that none has
-_NETLINK = (0, 4, 12, 15, 16)  # ROUTE, SOCK_DIAG, NETFILTER, KOBJECT_UEVENT, GENERIC
+_NETLINK = 0  # NETLINK_ROUTE
 _ADVICE = (*range(5), 8, *range(10, 20), 22, 23)
 """Of madvise(2): all but MADV_REMOVE, MADV_HWPOISON, what only root has, and what takes pages away from others who map them, be it
 for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during which who touches one waits, for seconds."""
@@ -65,14 +67,15 @@ _PRIORITIES = (0, 1)  # of setpriority(2): PRIO_PROCESS, PRIO_PGRP
 _IOCTLS = (
     0x5412, 0x541C,  # TIOCSTI, and TIOCLINUX, which pastes
     0x5423,  # TIOCSETD
+    0x8901, 0x8902,  # FIOSETOWN, SIOCSPGRP
     0x8940, 0x8941, *range(0x8980, 0x8984), *range(0x89A0, 0x89A4),  # SIOCGIFBR, SIOCSIFBR; DLCI, SIOC[GS]IFVLAN; SIOCBR…
 )  # fmt: skip
-_LEASES = (1024, 1026)  # of fcntl(2): F_SETLEASE, F_NOTIFY
-_CORES = (53, 62)  # of prctl(2): PR_SET_SPECULATION_CTRL, PR_SCHED_CORE
-_SOL_PACKET, _PACKET_RINGS = 263, (5, 13)  # of setsockopt(2): PACKET_RX_RING, PACKET_TX_RING
+_OWNERS = (8, 15, 1024, 1026)  # of fcntl(2): F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
+_LOCKS = (6, 7, 37, 38)  # of fcntl(2): F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
+_PROCESS = (22, 53, 62)  # of prctl(2): PR_SET_SECCOMP, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE
 _DONTNEED = 4  # of fadvise64(2)
 _RLIMIT_CORE = 4
-_EPERM, _ENOSYS, _EPROTONOSUPPORT = 1, 38, 93
+_EPERM, _ENOLCK, _ENOSYS, _ENOPROTOOPT, _EPROTONOSUPPORT = 1, 37, 38, 92, 93
 
 
 def library() -> ModuleType:
@@ -106,11 +109,17 @@ def _refuse(seccomp: ModuleType, *, placed: bool) -> None:
     def refuse(name: str, *conditions: Any, error: int = _EPERM) -> None:
         refused.add_rule(seccomp.ERRNO(error), name, *conditions)
 
-    for name, argument, values in (("ioctl", 1, _IOCTLS), ("fcntl", 1, _LEASES), ("prctl", 0, _CORES)):
+    for name, argument, values in (("ioctl", 1, _IOCTLS), ("fcntl", 1, _OWNERS), ("prctl", 0, _PROCESS)):
         for value in values:
             refuse(name, is_int(argument, value))
-    for ring in _PACKET_RINGS:
-        refuse("setsockopt", is_int(1, _SOL_PACKET), is_int(2, ring))
+    for lock in _LOCKS:
+        refuse("fcntl", is_int(1, lock), error=_ENOLCK)
+    refuse("flock", error=_ENOLCK)
+    for level, missed in options.DONE_WITHOUT.items():
+        for option in missed:
+            refuse("setsockopt", is_int(1, level), is_int(2, option), error=_ENOPROTOOPT)
+    level, option = options.PEER_PIDFD
+    refuse("getsockopt", is_int(1, level), is_int(2, option), error=_ENOPROTOOPT)
     for family in _DATAGRAMS:  # what the kernel says, too, after it has looked for a module
         what = (seccomp.Arg(0, seccomp.EQ, family), seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE, _RAW))
         refuse("socket", *what, seccomp.Arg(2, seccomp.EQ, 0), error=_EPROTONOSUPPORT)
@@ -154,11 +163,14 @@ def _allow(seccomp: ModuleType, *, network: bool) -> None:
     allow_each("fallocate", 1, _NO_HOLE)
     allow_each("personality", 0, _PERSONALITY)
     allow_each("setpriority", 0, _PRIORITIES)
+    for table in (options.ALLOWED, options.DONE_WITHOUT):  # `_refuse` has an answer to the latter
+        for level, named in table.items():
+            allow_each("setsockopt", 2, named, seccomp.Arg(1, seccomp.EQ, level))
     if network:
         for internet, datagrams in _DATAGRAMS.items():
             allow_each("socket", 2, _STREAMS, family(internet), kind(_STREAM))
             allow_each("socket", 2, datagrams, family(internet), kind(_DGRAM))
             allow("socket", family(internet), kind(_RAW), seccomp.Arg(2, seccomp.MASKED_EQ, _RAW_PROTOCOLS, 0))
-        allow_each("socket", 2, _NETLINK, family(_AF_NETLINK))
+        allow("socket", family(_AF_NETLINK), seccomp.Arg(2, seccomp.EQ, _NETLINK))
         allow("socket", family(_AF_PACKET))
     allowed.load()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from domu.boot import run_program
+from domu.confinement.confine import confinement_of
 from domu.device import (
     BURST,
     FAILED,
@@ -380,7 +381,7 @@ def prepare(name: str, config: dict[str, Any]) -> tuple[Tap, Machine]:
     """What takes more than a confined guest may have, and one thread. The machine is furnished while the guest boots."""
     keys = ("address", "address6", "link_local", "gateway", "gateway6", "neighbours")
     tap = create(str(config["mac"]), Addresses(**{key: config[key] for key in keys}), int(config["mtu"]))
-    return tap, Machine(name, config["hosts"])
+    return tap, Machine(name, config["hosts"], confined=confinement_of(config) is not None)
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:

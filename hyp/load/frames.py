@@ -108,18 +108,16 @@ def is_test_frame(addr: int, length: int) -> bool:
 
 
 @compiled
-def is_strangers(trackers: int, addr: int, stream: int) -> bool:
-    """True if the frame's stream would get a tracker that is kept for another stream, or for the same from another source."""
-    t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
-    return t.source != 0 and (t.stream != stream or t.source != load64(addr + 6) & MAC_MASK)
+def is_strangers(trackers: int, addr: int, stream: int, now_ns: int) -> bool:
+    """True if the frame's stream would get a tracker that is kept for another stream, or for the same from another source.
 
-
-@compiled
-def _is_too_early(trackers, stream, now_ns):
-    """True if another stream, whose latency was measured, has had the tracker just now: to begin it afresh takes as long as several
-    frames, so that two streams of a hostile sender's would have it begun with each."""
+    Or that another one, whose latency was measured, has had just now: to begin it afresh takes as long as several frames, so that
+    two streams of a hostile sender's would have it begun with each."""
     t = tracker_at(trackers + (stream % TRACKERS) * TRACKER_BYTES)
-    return t.stamped > 0 and t.stream != stream and now_ns - t.last_ns < AFRESH_NS
+    if t.source != 0 and (t.stream != stream or t.source != load64(addr + 6) & MAC_MASK):
+        return True
+    too_early: bool = t.stamped > 0 and t.stream != stream and now_ns - t.last_ns < AFRESH_NS
+    return too_early
 
 
 @compiled
@@ -176,7 +174,7 @@ def look_at(trackers: int, row: int, addr: int, length: int, now_ns: int) -> int
     if not is_test_frame(addr, length):
         return NO_TEST_FRAME
     stream = load16(addr + STREAM)
-    if is_strangers(trackers, addr, stream) or _is_too_early(trackers, stream, now_ns):
+    if is_strangers(trackers, addr, stream, now_ns):
         return NO_TEST_FRAME
     checked = covered(length, stream)
     if checked == length:

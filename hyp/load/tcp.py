@@ -147,7 +147,7 @@ def verify_tcp(trackers: int, row: int, addr: int, length: int, blank: int, now_
     """
     stream, units, unit = _host16(addr + TCP), _host16(addr + TCP + 14), _host16(addr + TCP + 18)
     frame, payload = _host32(addr + TCP + 8), length - PAYLOAD
-    if is_strangers(trackers, addr, stream):
+    if is_strangers(trackers, addr, stream, now_ns):
         count(row, FOREIGN, 1)
         return False
     t = stream_tracker(trackers, stream, now_ns)

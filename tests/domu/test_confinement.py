@@ -37,9 +37,7 @@ from tests.support.xenstored_process import forked, succeeded
 pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("confinement", "taps")]
 
 SYS_IOCTL = {"x86_64": 16, "aarch64": 29}[os.uname().machine]
-SYS_SETSOCKOPT = {"x86_64": 54, "aarch64": 208}[os.uname().machine]
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
-SOL_PACKET = 263
 ROLE = "tests.support.confined_guest"
 GUESTS = "".join(
     f'[[guest]]\nname = "{name}"\npath = "{path}"\n{more}'
@@ -344,21 +342,6 @@ def test_nobody_types_for_who_sits_at_the_terminal() -> None:
     assert in_a_child(body) == "EPERM EPERM EPERM EPERM ENOTTY"
 
 
-def test_packet_sockets_have_no_rings() -> None:
-    """They are memory that no limit counts. Of level and option the kernel reads 32 bits."""
-
-    def body() -> str:
-        syscalls.restrict(network=True, placed=False)
-        libc, found = ctypes.CDLL(None, use_errno=True), []
-        pipe, _ = os.pipe()  # of which nothing is asked but by the filter
-        for level, option in ((SOL_PACKET, 5), (SOL_PACKET | 1 << 32, 13), (SOL_PACKET, 5 | 1 << 32), (SOL_PACKET, 10)):
-            libc.syscall(SYS_SETSOCKOPT, pipe, ctypes.c_long(level), ctypes.c_long(option), None, ctypes.c_long(0))
-            found.append(errno.errorcode[ctypes.get_errno()])
-        return " ".join(found)
-
-    assert in_a_child(body) == "EPERM EPERM EPERM ENOTSOCK"
-
-
 SYSCTLS: Final = """
 import os
 for name in ("core/rps_default_mask", "core/somaxconn", "ipv4/ip_forward"):
@@ -373,16 +356,16 @@ for name in ("core/rps_default_mask", "core/somaxconn", "ipv4/ip_forward"):
 
 
 def test_a_network_of_its_own_is_no_way_to_cpus_that_it_has_not(tmp_path: Path) -> None:
-    """Receive packet steering has the kernel work for it on any CPU."""
+    """Receive packet steering has the kernel work for it on any CPU; what else there is to set is its administrator's, too."""
     guest = '[[guest]]\nname = "tess"\npath = "bypass"\nprogram = "tap"\naddress = "10.0.0.1/24"\nconfined = true\n'
 
     async def main() -> None:
         async with running(tmp_path, "rps", f'memory.backing = "sealed"\n{guest}') as runner:
             status, printed = await run_in_guest(runner.lab, "tess", [interpreter(), "-c", SYSCTLS])
             assert status == 0, printed
-            steering = printed.split("\n")[0].removeprefix("core/rps_default_mask ")
-            assert steering in ("Permission denied", "No such file or directory")
-            assert printed.split("\n")[1:3] == ["core/somaxconn written", "ipv4/ip_forward written"]
+            answers = [line.partition(" ")[2] for line in printed.splitlines()]
+            assert set(answers) <= {"Permission denied", "No such file or directory"}
+            assert len(answers) == 3
 
     run(main())
 

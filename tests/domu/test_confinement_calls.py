@@ -7,11 +7,12 @@ import resource
 import socket
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
-from domu.confinement import landlock, syscalls
+from domu.confinement import landlock, proc, syscalls
 from domu.confinement.confine import Confinement, enter, furnish, seal
 from hyp import linux
 from tests.domu.test_confinement import be_a_user, in_a_child, outcome
@@ -19,8 +20,36 @@ from tests.domu.test_confinement import be_a_user, in_a_child, outcome
 pytestmark = pytest.mark.needs("confinement")
 
 NUMBERS: Final = {
-    "x86_64": {"clone": 56, "fcntl": 72, "ioctl": 16, "membarrier": 324, "prctl": 157, "socket": 41, "socketpair": 53},
-    "aarch64": {"clone": 220, "fcntl": 25, "ioctl": 29, "membarrier": 283, "prctl": 167, "socket": 198, "socketpair": 199},
+    "x86_64": {
+        "clone": 56,
+        "fcntl": 72,
+        "flock": 73,
+        "getsockopt": 55,
+        "ioctl": 16,
+        "membarrier": 324,
+        "prctl": 157,
+        "seccomp": 317,
+        "setsockopt": 54,
+        "signalfd4": 289,
+        "socket": 41,
+        "socketpair": 53,
+        "timerfd_create": 283,
+    },
+    "aarch64": {
+        "clone": 220,
+        "fcntl": 25,
+        "flock": 32,
+        "getsockopt": 209,
+        "ioctl": 29,
+        "membarrier": 283,
+        "prctl": 167,
+        "seccomp": 277,
+        "setsockopt": 208,
+        "signalfd4": 74,
+        "socket": 198,
+        "socketpair": 199,
+        "timerfd_create": 85,
+    },
 }[os.uname().machine]
 AF_TIPC, AF_VSOCK, SOCK_DCCP = 30, 40, 6
 FLAGS: Final = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
@@ -31,7 +60,10 @@ PRIO_PROCESS, PRIO_PGRP, PRIO_USER = 0, 1, 2
 NOBODYS_UID: Final = 0x7FFF_FFF0
 F_SETLEASE, F_GETLEASE, F_NOTIFY = 1024, 1025, 1026
 PR_GET_SPECULATION_CTRL, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE = 52, 53, 62
-TIOCGWINSZ, TIOCSETD = 0x5413, 0x5423
+TIOCGWINSZ, TIOCSETD, FIOSETOWN, SIOCSPGRP = 0x5413, 0x5423, 0x8901, 0x8902
+F_GETLK, F_SETLK, F_SETLKW, F_SETOWN, F_GETOWN, F_SETOWN_EX, F_OFD_SETLK, F_OFD_SETLKW = 5, 6, 7, 8, 9, 15, 37, 38
+PR_SET_SECCOMP = 22
+SOL_RAW, SOL_PACKET, SOL_NETLINK, SO_PEERPIDFD = 255, 263, 270, 77
 
 
 def came_of(*calls: tuple[Any, ...], network: bool = True) -> list[str]:
@@ -61,7 +93,7 @@ USUAL: Final = [
     (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP), (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW),
     (socket.AF_INET6, socket.SOCK_RAW | FLAGS, socket.IPPROTO_ICMPV6), (socket.AF_INET, socket.SOCK_RAW, 89),
     (socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)), (socket.AF_PACKET, socket.SOCK_DGRAM, 0),
-    *((socket.AF_NETLINK, socket.SOCK_RAW | FLAGS, protocol) for protocol in (0, 4, 12, 15, 16)),
+    (socket.AF_NETLINK, socket.SOCK_RAW | FLAGS, 0), (socket.AF_NETLINK, socket.SOCK_DGRAM, 0),
 ]  # fmt: skip
 UNUSUAL: Final = [
     (socket.AF_UNIX, socket.SOCK_STREAM, 0), (AF_VSOCK, socket.SOCK_STREAM, 0), (AF_TIPC, socket.SOCK_SEQPACKET, 0),
@@ -69,7 +101,7 @@ UNUSUAL: Final = [
     (socket.AF_INET, socket.SOCK_STREAM | FLAGS, 132), (socket.AF_INET, socket.SOCK_STREAM, 132 | UPPER),
     (socket.AF_INET6, socket.SOCK_DGRAM, 136), (socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMPV6),
     (socket.AF_INET, socket.SOCK_RAW, 256), (socket.AF_INET, socket.SOCK_RAW, UPPER),
-    (socket.AF_NETLINK, socket.SOCK_RAW, 6), (socket.AF_NETLINK, socket.SOCK_RAW, 21),
+    *((socket.AF_NETLINK, socket.SOCK_RAW | FLAGS, protocol) for protocol in (4, 6, 12, 15, 16, 21, UPPER)),
 ]  # fmt: skip
 
 
@@ -104,6 +136,54 @@ def test_no_module_for_a_bridge_a_vlan_or_a_terminal_either() -> None:
         os.close(writer)
 
 
+USUAL_OPTIONS: Final = [
+    (socket.SOL_SOCKET, 2), (socket.SOL_SOCKET, 8), (socket.SOL_SOCKET, 13), (socket.SOL_SOCKET, 15), (socket.SOL_SOCKET, 25),
+    (socket.SOL_SOCKET, 37), (socket.IPPROTO_TCP, 1), (socket.IPPROTO_TCP, 13), (socket.IPPROTO_TCP, 25), (socket.IPPROTO_IP, 1),
+    (socket.IPPROTO_IP, 35), (socket.IPPROTO_IPV6, 26), (socket.IPPROTO_UDP, 103), (SOL_RAW, 1), (SOL_PACKET, 1), (SOL_NETLINK, 1),
+]  # fmt: skip
+MISSED_OPTIONS: Final = [  # SO_ATTACH_FILTER, SO_MAX_PACING_RATE, SO_ATTACH_REUSEPORT_CBPF, UDP_ENCAP, UDP_GRO, rings
+    (socket.SOL_SOCKET, 26), (socket.SOL_SOCKET, 47), (socket.SOL_SOCKET, 51), (socket.IPPROTO_UDP, 100), (socket.IPPROTO_UDP, 104),
+    (SOL_PACKET, 5), (SOL_PACKET, 13),
+]  # fmt: skip
+UNUSUAL_OPTIONS: Final = [  # SO_LOCK_FILTER, SO_TXTIME, IP_MINTTL, IPT_SO_SET_REPLACE, TCP_MD5SIG, TCP_ULP, TCP_TX_DELAY, …
+    (socket.SOL_SOCKET, 44), (socket.SOL_SOCKET, 61), (socket.IPPROTO_IP, 21), (socket.IPPROTO_IP, 64), (socket.IPPROTO_TCP, 14),
+    (socket.IPPROTO_TCP, 31), (socket.IPPROTO_TCP, 37), (136, 100), (socket.IPPROTO_IPV6, 32), (socket.IPPROTO_IPV6, 73),
+    (SOL_PACKET, 18), (SOL_PACKET | UPPER, 13), (SOL_PACKET, 5 | UPPER), (socket.IPPROTO_UDP | UPPER, 100),
+    (socket.SOL_SOCKET, 26 | UPPER),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_of_sockets_it_sets_what_programs_set(network: bool) -> None:
+    """Others have the kernel interrupt all CPUs, compile into memory that is everybody's, or work on somebody else's time."""
+    reader, writer = os.pipe()  # of which nothing is asked but by the filter
+    try:
+        for options, answer in ((USUAL_OPTIONS, "ENOTSOCK"), (MISSED_OPTIONS, "ENOPROTOOPT"), (UNUSUAL_OPTIONS, "ENOSYS")):
+            assert came_of(*(("setsockopt", reader, *one, 0, 0) for one in options), network=network) == [answer] * len(options)
+        calls = [("getsockopt", reader, socket.SOL_SOCKET, option, 0, 0) for option in (SO_PEERPIDFD, SO_PEERPIDFD | UPPER, 4)]
+        assert came_of(*calls, network=network) == ["ENOPROTOOPT", "ENOPROTOOPT", "ENOTSOCK"]
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_program_that_asks_for_more_of_its_sockets_goes_on_without() -> None:
+    """As libpcap does, which filters by itself then."""
+
+    def body() -> str:
+        syscalls.restrict(network=True, placed=False)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
+            udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            udp.setsockopt(
+                socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton("224.0.0.251") + socket.inet_aton("127.0.0.1")
+            )
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes(8))
+            return outcome(lambda: udp.setsockopt(socket.IPPROTO_UDP, 104, 1))
+
+    assert in_a_child(body) == "ENOPROTOOPT"
+
+
 # --- other processes -------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +212,44 @@ def test_nobody_waits_for_a_lease_of_its_or_is_watched() -> None:
         assert came_of(*leases, ("fcntl", where, F_NOTIFY, 1), ("fcntl", what, F_GETLEASE, 0)) == ["EPERM"] * 3 + ["done"]
         os.close(where)
         os.close(what)
+
+
+def test_nothing_wakes_by_interrupts() -> None:
+    """By timerfd(2) and signalfd(2) any number of waiters are woken in one, on the time of whoever is interrupted."""
+    assert came_of(("timerfd_create", 1, 0), ("signalfd4", -1, 0, 8, 0)) == ["ENOSYS"] * 2
+
+
+def test_no_signals_to_a_group_for_what_arrives() -> None:
+    reader, writer = os.pipe()
+    try:
+        calls = [("fcntl", reader, command | upper, 0) for command in (F_SETOWN, F_SETOWN_EX) for upper in (0, UPPER)]
+        calls += [("ioctl", reader, request, 0) for request in (FIOSETOWN, SIOCSPGRP)]
+        assert came_of(*calls, ("fcntl", reader, F_GETOWN, 0)) == ["EPERM"] * 6 + ["done"]
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_files_are_not_locked() -> None:
+    """Those of the host's could be, by who may read them, and locks are memory that nothing limits."""
+    with tempfile.NamedTemporaryFile() as file:
+        what = os.open(file.name, os.O_RDONLY)
+        lock = ctypes.create_string_buffer(64)  # a struct flock: F_RDLCK, of all
+        kinds = [
+            ("fcntl", what, command | upper, lock)
+            for command in (F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW)
+            for upper in (0, UPPER)
+        ]
+        flocks = [("flock", what, how) for how in (1, 2 | 4, 8)]
+        assert came_of(*kinds, *flocks, ("fcntl", what, F_GETLK, lock)) == ["ENOLCK"] * 11 + ["done"]
+        os.close(what)
+
+
+def test_no_filters_of_its_own() -> None:
+    """They are compiled, into memory that is the whole machine's: nobody else could be confined when that is used up."""
+    filters = ctypes.create_string_buffer(16)
+    calls = [("prctl", PR_SET_SECCOMP | upper, 2, filters, 0, 0) for upper in (0, UPPER)]
+    assert came_of(*calls, ("seccomp", 1, 0, filters)) == ["EPERM", "EPERM", "ENOSYS"]
 
 
 def test_cores_are_everybodys() -> None:
@@ -176,6 +294,25 @@ def confined(body: Callable[[], str], *, user: bool) -> str:
         return linux.asked_of_a_child(sealed)
 
     return in_a_child(outside)
+
+
+@pytest.mark.parametrize("user", [False, pytest.param(True, marks=pytest.mark.needs("root"))])
+def test_of_proc_it_has_what_is_of_processes_and_what_programs_ask_for(user: bool) -> None:
+    """To read the rest takes locks that others wait for: of files, consoles, memory zones."""
+
+    def body() -> str:
+        there = {name for name in os.listdir("/proc") if not name.isdecimal()}
+        found = {name for name in there - proc.KEPT if not is_empty(Path("/proc", name))}
+        kept = {name for name in ("cpuinfo", "meminfo", "stat", "self/status", "net/dev") if is_empty(Path("/proc", name))}
+        looked = outcome(lambda: os.listdir("/sys/kernel")), outcome(lambda: os.listdir("/sys/devices/system/cpu"))
+        return f"{sorted(found)} {sorted(kept)} {len(there) > len(proc.KEPT)} {looked}"
+
+    assert confined(body, user=user) == "[] [] True ('EACCES', 'done')"
+
+
+def is_empty(path: Path) -> bool:
+    """A folder with nothing in it, or a file."""
+    return not (os.listdir(path) if path.is_dir() else path.read_bytes())
 
 
 @pytest.mark.parametrize("user", [False, pytest.param(True, marks=pytest.mark.needs("root"))])

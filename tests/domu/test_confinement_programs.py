@@ -71,3 +71,16 @@ def test_a_program_cannot_have_cores(lab: str) -> None:
         "1",
         "bytes",
     ]
+
+
+def test_a_program_is_no_administrator_of_its_network(lab: str) -> None:
+    """Who is has the kernel interrupt all CPUs, load modules, and hold the lock of the whole machine's interfaces."""
+    status = dict(line.split(":\t") for line in inside(lab, "cat", "/proc/self/status").splitlines())
+    for name in ("CapPrm", "CapEff", "CapBnd"):
+        assert [number for number in range(64) if int(status[name], 16) >> number & 1] == [0, 1, 3, 5, 6, 7, 10, 13]
+
+
+def test_a_programs_proc_is_a_confined_ones(lab: str) -> None:
+    assert inside(lab, "sh", "-c", "cat /proc/locks /proc/consoles; ls /proc/bus; wc -c </proc/locks") == "0"
+    assert inside(lab, "sh", "-c", "ls -d /proc/[0-9]* | wc -l") != "0"
+    assert inside(lab, "sh", "-c", "ls /sys/class/net").split() == ["eth0", "lo"]
