@@ -121,6 +121,7 @@ FACTS = [
     fact(HYPERCALLS, rf"SIGKILL follows after {N} s", child.STOP_TIMEOUT_S),
     fact(HYPERCALLS, rf"does not wait for it longer than {N} s", keeper.OWNER_TIMEOUT_S),
     fact(SHARED, rf"RAM of a device model \| hypervisor \| {N} MiB with queues of {N}", mib(emulation._memory(256)), 256),
+    fact(SHARED, rf"with `sg`, and {N} bytes or more, the frame goes on in the next buffer", nic.MIN_BUFFER),
     fact(SHARED, rf"IOMMU table \| hypervisor \| {N} B a page", 8),
     fact(SHARED, rf"active table \| hypervisor \| {N} B a reference", grants.ACTIVE_BYTES_PER_REF),
     fact(SHARED, rf"engine page \| hypervisor \| {N}, one per NIC engine", platform.ENGINE_BYTES),

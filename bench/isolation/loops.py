@@ -139,7 +139,7 @@ def post_garbage(address: int) -> int:
 
 @entry(i64(i64))
 def post_again(address: int) -> int:
-    """Post receive buffers of `size` bytes, in one page, each again as soon as it is used up. Number posted."""
+    """Post receive buffers of `size` bytes, one for each slot of the queue, each again as soon as it is used up. Number posted."""
     job = job_at(address)
     q = qp_at(job.qp)
     posted = 0
@@ -147,7 +147,7 @@ def post_again(address: int) -> int:
         used = 0
         while used < BATCH and peek_receive(q, 0)[0] >= 0:
             consume_receives(q, 1)
-            post_receive(q, job.rx_pool, job.size)
+            post_receive(q, job.rx_pool + (q.rq_prod & (q.rq_size - 1)) * PAGE, job.size)
             used += 1
         if used > 0:
             ring_receives(q)

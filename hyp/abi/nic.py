@@ -94,8 +94,8 @@ STATUS_BAD_OFFLOAD: Final = 7  # not accepted, or headers or segment size with w
 
 MIN_QUEUE: Final = 64
 MAX_QUEUE: Final = 4096
-MIN_BUFFER: Final = 256
-"""Bytes of a receive buffer behind which a frame goes on in the next one: the smallest of Intel's 8254x. One that takes all that is
+MIN_BUFFER: Final = 1024
+"""Bytes of a receive buffer behind which a frame goes on in the next one: the smallest of Intel's 82599. One that takes all that is
 left of a frame may be smaller. With less a driver would have the device look up dozens of buffers for a short frame."""
 MIN_FRAME: Final = 14
 """Of a frame to be segmented, as netif's length field has it. What is not may have `LINK_HEADER` bytes more than the NIC's MTU."""
