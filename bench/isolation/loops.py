@@ -6,6 +6,7 @@ often it attacked. Below them: what a driver in Python cannot do without compile
 
 import numpy as np
 
+from domu.frontends.bypass import buffer_of
 from domu.frontends.cdna import CDNA_FRONT
 from domu.frontends.split_state import RX_REF, RX_SLOTS, TX_REF, TX_SLOTS, netfront_at
 from hyp.abi.nic import DESC_BYTES, DESC_SIGNALED, PAGE, SQ_PROD
@@ -139,7 +140,7 @@ def post_garbage(address: int) -> int:
 
 @entry(i64(i64))
 def post_again(address: int) -> int:
-    """Post receive buffers of `size` bytes, one for each slot of the queue, each again as soon as it is used up. Number posted."""
+    """Post receive buffers, `size` bytes of those that its driver has for the slots, each again when it is used up. Number posted."""
     job = job_at(address)
     q = qp_at(job.qp)
     posted = 0
@@ -147,7 +148,7 @@ def post_again(address: int) -> int:
         used = 0
         while used < BATCH and peek_receive(q, 0)[0] >= 0:
             consume_receives(q, 1)
-            post_receive(q, job.rx_pool + (q.rq_prod & (q.rq_size - 1)) * PAGE, job.size)
+            post_receive(q, buffer_of(job.rx_pool, q.rq_prod, q.rq_size), job.size)
             used += 1
         if used > 0:
             ring_receives(q)
