@@ -140,7 +140,7 @@ def post_garbage(address: int) -> int:
 
 @entry(i64(i64))
 def post_again(address: int) -> int:
-    """Post receive buffers, `size` bytes of those that its driver has for the slots, each again when it is used up. Number posted."""
+    """Post receive buffers, `size` bytes of those of the slots, each again as soon as it is used up. Number posted."""
     job = job_at(address)
     q = qp_at(job.qp)
     posted = 0

@@ -12,7 +12,7 @@ from hyp.atomics import clock_ns
 from hyp.kernels import compiled
 
 TURN_NS: Final = 3_000
-BYTES_A_NS: Final = 8
+BYTES_A_NS: Final = 16
 """That are copied."""
 LOOK: Final = 4
 """Of the work for each look at the clock, a frame being one."""

@@ -72,7 +72,8 @@ from hyp.verbs import (
 
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
 BUDGET_BYTES = 128 * 1024  # that it sends in its turn; and what is left of a frame
-BUDGET_PARTS = 138  # frames that the NIC makes of what it sends in its turn: of the bytes, for an MTU of 1500; more are owed
+BUDGET_PARTS = 138  # frames that the NIC makes of what it sends in its turn: of the bytes, for an MTU of 1500
+PART_NS = 200  # for which it sends nothing, for each one more: twice what the NIC takes for the shortest
 MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
@@ -116,7 +117,8 @@ MACHINE = np.dtype(
         ("sq_prod", "i8"),
         ("sq_cons", "i8"),
         ("send_wanted", "i8"),  # slots of our queue that the next frame wants
-        ("parts", "i8"),  # of BUDGET_PARTS, in this turn; then those beyond it, by which the next ones are shorter
+        ("parts", "i8"),  # of BUDGET_PARTS, in this turn
+        ("sends_at", "i8"),  # when it may send again (ns), having sent what the NIC is long in cutting
         ("scq_prod", "i8"),
         ("scq_event", "i8"),
         ("scq_told", "i8"),
@@ -160,9 +162,11 @@ def _may_send_more(m, total, bad):
 
 
 @compiled
-def _serve_sends(m, q):
+def _serve_sends(m, q, now):
     """Step 2. Returns the number of descriptors done. The turn ends after MOST_REFUSED that were refused (nic/send.py)."""
-    done, total, bad, slow = 0, 0, 0, 0
+    if now < m.sends_at:
+        return 0
+    done, total, bad, slow, m.parts = 0, 0, 0, 0, 0
     begin_turn(m)
     while done < BUDGET and _may_send_more(m, total, bad) and sends_left(m) > 0 and has_room(q, m.send_wanted):
         m.send_wanted = 1
@@ -185,7 +189,8 @@ def _serve_sends(m, q):
             complete_send(m, STATUS_OK)
         m.sq_cons = u32_add(m.sq_cons, 1)
         done += 1
-    m.parts = max(m.parts - BUDGET_PARTS, 0)
+    if m.parts > BUDGET_PARTS:
+        m.sends_at = now + (m.parts - BUDGET_PARTS) * PART_NS
     return done
 
 
@@ -322,10 +327,13 @@ def _interrupt(m, platform, now):
 
 
 @compiled
-def owed_at(m, now):
-    """When the guest can be told of what it has not been, being too dear to notify just now (ns); −1: there is nothing."""
+def due_at(m, now):
+    """When it can be told of what it has not been, being too dear to notify just now, or sends again (ns); −1: there is nothing."""
     at = notify_at(m.debt)
-    return at if at > now and (m.answer_due != 0 or _interrupt_due(m)) else -1
+    told = at if at > now and (m.answer_due != 0 or _interrupt_due(m)) else -1
+    if m.sends_at <= now or m.sq_cons == m.sq_prod:
+        return told
+    return m.sends_at if told < 0 else min(told, m.sends_at)
 
 
 @compiled
@@ -340,7 +348,7 @@ def serve(m, platform, now):
     """A turn. `platform`: address of the platform page. Returns 0 if there was nothing to do."""
     q = qp_at(m.qp)
     trapped = _take_trap(m, platform)
-    done = _serve_sends(m, q) + _serve_receives(m, q)
+    done = _serve_sends(m, q, now) + _serve_receives(m, q)
     if done > 0:
         ring_sends(q)
         ring_receives(q)
@@ -351,7 +359,7 @@ def serve(m, platform, now):
     if m.answer_due != 0 and may_notify(m.debt, now):
         m.answer_due = 0
         notify_guest(m.notifier, m.debt, m.answer_fd, m.counts)
-    return done + (1 if trapped else 0) + m.parts  # owed: to go on without a sleep
+    return done + (1 if trapped else 0)
 
 
 @compiled
@@ -369,12 +377,12 @@ def arm(m):
 
 
 @compiled
-def has_work(m):
+def has_work(m, now):
     """True if a turn would find something to do."""
     q = qp_at(m.qp)
     if load32_acquire(m.page + SEQUENCE) != m.trap or (_can_hand_in(m) and receives_completed(q)):
         return True
-    return m.sq_cons != m.sq_prod and (send_room(q) >= m.send_wanted or sends_completed(q))
+    return m.sq_cons != m.sq_prod and m.sends_at <= now and (send_room(q) >= m.send_wanted or sends_completed(q))
 
 
 @entry(void(i64))

@@ -11,7 +11,7 @@ from hyp.counters import commit
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, sleep, spins, wait_at
 from hyp.kernels import compiled, entry, i64
-from hyp.monitor.machine import MACHINE_BYTES, arm, has_work, machine_at, owed_at, publish, serve
+from hyp.monitor.machine import MACHINE_BYTES, arm, due_at, has_work, machine_at, publish, serve
 
 START_MACHINE, STOP_MACHINE = 1, 2
 MAIL = mail_record("machine")
@@ -53,18 +53,18 @@ def _arm(v):
         return True
     for number in range(v.machine_count):
         m = _machine(v, number)
-        if m.active != 0 and has_work(m):
+        if m.active != 0 and has_work(m, v.now):
             return True
     return False
 
 
 @compiled
-def _owed_in(v):
-    """How long until a guest can be told of what it has not been (ns); −1: there is nothing."""
+def _due_in(v):
+    """How long until there is something to do for a guest that is made to wait (ns); −1: there is nothing."""
     deadline = -1
     for number in range(v.machine_count):
         m = _machine(v, number)
-        at = owed_at(m, v.now) if m.active != 0 else -1
+        at = due_at(m, v.now) if m.active != 0 else -1
         if at >= 0:
             deadline = at if deadline < 0 else min(deadline, at)
     return -1 if deadline < 0 else max(deadline - clock_ns(), 0)
@@ -77,7 +77,7 @@ def _idle(v):
     if spins(v, wait):
         return
     if not _arm(v):
-        sleep(wait, _owed_in(v), v.counts)
+        sleep(wait, _due_in(v), v.counts)
         commit(v.counts, v.counts_shared)
     end_spin(v, v.counts)
 

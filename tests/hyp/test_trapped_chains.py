@@ -1,6 +1,6 @@
 """Frames of many fragments and offloads on an emulated NIC: the real one's cases and slow model (tests/nic/test_chains.py)."""
 
-import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +23,10 @@ from hyp.abi.nic import (
     STATUS_BAD_OFFLOAD,
     STATUS_OK,
 )
-from hyp.atomics import clock_ns, u32_sub
+from hyp.atomics import u32_sub
 from hyp.control import Refused
 from hyp.kernels import entry, i64
-from hyp.monitor.machine import BUDGET_PARTS, machine_at, serve
+from hyp.monitor.machine import BUDGET_PARTS, PART_NS, machine_at, serve
 from tests.nic.test_chains import ALL, BLANK, CASES, GSO, HOSTILE, MTU, exchange, fragments_of, packet, post_chain
 from tests.support.fuzz import SEED, TIERS, fuzz
 from tests.support.guests import JUST_BELOW_WRAP, WIRE_MAC, Guest, eventually
@@ -175,41 +175,51 @@ def test_a_frame_waits_until_the_guest_has_buffers_for_all_of_it() -> None:
         assert faults_and_drops(bench, anna) == bench.drops() == {}
 
 
-@entry(i64(i64, i64))
-def take_turn(machine: int, platform: int) -> int:
-    """A turn of a machine that the loop leaves alone. Returns how many descriptors were sent in it."""
+@entry(i64(i64, i64, i64))
+def take_turn(machine: int, platform: int, now: int) -> int:
+    """A turn, at `now`, of a machine that the loop leaves alone. Returns how many descriptors were sent in it."""
     m = machine_at(machine)
     before = m.sq_cons
-    serve(m, platform, clock_ns())
+    serve(m, platform, now)
     return int(u32_sub(m.sq_cons, before))
 
 
-def test_who_sends_frames_that_become_very_many_has_fewer_turns() -> None:
-    """As many as there would be of what the NIC makes of them; of frames that become one, or few, every turn has all."""
+def test_who_sends_frames_that_become_very_many_waits_for_as_long_as_the_nic_takes() -> None:
+    """Of frames that become as many as an MTU of 1500 asks for, every turn has all."""
     with two() as (bench, anna, _):
-        emulation = bench.hypervisor.system.emulation
-        record = emulation._records[0:1]
+        record = bench.hypervisor.system.emulation._records[0:1]
+        platform = bench.hypervisor.system.platform_page.address
         eventually(lambda: _sleeps(bench), "the loop to sleep")
         record["active"] = 0
+        words, anna.words = anna.words, {}
 
-        def turns(length: int, segment: int, frames: int) -> list[int]:
-            """Have frames sent, to be cut so; the descriptors of each turn."""
-            found = list[int]()
+        def post(length: int, segment: int, frames: int) -> None:
             for _ in range(frames):
                 fragments = fragments_of(bytes(packet(anna, WIRE_MAC, length)), PAGE)
                 anna.send_chain(fragments, BLANK | GSO[4], segment)
             record["sq_prod"] += frames * len(fragments)
-            while record["sq_cons"] != record["sq_prod"] or record["parts"]:
-                found.append(take_turn(record.ctypes.data, bench.hypervisor.system.platform_page.address))
-            return found
 
-        anna.words = {}
-        assert turns(1448 * 45, 1448, 4) == [48, 16], "BUDGET_BYTES, and what was left of a frame"
-        taken = turns(1000 * MIN_SEGMENT, MIN_SEGMENT, 2)
-        assert [n for n in taken if n] == [12, 12]
-        assert len(taken) == math.ceil(2 * 1000 / BUDGET_PARTS)
+        now = time.monotonic_ns()
+        post(1448 * 45, 1448, 4)
+        assert [take_turn(record.ctypes.data, platform, now) for _ in range(3)] == [48, 16, 0], (
+            "BUDGET_BYTES, and the rest of a frame"
+        )
+        post(1000 * MIN_SEGMENT, MIN_SEGMENT, 2)
+        later = now + (1000 - BUDGET_PARTS) * PART_NS
+        moments = (now, now, later - 1, later, later)
+        assert [take_turn(record.ctypes.data, platform, moment) for moment in moments] == [12, 0, 0, 12, 0]
         assert anna.sent(6) == [STATUS_OK] * 6
-        record["active"] = 1
+        record["active"], anna.words = 1, words
+        bench.at_rest()
+
+
+def test_the_loop_goes_on_with_who_has_waited() -> None:
+    with two() as (bench, anna, _):
+        for _ in range(2):
+            for _ in range(4):
+                one = packet(anna, WIRE_MAC, 1000 * MIN_SEGMENT)
+                anna.send_chain(fragments_of(bytes(one), PAGE), BLANK | GSO[4], MIN_SEGMENT)
+            assert anna.sent(4) == [STATUS_OK] * 4
         bench.at_rest()
 
 
