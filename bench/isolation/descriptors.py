@@ -12,7 +12,7 @@ from bench.isolation.drivers import WRAP, RingDriver
 from bench.isolation.frames import NOBODY
 from hyp.abi.fragment import MIN_SEGMENT
 from hyp.abi.netif import EXTRA_TYPE_GSO, EXTRA_TYPE_HASH, TXF_CSUM_BLANK, TXF_EXTRA_INFO, TXF_MORE_DATA
-from hyp.abi.nic import MIN_BUFFER, PAGE
+from hyp.abi.nic import PAGE
 
 FRAME: Final = 200
 SPLIT: Final = ("split",)
@@ -248,12 +248,6 @@ def shortest_buffers(a: Attacker) -> None:
         paths=QUEUES, sent_to=True, fast=True)  # fmt: skip
 def bytes_for_buffers(a: Attacker) -> None:
     a.loop(loops.post_again, size=1)
-
-
-@attack("the smallest receive buffers that a frame goes on after, posted and sent to as fast as can be", Door.RINGS, Control.TAKES,
-        paths=QUEUES, sent_to=True, fast=True)  # fmt: skip
-def smallest_buffers(a: Attacker) -> None:
-    a.loop(loops.post_again, size=MIN_BUFFER)
 
 
 @attack("the same request number, and one that there is not, in every request", Door.RINGS, Control.POSTS)

@@ -20,7 +20,7 @@ from bench.isolation.catalogue import ATTACKS
 from bench.isolation.descriptors import FRAME, send_chains_to_be_cut, send_to_be_cut
 from bench.isolation.frames import NOBODY, of_random_lengths
 from domu.guest import Guest
-from hyp.abi.sizes import FRAME_BUFFER
+from hyp.abi.nic import MIN_BUFFER
 from hyp.process import Process
 from hyp.xenstore.client import XenstoreClient
 
@@ -48,7 +48,7 @@ class Hostile:
             Control.QUIET: (lambda: receive(a)) if sent_to else a.rest,
             Control.BUSY: lambda: a.loop(loops.compute),
             Control.NOTIFIED: lambda: be_notified(a),
-            Control.TAKES: lambda: a.loop(loops.post_again, size=FRAME_BUFFER),
+            Control.TAKES: lambda: a.loop(loops.post_again, size=MIN_BUFFER),
             Control.SENDS: a.rest,  # another one does, whose driver is nobody's toy (trial.py)
             Control.POSTS: lambda: post(a),
             Control.ADDRESSES: lambda: address(a),
