@@ -73,7 +73,7 @@ from hyp.verbs import (
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
 BUDGET_BYTES = 128 * 1024  # that it sends in its turn; and what is left of a frame
 BUDGET_PARTS = 138  # frames that the NIC makes of what it sends in its turn: of the bytes, for an MTU of 1500
-PART_NS = 200  # for which it sends nothing, for each one more: twice what the NIC takes for the shortest
+PART_NS = 300  # for which it sends nothing, for each one more: three times what the NIC takes for the shortest
 MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
