@@ -245,7 +245,7 @@ class EngineState:
         port["features"], port["part"], port["waited_for"] = features, 0, 0
         port["counts"], port["counts_shared"] = counts
         port["staged"] = port["next"] = port["answers"] = port["pause_until"] = port["stalled"] = port["owed"] = port["waits"] = 0
-        port["parts_owed"] = 0
+        port["cut_until"] = 0
         port["credit_bytes"] = 0
 
     async def route(self, mac: str, number: int) -> None:

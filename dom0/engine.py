@@ -47,6 +47,7 @@ from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, sleep, spins, tracer_of, wait_at
+from hyp.fairness.cutting import cuts_again_at
 from hyp.fairness.patience import begin_patience, end_wait
 from hyp.fairness.storm import may_flood
 from hyp.frames import destination_of, source_of
@@ -176,8 +177,8 @@ def _pass_on(e, p, s):
 def _forward(e, p):
     """Pass the port's staged frames on, as far as its turn goes. Returns how many slots these are."""
     vif = port_of(e, p.vif)
-    done, e.flooded, e.parts, tracer = 0, 0, vif.parts_owed, tracer_of(e.wait)
-    while p.next < p.staged and e.flooded < FLOOD_BUDGET and e.parts < PARTS_BUDGET:
+    done, e.flooded, e.parts, tracer = 0, 0, 0, tracer_of(e.wait)
+    while p.next < p.staged and e.flooded < FLOOD_BUDGET and e.parts < PARTS_BUDGET and cuts_again_at(vif) <= e.now:
         s, flooded = staged_of(p, p.next), e.flooded
         if s.length > 0:
             result = DELIVERED if s.slots == 0 else judge_frame(e, p, p.next)
@@ -195,7 +196,6 @@ def _forward(e, p):
             end_frame(p)
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
-    vif.parts_owed = max(e.parts - PARTS_BUDGET, 0)
     return done
 
 
@@ -367,6 +367,8 @@ def _arm(e):
             nic_full = nic_full or p.pause_for == UPLINK
         if p.active != 0 and p.credit_at != 0:
             due_at = p.credit_at if due_at < 0 else min(due_at, p.credit_at)
+        if p.active != 0 and cuts_again_at(p) > e.now:
+            due_at = cuts_again_at(p) if due_at < 0 else min(due_at, cuts_again_at(p))
         if p.owed != 0:
             due_at = notify_at(p.debt) if due_at < 0 else min(due_at, notify_at(p.debt))
     q = qp_at(e.qp)

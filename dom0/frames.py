@@ -37,6 +37,7 @@ from hyp.abi.features import CSUM, CSUM6, SG
 from hyp.abi.fragment import CSUM_BLANK, CSUM_VALID, GSO
 from hyp.atomics import load64
 from hyp.counters import count
+from hyp.fairness.cutting import is_cut
 from hyp.fairness.patience import lose_patience, platform_wait_ends, wait_ends, waits_on
 from hyp.kernels import compiled, outlined
 from hyp.offload.frame import add_piece, begin_frame, frame_at
@@ -148,6 +149,14 @@ def _parts_made(t, f, parts):
     return 2 if parts > 1 else 0
 
 
+@compiled
+def _made(e, p, t, f, parts):
+    """One of the `parts` that a frame of `p`'s is for port `t` has been passed on, or dropped."""
+    e.parts += _parts_made(t, f, parts)
+    if t.number == UPLINK:
+        is_cut(port_of(e, p.vif), f.parts, e.now)
+
+
 @outlined
 def put_frame(e, p, k, t):
     """Pass the judged frame on to port `t`. DELIVERED, a drop's name, or PAUSE: `p.part` says how much of it has been passed on."""
@@ -162,7 +171,7 @@ def put_frame(e, p, k, t):
             if result == PAUSE:
                 return PAUSE
         _count_part(e, parts, p.part, result)
-        e.parts += _parts_made(t, f, parts)
+        _made(e, p, t, f, parts)
         p.part += 1
         p.pause_until = 0
     p.part = 0
@@ -179,7 +188,7 @@ def put_copy(e, p, k, t):
         if result == PAUSE:
             result = DROP_QUEUE_FULL
         _count_part(e, parts, part, result)
-        e.parts += _parts_made(t, f, parts)
+        _made(e, p, t, f, parts)
         part += 1
     return result
 

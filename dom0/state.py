@@ -57,7 +57,7 @@ PORT = np.dtype(
         ("waits", "i8"),  # rounds that it has been owed
         ("dirty", "i8"),
         ("failed", "i8"),
-        ("parts_owed", "i8"),  # of PARTS_BUDGET, beyond its turn's: the next ones' are as much shorter. Of the vif's first port
+        ("cut_until", "i8"),  # (ns; hyp/fairness/cutting.py), of the vif's first port
         ("turn", "i8"),  # of the queues of the vif whose first port it is: the one that comes first in the vif's next turn
         ("members", "i8"),  # numbers (i8 each) of the ports that are the vif's queues: of its first port
         ("tx_event_fd", "i8"),  # the guest's event channel for transmit responses, and for receive responses: often the same

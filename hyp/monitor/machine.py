@@ -48,6 +48,7 @@ from hyp.atomics import (
 )
 from hyp.counters import commit, count
 from hyp.events import may_notify, notify_at, notify_guest, passed, tracer_of
+from hyp.fairness.cutting import cuts_again_at
 from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
@@ -72,8 +73,6 @@ from hyp.verbs import (
 
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
 BUDGET_BYTES = 128 * 1024  # that it sends in its turn; and what is left of a frame
-BUDGET_PARTS = 138  # frames that the NIC makes of what it sends in its turn: of the bytes, for an MTU of 1500
-PART_NS = 300  # for which it sends nothing, for each one more: three times what the NIC takes for the shortest
 MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
@@ -117,8 +116,7 @@ MACHINE = np.dtype(
         ("sq_prod", "i8"),
         ("sq_cons", "i8"),
         ("send_wanted", "i8"),  # slots of our queue that the next frame wants
-        ("parts", "i8"),  # of BUDGET_PARTS, in this turn
-        ("sends_at", "i8"),  # when it may send again (ns), having sent what the NIC is long in cutting
+        ("cut_until", "i8"),  # (ns; hyp/fairness/cutting.py)
         ("scq_prod", "i8"),
         ("scq_event", "i8"),
         ("scq_told", "i8"),
@@ -156,24 +154,22 @@ def _forward(m, q, addr, length):
 
 
 @compiled
-def _may_send_more(m, total, bad):
-    """False when the turn is over, by bytes, by the work that it is for the NIC, or by frames that had to be refused."""
-    return total < BUDGET_BYTES and m.parts < BUDGET_PARTS and bad < MOST_REFUSED
+def _may_send_more(m, total, bad, now):
+    """False when the turn is over, by bytes, by frames that had to be refused, or by the work that it is for the NIC."""
+    return total < BUDGET_BYTES and bad < MOST_REFUSED and cuts_again_at(m) <= now
 
 
 @compiled
 def _serve_sends(m, q, now):
     """Step 2. Returns the number of descriptors done. The turn ends after MOST_REFUSED that were refused (nic/send.py)."""
-    if now < m.sends_at:
-        return 0
-    done, total, bad, slow, m.parts = 0, 0, 0, 0, 0
+    done, total, bad, slow = 0, 0, 0, 0
     begin_turn(m)
-    while done < BUDGET and _may_send_more(m, total, bad) and sends_left(m) > 0 and has_room(q, m.send_wanted):
+    while done < BUDGET and _may_send_more(m, total, bad, now) and sends_left(m) > 0 and has_room(q, m.send_wanted):
         m.send_wanted = 1
         addr, word = send_descriptor(m, 0)
         length = word & LENGTH_MASK
         if send_fault(word) != STATUS_OK or length > m.max_frame or not lies_within(addr, length, m.ram_bytes):
-            taken, copied, refused = send_one(m, q)
+            taken, copied, refused = send_one(m, q, now)
             if taken == 0:
                 break
             done += taken
@@ -189,8 +185,6 @@ def _serve_sends(m, q, now):
             complete_send(m, STATUS_OK)
         m.sq_cons = u32_add(m.sq_cons, 1)
         done += 1
-    if m.parts > BUDGET_PARTS:
-        m.sends_at = now + (m.parts - BUDGET_PARTS) * PART_NS
     return done
 
 
@@ -331,9 +325,10 @@ def due_at(m, now):
     """When it can be told of what it has not been, being too dear to notify just now, or sends again (ns); −1: there is nothing."""
     at = notify_at(m.debt)
     told = at if at > now and (m.answer_due != 0 or _interrupt_due(m)) else -1
-    if m.sends_at <= now or m.sq_cons == m.sq_prod:
+    sends_at = cuts_again_at(m)
+    if sends_at <= now or m.sq_cons == m.sq_prod:
         return told
-    return m.sends_at if told < 0 else min(told, m.sends_at)
+    return sends_at if told < 0 else min(told, sends_at)
 
 
 @compiled
@@ -382,7 +377,7 @@ def has_work(m, now):
     q = qp_at(m.qp)
     if load32_acquire(m.page + SEQUENCE) != m.trap or (_can_hand_in(m) and receives_completed(q)):
         return True
-    return m.sq_cons != m.sq_prod and m.sends_at <= now and (send_room(q) >= m.send_wanted or sends_completed(q))
+    return m.sq_cons != m.sq_prod and cuts_again_at(m) <= now and (send_room(q) >= m.send_wanted or sends_completed(q))
 
 
 @entry(void(i64))

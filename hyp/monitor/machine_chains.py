@@ -45,6 +45,7 @@ from hyp.abi.trace import NOWHERE
 from hyp.atomics import load64, u32_add
 from hyp.counters import count
 from hyp.events import tracer_of
+from hyp.fairness.cutting import is_cut
 from hyp.frames import lies_within, takes_part
 from hyp.kernels import compiled, outlined
 from hyp.monitor.guest_queues import (
@@ -87,7 +88,7 @@ def signal_for(q: Any, n: int) -> int:
 
 
 @outlined
-def send_one(m: Any, q: Any) -> Any:
+def send_one(m: Any, q: Any, now: int) -> Any:
     """Send the guest's next frame, whatever it is. Returns (descriptors done, bytes copied, whether it was refused).
 
     0 descriptors: `m.send_wanted` slots of our queue are waited for.
@@ -108,7 +109,7 @@ def send_one(m: Any, q: Any) -> Any:
     count(m.counts, TX_BYTES, f.length & 0xFFFF)
     drop = 0
     if status == STATUS_OK:
-        _post(m, q, f)
+        _post(m, q, f, now)
     else:
         drop = _refuse(m, f, status)
     tracer = tracer_of(m.wait)
@@ -181,14 +182,13 @@ def _take_over(m: Any, q: Any, f: Any, n: int) -> None:
 
 
 @compiled
-def _post(m: Any, q: Any, f: Any) -> None:
+def _post(m: Any, q: Any, f: Any, now: int) -> None:
     """Post the frame on the NIC, as a chain if it has several pieces, its offloads in the first."""
     last, signal = f.count - 1, signal_for(q, f.count)
     for k in range(f.count):
         flags = (DESC_MORE if k < last else signal) | (f.offload >> 32 if k == 0 else 0)
         post_send(q, piece_addr(f.pieces, k) - m.own_ram, piece_length(f.pieces, k), flags)
-    if f.parts > 1:
-        m.parts += f.parts
+    is_cut(m, f.parts, now)
     count(m.uplink, TX_FRAMES, 1)
     count(m.uplink, TX_BYTES, f.length)
 

@@ -25,8 +25,9 @@ from hyp.abi.nic import (
 )
 from hyp.atomics import u32_sub
 from hyp.control import Refused
+from hyp.fairness.cutting import CREDIT_NS, PART_NS
 from hyp.kernels import entry, i64
-from hyp.monitor.machine import BUDGET_PARTS, PART_NS, machine_at, serve
+from hyp.monitor.machine import machine_at, serve
 from tests.nic.test_chains import ALL, BLANK, CASES, GSO, HOSTILE, MTU, exchange, fragments_of, packet, post_chain
 from tests.support.fuzz import SEED, TIERS, fuzz
 from tests.support.guests import JUST_BELOW_WRAP, WIRE_MAC, Guest, eventually
@@ -205,8 +206,9 @@ def test_who_sends_frames_that_become_very_many_waits_for_as_long_as_the_nic_tak
             "BUDGET_BYTES, and the rest of a frame"
         )
         bench.at_rest()  # the NIC has room for more
+        now += 4 * 45 * PART_NS
         post(1000 * MIN_SEGMENT, MIN_SEGMENT, 2)
-        later = now + (1000 - BUDGET_PARTS) * PART_NS
+        later = now + 1000 * PART_NS - CREDIT_NS
         moments = (now, now, later - 1, later, later)
         assert [take_turn(record.ctypes.data, platform, moment) for moment in moments] == [12, 0, 0, 12, 0]
         assert anna.sent(6) == [STATUS_OK] * 6
