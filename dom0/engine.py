@@ -178,7 +178,9 @@ def _forward(e, p):
     """Pass the port's staged frames on, as far as its turn goes. Returns how many slots these are."""
     vif = port_of(e, p.vif)
     done, e.flooded, e.parts, tracer = 0, 0, 0, tracer_of(e.wait)
-    while p.next < p.staged and e.flooded < FLOOD_BUDGET and e.parts < PARTS_BUDGET and cuts_again_at(vif) <= e.now:
+    if cuts_again_at(vif) > e.now:
+        return 0
+    while p.next < p.staged and e.flooded < FLOOD_BUDGET and e.parts < PARTS_BUDGET:
         s, flooded = staged_of(p, p.next), e.flooded
         if s.length > 0:
             result = DELIVERED if s.slots == 0 else judge_frame(e, p, p.next)
@@ -196,6 +198,8 @@ def _forward(e, p):
             end_frame(p)
         p.next += max(s.slots, 1)
         done += max(s.slots, 1)
+        if s.slots != 0 and cuts_again_at(vif) > e.now:
+            break
     return done
 
 
