@@ -12,7 +12,8 @@ from typing import Any, Final
 from hyp.kernels import compiled
 
 PART_NS: Final = 200
-CREDIT_NS: Final = 40_000
+CREDIT_NS: Final = 200_000
+"""More than a queue to the NIC full of the longest frames, cut for an MTU of 1500: who sends these is not to sleep between them."""
 
 
 @compiled

@@ -16,6 +16,7 @@ import pytest
 from domu.frontends.split import TX_REF
 from hyp.abi.grant import PAGE_BYTES
 from hyp.abi.netif import RSP_NULL, RSP_OKAY
+from hyp.fairness.cutting import CREDIT_NS, PART_NS
 from hyp.paths import GRANT_MODES
 from lab.ledger import unbalanced
 from tests.dom0.test_fuzz_chains import SLOTS, SOUND, Posting, content_of, slots_of, world
@@ -158,5 +159,19 @@ def test_the_frame_after_one_half_cut_whose_station_is_forgotten_is_cut_from_its
             await cut.call("responses", count=arrive)
             cut.answered += arrive
             assert await there.exchange([SOUND | {"to": "cut", "parts": whole}]) == {f"cut {RX_VALIDATED | RX_BLANK}": whole}
+
+    run(main())
+
+
+def test_frames_that_the_nic_makes_over_a_thousand_of_wait_and_get_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is more than may be ahead of the NIC: Dom0 goes on by itself, and what comes behind them does, too."""
+    shape = SOUND | {"to": "wire", "gso": 48, "parts": 1300}
+    assert 1300 * PART_NS > CREDIT_NS
+
+    async def main() -> None:
+        async with world(tmp_path, monkeypatch, "copy", 1500) as there:
+            assert await there.exchange([shape] * 4) == {"wire 0": 4 * 1300}
+            await until(there.nothing_is_under_way, "a frame behind them to be on the wire")
+            assert await there.exchange([SOUND]) == {"whole GSO": 1}
 
     run(main())

@@ -207,10 +207,10 @@ def test_who_sends_frames_that_become_very_many_waits_for_as_long_as_the_nic_tak
         )
         bench.at_rest()  # the NIC has room for more
         now += 4 * 45 * PART_NS
-        post(1000 * MIN_SEGMENT, MIN_SEGMENT, 2)
-        later = now + 1000 * PART_NS - CREDIT_NS
+        post(1300 * MIN_SEGMENT, MIN_SEGMENT, 2)
+        later = now + 1300 * PART_NS - CREDIT_NS
         moments = (now, now, later - 1, later, later)
-        assert [take_turn(record.ctypes.data, platform, moment) for moment in moments] == [12, 0, 0, 12, 0]
+        assert [take_turn(record.ctypes.data, platform, moment) for moment in moments] == [16, 0, 0, 16, 0]
         assert anna.sent(6) == [STATUS_OK] * 6
         record["active"], anna.words = 1, words
         bench.at_rest()
@@ -220,7 +220,7 @@ def test_the_loop_goes_on_with_who_has_waited() -> None:
     with two() as (bench, anna, _):
         for _ in range(2):
             for _ in range(4):
-                one = packet(anna, WIRE_MAC, 1000 * MIN_SEGMENT)
+                one = packet(anna, WIRE_MAC, 1300 * MIN_SEGMENT)
                 anna.send_chain(fragments_of(bytes(one), PAGE), BLANK | GSO[4], MIN_SEGMENT)
             assert anna.sent(4) == [STATUS_OK] * 4
         bench.at_rest()
