@@ -47,7 +47,7 @@ from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, sleep, spins, tracer_of, wait_at
-from hyp.fairness.cutting import cuts_again_at
+from hyp.fairness.cutting import cuts_again_at, is_cut
 from hyp.fairness.patience import begin_patience, end_wait
 from hyp.fairness.storm import may_flood
 from hyp.frames import destination_of, source_of
@@ -200,6 +200,8 @@ def _forward(e, p):
         done += max(s.slots, 1)
         if s.slots != 0 and cuts_again_at(vif) > e.now:
             break
+    if e.parts > PARTS_BUDGET:  # by a frame for many, perhaps, each of whom got it in parts
+        is_cut(vif, e.parts - PARTS_BUDGET, e.now)
     return done
 
 

@@ -150,10 +150,10 @@ def _parts_made(t, f, parts):
 
 
 @compiled
-def _made(e, p, t, f, parts):
-    """One of the `parts` that a frame of `p`'s is for port `t` has been passed on, or dropped."""
+def _made(e, p, t, f, parts, result):
+    """One of the `parts` that a frame of `p`'s is for port `t` has been passed on, or dropped: `result`."""
     e.parts += _parts_made(t, f, parts)
-    if t.number == UPLINK:
+    if t.number == UPLINK and result == DELIVERED:
         is_cut(port_of(e, p.vif), f.parts, e.now)
 
 
@@ -171,7 +171,7 @@ def put_frame(e, p, k, t):
             if result == PAUSE:
                 return PAUSE
         _count_part(e, parts, p.part, result)
-        _made(e, p, t, f, parts)
+        _made(e, p, t, f, parts, result)
         p.part += 1
         p.pause_until = 0
     p.part = 0
@@ -188,7 +188,7 @@ def put_copy(e, p, k, t):
         if result == PAUSE:
             result = DROP_QUEUE_FULL
         _count_part(e, parts, part, result)
-        _made(e, p, t, f, parts)
+        _made(e, p, t, f, parts, result)
         part += 1
     return result
 

@@ -17,6 +17,7 @@ start: there is no confinement by half.
 
 import contextlib
 import errno
+import glob
 import os
 import resource
 import sys
@@ -40,8 +41,9 @@ PROCESSES, DESCRIPTORS, FILE_BYTES, QUEUE_BYTES, SIGNALS = 128, 1024, 64 << 20, 
 FIRST_UID, UIDS = 0x4000_0000, 1 << 29
 """Where uids of guests are: beyond all that distributions give to users and containers."""
 _SYSTEM = ("/bin", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/proc", "/sbin", "/usr")
-_DESCRIBED = ("/sys/class/net", "/sys/devices/system/cpu", "/sys/devices/system/node", "/sys/devices/virtual/net", "/sys/kernel/mm")
-"""Of /sys: what programs ask for. Much else is read from a device, or counted by all CPUs."""
+_CPUS = "/sys/devices/system/cpu"
+_DESCRIBED = ("/sys/class/net", "/sys/devices/virtual/net", "/sys/devices/system/node", "/sys/kernel/mm")
+"""Of /sys: what programs ask for. Much else is read from a device, or counted by all CPUs; of a CPU, by that one."""
 _DEVICES = tuple(f"/dev/{name}" for name in ("full", "null", "random", "tty", "urandom", "zero"))  # no ptmx: they are numbered
 _PROGRAMS = (0, 1, 3, 5, 6, 7, 10, 13)
 """In the guest's namespaces: CHOWN, DAC_OVERRIDE, FOWNER, KILL, SETGID, SETUID, NET_BIND_SERVICE, NET_RAW. Not NET_ADMIN: a
@@ -184,7 +186,8 @@ def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bo
     with step("give up files (Landlock)", dict.fromkeys((errno.ENOSYS, errno.EOPNOTSUPP), missing)):
         landlock.restrict(
             [
-                *((path, landlock.READ) for path in (*_SYSTEM, *_DESCRIBED, *readable, sys.prefix, sys.base_prefix)),
+                *((path, landlock.READ) for path in (*_SYSTEM, *_DESCRIBED, *_of_cpus(), *readable, sys.prefix, sys.base_prefix)),
+                (_CPUS, landlock.READ_DIR),
                 *((path, landlock.READ | landlock.WRITE_FILE | landlock.IOCTL_DEV) for path in _DEVICES),
                 ("/proc", landlock.READ),  # not its own oom_score_adj, for one
                 (SHM, landlock.ALL),
@@ -192,6 +195,12 @@ def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bo
         )
     with step("filter system calls (seccomp)"):
         syscalls.restrict(network=network, placed=placed)
+
+
+def _of_cpus() -> list[str]:
+    """What is told of CPUs without asking them: which there are, and how they lie."""
+    found = [f"{_CPUS}/{name}" for name in ("kernel_max", "online", "possible", "present")]
+    return found + glob.glob(f"{_CPUS}/cpu[0-9]*/topology") + glob.glob(f"{_CPUS}/cpu[0-9]*/cache")
 
 
 def _limit() -> None:

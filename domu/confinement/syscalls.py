@@ -8,16 +8,18 @@ what the kernel counts against whoever runs the topology (inotify), or passes th
 
 Of some it depends on an argument: no clone(2) into new namespaces, nor for its parent, who may be outside; no hole in memory that
 others have mapped; no ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's; no setpriority(2) of
-all that its user runs, who may be other guests'; no prctl(2) that says who may share a core with it, or makes a core slower for the
-next one; none that filters system calls: such filters are compiled, into memory that is the whole machine's; no fcntl(2) that has
-others wait for it when they open a file, has it told what they do in a folder, or signals a group. No locks of files (ENOLCK): they
-are memory that no limit counts, and to read a file of the host's is enough to lock it. Of sockets' options those that options.py
-has. Where a topology's `[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
+all that its user runs, who may be other guests'; of prctl(2) and arch_prctl(2) what programs say of themselves, not who may share a
+core with them, what makes a core slower for the next one, what takes memory, or what filters system calls: such filters are
+compiled, into memory that is the whole machine's; no fcntl(2) that has others wait for it when they open a file, has it told what
+they do in a folder, or signals a group; of a TAP that it has no ioctl(2) but for offloads. No locks of files (ENOLCK): they are
+memory that no limit counts, and to read a file of the host's is enough to lock it. Of sockets' options those that options.py has.
+Where a topology's `[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
 
 Sockets are of the families that the guest needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a
-socket in the file system is its host's; of AF_NETLINK those by which interfaces, addresses and routes are looked at). Families,
-protocols, bridges, VLANs and line disciplines that the kernel does not know it looks for among its modules, and runs modprobe(8) as
-root for it: none but what is usual is asked for.
+socket in the file system is its host's; of AF_NETLINK those by which interfaces, addresses and routes are looked at; none of
+AF_PACKET: those are walked for packets of the whole machine, and their lists of addresses have no end). Families, protocols,
+bridges, VLANs and line disciplines that the kernel does not know it looks for among its modules, and runs modprobe(8) as root for
+it: none but what is usual is asked for.
 
 Some do nothing, and say that they have: a program that means well goes on. They write back what is everybody's (sync, syncfs,
 sync_file_range), throw it out of the page cache (an advice of fadvise64), or change the limit on core files, by which there are
@@ -43,7 +45,7 @@ getpriority getrandom getresgid getresuid getrlimit getrusage getsid getsockname
 ioctl ioprio_get kill lchown lgetxattr link linkat listen listxattr
 llistxattr lseek lstat mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mremap msync munlock
 munlockall munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
-pkey_mprotect poll ppoll prctl arch_prctl pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2 read readahead
+pkey_mprotect poll ppoll pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2 read readahead
 readlink readlinkat readv recvfrom recvmmsg recvmsg rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction
 rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_tgsigqueueinfo sched_get_priority_max
 sched_get_priority_min sched_getaffinity sched_getattr sched_getparam sched_getscheduler sched_rr_get_interval sched_setaffinity
@@ -51,15 +53,16 @@ sched_yield select sendfile sendmmsg sendmsg sendto set_robust_list set_tid_addr
 setpgid setregid setresgid setresuid setreuid setrlimit setsid setuid shutdown sigaltstack splice stat statfs statx symlink
 symlinkat sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_settime
 times tkill truncate umask uname unlink unlinkat utime utimensat utimes vfork vmsplice wait4 waitid write writev fstat fstatfs"""
-_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK, _AF_PACKET = 1, 2, 10, 16, 17
+_AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _SOCK_TYPE, _STREAM, _DGRAM, _RAW, _SEQPACKET = 0xF, 1, 2, 3, 5
 _PAIRED = (_STREAM, _SEQPACKET)  # of socketpair(2); of one of SOCK_DGRAM datagrams go anywhere
 _STREAMS, _DATAGRAMS = (0, 6), {_AF_INET: (0, 17, 1), _AF_INET6: (0, 17, 58)}  # TCP; UDP, and ICMP for ping
 _RAW_PROTOCOLS = 0xFFFF_FFFF_FFFF_FF00  # bits that none has
 _NETLINK = 0  # NETLINK_ROUTE
-_ADVICE = (*range(5), 8, *range(10, 20), 22, 23)
-"""Of madvise(2): all but MADV_REMOVE, MADV_HWPOISON, what only root has, and what takes pages away from others who map them, be it
-for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during which who touches one waits, for seconds."""
+_ADVICE = (*range(5), 8, 10, 11, *range(13, 20), 22, 23)
+"""Of madvise(2): all but MADV_REMOVE, MADV_HWPOISON, what only root has, MADV_MERGEABLE, which has a thread of the kernel's
+compare, and what takes pages away from others who map them, be it for a while: MADV_COLD, MADV_PAGEOUT, and MADV_COLLAPSE, during
+which who touches one waits, for seconds."""
 _NO_HOLE = (0, 1)  # of fallocate(2): FALLOC_FL_KEEP_SIZE at most
 _PERSONALITY = (0, 0xFFFF_FFFF)
 _CLONE_PARENT = 0x8000
@@ -68,11 +71,17 @@ _IOCTLS = (
     0x5412, 0x541C,  # TIOCSTI, and TIOCLINUX, which pastes
     0x5423,  # TIOCSETD
     0x8901, 0x8902,  # FIOSETOWN, SIOCSPGRP
+    0x8906, 0x8907, 0x8010_8906, 0x8010_8907,  # SIOCGSTAMP, SIOCGSTAMPNS
+    0x8924, 0x8946,  # SIOCSIFHWADDR, SIOCETHTOOL
     0x8940, 0x8941, *range(0x8980, 0x8984), *range(0x89A0, 0x89A4),  # SIOCGIFBR, SIOCSIFBR; DLCI, SIOC[GS]IFVLAN; SIOCBR…
 )  # fmt: skip
+_TUN_IOCTLS, _TUNSETOFFLOAD = range(0x54C8, 0x54E4), 0x54D0  # of any size
 _OWNERS = (8, 15, 1024, 1026)  # of fcntl(2): F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
 _LOCKS = (6, 7, 37, 38)  # of fcntl(2): F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
-_PROCESS = (22, 53, 62)  # of prctl(2): PR_SET_SECCOMP, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE
+_PROCESS = (*range(1, 5), 7, 8, 15, 16, 21, 23, 24, 27, 29, 30, *range(36, 43), 47, 52, 0x5356_4D41)
+"""Of prctl(2). Not: PR_SET_SECCOMP, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE; PR_FUTEX_HASH, which takes memory; PR_MCE_KILL, …"""
+_ARCHITECTURE = (*range(0x1001, 0x1005), 0x1011, 0x1021, 0x1022)
+"""Of arch_prctl(2): FS and GS, and what there is. Not what makes a switch of contexts dearer."""
 _DONTNEED = 4  # of fadvise64(2)
 _RLIMIT_CORE = 4
 _EPERM, _ENOLCK, _ENOSYS, _ENOPROTOOPT, _EPROTONOSUPPORT = 1, 37, 38, 92, 93
@@ -98,9 +107,16 @@ def restrict(*, network: bool, placed: bool) -> None:
     _allow(seccomp, network=network)
 
 
+def _filter(seccomp: ModuleType, otherwise: int) -> Any:
+    """An empty filter. Who calls as on another architecture is told so: libseccomp would have him killed, which the kernel logs."""
+    made = seccomp.SyscallFilter(defaction=otherwise)
+    made.set_attr(seccomp.Attr.ACT_BADARCH, seccomp.ERRNO(_ENOSYS))
+    return made
+
+
 def _refuse(seccomp: ModuleType, *, placed: bool) -> None:
     """Load the filter of calls that are allowed but for some arguments."""
-    refused = seccomp.SyscallFilter(defaction=seccomp.ALLOW)
+    refused = _filter(seccomp, seccomp.ALLOW)
 
     def is_int(argument: int, value: int) -> Any:
         """The kernel reads 32 bits of it."""
@@ -109,9 +125,12 @@ def _refuse(seccomp: ModuleType, *, placed: bool) -> None:
     def refuse(name: str, *conditions: Any, error: int = _EPERM) -> None:
         refused.add_rule(seccomp.ERRNO(error), name, *conditions)
 
-    for name, argument, values in (("ioctl", 1, _IOCTLS), ("fcntl", 1, _OWNERS), ("prctl", 0, _PROCESS)):
+    for name, argument, values in (("ioctl", 1, _IOCTLS), ("fcntl", 1, _OWNERS)):
         for value in values:
             refuse(name, is_int(argument, value))
+    for number in _TUN_IOCTLS:
+        if number != _TUNSETOFFLOAD:
+            refuse("ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF, number))
     for lock in _LOCKS:
         refuse("fcntl", is_int(1, lock), error=_ENOLCK)
     refuse("flock", error=_ENOLCK)
@@ -135,7 +154,7 @@ def _refuse(seccomp: ModuleType, *, placed: bool) -> None:
 
 def _allow(seccomp: ModuleType, *, network: bool) -> None:
     """Load the filter of all calls that are allowed."""
-    allowed = seccomp.SyscallFilter(defaction=seccomp.ERRNO(_ENOSYS))
+    allowed = _filter(seccomp, seccomp.ERRNO(_ENOSYS))
 
     def allow(name: str, *conditions: Any) -> None:
         try:
@@ -163,6 +182,10 @@ def _allow(seccomp: ModuleType, *, network: bool) -> None:
     allow_each("fallocate", 1, _NO_HOLE)
     allow_each("personality", 0, _PERSONALITY)
     allow_each("setpriority", 0, _PRIORITIES)
+    for option in _PROCESS:
+        allow("prctl", seccomp.Arg(0, seccomp.MASKED_EQ, 0xFFFF_FFFF, option))
+    for option in _ARCHITECTURE:
+        allow("arch_prctl", seccomp.Arg(0, seccomp.MASKED_EQ, 0xFFFF_FFFF, option))
     for table in (options.ALLOWED, options.DONE_WITHOUT):  # `_refuse` has an answer to the latter
         for level, named in table.items():
             allow_each("setsockopt", 2, named, seccomp.Arg(1, seccomp.EQ, level))
@@ -172,5 +195,4 @@ def _allow(seccomp: ModuleType, *, network: bool) -> None:
             allow_each("socket", 2, datagrams, family(internet), kind(_DGRAM))
             allow("socket", family(internet), kind(_RAW), seccomp.Arg(2, seccomp.MASKED_EQ, _RAW_PROTOCOLS, 0))
         allow("socket", family(_AF_NETLINK), seccomp.Arg(2, seccomp.EQ, _NETLINK))
-        allow("socket", family(_AF_PACKET))
     allowed.load()

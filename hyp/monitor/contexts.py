@@ -51,7 +51,8 @@ class Contexts:
         """The NIC's engines run: hand the contexts over that there are, with what was set up for them; then calls may go on."""
         if not self.nic.ready.done():
             for number, domain in sorted(self._contexts.items(), key=lambda item: self._place(*item)):
-                await self._hand_over(domain, domain.contexts[number])
+                if number in domain.contexts:
+                    await self._hand_over(domain, domain.contexts[number])
             for number in set(self._filters.values()):
                 macs = [mac for mac, owner in self._filters.items() if owner == number]
                 generation = self._contexts[number].contexts[number].generation
@@ -73,6 +74,8 @@ class Contexts:
             if context.started is not None:
                 what = context.started
                 await self.nic.ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
+            if domain.contexts.get(context.number) is not context:  # it was closed meanwhile, by who did not wait for this NIC
+                await self.nic.ask("context_destroy", context=context.number, generation=context.generation, drain=False)
         except (Refused, OSError) as error:  # its memory is cut off, for instance, or has a lease on it: its own affair
             log.error("context %d of domain %d (%s) cannot go on: %s", context.number, domain.domid, domain.name, error)
         context.upcall.wake(context.completion_fd)
