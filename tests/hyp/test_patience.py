@@ -137,7 +137,7 @@ def test_a_turn_of_slow_frames_ends_by_the_clock() -> None:
     clock = iter(range(0, 1 << 40, 2_000))
     ask = FunctionType(turns.is_turn_spent.py_func.__code__, {**vars(turns), "clock_ns": lambda: next(clock)})
     e = SimpleNamespace(turn_until=0, look_at=0)
-    for copied, work, looks in ((0, 1, 2), (16_000, 1, 3), (32_000, 1, 4), (32_000, 5, 4)):  # 2 us from one look to the next
+    for copied, work, looks in ((0, 1, 2), (32_000, 1, 3), (64_000, 1, 4), (64_000, 5, 4)):  # 2 us from one look to the next
         turns.begin_turn.py_func(e)
         spent = [ask(e, (k + 1) * work, copied) for k in range(50)]
         assert spent.index(True) == looks * (turns.LOOK if work == 1 else 1)

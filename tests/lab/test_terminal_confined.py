@@ -104,9 +104,10 @@ def test_an_editors_modes_are_not_the_programs(lab: str) -> None:
     """A shell that edits lines has its terminal so while a job begins in the background."""
     with screen("bash", "--norc", "-i", PS1=PROMPT) as shown:
         shown.expect(PROMPT)
-        shown.enter(line(lab, "exec sh -c \"read answer; echo ans''wer \\$answer\"") + " &")
+        shown.enter(line(lab, "exec sh -c \"read answer; echo ans''wer \\$answer\"") + " & echo exec $!,")
+        front = int(shown.expect(r"exec (\d+),")[1])
         program = program_of(shown)
-        wait_until(lambda: state(program) == "T", "the program to be stopped, since it reads")
+        wait_until(lambda: state(program) == state(front) == "T", "the program to be stopped, since it reads")
         shown.enter("fg")
         wait_until(lambda: state(program) == "S", "the program to go on")
         shown.type("yes\r")
