@@ -16,6 +16,7 @@ so is confined (domu/confinement/confine.py).
 
 import array
 import errno
+import gc
 import importlib
 import os
 import select
@@ -86,6 +87,7 @@ def _load(sock: socket.socket, modules: list[str]) -> None:
         raise
     if kernels.store.trouble is not None:
         tell("notice", text=f"compiled code is not kept ({kernels.store.trouble}); XBL_CACHE can name another folder for it")
+    gc.freeze()  # what is loaded is there for good: whoever is forked does not look through it, in the turn of whom it serves
     tell("warm", seconds=time.perf_counter() - start)
 
 
