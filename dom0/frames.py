@@ -47,8 +47,8 @@ DELIVERED, PAUSE = 0, -1
 WHOLE = -1
 """In place of a part's number."""
 PARTS_BUDGET = 3 * STAGE
-"""Frames made of longer ones that a port's turn has at most: the other ports wait for each of them. One that is made here counts as
-two, one that the NIC makes as one. A stage of the longest frames, for an MTU of 1500, is one turn."""
+"""What making frames of longer ones may take of a port's turn: the other ports wait for each of them, and each counts as two. Those
+that the NIC makes are not in it, as who has them made waits for as long as the NIC takes (hyp/fairness/cutting.py)."""
 
 
 @outlined
@@ -142,17 +142,15 @@ def _count_part(e, parts, part, result):
 
 
 @compiled
-def _parts_made(t, f, parts):
-    """What passing on one of the `parts` that a frame is for port `t` takes of PARTS_BUDGET: at the uplink the NIC makes them."""
-    if t.number == UPLINK:
-        return f.parts if f.parts > 1 else 0
+def _work_of(parts):
+    """What one of the `parts` that a frame is for its receiver takes of PARTS_BUDGET."""
     return 2 if parts > 1 else 0
 
 
 @compiled
 def _made(e, p, t, f, parts, result):
     """One of the `parts` that a frame of `p`'s is for port `t` has been passed on, or dropped: `result`."""
-    e.parts += _parts_made(t, f, parts)
+    e.parts += _work_of(parts)
     if t.number == UPLINK and result == DELIVERED:
         is_cut(port_of(e, p.vif), f.parts, e.now)
 
@@ -163,7 +161,7 @@ def put_frame(e, p, k, t):
     f, result = frame_at(e.frame), DELIVERED
     parts = _parts_for(t, p, k, f)
     while p.part < parts and result == DELIVERED:  # the guest may be another one since the last time, and take fewer
-        if e.parts > 0 and e.parts + _parts_made(t, f, parts) > PARTS_BUDGET:  # the turn is over; nobody is waited for
+        if e.parts > 0 and e.parts + _work_of(parts) > PARTS_BUDGET:  # the turn is over; nobody is waited for
             return PAUSE
         result = _put_part(e, p, k, t, f, p.part)
         if result == PAUSE:

@@ -6,18 +6,17 @@ A batch:
   3. deliver what other engines crossed over
   4. one turn for each guest, of one of its contexts' send queues    nic/send.py
   5. what has arrived by the wire, and its generator
-  6. publish: completions' notifications, checkpoints, counters
+  6. publish: completions' notifications, checkpoints, counters    nic/publish.py
 If nothing moved: spin for a while, then arm every queue, fence, look again, publish an even epoch and sleep.
 """
 
-from hyp.abi.counters import DMA_BYTES, DROP_DOWN, RX_BYTES, SUPPRESSED, TX_BYTES
-from hyp.abi.nic import CONTEXTS, NO_CONTEXT, RCQ_EVENT, RQ_EVENT, SCQ_EVENT, SQ_EVENT
-from hyp.abi.platform import DMA_BYTE_PRICE, EPOCH, KEEP_ARMED, SHOOTDOWN_REQUEST
+from hyp.abi.counters import DROP_DOWN
+from hyp.abi.nic import CONTEXTS, NO_CONTEXT, RQ_EVENT, SQ_EVENT
+from hyp.abi.platform import EPOCH, KEEP_ARMED, SHOOTDOWN_REQUEST
 from hyp.atomics import (
     clock_ns,
     cpu_relax,
     full_fence,
-    load32_once,
     load64,
     load64_once,
     notify,
@@ -27,14 +26,13 @@ from hyp.atomics import (
     store64_release,
     u32_add,
 )
-from hyp.counters import commit, count
+from hyp.counters import count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
-from hyp.events import end_spin, may_notify, notify_at, notify_guest, passed, sleep, spin_limit, spins, tracer_of, wait_at
+from hyp.events import end_spin, notify_at, sleep, spin_limit, spins, tracer_of, wait_at
 from hyp.fairness.patience import begin_patience, end_wait
 from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.ablation import ablated
-from hyp.model.price import charge_bytes
 from nic.crossing import (
     CONS,
     FLOOD,
@@ -52,11 +50,12 @@ from nic.crossing import (
 from nic.deliver import end_frame, is_turn_over, put_or_pause
 from nic.doorbell import note_rings
 from nic.generator import begin_generating, generate
+from nic.publish import dma_of, publish, publish_last
 from nic.queues import posted_sends
 from nic.replay import begin_replaying
 from nic.resume import checkpoint, resume
 from nic.send import flood_crossed, serve_sends
-from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, HELD, PAUSE, TOUCHED, context_of, engine_at, gate_at, touch, wire_at
+from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
 from nic.switch import enter, forget
 from nic.tap_input import serve_tap
 from nic.tracing import trace_crossed
@@ -74,8 +73,6 @@ ENTRY records and how many (`length`), and what GENERATE has; GO nothing: all th
 resumed; NOTHING nothing."""
 _mail_at = record_view(MAIL)
 CROSSING_BUDGET = 32
-PATIENCE = 3
-"""Batches that a notification may be held back while there is work (interrupt moderation). Nothing to do: none."""
 
 
 @compiled
@@ -101,13 +98,6 @@ def _heed_shootdown(e):
 
 
 @compiled
-def _dma_of(c):
-    """Bytes that were read and written for a context since it was last asked."""
-    before, c.moved = c.moved, load64(c.counts + 8 * TX_BYTES) + load64(c.counts + 8 * RX_BYTES)
-    return c.moved - before
-
-
-@compiled
 def _start_context(e, number):
     c = context_of(e, number)
     c.active = 1
@@ -115,7 +105,7 @@ def _start_context(e, number):
     first = context_of(e, c.first)
     store64(first.members + 8 * c.queue, number)
     first.queues = c.queue + 1
-    _dma_of(c)
+    dma_of(c)
     if c.mine != 0:
         store64(e.order + 8 * e.active, number)
         e.active += 1
@@ -145,53 +135,6 @@ def _free_one(sender, number):
 
 
 @compiled
-def _is_asked(c, event_offset, told, prod):
-    """True if the index that the driver waits for lies between what it was told of and `prod`. The batch's fence has been made."""
-    return passed(load32_once(c.doorbell + event_offset), told, prod)
-
-
-@compiled
-def _tell_driver(e, c, idle):
-    """Notify the driver if a completion passed its event index.
-
-    True if that is held back, since more is about to come or its guest's notifications are too dear.
-    """
-    if c.scq_prod == c.scq_told and c.rcq_prod == c.rcq_told:
-        return False
-    if c.dirty == HELD and not may_notify(c.debt, e.now):
-        return True
-    due = _is_asked(c, SCQ_EVENT, c.scq_told, c.scq_prod) or _is_asked(c, RCQ_EVENT, c.rcq_told, c.rcq_prod)
-    if due:
-        c.waits += 1
-        if (not idle and c.waits < PATIENCE) or not may_notify(c.debt, e.now):
-            return True
-        notify_guest(e.notifier, c.debt, c.completion_fd, c.counts)
-    else:
-        count(c.counts, SUPPRESSED, 1)
-    c.waits, c.scq_told, c.rcq_told = 0, c.scq_prod, c.rcq_prod
-    return False
-
-
-@compiled
-def _tell_last(e, c):
-    """A context goes: its driver is told of what it has not been, unless that is too dear just now, and it leaves `e.dirty`.
-
-    Not in `_publish`: what others of its guest are told before it there may make that too dear, and its doorbell page is gone then.
-    """
-    full_fence()
-    _tell_driver(e, c, True)
-    left = 0
-    for k in range(e.dirty_count):
-        number = load64(e.dirty + 8 * k)
-        if number != c.number:
-            store64(e.dirty + 8 * left, number)
-            left += 1
-    e.dirty_count, c.dirty = left, 0
-    charge_bytes(e.platform, DMA_BYTE_PRICE, e.counts, DMA_BYTES, _dma_of(c))
-    commit(c.counts, c.counts_shared)
-
-
-@compiled
 def _stop_context(e, number):
     c = context_of(e, number)
     c.active = 0
@@ -211,7 +154,7 @@ def _stop_context(e, number):
             left += 1
     e.active = left
     if c.mine != 0:
-        _tell_last(e, c)
+        publish_last(e, c)
 
 
 @compiled
@@ -247,7 +190,7 @@ def _take_mail(e):
         elif m.opcode == REPLAY:
             begin_replaying(e, m.entries, m.length, m.round_ns, m.frames, m.nanoseconds, m.stream, m.pps, m.shared)
         e.mail += 1
-    _publish(e, True)
+    publish(e, True)
     mail_taken(e.mailbox, e.mail)
     return stop
 
@@ -296,37 +239,6 @@ def _serve_crossing(e, producer):
         store64_release(ring + CONS, cons)
         made_room(e, ring, producer)
     return done
-
-
-@compiled
-def _publish(e, idle):
-    """End of a batch: everything that others may see of it."""
-    if e.dirty_count > 0:
-        full_fence()
-    held, octets = 0, 0
-    for k in range(e.dirty_count):
-        c = context_of(e, load64(e.dirty + 8 * k))
-        touched = c.dirty == TOUCHED
-        if _tell_driver(e, c, idle):
-            store64(e.dirty + 8 * held, c.number)
-            held += 1
-            c.dirty = HELD
-        else:
-            c.dirty = 0
-        if c.draining != 0 and posted_sends(c) == 0:
-            c.draining = 0
-            notify(e.drained_fd)
-        if touched or c.dirty == 0:  # who may be told of nothing for a while is published once
-            octets += _dma_of(c)
-            checkpoint(e, c)
-            commit(c.counts, c.counts_shared)
-    e.dirty_count = held
-    charge_bytes(e.platform, DMA_BYTE_PRICE, e.counts, DMA_BYTES, octets)
-    w = wire_at(e.wire)
-    if w.dirty != 0:
-        w.dirty = 0
-        commit(w.counts, w.counts_shared)
-    commit(e.counts, e.counts_shared)
 
 
 @compiled
@@ -494,10 +406,10 @@ def run(address: int) -> int:
         if _round(e) > 0:
             batches += 1
             end_spin(e, e.counts)
-            _publish(e, False)
+            publish(e, False)
         else:
             if e.dirty_count > 0:
-                _publish(e, True)
+                publish(e, True)
             _idle(e)
     e.epoch += 1
     store64_release(e.page + EPOCH, e.epoch)

@@ -31,9 +31,8 @@ from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
 from lab.keeper import child, keeper, output
 from lab.schema import guest, tables, values
-from nic import crossing, link
+from nic import crossing, link, publish
 from nic import device as nic_device
-from nic import engine as nic_engine
 from nic import state as nic_state
 from tests.support.documents import ROOT, read, sources
 
@@ -141,7 +140,7 @@ FACTS = [
          dom0_state.STAGE, dom0_state.FLUSH),
     fact(PACKET, rf"{N} frames \({N} KiB\) of one context in the NIC's turn",
          nic_state.BUDGET_FRAMES, nic_state.BUDGET_BYTES / 1024),
-    fact(PACKET, rf"for {N} of its rounds at most \(`PATIENCE`", nic_engine.PATIENCE),
+    fact(PACKET, rf"for {N} of its rounds at most \(`PATIENCE`", publish.PATIENCE),
     fact(PACKET, rf"for {N} of its rounds at most \(`PATIENCE`", dom0_engine.PATIENCE),
     fact(PACKET, rf"Dom0's loop takes up to {N} requests", dom0_state.STAGE),
     fact(PACKET, rf"Dom0 stages up to {N} completions", dom0_state.STAGE),

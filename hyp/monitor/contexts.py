@@ -55,6 +55,8 @@ class Contexts:
                     await self._hand_over(domain, domain.contexts[number])
             for number in set(self._filters.values()):
                 macs = [mac for mac, owner in self._filters.items() if owner == number]
+                if not macs:  # closed meanwhile
+                    continue
                 generation = self._contexts[number].contexts[number].generation
                 with suppress(Refused):  # it could not go on
                     await self.nic.ask("filter_change", context=number, generation=generation, add=macs, remove=[])
@@ -74,11 +76,13 @@ class Contexts:
             if context.started is not None:
                 what = context.started
                 await self.nic.ask("context_start", context=context.number, generation=context.generation, resume=True, **what)
-            if domain.contexts.get(context.number) is not context:  # it was closed meanwhile, by who did not wait for this NIC
-                await self.nic.ask("context_destroy", context=context.number, generation=context.generation, drain=False)
         except (Refused, OSError) as error:  # its memory is cut off, for instance, or has a lease on it: its own affair
             log.error("context %d of domain %d (%s) cannot go on: %s", context.number, domain.domid, domain.name, error)
-        context.upcall.wake(context.completion_fd)
+        if domain.contexts.get(context.number) is context:
+            context.upcall.wake(context.completion_fd)
+        else:  # it was closed meanwhile, by who did not wait for this NIC, and its descriptors with it
+            with suppress(Refused):  # the NIC has not got it
+                await self.nic.ask("context_destroy", context=context.number, generation=context.generation, drain=False)
 
     # -- a context's life --
 

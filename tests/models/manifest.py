@@ -98,7 +98,7 @@ MODELS = (
             Seed("NO_RELEASE_OWNER", "a completion's index before its owner bit", "hyp/frames.py:write_completion", PSO),
             Seed("NO_RELEASE_OWNER", "the same, on x86 alone", "hyp/frames.py:write_completion", superfluous=ON_TSO),
             Seed("NO_TELL_BEFORE_SLEEP", "what was published untold is told before sleep", "domu/frontends/bypass.py:arm_queues"),
-            Seed("NO_TELL_BEFORE_SLEEP_NIC", "a notification held back is sent before sleep", "nic/engine.py:_tell_driver"),
+            Seed("NO_TELL_BEFORE_SLEEP_NIC", "a notification held back is sent before sleep", "nic/publish.py:_tell_driver"),
         ),
     ),
     Model(
