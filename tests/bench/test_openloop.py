@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hyp.abi.counters import FOREIGN
 from hyp.abi.frame import ETHERTYPE_WIRE
 from hyp.atomics import load64, store64
 from hyp.control import Refused
@@ -26,6 +27,7 @@ from hyp.load.histogram import (
     summary,
 )
 from hyp.load.schedule import MAX_RATE, SCHEDULE, SECOND, begin_schedule, frame_sent, frames_due, schedule_at, stamp
+from hyp.load.tcp import PAYLOAD, verify_tcp, write_tcp_frame
 from nic.link import OVERHEAD
 from tests.lab.test_paths import running
 from tests.support.labs import GUESTS, run, until
@@ -97,6 +99,30 @@ def test_a_tracker_forgets_the_latencies_of_the_stream_before() -> None:
     assert "latency" not in tracker_report(trackers, 3), "a receiver without histograms"
     receive(4, 0, 1 << 62)  # from the future: counted as no time at all
     assert tracker_report(trackers, 4, histograms)["latency"]["counts"] == [[0, 1]]
+
+
+def test_tcp_frames_that_are_strangers_change_no_tracker() -> None:
+    """Of a stream that has a slot of one with latencies too early, or of one that is expected from somebody else."""
+    length = PAYLOAD + 2 * 64
+    trackers, frame, row = np.zeros(TRACKERS, TRACKER), np.zeros(length, np.uint8), np.zeros(64, np.int64)
+    at, here, counts = int(frame.ctypes.data), int(trackers.ctypes.data), int(row.ctypes.data)
+    histograms = attach_histograms(trackers)
+    write_test_frame(at, 64, 0, ETHERTYPE_WIRE << 32, 3, 0, 1)
+    assert verify(here, counts, at, 64, 1)
+    report = tracker_report(trackers, 3, histograms)
+
+    def receive(stream: int, now_ns: int) -> tuple[bool, int]:
+        write_tcp_frame(at, 0, 0, stream, 0, 2, 64)
+        foreign = int(row[FOREIGN])
+        return bool(verify_tcp(here, counts, at, length, 1, now_ns)), int(row[FOREIGN]) - foreign
+
+    assert receive(3 + TRACKERS, AFRESH_NS) == (False, 1)
+    assert tracker_report(trackers, 3, histograms) == report
+    assert receive(3 + TRACKERS, 1 + AFRESH_NS) == (True, 0)
+    assert tracker_report(trackers, 3 + TRACKERS, histograms)["frames"] == 2
+    trackers[5]["stream"], trackers[5]["source"] = 5, 0x0200_0000_0001
+    assert receive(5, 1) == receive(5 + TRACKERS, 1) == (False, 1)
+    assert trackers[5]["frames"] == trackers[5]["corrupt"] == 0
 
 
 # --- the schedule ----------------------------------------------------------------------------------------------------
