@@ -6,6 +6,9 @@ drives them: watches on the front end's state, on the back end's own nodes, whic
 A front end's mistake is told three times: in the log, in ``error/backend/vif/<domid>/<handle>/error`` under Domain 0's home, and to
 the front end by the state Closing, as Linux's xenbus_dev_fatal does. None ends the vif: a front end that closes begins anew.
 
+What a vif holds whose rings have run away is given back at once, whatever it is in the middle of: it may wait for a xenstored that
+does not answer. The front end is told when there is an answer.
+
 A guest can write its state without end, and each time there is much to look at. What that takes of Domain 0's time is its debt
 (hyp/control/debt.py): while it owes, only what others have caused is looked at, and of what it has written only the last is seen.
 
@@ -47,11 +50,14 @@ BURST, INTERVAL_S = 10, 5.0
 """So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
 
 
+RAN_AHEAD = "a ring's producer index ran ahead of what the ring has slots; the device is disabled"
+
+
 class Cause(IntEnum):
     """Why a vif looks. In the order in which it does, if there are several."""
 
     GONE = 0  # the guest's domain
-    FAILED = 1  # the engine has taken the port out of service
+    FAILED = 1  # the engine had taken the port out of service, and what it held has been given back
     BACK = 2  # the back end's nodes were written, by us or by the toolstack
     FRONT = 3  # the front end's state was written
     RATE = 4  # the toolstack has written how much the guest may send
@@ -83,6 +89,9 @@ class Vif:
         self._node: XenbusState | None = None  # what its node said when we last read or wrote it
         self._registered = False  # the toolstack has made the device, and has not taken it back
         self._connection: Connection | None = None
+        self._changing = asyncio.Lock()  # held while a connection is taken, or given back
+        self._failed = asyncio.Event()  # the connection has: what it holds is to be given back
+        self._untold = False  # it has been, and the front end does not know yet
         self._ram = MappedOnce()  # of the guest
         self._debt = Debt()  # for looking at it: to connect takes milliseconds, and the hypervisor's, too
         self._ring_debt = Debt()  # for what requests on its control ring have us do
@@ -99,12 +108,14 @@ class Vif:
             (await self._store.watch(f"{self._back}/rate", f"rate-{self.who.domid}"), Cause.RATE),
         ]
         pumps = [asyncio.get_running_loop().create_task(self._pump(watch, cause)) for watch, cause in watches]
+        pumps.append(asyncio.get_running_loop().create_task(self._give_back_what_failed()))
         try:
             while (cause := await self._next()) is not Cause.GONE:
                 await self._debt.charged(self._look(cause), fair_ns=0)
         finally:
-            for pump in pumps:
-                pump.cancel()
+            async with self._changing:  # nobody is in the middle of it
+                for pump in pumps:
+                    pump.cancel()
             for watch, _ in watches:
                 self._store.forget(watch)
             await asyncio.wait(pumps)
@@ -124,14 +135,23 @@ class Vif:
         await self._connection.take_address()
 
     def check_port(self) -> None:
-        """Let it look if the engine has taken its port out of service."""
+        """Let it give back what it holds if the engine has taken its port out of service."""
         if self._connection is not None and self._connection.failed:
-            self.wake(Cause.FAILED)
+            self._failed.set()
 
     async def _pump(self, watch: Watch, cause: Cause) -> None:
         with contextlib.suppress(XenstoreError):  # xenstored is dead: what is connected goes on
             async for _ in watch:
                 self.wake(cause)
+
+    async def _give_back_what_failed(self) -> None:
+        while await self._failed.wait():
+            self._failed.clear()
+            if self._connection is not None and self._connection.failed:
+                self._log.warning(RAN_AHEAD)
+                await self._debt.charged(self._give_back("see above"), fair_ns=0)
+                self._untold = True
+                self.wake(Cause.FAILED)
 
     async def _next(self) -> Cause:
         owes_s = self._debt.wait_s()
@@ -169,8 +189,9 @@ class Vif:
             await self._state.set_rate(self.who.number, await self._rate())
 
     async def _port_failed(self) -> None:
-        if self._connection is not None and self._connection.failed:
-            await self._fatal(errno.EIO, "a ring's producer index ran ahead of what the ring has slots; the device is disabled")
+        if self._untold:
+            self._untold = False
+            await self._tell_fatal(errno.EIO, RAN_AHEAD)
 
     async def _back_written(self) -> None:
         """The toolstack makes a device, with `online` 1; takes it back by `online` 0 and Closing; or removes its nodes."""
@@ -228,8 +249,10 @@ class Vif:
         """Serve the front end's rings. False if they can't be, which has been told then."""
         connection = Connection(self._hyp, self._state, self.who, self._ram, self._ring_debt)
         try:
-            wishes = await read_wishes(self._store, self._front, max_queues=self._max_queues)
-            await connection.open(self._counters, wishes, await self._rate(), maps=self._maps, routed=self._routed)
+            wishes, rate = await read_wishes(self._store, self._front, max_queues=self._max_queues), await self._rate()
+            async with self._changing:
+                await connection.open(self._counters, wishes, rate, maps=self._maps, routed=self._routed)
+                self._connection = connection
         except VifError as error:
             await self._fatal(error.number, str(error))
             return False
@@ -237,26 +260,35 @@ class Vif:
             log.exception("vif %d.0 (%s)", self.who.domid, self.who.name)
             await self._fatal(errno.EIO, f"connecting: {error}")
             return False
-        self._connection = connection
         self.connected.set()
         early = " at Initialised, which Linux's netback would have ignored" if front is INITIALISED else ""
         self._log.info(f"connected{early}")
         return True
 
     async def _disconnect(self, why: str) -> None:
-        if self._connection is None:
-            return
-        connection, self._connection = self._connection, None
-        try:
-            await connection.close()
-        except Exception as error:  # the rest has been given back
-            self._log.warning(f"disconnecting: {error}")
-        self._log.info(f"disconnected: {why}")
+        """Give back what is held, for a reason that the front end knows, or is told."""
+        await self._give_back(why)
+        self._untold = False
+
+    async def _give_back(self, why: str) -> None:
+        """Nothing is held when this returns, whoever has given it back."""
+        async with self._changing:
+            if self._connection is None:
+                return
+            connection, self._connection = self._connection, None
+            try:
+                await connection.close()
+            except Exception as error:  # the rest has been given back
+                self._log.warning(f"disconnecting: {error}")
+            self._log.info(f"disconnected: {why}")
 
     async def _fatal(self, number: int, text: str) -> None:
         """The front end can't be served: give back what it holds of ours, whether the store answers or not; say why, and close."""
         self._log.warning(text)
         await self._disconnect("see above")
+        await self._tell_fatal(number, text)
+
+    async def _tell_fatal(self, number: int, text: str) -> None:
         await tell_error(self._store, self._back, number, text)
         await self._switch(CLOSING)
 

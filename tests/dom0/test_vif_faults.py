@@ -339,6 +339,65 @@ def test_a_vif_outlives_xenstored_and_is_given_back_all_the_same(no_descriptor_i
     drive(body)
 
 
+@pytest.mark.parametrize("guest_dies", [False, True])
+def test_a_vif_that_fails_while_it_waits_for_xenstored_gives_back_at_once(guest_dies: bool, no_descriptor_is_left: None) -> None:
+    """It looks at its front end, and xenstored does not answer that before it can be told."""
+
+    async def body(front: Front) -> None:
+        await front.connect()
+        read, asked, answers = front.dom0.read, asyncio.Event(), asyncio.Event()
+
+        async def wait_for_it(path: str) -> str:
+            asked.set()
+            await answers.wait()
+            return await read(path)
+
+        async def nothing_is_held() -> bool:
+            return front.world.held() == NOTHING
+
+        front.dom0.read = wait_for_it  # type: ignore[method-assign]
+        front.vif.wake(Cause.FRONT)
+        await asyncio.wait_for(asked.wait(), patient(20))
+        front.world.engine.ports[1]["failed"] = 1
+        front.vif.check_port()
+        await until(nothing_is_held, "what it held to be given back")
+        front.dom0.read = read  # type: ignore[method-assign]
+        if guest_dies:
+            front.vif.wake(Cause.GONE)
+        answers.set()
+        if not guest_dies:
+            await front.told(S.CLOSING)
+            assert (await read(error_path(BACK))).startswith("5 a ring's producer index ran ahead")
+            await front.connect()
+
+    drive(body)
+
+
+def test_a_front_end_that_closes_while_its_vif_fails_is_told_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    """Its vif was about to look at that: it begins anew, without an error."""
+
+    async def body(front: Front) -> None:
+        await front.connect()
+        front.world.engine.ports[1]["failed"] = 1
+        disconnected = front.vif._disconnect
+
+        async def fail_first(why: str) -> None:
+            front.vif.check_port()
+            while front.vif._connection is not None:
+                await asyncio.sleep(0)
+            await disconnected(why)
+
+        front.vif._disconnect = fail_first  # type: ignore[method-assign]
+        await front.state(S.INITIALISING)
+        await front.told(S.INIT_WAIT)
+        front.vif._disconnect = disconnected  # type: ignore[method-assign]
+        await front.connect()
+        with pytest.raises(XenstoreError, match="ENOENT"):
+            await front.dom0.read(error_path(BACK))
+
+    drive(body)
+
+
 def test_a_front_end_may_come_as_late_as_it_likes() -> None:
     """In InitWait nothing waits for a time."""
 
