@@ -37,7 +37,7 @@ class Seats:
 
     def plain(self) -> dict[str, Any]:
         """For clients of the keeper."""
-        return {"processes": self.processes, "programs": self.programs, "placement": self.text, "said": self.said}
+        return {"processes": self.processes, "programs": self.programs, "placement": self.text}
 
     @property
     def text(self) -> str:

@@ -58,13 +58,13 @@ def _neighbours(tables: Iterable[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
-def _confinement(topology: str, guest: dict[str, Any], *, placed: bool) -> dict[str, Any]:
+def _confinement(topology: str, guest: dict[str, Any]) -> dict[str, Any]:
     """What the process of a confined guest is told (domu/confinement/confine.py)."""
     own = guest["program"]
     hidden = sorted({str(place()), str(short_place())})
     readable = [str(Path(__file__).parent.parent), *([own["cwd"]] if isinstance(own, dict) and own["cwd"] else [])]
     uid = uid_of(topology, guest["domid"]) if os.getuid() == 0 else None
-    return {"uid": uid, "hidden": hidden, "readable": readable, "network": program_of(own).addressed, "placed": placed}
+    return {"uid": uid, "hidden": hidden, "readable": readable, "network": program_of(own).addressed}
 
 
 def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
@@ -125,7 +125,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     for guest in guests:
         program, domid = program_of(guest["program"]), guest["domid"]
         features = wanted(guest["offloads"]) if program.offloads else NONE
-        confinement = _confinement(name, guest, placed=placed.said) if guest["confined"] else None
+        confinement = _confinement(name, guest) if guest["confined"] else None
         config = {**guest, "confinement": confinement, "queue": topology["nic"]["queue"], "features": int(features)}
         config |= {"hosts": hosts, "neighbours": neighbours}
         domain = {"domid": domid, "memory": guest["memory"]}

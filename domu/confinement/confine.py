@@ -63,8 +63,6 @@ class Confinement:
     """That it may read and execute, besides the system's."""
     network: bool
     """It may open sockets."""
-    placed: bool
-    """It stays on the CPUs that it is given."""
 
 
 def uid_of(topology: str, domid: int) -> int:
@@ -86,7 +84,7 @@ def lacking() -> str | None:
         enter(spec)
         return linux.asked_of_a_child(give_up)
 
-    spec = Confinement(FIRST_UID if os.geteuid() == 0 else None, (), (), network=False, placed=False)
+    spec = Confinement(FIRST_UID if os.geteuid() == 0 else None, (), (), network=False)
     return linux.asked_of_a_child(tried)
 
 
@@ -163,19 +161,19 @@ def furnish(spec: Confinement) -> None:
 
 def seal(spec: Confinement) -> None:
     """Give up, for good, all that a guest does not need. The process has one thread. SetupError."""
-    _seal(spec.readable, (), network=spec.network, placed=spec.placed)
+    _seal(spec.readable, (), network=spec.network)
 
 
-def seal_program(readable: Iterable[str], *, placed: bool) -> None:
+def seal_program(readable: Iterable[str]) -> None:
     """`seal`, of a program in a TAP guest's namespaces, in which this process is; as their root."""
     with step("be the guest's root"):
         with contextlib.suppress(PermissionError):  # who runs the topology is not root, and could give up none outside either
             os.setgroups([])
         linux.be_root()
-    _seal(readable, _PROGRAMS, network=True, placed=placed)
+    _seal(readable, _PROGRAMS, network=True)
 
 
-def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bool, placed: bool) -> None:
+def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bool) -> None:
     with step("set limits"):
         _limit()
     with step("give up capabilities"):
@@ -194,7 +192,7 @@ def _seal(readable: Iterable[str], capabilities: tuple[int, ...], *, network: bo
             ]
         )
     with step("filter system calls (seccomp)"):
-        syscalls.restrict(network=network, placed=placed)
+        syscalls.restrict(network=network)
 
 
 def _of_cpus() -> list[str]:
@@ -239,4 +237,4 @@ def confinement_of(config: dict[str, object]) -> Confinement | None:
     if not isinstance(table, dict):
         return None
     hidden, readable = tuple(table["hidden"]), tuple(table["readable"])
-    return Confinement(table["uid"], hidden, readable, network=bool(table["network"]), placed=bool(table["placed"]))
+    return Confinement(table["uid"], hidden, readable, network=bool(table["network"]))

@@ -13,7 +13,8 @@ core with them, what makes a core slower for the next one, what takes memory, or
 compiled, into memory that is the whole machine's; no fcntl(2) that has others wait for it when they open a file, has it told what
 they do in a folder, or signals a group; of a TAP that it has no ioctl(2) but for offloads. No locks of files (ENOLCK): they are
 memory that no limit counts, and to read a file of the host's is enough to lock it. Of sockets' options those that options.py has.
-Where a topology's `[cpu]` says on which CPUs the guest runs it does not choose others: they are somebody's, too.
+None of it chooses its CPUs: each move there stops who runs on the one that is left, and they may be somebody's (EPERM). No mapping
+of huge pages, of which the whole machine has so many, nor one that grows, which the limit on memory does not count (ENOMEM).
 
 Sockets are of the families that the guest needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a
 socket in the file system is its host's; of AF_NETLINK those by which interfaces, addresses and routes are looked at; none of
@@ -84,7 +85,8 @@ _ARCHITECTURE = (*range(0x1001, 0x1005), 0x1011, 0x1021, 0x1022)
 """Of arch_prctl(2): FS and GS, and what there is. Not what makes a switch of contexts dearer."""
 _DONTNEED = 4  # of fadvise64(2)
 _RLIMIT_CORE = 4
-_EPERM, _ENOLCK, _ENOSYS, _ENOPROTOOPT, _EPROTONOSUPPORT = 1, 37, 38, 92, 93
+_HUGE_PAGES, _GROWS = 0x4_0000, 0x100  # flags of mmap(2): MAP_HUGETLB, MAP_GROWSDOWN
+_EPERM, _ENOMEM, _ENOLCK, _ENOSYS, _ENOPROTOOPT, _EPROTONOSUPPORT = 1, 12, 37, 38, 92, 93
 
 
 def library() -> ModuleType:
@@ -97,13 +99,13 @@ def library() -> ModuleType:
         raise RuntimeError("libseccomp is not installed (Debian, Ubuntu: libseccomp2)") from None
 
 
-def restrict(*, network: bool, placed: bool) -> None:
+def restrict(*, network: bool) -> None:
     """From now on this process, which has one thread, and its descendants make these calls only.
 
-    `network`: sockets among them. `placed`: they stay on the CPUs on which this process may run.
+    `network`: sockets among them.
     """
     seccomp = library()
-    _refuse(seccomp, placed=placed)  # of two filters the stricter one holds
+    _refuse(seccomp)  # of two filters the stricter one holds
     _allow(seccomp, network=network)
 
 
@@ -114,7 +116,7 @@ def _filter(seccomp: ModuleType, otherwise: int) -> Any:
     return made
 
 
-def _refuse(seccomp: ModuleType, *, placed: bool) -> None:
+def _refuse(seccomp: ModuleType) -> None:
     """Load the filter of calls that are allowed but for some arguments."""
     refused = _filter(seccomp, seccomp.ALLOW)
 
@@ -142,8 +144,9 @@ def _refuse(seccomp: ModuleType, *, placed: bool) -> None:
     for family in _DATAGRAMS:  # what the kernel says, too, after it has looked for a module
         what = (seccomp.Arg(0, seccomp.EQ, family), seccomp.Arg(1, seccomp.MASKED_EQ, _SOCK_TYPE, _RAW))
         refuse("socket", *what, seccomp.Arg(2, seccomp.EQ, 0), error=_EPROTONOSUPPORT)
-    if placed:
-        refuse("sched_setaffinity")
+    refuse("sched_setaffinity")
+    refuse("mmap", seccomp.Arg(3, seccomp.MASKED_EQ, _HUGE_PAGES, _HUGE_PAGES), error=_ENOMEM)
+    refuse("mmap", seccomp.Arg(3, seccomp.MASKED_EQ, _GROWS, _GROWS), error=_ENOMEM)
     for name in ("sync", "syncfs", "sync_file_range"):
         refuse(name, error=0)
     refuse("fadvise64", is_int(3, _DONTNEED), error=0)

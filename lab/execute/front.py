@@ -64,7 +64,7 @@ async def find_guest(guest: str, topology: str | None) -> Machine:
         syscalls.library()  # while its file can be read
     except RuntimeError as error:
         raise ClientError(f"{guest} is confined, and {error}") from None
-    return replace(machine, confined=True, placed=found[0]["cpu"]["said"])
+    return replace(machine, confined=True)
 
 
 def _check_guest(guest: str, status: dict[str, Any]) -> None:

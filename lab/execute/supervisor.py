@@ -84,7 +84,6 @@ class Machine:
     addresses: tuple[str, ...]
     cpus: frozenset[int] | None = None
     confined: bool = False
-    placed: bool = False
 
     @property
     def fds(self) -> set[int]:
@@ -286,7 +285,7 @@ def _become(argv: list[bytes], mask: set[int], may_go: int, failure: int, guest:
             if guest.cpus is not None and (both := os.sched_getaffinity(0) & guest.cpus):
                 os.sched_setaffinity(0, both)
             if guest.confined:
-                seal_program([str(Path(__file__).parents[2])], placed=guest.placed)
+                seal_program([str(Path(__file__).parents[2])])
                 inherited.environment.update((os.fsencode(name), os.fsencode(value)) for name, value in ENVIRONMENT.items())
                 linux.die_with_parent()  # anew, as somebody else
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)

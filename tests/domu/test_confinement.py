@@ -5,6 +5,7 @@ import ctypes
 import errno
 import functools
 import json
+import mmap
 import os
 import shutil
 import socket
@@ -38,6 +39,7 @@ pytestmark = [pytest.mark.usefixtures("warm"), pytest.mark.needs("confinement", 
 
 SYS_IOCTL = {"x86_64": 16, "aarch64": 29}[os.uname().machine]
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+MAP_GROWSDOWN, MAP_STACK, MAP_HUGETLB = 0x100, 0x2_0000, 0x4_0000
 ROLE = "tests.support.confined_guest"
 GUESTS = "".join(
     f'[[guest]]\nname = "{name}"\npath = "{path}"\n{more}'
@@ -259,7 +261,7 @@ def test_files_that_are_its_users_are_not_changed_in_mode_and_time_either() -> N
             enter(spec)
             return linux.asked_of_a_child(attempts)
 
-        spec = Confinement(None, (), (), network=False, placed=False)
+        spec = Confinement(None, (), (), network=False)
         assert in_a_child(body) == "EROFS EROFS EROFS EROFS ENOSYS done"
         assert before == [(os.stat(path).st_mode, os.stat(path).st_mtime) for path in (folder, secret)]
     finally:
@@ -281,7 +283,7 @@ def test_no_datagrams_to_sockets_that_are_the_hosts() -> None:
         log.bind(f"{folder}/log")
 
         def body() -> str:
-            syscalls.restrict(network=False, placed=False)
+            syscalls.restrict(network=False)
             kinds = (socket.SOCK_DGRAM, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, socket.SOCK_RAW, socket.SOCK_STREAM)
             found = [outcome(functools.partial(socket.socketpair, socket.AF_UNIX, kind)) for kind in kinds]
             for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
@@ -297,17 +299,32 @@ def test_no_datagrams_to_sockets_that_are_the_hosts() -> None:
             log.recv(10)
 
 
-@pytest.mark.parametrize(("placed", "outcome"), [(True, "EPERM"), (False, "done")])
-def test_who_is_placed_stays_there(placed: bool, outcome: str) -> None:
-    def body() -> str:
-        syscalls.restrict(network=False, placed=placed)
-        try:
-            os.sched_setaffinity(0, os.sched_getaffinity(0))
-        except OSError as error:
-            return errno.errorcode[error.errno or 0]
-        return "done"
+def test_nobody_chooses_cpus() -> None:
+    """Whether the topology places it or not: who moves to and fro stops who runs there, each time."""
 
-    assert in_a_child(body) == outcome
+    def body() -> str:
+        syscalls.restrict(network=False)
+        with pytest.raises(PermissionError):
+            os.sched_setaffinity(0, os.sched_getaffinity(0))
+        return "refused"
+
+    assert in_a_child(body) == "refused"
+
+
+def test_there_are_no_mappings_of_huge_pages_nor_such_as_grow() -> None:
+    """Whatever else is asked for; what programs map is there."""
+
+    def body() -> str:
+        syscalls.restrict(network=False)
+        libc, found = ctypes.CDLL(None, use_errno=True), []
+        libc.mmap.restype = ctypes.c_void_p
+        private, shared = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS
+        for flags in (private | MAP_HUGETLB, shared | MAP_HUGETLB | 30 << 26, private | MAP_GROWSDOWN, private | MAP_STACK, shared):
+            at = libc.mmap(None, ctypes.c_size_t(4096), mmap.PROT_READ, flags, -1, ctypes.c_long(0))
+            found.append("mapped" if at != ctypes.c_void_p(-1).value else errno.errorcode[ctypes.get_errno()])
+        return " ".join(found)
+
+    assert in_a_child(body) == "ENOMEM ENOMEM ENOMEM mapped mapped"
 
 
 @pytest.mark.needs("two-cpus")
@@ -331,7 +348,7 @@ def test_nobody_types_for_who_sits_at_the_terminal() -> None:
     """Of a request the kernel reads 32 bits; what is not refused finds that a pipe is no terminal."""
 
     def body() -> str:
-        syscalls.restrict(network=False, placed=False)
+        syscalls.restrict(network=False)
         reader, _ = os.pipe()
         libc, found = ctypes.CDLL(None, use_errno=True), []
         for request in (TIOCSTI, TIOCSTI | 1 << 32, TIOCLINUX, TIOCLINUX | -1 << 32, termios.TIOCGWINSZ):

@@ -73,7 +73,7 @@ def came_of(*calls: tuple[Any, ...], network: bool = True) -> list[str]:
 
     def body() -> str:
         libc = ctypes.CDLL(None, use_errno=True)
-        syscalls.restrict(network=network, placed=False)
+        syscalls.restrict(network=network)
 
         def attempt(name: str, *arguments: Any) -> None:
             words = [ctypes.c_long(one) if isinstance(one, int) else one for one in (NUMBERS[name], *arguments)]
@@ -174,7 +174,7 @@ def test_a_program_that_asks_for_more_of_its_sockets_goes_on_without() -> None:
     """As libpcap does, which filters by itself then."""
 
     def body() -> str:
-        syscalls.restrict(network=True, placed=False)
+        syscalls.restrict(network=True)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
             udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
             udp.setsockopt(
@@ -201,7 +201,7 @@ def test_nobody_is_nice_for_its_user() -> None:
 
     def body() -> str:
         os.setpgid(0, 0)
-        syscalls.restrict(network=False, placed=False)
+        syscalls.restrict(network=False)
         everybody = ((PRIO_USER, NOBODYS_UID), (PRIO_PGRP, 0), (PRIO_PROCESS, 0))
         return " ".join(outcome(lambda which=which, who=who: os.setpriority(which, who, 19)) for which, who in everybody)  # type: ignore[misc]
 
@@ -295,7 +295,7 @@ def test_what_is_everybodys_is_neither_written_back_nor_forgotten() -> None:
     """Who does it finds that there is no such descriptor."""
 
     def body() -> str:
-        syscalls.restrict(network=False, placed=False)
+        syscalls.restrict(network=False)
         libc = ctypes.CDLL(None, use_errno=True)
         whole = (ctypes.c_long(0), ctypes.c_long(0))
         advised = [libc.posix_fadvise(-1, *whole, advice) for advice in (os.POSIX_FADV_DONTNEED, os.POSIX_FADV_WILLNEED)]
@@ -305,7 +305,7 @@ def test_what_is_everybodys_is_neither_written_back_nor_forgotten() -> None:
     assert in_a_child(body) == f"0 0 {[0, errno.EBADF]}"
 
 
-CONFINED: Final = Confinement(None, (), (), network=False, placed=False)
+CONFINED: Final = Confinement(None, (), (), network=False)
 
 
 def confined(body: Callable[[], str], *, user: bool) -> str:
