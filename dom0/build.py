@@ -141,8 +141,10 @@ class EngineState:
         pause_us: int,
         mtu: int,
         storm_pps: int = 0,
+        *,
+        to_host: bool = False,
     ) -> None:
-        """Set RAM, uplink and limits.
+        """Set RAM, uplink and limits. `to_host`: the NIC's wire leads there.
 
         `pool`, `rx_pool`, `scratch`: where DOM0_BUFFERS pages, a page per receive slot, and OPS pages lie.
         """
@@ -151,7 +153,7 @@ class EngineState:
         record["scratch"], record["max_frame"] = scratch, mtu + LINK_HEADER
         record["counts"], record["counts_shared"] = counts
         record["ageing_ns"], record["pause_ns"] = int(ageing_s * 1e9), pause_us * 1000
-        record["storm_ns"] = storm_ns(storm_pps)
+        record["storm_ns"], record["to_host"] = storm_ns(storm_pps), to_host
         self.standings[:] = of_a_new_guest(pause_us * 1000)
         self._posted = np.zeros(int(pair.record[0]["sq_size"]), np.int64)
         record["posted"] = self._posted.ctypes.data

@@ -218,7 +218,9 @@ class DriverDomain:
             raise RuntimeError(f"the NIC offers {features:#x}, and the uplink needs {UPLINK_TAKES:#x}")
         counts = self._counters.row("bridge")
         limits = {name: int(self._config[name]) for name in ("pause_us", "mtu", "storm_pps")}
-        self._state.configure(ram, pair, rx_pool, pool, scratch, counts, float(self._config["ageing_s"]), **limits)
+        self._state.configure(
+            ram, pair, rx_pool, pool, scratch, counts, float(self._config["ageing_s"]), **limits, to_host=self._config["to_host"]
+        )
         for guest in self._config["guests"]:
             self._state.add_guest(str(guest["mac"]), ports.get(int(guest["domid"]), UPLINK), trunk=bool(guest["trunk"]))
         self._state.add_station(str(self._config["wire"]), UPLINK)

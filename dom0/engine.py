@@ -201,7 +201,7 @@ def _forward(e, p):
         if s.slots != 0 and cuts_again_at(vif) > e.now:
             break
     if e.parts > PARTS_BUDGET:  # by a frame for many, perhaps, each of whom got it in parts
-        is_cut(vif, e.parts - PARTS_BUDGET, e.now)
+        is_cut(vif, e.parts - PARTS_BUDGET, e.now, 0)
     return done
 
 

@@ -152,7 +152,7 @@ def _made(e, p, t, f, parts, result):
     """One of the `parts` that a frame of `p`'s is for port `t` has been passed on, or dropped: `result`."""
     e.parts += _work_of(parts)
     if t.number == UPLINK and result == DELIVERED:
-        is_cut(port_of(e, p.vif), f.parts, e.now)
+        is_cut(port_of(e, p.vif), f.parts, e.now, e.to_host)
 
 
 @outlined

@@ -135,6 +135,7 @@ ENGINE = np.dtype(
         ("posted_tail", "i8"),
         ("rx_pool", "i8"),  # guest-physical address of the uplink's receive buffers
         ("scratch", "i8"),  # guest-physical address of OPS pages, in which operation k's source can be made
+        ("to_host", "i8"),  # 1: the NIC's wire leads there
         ("max_frame", "i8"),  # bytes that a frame may have, if it is not to be segmented
         ("frame", "i8"),  # FRAME record (hyp/offload/frame.py) of the frame that is passed on, unless it is a plain one
         ("to", "i8"),  # a table of pieces: where a frame is copied to

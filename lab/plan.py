@@ -71,6 +71,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
     """The processes of a topology (as `Topology.plain()` gives it), in the order in which the keeper forks them."""
     name, backing = topology["name"], topology["memory"]["backing"]
     placed = seats(topology, allowed := sorted(os.sched_getaffinity(0)))
+    to_host = topology["nic"]["wire"]["mode"] == "tap"
     guests = [{**guest, "domid": domid} for domid, guest in enumerate(topology["guest"], 1)]
 
     def process(
@@ -101,6 +102,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         "spin_limit_us": spin_limit_us(topology["spin"]["limit_us"], 0 if placed.spinning else busy(topology), len(allowed)),
         "fair_notify_ns": fair_notification_ns(),
         "price": topology["model"]["price"],
+        "to_host": to_host,
     }
     dom0 = {
         **topology["dom0"],
@@ -110,6 +112,7 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         "mtu": topology["nic"]["mtu"],
         "pause_us": topology["nic"]["pause_us"],
         "storm_pps": topology["nic"]["storm_pps"],
+        "to_host": to_host,
     }
     processes = [
         own("hyp", shared, None, None),

@@ -54,7 +54,7 @@ from nic.publish import dma_of, publish, publish_last
 from nic.queues import posted_sends
 from nic.replay import begin_replaying
 from nic.resume import checkpoint, resume
-from nic.send import flood_crossed, serve_sends
+from nic.send import flood_crossed, sends_again_at, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
 from nic.switch import enter, forget
 from nic.tap_input import serve_tap
@@ -266,6 +266,8 @@ def _deadline(e):
         c = context_of(e, load64(e.order + 8 * k))
         if c.active != 0 and c.pause_until != 0:
             deadline = c.pause_until if deadline < 0 else min(deadline, c.pause_until)
+        if c.active != 0 and sends_again_at(e, c) > e.now and posted_sends(c) > 0:
+            deadline = sends_again_at(e, c) if deadline < 0 else min(deadline, sends_again_at(e, c))
     for producer in range(e.engines):
         gate = gate_at(e.gates + producer * GATE_BYTES)
         if gate.pause_until != 0:
@@ -307,7 +309,7 @@ def _has_work(e):
         return True
     for k in range(e.active):
         c = context_of(e, load64(e.order + 8 * k))
-        if c.active != 0 and posted_sends(c) > 0 and not is_paused(e, c):
+        if c.active != 0 and posted_sends(c) > 0 and not is_paused(e, c) and sends_again_at(e, c) <= e.now:
             return True
     for producer in range(e.engines):
         if producer != e.index:

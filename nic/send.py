@@ -49,6 +49,7 @@ from hyp.abi.trace import NOWHERE
 from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, store64, u32_add, u32_sub
 from hyp.counters import count
 from hyp.events import tracer_of
+from hyp.fairness.cutting import cuts_again_at
 from hyp.fairness.storm import may_flood
 from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import SOURCE_MASK, destination_of, source_of
@@ -384,6 +385,12 @@ def _send_run(e, c, n, room):
 
 
 @compiled
+def sends_again_at(e, c):
+    """When the guest may send again for which the host has cut frames (ns). 0 or less: none have been."""
+    return cuts_again_at(context_of(e, c.first))
+
+
+@compiled
 def serve_sends(e, c):
     """One turn of a context's send queue. Returns the number of descriptors done.
 
@@ -391,7 +398,7 @@ def serve_sends(e, c):
     who sent them. Of frames that go one by one it ends by the clock, too (hyp/fairness/turns.py).
     """
     waiting = posted_sends(c)
-    if waiting == 0 or is_paused(e, c):
+    if waiting == 0 or is_paused(e, c) or sends_again_at(e, c) > e.now:
         return 0
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
@@ -421,7 +428,7 @@ def serve_sends(e, c):
             if status != STATUS_OK:
                 bad += status != STATUS_DROPPED
                 lost += octets
-            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets - lost):
+            if bad == MOST_REFUSED or is_turn_spent(e, slow, total + octets - lost) or sends_again_at(e, c) > e.now:
                 limit = done
         sent += frames
         total += octets

@@ -54,6 +54,7 @@ CONTEXT = np.dtype(
         ("pause_for", "i8"),  # the context it waits for, −1 − engine for a full crossing, or FOR_WIRE
         ("pause_need", "i8"),  # buffers that the context it waits for must have posted
         ("shared", "i8"),  # it is the physical function, behind whose frames others' wait
+        ("cut_until", "i8"),  # of the first: for what the host has cut for its guest (ns; hyp/fairness/cutting.py)
         ("part", "i8"),  # of the frame at the head of the queue: how many of its segments have been passed on
         ("head0", "i8"),  # the addresses of its last frame, as the header's first word and the low half of its second
         ("head1", "i8"),  # (−1: none), and what the switch made of them (nic/send.py)

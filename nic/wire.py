@@ -27,6 +27,8 @@ from hyp.atomics import clock_ns, load64, store64
 from hyp.capture.ring import record_frame, tell_recorder
 from hyp.counters import count
 from hyp.events import tracer_of
+from hyp.fairness.cutting import is_cut
+from hyp.fairness.turns import LOOK, PIECES
 from hyp.frames import destination_of, head_words, source_of
 from hyp.kernels import compiled, outlined
 from hyp.load.frames import NO_TEST_FRAME, is_test_frame, look_at
@@ -52,7 +54,7 @@ from nic.link import (
     set_link,
     takes,
 )
-from nic.state import DELIVERED, FOR_WIRE, PAUSE, WIRE_BUFFERS, receiver_of, wire_at
+from nic.state import DELIVERED, FOR_WIRE, PAUSE, WIRE_BUFFERS, context_of, receiver_of, wire_at
 from nic.switch import lookup
 from nic.tap import put_on_tap
 from nic.tracing import trace_inbound
@@ -96,7 +98,7 @@ def outbound(e, sender, f):
     """
     w = wire_at(e.wire)
     if w.mode == TAP:
-        return put_on_tap(w, f)
+        return _outbound_to_host(e, sender, w, f)
     if not is_simple(f):
         return _outbound_parts(e, sender, f)
     frame, length = piece_addr(f.pieces, 0), f.length
@@ -116,6 +118,18 @@ def outbound(e, sender, f):
     w.fresh += 1
     w.fresh_bytes += length
     return DELIVERED
+
+
+@compiled
+def _outbound_to_host(e, sender, w, f):
+    """One system call, after which the clock is looked at. The host's kernel may cut the frame in it, at its sender's expense.
+
+    Whose the physical function's is, is known to Dom0, who has them wait.
+    """
+    if sender.shared == 0:
+        is_cut(context_of(e, sender.first), f.parts, e.now, 1)
+    e.wanted = LOOK * PIECES
+    return put_on_tap(w, f)
 
 
 @outlined

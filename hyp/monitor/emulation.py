@@ -251,7 +251,7 @@ class Emulation:
         row["frame"], row["to"] = self._frame.address, self._to.ctypes.data
         row["wait"], row["domid"] = self._wait.ctypes.data, guest.domid
         row["send_wanted"] = row["receive_wanted"] = 1
-        row["max_frame"] = self._contexts.nic.max_frame
+        row["max_frame"], row["to_host"] = self._contexts.nic.max_frame, self._contexts.nic.to_host
         for pool, size, writable in (("tx_pool", LARGEST_FRAME_BUFFER, False), ("rx_pool", FRAME_BUFFER, True)):
             row[pool] = ram.allocate(entries * size)
             await register(channel, int(row[pool]), entries * size, writable=writable)

@@ -38,6 +38,7 @@ class Hypervisor:
         self.system = System(str(config["name"]), str(config["memory"]["backing"]), int(config.get("generation", 1)))
         self.system.set_spin_limit(int(config["spin_limit_us"]))
         self.system.set_fair_notification(int(config["fair_notify_ns"]))
+        self.system.nic.to_host = bool(config.get("to_host", False))
         self.system.set_price(**config.get("price", {}))
         self.system.emulation = Emulation(
             self.system.contexts,

@@ -98,6 +98,7 @@ MACHINE = np.dtype(
         ("to", "i8"),
         ("wait", "i8"),  # the loop's WAIT record, and the guest's domain id, for who traces
         ("domid", "i8"),
+        ("to_host", "i8"),  # 1: the NIC's wire leads to the host
         ("turn_until", "i8"),  # when the turn is over in which frames are passed on one by one (hyp/fairness/turns.py)
         ("look_at", "i8"),  # after how much work of it the clock is looked at
         ("own_ram", "i8"),  # address of guest-physical 0 of the device model

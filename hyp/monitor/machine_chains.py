@@ -188,7 +188,7 @@ def _post(m: Any, q: Any, f: Any, now: int) -> None:
     for k in range(f.count):
         flags = (DESC_MORE if k < last else signal) | (f.offload >> 32 if k == 0 else 0)
         post_send(q, piece_addr(f.pieces, k) - m.own_ram, piece_length(f.pieces, k), flags)
-    is_cut(m, f.parts, now)
+    is_cut(m, f.parts, now, m.to_host)
     count(m.uplink, TX_FRAMES, 1)
     count(m.uplink, TX_BYTES, f.length)
 

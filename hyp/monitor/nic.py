@@ -20,6 +20,7 @@ class Nic(Daemon):
         super().__init__("the NIC")
         self._platform = platform
         self.max_frame = 0  # bytes of a frame that it takes if that is not to be segmented
+        self.to_host = False  # its wire leads there
         self._engine_regions: list[Region] = []
         self._engine_pages: list[Mapping] = []
         self._engine_upcalls: list[Upcall] = []
