@@ -7,14 +7,13 @@ SysV shared memory), wakes any number of waiters in an interrupt, on the time of
 what the kernel counts against whoever runs the topology (inotify), or passes this list by (io_uring).
 
 Of some it depends on an argument: no clone(2) into new namespaces, nor for its parent, who may be outside; no hole in memory that
-others have mapped; no ioctl(2) that types on a terminal for who sits at it: a program's may be its caller's; no setpriority(2) of
-all that its user runs, who may be other guests'; of prctl(2) and arch_prctl(2) what programs say of themselves, not who may share a
-core with them, what makes a core slower for the next one, what takes memory, or what filters system calls: such filters are
-compiled, into memory that is the whole machine's; no fcntl(2) that has others wait for it when they open a file, has it told what
-they do in a folder, or signals a group; of a TAP that it has no ioctl(2) but for offloads. No locks of files (ENOLCK): they are
-memory that no limit counts, and to read a file of the host's is enough to lock it. Of sockets' options those that options.py has.
-None of it chooses its CPUs: each move there stops who runs on the one that is left, and they may be somebody's (EPERM). No mapping
-of huge pages, of which the whole machine has so many, nor one that grows, which the limit on memory does not count (ENOMEM).
+others have mapped; of ioctl(2) and fcntl(2) what requests.py has; no setpriority(2) of all that its user runs, who may be other
+guests'; of prctl(2) and arch_prctl(2) what programs say of themselves, not who may share a core with them, what makes a core slower
+for the next one, what takes memory, or what filters system calls: such filters are compiled, into memory that is the whole
+machine's. No locks of files (ENOLCK): they are memory that no limit counts, and to read a file of the host's is enough to lock it.
+Of sockets' options those that options.py has. None of it chooses its CPUs: each move there stops who runs on the one that is left,
+and they may be somebody's (EPERM). No mapping of huge pages, of which the whole machine has so many, nor one that grows, which the
+limit on memory does not count (ENOMEM).
 
 Sockets are of the families that the guest needs (of AF_UNIX pairs only, of kinds that are connected to each other for good: a
 socket in the file system is its host's; of AF_NETLINK those by which interfaces, addresses and routes are looked at; none of
@@ -33,17 +32,17 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from domu.confinement import options
+from domu.confinement import options, requests
 from hyp.linux import NAMESPACES
 
 _PLAIN = """
 accept accept4 access alarm bind brk capget capset chdir chmod chown clock_getres clock_gettime clock_nanosleep close close_range
 connect copy_file_range dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait epoll_pwait2 epoll_wait
 epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat faccessat2 fadvise64 fchdir fchmod fchmodat fchown
-fchownat fcntl fdatasync fgetxattr flistxattr flock fork fsync ftruncate futex futex_waitv futimesat get_mempolicy get_robust_list
+fchownat fdatasync fgetxattr flistxattr flock fork fsync ftruncate futex futex_waitv futimesat get_mempolicy get_robust_list
 getcpu getcwd getdents getdents64 getegid geteuid getgid getgroups getitimer getpeername getpgid getpgrp getpid getppid
 getpriority getrandom getresgid getresuid getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid getxattr
-ioctl ioprio_get kill lchown lgetxattr link linkat listen listxattr
+ioprio_get kill lchown lgetxattr link linkat listen listxattr
 llistxattr lseek lstat mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mprotect mremap msync munlock
 munlockall munmap nanosleep newfstatat open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free
 pkey_mprotect poll ppoll pread64 preadv preadv2 prlimit64 pselect6 pwrite64 pwritev pwritev2 read readahead
@@ -68,17 +67,6 @@ _NO_HOLE = (0, 1)  # of fallocate(2): FALLOC_FL_KEEP_SIZE at most
 _PERSONALITY = (0, 0xFFFF_FFFF)
 _CLONE_PARENT = 0x8000
 _PRIORITIES = (0, 1)  # of setpriority(2): PRIO_PROCESS, PRIO_PGRP
-_IOCTLS = (
-    0x5412, 0x541C,  # TIOCSTI, and TIOCLINUX, which pastes
-    0x5423,  # TIOCSETD
-    0x8901, 0x8902,  # FIOSETOWN, SIOCSPGRP
-    0x8906, 0x8907, 0x8010_8906, 0x8010_8907,  # SIOCGSTAMP, SIOCGSTAMPNS
-    0x8924, 0x8946,  # SIOCSIFHWADDR, SIOCETHTOOL
-    0x8940, 0x8941, *range(0x8980, 0x8984), *range(0x89A0, 0x89A4),  # SIOCGIFBR, SIOCSIFBR; DLCI, SIOC[GS]IFVLAN; SIOCBR…
-)  # fmt: skip
-_TUN_IOCTLS, _TUNSETOFFLOAD = range(0x54C8, 0x54E4), 0x54D0  # of any size
-_OWNERS = (8, 15, 1024, 1026)  # of fcntl(2): F_SETOWN, F_SETOWN_EX, F_SETLEASE, F_NOTIFY
-_LOCKS = (6, 7, 37, 38)  # of fcntl(2): F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW
 _PROCESS = (*range(1, 5), 7, 8, 15, 16, 21, 23, 24, 27, 29, 30, *range(36, 43), 47, 52, 0x5356_4D41)
 """Of prctl(2). Not: PR_SET_SECCOMP, PR_SET_SPECULATION_CTRL, PR_SCHED_CORE; PR_FUTEX_HASH, which takes memory; PR_MCE_KILL, …"""
 _ARCHITECTURE = (*range(0x1001, 0x1005), 0x1011, 0x1021, 0x1022)
@@ -127,13 +115,7 @@ def _refuse(seccomp: ModuleType) -> None:
     def refuse(name: str, *conditions: Any, error: int = _EPERM) -> None:
         refused.add_rule(seccomp.ERRNO(error), name, *conditions)
 
-    for name, argument, values in (("ioctl", 1, _IOCTLS), ("fcntl", 1, _OWNERS)):
-        for value in values:
-            refuse(name, is_int(argument, value))
-    for number in _TUN_IOCTLS:
-        if number != _TUNSETOFFLOAD:
-            refuse("ioctl", seccomp.Arg(1, seccomp.MASKED_EQ, 0xFFFF, number))
-    for lock in _LOCKS:
+    for lock in requests.LOCKS:
         refuse("fcntl", is_int(1, lock), error=_ENOLCK)
     refuse("flock", error=_ENOLCK)
     for level, missed in options.DONE_WITHOUT.items():
@@ -185,10 +167,14 @@ def _allow(seccomp: ModuleType, *, network: bool) -> None:
     allow_each("fallocate", 1, _NO_HOLE)
     allow_each("personality", 0, _PERSONALITY)
     allow_each("setpriority", 0, _PRIORITIES)
-    for option in _PROCESS:
-        allow("prctl", seccomp.Arg(0, seccomp.MASKED_EQ, 0xFFFF_FFFF, option))
-    for option in _ARCHITECTURE:
-        allow("arch_prctl", seccomp.Arg(0, seccomp.MASKED_EQ, 0xFFFF_FFFF, option))
+    for name, argument, values in (
+        ("prctl", 0, _PROCESS),
+        ("arch_prctl", 0, _ARCHITECTURE),
+        ("ioctl", 1, requests.IOCTLS),
+        ("fcntl", 1, requests.FCNTLS),
+    ):
+        for value in values:
+            allow(name, seccomp.Arg(argument, seccomp.MASKED_EQ, 0xFFFF_FFFF, value))  # the kernel reads 32 bits
     for table in (options.ALLOWED, options.DONE_WITHOUT):  # `_refuse` has an answer to the latter
         for level, named in table.items():
             allow_each("setsockopt", 2, named, seccomp.Arg(1, seccomp.EQ, level))

@@ -65,7 +65,7 @@ TIOCGWINSZ, TIOCSETD, FIOSETOWN, SIOCSPGRP = 0x5413, 0x5423, 0x8901, 0x8902
 F_GETLK, F_SETLK, F_SETLKW, F_SETOWN, F_GETOWN, F_SETOWN_EX, F_OFD_SETLK, F_OFD_SETLKW = 5, 6, 7, 8, 9, 15, 37, 38
 PR_SET_SECCOMP, PR_FUTEX_HASH = 22, 78
 SOL_RAW, SOL_PACKET, SOL_NETLINK, SO_PEERPIDFD = 255, 263, 270, 77
-TUNSETOFFLOAD = 0x4004_54D0
+TUNSETOFFLOAD, FIONREAD, FIONBIO, TCGETS, F_GETPIPE_SZ = 0x4004_54D0, 0x541B, 0x5421, 0x5401, 1032
 
 
 def came_of(*calls: tuple[Any, ...], network: bool = True) -> list[str]:
@@ -131,7 +131,7 @@ def test_no_module_for_a_bridge_a_vlan_or_a_terminal_either() -> None:
     reader, writer = os.pipe()  # which has none of them
     calls = [("ioctl", reader, request | upper, 0) for request in requests for upper in (0, UPPER)]
     try:
-        assert came_of(*calls) == ["EPERM"] * len(calls)
+        assert came_of(*calls) == ["ENOSYS"] * len(calls)
         assert came_of(("ioctl", reader, TIOCGWINSZ, 0)) == ["ENOTTY"]
     finally:
         os.close(reader)
@@ -212,7 +212,7 @@ def test_nobody_waits_for_a_lease_of_its_or_is_watched() -> None:
     with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile() as file:
         where, what = os.open(folder, os.O_RDONLY), os.open(file.name, os.O_RDONLY)
         leases = [("fcntl", what, F_SETLEASE | upper, 0) for upper in (0, UPPER)]
-        assert came_of(*leases, ("fcntl", where, F_NOTIFY, 1), ("fcntl", what, F_GETLEASE, 0)) == ["EPERM"] * 3 + ["done"]
+        assert came_of(*leases, ("fcntl", where, F_NOTIFY, 1), ("fcntl", what, F_GETLEASE, 0)) == ["ENOSYS"] * 3 + ["done"]
         os.close(where)
         os.close(what)
 
@@ -222,8 +222,24 @@ def test_what_a_device_is_asked_for_by_its_administrator_is_refused() -> None:
     reader, writer = os.pipe()  # which has none of them
     try:
         requests = (0x4004_54CA, 0x4010_54D5, 0x4004_54E2, 0x54E3, 0x8924, 0x8946, 0x8906, 0x8010_8907)
-        assert came_of(*(("ioctl", reader, one | upper, 0) for one in requests for upper in (0, UPPER))) == ["EPERM"] * 16
+        assert came_of(*(("ioctl", reader, one | upper, 0) for one in requests for upper in (0, UPPER))) == ["ENOSYS"] * 16
         assert came_of(("ioctl", reader, TUNSETOFFLOAD, 0)) == ["ENOTTY"]
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_what_nobody_knows_of_is_not_asked_for() -> None:
+    """Requests that this kernel has not, or that no program has need of; those that programs make are the kernel's to answer."""
+    reader, writer = os.pipe()
+    try:
+        unknown = [("ioctl", reader, one | upper, 0) for one in (0, 0x1234_5678, 0xC0DE_FFFF) for upper in (0, UPPER)]
+        unknown += [("fcntl", reader, one | upper, 0) for one in (10, 1036, 1038, 4000) for upper in (0, UPPER)]
+        assert came_of(*unknown) == ["ENOSYS"] * len(unknown)
+        room, where = ctypes.create_string_buffer(8), ctypes.create_string_buffer(64)
+        known: list[tuple[Any, ...]] = [("ioctl", reader, one, room) for one in (FIONREAD, FIONREAD | UPPER, FIONBIO)]
+        known += [("fcntl", reader, F_GETPIPE_SZ | upper, 0) for upper in (0, UPPER)]
+        assert came_of(*known, ("ioctl", reader, TCGETS, where)) == ["done"] * len(known) + ["ENOTTY"]
     finally:
         os.close(reader)
         os.close(writer)
@@ -239,7 +255,7 @@ def test_no_signals_to_a_group_for_what_arrives() -> None:
     try:
         calls = [("fcntl", reader, command | upper, 0) for command in (F_SETOWN, F_SETOWN_EX) for upper in (0, UPPER)]
         calls += [("ioctl", reader, request, 0) for request in (FIOSETOWN, SIOCSPGRP)]
-        assert came_of(*calls, ("fcntl", reader, F_GETOWN, 0)) == ["EPERM"] * 6 + ["done"]
+        assert came_of(*calls, ("fcntl", reader, F_GETOWN, 0)) == ["ENOSYS"] * 6 + ["done"]
     finally:
         os.close(reader)
         os.close(writer)
