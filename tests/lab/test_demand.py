@@ -76,15 +76,20 @@ def test_the_model_is_what_proc_says(mix: str) -> None:
     async def body() -> tuple[dict[str, int], dict[str, int], int, int]:
         before = len(os.listdir("/proc/self/fd"))
 
+        descriptors, threads = (
+            dict[str, int](),
+            dict[str, int](),
+        )  # as of the last look
+
         async def as_modelled() -> bool:
-            threads = counted(topology, "task")
+            descriptors.update(counted(topology, "fd"))
+            threads.update(counted(topology, "task"))
             steady = threads == {name: n for name, n in demand.threads(topology).items() if name in threads}
-            return steady and counted(topology, "fd") | {"keeper-stub": 0} == model | {"keeper-stub": 0}
+            return steady and descriptors | {"keeper-stub": 0} == model | {"keeper-stub": 0}
 
         async with Lab(topology):
             with contextlib.suppress(AssertionError):  # which would not say what differs
                 await until(as_modelled, "what was needed to start to be closed, and ended")
-            descriptors, threads = counted(topology, "fd"), counted(topology, "task")
             return descriptors, threads, before, len(os.listdir("/proc/self/fd"))
 
     descriptors, threads, before, after = run(body())
