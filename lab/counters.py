@@ -3,7 +3,7 @@
 import os
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 from hyp.abi.counters import COUNTERS_BYTES, place_of, read_rows
 from hyp.control import close_all
@@ -41,9 +41,9 @@ class CounterReader:
         at, fd = place_of(self._page(process), row, column), self._fds[process]
         return lambda: int.from_bytes(os.pread(fd, 8, at).ljust(8, b"\0"), "little", signed=True)
 
-    def raw(self) -> list[bytes]:
-        """All that is counted, as it lies in memory: equal to what it was before if nothing was counted in between."""
-        return list(self._pages().values())
+    def raw(self, without: Set[str]) -> list[bytes]:
+        """All that is counted but by these processes, as it lies in memory: equal to what it was if nothing was counted since."""
+        return [self._page(name) for name in self._fds if name not in without]
 
     def read(self) -> dict[str, dict[str, int]]:
         """``{"process/row": {column: count}}``."""

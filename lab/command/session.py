@@ -104,13 +104,26 @@ async def lab_up(topology: dict[str, Any], out: Screen) -> AsyncIterator[Lab]:
             raise
 
 
-async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Screen, repeats: int = 1) -> list[dict[str, Any]]:
-    """Run them in order, or in turns; a line each as they end. Of several `repeats` the record sums up (lab/command/repeats.py)."""
+async def run_workloads(
+    runner: Runner, workloads: list[dict[str, Any]], out: Screen, repeats: int = 1, failed: list[WorkloadError] | None = None
+) -> list[dict[str, Any]]:
+    """Run them in order, or in turns; a line each as they end. Of several `repeats` the record sums up (lab/command/repeats.py).
+
+    `failed`: takes the errors of those that fail, without a record, while the others go on; without it the first one is raised.
+    """
     done: dict[int, list[dict[str, Any]]] = {}
     for index, load in in_turns(workloads, repeats):
         what = f"[{index + 1}/{len(workloads)}]"
-        with out.status(Text(f"{what} {describe(load)} …")):
-            done.setdefault(index, []).append(await runner.run(load))
+        try:
+            with out.status(Text(f"{what} {describe(load)} …")):
+                done.setdefault(index, []).append(await runner.run(load))
+        except WorkloadError as error:
+            if failed is None:
+                raise
+            failed.append(error)
+            out.print(f"{what} cannot go on without it" if isinstance(error, PeerDied) else str(error), style="red")
+            await runner.end(load)
+            continue
         if len(done[index]) == repeats:
             records = done[index]
             rate = f"{with_spread([r['mpps'] for r in records])} Mframes/s"
@@ -118,7 +131,8 @@ async def run_workloads(runner: Runner, workloads: list[dict[str, Any]], out: Sc
                 rate = f"p50 {with_spread([r['rtt_us']['p50'] for r in records])} µs"
             times = f"{repeats} × " if repeats > 1 else ""
             out.print(f"  {what:<7} {records[0]['path']:<7} {describe(load, times)}: {rate}")
-    return [summary(records) if repeats > 1 else records[0] for _, records in sorted(done.items())]
+    whole = [records for _, records in sorted(done.items()) if len(records) == repeats]
+    return [summary(records) if repeats > 1 else records[0] for records in whole]
 
 
 def heading(out: Screen, title: str, rest: str) -> None:
@@ -201,18 +215,18 @@ async def run_topology(
 
     `trace`, `capture`: files for what is seen of one in `every` frames meanwhile. `page_port`: where its page is, if it has one.
     """
-    out = Screen()
+    out, failed = Screen(), list[WorkloadError]()
     with told(out) as status:
         async with lab_up(topology, out) as lab, _page_of(lab.name, page_port, out), _recorded(lab, out, trace, capture, every):
             if not topology["workload"]:
                 return await _stay_up(lab, out)
-            records = await run_workloads(await Runner.open(lab), topology["workload"], out)
+            records = await run_workloads(await Runner.open(lab), topology["workload"], out, failed=failed)
             deaths = dict(lab.deaths)
     if status:
         return status[0]
     written = write_json(json_out, lab.name, records, ready=lab.timings) if json_out is not None else 0  # first: it may be all
     print_results(records, out)
-    return FAILED if written or deaths or any(record["errors"] for record in records) else 0
+    return FAILED if written or deaths or failed or any(record["errors"] for record in records) else 0
 
 
 @contextlib.asynccontextmanager

@@ -226,13 +226,18 @@ class _Supervisor:
             if os.WIFSTOPPED(status):
                 say(self._front, Message.STOPPED, os.WSTOPSIG(status))
             elif os.WIFCONTINUED(status):
-                if os.getppid() == self._front_pid:  # whoever continued the program: its stand-in goes on with it
-                    os.kill(self._front_pid, signal.SIGCONT)
+                self._continue_front()  # whoever continued the program
             else:
                 if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not self._guest_gone:
                     self._look_for_guest()
                 say(self._front, Message.GUEST_GONE if self._guest_gone else Message.ENDED, status)
+                self._continue_front()  # it has stopped if the program had
                 return True
+
+    def _continue_front(self) -> None:
+        """The program's stand-in goes on."""
+        if os.getppid() == self._front_pid:
+            os.kill(self._front_pid, signal.SIGCONT)
 
     def _look_for_guest(self) -> None:
         """Was it the guest's end that killed the program? A confined one's process has not ended before that has been reaped."""

@@ -15,10 +15,9 @@ def record_of(
     """The record of a workload, without what it ran in.
 
     `report`: its ends', `merged`; `counted`: what was counted meanwhile; `at_rest`: counters after it, of processes that live;
-    `cpu`: by process; `elapsed`: seconds. TypeError, ValueError, LookupError, AttributeError or ArithmeticError if the report makes
-    no sense, since a guest says what it likes.
+    `cpu`: by process; `elapsed`: seconds.
     """
-    received, units = report["received"], report.get("units", 1)
+    received, units = report["received"], report["units"]
     round_trips = load["kind"] == "rr"
     frames, sent = received["frames"] // units, report["sent"] // units
     seconds = report["seconds"] if round_trips else (received["last_ns"] - received["first_ns"]) / 1e9
@@ -30,7 +29,7 @@ def record_of(
         "frames": frames, "sent": sent, "seconds": seconds,
         "mpps": moved / seconds / 1e6 if seconds > 0 else 0.0,
         "gbps": (2 if round_trips else 1) * received["bytes"] * 8 / seconds / 1e9 if seconds > 0 else 0.0,
-        "rtt_us": numbers(report.get("rtt_us")), "latency": report.get("latency"),
+        "rtt_us": report.get("rtt_us"), "latency": report.get("latency"),
         "cpu_us_per_frame": cpu_us / moved if moved else 0.0,
         "spin_us_per_frame": total(counted, "spin_ns") / 1000 / moved if moved else 0.0,
         "per_frame": per_frame(counted, moved), "operations": operations(counted, moved), "trap_ns": trap_ns(counted),
@@ -54,7 +53,7 @@ def record_of(
 
 
 def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One report for streams that ran at a time: sums, from the first frame of any to the last of any; `shares`: frames of each."""
+    """One for streams that ran at a time (report.py): sums, from the first frame of any to its last; `shares`: frames of each."""
     if len(reports) == 1:
         return reports[0]
     received = [report["received"] for report in reports]
@@ -62,7 +61,7 @@ def merged(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seen = [one for one in received if one["frames"]] or received
     ends = {"first_ns": min(one["first_ns"] for one in seen), "last_ns": max(one["last_ns"] for one in seen)}
     shares = [one["frames"] for one in received]
-    units = reports[0].get("units", 1)
+    units = reports[0]["units"]
     return {"sent": sum(report["sent"] for report in reports), "units": units, "received": {**sums, **ends}, "shares": shares}
 
 
@@ -86,8 +85,3 @@ def errors(record: dict[str, Any], counted: Snapshot, at_rest: Snapshot) -> list
     found += [f"{row}: {name} {n}" for row, names in faults(counted).items() for name, n in names.items()]
     found += [f"does not balance: {equation}" for equation in unbalanced(at_rest)]
     return found
-
-
-def numbers(said: Any) -> dict[str, float] | None:
-    """Figures by name, as a guest says them. TypeError, ValueError or AttributeError if they are none."""
-    return None if said is None else {str(name): float(number) for name, number in said.items()}

@@ -25,6 +25,7 @@ from lab.plan import spin_limit_us
 from lab.schema.words import speed_factor
 from lab.workloads.load import WIRE, Workload, describe, guests_in
 from lab.workloads.record import merged, record_of
+from lab.workloads.report import judged
 
 HYPERVISOR = "hyp"
 BROADCAST = "ff:ff:ff:ff:ff:ff"
@@ -89,7 +90,10 @@ class Runner:
             elapsed = time.monotonic() - start
             cpu = spent(usages(self.pids), used)
             counted, at_rest = self._believed(difference(after, before)), self._believed(after)
-            return {**record_of(load, self.path(load), merged(reports), counted, at_rest, cpu, elapsed), **self._circumstances()}
+            return {
+                **record_of(load, self.path(load), merged([judged(one) for one in reports]), counted, at_rest, cpu, elapsed),
+                **self._circumstances(),
+            }
         except TimeoutError:
             raise WorkloadError(f"{name}: not done after {limit:g} s") from None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:  # a guest says what it likes
@@ -286,7 +290,7 @@ class Runner:
         deadline = time.monotonic() + REST_TIMEOUT_S
         last: list[bytes] = []
         while True:
-            now, late = self._counters.raw(), time.monotonic() > deadline
+            now, late = self._counters.raw(self._strangers()), time.monotonic() > deadline
             if now == last or late:
                 snapshot = self._counters.read()
                 if late or not unbalanced(self._believed(snapshot)):
@@ -295,13 +299,17 @@ class Runner:
             await asyncio.sleep(0.002)
 
     def _believed(self, snapshot: Snapshot) -> Snapshot:
-        """The rows of processes that live and have to do with the workload.
-
-        What a dead one had in its hands is nobody's any more, and balances nowhere; and a guest's rows are its own to write, which
-        is to spoil nobody's record but its own.
-        """
-        strangers = self.lab.deaths.keys() | self._others
+        """The rows of processes that live and have to do with the workload."""
+        strangers = self._strangers()
         return {row: counts for row, counts in snapshot.items() if row.partition("/")[0] not in strangers}
+
+    def _strangers(self) -> set[str]:
+        """Processes whose counters say nothing of the workload.
+
+        What a dead one had in its hands is nobody's any more, and balances nowhere; and a guest's rows are its own to write, at any
+        time, which is to spoil nobody's record but its own, and to hold up none.
+        """
+        return self.lab.deaths.keys() | self._others
 
     def _mac(self, peer: str) -> str:
         return self._wire_mac if peer == WIRE else str(self._guests[peer]["mac"])

@@ -143,7 +143,7 @@ def standing_still(runner: Runner) -> Callable[[], Awaitable[bool]]:
     seen: list[list[bytes]] = []
 
     async def condition() -> bool:
-        seen.append(runner._counters.raw())
+        seen.append(runner._counters.raw(frozenset()))
         return seen[-2:-1] == seen[-1:]
 
     return condition
