@@ -151,6 +151,13 @@ def ignoring_and_closing() -> None:
     os.close(0)
 
 
+def test_it_ends_with_a_program_that_is_killed_while_it_is_stopped(lab: str) -> None:
+    """By a process that it has left in another session, when it has stopped itself; nobody continues it."""
+    killer = "until grep -q '^State:.T' /proc/$1/status; do :; done; kill -9 $1"
+    done = inside(lab, "sh", "-c", f'setsid sh -c "{killer.replace("$", chr(92) + "$")}" sh $$ <&- >&- 2>&- & kill -STOP $$')
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGKILL, "", "")
+
+
 def test_long_environments_and_argument_lists(lab: str) -> None:
     environment = {f"LONG{number}": "x" * 6000 for number in range(30)}
     done = inside(lab, "sh", "-c", 'echo "$LONG29" | wc -c', env={**os.environ, **environment})
