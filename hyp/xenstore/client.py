@@ -21,6 +21,8 @@ T = TypeVar("T")
 # Paths a watch holds that nobody took yet. Beyond it the watched path stands for all of them: a guest that writes
 # without end costs Domain 0 no memory.
 WATCH_BACKLOG = 1024
+MOST_CHANGES = 4
+"""Of a long directory while it is read. Who goes on changing it would have it read without end."""
 
 
 class XenstoreError(Exception):
@@ -107,7 +109,10 @@ class _Nodes:
         await self._path_request(MessageType.RM, path)
 
     async def directory(self, path: str) -> list[str]:
-        """Names of a node's children; takes several requests if they do not fit one message."""
+        """Names of a node's children; takes several requests if they do not fit one message.
+
+        EAGAIN if they have changed each time before all were there, which does not happen in a transaction.
+        """
         try:
             return xs_wire.split(await self._path_request(MessageType.DIRECTORY, path))
         except XenstoreError as error:
@@ -116,20 +121,21 @@ class _Nodes:
         return await self._long_directory(path)
 
     async def _long_directory(self, path: str) -> list[str]:
-        generation, names, offset = b"", b"", 0
-        while True:
+        generation, names, offset, changes = b"", b"", 0, 0
+        while changes < MOST_CHANGES:
             reply = await self._path_request(MessageType.DIRECTORY_PART, path, str(offset))
             now, _, part = reply.partition(b"\0")
             if not part:
                 raise XenstoreError("EIO", path, "DIRECTORY_PART")
             if offset and now != generation:  # it changed meanwhile: from the start
-                names, offset = b"", 0
+                names, offset, changes = b"", 0, changes + 1
                 continue
             generation = now
             names += part
             offset = len(names)
             if names == b"\0" or names.endswith(b"\0\0"):
                 return xs_wire.split(names[:-1])
+        raise XenstoreError("EAGAIN", path, "DIRECTORY_PART")
 
     async def get_perms(self, path: str) -> list[str]:
         """A node's permissions, as in ``["n5", "r0"]``: owner 5, others nothing, domain 0 may read."""
@@ -224,6 +230,15 @@ class XenstoreClient(_Nodes):
         for watch in [w for w in self._watches if (w.path, w.token) == (path, token)]:
             self._watches.remove(watch)
             watch._finish(StopAsyncIteration())
+
+    async def directory(self, path: str) -> list[str]:
+        """See `_Nodes.directory`; of what changes all the time in a transaction, for which xenstored holds up who changes it."""
+        try:
+            return await super().directory(path)
+        except XenstoreError as error:
+            if error.name != "EAGAIN":
+                raise
+        return await self.retry(lambda transaction: transaction.directory(path))
 
     # Transactions.
 
