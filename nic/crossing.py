@@ -33,7 +33,7 @@ from nic.queues import buffers_for
 from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 from nic.tracing import trace_crossing
 
-CROSSING_SLOTS = 64
+CROSSING_SLOTS = 256
 PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256
 SLOT_CONTEXT, SLOT_GENERATION, SLOT_LENGTH, SLOT_HEAD0, SLOT_HEAD1, SLOT_OFFLOAD, SLOT_FRAME = 0, 8, 16, 24, 32, 40, 64
 SLOT_BYTES = SLOT_FRAME + MAX_FRAME + 1 + 64  # 64 more than a multiple of the page and the line that is its head: so that slots
