@@ -7,6 +7,7 @@ import pytest
 
 from hyp.abi.nic import DESC_SIGNALED, MAX_LONE_FRAME, PAGE, STATUS_DROPPED, STATUS_OK
 from hyp.abi.platform import CHECKPOINT, CHECKPOINTS
+from nic.crossing import CROSSING_SLOTS
 from nic.state import BUDGET_BYTES, BUDGET_FRAMES
 from tests.support.drivers import FINISHED, header
 from tests.support.guests import BROADCAST_MAC, NOBODY, WIRE_MAC, WRAP, Guest, eventually
@@ -139,18 +140,19 @@ def test_every_sender_that_waits_for_a_full_crossing_is_woken() -> None:
     """One takes the slot that another was woken for; the other must be woken for the next one."""
     with bench_of(16, engines=2, pause_us=60_000_000) as (bench, *guests):
         heavy, full, *light = (guests[k] for k in (0, 1, *range(2, 16, 2)))  # all senders are on engine 1, `full` on engine 0
-        heavy.send(*(heavy.frame(full.mac, sequence=k) for k in range(64)))
-        heavy.sent(64)
-        heavy.send(*(heavy.frame(full.mac, sequence=k) for k in range(64, 80)))
+        for start in range(0, CROSSING_SLOTS, 64):
+            heavy.send(*(heavy.frame(full.mac, sequence=start + k) for k in range(64)))
+            heavy.sent(64)
+        heavy.send(*(heavy.frame(full.mac, sequence=CROSSING_SLOTS + k) for k in range(16)))
         eventually(lambda: bench.count("pauses", "engine1") or bench.sync(), "the crossing is full")
         for k, guest in enumerate(light, 1):
             guest.send(guest.frame(full.mac))
             eventually(lambda k=k: bench.count("pauses", "engine1") > k or bench.sync(), "another sender waits")  # type: ignore[misc]
-        for _ in range(80 + len(light)):
+        for _ in range(CROSSING_SLOTS + 16 + len(light)):
             full.post_buffers(1)
             assert full.take(1)[0][0] == STATUS_OK
         assert heavy.sent(16) == [STATUS_OK] * 16
-        bench.at_rest(80 + len(light))
+        bench.at_rest(CROSSING_SLOTS + 16 + len(light))
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3])
