@@ -3,7 +3,7 @@
 A guest with one virtual CPU makes one hypercall at a time, and has its own time in between. But hypervisor, keeper and xenstored
 are processes of their own: who asks all of them at once would have a share of a CPU from each, and who sends requests without
 waiting for answers would keep one busy all the time. So they write down in common until when a guest would have been served if all
-its turns had come one after the other, each with as much time of its own behind it (`TURNS`). Of one that waits for answers that
+its turns had come one after the other, each with twice as much time of its own behind it (`TURNS`). Of one that waits for answers that
 is hardly later than now; where it is by more than LEEWAY_NS, the guest waits (hyp/control/debt.py).
 
 The pages, a word of 64 bits a domain by its number (ns of the monotonic clock), belong to those three alone. Each adds to it
@@ -22,8 +22,8 @@ LEEWAY_NS: Final = 20_000_000
 """A guest that begins may ask several at once, and one whose turn the scheduler has interrupted has done nothing wrong."""
 LONGEST_NS: Final = 10_000_000
 """Of one turn that counts."""
-TURNS: Final = 2
-"""How often a turn counts: for itself, and for the guest's own time."""
+TURNS: Final = 3
+"""How often a turn counts: for itself, and twice for the guest's own time."""
 
 
 def new_pages() -> int:

@@ -284,7 +284,7 @@ def two_planes() -> tuple[Clocks, list[Debt]]:
 
 
 def test_a_guest_is_served_by_one_control_plane_at_a_time() -> None:
-    """Who waits for its answers lets nobody wait; two who are asked at once share what one would have had: half of the time."""
+    """Who waits for its answers lets nobody wait; two who are asked at once share what one would have had: a third of the time."""
     clocks, (one, other) = two_planes()
     for _ in range(1000):
         with one.pays():
