@@ -3,8 +3,9 @@
 A guest with one virtual CPU makes one hypercall at a time, and has its own time in between. But hypervisor, keeper and xenstored
 are processes of their own: who asks all of them at once would have a share of a CPU from each, and who sends requests without
 waiting for answers would keep one busy all the time. So they write down in common until when a guest would have been served if all
-its turns had come one after the other, each with twice as much time of its own behind it (`TURNS`). Of one that waits for answers that
-is hardly later than now; where it is by more than LEEWAY_NS, the guest waits (hyp/control/debt.py).
+its turns had come one after the other, each with twice as much time of its own behind it (`TURNS`). Of one that waits for answers,
+and does something with them, that is hardly later than now; where it is by more than LEEWAY_NS, the guest waits
+(hyp/control/debt.py).
 
 The pages, a word of 64 bits a domain by its number (ns of the monotonic clock), belong to those three alone. Each adds to it
 without a lock, and a turn that is lost by that was none too many. Who dies in a turn has added nothing.

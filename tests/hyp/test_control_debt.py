@@ -289,7 +289,7 @@ def test_a_guest_is_served_by_one_control_plane_at_a_time() -> None:
     for _ in range(1000):
         with one.pays():
             clocks.now += MS
-        clocks.now += MS  # of its own
+        clocks.now += (TURNS - 1) * MS  # of its own
         assert one.wait_s() == other.wait_s() == 0
     for asked in ([one], [one, other]):
         served, began = dict.fromkeys(asked, 0), clocks.now
