@@ -282,8 +282,18 @@ class Runner:
         for k, process in enumerate(processes):
             cpus = chosen.cpus(roles[process], self.cpus) if chosen else [self.cpus[k]]
             if self._pinned.get(process) != cpus:
-                await self.lab.call(process, "pin", cpus=cpus)
+                await self._pin(process, cpus)
                 self._pinned[process] = cpus
+
+    async def _pin(self, process: str, cpus: list[int]) -> None:
+        """Let a process's loops run on these CPUs only; all threads of a confined guest's, which chooses no CPUs itself."""
+        if not self._guests.get(process, {}).get("confined"):
+            await self.lab.call(process, "pin", cpus=cpus)
+            return
+        pid = (await self.lab.pids()).get(process)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended, or a thread of its has
+            for thread in os.listdir(f"/proc/{pid}/task"):
+                os.sched_setaffinity(int(thread), cpus)
 
     async def _settled(self) -> Snapshot:
         """Counters once everything is at rest; what does not balance after REST_TIMEOUT_S is left for the record to name."""

@@ -24,6 +24,7 @@ from hyp import linux
 from hyp.kernels import store
 from hyp.xenstore.client import XenstoreClient, XenstoreError
 from lab import owner
+from lab.placement import Placement
 from lab.plan import MODULES
 from lab.plan import plan as honest_plan
 from lab.programs import run_in_guest
@@ -340,6 +341,23 @@ def test_confined_guests_leave_the_nic_the_core_that_the_topology_says_is_its_ow
         async with running(tmp_path, "placed", text) as runner:
             status, output = await run_in_guest(runner.lab, "tess", [interpreter(), "-c", tries])
             assert (status, output) == (0, f"Operation not permitted {{{first}}}\n")
+
+    run(main())
+
+
+@pytest.mark.needs("two-cpus")
+def test_a_workload_places_confined_guests_which_cannot_do_so_themselves(tmp_path: Path) -> None:
+    text = 'confined = true\nmemory.backing = "sealed"\n' + "".join(
+        f'[[guest]]\nname = "{name}"\npath = "bypass"\n' for name in ("anna", "bert")
+    )
+
+    async def main() -> None:
+        async with running(tmp_path, "unplaced", text) as runner:
+            check(await runner.run(workload("stream", "anna", "bert", frames=1000), placement=Placement.SENDERS))
+            for name in ("anna", "bert"):
+                tasks = [int(task) for task in os.listdir(f"/proc/{runner.pids[name]}/task")]
+                assert [sorted(os.sched_getaffinity(task)) for task in tasks] == [runner._pinned[name]] * len(tasks)
+            assert len(runner._pinned["anna"]) == 1
 
     run(main())
 

@@ -88,7 +88,7 @@ MODELS = (
             Seed("NO_FENCE_TELL", "fence between sq_prod and the look at sq_event", "hyp/verbs.py:_tell"),
             Seed("NO_FENCE_ARM_SENDS", "fence between scq_event and the look at the queue", "domu/frontends/bypass.py:arm_queues"),
             Seed("NO_FENCE_ARM_NIC", "fence between sq_event and the look at sq_prod", "nic/engine.py:_arm"),
-            Seed("NO_FENCE_PUBLISH", "fence between completions and the look at scq_event", "nic/engine.py:_publish"),
+            Seed("NO_FENCE_PUBLISH", "fence between completions and the look at scq_event", "nic/publish.py:publish"),
             Seed("NO_RECHECK_ARM_SENDS", "look at the completion queue before sleep", "hyp/verbs.py:sends_completed"),
             Seed("NO_RECHECK_ARM_NIC", "look at all doorbells before sleep", "nic/engine.py:_has_work"),
             Seed("NO_ACQUIRE_DOORBELL", "sq_prod before the descriptor", "nic/queues.py:posted_sends"),
