@@ -7,8 +7,10 @@ import signal
 import socket
 import stat
 import subprocess
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import pytest
 import uvloop
@@ -185,48 +187,48 @@ def test_a_long_directory_comes_in_parts() -> None:
     with_clients("uvloop", [0, 5], body)
 
 
-def test_a_long_directory_that_changes_all_the_time_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a transaction, after some attempts; a guest that has one changed for ever holds up nobody who lists it."""
+LONG: Final = [f"{i:04}{'x' * 30}" for i in range(300)]
+
+
+def read_while(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[XenstoreClient, int], Awaitable[None]]) -> tuple[list[str], int]:
+    """A guest's long directory, as Domain 0 reads it, and in how many parts; `meddle` is done before each, but in a transaction."""
+    found, parts = list[str](), 0
 
     async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
-        names = [f"{i:04}{'x' * 30}" for i in range(300)]
-        await asyncio.gather(*[guest.mkdir(f"d/{name}") for name in names])
-        request, changes = dom0._request, 0
+        await asyncio.gather(*[guest.mkdir(f"d/{name}") for name in LONG])
+        request = dom0._request
 
-        async def meddle(type_: MessageType, path: str, payload: bytes) -> bytes:
-            nonlocal changes
+        async def meddled(type_: MessageType, path: str, payload: bytes) -> bytes:
+            nonlocal parts
             if type_ == MessageType.DIRECTORY_PART:
-                changes += 1
-                await (guest.rm("d/one") if changes % 2 else guest.mkdir("d/one"))
+                parts += 1
+                await meddle(guest, parts)
             return await request(type_, path, payload)
 
-        await guest.mkdir("d/one")
-        monkeypatch.setattr(dom0, "_request", meddle)
-        found = await asyncio.wait_for(dom0.directory("/local/domain/5/d"), patient(20))
-        assert set(names) <= set(found) <= {*names, "one"}
-        assert changes > MOST_CHANGES
+        monkeypatch.setattr(dom0, "_request", meddled)
+        found.extend(await asyncio.wait_for(dom0.directory("/local/domain/5/d"), patient(20)))
 
     with_clients("uvloop", [0, 5], body)
+    return found, parts
 
 
 def test_a_long_directory_that_changes_meanwhile_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def body(dom0: XenstoreClient, guest: XenstoreClient) -> None:
-        names = [f"{i:04}{'x' * 30}" for i in range(300)]
-        await asyncio.gather(*[guest.mkdir(f"d/{name}") for name in names])
-        request, parts = dom0._request, 0
+    async def remove_one(guest: XenstoreClient, part: int) -> None:
+        if part == 3:
+            await guest.rm(f"d/{LONG[0]}")
 
-        async def meddle(type_: MessageType, path: str, payload: bytes) -> bytes:
-            nonlocal parts
-            reply = await request(type_, path, payload)
-            parts += type_ == MessageType.DIRECTORY_PART
-            if parts == 2:
-                await guest.rm(f"d/{names[0]}")
-            return reply
+    assert read_while(monkeypatch, remove_one)[0] == LONG[1:]
 
-        monkeypatch.setattr(dom0, "_request", meddle)
-        assert await dom0.directory("/local/domain/5/d") == names[1:]
 
-    with_clients("uvloop", [0, 5], body)
+def test_a_long_directory_that_changes_all_the_time_is_read_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a transaction, after some attempts; a guest that has one changed for ever holds up nobody who lists it."""
+
+    async def change(guest: XenstoreClient, part: int) -> None:
+        await (guest.rm("d/one") if part % 2 else guest.mkdir("d/one"))
+
+    found, parts = read_while(monkeypatch, change)
+    assert set(LONG) <= set(found) <= {*LONG, "one"}
+    assert parts > MOST_CHANGES
 
 
 @pytest.mark.parametrize("loop", LOOPS)

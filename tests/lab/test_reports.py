@@ -5,11 +5,13 @@ import functools
 import itertools
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pytest
 
-from lab.workloads import MOST_SAID, WorkloadError
+from lab.command.screen import Screen
+from lab.command.session import run_workloads
+from lab.workloads import MOST_SAID, PeerDied, WorkloadError
 from lab.workloads.report import MOST_BUCKETS, MOST_OF_A_FILE, MOST_TEXT, RECEIVED, judged
 from tests.lab.test_paths import check, running
 from tests.support.labs import run, workload
@@ -93,3 +95,26 @@ def test_a_guest_that_is_no_end_of_a_workload_holds_it_up_by_nothing_that_it_cou
             check(await asyncio.wait_for(runner.run(workload("stream", "anna", "wire", frames=10)), patient(60)))
 
     run(main())
+
+
+def test_when_a_workload_fails_the_others_go_on_and_have_records() -> None:
+    ended, failed = list[str](), list[WorkloadError]()
+
+    class Failing:
+        """A runner whose second workload fails, and whose third finds its sender dead."""
+
+        async def run(self, load: dict[str, Any]) -> dict[str, Any]:
+            if load["from"] != "anna":
+                raise {"bert": WorkloadError("it makes no sense"), "carl": PeerDied("carl died")}[load["from"]]
+            return {"path": "bypass", "mpps": 1.0, "rtt_us": None, "frames": load["frames"]}
+
+        async def end(self, load: dict[str, Any]) -> None:
+            ended.append(load["from"])
+
+    loads = [workload("stream", sender, "wire", frames=n) for n, sender in enumerate(("anna", "bert", "carl", "anna"), 1)]
+    records = run(run_workloads(cast(Any, Failing()), loads, Screen(), failed=failed))
+    assert [record["frames"] for record in records] == [1, 4]
+    assert [str(error) for error in failed] == ["it makes no sense", "carl died"]
+    assert ended == ["bert", "carl"]
+    with pytest.raises(WorkloadError, match="makes no sense"):
+        run(run_workloads(cast(Any, Failing()), loads, Screen()))
