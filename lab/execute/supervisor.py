@@ -52,6 +52,7 @@ class Message(IntEnum):
 
 FORMAT = struct.Struct("ii")
 GONE_MS = 200
+AGAIN_MS = 100
 
 
 def say(sock: socket.socket, message: Message, number: int = 0) -> None:
@@ -231,13 +232,21 @@ class _Supervisor:
                 if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and not self._guest_gone:
                     self._look_for_guest()
                 say(self._front, Message.GUEST_GONE if self._guest_gone else Message.ENDED, status)
-                self._continue_front()  # it has stopped if the program had
+                self._let_front_end()
                 return True
 
     def _continue_front(self) -> None:
         """The program's stand-in goes on."""
         if os.getppid() == self._front_pid:
             os.kill(self._front_pid, signal.SIGCONT)
+
+    def _let_front_end(self) -> None:
+        """The stand-in has stopped if the program had, or is about to: it is continued until it hangs up."""
+        poll = select.poll()
+        poll.register(self._front, 0)
+        self._continue_front()
+        while os.getppid() == self._front_pid and not poll.poll(AGAIN_MS):
+            self._continue_front()
 
     def _look_for_guest(self) -> None:
         """Was it the guest's end that killed the program? A confined one's process has not ended before that has been reaped."""
