@@ -17,9 +17,8 @@ from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
 from nic.crossing import CONS, CROSSING_BYTES, CROSSING_SLOTS, FIRST_SLOT, PROD, SLOT_BYTES, SLOT_CONTEXT
 from nic.kept import Kept
-from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE_BUFFERS
-from nic.tap import TapMemory
-from nic.wire import BATCH
+from nic.state import BUDGET_FRAMES, CONTEXT, ENGINE, GATE, STAGE, STAGED, SWITCH_ENTRY, SWITCH_SLOTS, WIRE_BATCH, WIRE_BUFFERS
+from nic.wire.tap import TapMemory
 
 
 class Crossings:
@@ -106,7 +105,7 @@ class EngineState:
         row["pause_until"] = 0  # whom it waited for it looks for again
         assert platform.size >= PLATFORM_BYTES
         assert BUDGET_FRAMES <= WIRE_BUFFERS  # the sink looks at a whole turn's frames at its end
-        assert BATCH <= STAGE  # the generator stages a batch
+        assert WIRE_BATCH <= STAGE  # the generator stages a batch
         record = self._record[0]
         for name, array in {
             "contexts": self.contexts, "order": self._lists[0], "dirty": self._lists[1], "table": self._table, "wire": self.wire,

@@ -1,4 +1,4 @@
-"""The wire and capture files: operations of its console that replay (nic/replay.py), record (hyp/capture/), and mix sizes.
+"""The wire and capture files: operations of its console that replay (nic/wire/replay.py), record (hyp/capture/), and mix sizes.
 
 Who owns what: the frames that are replayed are this process's, and so is the thread that records. How far the replay is, what was
 asked for, and what has been recorded but is not in the file yet, are kept (nic/kept.py). So a NIC that takes over reads the file

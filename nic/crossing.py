@@ -28,10 +28,10 @@ from hyp.kernels import compiled, outlined
 from hyp.offload.frame import frame_at, gather, is_simple, one_piece, piece_addr, set_piece
 from hyp.offload.segments import part_length, prepare, write_part
 from nic.deliver import copy_frame, count_part, is_turn_over, parts_for
-from nic.link import is_congested, link_at
 from nic.queues import buffers_for
 from nic.state import DELIVERED, FOR_WIRE, PAUSE, context_of, wire_at
 from nic.tracing import trace_crossing
+from nic.wire.link import is_congested, link_at
 
 CROSSING_SLOTS = 256
 PROD, CONS, PROD_EVENT, WANTED, FIRST_SLOT = 0, 64, 128, 192, 256

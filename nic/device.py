@@ -45,9 +45,9 @@ from nic.engine import (
     run,
 )
 from nic.kept import Kept, kept_bytes
+from nic.state import REFLECT, SINK, TAP
 from nic.switch import MAX_FILTERS
-from nic.tap import open_wire
-from nic.wire import REFLECT, SINK, TAP
+from nic.wire.tap import open_wire
 
 log = logging.getLogger(__name__)
 

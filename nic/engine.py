@@ -49,17 +49,17 @@ from nic.crossing import (
 )
 from nic.deliver import end_frame, is_turn_over, put_or_pause
 from nic.doorbell import note_rings
-from nic.generator import begin_generating, generate
 from nic.publish import dma_of, publish, publish_last
 from nic.queues import posted_sends
-from nic.replay import begin_replaying
 from nic.resume import checkpoint, resume
 from nic.send import flood_crossed, sends_again_at, serve_sends
 from nic.state import DELIVERED, FOR_WIRE, GATE_BYTES, PAUSE, context_of, engine_at, gate_at, touch, wire_at
 from nic.switch import enter, forget
-from nic.tap_input import serve_tap
 from nic.tracing import trace_crossed
-from nic.wire import link_wire, serve_wire, wire_due
+from nic.wire.generator import begin_generating, generate
+from nic.wire.linked import link_wire, serve_wire, wire_due
+from nic.wire.replay import begin_replaying
+from nic.wire.tap_input import serve_tap
 
 START_CONTEXT, STOP_CONTEXT, FILTER, WIRE_MODE, GENERATE, RESUME_CONTEXT, GO, DRAIN_CONTEXT, NOTHING = 1, 2, 3, 4, 5, 6, 7, 8, 9
 REPLAY = 10

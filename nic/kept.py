@@ -29,8 +29,8 @@ from hyp.load.replay import REPLAY
 from hyp.load.schedule import SCHEDULE
 from hyp.memory import Mapping
 from nic.crossing import CROSSING_BYTES
-from nic.link import LINE_BYTES, LINK
 from nic.state import WIRE, WIRE_BUFFERS
+from nic.wire.link import LINE_BYTES, LINK
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -87,7 +87,8 @@ from nic.state import (
 )
 from nic.switch import lookup
 from nic.tracing import trace_run, trace_run_to_sink, trace_sent
-from nic.wire import await_wire, end_outbound, has_open_sink, is_wire_full, outbound, put_on_wire, sent_to_sink
+from nic.wire.linked import await_wire, is_wire_full
+from nic.wire.outward import end_outbound, has_open_sink, outbound, put_on_wire, sent_to_sink
 
 RUN_FRAME = DEFAULT_MTU + LINK_HEADER
 """The longest frame that goes in a run: no NIC's MTU is less."""

@@ -87,6 +87,9 @@ CONTEXT = np.dtype(
 CONTEXT_BYTES = CONTEXT.itemsize
 
 WIRE_BUFFERS = 256
+WIRE_BATCH = 64  # frames that a wire takes up at a time
+WIRE_ORIGIN = -1  # where a frame comes from that no context has sent
+SINK, REFLECT, TAP = 0, 1, 2  # what a wire does with the frames that leave
 
 WIRE = np.dtype(
     [
@@ -123,11 +126,11 @@ WIRE = np.dtype(
         ("out", "i8"),  # LINK records: from the machine, and to it
         ("back", "i8"),
         ("held", "i8"),  # the generator waits for the link
-        # in the generator's place (nic/replay.py)
+        # in the generator's place (nic/wire/replay.py)
         ("replays", "i8"),  # 1: frames come from a REPLAY record, and `left`, `sequence`, `schedule` are about them
         ("replay", "i8"),
         ("recorder", "i8"),  # a RING record (hyp/capture/ring.py): what leaves the machine is recorded; 0: it isn't
-        # that leads to the host (nic/tap.py)
+        # that leads to the host (nic/wire/tap.py)
         ("tap_fd", "i8"),
         ("tap_reads", "i8"),  # this engine reads from it
         ("tap_iov", "i8"),  # struct iovec, MAX_FRAGMENTS + 1 of them

@@ -31,9 +31,10 @@ from hyp.paths import PATHS, dom0_needs
 from hyp.xenstore.xenbus import XenbusState
 from lab.keeper import child, keeper, output
 from lab.schema import guest, tables, values
-from nic import crossing, link, publish
+from nic import crossing, publish
 from nic import device as nic_device
 from nic import state as nic_state
+from nic.wire import link
 from tests.support.documents import ROOT, read, sources
 
 MIB = 1 << 20

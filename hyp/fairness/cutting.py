@@ -6,10 +6,9 @@ of the frames that it is cut into counts for PART_NS, twice what the NIC takes f
 than CREDIT_NS sends nothing more until he no longer is. Frames as long as there are, cut for an MTU of 1500, come to 57 Gbit/s
 before that. `x`: who sends, a record with the field `cut_until` (ns).
 
-A wire that leads to the host (nic/tap.py) takes a frame whole. Where it goes on from there by an interface that has none cut, the
-host's kernel cuts it, in the system call by which the NIC hands it over: so the NIC's own senders wait for that, too. Up to
-HOST_PARTS are any driver's; each of more counts for HOST_PART_NS, three times what a kernel takes.
-"""
+A wire that leads to the host (nic/wire/tap.py) takes a frame whole. Where it goes on from there by an interface that has none cut,
+the host's kernel cuts it, in the system call by which the NIC hands it over: so the NIC's own senders wait for that, too. Up to
+HOST_PARTS are any driver's; each of more counts for HOST_PART_NS, three times what a kernel takes."""
 
 from typing import Any, Final
 

@@ -1,8 +1,8 @@
 """Replay: the frames of a capture file, in memory, to be sent in their order by a compiled loop.
 
-The loops are nic/replay.py and domu/programs/replay.py. A file is read once, as a whole; frames get their new addresses then, and
-their times are made those of this replay, so that nothing is left to be done for a frame but to send it. Round after round goes on
-where the one before ended, a mean gap later.
+The loops are nic/wire/replay.py and domu/programs/replay.py. A file is read once, as a whole; frames get their new addresses then,
+and their times are made those of this replay, so that nothing is left to be done for a frame but to send it. Round after round goes
+on where the one before ended, a mean gap later.
 
 Who receives replayed frames does not know them, as it knows test frames: it counts what comes from their sender in a tracker of its
 own (`note_replayed`), with a digest of all that is behind their addresses: a sum over frames, the same in any order.

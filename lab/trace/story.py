@@ -22,11 +22,11 @@ PLACES: Final = {
     (NIC, Moment.TAKEN): ("NIC: descriptor fetched and checked, frame crosses to its receiver's engine", "nic/crossing.py"),
     (NIC, Moment.PASSED): ("NIC: descriptor fetched and checked, frame copied on", "nic/send.py"),
     (DOM0, Moment.TAKEN): ("netback: request taken, frame copied from the guest", "dom0/netback_tx.py"),
-    (DOM0, Moment.PASSED): ("bridge: passed on", "dom0/engine.py"),
+    (DOM0, Moment.PASSED): ("bridge: passed on", "dom0/forward.py"),
     (HYP, Moment.PASSED): ("device model: frame copied on", "hyp/monitor/machine.py"),
 }
 """What a step is, and the file that does it."""
-FROM_WIRE: Final = ("wire: frame handed in, copied on", "nic/wire.py")
+FROM_WIRE: Final = ("wire: frame handed in, copied on", "nic/wire/inward.py")
 CROSSED: Final = ("NIC: frame that another engine has fetched, copied into its receiver's buffer", "nic/engine.py")
 FROM_NIC: Final = ("uplink: frame taken from the NIC", "dom0/uplink.py")
 POSTED: Final = ("program sends: posted by its front end", "domu/device.py")

@@ -86,11 +86,11 @@ class Way:
 
 _OUT = Step(
     NIC, WIRE, (), "the switch knows nobody here by that address: the frame leaves on the wire",
-    "nic/wire.py", "outbound", far="nic/wire*", judges=("nic/engine*",),
+    "nic/wire/outward.py", "outbound", far="nic/wire*", judges=("nic/engine*",),
 )  # fmt: skip
 _IN = Step(
     WIRE, NIC, (), "a frame comes from outside; the switch finds the context that it is for",
-    "nic/wire.py", "inbound", near="nic/wire*", judges=("nic/wire*",),
+    "nic/wire/inward.py", "inbound", near="nic/wire*", judges=("nic/wire*",),
 )  # fmt: skip
 _GUEST_ROWS = ("{guest}/device*", "{guest}/tap")
 _LOOP = ("{guest}/device*", "{guest}/tap")

@@ -28,7 +28,7 @@ from hyp.load.histogram import (
 )
 from hyp.load.schedule import MAX_RATE, SCHEDULE, SECOND, begin_schedule, frame_sent, frames_due, schedule_at, stamp
 from hyp.load.tcp import PAYLOAD, verify_tcp, write_tcp_frame
-from nic.link import OVERHEAD
+from nic.wire.link import OVERHEAD
 from tests.lab.test_paths import running
 from tests.support.labs import GUESTS, run, until
 

@@ -170,7 +170,7 @@ def test_a_kernel_depends_on_what_it_reaches_and_on_nothing_else() -> None:
     for module in MODULES:
         importlib.import_module(module)
     nic, dom0, traffic = (set(reach.sources(name)) for name in ("nic.engine", "dom0.engine", "domu.programs.traffic"))
-    assert {"nic.engine", "nic.wire", "hyp.atomics", "hyp.abi.nic", "hyp.kernels.inlining"} <= nic
+    assert {"nic.engine", "nic.wire.outward", "hyp.atomics", "hyp.abi.nic", "hyp.kernels.inlining"} <= nic
     assert not any(name.startswith(("domu.", "dom0.")) for name in nic | dom0 if name not in dom0 or name.startswith("domu."))
     assert "domu.device" in traffic
     assert not any(name.startswith(("nic.", "dom0.")) for name in traffic)

@@ -33,9 +33,9 @@ def topology(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_one_frame_is_told_hop_by_hop(topology: str) -> None:
     """With the file that does it beside each hop."""
     for one, to, by, files in (
-        ("anna", "bert", "dom0", ["domu/device.py", "dom0/netback_tx.py", "dom0/engine.py", "domu/device.py"]),
+        ("anna", "bert", "dom0", ["domu/device.py", "dom0/netback_tx.py", "dom0/forward.py", "domu/device.py"]),
         ("carl", "dora", "nic", ["domu/device.py", "nic/send.py", "domu/device.py"]),
-        ("wire", "carl", "nic", ["nic/wire.py", "domu/device.py"]),
+        ("wire", "carl", "nic", ["nic/wire/inward.py", "domu/device.py"]),
     ):
         done = launch("trace", one, to, "--topology", topology)
         assert done.returncode == 0, done.stderr

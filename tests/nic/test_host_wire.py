@@ -12,7 +12,7 @@ from hyp.abi.nic import STATUS_OK
 from hyp.abi.vnet import VNET_BYTES
 from hyp.fairness.cutting import CREDIT_NS, HOST_PART_NS, HOST_PARTS, PART_NS
 from nic.engine import WIRE_MODE
-from nic.wire import TAP
+from nic.state import TAP
 from tests.nic.test_chains import fragments_of, packet
 from tests.support.guests import WIRE_MAC, Guest
 from tests.support.peers import Bench, bench_of, well

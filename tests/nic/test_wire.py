@@ -7,7 +7,7 @@ import pytest
 
 from hyp.abi.nic import MAX_LONE_FRAME, STATUS_OK
 from hyp.control import Refused
-from nic.link import FIFO_BYTES, LINE_BYTES, OVERHEAD
+from nic.wire.link import FIFO_BYTES, LINE_BYTES, OVERHEAD
 from tests.support.drivers import FINISHED, compose, header
 from tests.support.guests import BROADCAST_MAC, WIRE_MAC, Guest, eventually
 from tests.support.patience import effort

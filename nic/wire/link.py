@@ -19,6 +19,7 @@ OVERHEAD = 24  # bytes: preamble 8, frame check sequence 4, gap 12
 FIFO_BYTES = 256 * 1024  # as much as NICs have; at 10 Gbit/s 210 µs, of which half is there to sleep in
 LINE_BYTES = 1 << 20
 ENTRY_ARRIVAL, ENTRY_LENGTH, ENTRY_KIND, ENTRY_FRAME = 0, 8, 16, 32
+SENT, GENERATED, REFLECTED = 0, 1, 2  # kinds of frames on a link
 FS = 1_000_000  # in a ns
 MAX_ENTRY = (ENTRY_FRAME + MAX_MTU + LINK_HEADER + 63) & ~63
 

@@ -1,4 +1,4 @@
-"""What the host sends by a wire that leads to it (nic/tap.py): frames from the TAP, into the machine.
+"""What the host sends by a wire that leads to it (nic/wire/tap.py): frames from the TAP, into the machine.
 
 One engine reads, a frame at a time, and passes each on as one from the wire: to who has its address, else to the physical function;
 to all, if it is a broadcast. A frame for a full receiver waits, and those behind it in the TAP's queue, of which the kernel drops
@@ -19,8 +19,8 @@ from hyp.offload.vnet import TOO_LONG, has_offload, set_iovec, word_of
 from nic.crossing import is_paused
 from nic.deliver import end_frame, is_turn_over
 from nic.send import flood
-from nic.state import DELIVERED, PAUSE, wire_at
-from nic.wire import BATCH, WIRE_ORIGIN, inbound
+from nic.state import DELIVERED, PAUSE, WIRE_BATCH, WIRE_ORIGIN, wire_at
+from nic.wire.inward import inbound
 
 LOOK_NS = 5_000
 """How long after it was empty the TAP is looked at again while there is other work; after a sleep it is at once."""
@@ -28,13 +28,13 @@ LOOK_NS = 5_000
 
 @outlined
 def serve_tap(e):
-    """Pass on what the host has sent, at most BATCH frames. Returns how many."""
+    """Pass on what the host has sent, at most WIRE_BATCH frames. Returns how many."""
     w = wire_at(e.wire)
     if w.tap_got == 0 and w.tap_readable == 0 and e.now - w.tap_looked < LOOK_NS:
         return 0
     w.tap_looked, moved, work, octets, e.parts, e.wanted = e.now, 0, 0, 0, 0, 1
     begin_turn(e)
-    while moved < BATCH and not is_turn_over(e):
+    while moved < WIRE_BATCH and not is_turn_over(e):
         if w.tap_got == 0 and not _read(e, w):
             break
         length = w.tap_got

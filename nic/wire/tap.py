@@ -2,7 +2,7 @@
 
 Frames go to the kernel as they are, with a virtio_net_hdr (hyp/abi/vnet.py) for what their senders have left undone: one system
 call for up to 64 KiB. What the NIC has judged of a frame is its own copy; only what follows these headers is read where the sender
-has it. The other direction is in nic/tap_input.py.
+has it. The other direction is in nic/wire/tap_input.py.
 
 The interface is made in the network namespace that the topology was started in, and is gone when this process is.
 """

@@ -1,10 +1,9 @@
 """Replay on the wire: frames of a capture file (hyp/load/replay.py) from beyond the NIC's port, when they are due.
 
 As the generator's, they are a sending queue: a full receiver pauses it, then frames drop. They go to who has their address, else to
-the physical function; broadcasts and multicasts to all, as from the host (nic/tap_input.py), but on a linked wire to the physical
-function only. A frame that the MTU does not allow is dropped, as `oversize`. The first engine sends all of them, so that they keep
-their order.
-"""
+the physical function; broadcasts and multicasts to all, as from the host (nic/wire/tap_input.py), but on a linked wire to the
+physical function only. A frame that the MTU does not allow is dropped, as `oversize`. The first engine sends all of them, so that
+they keep their order."""
 
 from hyp.abi.counters import DROP_OVERSIZE, PAUSES, REPLICATED, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import GROUP_BIT
@@ -18,10 +17,10 @@ from hyp.load.schedule import begin_schedule, note_lag, schedule_at
 from hyp.offload.frame import frame_at, one_piece
 from nic.crossing import is_paused
 from nic.deliver import copy_frame, end_frame
-from nic.link import launch, link_at, room_for_frame, takes
 from nic.send import flood
-from nic.state import DELIVERED, PAUSE, wire_at
-from nic.wire import BATCH, GENERATED, WIRE_ORIGIN, inbound
+from nic.state import DELIVERED, PAUSE, WIRE_BATCH, WIRE_ORIGIN, wire_at
+from nic.wire.inward import inbound
+from nic.wire.link import GENERATED, launch, link_at, room_for_frame, takes
 
 
 @outlined
@@ -37,7 +36,7 @@ def begin_replaying(e, entries, number, round_ns, frames, nanoseconds, stream, t
 
 @outlined
 def replay(e):
-    """Send what is due, at most BATCH frames. Returns how many."""
+    """Send what is due, at most WIRE_BATCH frames. Returns how many."""
     w = wire_at(e.wire)
     r, s = replay_at(w.replay), schedule_at(w.schedule)
     done, work, octets, e.wanted = 0, 0, 0, 1
@@ -45,7 +44,7 @@ def replay(e):
     while w.left > 0:
         entry = next_entry(r)
         s.due_ns = r.begun_ns + entry.due_ns
-        if s.due_ns > e.now or done >= BATCH:
+        if s.due_ns > e.now or done >= WIRE_BATCH:
             break
         if entry.frame == 0:
             count(w.counts, DROP_OVERSIZE, 1)

@@ -1,8 +1,7 @@
 """The generator: test frames from beyond the NIC's port, as many and as fast as it is told.
 
-It is a sending queue like a guest's: a full receiver pauses it, then frames drop. On a linked wire (`nic/link.py`) its frames go
-onto the link back instead, and what happens to them there is the wire's.
-"""
+It is a sending queue like a guest's: a full receiver pauses it, then frames drop. On a linked wire (`nic/wire/link.py`) its frames
+go onto the link back instead, and what happens to them there is the wire's."""
 
 from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
 from hyp.abi.frame import ETHERTYPE_WIRE
@@ -19,13 +18,14 @@ from hyp.load.schedule import begin_schedule, frame_sent, frames_due, note_lag, 
 from hyp.offload.frame import frame_at, one_piece
 from nic.crossing import is_paused
 from nic.deliver import put_run
-from nic.link import launch, link_at, room_for_frame, takes
 from nic.queues import posted_buffers
-from nic.replay import replay
-from nic.state import DELIVERED, PAUSE, WIRE_BUFFERS, context_of, stage, wire_at
+from nic.state import DELIVERED, PAUSE, WIRE_BATCH, WIRE_BUFFERS, context_of, stage, wire_at
 from nic.switch import lookup
 from nic.tracing import trace_run
-from nic.wire import BATCH, GENERATED, buffer_for, inbound
+from nic.wire.inward import inbound
+from nic.wire.link import GENERATED, launch, link_at, room_for_frame, takes
+from nic.wire.outward import buffer_for
+from nic.wire.replay import replay
 
 
 @outlined
@@ -41,7 +41,7 @@ def begin_generating(e, destination, length, frames, nanoseconds, pps, stream, s
 
 @compiled
 def generate(e):
-    """Send what is due of the generator's frames, at most BATCH. Returns how many."""
+    """Send what is due of the generator's frames, at most WIRE_BATCH. Returns how many."""
     w = wire_at(e.wire)
     if w.left <= 0:
         return 0
@@ -58,7 +58,7 @@ def generate(e):
         return replay(e)
     if w.linked == 0 and s.pps == 0:
         sent = _generate_run(e, w) if w.sizes == 0 else _generate_mixed_run(e, w)
-    while w.left > 0 and sent < BATCH and frames_due(s, e.now, 1) > 0:
+    while w.left > 0 and sent < WIRE_BATCH and frames_due(s, e.now, 1) > 0:
         if w.sizes != 0:
             w.length = load64(w.sizes + 8 * w.size_at)
         if not (_generate_onto_link(e, w, s) if w.linked != 0 else _generate_one(e, w, s)):
@@ -81,12 +81,12 @@ def generate(e):
 
 @compiled
 def _generate_run(e, w):
-    """Send at most BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
+    """Send at most WIRE_BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
     number = lookup(e.table, w.destination)
     r = context_of(e, number)
     if number == NO_CONTEXT or r.mine == 0 or r.active == 0 or r.queues > 1:
         return 0
-    n, first, length, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
+    n, first, length, stream, sequence = min(w.left, WIRE_BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     for k in range(n):
         buffer = buffer_for(w, (first + k) & (WIRE_BUFFERS - 1), length)
@@ -111,7 +111,7 @@ def _generate_mixed_run(e, w):
     r = context_of(e, number)
     if number == NO_CONTEXT or r.mine == 0 or r.active == 0 or r.queues > 1:
         return 0
-    n, first, stream, sequence = min(w.left, BATCH, posted_buffers(r)), w.next, w.stream, w.sequence
+    n, first, stream, sequence = min(w.left, WIRE_BATCH, posted_buffers(r)), w.next, w.stream, w.sequence
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     sizes, size_count, at = w.sizes, w.size_count, w.size_at
     for k in range(n):

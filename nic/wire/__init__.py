@@ -1,0 +1,1 @@
+"""The wire, beyond the NIC's port: what leaves (`outward`), what comes in (`inward`), and who sends from out there. Compiled."""
