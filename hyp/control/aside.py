@@ -7,12 +7,11 @@ one spins. So such calls are made aside: for each guest by a thread of its own, 
 is something to do, and LINGER_S longer: to start one takes more than most calls do.
 
 What a call takes is told to `takes`, so that the guest pays for it: its CPU time and, while `call` waits for an answer, the time
-for which the thread is blocked, by whatever was asked before, too. `call` does not wait long. Who does not answer by `LIMIT_S` is
-*stuck*: what is asked of it then fails at once, until all that it was asked before has been done; what was waited for in vain is
-told, too. `later` waits for nothing. In the end a stuck thread goes when its guest does. Where there are no more threads, nothing
-is called in the thread that asks: what is asked for is stuck, and done when the next is asked, for whichever guest: this one's last
-may have been asked already.
-"""
+for which the thread is blocked, by whatever was asked before, too. `call` does not wait long: LIMIT_S, not counting what the thread
+waits for a CPU, and MOST_S in all. Who has not answered by then is *stuck*: what is asked of it then fails at once, until all that
+it was asked before has been done; what was waited for in vain is told, too. `later` waits for nothing. In the end a stuck thread
+goes when its guest does. Where there are no more threads, nothing is called in the thread that asks: what is asked for is stuck,
+and done when the next is asked, for whichever guest: this one's last may have been asked already."""
 
 import threading
 import time
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 LIMIT_S: Final = 0.25
-"""More than a thread that is not blocked waits for a CPU."""
+"""Of time in which its thread does not wait for a CPU."""
+MOST_S: Final = 1.0
 LINGER_S: Final = 0.02
 
 
@@ -62,13 +62,13 @@ class Aside:
         self._awaited_since = time.monotonic_ns()
         worker, delayed = self._thread, _delayed(self._thread)
         job = _Job(function, arguments)
-        answered = self._begin(job) and job.answered.wait(LIMIT_S)
+        answered = self._begin(job) and self._is_answered(job)
         waited, self._awaited_since = time.monotonic_ns() - self._awaited_since, 0
         if not answered:
             self._takes(waited - (_delayed(self._thread) - (delayed if worker == self._thread else 0)))
             with self._lock:
                 self._stuck = self._at_work and bool(self._jobs or self._calls)
-            raise Stuck(f"there is no answer after {LIMIT_S} s")
+            raise Stuck(f"there is no answer after {waited / 1e9:.2f} s")
         if job.error is not None:
             raise job.error
         return job.result
@@ -87,6 +87,13 @@ class Aside:
     def is_stuck(self) -> bool:
         """Whether what would be asked now fails at once."""
         return self._stuck
+
+    def _is_answered(self, job: _Job) -> bool:
+        end, wait, delayed = time.monotonic() + MOST_S, LIMIT_S, _delayed(self._thread)
+        while wait > 0 and not job.answered.wait(wait):
+            before, delayed = delayed, _delayed(self._thread)
+            wait = min((delayed - before) / 1e9, end - time.monotonic())
+        return job.answered.is_set()
 
     def _begin(self, job: _Job) -> bool:
         """Enter a job. False if nobody is at work, as there are no more threads: it waits until there is one again."""

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -60,6 +62,36 @@ def test_who_does_not_answer_is_stuck_until_all_is_done_and_others_are_not(aside
     wait_until(lambda: done == ["first", "second"], "what was asked to be done")
     wait_until(lambda: not aside._stuck, "it to be free")
     assert aside.call(divmod, 9, 4) == (2, 1)
+
+
+HOG = "import os; os.sched_setaffinity(0, {{{cpu}}}); print(flush=True)\nwhile True: pass"
+
+
+def test_who_waits_for_a_cpu_is_not_stuck(aside: Aside, taken: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    limit_s = 0.02
+    monkeypatch.setattr("hyp.control.aside.LIMIT_S", limit_s)
+    monkeypatch.setattr("hyp.control.aside.MOST_S", 20.0)
+    cpu = min(os.sched_getaffinity(0))
+
+    def work() -> int:
+        """For less time than the limit is, of which there is a tenth for it."""
+        os.sched_setaffinity(0, {cpu})
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        end = time.thread_time() + limit_s / 2
+        while time.thread_time() < end:
+            pass
+        return cpu
+
+    with subprocess.Popen([sys.executable, "-c", HOG.format(cpu=cpu)], stdout=subprocess.PIPE) as busy:
+        assert busy.stdout is not None
+        busy.stdout.read(1)
+        began = time.monotonic()
+        try:
+            assert aside.call(work) == cpu
+        finally:
+            busy.kill()
+    assert time.monotonic() - began > limit_s
+    assert sum(taken) < limit_s * 1e9
 
 
 def test_what_it_was_blocked_for_is_told(aside: Aside, taken: list[int]) -> None:
