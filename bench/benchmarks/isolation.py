@@ -8,12 +8,10 @@ beside an honest guest that takes as much of the machine. It is not if any singl
 wire, is shown to have less.
 """
 
-import itertools
 import os
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -22,11 +20,12 @@ from bench.isolation.attack import Attack, Control
 from bench.isolation.trial import STREAMS, Trial
 from bench.method.claims import Claim
 from bench.method.contenders import probe_of, run_name
+from bench.method.estimate import CONFIDENCE
 from bench.method.options import Options
 from bench.method.progress import Part, Steps
 from bench.method.samples import Ratio, Samples, Slice
 from bench.method.slices import Contender, Probe
-from bench.method.study import Point, Question, next_rounds
+from bench.method.study import CERTAIN, Point, Question, next_rounds
 from bench.method.verdicts import MET, MISSED, decide
 from bench.report.results import BenchmarkResult, Row
 from lab.figures import short
@@ -39,6 +38,8 @@ BETWEEN_S = 0.2
 """What comes with a slice, about."""
 GROUP = 14
 """Attackers in one topology; one that has been broken is begun anew."""
+TRIAL_S = 5.0
+"""To start one and take it down, about."""
 BESIDE = 5
 """Attacks that take turns beside one control: what is compared is to be near in time, as a machine changes within seconds."""
 COUNTS = ("lost", "corrupt", "leaked", "changed")
@@ -53,85 +54,142 @@ ABOUT = (
 )
 
 
+@dataclass(slots=True)
+class Beside:
+    """Attacks on a path that take turns beside one control, and all that has been measured of them, in however many trials."""
+
+    path: str
+    attacks: list[Attack]
+    point: Point
+    reports: dict[str, list[Row]] = field(default_factory=dict)
+    alone: bool = False  # nobody else is to attack in its trials
+
+    @classmethod
+    def of(cls, path: str, attacks: Sequence[Attack], probe: Probe) -> "Beside":
+        """With nothing measured."""
+        questions = [Question(attack.name, UNDISTURBED, "mpps", ENOUGH) for attack in attacks]
+        return cls(path, list(attacks), Point(str(attacks[0].control_on(path)), {}, [], UNDISTURBED, probe, questions))
+
+    def open(self) -> list[Attack]:
+        """Those of which more rounds might say something else: nothing has gone wrong, and the rates are not certain."""
+        samples, asked = self.point.samples, {question.of for question in self.point.open()}
+        well = [attack for attack in self.attacks if not samples.errors(attack.name)]
+        return [one for one in well if one.name in asked or _slow(samples, one) != _slow(samples, one, CERTAIN)]
+
+    def longer_s(self, seconds: float) -> float:
+        """How long a further look at those that are open takes, in slices of so many seconds."""
+        return next_rounds(self.point) * (len(self.open()) + 2) * (seconds + BETWEEN_S)
+
+    async def measure(self, trial: Trial, rounds: int, seconds: float, progress: Steps) -> None:
+        """So many more rounds of those that are open, in a trial which has them."""
+        those = self.open()
+        attacked = [_contender(trial, attack, self.reports.setdefault(attack.name, [])) for attack in those]
+        self.point.contenders = [_contender(trial, those[0], None), *attacked]
+        await self.point.run(rounds, seconds, progress)
+
+    def take_out_met(self) -> list[Attack]:
+        """Those that met with an error leave; returns them."""
+        met = [attack for attack in self.attacks if self.point.samples.errors(attack.name)]
+        self.attacks = [attack for attack in self.attacks if attack not in met]
+        return met
+
+
+@dataclass(frozen=True, slots=True)
+class Sweeps:
+    """The trials of a run."""
+
+    rounds: int
+    seconds: float
+    probe: Probe
+    tried: list[Beside]
+    broken: list[str] = field(default_factory=list)  # what became of which trial
+
+    async def all(self, found: Callable[[], None], progress: Steps) -> None:
+        """Everything has the rounds that were asked for."""
+        attacks, done = sum(len(one.attacks) for one in self.tried), 0
+        for group in list(_trials(self.tried)):
+            then = done + sum(len(one.attacks) for one in group)
+            await self._try(group, lambda _: self.rounds, Part(progress, done / attacks, then / attacks, group[0].path))
+            done = then
+            found()
+
+    async def open(self, budget_s: float, found: Callable[[], None], progress: Steps) -> None:
+        """What is open has more, those first of which least is known, in trials anew, as long as the budget lasts."""
+        end = time.monotonic() + budget_s
+        while open_ := sorted((one for one in self.tried if one.open() and next_rounds(one.point) > 0), key=_pairs):
+            fitting = [one for one in open_ if TRIAL_S + one.longer_s(self.seconds) <= end - time.monotonic()]
+            if not fitting:
+                return
+            title = f"{sum(len(one.open()) for one in open_)} undecided"
+            for group in _trials(fitting):
+                while group and TRIAL_S + sum(one.longer_s(self.seconds) for one in group) > end - time.monotonic():
+                    group.pop()
+                if group:
+                    part = Part(progress, 1.0, 1.0, f"{title}: {group[0].path}")
+                    await self._try(group, lambda one: next_rounds(one.point), part)
+            found()
+
+    async def _try(self, group: Sequence[Beside], rounds: Callable[[Beside], int], progress: Steps) -> None:
+        """A trial of those that are open. Where one of them has broken it, each that met with that is tried anew, by itself."""
+        path, attacks = group[0].path, [attack for one in group for attack in one.open()]
+        done = 0
+        async with Trial(path, attacks, run_name("isolation", os.getpid())) as trial:
+            for one in group:
+                part = Part(progress, done / len(attacks), (done := done + len(one.open())) / len(attacks), one.point.title)
+                await one.measure(trial, rounds(one), self.seconds, part)
+        if trial.broken and len(attacks) > 1:
+            alone = [Beside.of(path, [attack], self.probe) for one in group for attack in one.take_out_met()]
+            for one in alone:
+                one.alone = True
+            self.tried.extend(alone)
+            whose = ", ".join(one.attacks[0].name for one in alone)
+            self.broken.append(f"{path}: a trial of {len(attacks)} attacks broke ({trial.broken}); tried anew, each alone: {whose}")
+            for one in alone:
+                await self._try([one], lambda _: self.rounds, progress)
+
+
 async def run(result: BenchmarkResult, options: Options, progress: Steps) -> None:
-    """Every attack on every path."""
-    found: list[Row] = []
-    chosen = {path: _chosen(path, options.attacks) for path in options.paths}
-    pairs = sum(map(len, chosen.values()))
-    waiting = deque((path, group) for path, attacks in chosen.items() for group in _groups(attacks, GROUP))
-    budget = Budget(options.budget_s, pairs)
+    """Every attack on every path. What lies where is chance, and the same for as long as a trial lasts: see `Sweeps.open`."""
     with probe_of("all") as probe:
-        while waiting:
-            path, group = waiting.popleft()
-            part = Part(progress, len(found) / pairs, (len(found) + len(group)) / pairs, path)
-            async with Trial(path, group, run_name("isolation", os.getpid())) as trial:
-                rows = await _try(trial, group, options, budget, part, probe)
-            if trial.broken and len(group) > 1:  # by one of them: each that met it is tried by itself
-                met = [attack for attack, row in zip(group, rows, strict=True) if row["errors"]]
-                rows = [row for row in rows if not row["errors"]]
-                waiting.extendleft((path, [attack]) for attack in met)
-            found += rows
-            _report(result, found, options.paths)
+        tried = [Beside.of(path, those, probe) for path in options.paths for those in _side_by_side(path, options.attacks)]
+        sweeps = Sweeps(options.rounds, max(options.slice_s, SLICE_S), probe, tried)
+        found = partial(_report, result, sweeps, options.paths)
+        await sweeps.all(found, progress)
+        await sweeps.open(options.budget_s, found, progress)
 
 
-def _chosen(path: str, names: Sequence[str]) -> list[Attack]:
-    """Those of a path, or of them those that are named."""
-    return [one for one in catalogue.on(path) if not names or one.name in names]
-
-
-def _groups(attacks: Sequence[Attack], most: int) -> Iterator[list[Attack]]:
-    """So many at a time."""
-    left = iter(attacks)
-    while group := list(itertools.islice(left, most)):
-        yield group
-
-
-@dataclass
-class Budget:
-    """Seconds for what is undecided after the rounds, of so many attacks: what some don't need the ones after them may use."""
-
-    left_s: float
-    attacks: int
-
-    async def spend(self, attacks: int, work: Callable[[float], Awaitable[float]]) -> None:
-        """``work(seconds at most)`` for so many of them; it returns how many seconds it took."""
-        self.left_s -= await work(self.left_s * attacks / max(self.attacks, attacks))
-        self.attacks -= attacks
-
-
-async def _try(
-    trial: Trial, attacks: Sequence[Attack], options: Options, budget: Budget, progress: Steps, probe: Probe
-) -> list[Row]:
-    """Attacks on one path, those with the same control side by side: their records."""
+def _side_by_side(path: str, names: Sequence[str]) -> Iterator[list[Attack]]:
+    """The attacks on a path, or of them those that are named, with the same control, so many at a time."""
     alike: dict[tuple[Control, bool], list[Attack]] = {}
-    for attack in attacks:
-        alike.setdefault((attack.control_on(trial.path), attack.sent_to), []).append(attack)
-    records: dict[str, Row] = {}
-    for control, those in ((control, some) for (control, _), all_ in alike.items() for some in _groups(all_, BESIDE)):
-        part = Part(progress, len(records) / len(attacks), (len(records) + len(those)) / len(attacks), str(control))
-        reports: dict[str, list[Row]] = {attack.name: [] for attack in those}
-        contenders = [_contender(trial, those[0], None), *(_contender(trial, attack, reports[attack.name]) for attack in those)]
-        questions = {attack.name: Question(attack.name, UNDISTURBED, "mpps", ENOUGH) for attack in those}
-        point = Point(str(control), {}, contenders, UNDISTURBED, probe, list(questions.values()))
-        await budget.spend(len(those), partial(_measure, point, options, part))
-        for attack in those:
-            records[attack.name] = _record(trial.path, attack, point.samples, questions[attack.name], reports[attack.name])
-    return [records[attack.name] for attack in attacks]
+    for attack in catalogue.on(path):
+        if not names or attack.name in names:
+            alike.setdefault((attack.control_on(path), attack.sent_to), []).append(attack)
+    for those in alike.values():
+        yield from (those[k : k + BESIDE] for k in range(0, len(those), BESIDE))
 
 
-async def _measure(point: Point, options: Options, progress: Steps, budget_s: float) -> float:
-    """The rounds that were asked for; then more of those attacks whose question is open, while the budget lasts: what that took."""
-    seconds, every = max(options.slice_s, SLICE_S), point.contenders
-    await point.run(options.rounds, seconds, progress)
-    begin = time.monotonic()
-    while (open_ := {UNDISTURBED, *(question.of for question in point.open())}) != {UNDISTURBED}:
-        rounds = next_rounds(point)
-        point.contenders = [one for one in every if one.name in open_]
-        longer_s = rounds * (len(point.contenders) + 1) * (seconds + BETWEEN_S)
-        if rounds < 1 or time.monotonic() - begin + longer_s > budget_s:
-            break
-        await point.run(rounds, seconds, progress)
-    return time.monotonic() - begin
+def _trials(those: Sequence[Beside]) -> Iterator[list[Beside]]:
+    """Those that are open, on a path, at most GROUP attackers at a time."""
+    for path in dict.fromkeys(one.path for one in those):
+        group: list[Beside] = []
+        for one in those:
+            if one.path == path and one.open():
+                if group and (one.alone or group[-1].alone or sum(len(other.open()) for other in [*group, one]) > GROUP):
+                    yield group
+                    group = []
+                group.append(one)
+        if group:
+            yield group
+
+
+def _pairs(one: Beside) -> int:
+    return one.point.pairs()
+
+
+def _slow(samples: Samples, attack: Attack, confidence: float = CONFIDENCE) -> list[str]:
+    """The streams that are shown to have less beside it."""
+    ratios = {name: samples.ratio(attack.name, UNDISTURBED, name, confidence=confidence) for name in STREAMS}
+    return [name for name, ratio in ratios.items() if decide(ratio, ENOUGH).verdict == MISSED]
 
 
 def _contender(trial: Trial, attack: Attack, reports: list[Row] | None) -> Contender:
@@ -146,13 +204,12 @@ def _contender(trial: Trial, attack: Attack, reports: list[Row] | None) -> Conte
     return Contender(UNDISTURBED if reports is None else attack.name, run)
 
 
-def _record(path: str, attack: Attack, samples: Samples, question: Question, details: Sequence[Row]) -> Row:
+def _record(path: str, attack: Attack, samples: Samples, details: Sequence[Row]) -> Row:
     """What became of it. `contained` is None where the bystanders' rate is not decided and all else is well."""
     errors = samples.errors(attack.name)
-    rate, calls = question.ratio(samples), samples.ratio(attack.name, UNDISTURBED, "calls_per_s")
+    rate, calls = (samples.ratio(attack.name, UNDISTURBED, metric) for metric in ("mpps", "calls_per_s"))
     streams = {name: samples.ratio(attack.name, UNDISTURBED, name) for name in STREAMS}
-    slow = [name for name, ratio in streams.items() if decide(ratio, ENOUGH).verdict == MISSED]
-    verdict = decide(rate, ENOUGH)
+    slow, verdict = _slow(samples, attack), decide(rate, ENOUGH)
     contained = False if errors or slow or verdict.verdict == MISSED else True if verdict.verdict == MET else None
     got: dict[str, int] = {}
     for detail in details:
@@ -177,10 +234,17 @@ def _figure(ratio: Ratio) -> Row | None:
     return {"median": ratio.median, "low": ratio.low, "high": ratio.high, "aa": aa}
 
 
-def _report(result: BenchmarkResult, found: Sequence[Row], paths: Sequence[str]) -> None:
+def _report(result: BenchmarkResult, sweeps: Sweeps, paths: Sequence[str]) -> None:
     """All that is known so far: the records, a claim for each path, and the matrix."""
+    rows = [
+        _record(one.path, attack, one.point.samples, one.reports[attack.name])
+        for one in sweeps.tried for attack in one.attacks if attack.name in one.reports
+    ]  # fmt: skip
+    order = list(catalogue.ATTACKS)
+    found = sorted(rows, key=lambda row: (paths.index(row["path"]), order.index(row["attack"])))
     result.forget()
     result.records += found
+    result.notes += sweeps.broken
     for path in paths:
         rows = [row for row in found if row["path"] == path]
         if rows:
