@@ -22,6 +22,7 @@ from hyp.events import DEBT, new_notifier, new_wait
 from hyp.fairness.patience import GRACE_NS
 from hyp.fairness.standing import STANDING, of_a_new_guest
 from hyp.fairness.storm import storm_ns
+from hyp.fairness.timing import new_timing
 from hyp.grants import COPY_COUNTS, DOMAIN_VIEW
 from hyp.kernels import entry, i64, void
 from hyp.memory import Mapping
@@ -88,7 +89,7 @@ class EngineState:
         self._ids = np.zeros(NR_SLOTS_MIN, np.int64)
         self.waiting = new_wait(epoll, platform.address)
         self._debts, self.notifier = np.zeros(MAX_PORTS, DEBT), new_notifier(platform)
-        self.standings = np.zeros(domains, STANDING)
+        self.standings, self._timing = np.zeros(domains, STANDING), new_timing()
         self._control_debts = [Debt() for _ in range(domains)]
         self._members = np.zeros((domains, MAX_QUEUES), np.int64)
         self._spare = list(range(domains, MAX_PORTS))  # for queues that are not their vif's first, in order
@@ -107,7 +108,7 @@ class EngineState:
             "notifier": self.notifier, "to": self._to, "hash_infos": self._hash_infos, "ids": self._ids,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
-        record["frame"] = self._frame.address
+        record["frame"], record["timing"] = self._frame.address, self._timing.ctypes.data
         record["held"] = held
         record["view_count"], record["free_count"], record["mailbox"] = domains, DOM0_BUFFERS, engine.mailbox
         self._keep = platform

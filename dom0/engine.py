@@ -14,7 +14,7 @@ from dom0.frames import DELIVERED, PARTS_BUDGET, PAUSE, judge_frame
 from dom0.mapped_pages import enter_pages, release_pages
 from dom0.netback import drop_staged, end_frame, tell_guest
 from dom0.netback_rx import flush_copies, has_room
-from dom0.netback_tx import answer_requests, take_requests
+from dom0.netback_tx import WHOLE_TURN, answer_requests, take_requests
 from dom0.state import STAGE, UPLINK, engine_at, member_of, port_of, staged_of
 from dom0.tracing import first_bytes, trace_passed, trace_taken
 from dom0.uplink import (
@@ -29,15 +29,19 @@ from hyp.abi.counters import (
     DOMAIN_SWITCHES,
     DROP_SPOOFED,
     INTERRUPTS,
+    TX_BYTES,
+    TX_FRAMES,
 )
 from hyp.abi.netif import NR_SLOTS_MIN
 from hyp.abi.platform import DOMAIN_SWITCH_PRICE, INTERRUPT_PRICE
-from hyp.atomics import clock_ns, full_fence, record_view
+from hyp.atomics import clock_ns, full_fence, load64, record_view
 from hyp.counters import commit, count
 from hyp.engine import STOP, mail_address, mail_record, mail_taken, mail_waiting
 from hyp.events import end_spin, may_notify, notify_at, sleep, spins, tracer_of, wait_at
-from hyp.fairness.cutting import cuts_again_at, is_cut
+from hyp.fairness.cutting import PART_NS, cuts_again_at, is_cut
 from hyp.fairness.patience import begin_patience, end_wait
+from hyp.fairness.standing import standing_of
+from hyp.fairness.timing import FRAME_NS, begin_timing, end_timing, timing_at
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.price import charge
 from hyp.ring import arm_requests, ring_at
@@ -89,22 +93,43 @@ def _forward(e, p):
 
 
 @compiled
+def _sent(e):
+    """Frames that have left by the uplink."""
+    return load64(port_of(e, UPLINK).counts + 8 * TX_FRAMES)
+
+
+@compiled
+def _end_timing(e, p, began, taken, octets, sent):
+    """So many requests were taken in and passed on, `sent` of them by the uplink: each is as much as three of the NIC's frames.
+
+    A guest is handed a copy, which is two more, and of what is flooded more than one. Parts are work as they are elsewhere.
+    """
+    work = FRAME_NS * (3 * taken + 2 * (max(taken - sent, 0) + e.flooded)) + octets // 64 + e.parts * PART_NS
+    end_timing(timing_at(e.timing), standing_of(p), began, work, WHOLE_TURN)
+
+
+@compiled
 def _serve_port(e, p):
     """One turn of a port. Returns the number of slots passed on, and of the parts of frames; 0: nothing moved."""
+    began = taken = octets = sent = 0
     if p.next == p.staged:
         if p.number == UPLINK:
             take_received(e, p)
         else:
             if e.free_count < STAGE:
                 reclaim(e)
+            began, octets, sent = begin_timing(timing_at(e.timing)), load64(p.counts + 8 * TX_BYTES), _sent(e)
             take_requests(e, p)
             e.op_count = 0
         if p.next == p.staged:
             return 0
+        taken = p.staged
         if tracer_of(e.wait) != 0:
             trace_taken(e, p)
     done = _forward(e, p)
     flush_copies(e)
+    if began != 0:
+        _end_timing(e, p, began, taken, load64(p.counts + 8 * TX_BYTES) - octets, _sent(e) - sent)
     publish_uplink(e)
     if done > 0 and p.active != 0:
         p.dirty = 1

@@ -4,7 +4,7 @@ Most frames are one request without flags: those are all that stands in the loop
 was made of it, to dom0/netback_chains.py.
 
 A turn takes in STAGE slots; after one in which something had to be refused, WARY: what is refused takes longer than what is sound,
-and that is nobody's fault but its sender's.
+and that is nobody's fault but its sender's. So it is with who has taken longer than others (hyp/fairness/timing.py).
 """
 
 from dom0.credit import slots_within_credit
@@ -32,6 +32,8 @@ from hyp.abi.platform import COPY_LIMIT, KEEP_ARMED
 from hyp.atomics import load32_once, memcpy, store32
 from hyp.counters import count
 from hyp.events import wait_at
+from hyp.fairness.standing import standing_of
+from hyp.fairness.timing import FRAME_NS, SHORT, is_short, timing_at
 from hyp.kernels import compiled, outlined
 from hyp.model.ablation import ablated
 from hyp.ring import (
@@ -45,6 +47,8 @@ from hyp.ring import (
 )
 
 WARY = STAGE // 8
+WHOLE_TURN = STAGE * 4 * FRAME_NS
+"""Of work (hyp/fairness/timing.py)."""
 PLAIN = TXF_DATA_VALIDATED
 """Flags of a request that is a whole frame with nothing to be done to it. What a sender says of a checksum is nobody's proof."""
 
@@ -60,6 +64,8 @@ def take_requests(e, p):
     if ready == 0:
         return
     most, p.wary = min(ready, STAGE if p.wary == 0 else WARY), 0
+    if is_short(timing_at(e.timing), standing_of(p), WHOLE_TURN):
+        most = min(most, STAGE // SHORT)
     if p.credit_bytes != 0:
         most = slots_within_credit(e, p, most)
         if most == 0:

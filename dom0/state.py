@@ -156,6 +156,7 @@ ENGINE = np.dtype(
         ("flooded", "i8"),  # copies of flooded frames in this turn
         ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("pause_ns", "i8"),
+        ("timing", "i8"),  # a TIMING record (hyp/fairness/timing.py)
         ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/fairness/storm.py); 0: no limit
         ("now", "i8"),
         ("idle_since", "i8"),

@@ -12,6 +12,7 @@ from hyp.engine import Engine
 from hyp.events import DEBT, new_eventfd, new_notifier, new_wait
 from hyp.fairness.standing import STANDING, of_a_new_guest
 from hyp.fairness.storm import storm_ns
+from hyp.fairness.timing import new_timing
 from hyp.load.frames import attach_histograms
 from hyp.memory import Mapping
 from hyp.offload.frame import PIECES_BYTES, FrameMemory
@@ -77,7 +78,7 @@ class EngineState:
         self.address = int(self._record.ctypes.data)
         self.contexts = np.zeros(CONTEXTS, CONTEXT)
         self._debts, self.notifier = np.zeros(CONTEXTS, DEBT), new_notifier(platform)
-        self.standings, self.pause_ns = np.zeros(CONTEXTS, STANDING), 0
+        self.standings, self.pause_ns, self._timing = np.zeros(CONTEXTS, STANDING), 0, new_timing()
         self._members = np.zeros((CONTEXTS, MAX_QUEUES), np.int64)
         out = kept.wires[index]
         self.wire, self.schedule, self.replay, self.buffers = out.wire, out.schedule, out.replay, out.buffers
@@ -113,6 +114,7 @@ class EngineState:
             "kick_fds": crossings.kicks, "stage": self._stage, "to": self._to,
         }.items():  # fmt: skip
             record[name] = array.ctypes.data
+        record["timing"] = self._timing.ctypes.data
         record["frame"], record["turned"] = (memory.address for memory in self._frames)
         record["index"], record["engines"], record["crossings"] = index, crossings.engines, crossings.address
         record["page"], record["platform"], record["mailbox"] = page.address, platform.address, self.engine.mailbox

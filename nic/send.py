@@ -50,8 +50,10 @@ from hyp.atomics import load8, load64, load64_once, prefetch, store32_once, stor
 from hyp.counters import count
 from hyp.events import tracer_of
 from hyp.fairness.cutting import cuts_again_at
+from hyp.fairness.standing import standing_of
 from hyp.fairness.storm import may_flood
-from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
+from hyp.fairness.timing import FRAME_NS, SHORT, begin_timing, end_timing, is_short, timing_at
+from hyp.fairness.turns import LOOK, PIECES, begin_turn, is_turn_spent
 from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
 from hyp.kernels import compiled, outlined
@@ -94,6 +96,8 @@ RUN_FRAME = DEFAULT_MTU + LINK_HEADER
 """The longest frame that goes in a run: no NIC's MTU is less."""
 WHOLE_HEADER = 16
 """A frame of so many bytes has a header that can be read as two words."""
+WHOLE_TURN = BUDGET_FRAMES * (FRAME_NS + 3)
+"""Of work (hyp/fairness/timing.py)."""
 FLOODED, SPOOFED = -2, -3
 """Routes that are neither a context nor the wire."""
 AHEAD_BYTES = 256
@@ -392,11 +396,18 @@ def sends_again_at(e, c):
 
 
 @compiled
+def _work(frames, octets):
+    """Of plain frames, for `end_timing`."""
+    return FRAME_NS * frames + octets // 64
+
+
+@compiled
 def serve_sends(e, c):
     """One turn of a context's send queue. Returns the number of descriptors done.
 
     After MOST_REFUSED frames that had to be refused it ends: they take longer than sound ones, which is nobody's fault but theirs
-    who sent them. Of frames that go one by one it ends by the clock, too (hyp/fairness/turns.py).
+    who sent them. Of frames that go one by one it ends by the clock, too (hyp/fairness/turns.py). Who has taken longer than others
+    for as many plain ones has a short one (hyp/fairness/timing.py), but not the physical function: others wait behind its frames.
     """
     waiting = posted_sends(c)
     if waiting == 0 or is_paused(e, c) or sends_again_at(e, c) > e.now:
@@ -404,6 +415,10 @@ def serve_sends(e, c):
     if c.pause_for == FOR_WIRE:
         c.pause_until, c.pause_for = 0, 0  # that deadline is none: a receiver may be waited for from the beginning
     limit, room = min(waiting, BUDGET_FRAMES), BUDGET_BYTES
+    t, owner = timing_at(e.timing), standing_of(c)
+    if is_short(t, owner, WHOLE_TURN):
+        limit, room = min(limit, BUDGET_FRAMES // SHORT), BUDGET_BYTES // SHORT
+    began = begin_timing(t) if c.privileged == 0 else 0
     done, sent, total, lost, most, slow, bad, e.parts, e.wanted = 0, 0, 0, 0, limit, 0, 0, 0, 1
     begin_turn(e)
     while done < limit and total < room and c.active != 0:
@@ -413,7 +428,13 @@ def serve_sends(e, c):
         most = 2 * frames + 1  # so that a receiver whose buffers end each run has no more than that staged in vain
         if frames > 0:
             done += frames
+            if slow > 0:
+                slow += LOOK
+                if is_turn_spent(e, slow, total + octets - lost):
+                    limit = done
         else:
+            if began != 0 and slow == 0:
+                end_timing(t, owner, began, _work(sent, total), WHOLE_TURN)
             taken, octets, status = _send_one(e, c)
             if e.flooded > 0:  # its copies are its sender's turn, too
                 limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
@@ -433,6 +454,8 @@ def serve_sends(e, c):
                 limit = done
         sent += frames
         total += octets
+    if began != 0 and slow == 0:
+        end_timing(t, owner, began, _work(sent, total), WHOLE_TURN)
     end_outbound(e)
     if done > 0:
         if ablated(e.platform, KEEP_ARMED) != 0:

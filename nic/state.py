@@ -179,6 +179,7 @@ ENGINE = np.dtype(
         ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("turn_until", "i8"),  # when the turn is over in which frames are passed on one by one (hyp/fairness/turns.py)
         ("look_at", "i8"),  # after how much work of it the clock is looked at
+        ("timing", "i8"),  # a TIMING record (hyp/fairness/timing.py)
         ("pause_ns", "i8"),
         ("storm_ns", "i8"),  # between two broadcasts of a guest (hyp/fairness/storm.py); 0: no limit
         ("now", "i8"),  # CLOCK_MONOTONIC at the start of the batch

@@ -29,6 +29,7 @@ from hyp.control import Answer, Channel, ControlError, Handler, Refused, close_a
 from hyp.counters import CounterPage
 from hyp.engine import Engine
 from hyp.events import DEBT, Wait, new_eventfd, new_notifier, new_wait
+from hyp.fairness.timing import new_timing
 from hyp.fairness.waking import KeptFair
 from hyp.memory import Mapping, create_region
 from hyp.monitor.contexts import Contexts
@@ -109,6 +110,7 @@ class Emulation:
         self._records = np.zeros(MAX_GUESTS, MACHINE)
         self._vmm = np.zeros(1, VMM)
         self._debts, self._notifier = np.zeros(MAX_GUESTS, DEBT), new_notifier(self._platform)
+        self._timing = new_timing()
         self._wait = new_wait(engine.epoll, self._platform.address)
         self._traced(engine, self._wait)
         KeptFair(self._notifier)
@@ -267,6 +269,7 @@ class Emulation:
         row["page"], row["ram"], row["ram_bytes"] = page.address, guest_ram.address, guest.memory
         row["answer_fd"], row["interrupt_fd"] = machine.answer_fd, machine.interrupt_fd
         self._debts[machine.number] = 0
+        row["timing"] = self._timing.ctypes.data
         row["notifier"], row["debt"] = self._notifier.ctypes.data, self._debts[machine.number :].ctypes.data
         row["counts"], row["counts_shared"] = self._counters.row(f"vmm{guest.domid}:{guest.name}")
 

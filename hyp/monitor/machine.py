@@ -49,6 +49,7 @@ from hyp.atomics import (
 from hyp.counters import commit, count
 from hyp.events import may_notify, notify_at, notify_guest, passed, tracer_of
 from hyp.fairness.cutting import cuts_again_at
+from hyp.fairness.timing import FRAME_NS, SHORT, begin_timing, end_timing, is_short, timing_at
 from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
@@ -73,6 +74,7 @@ from hyp.verbs import (
 
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
 BUDGET_BYTES = 128 * 1024  # that it sends in its turn; and what is left of a frame
+WHOLE_TURN = BUDGET * 2 * FRAME_NS  # of work (hyp/fairness/timing.py)
 MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
@@ -99,6 +101,7 @@ MACHINE = np.dtype(
         ("wait", "i8"),  # the loop's WAIT record, and the guest's domain id, for who traces
         ("domid", "i8"),
         ("to_host", "i8"),  # 1: the NIC's wire leads to the host
+        ("timing", "i8"),  # the loop's TIMING record (hyp/fairness/timing.py)
         ("turn_until", "i8"),  # when the turn is over in which frames are passed on one by one (hyp/fairness/turns.py)
         ("look_at", "i8"),  # after how much work of it the clock is looked at
         ("own_ram", "i8"),  # address of guest-physical 0 of the device model
@@ -116,6 +119,7 @@ MACHINE = np.dtype(
         ("answer_due", "i8"),  # the guest's virtual CPU sleeps, and has not been told of the answer
         ("sq_prod", "i8"),
         ("sq_cons", "i8"),
+        ("owed", "i8"),  # for turns that took longer than others' (ns)
         ("send_wanted", "i8"),  # slots of our queue that the next frame wants
         ("cut_until", "i8"),  # (ns; hyp/fairness/cutting.py)
         ("scq_prod", "i8"),
@@ -132,6 +136,13 @@ MACHINE = np.dtype(
 MACHINE_BYTES = MACHINE.itemsize
 
 machine_at = record_view(MACHINE)
+
+
+@compiled
+def _end_timing(m, began, frames, octets):
+    """So many plain frames of a turn are done, in one direction."""
+    if began != 0:
+        end_timing(timing_at(m.timing), m, began, FRAME_NS * frames + octets // 64, WHOLE_TURN)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -161,22 +172,25 @@ def _may_send_more(m, total, bad, now):
 
 
 @compiled
-def _serve_sends(m, q, now):
+def _serve_sends(m, q, now, most):
     """Step 2. Returns the number of descriptors done. The turn ends after MOST_REFUSED that were refused (nic/send.py)."""
     done, total, bad, slow = 0, 0, 0, 0
+    began = begin_timing(timing_at(m.timing))
     begin_turn(m)
-    while done < BUDGET and _may_send_more(m, total, bad, now) and sends_left(m) > 0 and has_room(q, m.send_wanted):
+    while done < most and _may_send_more(m, total, bad, now) and sends_left(m) > 0 and has_room(q, m.send_wanted):
         m.send_wanted = 1
         addr, word = send_descriptor(m, 0)
         length = word & LENGTH_MASK
         if send_fault(word) != STATUS_OK or length > m.max_frame or not lies_within(addr, length, m.ram_bytes):
+            if slow == 0:
+                _end_timing(m, began, done, total)
             taken, copied, refused = send_one(m, q, now)
+            slow += 1 + taken // PIECES
             if taken == 0:
                 break
             done += taken
             total += copied
             bad += refused
-            slow += 1 + taken // PIECES
             if is_turn_spent(m, slow, total):
                 break
             continue
@@ -186,6 +200,11 @@ def _serve_sends(m, q, now):
             complete_send(m, STATUS_OK)
         m.sq_cons = u32_add(m.sq_cons, 1)
         done += 1
+        slow += 1 if slow > 0 else 0  # then it is the clock by which the turn ends
+        if slow > 0 and is_turn_spent(m, slow, total):
+            break
+    if slow == 0:
+        _end_timing(m, began, done, total)
     return done
 
 
@@ -213,11 +232,12 @@ def _can_hand_in(m):
 
 
 @compiled
-def _serve_receives(m, q):
+def _serve_receives(m, q, most):
     """Step 3. Returns the number of buffers from the NIC that are done."""
     done, slow, octets = 0, 0, 0
+    began = begin_timing(timing_at(m.timing))
     begin_turn(m)
-    while done < BUDGET and _can_hand_in(m):
+    while done < most and _can_hand_in(m):
         index, word, status = peek_fragment(q, 0)
         if index < 0:
             break
@@ -226,15 +246,22 @@ def _serve_receives(m, q):
         if status == STATUS_OK:
             frame = m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * FRAME_BUFFER
             if word >> 32 != 0 or m.failed != 0 or not _hand_in(m, frame, word):
+                if slow == 0:
+                    _end_timing(m, began, done, octets)
                 taken, pieces = receive_one(m, q)
                 slow += 1 + pieces // PIECES
                 octets += taken * FRAME_BUFFER
+            else:
+                octets += word
+                slow += 1 if slow > 0 else 0
         for _ in range(taken):
             post_receive(q, m.rx_pool + (q.rq_prod & (q.rq_size - 1)) * FRAME_BUFFER, FRAME_BUFFER)
         consume_receives(q, taken)
         done += taken
         if taken == 0 or (slow > 0 and is_turn_spent(m, slow, octets)):
             break
+    if slow == 0:
+        _end_timing(m, began, done, octets)
     return done
 
 
@@ -344,7 +371,8 @@ def serve(m, platform, now):
     """A turn. `platform`: address of the platform page. Returns 0 if there was nothing to do."""
     q = qp_at(m.qp)
     trapped = _take_trap(m, platform)
-    done = _serve_sends(m, q, now) + _serve_receives(m, q)
+    most = BUDGET // SHORT if is_short(timing_at(m.timing), m, WHOLE_TURN) else BUDGET
+    done = _serve_sends(m, q, now, most) + _serve_receives(m, q, most)
     if done > 0:
         ring_sends(q)
         ring_receives(q)
