@@ -19,6 +19,7 @@ from bench.isolation.attacker import Attacker
 from bench.isolation.catalogue import ATTACKS
 from bench.isolation.descriptors import FRAME, send_chains_to_be_cut, send_to_be_cut
 from bench.isolation.frames import NOBODY, of_random_lengths
+from bench.isolation.scattered import use_pool
 from domu.guest import Guest
 from hyp.abi.nic import MIN_BUFFER
 from hyp.process import Process
@@ -50,6 +51,7 @@ class Hostile:
             Control.NOTIFIED: lambda: be_notified(a),
             Control.TAKES: lambda: a.loop(loops.post_again, size=MIN_BUFFER),
             Control.SENDS: a.rest,  # another one does, whose driver is nobody's toy (trial.py)
+            Control.POOL: lambda: use_pool(a),
             Control.POSTS: lambda: post(a),
             Control.ADDRESSES: lambda: address(a),
             Control.SEGMENTS: lambda: send_to_be_cut(a, SEGMENT),

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 FRAME_NS: Final = 12
 TURN_NS: Final = 240
 """Of work that comes with any turn."""
-LEAST_WORK: Final = 24 * FRAME_NS
-"""A turn of less is not timed, as no short turn is."""
+LEAST_WORK: Final = 8 * FRAME_NS
+"""A turn of less is not timed: it is short by itself."""
 EVERY: Final = 4
 SHORT: Final = 16
 ENOUGH: Final = 64
