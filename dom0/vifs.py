@@ -129,10 +129,11 @@ class Vif:
 
     async def take_address(self) -> None:
         """Frames for the guest are for this vif from now on. Refused (ENODEV) if it is not connected."""
-        if self._connection is None:
-            raise Refused("ENODEV", f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
-        self._routed = True
-        await self._connection.take_address()
+        async with self._changing:
+            if self._connection is None:
+                raise Refused("ENODEV", f"vif {self.who.domid}.0 ({self.who.name}) is not connected")
+            self._routed = True
+            await self._connection.take_address()
 
     def check_port(self) -> None:
         """Let it give back what it holds if the engine has taken its port out of service."""

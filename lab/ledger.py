@@ -48,6 +48,11 @@ def drops(snapshot: Snapshot, prefix: str = "") -> dict[str, int]:
     return {name: n for name, n in found.items() if n}
 
 
+def guest_of(row: str) -> str:
+    """The guest about which another process counts in this row; "" if it is about none, or the guest's own."""
+    return row.partition(":")[2].partition(".")[0]  # a device model's is the guest's name and more
+
+
 def faults(snapshot: Snapshot) -> dict[str, dict[str, int]]:
     """Protocol faults by row, by name; rows without any are left out."""
     found = {row: {name: counts[name] for name in FAULT_NAMES if counts[name]} for row, counts in snapshot.items()}

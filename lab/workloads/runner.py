@@ -18,7 +18,7 @@ from hyp.paths import PATHS
 from lab.accounting import spent, usages
 from lab.counters import CounterReader
 from lab.errors import LabError
-from lab.ledger import Snapshot, difference, unbalanced
+from lab.ledger import Snapshot, difference, guest_of, unbalanced
 from lab.owner import Lab
 from lab.placement import Placement, usual
 from lab.plan import spin_limit_us
@@ -89,7 +89,7 @@ class Runner:
             after = await self._settled()
             elapsed = time.monotonic() - start
             cpu = spent(usages(self.pids), used)
-            counted, at_rest = self._believed(difference(after, before)), self._believed(after)
+            counted, at_rest = self._of_workload(difference(after, before)), self._believed(after)
             return {
                 **record_of(load, self.path(load), merged([judged(one) for one in reports]), counted, at_rest, cpu, elapsed),
                 **self._circumstances(),
@@ -312,6 +312,10 @@ class Runner:
         """The rows of processes that live and have to do with the workload."""
         strangers = self._strangers()
         return {row: counts for row, counts in snapshot.items() if row.partition("/")[0] not in strangers}
+
+    def _of_workload(self, counted: Snapshot) -> Snapshot:
+        """Of what is believed what isn't about other guests: what is refused or dropped of theirs is nothing of ours."""
+        return {row: counts for row, counts in self._believed(counted).items() if guest_of(row) not in self._others}
 
     def _strangers(self) -> set[str]:
         """Processes whose counters say nothing of the workload.

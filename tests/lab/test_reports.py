@@ -11,6 +11,7 @@ import pytest
 
 from lab.command.screen import Screen
 from lab.command.session import run_workloads
+from lab.ledger import Snapshot, difference
 from lab.workloads import MOST_SAID, PeerDied, WorkloadError
 from lab.workloads.report import MOST_BUCKETS, MOST_OF_A_FILE, MOST_TEXT, RECEIVED, judged
 from tests.lab.test_paths import check, running
@@ -93,6 +94,30 @@ def test_a_guest_that_is_no_end_of_a_workload_holds_it_up_by_nothing_that_it_cou
             monkeypatch.setattr(runner._counters, "_page", scribbled)
             monkeypatch.setattr("lab.workloads.runner.REST_TIMEOUT_S", float("inf"))
             check(await asyncio.wait_for(runner.run(workload("stream", "anna", "wire", frames=10)), patient(60)))
+
+    run(main())
+
+
+def test_what_is_refused_or_dropped_of_others_is_in_nobodys_record_but_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bert breaks rules, at the NIC, at Dom0 and at a device model, while others exchange frames."""
+
+    def broken(after: Snapshot, before: Snapshot) -> Snapshot:
+        found = dict(difference(after, before))
+        for row in ("nic/ctx7:bert", "nic/ctx8:bert.vmm", "dom0/vif7:bert", "hyp/vmm7:bert", "hyp/uplink7:bert"):
+            found[row] = dict.fromkeys(found["nic/engine0"], 0) | {"faults_protocol": 3, "drop_spoofed": 7}
+        return found
+
+    async def main() -> None:
+        async with running(tmp_path, "others") as runner:
+            monkeypatch.setattr("lab.workloads.runner.difference", broken)
+            record = await runner.run(workload("stream", "anna", "wire", frames=10))
+            check(record)
+            assert record["drops"] == {}
+            own = await runner.run(workload("stream", "bert", "wire", frames=10))
+            assert own["drops"] == {"spoofed": 35}
+            assert len([error for error in own["errors"] if "faults_protocol 3" in error]) == 5, own["errors"]
 
     run(main())
 
