@@ -6,9 +6,9 @@ takes ten times as long as one whose page was used just now, and so does a buffe
 memory would have as much more of the loop than others.
 
 So one turn in EVERY, drawn at random, is timed. What is *plain* on this machine just now is what the fastest quarter of them takes
-for its work, whoever sends. What a turn takes beyond MORE of that its sender owes, EVERY times, as its other turns are like it. Who
-owes has short turns, a SHORT-th of a whole one, until what is left out of these has made up for it: so he has about as much time as
-others have. A sender who is alone is plain himself, and owes nothing; nor does anybody before ENOUGH turns have been timed.
+for its work, whoever sends. What a turn takes beyond half as much again its sender owes, EVERY times, as its other turns are like
+it. Who owes has short turns, a SHORT-th of a whole one, until what is left out of these has made up for it: so he has about as much
+time as others have. A sender who is alone is plain himself, and owes nothing; nor does anybody before ENOUGH turns have been timed.
 
 `t`: what a loop knows, a TIMING. `x`: who sends, a record with the field `owed` (ns): of a guest with several queues one for all.
 Work is counted in ns of a fast machine: FRAME_NS a frame, and what the loop says of bytes.
@@ -31,8 +31,10 @@ TURN_NS: Final = 240
 LEAST_WORK: Final = 8 * FRAME_NS
 """A turn of less is not timed: it is short by itself."""
 EVERY: Final = 4
+"""To look at the clock twice is a hundredth of a turn of short frames."""
 SHORT: Final = 16
 ENOUGH: Final = 64
+"""Turns timed before which nothing is known: `plain` moves by larger steps then."""
 MOST_TURNS: Final = 64
 """Whole ones for which is owed at most: a machine that stood still is nobody's doing."""
 ONE: Final = 1024
