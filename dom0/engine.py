@@ -41,7 +41,7 @@ from hyp.events import end_spin, may_notify, notify_at, sleep, spins, tracer_of,
 from hyp.fairness.cutting import PART_NS, cuts_again_at, is_cut
 from hyp.fairness.patience import begin_patience, end_wait
 from hyp.fairness.standing import standing_of
-from hyp.fairness.timing import FRAME_NS, begin_timing, end_timing, timing_at
+from hyp.fairness.timing import begin_timing, end_timing, timing_at
 from hyp.kernels import compiled, entry, i64, outlined
 from hyp.model.price import charge
 from hyp.ring import arm_requests, ring_at
@@ -56,6 +56,8 @@ FLOOD_BUDGET = 2 * STAGE
 """Copies of flooded frames for which a port's turn ends: the other ports wait for each of them."""
 MOST_HELD = 2 * STAGE
 """Slots of a vif of several queues that wait for full receivers, beyond which it takes in no more: the buffers are everybody's."""
+REQUEST_NS, COPY_NS, BYTES_A_NS = 36, 24, 64
+"""Of work (hyp/fairness/timing.py): of a request, of the copy of its frame to a guest, of bytes."""
 PATIENCE = 3
 """Rounds that an event may be held back while there is work: a round is up to STAGE frames of each port."""
 
@@ -100,12 +102,9 @@ def _sent(e):
 
 @compiled
 def _end_timing(e, p, began, taken, octets, sent):
-    """So many requests were taken in and passed on, `sent` of them by the uplink: each is as much as three of the NIC's frames.
-
-    A guest is handed a copy, which is two more, and of what is flooded more than one. Parts are work as they are elsewhere.
-    """
-    work = FRAME_NS * (3 * taken + 2 * (max(taken - sent, 0) + e.flooded)) + octets // 64 + e.parts * PART_NS
-    end_timing(timing_at(e.timing), standing_of(p), began, work, WHOLE_TURN)
+    """So many requests were taken in and passed on, `sent` of them by the uplink; others are copied again, flooded ones often."""
+    work = REQUEST_NS * taken + COPY_NS * (max(taken - sent, 0) + e.flooded) + octets // BYTES_A_NS + e.parts * PART_NS
+    end_timing(timing_at(e.timing), standing_of(p), began, work, WHOLE_TURN, 1)
 
 
 @compiled

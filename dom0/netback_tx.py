@@ -33,7 +33,7 @@ from hyp.atomics import load32_once, memcpy, store32
 from hyp.counters import count
 from hyp.events import wait_at
 from hyp.fairness.standing import standing_of
-from hyp.fairness.timing import FRAME_NS, SHORT, is_short, timing_at
+from hyp.fairness.timing import SHORT, is_short, timing_at
 from hyp.kernels import compiled, outlined
 from hyp.model.ablation import ablated
 from hyp.ring import (
@@ -47,8 +47,8 @@ from hyp.ring import (
 )
 
 WARY = STAGE // 8
-WHOLE_TURN = STAGE * 4 * FRAME_NS
-"""Of work (hyp/fairness/timing.py)."""
+WHOLE_TURN = STAGE * 60
+"""Of work (hyp/fairness/timing.py): of a turn of short frames to guests."""
 PLAIN = TXF_DATA_VALIDATED
 """Flags of a request that is a whole frame with nothing to be done to it. What a sender says of a checksum is nobody's proof."""
 

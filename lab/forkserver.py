@@ -21,7 +21,6 @@ import importlib
 import os
 import select
 import socket
-import struct
 import sys
 import time
 import traceback
@@ -35,8 +34,6 @@ from hyp import limits, linux
 from hyp.control import MAX_FDS, MAX_MESSAGE, close_all, describe
 from hyp.net.steps import SetupError
 
-_FORKED = struct.Struct("<ii")  # what the child tells: the grandchild's pid, or the error that there is none for
-
 MAX_CAUSE = 1000
 
 
@@ -46,25 +43,20 @@ def serve(sock: socket.socket, modules: list[str]) -> None:
     linux.die_with_parent()
     sock.setblocking(True)
     _load(sock, modules)
+    request = bytearray(MAX_MESSAGE)
     while True:
         space = socket.CMSG_SPACE(MAX_FDS * 4)
-        packet, ancillary, _, _ = sock.recvmsg(MAX_MESSAGE, space, socket.MSG_CMSG_CLOEXEC)
-        if not packet:
+        size, ancillary, _, _ = sock.recvmsg_into([request], space, socket.MSG_CMSG_CLOEXEC)
+        if size == 0:
             return
         fds = array.array("i")
         for _, _, data in ancillary:
             fds.frombytes(data)
-        request = msgpack.unpackb(packet)
-        reply: dict[str, Any] = {"id": request["id"], "gen": 1}
         try:
-            if len(fds) < len(request["args"]["purposes"]):
-                raise limits.TooFew(errno.EMFILE, limits.descriptor_reason())
-            reply["ok"] = {"pid": _fork_twice(request["args"], list(fds))}
-        except OSError as error:
-            reply["error"] = describe(error)
+            sock.send(_answer(memoryview(request)[:size], list(fds)))
         finally:
             close_all(fds)
-        sock.send(msgpack.packb(reply))
+            request[:size] = bytes(size)  # whoever is forked next is to find nothing of it
 
 
 def _load(sock: socket.socket, modules: list[str]) -> None:
@@ -91,30 +83,47 @@ def _load(sock: socket.socket, modules: list[str]) -> None:
     tell("warm", seconds=time.perf_counter() - start)
 
 
-def _fork_twice(args: dict[str, Any], fds: list[int]) -> int:
-    """Fork a grandchild that becomes the keeper's child; returns its pid. OSError, naming the limit, if that cannot be."""
-    reader, writer = os.pipe()
+def _answer(request: memoryview, fds: list[int]) -> bytes:
+    """Fork a grandchild that becomes the keeper's child; returns the reply.
+
+    The child reads the request, so that nothing of it is left here, where others are forked later, unless there is no child.
+    """
     try:
-        with limits.told_of_processes(args["name"]):
+        reader, writer = os.pipe()
+        try:
             try:
                 child = os.fork()
                 if child == 0:
-                    _fork_once_more(writer, args, fds)
+                    _fork_once_more(writer, request, fds)
             finally:
                 os.close(writer)  # else there is no end of it where the child was killed
             os.waitpid(child, 0)
-            pid, code = _FORKED.unpack(os.read(reader, _FORKED.size) or _FORKED.pack(0, errno.ECHILD))  # it was killed
-            if code:
-                raise OSError(code, os.strerror(code))
-        return int(pid)
-    finally:
-        os.close(reader)
+            return os.read(reader, select.PIPE_BUF) or _refusal(request, OSError(errno.ECHILD, os.strerror(errno.ECHILD)))
+        finally:
+            os.close(reader)
+    except OSError as error:
+        return _refusal(request, error)
 
 
-def _fork_once_more(writer: int, args: dict[str, Any], fds: list[int]) -> NoReturn:
-    """In the child: fork the grandchild, tell its pid or why there is none, exit."""
-    told = _FORKED.pack(0, errno.ECHILD)
+def _refusal(request: memoryview, error: OSError) -> bytes:
+    """The reply that there is no such process, naming the limit if it is one."""
+    asked = msgpack.unpackb(request)
     try:
+        with limits.told_of_processes(asked["args"]["name"]):
+            raise error
+    except OSError as told:
+        return bytes(msgpack.packb({"id": asked["id"], "gen": 1, "error": describe(told)}))
+
+
+def _fork_once_more(writer: int, request: memoryview, fds: list[int]) -> NoReturn:
+    """In the child: fork the grandchild, tell its pid or why there is none, exit."""
+    told = b""
+    try:
+        asked = msgpack.unpackb(request)
+        told = _refusal(request, OSError(errno.ECHILD, os.strerror(errno.ECHILD)))
+        args = asked["args"]
+        if len(fds) < len(args["purposes"]):
+            raise limits.TooFew(errno.EMFILE, limits.descriptor_reason())
         confinement, refusal, me = confinement_of(args["config"]), None, os.pidfd_open(os.getpid())
         if confinement is not None:
             try:
@@ -124,9 +133,9 @@ def _fork_once_more(writer: int, args: dict[str, Any], fds: list[int]) -> NoRetu
         grandchild = os.fork()
         if grandchild == 0:
             _become(me, args, fds, confinement, refusal)
-        told = _FORKED.pack(grandchild, 0)
+        told = msgpack.packb({"id": asked["id"], "gen": 1, "ok": {"pid": grandchild}})
     except OSError as error:
-        told = _FORKED.pack(0, error.errno or errno.ECHILD)
+        told = _refusal(request, error)
     except BaseException:
         traceback.print_exc()
     finally:  # whatever it is: nobody but the fork server goes on serving

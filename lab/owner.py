@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from domu.confinement.environment import kept
 from hyp import limits
 from hyp.control import Channel, ControlError, Handler, PeerGone, Reply, close_all, socketpair
 from hyp.linux import pid_of
@@ -105,6 +106,11 @@ class Lab:
                 raise LabError(f"topology {self.name}: {reason}{hint}") from error
             raise
 
+    def _environment(self) -> dict[str, str]:
+        """The keeper's, and so that of all processes."""
+        confined = any(guest["confined"] for guest in self.topology["guest"])
+        return {**(kept(os.environ) if confined else os.environ), "OPENBLAS_NUM_THREADS": "1"}
+
     def _start_keeper(self, lock: int) -> None:
         ours, theirs = socketpair()
         with theirs, open(self._rundir.log_path, "wb") as log:
@@ -113,7 +119,7 @@ class Lab:
             with limits.told_of_processes("the keeper"):
                 self._keeper = subprocess.Popen(
                     command, pass_fds=[theirs.fileno(), lock], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    start_new_session=True, cwd=ROOT, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                    start_new_session=True, cwd=ROOT, env=self._environment(),
                 )  # fmt: skip
         handlers: dict[str, Handler] = {
             **{kind: self._passed_on(kind) for kind in ("compiling", "progress", "notice")},

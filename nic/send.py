@@ -52,7 +52,7 @@ from hyp.events import tracer_of
 from hyp.fairness.cutting import cuts_again_at
 from hyp.fairness.standing import standing_of
 from hyp.fairness.storm import may_flood
-from hyp.fairness.timing import FRAME_NS, SHORT, begin_timing, end_timing, is_short, timing_at
+from hyp.fairness.timing import SHORT, begin_timing, end_timing, is_short, timing_at
 from hyp.fairness.turns import LOOK, PIECES, begin_turn, is_turn_spent
 from hyp.frames import SOURCE_MASK, destination_of, source_of
 from hyp.iommu import NO_TRANSLATION, READ
@@ -96,8 +96,9 @@ RUN_FRAME = DEFAULT_MTU + LINK_HEADER
 """The longest frame that goes in a run: no NIC's MTU is less."""
 WHOLE_HEADER = 16
 """A frame of so many bytes has a header that can be read as two words."""
-WHOLE_TURN = BUDGET_FRAMES * (FRAME_NS + 3)
-"""Of work (hyp/fairness/timing.py)."""
+FRAME_NS, BYTES_A_NS = 5, 56
+WHOLE_TURN = BUDGET_FRAMES * 9
+"""Of work (hyp/fairness/timing.py), of a plain frame and of its bytes; of a turn of 200 B frames."""
 FLOODED, SPOOFED = -2, -3
 """Routes that are neither a context nor the wire."""
 AHEAD_BYTES = 256
@@ -398,7 +399,7 @@ def sends_again_at(e, c):
 @compiled
 def _work(frames, octets):
     """Of plain frames, for `end_timing`."""
-    return FRAME_NS * frames + octets // 64
+    return FRAME_NS * frames + octets // BYTES_A_NS
 
 
 @compiled
@@ -434,7 +435,7 @@ def serve_sends(e, c):
                     limit = done
         else:
             if began != 0 and slow == 0:
-                end_timing(t, owner, began, _work(sent, total), WHOLE_TURN)
+                end_timing(t, owner, began, _work(sent, total), WHOLE_TURN, 0)
             taken, octets, status = _send_one(e, c)
             if e.flooded > 0:  # its copies are its sender's turn, too
                 limit, room, e.flooded = limit - e.flooded, room - e.flooded * octets, 0
@@ -455,7 +456,7 @@ def serve_sends(e, c):
         sent += frames
         total += octets
     if began != 0 and slow == 0:
-        end_timing(t, owner, began, _work(sent, total), WHOLE_TURN)
+        end_timing(t, owner, began, _work(sent, total), WHOLE_TURN, 1)
     end_outbound(e)
     if done > 0:
         if ablated(e.platform, KEEP_ARMED) != 0:

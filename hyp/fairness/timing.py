@@ -11,7 +11,9 @@ it. Who owes has short turns, a SHORT-th of a whole one, until what is left out 
 time as others have. A sender who is alone is plain himself, and owes nothing; nor does anybody before ENOUGH turns have been timed.
 
 `t`: what a loop knows, a TIMING. `x`: who sends, a record with the field `owed` (ns): of a guest with several queues one for all.
-Work is counted in ns of a fast machine: FRAME_NS a frame, and what the loop says of bytes.
+Work is counted in ns of a fast machine, as the loop that does it says: so much for a frame, for a copy, for so many bytes. What is
+plain is learnt from turns of half a whole one's work or more, in which nothing else was done: small ones, and those that end in
+frames that go one by one, look quicker than any whole one, and who sends may make as many of these as he likes.
 """
 
 import random
@@ -25,10 +27,9 @@ from hyp.kernels import compiled
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FRAME_NS: Final = 12
-TURN_NS: Final = 240
+TURN_NS: Final = 50
 """Of work that comes with any turn."""
-LEAST_WORK: Final = 8 * FRAME_NS
+LEAST_WORK: Final = 50
 """A turn of less is not timed: it is short by itself."""
 EVERY: Final = 4
 """To look at the clock twice is a hundredth of a turn of short frames."""
@@ -61,17 +62,19 @@ def begin_timing(t: Any) -> int:
 
 
 @compiled
-def end_timing(t: Any, x: Any, began: int, work: int, whole: int) -> None:
-    """A turn that is timed ends, with so much work done; a `whole` one has so much."""
+def end_timing(t: Any, x: Any, began: int, work: int, whole: int, is_all: int) -> None:
+    """So much work of a turn that is timed is done; a `whole` one has so much. `is_all`: 1 if the turn ends with that."""
     if work < LEAST_WORK:
         return
     took = clock_ns() - began
     work += TURN_NS
     allowed = (work * t.plain // ONE) * 3 // 2
-    t.timed += 1
-    step = t.plain // (128 if t.timed > ENOUGH else 16)
     if took > allowed and t.timed > ENOUGH:
         x.owed = min(x.owed + EVERY * (took - allowed), MOST_TURNS * (whole * t.plain // ONE))
+    if is_all == 0 or work < whole // 2:
+        return
+    t.timed += 1
+    step = t.plain // (128 if t.timed > ENOUGH else 16)
     if took * ONE > work * t.plain:
         t.plain = min(t.plain + step, MOST_PLAIN)
     else:

@@ -49,7 +49,7 @@ from hyp.atomics import (
 from hyp.counters import commit, count
 from hyp.events import may_notify, notify_at, notify_guest, passed, tracer_of
 from hyp.fairness.cutting import cuts_again_at
-from hyp.fairness.timing import FRAME_NS, SHORT, begin_timing, end_timing, is_short, timing_at
+from hyp.fairness.timing import SHORT, begin_timing, end_timing, is_short, timing_at
 from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import lies_within, send_fault, takes_frame
 from hyp.kernels import compiled, entry, i64, void
@@ -74,7 +74,8 @@ from hyp.verbs import (
 
 BUDGET = 64  # descriptors of one machine in its turn, each way; and what is left of a frame
 BUDGET_BYTES = 128 * 1024  # that it sends in its turn; and what is left of a frame
-WHOLE_TURN = BUDGET * 2 * FRAME_NS  # of work (hyp/fairness/timing.py)
+FRAME_NS, BYTES_A_NS = 5, 64  # of work (hyp/fairness/timing.py): of a plain frame, and of bytes
+WHOLE_TURN = BUDGET * 8  # of short frames
 MOST_REFUSED = 8  # frames in a turn that have to be refused
 
 MACHINE = np.dtype(
@@ -139,10 +140,10 @@ machine_at = record_view(MACHINE)
 
 
 @compiled
-def _end_timing(m, began, frames, octets):
+def _end_timing(m, began, frames, octets, is_all):
     """So many plain frames of a turn are done, in one direction."""
     if began != 0:
-        end_timing(timing_at(m.timing), m, began, FRAME_NS * frames + octets // 64, WHOLE_TURN)
+        end_timing(timing_at(m.timing), m, began, FRAME_NS * frames + octets // BYTES_A_NS, WHOLE_TURN, is_all)
 
 
 # --- frames -----------------------------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def _serve_sends(m, q, now, most):
         length = word & LENGTH_MASK
         if send_fault(word) != STATUS_OK or length > m.max_frame or not lies_within(addr, length, m.ram_bytes):
             if slow == 0:
-                _end_timing(m, began, done, total)
+                _end_timing(m, began, done, total, 0)
             taken, copied, refused = send_one(m, q, now)
             slow += 1 + taken // PIECES
             if taken == 0:
@@ -204,7 +205,7 @@ def _serve_sends(m, q, now, most):
         if slow > 0 and is_turn_spent(m, slow, total):
             break
     if slow == 0:
-        _end_timing(m, began, done, total)
+        _end_timing(m, began, done, total, 1)
     return done
 
 
@@ -247,7 +248,7 @@ def _serve_receives(m, q, most):
             frame = m.own_ram + m.rx_pool + (index & (q.rq_size - 1)) * FRAME_BUFFER
             if word >> 32 != 0 or m.failed != 0 or not _hand_in(m, frame, word):
                 if slow == 0:
-                    _end_timing(m, began, done, octets)
+                    _end_timing(m, began, done, octets, 0)
                 taken, pieces = receive_one(m, q)
                 slow += 1 + pieces // PIECES
                 octets += taken * FRAME_BUFFER
@@ -261,7 +262,7 @@ def _serve_receives(m, q, most):
         if taken == 0 or (slow > 0 and is_turn_spent(m, slow, octets)):
             break
     if slow == 0:
-        _end_timing(m, began, done, octets)
+        _end_timing(m, began, done, octets, 1)
     return done
 
 

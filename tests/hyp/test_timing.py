@@ -9,7 +9,7 @@ from hyp.fairness import timing
 from hyp.fairness.timing import EVERY, MOST_TURNS, ONE, SHORT, TURN_NS
 
 SEED = 20126
-WHOLE = 256 * timing.FRAME_NS
+WHOLE = 3000
 
 
 class Loop:
@@ -26,7 +26,7 @@ class Loop:
         self.spent = [0.0 for _ in costs]
         self.turns = [[0, 0] for _ in costs]  # whole, short
 
-    def turn(self, number: int, work: int = WHOLE) -> None:
+    def turn(self, number: int, work: int = WHOLE, is_all: int = 1) -> None:
         sender = self.senders[number]
         short = self._is_short(self.t, sender, WHOLE)
         self.turns[number][short] += 1
@@ -36,7 +36,7 @@ class Loop:
         self.now += took
         self.spent[number] += took
         if began != 0:
-            self._end(self.t, sender, began, done, WHOLE)
+            self._end(self.t, sender, began, done, WHOLE, is_all)
 
     def rounds(self, count: int, **work: int) -> None:
         for _ in range(count):
@@ -105,6 +105,20 @@ def test_neither_small_turns_are_timed_nor_the_first_ones() -> None:
     small = Loop(1.0, 50.0)
     small.rounds(5000, work=timing.LEAST_WORK - 1)
     assert small.t.timed == 0
+
+
+@pytest.mark.parametrize(("work", "is_all"), [(WHOLE // 3, 1), (timing.LEAST_WORK, 1), (WHOLE, 0)])
+def test_what_is_plain_is_not_learnt_from_small_turns_nor_from_parts_of_turns(work: int, is_all: int) -> None:
+    """Whoever makes many of these, however quick they are, makes nobody else owe."""
+    loop = Loop(1.0, 1.0, 1.0)
+    loop.settle()
+    loop.costs = (1.0, 1.0, 0.01)
+    for _ in range(3000):
+        for number in (0, 1):
+            loop.turn(number)
+        for _ in range(10):
+            loop.turn(2, work=work, is_all=is_all)
+    assert [short for _, short in loop.turns] == [0, 0, 0]
 
 
 def test_turns_are_drawn_one_in_so_many_and_not_in_a_row() -> None:
