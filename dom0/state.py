@@ -154,6 +154,7 @@ ENGINE = np.dtype(
         ("counts", "i8"),
         ("counts_shared", "i8"),
         ("flooded", "i8"),  # copies of flooded frames in this turn
+        ("dropped", "i8"),  # frames in this turn that went nowhere
         ("parts", "i8"),  # frames in this turn that were made of longer ones
         ("pause_ns", "i8"),
         ("timing", "i8"),  # a TIMING record (hyp/fairness/timing.py)

@@ -63,7 +63,7 @@ def begin_timing(t: Any) -> int:
 
 @compiled
 def end_timing(t: Any, x: Any, began: int, work: int, whole: int, is_all: int) -> None:
-    """So much work of a turn that is timed is done; a `whole` one has so much. `is_all`: 1 if the turn ends with that."""
+    """So much work of a turn that is timed is done; a `whole` one has so much. `is_all`: 1 if that was all of it, and plain."""
     if work < LEAST_WORK:
         return
     took = clock_ns() - began
