@@ -35,6 +35,7 @@ class Control(StrEnum):
     SENDS = "sends frames as fast as it can"
     TAKES = "takes frames as fast as they come, in the smallest buffers that there are"
     POOL = "sends as many frames, as fast, from its driver's pages"
+    POOL_BUFFERS = "takes frames as fast as they come, in its driver's pages"
     POSTS = "posts as many frames to the wire, and sound"
     ADDRESSES = "sends a neighbour as many frames, as long, and sound"
     SEGMENTS = "sends as long frames, to be cut as an MTU of 1500 asks"

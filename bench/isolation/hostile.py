@@ -52,6 +52,7 @@ class Hostile:
             Control.TAKES: lambda: a.loop(loops.post_again, size=MIN_BUFFER),
             Control.SENDS: a.rest,  # another one does, whose driver is nobody's toy (trial.py)
             Control.POOL: lambda: use_pool(a),
+            Control.POOL_BUFFERS: lambda: use_pool(a, buffers=True),
             Control.POSTS: lambda: post(a),
             Control.ADDRESSES: lambda: address(a),
             Control.SEGMENTS: lambda: send_to_be_cut(a, SEGMENT),

@@ -148,9 +148,9 @@ def _use(a: Attacker, first: int, size: int, *, buffers: bool) -> None:
     a.loop(on_rings if a.path == "split" else on_queues, first=first, size=size, length=LENGTH)
 
 
-def use_pool(a: Attacker) -> None:
-    """What an honest guest does: as many frames, as fast, from the pages that its driver has for that."""
-    _use(a, a.driver.tx_pool, 64 * PAGE, buffers=False)
+def use_pool(a: Attacker, *, buffers: bool = False) -> None:
+    """What an honest guest does: as many frames, or buffers, as fast, in the pages that its driver has for that."""
+    _use(a, a.driver.rx_pool if buffers else a.driver.tx_pool, 64 * PAGE, buffers=buffers)
 
 
 def _scatter(a: Attacker, *, buffers: bool) -> None:
@@ -166,7 +166,10 @@ def scattered_frames(a: Attacker) -> None:
 
 
 @attack("buffers all over a large memory for what it is sent, as fast as can be", Door.MEMORY, Control.SENDS, paths=PATHS,
-        sent_to=True, fast=True, guest=LARGE)  # fmt: skip
+        sent_to=True, fast=True, guest=LARGE, split=Control.POOL_BUFFERS, trapped=Control.POOL_BUFFERS)  # fmt: skip
 def scattered_buffers(a: Attacker) -> None:
-    """Who sends there has more of the device's time than to one whose buffers are few, but no more than to anybody else."""
+    """Who sends there has more of the NIC's time than to one whose buffers are few, but no more than anybody else who sends.
+
+    Where somebody else hands in what is received, that is work by itself, and its control is who receives as much.
+    """
     _scatter(a, buffers=True)
