@@ -11,7 +11,8 @@ for which the thread is blocked, by whatever was asked before, too. `call` does 
 waits for a CPU, and MOST_S in all. Who has not answered by then is *stuck*: what is asked of it then fails at once, until all that
 it was asked before has been done; what was waited for in vain is told, too. `later` waits for nothing. In the end a stuck thread
 goes when its guest does. Where there are no more threads, nothing is called in the thread that asks: what is asked for is stuck,
-and done when the next is asked, for whichever guest: this one's last may have been asked already."""
+and done when the next is asked, for whichever guest: this one's last may have been asked already.
+"""
 
 import threading
 import time

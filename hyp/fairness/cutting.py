@@ -8,7 +8,8 @@ before that. `x`: who sends, a record with the field `cut_until` (ns).
 
 A wire that leads to the host (nic/wire/tap.py) takes a frame whole. Where it goes on from there by an interface that has none cut,
 the host's kernel cuts it, in the system call by which the NIC hands it over: so the NIC's own senders wait for that, too. Up to
-HOST_PARTS are any driver's; each of more counts for HOST_PART_NS, three times what a kernel takes."""
+HOST_PARTS are any driver's; each of more counts for HOST_PART_NS, three times what a kernel takes.
+"""
 
 from typing import Any, Final
 

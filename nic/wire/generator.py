@@ -1,7 +1,8 @@
 """The generator: test frames from beyond the NIC's port, as many and as fast as it is told.
 
 It is a sending queue like a guest's: a full receiver pauses it, then frames drop. On a linked wire (`nic/wire/link.py`) its frames
-go onto the link back instead, and what happens to them there is the wire's."""
+go onto the link back instead, and what happens to them there is the wire's.
+"""
 
 from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
 from hyp.abi.frame import ETHERTYPE_WIRE

@@ -3,7 +3,8 @@
 As the generator's, they are a sending queue: a full receiver pauses it, then frames drop. They go to who has their address, else to
 the physical function; broadcasts and multicasts to all, as from the host (nic/wire/tap_input.py), but on a linked wire to the
 physical function only. A frame that the MTU does not allow is dropped, as `oversize`. The first engine sends all of them, so that
-they keep their order."""
+they keep their order.
+"""
 
 from hyp.abi.counters import DROP_OVERSIZE, PAUSES, REPLICATED, TX_BYTES, TX_FRAMES
 from hyp.abi.nic import GROUP_BIT
