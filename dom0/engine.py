@@ -130,8 +130,10 @@ def _serve_port(e, p):
         else:
             if e.free_count < STAGE:
                 reclaim(e)
-            began, sent = begin_timing(timing_at(e.timing)), _sent(e)
-            copies, octets = _copied(p)
+            began = begin_timing(timing_at(e.timing))
+            if began != 0:
+                sent = _sent(e)
+                copies, octets = _copied(p)
             take_requests(e, p)
             e.op_count = 0
         if p.next == p.staged:
