@@ -118,6 +118,7 @@ WIRE = np.dtype(
         ("pause_for", "i8"),
         ("pause_need", "i8"),
         ("shared", "i8"),  # frames come from the host, or from a file, for anybody: 1 then
+        ("owed", "i8"),  # for turns of the generator's that took longer than others' (ns; hyp/fairness/timing.py)
         ("part", "i8"),
         ("last_ns", "i8"),
         ("dirty", "i8"),

@@ -137,20 +137,20 @@ def request_buffers(address: int) -> int:
     return posted
 
 
-def _use(a: Attacker, first: int, size: int, *, buffers: bool) -> None:
-    """Frames, or buffers, all over this range."""
+def _use(a: Attacker, first: int, size: int, *, buffers: bool, frame: bytes = b"") -> None:
+    """Frames, which begin with `frame`, or buffers, all over this range."""
     offsets = np.arange(0, size, PAGE)
     offsets += offsets // PAGE * 13 % LINES * 64
-    header: Any = np.frombuffer(a.header(NOBODY, kind=b"\x08\x00"), np.uint8)
+    begin: Any = np.frombuffer(frame or a.header(NOBODY, kind=b"\x08\x00"), np.uint8)
     if not buffers:
-        a.driver.memory[first + offsets[:, None] + np.arange(len(header))] = header
+        a.driver.memory[first + offsets[:, None] + np.arange(len(begin))] = begin
     on_queues, on_rings = (post_buffers, request_buffers) if buffers else (post_frames, request_frames)
-    a.loop(on_rings if a.path == "split" else on_queues, first=first, size=size, length=LENGTH)
+    a.loop(on_rings if a.path == "split" else on_queues, first=first, size=size, length=len(frame) or LENGTH)
 
 
-def use_pool(a: Attacker, *, buffers: bool = False) -> None:
+def use_pool(a: Attacker, *, buffers: bool = False, frame: bytes = b"") -> None:
     """What an honest guest does: as many frames, or buffers, as fast, in the pages that its driver has for that."""
-    _use(a, a.driver.rx_pool if buffers else a.driver.tx_pool, 64 * PAGE, buffers=buffers)
+    _use(a, a.driver.rx_pool if buffers else a.driver.tx_pool, 64 * PAGE, buffers=buffers, frame=frame)
 
 
 def _scatter(a: Attacker, *, buffers: bool) -> None:

@@ -1,7 +1,8 @@
 """The generator: test frames from beyond the NIC's port, as many and as fast as it is told.
 
-It is a sending queue like a guest's: a full receiver pauses it, then frames drop. On a linked wire (`nic/wire/link.py`) its frames
-go onto the link back instead, and what happens to them there is the wire's.
+It is a sending queue like a guest's: a full receiver pauses it, then frames drop; and while a receiver's buffers take long to write
+to, its turns are short. On a linked wire (`nic/wire/link.py`) its frames go onto the link back instead, and what happens to them
+there is the wire's.
 """
 
 from hyp.abi.counters import PAUSES, TX_BYTES, TX_FRAMES
@@ -11,6 +12,7 @@ from hyp.abi.trace import WIRE
 from hyp.atomics import clock_ns, load64
 from hyp.counters import count
 from hyp.events import tracer_of
+from hyp.fairness.timing import SHORT, begin_timing, end_timing, is_short, timing_at
 from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import head_words
 from hyp.kernels import compiled, outlined
@@ -27,6 +29,10 @@ from nic.wire.inward import inbound
 from nic.wire.link import GENERATED, launch, link_at, room_for_frame, takes
 from nic.wire.outward import buffer_for
 from nic.wire.replay import replay
+
+FRAME_NS, BYTES_A_NS = 10, 20
+"""Of work (hyp/fairness/timing.py), of a frame that is written, and copied to its receiver."""
+WHOLE_TURN = WIRE_BATCH * FRAME_NS
 
 
 @outlined
@@ -57,9 +63,15 @@ def generate(e):
             note_lag(s, e.now)
     if w.replays != 0:
         return replay(e)
+    t, most = timing_at(e.timing), WIRE_BATCH
+    if is_short(t, w, WHOLE_TURN):
+        most = WIRE_BATCH // SHORT
     if w.linked == 0 and s.pps == 0:
-        sent = _generate_run(e, w) if w.sizes == 0 else _generate_mixed_run(e, w)
-    while w.left > 0 and sent < WIRE_BATCH and frames_due(s, e.now, 1) > 0:
+        began = begin_timing(t)
+        sent, total = _generate_run(e, w, most) if w.sizes == 0 else _generate_mixed_run(e, w, most)
+        if began != 0:  # the others' turns say what is plain: this one's is none of theirs
+            end_timing(t, w, began, FRAME_NS * sent + total // BYTES_A_NS, WHOLE_TURN, 0)
+    while w.left > 0 and sent < most and frames_due(s, e.now, 1) > 0:
         if w.sizes != 0:
             w.length = load64(w.sizes + 8 * w.size_at)
         if not (_generate_onto_link(e, w, s) if w.linked != 0 else _generate_one(e, w, s)):
@@ -81,13 +93,13 @@ def generate(e):
 
 
 @compiled
-def _generate_run(e, w):
-    """Send at most WIRE_BATCH frames for which the receiver has buffers; the next one is for `_generate_one`. Returns how many."""
+def _generate_run(e, w, most):
+    """Send at most so many frames for which the receiver has buffers; the next is for `_generate_one`. Returns (frames, bytes)."""
     number = lookup(e.table, w.destination)
     r = context_of(e, number)
     if number == NO_CONTEXT or r.mine == 0 or r.active == 0 or r.queues > 1:
-        return 0
-    n, first, length, stream, sequence = min(w.left, WIRE_BATCH, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
+        return 0, 0
+    n, first, length, stream, sequence = min(w.left, most, posted_buffers(r)), w.next, w.length, w.stream, w.sequence
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     for k in range(n):
         buffer = buffer_for(w, (first + k) & (WIRE_BUFFERS - 1), length)
@@ -102,17 +114,17 @@ def _generate_run(e, w):
         w.next, w.left, w.sequence = first + sent, w.left - sent, sequence + sent
         count(w.counts, TX_FRAMES, sent)
         count(w.counts, TX_BYTES, total)
-    return sent
+    return sent, total
 
 
 @outlined
-def _generate_mixed_run(e, w):
+def _generate_mixed_run(e, w, most):
     """`_generate_run` of frames of several sizes."""
     number = lookup(e.table, w.destination)
     r = context_of(e, number)
     if number == NO_CONTEXT or r.mine == 0 or r.active == 0 or r.queues > 1:
-        return 0
-    n, first, stream, sequence = min(w.left, WIRE_BATCH, posted_buffers(r)), w.next, w.stream, w.sequence
+        return 0, 0
+    n, first, stream, sequence = min(w.left, most, posted_buffers(r)), w.next, w.stream, w.sequence
     head0, head1 = head_words(w.destination, w.mac, ETHERTYPE_WIRE << 32)
     sizes, size_count, at = w.sizes, w.size_count, w.size_at
     for k in range(n):
@@ -131,7 +143,7 @@ def _generate_mixed_run(e, w):
         _pass_sizes(w, sent)
         count(w.counts, TX_FRAMES, sent)
         count(w.counts, TX_BYTES, total)
-    return sent
+    return sent, total
 
 
 @compiled

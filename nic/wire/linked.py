@@ -9,6 +9,7 @@ from hyp.abi.trace import WIRE
 from hyp.atomics import load64
 from hyp.capture.ring import record_frame, tell_recorder
 from hyp.counters import count
+from hyp.fairness.turns import PIECES, begin_turn, is_turn_spent
 from hyp.frames import destination_of
 from hyp.kernels import compiled, outlined
 from hyp.load.schedule import schedule_at
@@ -126,12 +127,14 @@ def _launch_back(e, w, frame, length):
 def _arrive_back(e, w):
     """At the machine: to the receiver. One that is full holds up a generated frame, and those behind it."""
     k = link_at(w.back)
-    done = 0
+    done, work, octets, e.wanted = 0, 0, 0, 1
+    begin_turn(e)
     while done < WIRE_BATCH and not is_paused(e, w):
         entry = oldest(k)
         if entry == 0 or load64(entry + ENTRY_ARRIVAL) > e.now:
             break
-        result = _land(e, w, entry + ENTRY_FRAME, load64(entry + ENTRY_LENGTH), load64(entry + ENTRY_KIND))
+        length = load64(entry + ENTRY_LENGTH)
+        result = _land(e, w, entry + ENTRY_FRAME, length, load64(entry + ENTRY_KIND))
         if result == PAUSE:
             break
         w.pause_until = 0
@@ -139,6 +142,9 @@ def _arrive_back(e, w):
             count(w.counts, result, 1)
         retire(k)
         done += 1
+        work, octets = work + 1 + e.wanted // PIECES, octets + length
+        if is_turn_spent(e, work, octets):
+            break
     return done
 
 
