@@ -5,11 +5,12 @@ topology's lock, both ends of every domain's sockets as long as both sides live,
 hands it. It has no other knowledge: what
 processes there are and what they are told comes in the plan.
 
-States: starting → up (degraded, once a process is dead for good) → going down → gone. Starting fails as a whole when one process
-fails: the plan's caller gets its name and cause. After that a process that ends is reported to the owner (launch.py), and either
-another one is forked in its place (`restart` in the plan, `Restarts` permitting; docs/faults.md) or, for a domain, the hypervisor
-is told that it is no more. The owner's socket closing, however the owner ended, takes the topology down; a client that wants it
-down asks the owner to go, and does not wait for one that does not.
+States: starting → up (degraded, once a process is dead for good) → going down → gone. Starting fails as a whole when a daemon ends,
+or a guest that never was ready: the plan's caller gets its name and cause. Up, a process that ends is reported to the owner
+(launch.py), and either another one is forked in its place (`restart` in the plan, `Restarts` permitting; docs/faults.md) or, for a
+domain, the hypervisor is told that it is no more; so is, then, a guest that was ready and has ended while others started. The
+owner's socket closing, however the owner ended, takes the topology down; a client that wants it down asks the owner to go, and does
+not wait for one that does not.
 
 A plan is a list of processes in the order in which they are to be forked::
 
@@ -103,9 +104,9 @@ class Keeper:
         self._info["state"] = "up"
         self._news.add("up", self._rundir.name, "all processes are ready")
         self._up_since = self._loop.time()
-        for child in self._children.values():
-            if child.ended.done():
-                self._bury(child)
+        for child in list(self._children.values()):
+            if child.ended.done() and self._down is None:
+                self._outlive(child)
         return {"warm_s": warm_s, "boot_s": self._loop.time() - start}
 
     def status(self) -> dict[str, Any]:
@@ -307,10 +308,10 @@ class Keeper:
             await self._or_failure(child.ready)
 
     async def _or_failure(self, future: "asyncio.Future[None]") -> None:
-        """Wait for `future`, or raise as soon as any process has failed or ended."""
+        """Wait for `future`, or raise as soon as any process has ended; a guest that was ready may have: `boot` looks to it."""
         while True:
             for child in self._children.values():
-                if child.ended.done() and not child.is_done:
+                if child.ended.done() and not (child.role == GUEST and child.ready.done()):
                     cause = child.failure or describe_exit(child.ended.result())
                     raise Refused("ECHILD", f"{child.name} could not start: {cause}")
             if future.done():
@@ -352,8 +353,11 @@ class Keeper:
             return
         child.ended.set_result(code)
         self._drop_sockets(child)
-        if self._down is not None or self._info.get("state") != "up":
-            return
+        if self._down is None and self._info["state"] == "up":
+            self._outlive(child)
+
+    def _outlive(self, child: Child) -> None:
+        """Once for each that has ended, when the topology is up: report it, and start it again or bury it."""
         child.restarting = not child.is_done and self._may_restart(child)
         if not child.is_done:
             self._tell_death(child)

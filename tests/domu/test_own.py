@@ -1,6 +1,7 @@
 """A guest that is any program: started from the topology file with its hypercall and xenstore sockets as descriptors 3 and 4."""
 
 import asyncio
+import contextlib
 import os
 import re
 import sys
@@ -9,12 +10,16 @@ from typing import Any
 
 import pytest
 
+from lab import owner
 from lab.errors import LabError
 from lab.owner import Lab
+from lab.plan import MODULES
+from lab.plan import plan as honest_plan
 from lab.topology import TopologyError, load
 from tests.support.labs import ROOT, left_behind, run, topology_file, until
 
 DOCUMENT = ROOT / "docs" / "hypercalls.md"
+LATE = "tests.support.late_guest"
 
 
 def own(name: str, *argv: str, path: str = "bypass") -> str:
@@ -148,6 +153,78 @@ def test_a_program_that_is_done_before_the_others_are_ready_is_no_failure(tmp_pa
 
             await until(both_are_done, "both programs to be done")
             assert lab.deaths == {}
+
+    run(look())
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A FIFO: bert does not boot before somebody writes to it."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+
+    def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
+        late = {"module": LATE, "config": {"gate": str(gate)}}
+        processes = honest_plan(topology)
+        return [one | late | {"config": one["config"] | late["config"]} if one["name"] == "bert" else one for one in processes]
+
+    monkeypatch.setattr(owner, "plan", plan)
+    monkeypatch.setattr(owner, "MODULES", [*MODULES, LATE])
+    return gate
+
+
+async def up_after_death(lab: Lab, gate: Path) -> None:
+    """Start a topology of which "mine" ends before it lets bert boot."""
+    starting = asyncio.ensure_future(lab.start())
+
+    async def has_ended() -> bool:
+        if starting.done():
+            await starting
+        status = (await lab.keeper("status")).value if hasattr(lab, "channel") else {"processes": []}
+        return any(one["name"] == "mine" and one["state"].startswith("died (") for one in status["processes"])
+
+    try:
+        await until(has_ended, "the program's end")
+        assert not starting.done()
+        await asyncio.to_thread(gate.write_text, "go")
+        await starting
+    except BaseException:
+        starting.cancel()
+        await asyncio.wait([starting])
+        raise
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_program_that_fails_before_the_others_are_ready_is_a_death_like_others(tmp_path: Path, gate: Path) -> None:
+    file = topology_file(tmp_path, "early", own("mine", sys.executable, "-c", "raise SystemExit(7)") + BYSTANDER)
+
+    async def look() -> None:
+        lab = Lab(load(file).plain())
+        await up_after_death(lab, gate)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(lab.stop)
+            assert "ended with status 7" in (await lab.any_death(30.0))["mine"]
+            status = (await lab.keeper("status")).value
+            assert status["state"] == "degraded"
+            assert [process["state"] for process in status["processes"] if process["name"] == "bert"] == ["ready"]
+
+    run(look())
+
+
+@pytest.mark.usefixtures("warm")
+def test_a_program_that_fails_before_the_others_are_ready_is_started_again_once_they_are(tmp_path: Path, gate: Path) -> None:
+    once = f"{tmp_path}/once"
+    text = own("mine", "sh", "-c", f"test -e {once} && exec sleep 1000; touch {once}; exit 7") + "restart = true\n" + BYSTANDER
+    file = topology_file(tmp_path, "again", text)
+
+    async def look() -> None:
+        lab = Lab(load(file).plain())
+        await up_after_death(lab, gate)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.push_async_callback(lab.stop)
+            await lab.restarted("mine")
+            assert lab.deaths == {}
+            assert (await lab.keeper("status")).value["state"] == "up"
 
     run(look())
 
