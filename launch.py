@@ -151,7 +151,6 @@ def forward(
 
     On 127.0.0.1 and ::1. Guests' addresses are not routed from this machine: a browser is pointed at the address that this says.
     """
-    from hyp.limits import raise_descriptor_limit
     from lab.command.clients import ClientError
     from lab.command.forward import Forward, listen
     from lab.execute.front import find_guest
@@ -160,7 +159,6 @@ def forward(
     name, _, number = target.rpartition(":")
     if not name or not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535):
         fail(f"forward: {target!r} is not GUEST:PORT, such as alice:8000", USAGE)
-    raise_descriptor_limit()
     guest = ask(find_guest(name, topology))
     try:
         listening = listen(int(number) if port is None else port)
@@ -185,11 +183,9 @@ def web(
     It shows where frames go, and has controls for who knows the whole address that this prints; until Ctrl-C, or the topology's
     end. docs/web.md.
     """
-    from hyp.limits import raise_descriptor_limit
     from lab.command.web import check_packages, serve_page
 
     check_packages()
-    raise_descriptor_limit()
     print(ask(serve_page(name, port)))
 
 
@@ -228,11 +224,9 @@ def move(
 @app.command()
 def status(as_json: Json = False) -> None:
     """What is running, who is cut off, and what guests move."""
-    from hyp.limits import raise_descriptor_limit
     from lab.command.clients import RATES_S, living
     from lab.command.tables import status_lines
 
-    raise_descriptor_limit()
     found = ask(living(RATES_S))
     text = "\n".join(line for topology in found for line in status_lines(topology)) or "no topology is running"
     say(found, text, as_json=as_json)
@@ -250,12 +244,10 @@ def top(
     For each guest and hop: frames and bits a second, frames under way, notifications left out, wake-ups, drops, faults; CPU of each
     process. Keys: q quit, j and k or the arrows pick a guest, Enter looks at it alone, Esc at all, s sorts, space pauses.
     """
-    from hyp.limits import raise_descriptor_limit
     from lab.command.top.command import top
 
     if not (math.isfinite(interval) and 0.1 <= interval <= LONGEST_S):
         fail(f"--interval {interval:g}: 0.1 at least, and at most {LONGEST_S:g}", USAGE)
-    raise_descriptor_limit()
     raise typer.Exit(ask(top(name, interval, once=once, as_json=as_json)))
 
 

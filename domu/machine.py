@@ -6,11 +6,16 @@ a machine's init is, adopts and reaps what programs leave behind, and ends last:
 
     guest's process ──────── fork ───────── init       holds the namespaces
             │                                 │
-            └── writes to ── lifeline ────────┘ reads: nothing, until nobody can write any more
+            └── holds ───── lifeline ─────────┘ reads: nothing, until nobody holds the other end any more
                                 │
-               supervisors of programs hold it too, until they have reaped their program
+               the keeper holds that too, as long as it knows the guest's process to live,
+               and supervisors of programs, until they have reaped their program
 
-* The guest's process ends, however: supervisors see it, kill their programs and say why; then the lifeline has no writer, init
+The lifeline is a pair of sockets that the keeper has made. Init says a byte on it at birth, by whose credentials the keeper knows
+it: who starts programs has init and lifeline from the keeper (`machine` there). Guests send no descriptors: what a user has under
+way in sockets counts for all who send as that user, and another guest may have parked as many there as a guest may have.
+
+* The guest's process ends, however: supervisors see it, kill their programs and say why; then nobody holds the lifeline, init
   ends, and the kernel kills whoever is left.
 * init is killed: the kernel kills all that runs in the guest. A machine without init is none: the guest's process ends, too.
 * The keeper is killed: its PID namespace goes, with all in it. Where it has none, the guest's process dies with it, and so on.
@@ -33,7 +38,6 @@ from typing import NoReturn
 
 from domu.confinement.proc import PLAIN, mount_proc
 from hyp import linux
-from hyp.control import Answer
 from hyp.process import Process
 
 CGROUPS = "/sys/fs/cgroup"
@@ -41,14 +45,15 @@ LOCALHOST = (("127.0.0.1", "localhost"), ("::1", "localhost ip6-localhost ip6-lo
 
 
 class Machine:
-    """The guest's process's side: starts init, lets programs in, and ends with init."""
+    """The guest's process's side: starts init, and ends with it."""
 
-    def __init__(self, name: str, hosts: Mapping[str, str], *, confined: bool = False) -> None:
+    def __init__(self, name: str, hosts: Mapping[str, str], lifeline: int, inits: int, *, confined: bool = False) -> None:
         """In the network namespace that this process, which has one thread, is in. OSError if there can be no process.
 
-        `hosts`: address → name, of what /etc/hosts is to know. `confined`: its /proc has no more than a confined guest's.
+        `hosts`: address → name, of what /etc/hosts is to know. `lifeline`, and `inits`, init's end of it, are this object's.
+        `confined`: its /proc has no more than a confined guest's.
         """
-        reader, self.lifeline = os.pipe()
+        self.lifeline = lifeline
         """Init lives as long as anybody has it."""
         self._said, say = os.pipe()
         title = [*linux.title()[:-1], f"init:{name}"]
@@ -57,10 +62,10 @@ class Machine:
         if pid == 0:
             try:
                 mount_own = mount_proc if confined else mount_whole_proc
-                _be_init(reader, say, title, name, hosts, None if self.missing else mount_own)
+                _be_init(inits, say, title, name, hosts, None if self.missing else mount_own)
             finally:
                 os._exit(1)
-        for fd in (reader, say):
+        for fd in (inits, say):
             os.close(fd)
 
     def furnished(self) -> None:
@@ -69,11 +74,10 @@ class Machine:
             self.missing += [line.strip() for line in pipe]
 
     def serve(self, process: Process) -> None:
-        """Once it is furnished say what is missing, let programs in, and end with init."""
+        """Once it is furnished say what is missing, and end with init."""
         self.furnished()
         for text in self.missing:
             process.console.tell("notice", text=f"{process.name}: {text}")
-        process.serve("machine", lambda: Answer(fds=[self.init, self.lifeline]))
 
         def ended() -> None:
             process.failed("its init, PID 1 of its programs, was killed")
@@ -113,6 +117,7 @@ def _be_init(
     keep = sorted({0, 1, 2, lifeline, say})
     for low, high in zip(keep, [*keep[1:], 1 << 20], strict=True):
         os.closerange(low + 1, high)
+    os.write(lifeline, b"!")  # before anybody is told that it is furnished
     _furnish(say, name, hosts, mount_own)
     os.close(say)
     os.read(lifeline, 1)

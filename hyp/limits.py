@@ -58,7 +58,8 @@ def lower_descriptor_limit() -> None:
     """Let this process, a guest, have `RESERVED_DESCRIPTORS` fewer than the others, for good.
 
     A user's descriptors under way in sockets are counted together, and who may have no more open may send no more: a guest that
-    parks as many as it can leaves room for others'. (Root is exempt from it.)
+    parks as many as it can leaves room for those of daemons and commands, which have raised their limits. Guests themselves send
+    none. (Root is exempt from it.)
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard == resource.RLIM_INFINITY or hard < 2 * RESERVED_DESCRIPTORS:

@@ -5,6 +5,7 @@ for each queue beyond the first):
 
     keeper     31 + 11 G (+ 1)      a console, a pidfd, both ends of two sockets, RAM and counters, what it prints, the log of that
                                     and its end, of each guest; for how long each was served; the counters of the device models
+               + 2                  of each TAP guest: a pidfd of its init and what holds that
     forkserver 4
     hyp        30 + 4 E (+ 6)       (with device models) its loop's upcall and counters
                + `takes.hyp` each   a guest's regions and their mappings, upcall, socket, eventfds; a device model is a domain, too
@@ -47,7 +48,7 @@ def descriptors(topology: Mapping[str, Any]) -> dict[str, int]:
     guests, engines, mode = topology["guest"], topology["nic"]["engines"], topology["nic"]["wire"]["mode"]
     takes, emulates = [_takes(guest) for guest in guests], _emulates(topology)
     found = {
-        "keeper": 31 + 11 * len(guests) + emulates,
+        "keeper": 31 + 11 * len(guests) + emulates + 2 * sum(map(_has_init, guests)),
         "forkserver": 4,
         "hyp": 30 + 4 * engines + 6 * emulates + sum(one.hyp for one in takes),
         "xenstored": 17 + len(guests),

@@ -170,7 +170,7 @@ def _become(
             never_spin()
         linux.set_title(*args["title"])
         if confinement is not None:
-            _confine(confinement, refusal, args, fds[0])
+            _confine(confinement, refusal, args, sockets)
         status = run_role(args["name"], args["role"], args["module"], args["config"], sockets)
     except BaseException:
         traceback.print_exc()
@@ -179,7 +179,7 @@ def _become(
         os._exit(status)
 
 
-def _confine(confinement: Confinement, refusal: SetupError | None, args: dict[str, Any], console: int) -> None:
+def _confine(confinement: Confinement, refusal: SetupError | None, args: dict[str, Any], sockets: dict[str, int]) -> None:
     """Confine the guest that this process is, its program's preparations made. What is refused is told to the keeper."""
     module, config = importlib.import_module(args["module"]), args["config"]
     try:
@@ -190,10 +190,10 @@ def _confine(confinement: Confinement, refusal: SetupError | None, args: dict[st
         cache = () if store.folder is None else (str(store.folder),)
         furnish(replace(confinement, hidden=(*confinement.hidden, *cache)))
         if hasattr(module, "prepare"):
-            config["prepared"] = module.prepare(args["name"], config)
+            config["prepared"] = module.prepare(args["name"], config, sockets)
         seal(confinement)
         os.environ.update(ENVIRONMENT)
     except (SetupError, OSError) as error:
         cause = f"it cannot be confined: {error}"[:MAX_CAUSE]
-        socket.socket(fileno=console).send(msgpack.packb({"op": "failed", "args": {"cause": cause}}))
+        socket.socket(fileno=sockets["console"]).send(msgpack.packb({"op": "failed", "args": {"cause": cause}}))
         raise

@@ -291,11 +291,10 @@ class Lab:
         return CounterReader.adopt(reply.value, reply.fds)
 
 
-async def open_console(keeper: Channel, process: str, *, takes_fds: bool = False) -> Channel:
-    """A control channel of our own to a process, by way of the keeper. `takes_fds`: also a guest's, for which we may wait."""
+async def open_console(keeper: Channel, process: str) -> Channel:
+    """A control channel of our own to a process, by way of the keeper."""
     reply = await keeper.call("console", name=process)
-    guest = reply.value["role"] == "domu" and not takes_fds
-    return Channel(adopt_socket(reply.fds[0]), name=process, untrusted=guest)
+    return Channel(adopt_socket(reply.fds[0]), name=process, untrusted=reply.value["role"] == "domu")
 
 
 async def finished(future: "asyncio.Future[Any]") -> None:

@@ -83,9 +83,11 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         xenstore: int | None,
         *,
         restart: bool,
+        machine: bool = False,
     ) -> dict[str, Any]:
         cpus, may = placed.processes.get(name), placed.spinning is None or name in placed.spinning
         found = {"name": name, "role": role, "module": module, "config": config, "domain": domain, "xenstore": xenstore}
+        found |= {"machine": machine}
         limit = [topology["supervisor"][key] for key in ("restarts", "within_s")] if restart else None
         return {**found, "cpus": cpus, "spins": may, "restart": limit}
 
@@ -132,5 +134,6 @@ def plan(topology: dict[str, Any]) -> list[dict[str, Any]]:
         config = {**guest, "confinement": confinement, "queue": topology["nic"]["queue"], "features": int(features)}
         config |= {"hosts": hosts, "neighbours": neighbours}
         domain = {"domid": domid, "memory": guest["memory"]}
-        processes.append(process(guest["name"], "domu", program.module, config, domain, domid, restart=guest["restart"]))
+        more = {"restart": guest["restart"], "machine": program.addressed}
+        processes.append(process(guest["name"], "domu", program.module, config, domain, domid, **more))
     return processes

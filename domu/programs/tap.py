@@ -377,16 +377,17 @@ class TapProgram:
         """Nothing to end: whoever runs a program in the guest ends it when the guest is gone (lab/execute)."""
 
 
-def prepare(name: str, config: dict[str, Any]) -> tuple[Tap, Machine]:
+def prepare(name: str, config: dict[str, Any], sockets: dict[str, int]) -> tuple[Tap, Machine]:
     """What takes more than a confined guest may have, and one thread. The machine is furnished while the guest boots."""
     keys = ("address", "address6", "link_local", "gateway", "gateway6", "neighbours")
     tap = create(str(config["mac"]), Addresses(**{key: config[key] for key in keys}), int(config["mtu"]))
-    return tap, Machine(name, config["hosts"], confined=confinement_of(config) is not None)
+    ends = sockets.pop("lifeline"), sockets.pop("init")
+    return tap, Machine(name, config["hosts"], *ends, confined=confinement_of(config) is not None)
 
 
 async def main(process: Process, config: dict[str, Any]) -> None:
     """The guest process's role."""
-    tap, machine = config.get("prepared") or prepare(process.name, config)
+    tap, machine = config.get("prepared") or prepare(process.name, config, process.sockets)
 
     def program(guest: Guest) -> TapProgram:
         machine.serve(process)

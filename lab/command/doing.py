@@ -40,9 +40,13 @@ def drive(main: Callable[[], Coroutine[Any, Any, int]]) -> NoReturn:
 def ask(main: Coroutine[Any, Any, T], while_it_lasts: str | None = None) -> T:
     """Run a command that talks to running topologies; exits with the reason if they do not do what was asked.
 
-    Who sits at a terminal is told `while_it_lasts` if it takes longer than `PATIENT_S`.
+    Who sits at a terminal is told `while_it_lasts` if it takes longer than `PATIENT_S`. The limit on descriptors is raised: a
+    command may take many, and send some while a guest of the same user's parks as many in sockets as it can.
     """
+    from hyp.limits import raise_descriptor_limit
     from lab.command.clients import ClientError
+
+    raise_descriptor_limit()
 
     async def told() -> T:
         if while_it_lasts is not None and sys.stderr.isatty():

@@ -15,12 +15,11 @@ from domu.confinement import syscalls
 from domu.programs.table import program_of, those
 from hyp import linux
 from hyp.control import ControlError, close_all
-from lab.command.clients import HOW_TO_START, ClientError, connect, living, not_running
+from lab.command.clients import HOW_TO_START, ClientError, connect, living, not_running, silent
 from lab.execute import inherited, supervisor
 from lab.execute.relay import Relay, terminals
 from lab.execute.supervisor import Machine, Message
 from lab.execute.terminal import Terminal
-from lab.owner import open_console
 from lab.rundir import RunDir
 
 FAILED = 1
@@ -83,33 +82,23 @@ def _check_guest(guest: str, status: dict[str, Any]) -> None:
 async def _machine_of(guest: str, run: RunDir, addresses: tuple[str, ...], cpus: list[int] | None) -> Machine:
     keeper = await connect(run)
     try:
-        living = await keeper.call("pidfds")
-        found = dict(zip(living.value, living.fds, strict=True))
-        process = found.pop(guest, None)
-        close_all(list(found.values()))
-        if process is None:
-            raise ClientError(f"{guest} is gone")
-        console = await open_console(keeper, guest, takes_fds=True)
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                fds = (await console.call("machine")).fds
-        finally:
-            console.close()
+        async with asyncio.timeout(ANSWER_S):
+            fds = (await keeper.call("machine", guest=guest)).fds
     except ControlError as error:
         raise ClientError(f"{guest}: {error}") from error
-    except TimeoutError:
-        raise ClientError(f"{guest} has not said within {ANSWER_S:g} s where its programs run") from None
+    except TimeoutError as error:
+        raise silent(run.name, error) from error
     finally:
         keeper.close()
-    if len(fds) != 2 or not _is_child(fds[0], int(process)):  # a guest can say anything
-        close_all([*fds, int(process)])
-        raise ClientError(f"{guest} names as its machine what is none of its processes: no program is started in that")
-    init, lifeline = fds
-    return Machine(int(process), init, lifeline, addresses, None if cpus is None else frozenset(cpus))
+    process, init, lifeline = fds
+    if not _is_child(init, process):  # it is gone, and perhaps somebody else has init's number
+        close_all(fds)
+        raise ClientError(f"{guest} is gone")
+    return Machine(process, init, lifeline, addresses, None if cpus is None else frozenset(cpus))
 
 
 def _is_child(init: int, process: int) -> bool:
-    """`init`, a descriptor from a guest, is a pidfd of a child of `process`."""
+    """`init` is a pidfd of a child of `process`."""
     try:
         status = Path(f"/proc/{linux.pid_of(init)}/status").read_text(errors="replace")
     except OSError:

@@ -1,12 +1,13 @@
 """What this process has from its caller and changes for its own ends: kept, so that a program can be given it unchanged.
 
 A program that this process becomes, or starts by fork and exec, inherits of itself what nobody here touches: folder, umask,
-limits, niceness, affinity, signal mask, terminal, descriptors. Three things Python or the lab do change:
+limits, niceness, affinity, signal mask, terminal, descriptors. Four things Python or the lab do change:
 
 * standard streams that are closed: a descriptor opened later would become one, and libuv aborts. They are opened on /dev/null;
 * ignored signals (nohup, a script's background jobs), which handlers of ours replace;
 * the environment: the lab's own Python goes without PYTHONPATH, Python sets ``LC_CTYPE`` where it finds the C locale (PEP 538), and
-  libraries are told to start no threads.
+  libraries are told to start no threads;
+* the soft limit on descriptors, which commands raise.
 
 Python ignores SIGPIPE and SIGXFSZ before anybody can look: a program gets them at their default, whatever they were.
 
@@ -14,6 +15,7 @@ Standard library alone: a command calls `note` before it knows whether it has it
 """
 
 import os
+import resource
 import signal
 import sys
 from collections.abc import Set
@@ -29,6 +31,7 @@ ignored: set[int] = set()
 environment: dict[bytes, bytes] = dict(os.environb)
 """The caller's environment."""
 _opened: list[int] = []
+_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def note() -> None:
@@ -64,6 +67,7 @@ def give_back() -> None:
         signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
     for fd in _opened:
         os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
 def let_go(keep: Set[int]) -> None:

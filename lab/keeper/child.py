@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hyp.control import Channel
+from lab.keeper.lifeline import Lifeline
 
 STOP_TIMEOUT_S = 3.0
 GUEST = "domu"
@@ -31,6 +32,7 @@ class Child:
     failure: str | None = None
     notices: list[str] = field(default_factory=list)  # what its user ought to know
     sockets: dict[str, tuple[socket.socket, socket.socket]] = field(default_factory=dict)  # purpose → server's end, its own
+    lifeline: Lifeline | None = None  # of a guest that is a machine
 
     @property
     def name(self) -> str:

@@ -15,7 +15,8 @@ not wait for one that does not.
 A plan is a list of processes in the order in which they are to be forked::
 
     {"name", "role", "module", "config", "domain": None or {"domid", "memory"}, "xenstore": None or domid,
-     "cpus": None or [CPU numbers], "spins": whether its loops may spin, "restart": None or [restarts, within_s]}
+     "machine": whether it has an init (domu/machine.py), "cpus": None or [CPU numbers], "spins": whether its loops may spin,
+     "restart": None or [restarts, within_s]}
 
 Who is started again finds in its config what nobody else has: `restarts`, how often there was one before it, and `gone`, the
 domains that are no more; one of these that is to be started again is announced to Dom0 by `domain_again`.
@@ -36,6 +37,7 @@ from hyp.control.words import printable
 from lab.keeper.births import Births
 from lab.keeper.child import GUEST, Child, describe_exit, end
 from lab.keeper.held import Held
+from lab.keeper.lifeline import Lifeline
 from lab.keeper.news import News
 from lab.keeper.output import Output
 from lab.keeper.restarts import READY_S, Limit, Restarts
@@ -86,6 +88,7 @@ class Keeper:
             "console": self.console,
             "held": self._held.ending_in,
             "pidfds": self.pidfds,
+            "machine": self.machine,
             "moved": self.moved,
         }
         return {**handlers, "boot": self.boot, "down": self.down} if owner else {**handlers, "down": self.ask_down}
@@ -141,6 +144,13 @@ class Keeper:
         """Names of the living processes, and fds: their pidfds."""
         living = [child for child in self._children.values() if not child.ended.done()]
         return Answer([child.name for child in living], fds=[child.pidfd for child in living])
+
+    def machine(self, guest: str) -> Answer:
+        """fds: of a guest in which programs can run, pidfds of its process and its init, and its lifeline. Refused (ESRCH)."""
+        child = self._children.get(guest)
+        if child is None or child.ended.done() or child.lifeline is None or child.lifeline.init is None:
+            raise Refused("ESRCH", f"there is no living guest named {guest!r} in topology {self._rundir.name!r} that runs programs")
+        return Answer(fds=[child.pidfd, child.lifeline.init, child.lifeline.fd])
 
     async def console(self, name: str) -> Answer:
         """fds: one end of a new control socket, whose other end process `name` serves; the next one, if it is being restarted."""
@@ -231,9 +241,13 @@ class Keeper:
         fds = [far.fileno(), *(own.fileno() for _, own in sockets.values())]
         held = {"served": self._served_pages} if plan["role"] in SERVE_GUESTS else {}
         held |= {"journal": self._store.journal} if plan["role"] == XENSTORED else {}
+        lifeline = Lifeline() if plan["machine"] else None
+        held |= lifeline.ends if lifeline is not None else {}
         born = await self._births.fork(["console", *sockets, *held, *more], [*fds, *held.values(), *more.values()], args)
-        child = self._add(plan, *born, console, sockets, restarts)
+        child = self._add(plan, *born, console, sockets, lifeline, restarts)
         far.close()
+        if lifeline is not None:
+            lifeline.handed_over()
         if plan["role"] == XENSTORED:
             await self._store.serve(child, self._children.values())
         elif store is not None and store.ended.done():
@@ -274,12 +288,20 @@ class Keeper:
         pidfd: int,
         console: socket.socket,
         sockets: dict[str, tuple[socket.socket, socket.socket]],
+        lifeline: Lifeline | None,
         restarts: int,
     ) -> Child:
         name = plan["name"]
         ready: asyncio.Future[None] = self._loop.create_future()
+
+        def is_ready() -> None:
+            if not ready.done():
+                if lifeline is not None:
+                    lifeline.look()
+                ready.set_result(None)
+
         handlers: dict[str, Handler] = {
-            "ready": lambda: None if ready.done() else ready.set_result(None),
+            "ready": is_ready,
             "failed": lambda cause: self._failed(name, cause),
             "notice": lambda text: self._noticed(name, text),
         }
@@ -290,7 +312,7 @@ class Keeper:
         served = self._served.of(plan["domain"]["domid"]) if guest else None
         channel = Channel(console, handlers, name=name, takes_fds=holds, untrusted=guest, served=served)
         futures = ready, self._loop.create_future(), self._loop.create_future()
-        child = Child(plan, pid, pidfd, channel, *futures, restarts=restarts, sockets=sockets)
+        child = Child(plan, pid, pidfd, channel, *futures, restarts=restarts, sockets=sockets, lifeline=lifeline)
         before, self._children[name] = self._children.get(name), child
         if before is not None:
             before.forget()
@@ -352,6 +374,8 @@ class Keeper:
         if child.ended.done():
             return
         child.ended.set_result(code)
+        if child.lifeline is not None:
+            child.lifeline.close()
         self._drop_sockets(child)
         if self._down is None and self._info["state"] == "up":
             self._outlive(child)

@@ -39,7 +39,8 @@ def unprivileged() -> None:
 def furnished() -> Machine:
     """The machine of a guest, alice, whose process this is."""
     netns.create(MAC, netns.Addresses("10.1.2.3/24"), 1500)
-    machine = Machine("alice", HOSTS)
+    lifeline, inits = socket.socketpair()
+    machine = Machine("alice", HOSTS, lifeline.detach(), inits.detach())
     machine.furnished()
     return machine
 

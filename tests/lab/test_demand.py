@@ -141,8 +141,12 @@ def test_just_enough_descriptors_and_one_too_few(tmp_path: Path) -> None:
 
 
 def test_clients_too_raise_their_soft_limit(tmp_path: Path) -> None:
+    """All that talk to a topology: some send descriptors, too, which the same limit bounds."""
     file = topology_file(tmp_path, "client", MANY.partition("[[workload]]")[0])
     with staying_up(file) as (process, _):
+        for command in (["trace", "--seconds", "0.1"], ["capture", "--seconds", "0.1", "--out", str(tmp_path / "out.pcapng")]):
+            done = launch(*command, "--topology", unique("client"), preexec_fn=limited(16, 4096))
+            assert (done.returncode, "limit" in done.stdout + done.stderr) == (0, False), done.stdout + done.stderr
         shown = launch("status", "--json", preexec_fn=limited(16, 4096))
         assert shown.returncode == 0, shown.stderr
         found = next(status for status in json.loads(shown.stdout) if status["name"] == unique("client"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 import os
 import resource
 import select
@@ -368,40 +369,48 @@ def test_a_program_has_those_streams_that_the_caller_has(lab: str, fds: tuple[in
     assert here.read_text().split() == [str(fd) for fd in range(3) if fd not in fds or fd == 1]
 
 
-class Liar:
-    """A guest's console on which a hostile guest answers."""
+def test_a_guest_need_not_do_anything_for_it(lab: str) -> None:
+    """Nor can it keep anybody from it, then: by standing still, or by what it or another one like it has done to its limits."""
+    status = next(one for one in json.loads(launch("status", "--json").stdout) if one["name"] == lab)
+    pid = next(process["pid"] for process in status["processes"] if process["name"] == "alice")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: state(pid) == "T", "the guest's process to be stopped")
+        done = inside(lab, "hostname")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (done.returncode, done.stdout) == (0, "alice\n"), done.stderr
 
-    def __init__(self, answer: Callable[[], list[int]]) -> None:
-        self._answer = answer
 
-    async def call(self, op: str) -> Reply:
-        return Reply(None, self._answer())
+def test_a_guest_that_was_started_again_is_another_machine(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with Lab(topology(tmp_path, "again", GUEST + "restart = true\n")) as lab:
+            for times in (1, 2):
+                os.kill((await lab.pids())["alice"], signal.SIGKILL)
+                await lab.restarted("alice", times)
+                assert await run_in_guest(lab, "alice", "hostname") == (0, "alice\n")
+
+    run(main())
+
+
+class Late:
+    """A keeper's channel on which two processes are named of which the guest and its init had the numbers once."""
+
+    async def call(self, op: str, guest: str) -> Reply:
+        assert (op, guest) == ("machine", "alice")
+        return Reply(None, [os.pidfd_open(os.getpid()), os.pidfd_open(1), os.dup(0)])
 
     def close(self) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        list,
-        lambda: [os.pidfd_open(os.getpid())],
-        lambda: [os.pidfd_open(os.getpid()), os.dup(0)],  # ours: the program would run outside
-        lambda: [os.pidfd_open(1), os.dup(0)],
-        lambda: [os.dup(0), os.dup(0)],
-        lambda: [os.pidfd_open(os.getpid()), os.dup(0), os.dup(0)],
-    ],
-    ids=["nothing", "one", "the caller", "the machine's init", "no process", "three"],
-)
 @pytest.mark.usefixtures("no_descriptor_is_left")
-def test_a_guest_that_names_another_process_as_its_machine(
-    lab: str, answer: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_number_that_is_somebody_elses_by_now(lab: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No program is started there: it would have that process's network, files and name."""
 
-    async def opened(*_: Any, **__: Any) -> Liar:
-        return Liar(answer)
+    async def connected(*_: Any) -> Late:
+        return Late()
 
-    monkeypatch.setattr(front, "open_console", opened)
-    with pytest.raises(ClientError, match="alice names as its machine what is none of its processes"):
+    monkeypatch.setattr(front, "connect", connected)
+    with pytest.raises(ClientError, match="alice is gone"):
         run(front.find_guest("alice", lab))
