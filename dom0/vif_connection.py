@@ -221,7 +221,7 @@ class Connection:
             ram = self._ram.map(self._who.name, reply.fds[0], memory)
             regions = [ram, *(Mapping(fd, refs * 8) for fd in reply.fds[1:])]
         except SharedMemoryError as error:
-            raise VifError(errno.EFAULT, str(error)) from error
+            raise VifError(error.errno or errno.EIO, str(error)) from error
         finally:
             close_all(reply.fds)
         _, table, active = regions

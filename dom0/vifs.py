@@ -39,16 +39,13 @@ from hyp.abi.netif import (
 )
 from hyp.control import Channel, Refused
 from hyp.control.debt import PAYER, Debt
+from hyp.control.limited_log import TRACEBACKS_S, LimitedLog
 from hyp.counters import CounterPage
 from hyp.memory import MappedOnce
 from hyp.xenstore.client import Transaction, Watch, XenstoreClient, XenstoreError
 from hyp.xenstore.xenbus import XenbusState, backend_path, frontend_path, parse_state, read_state, tell_error
 
 log = logging.getLogger(__name__)
-
-BURST, INTERVAL_S = 10, 5.0
-"""So many lines of the log a vif may write in so many seconds (Linux's printk_ratelimit): a guest can make it write any number."""
-
 
 RAN_AHEAD = "a ring's producer index ran ahead of what the ring has slots; the device is disabled"
 
@@ -97,7 +94,8 @@ class Vif:
         self._ring_debt = Debt()  # for what requests on its control ring have us do
         self._causes: set[Cause] = set()
         self._woken = asyncio.Event()
-        self._log = _RateLimit(f"vif {self.who.domid}.0 ({self.who.name})")
+        shown = f"vif {self.who.domid}.0 ({self.who.name})"
+        self._log, self._failures = LimitedLog(log, shown), LimitedLog(log, shown, TRACEBACKS_S)
 
     async def run(self) -> None:
         """Follow the front end until the guest is gone; then nothing of it is held any more. It pays for what others do then."""
@@ -121,6 +119,8 @@ class Vif:
             await asyncio.wait(pumps)
             await self._disconnect("its domain is gone")
             self._state.forget_guest(self.who.number)
+            self._log.end()
+            self._failures.end()
 
     def wake(self, cause: Cause) -> None:
         """Let it look."""
@@ -182,8 +182,8 @@ class Vif:
                 await self._follow(await self._front_state())
         except XenstoreError as error:
             self._log.warning(str(error))  # EIO: xenstored is dead, and nothing can be told any more
-        except Exception:  # ours; the vif goes on
-            log.exception("vif %d.0 (%s)", self.who.domid, self.who.name)
+        except Exception as error:  # ours; the vif goes on
+            self._failures.error(f"looking at it ({cause.name.lower()})", error)
 
     async def _rate_written(self) -> None:
         if self._connection is not None:
@@ -258,7 +258,7 @@ class Vif:
             await self._fatal(error.number, str(error))
             return False
         except Exception as error:  # ours
-            log.exception("vif %d.0 (%s)", self.who.domid, self.who.name)
+            self._failures.error("connecting", error)
             await self._fatal(errno.EIO, f"connecting: {error}")
             return False
         self.connected.set()
@@ -345,28 +345,3 @@ class Vif:
 
 def _shown(state: XenbusState) -> str:
     return "gone" if state is UNKNOWN else state.name.title().replace("_", "")
-
-
-class _RateLimit:
-    """A log of one device's that a guest cannot fill the disk with."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix, self._since, self._lines, self._left_out = prefix, float("-inf"), 0, 0
-
-    def info(self, text: str) -> None:
-        self._write(logging.INFO, text)
-
-    def warning(self, text: str) -> None:
-        self._write(logging.WARNING, text)
-
-    def _write(self, level: int, text: str) -> None:
-        now = asyncio.get_running_loop().time()
-        if now - self._since > INTERVAL_S:
-            if self._left_out:
-                log.warning("%s: %d lines left out", self._prefix, self._left_out)
-            self._since, self._lines, self._left_out = now, 0, 0
-        if self._lines < BURST:
-            self._lines += 1
-            log.log(level, "%s: %s", self._prefix, text)
-        else:
-            self._left_out += 1

@@ -49,6 +49,7 @@ import numpy as np
 
 from hyp import limits
 from hyp.atomics import load64, store64, sys_syscall, sys_write
+from hyp.control.limited_log import LimitedLog
 from hyp.events import new_eventfd
 from hyp.kernels import i64, operation
 from hyp.memory import Mapping, told_of_mappings
@@ -101,6 +102,8 @@ _mappings: list[Callable[[], Mapping | None]] = [lambda: None] * ENTRIES
 """Of each region, as long as there is one."""
 _holed: set[File] = set()
 """Those in which holes were seen."""
+_logs: dict[str, LimitedLog] = {}
+"""By names of regions, which are no more than a topology's domains have: pages that come and go can be lost again and again."""
 _libc: Any = None
 _table: Any = None
 _before: Any = None
@@ -271,9 +274,13 @@ def _look(told_fd: int, told: Callable[[str], None] | None) -> None:
             mapping.lost = True
         what = "was cut off" if _table[k]["lost"] == 1 else "has had holes punched into it, memory added, or its pages made anew,"
         _table[k]["lost"], _files[k] = 0, (NO_FILE, 0, 0)
-        log.warning("%s %s by its owner: zeros are in its place, and its device serves nothing any more", _names[k], what)
+        _log_of(_names[k]).warning(f"{what} by its owner: zeros are in its place, and its device serves nothing any more")
         if told is not None:
             told(_names[k])
+
+
+def _log_of(name: str) -> LimitedLog:
+    return _logs.setdefault(name, LimitedLog(log, name))
 
 
 def _whole_file(fd: int, size: int) -> tuple[File, int, int]:
@@ -291,7 +298,7 @@ def _enter(mapping: Mapping, fd: int, mapped: mmap.mmap, whole: bool) -> None:
     start, size = mapping.address, mapping.size
     free = np.flatnonzero(_table["end"] == 0)
     if len(free) == 0:
-        log.error("no place is left in the table of guarded memory")
+        _log_of("the table of guarded memory").error("no place is left in it")
         return
     k = int(free[0])
     _names[k] = os.path.basename(os.readlink(f"/proc/self/fd/{fd}").removesuffix(" (deleted)"))

@@ -123,7 +123,7 @@ class MappedOnce:
             self._kept[owner] = mapping, file
         if mapping.lost:
             raise SharedMemoryError(
-                errno.EFAULT, f"{owner} has cut off its RAM, or has punched holes into it: it has no device any more"
+                errno.ENODEV, f"{owner} has cut off its RAM, or has punched holes into it: it has no device any more"
             )
         return mapping
 

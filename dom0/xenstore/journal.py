@@ -65,6 +65,7 @@ import msgpack
 
 from dom0.xenstore.tree import Node, Put, Saved, parent_of
 from hyp.abi.xs_wire import Access, Permission
+from hyp.control.limited_log import LimitedLog
 from hyp.linux import punch_hole
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class Journal:
     """Of one store: `saved` is what its last one had, None if there was none. Then `follow`, then `commit` what has changed."""
 
     def __init__(self, file: File) -> None:
-        self._file = file
+        self._file, self._log = file, LimitedLog(log, "the journal")
         self.saved: Saved | None = None
         self._nodes: Mapping[str, Node] = {}
         self._introduced: Set[int] = frozenset()
@@ -187,7 +188,7 @@ class Journal:
         self._file.write(len(MAGIC), _BEGIN.pack(snapshot.begin))
         self._begin, self._tree_bytes, self._snapshot = snapshot.begin, snapshot.bytes, None
         if self._lost:
-            log.warning("the journal is whole again")
+            self._log.warning("it is whole again")
             self._lost = 0
 
     def _give_back(self, room: int) -> None:
@@ -199,7 +200,7 @@ class Journal:
     def _lose(self, error: OSError) -> None:
         """No room for a record."""
         if not self._lost:
-            log.error("no journal is kept (%s): if xenstored dies before there is one, it is not started again", error.strerror)
+            self._log.error(f"it is not kept ({error.strerror}): if xenstored dies before it is, it is not started again")
         self._lost, self._snapshot = self._lost or 1, None
         self._file.write(len(MAGIC), _BEGIN.pack(0))  # in a page that is there
         self._file.cut(BODY)

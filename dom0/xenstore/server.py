@@ -33,6 +33,7 @@ from dom0.xenstore.turns import SLICE_NS, Turns, Worker
 from hyp.abi.domids import DOM0
 from hyp.abi.xs_wire import WireError
 from hyp.control.descriptors import hang_up, refuse_descriptors, urgent_in_line
+from hyp.control.limited_log import LimitedLog
 from hyp.control.served import Served
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Xenstored:
         self.connections: dict[Watcher, Connection] = {}
         self.disconnects: Counter[str] = Counter()  # by cause: closed, malformed, error, removed, released
         self.turns = Turns(self._flush_all)
+        self._log = LimitedLog(log, "xenstored")
         self._loop = asyncio.get_running_loop()
         self._clients: dict[Connection, _Client] = {}
         self._credits = {"conflicts": Credit(*CONFLICTS), "events": Credit(*EVENTS)}
@@ -185,15 +187,15 @@ class Xenstored:
         try:
             sock, _ = listener.accept()
         except OSError as error:
-            log.warning("xenstored: no new connection: %s", error)
+            self._log.warning(f"no new connection: {error}")
             return
         _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
         if uid != os.geteuid():  # the file's mode keeps all but root out, if nobody changes it
-            log.warning("xenstored: connection refused, uid %d is not the topology's user", uid)
+            self._log.warning(f"connection refused, uid {uid} is not the topology's user")
             sock.close()
             return
         if len(self.connections) >= CONNECTIONS_MAX:
-            log.warning("xenstored: connection refused, %d are open", len(self.connections))
+            self._log.warning(f"connection refused, {len(self.connections)} are open")
             sock.close()
             return
         self.add_connection(domid, sock)
@@ -254,7 +256,7 @@ class Xenstored:
                 self._loop.remove_writer(connection.sock)
             connection.writing = writing
         except OSError as error:  # the user has all the epoll watches that he may have (fs.epoll.max_user_watches)
-            log.error("%s cannot be watched: %s; tried again in %g s", connection.sock, error.strerror, WATCH_AGAIN_S)
+            self._log.error(f"{connection.sock} cannot be watched: {error.strerror}; tried again in {WATCH_AGAIN_S:g} s")
             self._loop.call_later(WATCH_AGAIN_S, self._watch_again, connection)
 
     def _watch_again(self, connection: Connection) -> None:

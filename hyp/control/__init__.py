@@ -22,6 +22,8 @@ Who owns what, and what an untrusted peer can do:
   messages there, or one with descriptors, is not read until it has taken some; no more than `MAX_UNSENT_FDS` of these wait, as each
   is open here, and an answer beyond them is ENOBUFS. Of a trusted one, whoever asks it bounds what waits. Only EPIPE and ECONNRESET
   mean that the peer is gone.
+* *Our log.* A mistake of ours that it provokes is logged, by the process that has made it, with a traceback: at its expense, and no
+  more than so often (limited_log.py).
 
 The end, however it comes, is told to the peer by shutdown(2): others may hold copies of the socket.
 """

@@ -18,6 +18,7 @@ from hyp import limits
 from hyp.control.debt import ASKED_NS, BILLED, FAIR_TURN_NS, NO_DEBT, PAYER, Bill, Debt
 from hyp.control.descriptors import brings_descriptors, close_all, hang_up, refuse_descriptors
 from hyp.control.errors import PeerGone, Refused, describe
+from hyp.control.limited_log import TRACEBACKS_S, LimitedLog
 from hyp.control.outbox import RETRY_S, Outbox
 from hyp.control.served import ServedGuest
 from hyp.control.words import printable
@@ -112,6 +113,7 @@ class Channel:
         self._outbox = Outbox(sock, self._gone, self._pause_or_go_on, self._debt)
         self._paid: asyncio.TimerHandle | None = None  # when it has paid what it owes
         self._next_id = 1
+        self._log = LimitedLog(log, name, TRACEBACKS_S)
         self.closed = self._loop.create_future()
         self._loop.add_reader(sock.fileno(), self._readable)
 
@@ -150,9 +152,9 @@ class Channel:
         try:
             packet = self._packed({"op": op, "args": args}, op)
         except Refused as error:
-            log.error("%s", error)
+            self._log.error(str(error))
         else:
-            self._outbox.send(packet, fds, lambda error: log.error("%s", self._not_sent(op, error)))
+            self._outbox.send(packet, fds, lambda error: self._log.error(str(self._not_sent(op, error))))
 
     def charge(self, ns: int) -> None:
         """What the peer asks for has cost so much beside the time in which it was served: if it is not trusted, its debt."""
@@ -269,7 +271,7 @@ class Channel:
     def _do_without(self, packet: bytes) -> None:
         """Refuse a request whose descriptors we could not take, or fail the call whose reply they came with."""
         message, refusal = self._unpacked(packet), ["EMFILE", limits.descriptor_reason()]
-        log.error("%s: %s", self.name, refusal[1])
+        self._log.error(refusal[1])
         if "op" not in message:
             self._take_reply({"id": message["id"], "error": refusal}, [])
         elif isinstance(message.get("id"), int):
@@ -337,8 +339,9 @@ class Channel:
             self._answer(op, number, debt, result)
 
     def _failed(self, op: str, number: int | None, debt: Debt, error: Exception) -> None:
-        if describe(error)[0] == "EFAULT":
-            log.error("%s: operation %s failed", self.name, printable(op), exc_info=error)
+        if describe(error)[0] == "EFAULT" and not isinstance(error, Refused):  # who has refused it has logged it
+            with debt.pays():
+                self._log.error(f"operation {printable(op)} failed", error)
         self._answer(op, number, debt, error=error)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
@@ -394,6 +397,7 @@ class Channel:
         if not self._inbox.paused:
             self._loop.remove_reader(self._sock.fileno())
         hang_up(self._sock)
+        self._log.end()
         for call in self._inbox.calls.values():
             if not call.reply.done():
                 call.reply.set_exception(PeerGone(f"{self.name} is gone ({reason})"))

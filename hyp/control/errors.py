@@ -25,7 +25,7 @@ class Refused(ControlError):
 
 
 def describe(error: Exception) -> list[str]:
-    """An exception as ``[errno name, message]`` for a reply. What is nobody's fault but ours is EFAULT."""
+    """An exception as ``[errno name, message]`` for a reply. What is nobody's fault but ours is EFAULT: it is logged, too."""
     if isinstance(error, Refused):
         return [error.name[:MAX_NAME], str(error)[:MAX_REASON]]
     if isinstance(error, PeerGone):

@@ -14,6 +14,7 @@ from dom0.xenstore.journal import BODY, Journal, JournalError, MemoryFile
 from dom0.xenstore.store import Store
 from dom0.xenstore.tree import Node, Quota, StoreError
 from hyp.abi.xs_wire import Access, Permission
+from hyp.control.limited_log import BURST
 
 Tree = dict[str, Node]
 State = tuple[dict[str, tuple[object, ...]], set[int]]
@@ -320,6 +321,19 @@ class Full(Recorded):
             super().write(offset, data[: max(self.room - offset, 0)])
             raise OSError(28, "No space left on device")
         super().write(offset, data)
+
+
+def test_who_takes_the_memory_and_gives_it_back_again_and_again_does_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with world(file=(file := Full())) as w:
+        for k in range(BURST):
+            file.room = BODY
+            w.sessions[0].write("/tool/last", f"{k}".encode())
+            w.commit()
+            file.room = 1 << 40
+            while w.journal._lost:
+                w.sessions[0].write("/tool/last", b"again")
+                w.commit()
+    assert 1 < len(caplog.records) < 2 * BURST
 
 
 def test_without_memory_it_goes_on_and_is_whole_again_later() -> None:

@@ -10,10 +10,11 @@ import pytest
 from dom0.rate import UNLIMITED, Rate
 from dom0.toolstack.libxl import create_vif
 from dom0.vif_connection import VifError, _is_set
-from dom0.vifs import BURST, Cause
+from dom0.vifs import Cause
 from hyp.abi.netif import REQUEST_MULTICAST_CONTROL
 from hyp.control import PeerGone, Refused
 from hyp.control.debt import Debt
+from hyp.control.limited_log import BURST
 from hyp.xenstore.client import Transaction, XenstoreError
 from hyp.xenstore.xenbus import XenbusState as S
 from hyp.xenstore.xenbus import error_path
@@ -276,6 +277,21 @@ def test_a_front_end_cannot_fill_the_log(caplog: pytest.LogCaptureFixture) -> No
 
     drive(body)
     assert 0 < len(caplog.records) < 5 * BURST
+
+
+def test_nor_by_what_fails_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    async def body(front: Front) -> None:
+        await front.connect()
+        front.world.fails["foreign_view"] = RuntimeError("ours")
+        for _ in range(2 * BURST):
+            await front.state(S.INITIALISING)
+            await front.told(S.INIT_WAIT)
+            await front.state(S.CONNECTED)
+            await front.told(S.CLOSING)
+
+    drive(body)
+    assert len([record for record in caplog.records if record.exc_info]) == BURST
+    caplog.clear()  # a traceback keeps what it shows
 
 
 def test_a_debt_that_runs_out_between_two_looks_at_it_leaves_nobody_waiting() -> None:

@@ -17,9 +17,11 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dom0.xenstore import server as servers
 from dom0.xenstore.server import Xenstored
 from hyp.abi import xs_wire
 from hyp.abi.xs_wire import HEADER, Message, MessageType
+from hyp.control.limited_log import BURST
 from hyp.xenstore.client import MOST_CHANGES, WATCH_BACKLOG, Transaction, Watch, XenstoreClient, XenstoreError
 from tests.support.patience import patient
 from tests.support.xenstored_process import LOOPS, fails, forked, succeeded, with_clients, xenstored
@@ -378,6 +380,25 @@ def test_xens_own_tools(tmp_path: Path) -> None:
         watch = tool(path, "xenstore-watch", "-n", "1", "/tool")
         assert watch == "/tool\n"
     assert not path.exists()
+
+
+def test_who_connects_in_vain_again_and_again_does_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "socket")
+    monkeypatch.setattr(servers, "CONNECTIONS_MAX", 0)
+
+    async def main() -> None:
+        server = Xenstored()
+        await server.serve_unix(path)
+        for _ in range(2 * BURST):
+            reader, writer = await asyncio.open_unix_connection(path)
+            assert await reader.read() == b""
+            writer.close()
+        server.close()
+
+    asyncio.run(main())
+    assert [record.getMessage() for record in caplog.records] == ["xenstored: connection refused, 0 are open"] * BURST
 
 
 def test_a_dead_servers_socket_is_replaced_and_nothing_else(tmp_path: Path) -> None:

@@ -213,7 +213,7 @@ def test_without_memory_for_the_journal_it_goes_on_and_its_death_is_one(tmp_path
             with pytest.raises(XenstoreError, match="EIO"):
                 await store.read("/tool/a")
             log = runner.lab._rundir.log_path.read_text()
-            assert "no journal is kept (No space left" in log
+            assert "the journal: it is not kept (No space left" in log
             assert "the journal is not whole: there was no memory for it" in runner.lab.deaths["xenstored"]
             for one, two in PAIRS.values():
                 check(await runner.run(workload("stream", one, two, 64)))

@@ -62,21 +62,24 @@ def test_a_name_that_is_another_domains_now_is_not_mistaken() -> None:
         region.close()
 
 
-def test_who_has_punched_holes_into_its_ram_has_no_device_any_more(forked: Bench) -> None:
+def test_who_has_punched_holes_into_its_ram_has_no_device_any_more(forked: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """Which is nobody's mistake but its own."""
     guest, other = forked.guest(), forked.guest()
     ram = forked.hypervisor.system.domains[guest.domid].ram
     linux.punch_hole(ram.fd, ram.size // 2, ram.size // 2)
 
-    refused: list[str] = []
+    refused: list[Refused] = []
 
     def is_lost() -> bool:
         guest.call("context_close", context=guest.context)
         try:
             close_all(guest.call("context_open", upcall=0, queue=0).fds)
         except Refused as error:
-            refused.append(str(error))
+            refused.append(error)
         return bool(refused)
 
     eventually(is_lost, "its device to be lost")
-    assert "guest1 has cut off its RAM, or has punched holes into it: it has no device any more" in refused[0]
+    assert "guest1 has cut off its RAM, or has punched holes into it: it has no device any more" in str(refused[0])
+    assert refused[0].name == "ENODEV"
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == []
     well(forked, other, forked.guest())
