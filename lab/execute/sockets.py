@@ -4,12 +4,13 @@ A socket belongs to the namespace that it was made in, whoever uses it (network_
 """
 
 import array
+import errno
 import os
 import signal
 import socket
 import struct
 
-from hyp import linux
+from hyp import limits, linux
 from lab.execute.supervisor import Machine
 
 _FAMILY = struct.Struct("i")  # what is asked for, and the errno of a refusal
@@ -32,9 +33,14 @@ class GuestSockets:
         self._answer()  # it has entered, or has not
 
     def tcp(self, family: int) -> socket.socket:
-        """A fresh non-blocking socket. OSError with the errno that it could not be made for; EPIPE once the child has ended."""
+        """A fresh non-blocking socket. OSError with the errno that it could not be made for; EPIPE once the child has ended.
+
+        EMFILE, and why, if this process has no place for one more descriptor: the kernel drops it then, and passes the rest on.
+        """
         self._asking.send(_FAMILY.pack(family))
         fds = self._answer()
+        if not fds:
+            raise OSError(errno.EMFILE, limits.descriptor_reason())
         sock = socket.socket(fileno=fds[0])
         sock.setblocking(False)
         return sock

@@ -1,8 +1,10 @@
 """`launch.py forward`: a guest's TCP port on loopback, with clients, guests and ports that are not as one would wish."""
 
 import contextlib
+import itertools
 import os
 import random
+import resource
 import select
 import signal
 import socket
@@ -84,9 +86,9 @@ def server(lab: str) -> "Iterator[subprocess.Popen[str]]":
 
 
 @contextmanager
-def forwarding(lab: str, port: int) -> "Iterator[tuple[subprocess.Popen[str], int]]":
-    """`launch.py forward`, serving; and its port."""
-    command = [*LAUNCH, "forward", "--topology", lab, f"alice:{port}", "0"]
+def forwarding(lab: str, port: int, *before: str) -> "Iterator[tuple[subprocess.Popen[str], int]]":
+    """`launch.py forward`, serving, begun by the command `before`; and its port."""
+    command = [*before, *LAUNCH, "forward", "--topology", lab, f"alice:{port}", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
@@ -164,6 +166,41 @@ def test_a_port_that_nobody_listens_on_is_told(lab: str) -> None:
         assert process.stderr is not None
         assert process.stderr.readline() == f"alice:{NOBODY}: Connection refused\n"
         assert process.poll() is None
+
+
+@pytest.mark.usefixtures("server")
+def test_a_server_that_never_closes_does_not_keep_others_from_theirs(lab: str) -> None:
+    """Not by the descriptors of those who have gone, though there be more of them than can be open."""
+    with forwarding(lab, 7000, "sh", "-c", 'ulimit -n 300 && exec "$@"', "sh") as (_, local):
+        for _ in range(300):
+            with connect(local) as client, contextlib.suppress(ConnectionError):
+                client.sendall(b"n")
+
+        def served() -> bool:
+            with contextlib.suppress(OSError):
+                return [echoed(one, b"here") for one in [connect(local) for _ in range(10)]] == [b"here"] * 10
+            return False
+
+        wait_until(served, "those who come later to be served")
+
+
+def test_without_descriptors_who_connects_is_told_and_not_left_waiting(lab: str, server: "subprocess.Popen[str]") -> None:
+    with forwarding(lab, 7000) as (process, local):
+        with connect(local) as stays:
+            stays.sendall(b"s")
+            stays.recv(1)  # now all is open that there is without others
+            limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+            free = (number for number in itertools.count() if not os.path.lexists(f"/proc/{process.pid}/fd/{number}"))
+            next(free)  # for the client
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (next(free), limits[1]))
+            with connect(local) as client, contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+            assert process.stderr is not None
+            assert "can have no more descriptors: the limit of one process (ulimit -n)" in process.stderr.readline()
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+        assert server.stdout is not None
+        assert server.stdout.readline() == "broken off\n"
+        assert echoed(connect(local), b"again") == b"again"
 
 
 def test_refusals(lab: str) -> None:
