@@ -8,8 +8,8 @@ Whoever is slow holds up who sends (no more than a buffer's worth is kept); an e
 goes on; a side that breaks off breaks off the other.
 
 A server in the guest may never close what its client has left. So a connection that one side has ended is broken off when nothing
-has come from the other one for HALF_CLOSED_S; and where there are as many connections as descriptors allow, the one of
-those in which nothing has come for longest makes room. If there is none, who connects is refused.
+has come from the other one for HALF_CLOSED_S; and where there are as many connections as descriptors allow, the one of those in
+which nothing has come for longest makes room. If there is none, who connects is refused.
 """
 
 import asyncio
