@@ -9,8 +9,8 @@ payload belongs: whoever receives the segments, or the frame as a whole, can ver
               acknowledgment number: the frame's number k, modulo 2^32; window: units in the frame; urgent pointer: bytes in a unit
     54  ...   payload: n units, each the words of a function of stream and unit number k × n + i
 
-A unit is what a segment carries. Checksums: as a sender with checksum offload leaves them; who gets a frame that has been
-segmented, or whose checksum was filled in, checks TCP's.
+A unit is what a segment carries: of several, each has LEAST_UNIT bytes at least. Checksums: as a sender with checksum offload
+leaves them; who gets a frame that has been segmented, or whose checksum was filled in, checks TCP's.
 """
 
 from typing import Any
@@ -144,14 +144,23 @@ def verify_frame(trackers: int, row: int, addr: int, length: int, blank: int, no
 
 
 @compiled
+def _compare(addr: int, units: int, unit: int, first: int, stream: int) -> int:
+    """0 if all of so many units at `addr`, from number `first` on, is as `write_tcp_frame` writes it."""
+    wrong, words = 0, unit >> 3
+    for i in range(units):
+        at, seed = addr + i * unit, _seed(first + i, stream)
+        for k in range(words):
+            wrong |= load64(at + 8 * k) ^ (seed + k * 0x1E3779B97F4A7C15)
+    return wrong
+
+
+@compiled
 def _sum_and_compare(addr: int, units: int, unit: int, first: int, stream: int) -> Any:
-    """(sum for TCP's checksum, 0 if all is as `write_tcp_frame` writes it) of so many units at `addr`, from number `first` on.
+    """(sum for TCP's checksum, what `_compare` says).
 
     In one pass, so that who sends such frames has a receiver do no more than who sends test frames of the other kind.
     """
     total, wrong, words = 0, 0, unit >> 3
-    if stream & HEADER_ONLY:
-        return sum_bytes(addr, units * unit), wrong
     for i in range(units):
         at, seed = addr + i * unit, _seed(first + i, stream)
         for k in range(words):
@@ -179,18 +188,22 @@ def verify_tcp(trackers: int, row: int, addr: int, length: int, blank: int, now_
     sound = sound and payload % unit == 0 and offset % unit == 0 and offset + payload <= units * unit
     sound = sound and (unit >= LEAST_UNIT or payload == unit)
     first = frame * units + offset // max(unit, 1)
-    wrong = 0
-    if sound:
-        total, wrong = _sum_and_compare(addr + PAYLOAD, payload // unit, unit, first, stream)
-        if blank == 0:
-            total += sum_bytes(addr + IP + 12, 8) + (6 << 8) + swap16(length - TCP) + sum_bytes(addr + TCP, PAYLOAD - TCP)
-            sound = folded(total) == 0xFFFF
+    at, here, total, wrong = addr + PAYLOAD, payload // max(unit, 1), 0, 0
+    if sound and blank == 0:
+        if stream & HEADER_ONLY:
+            total = sum_bytes(at, payload)
+        else:
+            total, wrong = _sum_and_compare(at, here, unit, first, stream)
+        total += sum_bytes(addr + IP + 12, 8) + (6 << 8) + swap16(length - TCP) + sum_bytes(addr + TCP, PAYLOAD - TCP)
+        sound = folded(total) == 0xFFFF
+    elif sound and stream & HEADER_ONLY == 0:
+        wrong = _compare(at, here, unit, first, stream)
     if not sound or wrong != 0:
         t.corrupt += 1
         count(row, CORRUPT, 1)
         return False
     good = True
-    for i in range(payload // unit):
+    for i in range(here):
         if stream & HEADER_ONLY == 0:
             count(row, CHECKED, 1)
         good = account(t, row, first + i, unit + (PAYLOAD if i == 0 else 0)) and good

@@ -27,7 +27,7 @@ from hyp.load.histogram import (
     summary,
 )
 from hyp.load.schedule import MAX_RATE, SCHEDULE, SECOND, begin_schedule, frame_sent, frames_due, schedule_at, stamp
-from hyp.load.tcp import PAYLOAD, verify_tcp, write_tcp_frame
+from hyp.load.tcp import LEAST_UNIT, PAYLOAD, verify_tcp, write_tcp_frame
 from nic.wire.link import OVERHEAD
 from tests.lab.test_paths import running
 from tests.support.labs import GUESTS, run, until
@@ -103,7 +103,7 @@ def test_a_tracker_forgets_the_latencies_of_the_stream_before() -> None:
 
 def test_tcp_frames_that_are_strangers_change_no_tracker() -> None:
     """Of a stream that has a slot of one with latencies too early, or of one that is expected from somebody else."""
-    length = PAYLOAD + 2 * 64
+    length = PAYLOAD + 2 * LEAST_UNIT
     trackers, frame, row = np.zeros(TRACKERS, TRACKER), np.zeros(length, np.uint8), np.zeros(64, np.int64)
     at, here, counts = int(frame.ctypes.data), int(trackers.ctypes.data), int(row.ctypes.data)
     histograms = attach_histograms(trackers)
@@ -112,7 +112,7 @@ def test_tcp_frames_that_are_strangers_change_no_tracker() -> None:
     report = tracker_report(trackers, 3, histograms)
 
     def receive(stream: int, now_ns: int) -> tuple[bool, int]:
-        write_tcp_frame(at, 0, 0, stream, 0, 2, 64)
+        write_tcp_frame(at, 0, 0, stream, 0, 2, LEAST_UNIT)
         foreign = int(row[FOREIGN])
         return bool(verify_tcp(here, counts, at, length, 1, now_ns)), int(row[FOREIGN]) - foreign
 
