@@ -1,6 +1,7 @@
 """`launch.py forward`'s connections, with a server in this process in place of a guest's: when they end, and how many there are."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import resource
@@ -62,10 +63,17 @@ class World:
         await broken_off(await asyncio.open_connection("127.0.0.1", self._port))
 
 
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """And take what it may have ended by, which else is told of when it is nobody's any more."""
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+
+
 async def broken_off(ends: Ends) -> None:
     with pytest.raises(ConnectionResetError):
         await ends[0].read()
-    ends[1].close()
+    await hang_up(ends[1])
 
 
 def test_one_side_has_ended_and_nothing_comes_any_more(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +87,7 @@ def test_one_side_has_ended_and_nothing_comes_any_more(monkeypatch: pytest.Monke
             ends[ended][1].write_eof()
             assert await ends[other][0].read() == b"last"
             await broken_off(ends[ended])
-            ends[other][1].close()
+            await hang_up(ends[other][1])
 
     run(World().serve(body))
     assert capfd.readouterr().err.count("closed, as one side has ended, and nothing has come from the other one for 0.05 s\n") == 2
@@ -97,9 +105,9 @@ def test_what_still_comes_has_its_time_anew() -> None:
             server.write(b"x")
             assert await reader.readexactly(1) == b"x"
         assert now > first
-        server.close()
+        await hang_up(server)
         assert await reader.read() == b""
-        writer.close()
+        await hang_up(writer)
         while world.forward._half_closed:
             await asyncio.sleep(0)
 
@@ -116,12 +124,12 @@ def test_one_that_a_side_has_ended_makes_room_and_others_do_not(capfd: pytest.Ca
             assert await server[0].read() == b""
         new = await world.connect()
         await broken_off(ends[0][0])
-        ends[0][1][1].close()
+        await hang_up(ends[0][1][1])
         for client, server in (ends[1], ends[2], new):
             server[1].write(b"served")
-            server[1].close()
+            await hang_up(server[1])
             assert await client[0].read() == b"served"
-            client[1].close()
+            await hang_up(client[1])
 
     run(World().serve(body))
     assert "alice" in (told := capfd.readouterr().err)
@@ -144,8 +152,8 @@ def test_whatever_fails_the_client_is_hung_up_on_and_why_is_told(
         await world.refused()
         monkeypatch.undo()
         (_, client), (_, server) = await world.connect()
-        client.close()
-        server.close()
+        await hang_up(client)
+        await hang_up(server)
 
     monkeypatch.setattr(World, "tcp", fails)
     run(World().serve(body))
