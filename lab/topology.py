@@ -161,7 +161,9 @@ def _check_workloads(reader: _Reader, tables: list[dict[str, Any]], guests: list
             continue
         if peer not in programs:
             reader.refuse(key, f"{peer!r} is neither a guest nor {WIRE!r}{suggest(peer, [*programs, WIRE])}")
-        elif isinstance(program := programs[peer], dict) or (program in PROGRAMS and not program_of(program).workloads):
+        elif isinstance(program := programs[peer], dict) or (
+            isinstance(program, str) and program in PROGRAMS and not program_of(program).workloads
+        ):
             shown = f'"{program}"' if isinstance(program, str) else "{ argv = … }"
             reader.refuse(
                 key, f"guest {peer!r} has program = {shown}; a workload needs program = {those('workloads')} at both ends"

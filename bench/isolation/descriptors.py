@@ -268,7 +268,7 @@ def duplicate_numbers(a: Attacker) -> None:
 # --- a second thread --------------------------------------------------------------------------------------------------
 
 
-@attack("takes the pages' grants or registrations away while they are used", Door.RINGS, Control.CALLS, split=Control.BUSY)
+@attack("takes the pages' grants or registrations away while they are used", Door.RINGS, Control.CALLS, split=Control.POSTS)
 def revoked_in_flight(a: Attacker) -> None:
     frames = [_frame(a)] * 32
     while a.goes_on():
