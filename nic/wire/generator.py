@@ -42,7 +42,7 @@ def begin_generating(e, destination, length, frames, nanoseconds, pps, stream, s
     w.destination, w.length, w.left, w.stream, w.sequence, w.replays = destination, length, frames, stream, 0, 0
     w.shared, w.sizes, w.size_count, w.size_at = w.tap_reads, sizes, length, 0
     w.until_ns = now + nanoseconds if nanoseconds > 0 else 0
-    w.last_ns = now
+    w.last_ns, w.owed = now, 0  # what was owed was for another receiver's buffers
     begin_schedule(schedule_at(w.schedule), pps, now)
 
 
@@ -63,10 +63,11 @@ def generate(e):
             note_lag(s, e.now)
     if w.replays != 0:
         return replay(e)
-    t, most = timing_at(e.timing), WIRE_BATCH
-    if is_short(t, w, WHOLE_TURN):
-        most = WIRE_BATCH // SHORT
+    most = WIRE_BATCH
     if w.linked == 0 and s.pps == 0:
+        t = timing_at(e.timing)
+        if is_short(t, w, WHOLE_TURN):
+            most = WIRE_BATCH // SHORT
         began = begin_timing(t)
         sent, total = _generate_run(e, w, most) if w.sizes == 0 else _generate_mixed_run(e, w, most)
         if began != 0:  # the others' turns say what is plain: this one's is none of theirs
